@@ -1,0 +1,205 @@
+"""The classes of a data set: their names, ids, colours, and which label a model gives them."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+# COCO's 91 detection rows. The published models have a logit for each, the 11 that no image uses included.
+_COCO = [
+    "N/A",
+    "person",
+    "bicycle",
+    "car",
+    "motorcycle",
+    "airplane",
+    "bus",
+    "train",
+    "truck",
+    "boat",
+    "traffic_light",
+    "fire_hydrant",
+    "N/A",
+    "stop_sign",
+    "parking_meter",
+    "bench",
+    "bird",
+    "cat",
+    "dog",
+    "horse",
+    "sheep",
+    "cow",
+    "elephant",
+    "bear",
+    "zebra",
+    "giraffe",
+    "N/A",
+    "backpack",
+    "umbrella",
+    "N/A",
+    "N/A",
+    "handbag",
+    "tie",
+    "suitcase",
+    "frisbee",
+    "skis",
+    "snowboard",
+    "sports_ball",
+    "kite",
+    "baseball_bat",
+    "baseball_glove",
+    "skateboard",
+    "surfboard",
+    "tennis_racket",
+    "bottle",
+    "N/A",
+    "wine_glass",
+    "cup",
+    "fork",
+    "knife",
+    "spoon",
+    "bowl",
+    "banana",
+    "apple",
+    "sandwich",
+    "orange",
+    "broccoli",
+    "carrot",
+    "hot_dog",
+    "pizza",
+    "donut",
+    "cake",
+    "chair",
+    "couch",
+    "potted_plant",
+    "bed",
+    "N/A",
+    "dining_table",
+    "N/A",
+    "N/A",
+    "toilet",
+    "N/A",
+    "tv",
+    "laptop",
+    "mouse",
+    "remote",
+    "keyboard",
+    "cell_phone",
+    "microwave",
+    "oven",
+    "toaster",
+    "sink",
+    "refrigerator",
+    "N/A",
+    "book",
+    "clock",
+    "vase",
+    "scissors",
+    "teddy_bear",
+    "hair_drier",
+    "toothbrush",
+]
+
+
+def _spread_colour(index: int) -> tuple[int, int, int]:
+    """An RGB colour (0..255) for a label: hues a golden angle apart, so that neighbours never look alike."""
+    red, green, blue = colorsys.hsv_to_rgb(index * 0.618034 % 1.0, 0.65 + 0.25 * (index % 2), 0.95)
+    return round(red * 255), round(green * 255), round(blue * 255)
+
+
+@dataclass(frozen=True)
+class Categories:
+    """An ordered list of classes; a label is a position in it.
+
+    Attributes:
+        names: (K) names.
+        ids: (K) ids that the data set's own files use, holes and all.
+        isthing: (K) True for countable things, False for stuff.
+        used: (K) False for rows that exist only for parity with published weights and are never emitted.
+        colours: (K) RGB triples, 0..255.
+
+    Example:
+        >>> categories = Categories.from_names(["cat", "dog"])
+        >>> categories.label_of_name("dog"), categories.ids
+        (1, (1, 2))
+    """
+
+    names: tuple[str, ...]
+    ids: tuple[int, ...]
+    isthing: tuple[bool, ...] = ()
+    used: tuple[bool, ...] = ()
+    colours: tuple[tuple[int, int, int], ...] = ()
+    _labels: dict[int, int] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        count = len(self.names)
+        defaults = {
+            "isthing": (True,) * count,
+            "used": (True,) * count,
+            "colours": tuple(_spread_colour(index) for index in range(count)),
+        }
+        for name, default in defaults.items():
+            object.__setattr__(self, name, tuple(getattr(self, name)) or default)
+        for name in ("ids", *defaults):
+            if len(getattr(self, name)) != count:
+                raise ValueError(f"Categories.{name}: expected {count} entries, got {len(getattr(self, name))}")
+        object.__setattr__(self, "_labels", {id_: label for label, id_ in enumerate(self.ids)})
+        if len(self._labels) != count:
+            twice = sorted({id_ for id_ in self.ids if self.ids.count(id_) > 1})
+            raise ValueError(f"Categories.ids: id {twice[0]} stands twice; give every category its own")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @classmethod
+    def from_names(cls, names: Sequence[str]) -> Categories:
+        """Categories with ids 1..K."""
+        return cls(tuple(names), tuple(range(1, len(names) + 1)))
+
+    @classmethod
+    def from_coco(cls, records: Iterable[dict[str, Any]]) -> Categories:
+        """From the `categories` of a COCO file (`id`, `name`, optional `isthing`, `color`), in the order of their ids."""
+        rows = sorted(records, key=lambda record: record["id"])
+        colours = [tuple(row["color"]) if "color" in row else _spread_colour(i) for i, row in enumerate(rows)]
+        return cls(
+            tuple(str(row["name"]) for row in rows),
+            tuple(int(row["id"]) for row in rows),
+            tuple(bool(row.get("isthing", 1)) for row in rows),
+            colours=tuple(colours),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists for JSON; `from_dict` reads them back."""
+        return {"names": list(self.names), "ids": list(self.ids), "isthing": list(self.isthing),
+                "used": list(self.used), "colours": [list(colour) for colour in self.colours]}  # fmt: skip
+
+    @classmethod
+    def from_dict(cls, record: dict[str, Any]) -> Categories:
+        """The inverse of `to_dict`. Raises ValueError when a field is missing."""
+        try:
+            return cls(
+                names=tuple(record["names"]),
+                ids=tuple(record["ids"]),
+                isthing=tuple(record["isthing"]),
+                used=tuple(record["used"]),
+                colours=tuple(tuple(colour) for colour in record["colours"]),
+            )
+        except KeyError as error:
+            raise ValueError(f"categories: the field {error} is missing") from None
+
+    def label_of_id(self, category_id: int) -> int:
+        """Label of a data set id. Raises KeyError when the id is unknown."""
+        return self._labels[category_id]
+
+    def label_of_name(self, name: str) -> int:
+        """Label of a name. Raises ValueError when the name is unknown."""
+        return self.names.index(name)
+
+
+def coco_categories() -> Categories:
+    """COCO's 91 rows as the published detectors count them: label = category id, unused rows marked."""
+    used = tuple(name != "N/A" for name in _COCO)
+    names = tuple(name.replace("_", " ") for name in _COCO)
+    return Categories(names, tuple(range(len(_COCO))), used=used)

@@ -1,0 +1,97 @@
+"""How a data set becomes batches: sizes, augmentation, reading."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+# DETR's numbers are for this short side; other image sizes scale them.
+_REFERENCE_SIZE = 800
+_REFERENCE_MAX_SIZE = 1333
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentationConfig:
+    """DETR's training augmentation (its section A.4), in pixels of images whose short side is 800.
+
+    Half of the images are mirrored. Half are resized to a random scale; the other half are resized to a random scale
+    of `scales_before_crop`, cropped at random, and then resized to a random scale.
+
+    Attributes:
+        flip: mirror half of the images.
+        multi_scale: resize to a random one of `scales`; when off, to the image size.
+        crop: crop half of the images.
+        scales: short sides to resize to.
+        scales_before_crop: short sides before a crop.
+        crop_sides: least and greatest height and width of a crop, each drawn uniformly.
+    """
+
+    flip: bool = True
+    multi_scale: bool = True
+    crop: bool = True
+    scales: tuple[int, ...] = tuple(range(480, 801, 32))
+    scales_before_crop: tuple[int, ...] = (400, 500, 600)
+    crop_sides: tuple[int, int] = (384, 600)
+
+    def __post_init__(self) -> None:
+        for name in ("scales", "scales_before_crop", "crop_sides"):
+            lengths = getattr(self, name)
+            if not lengths or min(lengths) < 1:
+                raise ValueError(f"augmentation: {name} is {lengths}; give lengths of 1 or more pixels")
+        if self.crop_sides[0] > self.crop_sides[1]:
+            raise ValueError(f"augmentation: crop_sides is {self.crop_sides}; give the smaller one first")
+
+    def scaled(self, image_size: int) -> AugmentationConfig:
+        """The same augmentation for images whose short side is `image_size`: every length times image_size / 800."""
+
+        def scale(length: int) -> int:
+            return max(1, round(length * image_size / _REFERENCE_SIZE))
+
+        return replace(
+            self,
+            scales=tuple(map(scale, self.scales)),
+            scales_before_crop=tuple(map(scale, self.scales_before_crop)),
+            crop_sides=(scale(self.crop_sides[0]), scale(self.crop_sides[1])),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """How a data set is split, read and made into batches.
+
+    Attributes:
+        image_size: short side of the images in evaluation, in pixels; training scales its augmentation to it.
+        max_size: the long side is at most this, in training and evaluation.
+        augmentation: of training, written for a short side of 800 and scaled to `image_size`.
+        train_split: the split to train on; else "train", "trainval" or the only one.
+        val_split: the split to score on while training; else "val".
+        val_fraction: share of the training images set aside where a data set has no validation split.
+        num_workers: processes that load; 0 loads in the calling process, and gives the same batches.
+        cache: "ram" decodes every image once and keeps it, for small data sets.
+        strict: refuse faulty annotations and unreadable images instead of skipping them.
+    """
+
+    image_size: int = _REFERENCE_SIZE
+    max_size: int = _REFERENCE_MAX_SIZE
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    train_split: str | None = None
+    val_split: str | None = None
+    val_fraction: float = 0.1
+    num_workers: int = 2
+    cache: Literal["none", "ram"] = "none"
+    strict: bool = False
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.image_size <= self.max_size:
+            raise ValueError(f"data: image_size {self.image_size} is not between 1 and max_size {self.max_size}")
+        if not 0 < self.val_fraction < 1:
+            raise ValueError(f"data: val_fraction {self.val_fraction} is not between 0 and 1")
+        if self.num_workers < 0:
+            raise ValueError(f"data: num_workers is {self.num_workers}; give 0 or more")
+        if self.cache not in ("none", "ram"):
+            raise ValueError(f"data: cache is {self.cache!r}; give 'none' or 'ram'")
+
+    def resized(self, image_size: int) -> DataConfig:
+        """The same for another short side; the limit of the long side keeps DETR's proportion of 1333 to 800."""
+        max_size = round(image_size * _REFERENCE_MAX_SIZE / _REFERENCE_SIZE)
+        return replace(self, image_size=image_size, max_size=max_size)

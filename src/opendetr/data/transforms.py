@@ -1,0 +1,246 @@
+"""From a picture with its objects to what a model is given; DETR's augmentation.
+
+Shape letters: h w image, n objects. Until the very end boxes are (n, 4) xyxy in pixels of the picture as it is at that
+step. A transform first plans its steps from the picture's size and a random generator, then takes them: so the shape of
+the result is known before anything is read, and batches can be formed of like shapes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from opendetr.boxes import xyxy_to_cxcywh
+from opendetr.categories import Categories
+from opendetr.data.config import AugmentationConfig, DataConfig
+from opendetr.data.records import ImageRecord
+from opendetr.structures import Target
+
+_MEAN = (0.485, 0.456, 0.406)
+_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class LabelledImage:
+    """A picture with the objects to be found in it.
+
+    Attributes:
+        pixels: (h, w, 3) uint8 RGB.
+        boxes: (n, 4) float64, xyxy in pixels, inside the picture, each with an area.
+        labels: (n,) int64 in 0..K-1.
+        area: (n,) float64, pixels each object covers (its segmentation's area where known).
+        image_id: the data set's own id of the image.
+        original_size: height and width before any step.
+    """
+
+    pixels: np.ndarray
+    boxes: np.ndarray
+    labels: np.ndarray
+    area: np.ndarray
+    image_id: int
+    original_size: tuple[int, int]
+
+    @classmethod
+    def from_record(cls, record: ImageRecord, pixels: np.ndarray, categories: Categories) -> LabelledImage:
+        """What can be trained on: no crowd regions, boxes clamped to the picture."""
+        things = [thing for thing in record.objects if not thing.crowd]
+        boxes = np.array([thing.box for thing in things], dtype=np.float64).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        boxes = boxes.clip(0, np.array([record.width, record.height] * 2, dtype=np.float64))
+        labels = np.array([categories.label_of_id(thing.category_id) for thing in things], dtype=np.int64)
+        area = np.array([thing.area for thing in things], dtype=np.float64)
+        return cls(pixels, boxes, labels, area, record.id, (record.height, record.width))
+
+    def target(self) -> Target:
+        """The objects in the frame that models are trained in."""
+        height, width = self.pixels.shape[:2]
+        boxes = xyxy_to_cxcywh(torch.from_numpy(self.boxes / np.array([width, height] * 2, dtype=np.float64)))
+        return Target(
+            labels=torch.from_numpy(self.labels),
+            boxes=boxes.float(),
+            size=(height, width),
+            original_size=self.original_size,
+            image_id=self.image_id,
+            area=torch.from_numpy(self.area).float(),
+        )
+
+
+@dataclass(frozen=True)
+class Flip:
+    """Mirror left and right."""
+
+    def apply(self, image: LabelledImage) -> LabelledImage:
+        """The mirrored picture."""
+        width = image.pixels.shape[1]
+        boxes = image.boxes.copy()
+        boxes[:, [0, 2]] = width - image.boxes[:, [2, 0]]
+        return replace(image, pixels=torch.from_numpy(image.pixels).flip(1).numpy(), boxes=boxes)
+
+
+@dataclass(frozen=True)
+class Resize:
+    """Resize to `height` x `width` pixels."""
+
+    height: int
+    width: int
+
+    def apply(self, image: LabelledImage) -> LabelledImage:
+        """The resized picture; areas scale with it."""
+        height, width = image.pixels.shape[:2]
+        y, x = self.height / height, self.width / width
+        pixels = resize(image.pixels, self.height, self.width)
+        return replace(image, pixels=pixels, boxes=image.boxes * np.array([x, y, x, y]), area=image.area * (x * y))
+
+
+@dataclass(frozen=True)
+class Crop:
+    """Cut out `height` x `width` pixels, from row `top` and column `left` on."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+    def apply(self, image: LabelledImage) -> LabelledImage:
+        """The cut-out; boxes are clipped, those without area dropped, areas become those of the boxes."""
+        boxes = image.boxes - np.array([self.left, self.top] * 2, dtype=np.float64)
+        boxes = boxes.clip(0, np.array([self.width, self.height] * 2, dtype=np.float64))
+        sides = boxes[:, 2:] - boxes[:, :2]
+        kept = (sides > 0).all(1)
+        return replace(
+            image,
+            pixels=image.pixels[self.top : self.top + self.height, self.left : self.left + self.width],
+            boxes=boxes[kept],
+            labels=image.labels[kept],
+            area=sides[kept].prod(1),
+        )
+
+
+class Transform(Protocol):
+    """Makes a model's input and target of a picture; all chance comes from the generator it is given."""
+
+    def output_shape(self, height: int, width: int, rng: np.random.Generator) -> tuple[int, int]:
+        """Height and width that a picture of this size will have, given the generator in the same state."""
+        ...
+
+    def __call__(self, image: LabelledImage, rng: np.random.Generator) -> tuple[Tensor, Target]:
+        """(3, h, w) normalised float, and the target."""
+        ...
+
+
+@dataclass(frozen=True)
+class TrainingTransform:
+    """DETR's augmentation.
+
+    Attributes:
+        augmentation: already scaled to `image_size`.
+        image_size: short side where the augmentation does not vary it.
+        max_size: limit of the long side.
+    """
+
+    augmentation: AugmentationConfig
+    image_size: int
+    max_size: int
+
+    def plan(self, height: int, width: int, rng: np.random.Generator) -> list[Flip | Resize | Crop]:
+        """The steps for a picture of this size; the last one is a Resize."""
+        options = self.augmentation
+        steps: list[Flip | Resize | Crop] = []
+        if options.flip and rng.random() < 0.5:
+            steps.append(Flip())
+        if options.crop and rng.random() < 0.5:
+            height, width = resized_shape(height, width, int(rng.choice(options.scales_before_crop)), None)
+            crop = _plan_crop(height, width, options.crop_sides, rng)
+            steps += [Resize(height, width), crop]
+            height, width = crop.height, crop.width
+        size = int(rng.choice(options.scales)) if options.multi_scale else self.image_size
+        return [*steps, Resize(*resized_shape(height, width, size, self.max_size))]
+
+    def output_shape(self, height: int, width: int, rng: np.random.Generator) -> tuple[int, int]:
+        """Height and width that a picture of this size will have, given the generator in the same state."""
+        last = self.plan(height, width, rng)[-1]
+        assert isinstance(last, Resize)
+        return last.height, last.width
+
+    def __call__(self, image: LabelledImage, rng: np.random.Generator) -> tuple[Tensor, Target]:
+        """(3, h, w) normalised float, and the target of what is left after a crop: perhaps nothing."""
+        height, width = image.pixels.shape[:2]
+        for step in self.plan(height, width, rng):
+            image = step.apply(image)
+        return normalise(image.pixels), image.target()
+
+
+@dataclass(frozen=True)
+class EvaluationTransform:
+    """Short side `image_size`, long side at most `max_size`; nothing is left to chance."""
+
+    image_size: int
+    max_size: int
+
+    def output_shape(self, height: int, width: int, rng: np.random.Generator | None = None) -> tuple[int, int]:
+        """Height and width that a picture of this size will have; the generator is not asked."""
+        return resized_shape(height, width, self.image_size, self.max_size)
+
+    def __call__(self, image: LabelledImage, rng: np.random.Generator | None = None) -> tuple[Tensor, Target]:
+        """(3, h, w) normalised float, and the target; the generator is not asked."""
+        image = Resize(*self.output_shape(*image.original_size)).apply(image)
+        return normalise(image.pixels), image.target()
+
+    def pixels(self, image: np.ndarray) -> Tensor:
+        """(H, W, 3) uint8 RGB without known objects -> (3, h, w) normalised float, for prediction."""
+        height, width = image.shape[:2]
+        return normalise(resize(image, *self.output_shape(height, width)))
+
+
+def training_transform(config: DataConfig) -> TrainingTransform:
+    """The augmentation that a configuration describes, scaled to its image size."""
+    return TrainingTransform(config.augmentation.scaled(config.image_size), config.image_size, config.max_size)
+
+
+def evaluation_transform(config: DataConfig) -> EvaluationTransform:
+    """The plain resize of evaluation and prediction."""
+    return EvaluationTransform(config.image_size, config.max_size)
+
+
+def resized_shape(height: int, width: int, size: int, max_size: int | None) -> tuple[int, int]:
+    """Height and width after resizing the short side to `size`, the long side to at most `max_size`; at least 1.
+
+    As DETR counts: the limit shrinks `size`, rounding half to even; the long side is cut to a whole number. So the
+    long side may stay a few pixels below `max_size`.
+    """
+    short, long = min(height, width), max(height, width)
+    if max_size is not None and long / short * size > max_size:
+        size = max(1, round(max_size * short / long))
+    if short == size:
+        return height, width
+    return (int(size * height / width), size) if width < height else (size, int(size * width / height))
+
+
+def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """(H, W, 3) uint8 -> (height, width, 3) uint8, bilinear, antialiased when shrinking."""
+    if image.shape[:2] == (height, width):
+        return image
+    return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+
+
+def normalise(image: np.ndarray) -> Tensor:
+    """(h, w, 3) uint8 RGB -> (3, h, w) float32 with ImageNet's mean taken away, divided by its standard deviation."""
+    pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).float().div_(255)
+    mean, std = torch.tensor(_MEAN).view(3, 1, 1), torch.tensor(_STD).view(3, 1, 1)
+    return pixels.sub_(mean).div_(std)
+
+
+def _plan_crop(height: int, width: int, sides: tuple[int, int], rng: np.random.Generator) -> Crop:
+    def side(available: int) -> int:
+        greatest = min(available, sides[1])
+        return int(rng.integers(min(sides[0], greatest), greatest, endpoint=True))
+
+    crop_width, crop_height = side(width), side(height)
+    top = int(rng.integers(0, height - crop_height, endpoint=True))
+    left = int(rng.integers(0, width - crop_width, endpoint=True))
+    return Crop(top, left, crop_height, crop_width)

@@ -1,0 +1,162 @@
+"""The COCO box score: average precision and recall over ten IoU thresholds, in double precision.
+
+Shape letters: n detections of one image, T IoU thresholds, R recall steps, K categories, A area ranges, M limits.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from faster_coco_eval import COCO, COCOeval_faster
+
+from opendetr.structures import Detections
+
+METRICS = {
+    "AP": "average precision, mean over IoU 0.50 to 0.95",
+    "AP50": "average precision at IoU 0.50",
+    "AP75": "average precision at IoU 0.75",
+    "AP_S": "average precision, objects below 32² pixels",
+    "AP_M": "average precision, objects of 32² to 96² pixels",
+    "AP_L": "average precision, objects above 96² pixels",
+    "AR1": "average recall, 1 detection an image and class",
+    "AR10": "average recall, 10 detections an image and class",
+    "AR100": "average recall, 100 detections an image and class",
+    "AR_S": "average recall, objects below 32² pixels",
+    "AR_M": "average recall, objects of 32² to 96² pixels",
+    "AR_L": "average recall, objects above 96² pixels",
+}
+"""The twelve COCO numbers in their customary order, each with what it says."""
+
+
+class CocoEvaluator:
+    """Collects detections and scores them against a COCO truth.
+
+    Every image of `truth` counts: one that no `update` names is an image on which nothing was found. Detections of
+    categories that the truth does not list are left out, as COCO does. An image given again replaces what was there,
+    so that the repeats with which a distributed sampler fills its last batch do no harm.
+
+    Example:
+        >>> evaluator = CocoEvaluator(data.to_coco())
+        >>> evaluator.update([image.id for image in batch], detections)
+        >>> evaluator.compute()["AP50"]
+        0.731
+    """
+
+    def __init__(self, truth: dict[str, Any], *, max_detections: int = 100) -> None:
+        """Score against `truth`.
+
+        Args:
+            truth: a COCO detection file as a dict: `images` (id), `categories` (id, name) and `annotations` (image_id,
+                category_id, bbox in x, y, w, h pixels; `area` is w * h and `iscrowd` 0 where absent). Ids may have
+                holes and start at 0. It is read, never changed.
+            max_detections: of each image and category only so many, the best scored, count. COCO's own is 100.
+
+        Raises:
+            ValueError: a key of `truth` is missing, or `max_detections` is not above 10.
+        """
+        for key in ("images", "annotations", "categories"):
+            if key not in truth:
+                raise ValueError(f"the truth has no '{key}'; pass the content of a COCO detection file")
+        if max_detections <= 10:  # the limits of AR1 and AR10 lie below it
+            raise ValueError(f"max_detections: expected more than 10, got {max_detections}")
+        self.truth = truth
+        self.max_detections = max_detections
+        self._image_ids = {image["id"] for image in truth["images"]}
+        self._rows: dict[int, np.ndarray] = {}  # image id -> (n, 6) float64: category id, x, y, w, h, score
+
+    def update(self, image_ids: Sequence[int], results: Sequence[Detections]) -> None:
+        """Add the detections of some images.
+
+        Args:
+            image_ids: the data set's ids of the images.
+            results: one `Detections` for each; their `categories` give the labels the data set's category ids.
+
+        Raises:
+            ValueError: an image is not in the truth, a score or box is not finite, or the lengths differ.
+        """
+        for image_id, detections in zip(image_ids, results, strict=True):
+            if image_id not in self._image_ids:
+                raise ValueError(f"image {image_id} is not in the truth; evaluate against the split it comes from")
+            rows = [[row["category_id"], *row["bbox"], row["score"]] for row in detections.to_coco(image_id)]
+            array = np.array(rows, dtype=np.float64).reshape(-1, 6)
+            if not np.isfinite(array).all():
+                raise ValueError(f"image {image_id}: a score or box is not finite; the weights have diverged")
+            self._rows[image_id] = array
+
+    @property
+    def results(self) -> list[dict[str, Any]]:
+        """The rows of a COCO results file: `image_id`, `category_id`, `bbox` in x, y, w, h pixels, `score`."""
+        return [
+            {"image_id": image_id, "category_id": int(category_id), "bbox": box, "score": score}
+            for image_id, rows in self._rows.items()
+            for category_id, *box, score in rows.tolist()
+        ]
+
+    def compute(self) -> dict[str, Any]:
+        """The score of what was collected so far.
+
+        Returns:
+            The twelve COCO numbers under the keys of `METRICS` (the largest recall limit is named by
+            `max_detections`), and under "per_class" the AP of each category by name, in the order of their ids. All
+            are in 0..1, or None where the truth holds nothing to find: a class, or a range of sizes, without objects.
+            (COCO writes -1 there; None cannot slip into a mean.)
+        """
+        evaluation = COCOeval_faster(self._indexed(self._truth_rows()), self._indexed(self._result_rows()), "bbox")
+        evaluation.params.maxDets = [1, 10, self.max_detections]
+        evaluation.run()
+        names = [f"AR{self.max_detections}" if name == "AR100" else name for name in METRICS]
+        metrics: dict[str, Any] = {
+            name: _defined(value) for name, value in zip(names, evaluation.stats[: len(names)], strict=True)
+        }
+        metrics["per_class"] = self._per_class(evaluation.eval["precision"], evaluation.params.catIds)
+        return metrics
+
+    def _truth_rows(self) -> list[dict[str, Any]]:
+        """The annotations, numbered from 1: the matching takes an annotation id of 0 for `nothing matched`."""
+        rows = []
+        for number, annotation in enumerate(self.truth["annotations"], 1):
+            width, height = annotation["bbox"][2:]
+            rows.append(
+                {
+                    "id": number,
+                    "image_id": annotation["image_id"],
+                    "category_id": annotation["category_id"],
+                    "bbox": annotation["bbox"],
+                    "area": annotation.get("area", width * height),
+                    "iscrowd": int(annotation.get("iscrowd", 0)),
+                }
+            )
+        return rows
+
+    def _result_rows(self) -> list[dict[str, Any]]:
+        rows = self.results
+        for number, row in enumerate(rows, 1):
+            row.update(id=number, area=row["bbox"][2] * row["bbox"][3], iscrowd=0)
+        return rows
+
+    def _indexed(self, annotations: list[dict[str, Any]]) -> COCO:
+        """Annotations as faster-coco-eval reads them. Its `loadRes` does the same, but fails without detections."""
+        images = [{"id": image_id} for image_id in self._image_ids]
+        categories = [{"id": category["id"]} for category in self.truth["categories"]]
+        return COCO({"images": images, "annotations": annotations, "categories": categories})
+
+    def _per_class(self, precision: np.ndarray, category_ids: Sequence[int]) -> dict[str, float | None]:
+        """AP of each category from (T, R, K, A, M) precisions; equal names are told apart by their ids."""
+        names = {category["id"]: str(category["name"]) for category in self.truth["categories"]}
+        counts = Counter(names.values())
+        all_sizes, last_limit = 0, -1
+        per_class = {}
+        for index, category_id in enumerate(category_ids):
+            name = names[category_id]
+            values = precision[:, :, index, all_sizes, last_limit]
+            mean = _defined(values.mean())  # a class without objects is -1 throughout
+            per_class[name if counts[name] == 1 else f"{name} ({category_id})"] = mean
+        return per_class
+
+
+def _defined(value: float) -> float | None:
+    """COCO's number, None where it says -1 for `not defined`."""
+    return float(value) if value >= 0 else None

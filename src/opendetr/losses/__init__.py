@@ -1,0 +1,1 @@
+"""What is asked of predictions: scoring, matching, the set loss."""

@@ -1,0 +1,1 @@
+"""Building blocks shared by the whole family: layers, positions, attention, transformer, backbone."""

@@ -1,0 +1,161 @@
+"""ResNet backbones: torchvision's layers, with the norm, the dilation and the width that DETR asks for.
+
+Shape letters: B batch, H W image, h w features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+from torchvision.ops import FrozenBatchNorm2d
+
+from opendetr.structures import FeatureMap, ImageBatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneConfig:
+    """Which ResNet, and how it is normalised and frozen.
+
+    Attributes:
+        depth: 18, 50 or 101 layers.
+        dilation: DC5: the last stage keeps the resolution (stride 16) and dilates its convolutions.
+        half_width: half the channels in every stage, for models that must be small.
+        norm: "frozen" (statistics and scale fixed, as published), "batch", or "group" (32 groups).
+        frozen_stages: how many of stem, stage 1, ... 4 stay as they are; 2 as published, 0 without pretrained weights.
+    """
+
+    depth: Literal[18, 50, 101] = 50
+    dilation: bool = False
+    half_width: bool = False
+    norm: Literal["frozen", "batch", "group"] = "frozen"
+    frozen_stages: int = 2
+
+
+def _group_norm(num_channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(min(32, num_channels // 2), num_channels)
+
+
+_NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "frozen": FrozenBatchNorm2d,
+    "batch": nn.BatchNorm2d,
+    "group": _group_norm,
+}
+
+
+def _convolve(convolution: nn.Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
+    """Convolution and norm. A frozen norm is an affine map: folded into the kernel it costs no pass over x."""
+    if not isinstance(norm, FrozenBatchNorm2d):
+        return norm(convolution(x))
+    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    shift = norm.bias - norm.running_mean * scale
+    kernel = convolution.weight * scale[:, None, None, None]
+    return F.conv2d(
+        x, kernel.to(x.dtype), shift.to(x.dtype), convolution.stride, convolution.padding, convolution.dilation
+    )
+
+
+def _shortcut(downsample: nn.Sequential | None, x: Tensor) -> Tensor:
+    if downsample is None:
+        return x
+    convolution, norm = downsample
+    assert isinstance(convolution, nn.Conv2d)
+    return _convolve(convolution, norm, x)
+
+
+class _BasicBlock(BasicBlock):
+    """torchvision's block with frozen norms folded into the convolutions, and dilation allowed."""
+
+    def __init__(self, inplanes: int, planes: int, stride: int = 1, downsample: nn.Module | None = None,
+                 groups: int = 1, base_width: int = 64, dilation: int = 1,
+                 norm_layer: Callable[..., nn.Module] | None = None) -> None:  # fmt: skip
+        super().__init__(inplanes, planes, stride, downsample, groups, base_width, 1, norm_layer)
+        for convolution in (self.conv1, self.conv2):
+            convolution.dilation = convolution.padding = (dilation, dilation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, C', h', w')."""
+        out = F.relu(_convolve(self.conv1, self.bn1, x), inplace=True)
+        out = _convolve(self.conv2, self.bn2, out)
+        return F.relu(out + _shortcut(self.downsample, x), inplace=True)
+
+
+class _Bottleneck(Bottleneck):
+    """torchvision's block with frozen norms folded into the convolutions."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, C', h', w')."""
+        out = F.relu(_convolve(self.conv1, self.bn1, x), inplace=True)
+        out = F.relu(_convolve(self.conv2, self.bn2, out), inplace=True)
+        out = _convolve(self.conv3, self.bn3, out)
+        return F.relu(out + _shortcut(self.downsample, x), inplace=True)
+
+
+class _HalfWidthResNet(ResNet):
+    """A ResNet with half the channels in every stage, the stem's included."""
+
+    def __init__(self, block: type, layers: list[int], norm_layer: Callable[..., nn.Module], **options: Any) -> None:
+        super().__init__(block, layers, norm_layer=norm_layer, **options)
+        self.conv1 = nn.Conv2d(3, 32, kernel_size=7, stride=2, padding=3, bias=False)
+        nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
+        self.bn1 = norm_layer(32)
+
+    def _make_layer(self, block: type, planes: int, *rest: Any, **options: Any) -> nn.Sequential:
+        if planes == 64:  # the first stage reads the narrow stem
+            self.inplanes = 32
+        return super()._make_layer(block, planes // 2, *rest, **options)
+
+
+_STAGES: dict[int, tuple[type[BasicBlock | Bottleneck], list[int]]] = {
+    18: (_BasicBlock, [2, 2, 2, 2]),
+    50: (_Bottleneck, [3, 4, 6, 3]),
+    101: (_Bottleneck, [3, 4, 23, 3]),
+}
+
+
+class Backbone(nn.Module):
+    """Images to features at strides 4, 8, 16 and 32 (16 again with dilation).
+
+    Attributes:
+        num_channels: channels of the four levels.
+    """
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        block, layers = _STAGES[config.depth]
+        network = _HalfWidthResNet if config.half_width else ResNet
+        self.body = network(
+            block, layers, norm_layer=_NORMS[config.norm], replace_stride_with_dilation=[False, False, config.dilation]
+        )
+        del self.body.fc, self.body.avgpool
+        widths = (32, 64, 128, 256) if config.half_width else (64, 128, 256, 512)
+        self.num_channels = tuple(width * block.expansion for width in widths)
+        self._freeze(config.frozen_stages)
+
+    def _stages(self) -> tuple[nn.Module, ...]:
+        return self.body.layer1, self.body.layer2, self.body.layer3, self.body.layer4
+
+    def _freeze(self, num_stages: int) -> None:
+        for stage in (nn.ModuleList((self.body.conv1, self.body.bn1)), *self._stages())[:num_stages]:
+            stage.requires_grad_(False)
+
+    def forward(self, images: ImageBatch) -> tuple[FeatureMap, ...]:
+        """Images -> four feature maps, fine to coarse, each with the padding mask at its own size."""
+        x = F.relu(_convolve(self.body.conv1, self.body.bn1, images.pixels), inplace=True)
+        x = self.body.maxpool(x)
+        levels = []
+        for stage in self._stages():
+            x = stage(x)
+            levels.append(FeatureMap(x, _resize_padding(images.padding, x)))
+        return tuple(levels)
+
+
+def _resize_padding(padding: Tensor | None, features: Tensor) -> Tensor | None:
+    """(B, H, W) bool -> (B, h, w) bool: the nearest pixel above and to the left decides, as in the original."""
+    if padding is None:
+        return None
+    return F.interpolate(padding[:, None].float(), size=features.shape[-2:], mode="nearest")[:, 0].bool()

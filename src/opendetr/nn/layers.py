@@ -1,0 +1,73 @@
+"""Small layers that every member uses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class MLP(nn.Module):
+    """Linear layers with ReLU between them.
+
+    Args:
+        width: features in.
+        hidden: features of the layers between.
+        num_outputs: features out.
+        num_layers: linear layers in all.
+    """
+
+    def __init__(self, width: int, hidden: int, num_outputs: int, num_layers: int) -> None:
+        super().__init__()
+        widths = [width, *[hidden] * (num_layers - 1), num_outputs]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., width) -> (..., num_outputs)."""
+        for layer in self.layers[:-1]:
+            x = F.relu(layer(x))
+        return self.layers[-1](x)
+
+
+class FeedForward(nn.Module):
+    """The two linear layers of a transformer block, dropout after the activation (the one at the end is the block's)."""
+
+    def __init__(self, width: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.linear1 = nn.Linear(width, hidden)
+        self.linear2 = nn.Linear(hidden, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
+        return self.linear2(self.dropout(F.relu(self.linear1(x))))
+
+
+class Residual(nn.Module):
+    """Adds what a sub-layer gives to what it got, with the norm before the sub-layer or after the sum.
+
+    Args:
+        width: D.
+        dropout: probability of dropping an entry of the sub-layer's result.
+        norm_first: True for pre-norm, False for post-norm (the original DETR).
+    """
+
+    def __init__(self, width: int, dropout: float, norm_first: bool) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.dropout = nn.Dropout(dropout)
+        self.norm_first = norm_first
+
+    def forward(self, x: Tensor, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
+        """(..., D) and a function of the same shape -> (..., D)."""
+        if self.norm_first:
+            return x + self.dropout(sublayer(self.norm(x)))
+        return self.norm(x + self.dropout(sublayer(x)))
+
+
+def xavier_initialise(module: nn.Module) -> None:
+    """Xavier uniform on every matrix of `module` (DETR's rule for its transformer); vectors keep what they have."""
+    for parameter in module.parameters():
+        if parameter.dim() > 1:
+            nn.init.xavier_uniform_(parameter)

@@ -1,0 +1,84 @@
+"""Where a cell lies, as features: sine encodings and learned tables.
+
+Shape letters: B batch, D width, h w features.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from opendetr.structures import FeatureMap
+
+
+class SinePosition(nn.Module):
+    """Sines and cosines of the cell's place among the valid cells, y features before x features.
+
+    The place is counted from 1 and divided by the number of valid cells on its axis, times 2 pi, so that images of every
+    size span the same range (DETR, appendix A.4; "Attention is all you need", section 3.5).
+
+    Args:
+        width: D, features out; half for each axis.
+        temperature: base of the wave lengths.
+    """
+
+    wavelengths: Tensor
+
+    def __init__(self, width: int, temperature: float = 10000.0) -> None:
+        super().__init__()
+        exponents = 2 * torch.div(torch.arange(width // 2, dtype=torch.float32), 2, rounding_mode="floor")
+        self.register_buffer("wavelengths", temperature ** (exponents / (width // 2)), persistent=False)
+
+    def forward(self, features: FeatureMap) -> Tensor:
+        """Features (their shape and padding only) -> (B, D, h, w) float32."""
+        b, _, h, w = features.values.shape
+        if features.padding is None:
+            device = features.values.device
+            y = torch.arange(1, h + 1, dtype=torch.float32, device=device)[None, :, None].expand(1, h, w)
+            x = torch.arange(1, w + 1, dtype=torch.float32, device=device)[None, None, :].expand(1, h, w)
+        else:
+            valid = ~features.padding
+            y, x = valid.cumsum(1, dtype=torch.float32), valid.cumsum(2, dtype=torch.float32)
+        y = self._waves(y / (y[:, -1:, :] + 1e-6) * (2 * math.pi))
+        x = self._waves(x / (x[:, :, -1:] + 1e-6) * (2 * math.pi))
+        return torch.cat((y, x), -1).permute(0, 3, 1, 2).expand(b, -1, -1, -1)
+
+    def _waves(self, place: Tensor) -> Tensor:
+        """(B, h, w) places -> (B, h, w, D/2): sine on even features, cosine on odd ones."""
+        phase = place[..., None] / self.wavelengths
+        return torch.stack((phase[..., 0::2].sin(), phase[..., 1::2].cos()), -1).flatten(-2)
+
+
+class LearnedPosition(nn.Module):
+    """A learned vector a column and a row, x features before y features; padding plays no part.
+
+    Args:
+        width: D, features out; half for each axis.
+        num_cells: longest side of a feature map, in cells.
+    """
+
+    def __init__(self, width: int, num_cells: int = 50) -> None:
+        super().__init__()
+        self.row_embed = nn.Embedding(num_cells, width // 2)
+        self.col_embed = nn.Embedding(num_cells, width // 2)
+        nn.init.uniform_(self.row_embed.weight)
+        nn.init.uniform_(self.col_embed.weight)
+
+    def forward(self, features: FeatureMap) -> Tensor:
+        """Features (their shape only) -> (B, D, h, w).
+
+        Raises:
+            ValueError: when a side has more cells than the table.
+        """
+        b, _, h, w = features.values.shape
+        num_cells = self.row_embed.num_embeddings
+        if max(h, w) > num_cells:
+            raise ValueError(
+                f"learned positions: a feature map of {h}x{w} cells does not fit a table of {num_cells}; "
+                "use smaller images or position=sine"
+            )
+        rows = self.row_embed.weight[:h, None, :].expand(h, w, -1)
+        columns = self.col_embed.weight[None, :w, :].expand(h, w, -1)
+        return torch.cat((columns, rows), -1).permute(2, 0, 1).expand(b, -1, -1, -1)

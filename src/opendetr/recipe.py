@@ -1,0 +1,180 @@
+"""How a model is trained: the numbers of a recipe, what they mean for each parameter and each step."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import nn
+
+_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+STEP_FACTOR = 0.1
+EVALUATION_SHARE = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Optimiser, schedule, length and seed of a training run; the defaults are DETR's.
+
+    Attributes:
+        learning_rate: AdamW's rate for everything outside the backbone.
+        backbone_learning_rate: the rate of the backbone and of learned positions.
+        weight_decay: AdamW's decoupled weight decay.
+        decay_norms_and_biases: decay vectors (norms, biases) as well as matrices, as published.
+        clip_norm: the gradient of a step is scaled down to this total norm; 0 leaves it as it is.
+        batch_size: images of an optimiser step.
+        accumulate: micro-batches that a step's batch is split into, computed one after another to save memory. The
+            losses are normalised over the whole batch, so this changes nothing but memory and time.
+        epochs: length of the run in passes over the data, unless `time` is given.
+        time: length of the run in seconds. The speed is measured first, then the number of steps is fixed.
+        schedule: "step" multiplies the rate by 0.1 once, "cosine" lowers it along half a cosine.
+        step_at: share of the run after which the step comes.
+        floor: share of the full rate at which the cosine ends.
+        warmup_steps: steps over which the rate first rises linearly.
+        precision: "bf16" runs the model under autocast.
+        ema_decay: decay of the moving average of the weights, which is then what is evaluated and deployed; 0 for none.
+        num_evaluations: evaluations, spread evenly over the run; the last one is at its end.
+        save_every: seconds between checkpoints; every evaluation makes one too.
+        seed: of the data's order, the augmentation and dropout.
+
+    Raises:
+        ValueError: a field is out of its range.
+    """
+
+    learning_rate: float = 1e-4
+    backbone_learning_rate: float = 1e-5
+    weight_decay: float = 1e-4
+    decay_norms_and_biases: bool = True
+    clip_norm: float = 0.1
+    batch_size: int = 2
+    accumulate: int = 1
+    epochs: int = 300
+    time: float | None = None
+    schedule: Literal["step", "cosine"] = "step"
+    step_at: float = 2 / 3
+    floor: float = 0.0
+    warmup_steps: int = 0
+    precision: Literal["fp32", "bf16"] = "fp32"
+    ema_decay: float = 0.0
+    num_evaluations: int = 10
+    save_every: float = 300.0
+    seed: int = 42
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "accumulate", "epochs", "num_evaluations"):
+            self._expect(name, getattr(self, name) >= 1, "at least 1")
+        for name in ("learning_rate", "backbone_learning_rate", "weight_decay", "clip_norm", "warmup_steps", "seed"):
+            self._expect(name, getattr(self, name) >= 0, "at least 0")
+        for name in ("step_at", "floor"):
+            self._expect(name, 0 <= getattr(self, name) <= 1, "a share from 0 to 1")
+        self._expect("ema_decay", 0 <= self.ema_decay < 1, "0 for none, or a decay below 1")
+        self._expect("save_every", self.save_every >= 0, "at least 0 seconds")
+        self._expect("time", self.time is None or self.time > 0, "seconds above 0")
+        self._expect("schedule", self.schedule in ("step", "cosine"), "step or cosine")
+        self._expect("precision", self.precision in ("fp32", "bf16"), "fp32 or bf16")
+        self._expect("accumulate", self.accumulate <= self.batch_size, f"at most the {self.batch_size} of batch_size")
+
+    def _expect(self, name: str, fulfilled: bool, expected: str) -> None:
+        if not fulfilled:
+            raise ValueError(f"recipe.{name}: expected {expected}, got {getattr(self, name)!r}")
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of "90", "45s", "30m", "1.5h", "2d" or a sequence such as "1h30m". Raises ValueError on anything else."""
+    pieces = re.findall(r"(\d+(?:\.\d+)?)\s*([smhd]?)", text.strip().lower())
+    whole = re.fullmatch(r"\d+(\.\d+)?|(\d+(\.\d+)?\s*[smhd]\s*)+", text.strip().lower())
+    seconds = sum(float(number) * _SECONDS[unit or "s"] for number, unit in pieces)
+    if not whole or seconds <= 0:
+        raise ValueError(f"{text!r} is no length of time; write it like 45s, 30m, 1.5h or 1h30m")
+    return seconds
+
+
+def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
+    """AdamW's parameter groups for every parameter of `model` that wants a gradient.
+
+    What lies in a module called "backbone" learns at the backbone's rate and so, as published, does a learned table of
+    positions, in a module called "position".
+
+    Returns:
+        At most four groups, each {"params", "names", "lr", "weight_decay"}; empty ones are left out.
+    """
+    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        of_backbone = not {"backbone", "position"}.isdisjoint(name.split("."))
+        rate = recipe.backbone_learning_rate if of_backbone else recipe.learning_rate
+        decayed = recipe.decay_norms_and_biases or parameter.ndim > 1
+        decay = recipe.weight_decay if decayed else 0.0
+        group = groups.setdefault((rate, decay), {"params": [], "names": [], "lr": rate, "weight_decay": decay})
+        group["params"].append(parameter)
+        group["names"].append(name)
+    return list(groups.values())
+
+
+def learning_rate_factor(step: int, total_steps: int | None, recipe: Recipe) -> float:
+    """The share of the full learning rate that a step takes: a pure function, so that a resumed run needs no state.
+
+    Args:
+        step: optimiser steps that were taken before this one.
+        total_steps: steps of the whole run; None while a timed run does not know it yet, when only the warm-up acts.
+        recipe: gives schedule, warm-up, `step_at` and `floor`.
+    """
+    if step < recipe.warmup_steps:
+        return (step + 1) / recipe.warmup_steps
+    if total_steps is None:
+        return 1.0
+    if recipe.schedule == "step":
+        return STEP_FACTOR if step >= round(recipe.step_at * total_steps) else 1.0
+    progress = (step - recipe.warmup_steps) / max(total_steps - recipe.warmup_steps, 1)
+    return recipe.floor + (1 - recipe.floor) * (1 + math.cos(math.pi * min(progress, 1.0))) / 2
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The length of a run: fixed once and stored, so that a resumed run keeps its schedule.
+
+    Attributes:
+        total_steps: optimiser steps of the whole run.
+        evaluate_every: steps from one evaluation to the next; the last one is at the end in any case.
+    """
+
+    total_steps: int
+    evaluate_every: int
+
+    def evaluates_after(self, step: int) -> bool:
+        """Whether an evaluation belongs after the first `step` steps."""
+        return step > 0 and (step % self.evaluate_every == 0 or step >= self.total_steps)
+
+
+def plan_epochs(recipe: Recipe, steps_per_epoch: int) -> Plan:
+    """The plan of a run over `recipe.epochs`."""
+    total = recipe.epochs * steps_per_epoch
+    return Plan(total, math.ceil(total / recipe.num_evaluations))
+
+
+def plan_time(
+    recipe: Recipe, *, step: int, seconds: float, step_seconds: float, evaluation_seconds: float, save_seconds: float
+) -> Plan:
+    """The plan of a run over `recipe.time` seconds, once its speed is known.
+
+    Evaluations take at most a tenth of the time: there are fewer than `recipe.num_evaluations` when they are slow.
+
+    Args:
+        recipe: gives the time, the evaluations and how often a checkpoint is saved.
+        step: steps taken so far.
+        seconds: time used so far.
+        step_seconds: of one step, loading the data included.
+        evaluation_seconds: of one evaluation.
+        save_seconds: of saving one checkpoint.
+    """
+    assert recipe.time is not None
+    left = max(recipe.time - seconds, 0.0)
+    affordable = int(EVALUATION_SHARE * recipe.time / max(evaluation_seconds, 1e-9))
+    num_evaluations = max(1, min(recipe.num_evaluations, affordable))
+    num_saves = num_evaluations + left / max(recipe.save_every, save_seconds, 1.0)
+    training = left - num_evaluations * evaluation_seconds - num_saves * save_seconds
+    total = step + max(1, int(training / step_seconds))
+    return Plan(total, math.ceil(total / num_evaluations))

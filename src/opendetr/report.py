@@ -1,0 +1,183 @@
+"""One self-contained HTML page about a detector: its scores, its classes, its pictures.
+
+The page needs no script, no network and no second file. It follows the reader's light or dark theme and fits a phone.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+
+from PIL import Image
+
+from opendetr.evaluation import METRICS
+
+_HEADLINES = {"AP": "IoU 0.50 to 0.95", "AP50": "IoU 0.50", "AP75": "IoU 0.75", "AR100": "recall, 100 detections"}
+_JPEG_QUALITY = 88
+
+_STYLE = """
+:root { color-scheme: light dark; --paper: #fff; --card: #f6f7f9; --ink: #111827; --faint: #5b6472; --rule: #e3e6ea;
+  --bar: #2563eb; --track: #e3e6ea }
+@media (prefers-color-scheme: dark) { :root { --paper: #0f1319; --card: #181e27; --ink: #e8ebf0; --faint: #9aa4b2;
+  --rule: #2a323e; --bar: #6ea0ff; --track: #2a323e } }
+* { box-sizing: border-box }
+body { margin: 0 auto; max-width: 76rem; padding: 2.5rem 1.25rem 4rem; background: var(--paper); color: var(--ink);
+  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", sans-serif }
+h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 1.25rem; text-wrap: balance }
+h2 { font-size: 1.2rem; margin: 2.75rem 0 .9rem }
+p, figcaption, .note { color: var(--faint) }
+dl { display: flex; flex-wrap: wrap; gap: .4rem 2rem; margin: 0 }
+dl div { display: flex; gap: .5rem }
+dt { color: var(--faint) }
+dd { margin: 0; overflow-wrap: anywhere; font-variant-numeric: tabular-nums }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .8rem; margin-top: 1.75rem }
+.tile { background: var(--card); border: 1px solid var(--rule); border-radius: .7rem; padding: .9rem 1.1rem }
+.tile b { display: block; font-size: 2rem; line-height: 1.25; font-weight: 650; font-variant-numeric: tabular-nums }
+.tile span { color: var(--faint); font-size: .85rem }
+.columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 0 3rem }
+table { border-collapse: collapse; width: 100%; font-size: .95rem }
+th, td { text-align: left; font-weight: normal; padding: .38rem .75rem .38rem 0; border-bottom: 1px solid var(--rule);
+  vertical-align: top }
+th { white-space: nowrap; font-weight: 600; min-width: 4.25rem }
+.classes th { white-space: normal; overflow-wrap: anywhere; max-width: 14rem }
+td { color: var(--faint) }
+td.number { width: 4rem; color: var(--ink); text-align: right; padding-right: 0; font-variant-numeric: tabular-nums }
+td.wide { width: 60%; vertical-align: middle }
+.track { display: block; height: .6rem; border-radius: .3rem; background: var(--track); overflow: hidden }
+.track i { display: block; height: 100%; background: var(--bar); border-radius: .3rem }
+figure { margin: 0 0 2rem }
+figure img { display: block; max-width: 100%; height: auto; border: 1px solid var(--rule); border-radius: .5rem }
+figcaption { margin-top: .45rem; font-size: .9rem; overflow-wrap: anywhere }
+""".strip()
+
+
+def write_report(
+    path: str | os.PathLike[str],
+    title: str,
+    metrics: Mapping[str, float | None],
+    per_class: Mapping[str, float | None],
+    pictures: Sequence[tuple[str, Image.Image]] = (),
+    *,
+    facts: Mapping[str, object] | None = None,
+) -> Path:
+    """Write the page. It appears whole or not at all: a file already there stays until the new one is complete.
+
+    Args:
+        path: the file to write; folders on the way to it are made.
+        title: the page's heading.
+        metrics: scores in 0..1 by name, the best known of them (`evaluation.METRICS`) explained; None is shown as "-".
+        per_class: AP of each class in 0..1 by its name, or None where there is nothing of it to find.
+        pictures: captions and pictures, for instance truth beside prediction, shown in this order.
+        facts: what else is to be known, shown below the heading: the model, the number of images, the time taken.
+
+    Returns:
+        The file's path.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    sections = [_facts_section(facts or {}), _tiles(metrics), _scores_section(metrics), _classes_section(per_class)]
+    if pictures:
+        sections.append("<h2>Pictures</h2>\n" + "\n".join(_figure(caption, picture) for caption, picture in pictures))
+    content = "\n".join(section for section in sections if section)
+    page = f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{escape(title)}</title>
+<style>
+{_STYLE}
+</style>
+</head>
+<body>
+<h1>{escape(title)}</h1>
+{content}
+</body>
+</html>
+"""
+    return _write_whole(Path(path), page)
+
+
+def _facts_section(facts: Mapping[str, object]) -> str:
+    items = (f"<div><dt>{escape(name)}</dt><dd>{escape(str(value))}</dd></div>" for name, value in facts.items())
+    return f"<dl>{''.join(items)}</dl>" if facts else ""
+
+
+def _tiles(metrics: Mapping[str, float | None]) -> str:
+    """The scores that one looks for first, in large figures."""
+    tiles = (
+        f'<div class="tile">{name}<b>{_number(metrics[name])}</b><span>{meaning}</span></div>'
+        for name, meaning in _HEADLINES.items()
+        if name in metrics
+    )
+    body = "".join(tiles)
+    return f'<div class="tiles">{body}</div>' if body else ""
+
+
+def _scores_section(metrics: Mapping[str, float | None]) -> str:
+    """Every score with what it says, in two columns."""
+    rows = [
+        f'<tr><th scope="row">{escape(name)}</th><td>{escape(METRICS.get(name, ""))}</td>'
+        f'<td class="number">{_number(value)}</td></tr>'
+        for name, value in metrics.items()
+    ]
+    return f"<h2>Scores</h2>\n{_columns(rows, '')}" if rows else ""
+
+
+def _classes_section(per_class: Mapping[str, float | None]) -> str:
+    """AP of each class with a bar, best first, those without a score last."""
+    ranked = sorted(per_class.items(), key=lambda item: -1.0 if item[1] is None else item[1], reverse=True)
+    rows = [
+        f'<tr><th scope="row">{escape(name)}</th><td class="wide">{_bar(value)}</td>'
+        f'<td class="number">{_number(value)}</td></tr>'
+        for name, value in ranked
+    ]
+    note = '<p class="note">"-": no object of this class to find.</p>' if None in per_class.values() else ""
+    return f"<h2>AP by class</h2>\n{_columns(rows, 'classes')}{note}" if rows else ""
+
+
+def _columns(rows: Sequence[str], style: str) -> str:
+    """Table rows in two tables, which stand side by side where there is room."""
+    half = -(-len(rows) // 2)
+    parts: Iterable[Sequence[str]] = (part for part in (rows[:half], rows[half:]) if part)
+    tables = (f'<table class="{style}">{"".join(part)}</table>' for part in parts)
+    return f'<div class="columns">{"".join(tables)}</div>'
+
+
+def _bar(value: float | None) -> str:
+    width = 0.0 if value is None else 100 * min(1.0, max(0.0, value))
+    return f'<span class="track"><i style="width: {width:.1f}%"></i></span>'
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _figure(caption: str, picture: Image.Image) -> str:
+    """A picture, inside the page as JPEG, and its caption."""
+    content = io.BytesIO()
+    picture.convert("RGB").save(content, "JPEG", quality=_JPEG_QUALITY, subsampling=0, optimize=True)
+    source = "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode("ascii")
+    text = escape(caption)
+    size = f'width="{picture.width}" height="{picture.height}"'
+    return f'<figure><img src="{source}" alt="{text}" {size}><figcaption>{text}</figcaption></figure>'
+
+
+def _write_whole(path: Path, text: str) -> Path:
+    """Write beside `path`, then put it in its place in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with beside.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+    return path

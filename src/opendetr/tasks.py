@@ -1,0 +1,56 @@
+"""A task joins a model with what is asked of it: batches in, losses or results out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from opendetr.losses.criterion import Normaliser, SetCriterion
+from opendetr.losses.dense import DenseSupervision
+from opendetr.structures import Batch, Matches, Output, Target
+
+
+class DetectionTask(nn.Module):
+    """Object detection on single images. The trainer sees this one module.
+
+    Args:
+        model: images -> Output.
+        criterion: the set loss.
+        dense: supervision of the encoder's output beside it, or None.
+    """
+
+    def __init__(self, model: nn.Module, criterion: SetCriterion, dense: DenseSupervision | None = None) -> None:
+        super().__init__()
+        self.model = model
+        self.criterion = criterion
+        self.dense = dense
+
+    def forward(self, batch: Batch, normaliser: Normaliser | None = None) -> dict[str, Tensor]:
+        """Unweighted losses of a batch, as `losses` gives them, and "dense" (1,) where the encoder is supervised."""
+        output = self.model(batch.images)
+        normaliser = normaliser or self.normaliser([batch])
+        losses = self.losses(output, batch.targets, normaliser)
+        if self.dense is not None:
+            losses["dense"] = self.dense(output.memory[-1], batch.targets, normaliser.objects)[None]
+        return losses
+
+    def losses(
+        self, output: Output, targets: Sequence[Target], normaliser: Normaliser | None = None
+    ) -> dict[str, Tensor]:
+        """Unweighted losses: {"class": (L,), "l1": (L,), "giou": (L,)}, one value a decoder layer, last = final."""
+        return self.criterion.losses(output, targets, normaliser)
+
+    def normaliser(self, batches: Sequence[Batch]) -> Normaliser:
+        """Divisors for a step that sees all these batches."""
+        targets = [target for batch in batches for target in batch.targets]
+        return self.criterion.normaliser(targets, self.model.num_queries)
+
+    def total(self, losses: dict[str, Tensor]) -> Tensor:
+        """The weighted scalar that training lowers."""
+        total = self.criterion.total({name: losses[name] for name in ("class", "l1", "giou")})
+        return total + losses["dense"].sum() if "dense" in losses else total
+
+    def match(self, output: Output, targets: Sequence[Target]) -> Matches:
+        """Which query answers for which object, in every layer."""
+        return self.criterion.match(output, targets)

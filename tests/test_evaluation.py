@@ -1,0 +1,211 @@
+"""The COCO score equals pycocotools', and holds at the edges where evaluators stumble."""
+
+import contextlib
+import copy
+import io
+
+import numpy as np
+import pytest
+import torch
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from opendetr.categories import Categories
+from opendetr.evaluation import METRICS, CocoEvaluator
+from opendetr.structures import Detections
+
+CATEGORIES = Categories(("cell", "unseen", "cat", "rare"), (0, 3, 7, 90))  # holes, and an id of 0
+TRUTH_LABELS = (0, 2, 3)  # nothing in the truth is "unseen"
+
+
+def random_truth(rng: np.random.Generator, num_images: int = 30) -> dict:
+    """Objects of all sizes on 300 x 400 images, a tenth of them crowd; every fifth image is empty."""
+    annotations = []
+    for image_id in range(num_images):
+        for _ in range(0 if image_id % 5 == 0 else rng.integers(1, 12)):
+            width, height = rng.uniform(4, 200, 2)
+            left, top = rng.uniform(0, 400 - width), rng.uniform(0, 300 - height)
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image_id,
+                    "category_id": CATEGORIES.ids[rng.choice(TRUTH_LABELS, p=(0.6, 0.35, 0.05))],
+                    "bbox": [left, top, width, height],
+                    "area": width * height * rng.uniform(0.5, 1.0),
+                    "iscrowd": int(rng.random() < 0.1),
+                }
+            )
+    images = [{"id": image_id, "height": 300, "width": 400} for image_id in range(num_images)]
+    categories = [{"id": id_, "name": name} for id_, name in zip(CATEGORIES.ids, CATEGORIES.names, strict=True)]
+    return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def random_detections(rng: np.random.Generator, truth: dict, image_id: int) -> Detections:
+    """The truth jittered, some of it missed, mislabelled or found twice, plus noise; scores repeat, to have ties."""
+    rows = []
+    for annotation in truth["annotations"]:
+        if annotation["image_id"] == image_id:
+            for _ in range(rng.choice((0, 1, 2), p=(0.2, 0.6, 0.2))):
+                left, top, width, height = np.array(annotation["bbox"]) + rng.normal(0, 3, 4)
+                label = CATEGORIES.label_of_id(annotation["category_id"])
+                rows.append((left, top, left + abs(width), top + abs(height), label))
+    for _ in range(rng.integers(0, 8)):
+        left, top, width, height = rng.uniform(1, 200, 4)
+        rows.append((left, top, left + width, top + height, rng.integers(len(CATEGORIES))))
+    table = torch.tensor(np.array(rows).reshape(-1, 5))
+    scores = torch.tensor(rng.uniform(0, 1, len(rows))).float()
+    return Detections(table[:, :4].float(), (scores * 20).round() / 20, table[:, 4].long(), CATEGORIES, size=(300, 400))
+
+
+def no_detections() -> Detections:
+    return Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64), CATEGORIES, (300, 400))
+
+
+def reference(truth: dict, results: list[dict]) -> tuple[np.ndarray, np.ndarray]:
+    """pycocotools' twelve numbers and AP per category."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO()
+        coco.dataset = copy.deepcopy(truth)
+        coco.createIndex()
+        evaluation = COCOeval(coco, coco.loadRes(copy.deepcopy(results)), "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return evaluation.stats, evaluation.eval["precision"][:, :, :, 0, -1].mean((0, 1))
+
+
+def filled(truth: dict, seed: int, skip: tuple[int, ...] = ()) -> CocoEvaluator:
+    """An evaluator with random detections on every image but those to skip, given in two updates."""
+    rng = np.random.default_rng(seed)
+    evaluator = CocoEvaluator(truth)
+    ids = [image["id"] for image in truth["images"] if image["id"] not in skip]
+    detections = [random_detections(rng, truth, image_id) for image_id in ids]
+    evaluator.update(ids[:7], detections[:7])
+    evaluator.update(ids[7:], detections[7:])
+    return evaluator
+
+
+def shown(value: float | None) -> float:
+    return -1.0 if value is None else value
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_equals_pycocotools(seed):
+    truth = random_truth(np.random.default_rng(100 + seed))
+    evaluator = filled(truth, seed, skip=(3, 4, 10))
+    metrics = evaluator.compute()
+    stats, per_class = reference(truth, evaluator.results)
+    assert 0.05 < stats[0] < 0.95  # the data tell evaluators apart
+    np.testing.assert_allclose([shown(metrics[name]) for name in METRICS], stats, rtol=0, atol=1e-12)
+    np.testing.assert_allclose([shown(value) for value in metrics["per_class"].values()], per_class, rtol=0, atol=1e-12)
+
+
+def test_annotation_id_0_is_an_ordinary_id():
+    truth = random_truth(np.random.default_rng(5))
+    expected = filled(truth, 5).compute()
+    for annotation in truth["annotations"]:
+        annotation["id"] -= 1
+    assert filled(truth, 5).compute() == expected
+
+
+def test_perfect_detections_score_1():
+    truth = random_truth(np.random.default_rng(6))
+    evaluator = CocoEvaluator(truth)
+    for image in truth["images"]:
+        objects = [a for a in truth["annotations"] if a["image_id"] == image["id"] and not a["iscrowd"]]
+        corners = torch.tensor([a["bbox"] for a in objects], dtype=torch.float64).reshape(-1, 4)
+        corners[:, 2:] += corners[:, :2]
+        labels = torch.tensor([CATEGORIES.label_of_id(a["category_id"]) for a in objects], dtype=torch.int64)
+        evaluator.update([image["id"]], [Detections(corners, torch.ones(len(objects)), labels, CATEGORIES, (300, 400))])
+    metrics = evaluator.compute()
+    assert metrics["AP"] == pytest.approx(1.0) and metrics["AR100"] == pytest.approx(1.0)
+    assert metrics["per_class"] == {"cell": 1.0, "unseen": None, "cat": 1.0, "rare": 1.0}
+
+
+@pytest.mark.parametrize("updated", [False, True])
+def test_no_detection_at_all_scores_0(updated, capfd):
+    truth = random_truth(np.random.default_rng(7))
+    evaluator = CocoEvaluator(truth)
+    if updated:
+        evaluator.update([0, 1], [no_detections(), no_detections()])
+    metrics = evaluator.compute()
+    assert metrics["AP"] == 0.0 and metrics["AR100"] == 0.0 and evaluator.results == []
+    assert capfd.readouterr().out == ""
+
+
+def test_a_truth_without_objects_has_no_score():
+    truth = random_truth(np.random.default_rng(8)) | {"annotations": []}
+    evaluator = CocoEvaluator(truth)
+    evaluator.update([1], [random_detections(np.random.default_rng(0), truth, 1)])
+    metrics = evaluator.compute()
+    assert metrics["AP"] is None and set(metrics["per_class"].values()) == {None}
+
+
+def test_the_truth_is_left_as_it_was_and_prints_nothing(capfd):
+    truth = random_truth(np.random.default_rng(9))
+    before = copy.deepcopy(truth)
+    filled(truth, 9).compute()
+    assert truth == before
+    assert capfd.readouterr() == ("", "")
+
+
+def test_images_that_are_never_given_count():
+    truth = random_truth(np.random.default_rng(10))
+    whole = filled(truth, 10).compute()["AR100"]
+    assert filled(truth, 10, skip=tuple(range(15))).compute()["AR100"] < 0.8 * whole
+
+
+def test_an_image_given_again_replaces_what_was_there():
+    truth = random_truth(np.random.default_rng(11))
+    detections = random_detections(np.random.default_rng(1), truth, 1)
+    once, twice = CocoEvaluator(truth), CocoEvaluator(truth)
+    once.update([1], [detections])
+    twice.update([1, 1], [detections, detections])
+    assert twice.results == once.results and twice.compute() == once.compute()
+
+
+def test_results_are_the_rows_of_the_detections():
+    truth = random_truth(np.random.default_rng(16))
+    detections = random_detections(np.random.default_rng(2), truth, 1)
+    evaluator = CocoEvaluator(truth)
+    evaluator.update([1], [detections])
+    assert evaluator.results == detections.to_coco(1) and len(detections)
+
+
+def test_area_and_crowd_may_be_absent():
+    truth = random_truth(np.random.default_rng(12))
+    for annotation in truth["annotations"]:
+        annotation |= {"area": annotation["bbox"][2] * annotation["bbox"][3], "iscrowd": 0}
+    expected = filled(truth, 12).compute()
+    for annotation in truth["annotations"]:
+        del annotation["area"], annotation["iscrowd"]
+    assert filled(truth, 12).compute() == expected
+
+
+def test_more_detections_count_when_asked_for():
+    truth = random_truth(np.random.default_rng(13))
+    evaluator = CocoEvaluator(truth, max_detections=300)
+    metrics = evaluator.compute()
+    assert "AR300" in metrics and "AR100" not in metrics
+
+
+def test_equal_names_are_told_apart():
+    truth = random_truth(np.random.default_rng(14))
+    truth["categories"][2]["name"] = "cell"
+    assert list(CocoEvaluator(truth).compute()["per_class"]) == ["cell (0)", "unseen", "cell (7)", "rare"]
+
+
+def test_bad_input_is_refused_in_one_line():
+    truth = random_truth(np.random.default_rng(15))
+    evaluator = CocoEvaluator(truth)
+    diverged = Detections(torch.full((1, 4), torch.nan), torch.ones(1), torch.zeros(1).long(), CATEGORIES, (300, 400))
+    with pytest.raises(ValueError, match="image 999 is not in the truth"):
+        evaluator.update([999], [no_detections()])
+    with pytest.raises(ValueError, match="image 2: a score or box is not finite"):
+        evaluator.update([2], [diverged])
+    with pytest.raises(ValueError, match="argument 2 is shorter"):
+        evaluator.update([1, 2], [no_detections()])
+    with pytest.raises(ValueError, match="no 'categories'"):
+        CocoEvaluator({"images": [], "annotations": []})
+    with pytest.raises(ValueError, match="more than 10"):
+        CocoEvaluator(truth, max_detections=10)

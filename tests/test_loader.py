@@ -1,0 +1,354 @@
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from folders import one_line, save_picture
+from opendetr.categories import Categories
+from opendetr.data import loader as loader_module
+from opendetr.data.config import AugmentationConfig, DataConfig
+from opendetr.data.images import ImageError
+from opendetr.data.loader import EvalLoader, TrainLoader, eval_loader, sample_rng, train_loader
+from opendetr.data.records import DataError, DetectionData, ImageRecord, ObjectRecord
+from opendetr.data.transforms import evaluation_transform, training_transform
+
+CONFIG = DataConfig(num_workers=0).resized(40)
+SIZES = [(48, 64), (64, 48), (40, 80)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    for index in range(26):
+        save_picture(folder / f"{index}.png", *SIZES[index % 3], seed=index)
+    return folder
+
+
+@pytest.fixture
+def data(folder):
+    return records(folder)
+
+
+def records(folder, count=26):
+    things = (
+        ObjectRecord(id=1, category_id=4, box=(2, 3, 20, 30), area=600),
+        ObjectRecord(id=2, category_id=9, box=(0, 0, 9, 9), area=81, crowd=True),
+    )
+    images = [
+        ImageRecord(id=100 + index, path=folder / f"{index}.png", height=h, width=w, objects=things)
+        for index, (h, w) in enumerate(SIZES[index % 3] for index in range(count))
+    ]
+    return DetectionData(
+        categories=Categories(("cat", "dog"), (4, 9)), images=tuple(images), split="train", folder=folder
+    )
+
+
+def same(a, b):
+    return (
+        torch.equal(a.images.pixels, b.images.pixels)
+        and torch.equal(a.images.sizes, b.images.sizes)
+        and a.names == b.names
+        and all(
+            torch.equal(x.boxes, y.boxes) and torch.equal(x.labels, y.labels) and x.image_id == y.image_id
+            for x, y in zip(a.targets, b.targets, strict=True)
+        )
+    )
+
+
+def all_same(a, b):
+    return len(a) == len(b) and all(map(same, a, b))
+
+
+def ids(batches):
+    return [tuple(target.image_id for target in batch.targets) for batch in batches]
+
+
+def test_a_batch_says_what_it_holds(data):
+    loader = train_loader(data, CONFIG, batch_size=4, seed=0)
+    batches = list(loader.epoch(0))
+    assert len(batches) == len(loader) == 6
+    for batch in batches:
+        assert len(batch) == 4
+        for target, size, name in zip(batch.targets, batch.images.sizes.tolist(), batch.names, strict=True):
+            record = data.images[target.image_id - 100]
+            assert name == str(record.path)
+            assert target.size == tuple(size)
+            assert target.original_size == (record.height, record.width)
+            assert target.labels.tolist() in ([0], [])
+            assert target.crowd is None
+            assert target.area.shape == target.labels.shape
+
+
+def test_an_epoch_sees_every_image_at_most_once(data):
+    seen = ids(TrainLoader(data, evaluation_transform(CONFIG), batch_size=4, seed=0).epoch(0))
+    assert len({image_id for batch in seen for image_id in batch}) == 24
+
+
+def test_the_order_depends_on_seed_and_epoch_alone(data):
+    def order(seed, epoch):
+        return ids(train_loader(data, CONFIG, batch_size=4, seed=seed).epoch(epoch))
+
+    assert order(0, 0) == order(0, 0)
+    assert order(0, 0) != order(0, 1)
+    assert order(0, 0) != order(1, 0)
+
+
+def test_the_augmentation_changes_from_epoch_to_epoch(data):
+    one = replace(data, images=data.images[:1])
+    loader = train_loader(one, CONFIG, batch_size=1, seed=0)
+    shapes = {next(loader.epoch(epoch)).targets[0].size for epoch in range(20)}
+    assert len(shapes) > 5
+
+
+def test_an_epoch_can_be_entered_anywhere(data):
+    loader = train_loader(data, CONFIG, batch_size=4, seed=3)
+    whole = list(loader.epoch(7))
+    for start in (0, 1, 5, 6):
+        assert all_same(list(loader.epoch(7, start)), whole[start:])
+
+
+def test_loader_processes_give_the_same_batches(data):
+    expected = [list(train_loader(data, CONFIG, batch_size=4, seed=3).epoch(epoch)) for epoch in range(2)]
+    loader = train_loader(data, replace(CONFIG, num_workers=2), batch_size=4, seed=3)
+    for epoch in range(2):
+        assert all_same(list(loader.epoch(epoch)), expected[epoch])
+    left = loader.epoch(0)
+    next(left)
+    assert all_same(list(loader.epoch(1, 4)), expected[1][4:])
+    with pytest.raises(RuntimeError, match="a newer pass"):
+        next(left)
+
+
+def test_the_cache_gives_the_same_batches(data, monkeypatch):
+    expected = list(train_loader(data, CONFIG, batch_size=4, seed=3).epoch(0))
+    loader = train_loader(data, replace(CONFIG, cache="ram"), batch_size=4, seed=3)
+    monkeypatch.setattr("opendetr.data.loader.read_record", None)
+    assert all_same(list(loader.epoch(0)), expected)
+
+
+def test_a_cache_that_does_not_fit_is_refused(data):
+    huge = replace(data, images=(replace(data.images[0], height=10**6, width=10**6),))
+    with pytest.raises(DataError, match=r"cache 'ram': 1 images need 279.* GiB") as error:
+        train_loader(huge, replace(CONFIG, cache="ram"), batch_size=1, seed=0)
+    one_line(error.value)
+
+
+def test_torch_and_numpy_global_generators_are_left_alone(data):
+    torch.manual_seed(0)
+    np.random.seed(0)
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()
+    list(train_loader(data, CONFIG, batch_size=4, seed=0).epoch(0))
+    list(eval_loader(data, CONFIG, batch_size=4))
+    assert torch.equal(torch.get_rng_state(), before[0])
+    np.testing.assert_array_equal(np.random.get_state()[1], before[1])
+
+
+def padding_share(batches):
+    padded = sum(0 if batch.images.padding is None else int(batch.images.padding.sum()) for batch in batches)
+    return padded / sum(batch.images.pixels[:, 0].numel() for batch in batches)
+
+
+def test_batches_are_of_like_shape(folder):
+    data = records(folder)
+    data = replace(data, images=tuple(replace(image, id=index) for index, image in enumerate(data.images * 12)))
+    plain = replace(CONFIG, augmentation=AugmentationConfig(multi_scale=False, crop=False))
+    assert padding_share(list(train_loader(data, plain, batch_size=4, seed=0).epoch(0))) < 0.02
+    assert padding_share(list(train_loader(data, CONFIG, batch_size=4, seed=0).epoch(0))) < 0.12
+    assert padding_share(list(eval_loader(data, plain, batch_size=4))) < 0.01
+
+
+def test_batches_of_like_shape_still_change(folder):
+    data = records(folder)
+    loader = TrainLoader(data, evaluation_transform(CONFIG), batch_size=2, seed=0)
+    pairs = [frozenset(batch) for epoch in range(4) for batch in ids(loader.epoch(epoch))]
+    assert len(set(pairs)) > 0.8 * len(pairs)
+
+
+def test_data_smaller_than_a_batch_is_one_batch(data):
+    few = replace(data, images=data.images[:3])
+    loader = train_loader(few, CONFIG, batch_size=8, seed=0)
+    assert len(loader) == 1
+    assert sorted(ids(loader.epoch(0))[0]) == [100, 101, 102]
+
+
+def test_evaluation_sees_every_image_once(data):
+    for num_workers in (0, 2):
+        loader = eval_loader(data, replace(CONFIG, num_workers=num_workers), batch_size=4)
+        batches = list(loader)
+        assert len(batches) == len(loader) == 7
+        assert sorted(sum(ids(batches), ())) == list(range(100, 126))
+        assert all_same(batches, list(loader))
+
+
+@pytest.fixture
+def damaged(tmp_path):
+    for index in range(26):
+        save_picture(tmp_path / f"{index}.png", *SIZES[index % 3], seed=index)
+    for index in (5, 6):
+        path = tmp_path / f"{index}.png"
+        path.write_bytes(path.read_bytes()[:200])
+    return records(tmp_path)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_an_unreadable_image_is_replaced_in_training(damaged, caplog, num_workers):
+    loader = train_loader(damaged, replace(CONFIG, num_workers=num_workers), batch_size=13, seed=0)
+    with caplog.at_level(logging.WARNING):
+        first = list(loader.epoch(0))
+        list(loader.epoch(1))
+    assert sorted(sum(ids(first), ())) == sorted([*range(100, 105), 107, 107, 107, *range(108, 126)])
+    assert sorted(loader.unreadable) == [105, 106]
+    assert len(caplog.records) == 2, "each is named once"
+    assert str(damaged.images[5].path) in loader.unreadable[105]
+    assert all_same(first, list(train_loader(damaged, CONFIG, batch_size=13, seed=0).epoch(0)))
+
+
+@pytest.mark.parametrize("cache", ["none", "ram"])
+def test_an_unreadable_image_is_left_out_of_evaluation(damaged, cache):
+    loader = eval_loader(damaged, replace(CONFIG, cache=cache), batch_size=1)
+    assert sorted(sum(ids(loader), ())) == [100, 101, 102, 103, 104, *range(107, 126)]
+    assert sorted(loader.unreadable) == [105, 106]
+
+
+def refusal(load):
+    """The error's type and its one line. Unlike `pytest.raises` it keeps no loader alive through the traceback."""
+    try:
+        load()
+    except DataError as error:
+        return type(error), one_line(error)
+    return None, ""
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_strict_loading_refuses_an_unreadable_image(damaged, num_workers):
+    config = replace(CONFIG, num_workers=num_workers, strict=True)
+    for load in (
+        lambda: list(train_loader(damaged, config, batch_size=26, seed=0).epoch(0)),
+        lambda: list(eval_loader(damaged, config, batch_size=4)),
+    ):
+        kind, message = refusal(load)
+        assert kind is ImageError
+        assert re.search(r"[56]\.png: the image cannot be read", message)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_data_that_cannot_be_used_are_told_in_one_line(tmp_path, data, num_workers):
+    config = replace(CONFIG, num_workers=num_workers)
+    missing = replace(data, images=tuple(replace(i, path=tmp_path / i.path.name) for i in data.images))
+    kind, message = refusal(lambda: list(train_loader(missing, config, batch_size=4, seed=0).epoch(0)))
+    assert kind is DataError
+    assert re.search("none of 26 images can be read; the first: .*no such file", message)
+    Image.new("RGB", (9, 9)).save(tmp_path / "0.png")
+    kind, message = refusal(lambda: list(eval_loader(missing, config, batch_size=4)))
+    assert kind is DataError
+    assert "the picture is 9x9, its annotations say 64x48" in message
+
+
+def test_no_images_and_no_batch_size_are_refused(data):
+    with pytest.raises(DataError, match="holds no images"):
+        train_loader(replace(data, images=()), CONFIG, batch_size=4, seed=0)
+    with pytest.raises(ValueError, match="the batch size is 0"):
+        EvalLoader(data, evaluation_transform(CONFIG), batch_size=0)
+
+
+def test_the_generators_of_images_differ():
+    draws = {sample_rng(*key).integers(2**60) for key in [(0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0)]}
+    assert len(draws) == 4
+
+
+TRAINING = """
+import sys, time
+from dataclasses import replace
+sys.path.insert(0, {tests!r})
+from test_loader import CONFIG, records, train_loader
+from pathlib import Path
+
+def main():
+    loader = train_loader(records(Path({folder!r})), replace(CONFIG, num_workers=2), batch_size=2, seed=0)
+    batches = loader.epoch(0)
+    next(batches), next(batches)  # one from each, so that both are at work
+    try:
+        print(*(worker.pid for worker in loader._loader._iterator._workers), flush=True)
+        time.sleep(60)
+    except KeyboardInterrupt:
+        print(len(list(batches)), flush=True)
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+def alive(pid):
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return False
+
+
+class Training:
+    """A process of its own group that has begun to train with two loader processes."""
+
+    def __init__(self, folder):
+        code = TRAINING.format(tests=str(Path(__file__).parent), folder=str(folder))
+        source = str(Path(loader_module.__file__).parents[2])
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", code],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            env={**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1"},
+        )
+
+    def workers(self):
+        return [int(word) for word in self.process.stdout.readline().split()]
+
+
+def wait_for_end(workers):
+    deadline = time.monotonic() + 20
+    while any(map(alive, workers)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return not any(map(alive, workers))
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="looks at processes through /proc")
+def test_loader_processes_end_with_the_training(folder):
+    trainings = {number: Training(folder) for number in (signal.SIGTERM, signal.SIGKILL)}
+    workers = [worker for training in trainings.values() for worker in training.workers()]
+    assert len(workers) == 4
+    assert all(map(alive, workers))
+    for number, training in trainings.items():
+        training.process.send_signal(number)
+    assert wait_for_end(workers)
+    for training in trainings.values():
+        training.process.communicate(timeout=30)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="looks at processes through /proc")
+def test_ctrl_c_leaves_the_last_word_to_the_main_process(folder):
+    """It reaches the whole group; the workers go on until the main process has done with them."""
+    training = Training(folder)
+    workers = training.workers()
+    os.killpg(training.process.pid, signal.SIGINT)
+    rest, errors = training.process.communicate(timeout=30)
+    assert (rest.split(), errors, training.process.returncode) == (["11"], "", 0)
+    assert wait_for_end(workers)
+
+
+@pytest.mark.parametrize("cache", [False, True])
+def test_nothing_hinders_processes_that_are_spawned(data, cache):
+    """What a spawned process is sent is what it works with."""
+    expected = list(train_loader(data, CONFIG, batch_size=8, seed=3).epoch(0))
+    batches = TrainLoader(data, training_transform(CONFIG), batch_size=8, seed=3, num_workers=1, cache=cache)
+    batches._loader.multiprocessing_context = "spawn"
+    assert all_same(list(batches.epoch(0)), expected)

@@ -1,0 +1,116 @@
+"""The page is whole, self-contained and says what it was given."""
+
+import base64
+import io
+import re
+from html.parser import HTMLParser
+
+import pytest
+from PIL import Image
+
+from opendetr.report import write_report
+
+METRICS = {"AP": 0.4321, "AP50": 0.7, "AP_S": None, "AR100": 0.55}
+PER_CLASS = {"cat": 0.25, "<script>": 0.75, "unseen": None}
+UNPAIRED = {"meta", "img", "br", "!doctype"}
+
+
+class Page(HTMLParser):
+    """Collects a page's text, attributes and open elements."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.words: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.tags: set[str] = set()
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.attributes += attrs
+        if tag not in UNPAIRED:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] != "style" and data.strip():
+            self.words.append(data.strip())
+
+
+def written(folder, **changes) -> str:
+    arguments = {"title": "Scenes & more", "metrics": METRICS, "per_class": PER_CLASS}
+    return write_report(folder / "report.html", **(arguments | changes)).read_text(encoding="utf-8")
+
+
+def test_the_page_says_what_it_was_given(tmp_path):
+    page = Page(written(tmp_path, facts={"Images": 300, "Model": "detr-tiny"}))
+    assert page.open == []
+    for word in ("Scenes & more", "AP", "0.432", "0.700", "average precision at IoU 0.50", "cat", "300", "detr-tiny"):
+        assert word in page.words
+    assert "-" in page.words  # AP_S and the class that is not there
+
+
+def test_classes_stand_best_first_with_bars(tmp_path):
+    text = written(tmp_path)
+    order = [Page(text).words.index(name) for name in ("<script>", "cat", "unseen")]
+    assert order == sorted(order)
+    assert re.findall(r"width: ([\d.]+)%", text.split("</style>")[1]) == ["75.0", "25.0", "0.0"]
+
+
+def test_everything_is_escaped(tmp_path):
+    hostile = '<script>alert("x")</script>'
+    picture = Image.new("RGB", (4, 4))
+    text = written(
+        tmp_path,
+        title=hostile,
+        metrics={hostile: 0.5},
+        per_class={hostile: 0.5},
+        pictures=[(hostile, picture)],
+        facts={hostile: hostile},
+    )
+    page = Page(text)
+    assert "script" not in page.tags
+    assert page.words.count(hostile) == 7  # title, heading, twice a fact, score, class, caption
+    assert ("alt", hostile) in page.attributes
+
+
+def test_pictures_are_inside_the_page(tmp_path):
+    picture = Image.new("RGBA", (60, 40), (200, 30, 30, 255))
+    page = Page(written(tmp_path, pictures=[("truth beside prediction", picture)]))
+    sources = [value for name, value in page.attributes if name in ("src", "href")]
+    assert len(sources) == 1 and sources[0].startswith("data:image/jpeg;base64,")
+    shown = Image.open(io.BytesIO(base64.b64decode(sources[0].split(",")[1])))
+    assert shown.size == (60, 40)
+    assert shown.getpixel((30, 20)) == pytest.approx((200, 30, 30), abs=4)
+    assert "truth beside prediction" in page.words
+
+
+def test_nothing_is_loaded_from_elsewhere(tmp_path):
+    text = written(tmp_path, pictures=[("", Image.new("L", (4, 4)))])
+    assert not re.search(r"https?:|url\(|@import|<script|<link", text)
+
+
+def test_an_empty_report_is_a_page(tmp_path):
+    page = Page(written(tmp_path, metrics={}, per_class={}))
+    assert page.words == ["Scenes & more", "Scenes & more"]
+
+
+def test_folders_are_made_and_nothing_else_is_left(tmp_path):
+    write_report(tmp_path / "new" / "deep" / "page.html", "title", METRICS, PER_CLASS)
+    assert [path.name for path in (tmp_path / "new" / "deep").iterdir()] == ["page.html"]
+
+
+def test_a_failed_write_leaves_the_page_that_was_there(tmp_path, monkeypatch):
+    before = written(tmp_path)
+
+    def full(_descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("opendetr.report.os.fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        written(tmp_path, title="other")
+    assert (tmp_path / "report.html").read_text(encoding="utf-8") == before
+    assert len(list(tmp_path.iterdir())) == 1

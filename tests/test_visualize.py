@@ -1,0 +1,204 @@
+"""Pictures say what they should, where they should, for every kind of image."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageChops
+
+from opendetr.categories import Categories
+from opendetr.structures import Detections
+from opendetr.visualize import contact_sheet, draw_boxes, draw_curves, draw_detections, draw_truth, side_by_side
+
+RED, BLUE = (230, 40, 40), (30, 60, 230)
+PETS = Categories(("cat", "dog"), (3, 7), colours=(RED, BLUE))
+
+
+@dataclass(frozen=True)
+class Record:
+    """As much of a data set's record of an object as is drawn."""
+
+    category_id: int
+    box: tuple[float, float, float, float]
+    crowd: bool = False
+
+
+def grey(height: int = 480, width: int = 640) -> np.ndarray:
+    return np.full((height, width, 3), 128, dtype=np.uint8)
+
+
+def found(boxes, scores, labels, size=(480, 640), image=None) -> Detections:
+    return Detections(
+        torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4), torch.tensor(scores), torch.tensor(labels).long(),
+        PETS, size, image=image,
+    )  # fmt: skip
+
+
+def where(picture: Image.Image, colour: tuple[int, int, int]) -> tuple[int, int, int, int]:
+    """Left, top, right, bottom of the pixels of exactly this colour, right and bottom included."""
+    rows, columns = np.nonzero((np.asarray(picture) == colour).all(-1))
+    return int(columns.min()), int(rows.min()), int(columns.max()), int(rows.max())
+
+
+def has(picture: Image.Image, colour: tuple[int, int, int]) -> bool:
+    return bool((np.asarray(picture) == colour).all(-1).any())
+
+
+def same(a: Image.Image, b: Image.Image) -> bool:
+    return a.size == b.size and ImageChops.difference(a, b).getbbox() is None
+
+
+def test_a_box_lies_where_it_should():
+    left, top, right, bottom = where(draw_boxes(grey(), np.array([[100, 200, 300, 400]]), [""], [RED]), RED)
+    assert (left, top, right, bottom) == pytest.approx((100, 200, 300, 400), abs=2)
+
+
+def test_the_detections_own_image_is_the_default():
+    detections = found([[100, 100, 200, 200]], [0.9], [0], image=grey())
+    assert same(draw_detections(detections), draw_detections(detections, Image.fromarray(grey())))
+    assert same(detections.plot(), draw_detections(detections))
+
+
+def test_min_score_leaves_out():
+    detections = found([[50, 50, 150, 150], [300, 50, 400, 150]], [0.9, 0.3], [0, 1], image=grey())
+    assert has(draw_detections(detections), BLUE)
+    picture = draw_detections(detections, min_score=0.5)
+    assert has(picture, RED) and not has(picture, BLUE)
+
+
+def test_nothing_found_draws_the_image():
+    image = np.random.default_rng(0).integers(0, 255, (480, 640, 3), dtype=np.uint8)
+    assert same(draw_detections(found([], [], []), image), Image.fromarray(image))
+
+
+def test_small_images_are_enlarged_and_large_ones_are_not():
+    assert draw_boxes(grey(256, 256), np.zeros((0, 4)), [], []).size == (768, 768)
+    assert draw_boxes(grey(900, 1200), np.zeros((0, 4)), [], []).size == (1200, 900)
+    assert draw_boxes(grey(256, 256), np.zeros((0, 4)), [], [], scale=1).size == (256, 256)
+    enlarged = draw_boxes(grey(256, 256), np.array([[10, 20, 100, 200]]), [""], [RED])
+    assert where(enlarged, RED) == pytest.approx((30, 60, 300, 600), abs=3)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK"])
+def test_every_mode_becomes_rgb(mode):
+    image = Image.new("L", (64, 48), 100).convert(mode)
+    assert draw_boxes(image, np.zeros((0, 4)), [], []).mode == "RGB"
+
+
+def test_a_grey_array_is_drawn():
+    assert draw_boxes(grey()[..., 0], np.array([[10, 10, 50, 50]]), ["x"], [RED]).size == (640, 480)
+
+
+@pytest.mark.parametrize("corner", [(0, 0, 40, 40), (600, 0, 640, 40), (0, 440, 40, 480), (600, 440, 640, 480)])
+def test_labels_keep_inside_the_picture(corner):
+    """The whole label is there at every corner: as much of its plate as in the middle, letters included."""
+    middle = (300, 220, 340, 260)
+    pictures = [draw_boxes(grey(), np.array([box]), ["a long name 0.50"], [RED]) for box in (corner, middle)]
+    plates = [(np.asarray(picture) == RED).all(-1).sum(1).max() for picture in pictures]  # pixels of the widest row
+    assert plates[0] >= 0.9 * plates[1]
+
+
+def test_labels_of_boxes_in_one_place_do_not_hide_each_other():
+    boxes = np.array([[200, 200, 320, 320]] * 4)
+    colours = [(200, 0, 0), (0, 200, 0), (0, 0, 200), (200, 200, 0)]
+    together = np.asarray(draw_boxes(grey(), boxes, ["same name"] * 4, colours))
+    alone = np.asarray(draw_boxes(grey(), boxes[:1], ["same name"], colours[:1]))
+    plate = (alone[:197] == colours[0]).all(-1).sum()  # above the box
+    for colour in colours:
+        assert (together == colour).all(-1).sum() >= 0.95 * plate
+
+
+@pytest.mark.parametrize(("colour", "ink"), [((250, 240, 60), 0), ((20, 20, 120), 255)])
+def test_letters_contrast_with_their_plate(colour, ink):
+    picture = np.asarray(draw_boxes(grey(), np.array([[200, 200, 320, 320]]), ["name"], [colour]))
+    plate = picture[184:196, 200:240].astype(int)
+    assert np.abs(plate.mean(-1) - ink).min() < 30
+
+
+def test_boxes_beyond_the_picture_are_cut_off():
+    picture = draw_boxes(grey(), np.array([[-50, -50, 700, 700], [800, 800, 900, 900]]), ["all", "none"], [RED, BLUE])
+    assert where(picture, RED) == (0, 0, 639, 479)
+
+
+def test_letters_grow_with_the_picture():
+    heights = []
+    for side in (700, 2800):
+        box = np.array([[side / 2, side / 2, side / 2 + 100, side / 2 + 100]])
+        heights.append(side / 2 - where(draw_boxes(grey(side, side), box, ["name"], [RED]), RED)[1])
+    assert heights[1] > 3 * heights[0]
+
+
+def test_truth_is_drawn_with_names_and_crowds():
+    single, crowd = Record(3, (100, 100, 50, 50)), Record(3, (100, 100, 50, 50), crowd=True)
+    assert where(draw_truth(grey(), [single], PETS, scale=1), RED)[2:] == pytest.approx((150, 150), abs=3)
+    assert not same(draw_truth(grey(), [single], PETS), draw_truth(grey(), [crowd], PETS))
+    assert same(draw_truth(grey(), [], PETS), Image.fromarray(grey()))
+
+
+def test_wrong_input_is_named():
+    detections = found([[1, 1, 2, 2]], [0.9], [0])
+    with pytest.raises(ValueError, match="hold no image"):
+        draw_detections(detections)
+    with pytest.raises(ValueError, match="the image is 320 x 240, but the detections are of one of 640 x 480"):
+        draw_detections(detections, grey(240, 320))
+    with pytest.raises(ValueError, match="box 1 is not finite"):
+        draw_boxes(grey(), np.array([[1, 1, 2, 2], [1, np.nan, 2, 2]]), ["", ""], [RED, RED])
+    with pytest.raises(ValueError, match="1 boxes, 0 captions"):
+        draw_boxes(grey(), np.array([[1, 1, 2, 2]]), [], [])
+    with pytest.raises(ValueError, match="at least one picture"):
+        contact_sheet([], 2)
+    with pytest.raises(ValueError, match="expected 1 titles, got 2"):
+        contact_sheet([Image.new("RGB", (8, 8))], 2, ["a", "b"])
+
+
+def test_sheets_hold_every_picture():
+    colours = [(10 * index + 5, 99, 33) for index in range(5)]
+    pictures = [Image.new("RGB", (100 + index, 80), colour) for index, colour in enumerate(colours)]
+    sheet = contact_sheet(pictures, 2, [f"picture {index}" for index in range(5)])
+    corners = [where(sheet, colour)[:2] for colour in colours]
+    assert len({x for x, _ in corners}) == 2 and len({y for _, y in corners}) == 3
+    assert not same(sheet, contact_sheet(pictures, 2, [""] * 5))
+
+
+def test_side_by_side_levels_heights():
+    row = side_by_side([Image.new("RGB", (100, 50), RED), Image.new("RGB", (100, 100), BLUE)], ["truth", "prediction"])
+    (_, top, _, bottom), (_, blue_top, _, blue_bottom) = where(row, RED), where(row, BLUE)
+    assert (top, bottom) == (blue_top, blue_bottom) and bottom - top == 99
+
+
+def test_curves_rise_where_the_values_do():
+    chart = draw_curves({"AP": [(0, 0.0), (10, 1.0)]}, "Validation", x_label="epoch", y_label="AP")
+    pixels = np.asarray(chart).astype(int)
+    blue = (pixels[100:, :, 2] - pixels[100:, :, 0]) > 150  # below the legend
+    rows, columns = np.nonzero(blue)
+    assert np.corrcoef(rows, columns)[0, 1] < -0.99
+    assert np.ptp(columns) > 0.8 * chart.width and np.ptp(rows) > 0.6 * (chart.height - 100)
+
+
+def test_many_points_are_averaged_and_an_outlier_does_not_flatten_the_rest():
+    values = np.random.default_rng(0).normal(1.0, 0.05, 1000)
+    plain = draw_curves({"loss": list(enumerate(values))})
+    values[500] = 1000.0
+    spiked = draw_curves({"loss": list(enumerate(values[:500])) + list(enumerate(values[500:], 500))})
+    dark = [np.asarray(chart)[40:-40, 100:450, 0] < 60 for chart in (plain, spiked)]  # the average, left of the spike
+    assert np.array_equal(dark[0].any(0), dark[1].any(0)) and dark[0].any(0).mean() > 0.9
+
+
+@pytest.mark.parametrize(
+    "series",
+    [
+        {},
+        {"empty": []},
+        {"unknown": [(0, float("nan"))]},
+        {"one": [(1, 0.5)]},
+        {"flat": [(0, 3.0), (1, 3.0)]},
+        {"gap": [(0, 1.0), (1, float("inf")), (2, 2.0)]},
+        {"tiny": [(0, 1e-5), (1, 1e-4)], "below": [(0, -1e-4)]},
+        {"huge": [(0, 1e9), (1, 2e9)]},
+        {f"line {index}": [(0, index), (1, index)] for index in range(30)},
+    ],
+)
+def test_every_series_can_be_drawn(series):
+    chart = draw_curves(series, "a title that is far too long for the picture " * 5, size=(640, 360))
+    assert chart.size == (640, 360) and chart.mode == "RGB"
