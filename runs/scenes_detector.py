@@ -15,20 +15,22 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from opendetr.boxes import xyxy_to_cxcywh
 from opendetr.categories import Categories
+from opendetr.config import to_dict
 from opendetr.data.scenes import CATEGORIES, draw_scene
 from opendetr.data.transforms import normalise
 from opendetr.presets import Preset, build_model, build_task, get_preset, trained_from_nothing
 from opendetr.structures import FeatureMap, ImageBatch, Target
 from opendetr.tasks import DetectionTask
+from opendetr.weights import ModelCard, save_weights
 
 SIZE = 256
 THINGS = Categories.from_coco([record for record in CATEGORIES if record["isthing"]])
@@ -56,8 +58,10 @@ class Scenes:
         return len(self.pixels)
 
     def images(self, chosen: np.ndarray, mirrored: np.ndarray) -> ImageBatch:
-        images = [normalise(self.pixels[i][:, ::-1] if m else self.pixels[i]) for i, m in zip(chosen, mirrored, strict=True)]
-        pixels = torch.stack(images).contiguous(memory_format=torch.channels_last)
+        images = [
+            normalise(self.pixels[i][:, ::-1] if m else self.pixels[i]) for i, m in zip(chosen, mirrored, strict=True)
+        ]
+        pixels = torch.stack(images)
         return ImageBatch(pixels, None, torch.full((len(chosen), 2), SIZE))
 
     def batches(self, rng: np.random.Generator, size: int) -> Iterator[tuple[np.ndarray, np.ndarray, list[Target]]]:
@@ -95,8 +99,8 @@ def optimise(groups: list[dict], minutes: float, loss_of: Callable[[], dict[str,
         step += 1
         for name, value in losses.items():
             sums[name] = sums.get(name, 0.0) + value.detach().item()
-        if step % 100 == 0:
-            shown = "  ".join(f"{name} {value / 100:.3f}" for name, value in sums.items())
+        if step % 250 == 0:
+            shown = "  ".join(f"{name} {value / 250:.3f}" for name, value in sums.items())
             print(f"{time.monotonic() - began:6.0f} s  step {step}  {shown}", flush=True)
             sums = {}
 
@@ -123,13 +127,83 @@ def learn_features(task: DetectionTask, scenes: Scenes, minutes: float) -> None:
     optimise(groups, minutes, loss_of)
 
 
-def stage_one(folder: Path, count: int, minutes: float) -> None:
+class Features:
+    """Backbone features of every scene, plain and mirrored, computed once: (n, 2, C, h, w) bfloat16."""
+
+    def __init__(self, task: DetectionTask, scenes: Scenes) -> None:
+        backbone, step = task.model.backbone.eval(), 50
+        blocks = []
+        for first in range(0, len(scenes), step):
+            chosen = np.arange(first, min(first + step, len(scenes)))
+            for mirrored in (False, True):
+                with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+                    images = scenes.images(chosen, np.full(len(chosen), mirrored))
+                    blocks.append(backbone(images)[-1].values.to(torch.bfloat16).contiguous())
+        pairs = [torch.stack(pair, 1) for pair in zip(blocks[::2], blocks[1::2], strict=True)]
+        self.values = torch.cat(pairs)
+
+    def __call__(self, chosen: np.ndarray, mirrored: np.ndarray) -> FeatureMap:
+        return FeatureMap(self.values[torch.from_numpy(chosen), torch.from_numpy(mirrored.astype(np.int64))])
+
+
+def _losses(task: DetectionTask, features: tuple[FeatureMap, ...], targets: list[Target]) -> dict[str, Tensor]:
+    """The set loss and the dense loss, from backbone features on."""
+    model = task.model
+    with torch.autocast("cpu", torch.bfloat16):
+        output = model.answer(features)
+    normaliser = task.criterion.normaliser(targets, model.num_queries)
+    losses = task.losses(output, targets, normaliser)
+    losses["dense"] = task.dense(output.memory[-1], targets, normaliser.objects)[None]
+    shown = {name: values[-1] for name, values in losses.items()}
+    return {"total": task.total(losses), **shown}
+
+
+def learn_sets(task: DetectionTask, scenes: Scenes, minutes: float) -> None:
+    """Stage 2: the transformer on kept features."""
+    features, batches = Features(task, scenes), scenes.batches(np.random.default_rng(2), 2 * BATCH)
+
+    def loss_of() -> dict[str, Tensor]:
+        chosen, mirrored, targets = next(batches)
+        return _losses(task, (features(chosen, mirrored),), targets)
+
+    fixed = {id(parameter) for parameter in task.model.backbone.parameters()}
+    trained = [parameter for parameter in task.parameters() if id(parameter) not in fixed]
+    optimise([{"params": trained, "lr": 5e-4}], minutes, loss_of)
+
+
+def tune(task: DetectionTask, scenes: Scenes, minutes: float) -> nn.Module:
+    """Stage 3: everything together, the norms' statistics fixed; returns the moving average of the task."""
+    batches = scenes.batches(np.random.default_rng(3), BATCH)
+    average = AveragedModel(task, multi_avg_fn=get_ema_multi_avg_fn(0.998), use_buffers=False)
+    task.train()
+    task.model.backbone.eval()
+
+    def loss_of() -> dict[str, Tensor]:
+        chosen, mirrored, targets = next(batches)
+        with torch.autocast("cpu", torch.bfloat16):
+            features = task.model.backbone(scenes.images(chosen, mirrored))
+        return _losses(task, features, targets)
+
+    optimise([{"params": list(task.parameters()), "lr": 1e-4}], minutes, loss_of, lambda: average.update_parameters(task))
+    return average.module
+
+
+def run(folder: Path, count: int, minutes: list[float], first_stage: int) -> None:
+    """The three stages; each leaves its state, so that `first_stage` can go on from the one before."""
     torch.manual_seed(0)
     scenes, config = Scenes(folder, count), preset()
-    task = build_task(config, build_model(config, len(THINGS)), len(THINGS)).to(memory_format=torch.channels_last)
+    task = build_task(config, build_model(config, len(THINGS)), len(THINGS))
+    if first_stage > 1:
+        task.load_state_dict(torch.load(folder / f"stage{first_stage - 1}.pth"))
     task.train()
-    learn_features(task, scenes, minutes)
-    torch.save(task.state_dict(), folder / "stage1.pth")
+    for stage, learn in enumerate((learn_features, learn_sets, tune), start=1):
+        if stage >= first_stage:
+            print(f"stage {stage}", flush=True)
+            task = learn(task, scenes, minutes[stage - 1]) or task
+            torch.save(task.state_dict(), folder / f"stage{stage}.pth")
+    facts = {"trained on": f"{count} training scenes, mirrored", "minutes of each stage": list(minutes)}
+    card = ModelCard(to_dict(config), THINGS, facts)
+    save_weights(folder / "detector.safetensors", task.model, card, half=True)
 
 
 if __name__ == "__main__":
@@ -137,6 +211,7 @@ if __name__ == "__main__":
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--scenes", type=int, default=16000)
     parser.add_argument("--minutes", type=float, nargs=3, default=(45, 40, 30))
+    parser.add_argument("--first-stage", type=int, default=1, choices=(1, 2, 3))
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
-    stage_one(options.folder, options.scenes, options.minutes[0])
+    run(options.folder, options.scenes, options.minutes, options.first_stage)

@@ -1,4 +1,4 @@
-"""Weights and inputs by rule: a golden file holds names, shapes and results; the numbers behind the names are made here."""
+"""Weights and inputs by rule: a golden file holds names, shapes and results; their numbers are made here."""
 
 from __future__ import annotations
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from golden import Golden, target
 
+from golden import Golden, target
 from opendetr.losses.dense import DenseConfig, DenseSupervision, assign_cells
 from opendetr.losses.functional import sigmoid_focal
 from opendetr.structures import FeatureMap

@@ -10,7 +10,6 @@ from typing import Any, TypeVar, get_type_hints
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-
 Tree = TypeVar("Tree")
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from opendetr.config import ConfigError, replaced, to_dict
 from opendetr.data.config import AugmentationConfig, DataConfig
@@ -75,12 +75,10 @@ def detr_tiny() -> Preset:
         name="detr-tiny",
         model=DETRConfig(
             backbone=BackboneConfig(depth=18, half_width=True, dilation=True),
-            transformer=TransformerConfig(
-                width=128, ffn_width=512, encoder_layers=3, decoder_layers=3, dropout=0.0
-            ),
+            transformer=TransformerConfig(width=128, ffn_width=512, encoder_layers=3, decoder_layers=3, dropout=0.0),
             num_queries=50,
         ),
-        data=DataConfig(augmentation=AugmentationConfig(multi_scale=False, crop=False)).resized(256),
+        data=DataConfig().resized(256),
         recipe=Recipe(
             learning_rate=5e-4,
             backbone_learning_rate=5e-5,
@@ -128,7 +126,7 @@ def preset_from_dict(record: Mapping[str, Any]) -> Preset:
 
 
 def trained_from_nothing(preset: Preset) -> Preset:
-    """The preset with what a randomly initialised backbone needs, and the published norm and freezing cannot give.
+    """The preset with what a randomly initialised backbone needs.
 
     Trainable batch norm, no frozen stage, the full learning rate for the backbone, and dense supervision of the encoder.
     """
@@ -167,7 +165,7 @@ def build_model(preset: Preset, num_classes: int, *, strict_no_object: bool = Fa
     return DETR(preset.model, scoring.num_logits(num_classes), scoring)
 
 
-def build_task(preset: Preset, model: nn.Module, num_classes: int) -> DetectionTask:
+def build_task(preset: Preset, model: DETR, num_classes: int) -> DetectionTask:
     """What the trainer trains: the model with the losses of its preset."""
     dense = None
     if preset.dense.weight > 0:
@@ -198,7 +196,7 @@ def create(name: str, weights: str | Path | Mapping[str, Tensor] | None = None, 
     return model
 
 
-def create_task(name: str, model: nn.Module | None = None, num_classes: int = 91) -> DetectionTask:
+def create_task(name: str, model: DETR | None = None, num_classes: int = 91) -> DetectionTask:
     """The published losses around a model; a new one with `num_classes` when `model` is omitted."""
     preset = get_preset(name)
     return build_task(preset, create(name, num_classes=num_classes) if model is None else model, num_classes)

@@ -1,6 +1,7 @@
 """The data types that pass between the layers of the library.
 
-Shape letters: B batch, Q queries, L decoder layers, C class logits, D width, H W image, h w features, n objects, m matches.
+Shape letters: B batch, Q queries, L decoder layers, C class logits, D width, H W image, h w features, n objects,
+m matches.
 Frames: inside models and targets a box is (cx, cy, w, h) in 0..1 of the unpadded image; outside it is (x0, y0, x1, y1)
 in pixels of the original image.
 """

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from opendetr.losses.criterion import Normaliser, SetCriterion
 from opendetr.losses.dense import DenseSupervision
+from opendetr.models.detr import DETR
 from opendetr.structures import Batch, Matches, Output, Target
 
 
@@ -20,7 +21,7 @@ class DetectionTask(nn.Module):
         dense: supervision of the encoder's output beside it, or None.
     """
 
-    def __init__(self, model: nn.Module, criterion: SetCriterion, dense: DenseSupervision | None = None) -> None:
+    def __init__(self, model: DETR, criterion: SetCriterion, dense: DenseSupervision | None = None) -> None:
         super().__init__()
         self.model = model
         self.criterion = criterion

@@ -1,20 +1,65 @@
-"""Weights: our own files, the official layout, and the transfer to other classes. Nothing is ever unpickled into objects."""
+"""Weights: our own files, the official layout, the transfer to other classes. No pickled object is ever built."""
 
 from __future__ import annotations
 
+import json
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from opendetr.categories import Categories
+
+_KEY = "opendetr"
+_FORMAT = 1
 
 
 class WeightsError(ValueError):
     """Weights that cannot be used; the message is one line."""
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What a weights file of ours says about the model in it.
+
+    Attributes:
+        config: the run's configuration as plain values, the preset's name under "name".
+        categories: what the labels stand for.
+        facts: anything else worth knowing, plain values (metrics, steps, data).
+    """
+
+    config: dict[str, Any]
+    categories: Categories
+    facts: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class TransferReport:
+    """Which classes a transfer kept.
+
+    Attributes:
+        kept: in both, by name: their rows were copied.
+        new: only in the new model: their rows are random.
+        dropped: only in the old one.
+    """
+
+    kept: tuple[str, ...]
+    new: tuple[str, ...]
+    dropped: tuple[str, ...]
+
+    def __str__(self) -> str:
+        parts = [
+            f"{len(names)} {what}" + (f" ({', '.join(names[:8])}{', ...' if len(names) > 8 else ''})" if names else "")
+            for what, names in (("kept", self.kept), ("new", self.new), ("dropped", self.dropped))
+        ]
+        return "classes: " + ", ".join(parts)
 
 
 @dataclass(frozen=True)
@@ -108,6 +153,8 @@ def load_weights(model: nn.Module, source: str | Path | Mapping[str, Tensor]) ->
         layout = "official"
         state = {from_official(name): value for name, value in state.items()}
     state = {name: value for name, value in state.items() if name in own or not name.endswith("num_batches_tracked")}
+    uncounted = {name: own[name] for name in own if name.endswith("num_batches_tracked") and name not in state}
+    state |= uncounted  # a frozen norm has no such count, and a trainable one does not need it
     faults = [f"missing {name}" for name in own if name not in state]
     faults += [f"unknown {name}" for name in state if name not in own]
     faults += [
@@ -120,3 +167,78 @@ def load_weights(model: nn.Module, source: str | Path | Mapping[str, Tensor]) ->
         raise WeightsError(f"{where}{len(faults)} keys do not fit this model ({layout} layout): " + "; ".join(faults))
     model.load_state_dict(state)
     return LoadReport(layout, len(state))
+
+
+def save_weights(path: Path, model: nn.Module, card: ModelCard, *, half: bool = False) -> None:
+    """Write our own file: safetensors, the card as JSON in its header.
+
+    Args:
+        path: where to, written as it is; callers that must survive a kill write aside and rename.
+        model: gives the state dict.
+        card: describes it.
+        half: store matrices in half precision (norms and biases stay as they are).
+    """
+    state = {
+        name: (value.half() if half and value.is_floating_point() and value.ndim > 1 else value).contiguous()
+        for name, value in model.state_dict().items()
+    }
+    content = {"format": _FORMAT, "config": card.config, "categories": card.categories.to_dict(), "facts": card.facts}
+    save_file(state, path, metadata={_KEY: json.dumps(content)})
+
+
+def read_card(path: Path) -> ModelCard | None:
+    """The card of our own file, None for a file that has none.
+
+    Raises:
+        WeightsError: the file is missing or cut off, or its card cannot be used.
+    """
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such file")
+    if path.suffix != ".safetensors":
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get(_KEY)
+    except SafetensorError as error:
+        raise WeightsError(f"{path}: not a whole safetensors file ({error}); copy or save it again") from None
+    if text is None:
+        return None
+    try:
+        content = json.loads(text)
+        return ModelCard(content["config"], Categories.from_dict(content["categories"]), content["facts"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise WeightsError(f"{path}: its description cannot be read ({error}); save it again") from None
+
+
+def transfer(
+    model: nn.Module, state: Mapping[str, Tensor], old: Categories, new: Categories, class_rows: Sequence[str]
+) -> TransferReport:
+    """Load weights into a model with other classes: rows of classes of the same name are copied, new ones stay random.
+
+    Args:
+        model: the new model; its state dict is that of `state` but for the number of classes.
+        state: our layout.
+        old, new: what the rows of `state` and of `model` stand for.
+        class_rows: names of the tensors with a row a class; rows behind the classes ("no object") are copied too.
+
+    Raises:
+        WeightsError: anything else does not fit.
+    """
+    state = dict(state)
+    kept = [name for name in new.names if name in old.names]
+    to = [new.label_of_name(name) for name in kept]
+    of = [old.label_of_name(name) for name in kept]
+    own = model.state_dict()
+    for name in class_rows:
+        if name not in state or state[name].shape[1:] != own[name].shape[1:]:
+            continue  # load_weights names it
+        rows = own[name].clone()
+        rows[to] = state[name][of].to(rows)
+        rows[len(new) :] = state[name][len(old) :].to(rows)
+        state[name] = rows
+    load_weights(model, state)
+    return TransferReport(
+        tuple(kept),
+        tuple(name for name in new.names if name not in old.names),
+        tuple(name for name, used in zip(old.names, old.used, strict=True) if used and name not in new.names),
+    )

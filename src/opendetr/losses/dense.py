@@ -1,8 +1,8 @@
 """Dense supervision of the encoder: a help in training, not a part of the detector.
 
 Set prediction alone tells a randomly initialised backbone little: one query in ten has an object, and which one changes
-from step to step. Here every cell of the memory that lies in an object answers for it as well, which trains backbone and
-encoder from the first step on (the assignment of FCOS, Tian et al. 2019, section 3.1; as a collaborative head beside
+from step to step. Here every cell of the memory that lies in an object answers for it as well, which trains backbone and encoder
+from the first step on (the assignment of FCOS, Tian et al. 2019, section 3.1; as a collaborative head beside
 DETR's: Zong et al., Co-DETR, 2023). The heads are dropped after training; prediction never sees them.
 
 Shape letters: B batch, D width, K classes, h w cells of the memory, N = h w, n objects.
@@ -102,18 +102,17 @@ class DenseSupervision(nn.Module):
         """
         with torch.autocast(memory.values.device.type, enabled=False):
             tokens = memory.values.float().flatten(2).transpose(1, 2)
+            height, width = memory.values.shape[-2:]
             assigned = torch.stack(
                 [
-                    assign_cells(
-                        target.boxes, *memory.values.shape[-2:], _valid_cells(memory, image), self.config.reach
-                    )
+                    assign_cells(target.boxes, height, width, _valid_cells(memory, image), self.config.reach)
                     for image, target in enumerate(targets)
                 ]
             )
             return self._loss(tokens, assigned, targets) / num_objects
 
     def _loss(self, tokens: Tensor, assigned: Tensor, targets: Sequence[Target]) -> Tensor:
-        """Tokens (B, N, D) and the objects that they answer for (B, N) -> focal loss of all cells, box loss of objects."""
+        """Tokens (B, N, D), the objects that they answer for (B, N) -> focal loss of cells plus box loss of objects."""
         config, positive = self.config, assigned >= 0
         chosen = [index[index >= 0] for index in assigned]
         labels = torch.cat([target.labels[index] for target, index in zip(targets, chosen, strict=True)])

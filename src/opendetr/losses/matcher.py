@@ -51,8 +51,8 @@ def pair_costs(
 def match(output: Output, targets: Sequence[Target], classification: Classification, config: MatcherConfig) -> Matches:
     """The cheapest one-to-one assignment in every layer and image; min(objects, Q) pairs each.
 
-    The costs of all layers and images go to the host in one transfer. Numbers that are not finite count as very dear, so
-    that a diverged model ends in a loss that says so, not in the solver.
+    The costs of all layers and images go to the host in one transfer. Numbers that are not finite count as very dear,
+    so that a diverged model ends in a loss that says so, not in the solver.
 
     Args:
         output: predictions of L layers.

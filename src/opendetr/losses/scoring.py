@@ -16,7 +16,7 @@ class SoftmaxNoObject:
 
     Attributes:
         strict: give a score of 0 where "no object" is the most probable answer. DETR does not: it takes the best class
-            other than "no object" whatever the last column says, which is worth AP because AP ranks and never thresholds.
+            other than "no object" whatever the last column says, which pays because AP ranks and never thresholds.
     """
 
     strict: bool = False

@@ -1,7 +1,7 @@
 """DETR: object detection as set prediction (Carion et al., "End-to-End Object Detection with Transformers", 2020).
 
-A CNN sees the image, an encoder lets its cells talk to each other, a decoder lets learned object queries look at them, and
-each query answers with one class and one box. No anchors, no suppression: the loss makes every object answered once.
+A CNN sees the image, an encoder lets its cells talk to each other, a decoder lets learned object queries look at them,
+and each query answers with one class and one box. No anchors, no suppression: the loss has every object answered once.
 
 Shape letters: B batch, Q queries, L decoder layers, C class logits, D width, H W image, h w features.
 """
@@ -48,7 +48,12 @@ class DETR(nn.Module):
         config: what it is made of.
         num_logits: C, outputs of the class head (no-object among them, for a scoring that has one).
         scoring: what the logits mean; it travels with the predictions.
+
+    Attributes:
+        class_rows: names of the tensors that have a row a class.
     """
+
+    class_rows = ("class_head.weight", "class_head.bias")
 
     def __init__(self, config: DETRConfig, num_logits: int, scoring: Scoring) -> None:
         super().__init__()
@@ -83,9 +88,8 @@ class DETR(nn.Module):
         padding = None if memory.padding is None else memory.padding.flatten(1)
         return self.decoder(queries, _tokens(memory.values), _tokens(memory.position), padding)
 
-    def forward(self, images: ImageBatch) -> Output:
-        """Images -> predictions of every decoder layer: logits (B, Q, C), boxes (B, Q, 4) cxcywh in 0..1."""
-        features = self.backbone(images)
+    def answer(self, features: tuple[FeatureMap, ...]) -> Output:
+        """Backbone features -> predictions of every decoder layer."""
         memory = self.encode(features[-1])
         queries = self.decode(memory)
         with torch.autocast(queries.device.type, enabled=False):  # a box needs more digits than bfloat16 has
@@ -93,6 +97,10 @@ class DETR(nn.Module):
             logits, boxes = self.class_head(queries), self.box_head(queries).sigmoid()
         layers = tuple(Predictions(*layer, self.scoring) for layer in zip(logits, boxes, strict=True))
         return Output(layers, queries, features, (memory,))
+
+    def forward(self, images: ImageBatch) -> Output:
+        """Images -> predictions of every decoder layer: logits (B, Q, C), boxes (B, Q, 4) cxcywh in 0..1."""
+        return self.answer(self.backbone(images))
 
 
 def _tokens(features: Tensor) -> Tensor:

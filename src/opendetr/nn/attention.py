@@ -54,11 +54,14 @@ class MultiHeadAttention(nn.Module):
             q = F.linear(query, self.in_proj_weight[:width], self.in_proj_bias[:width])
             k = F.linear(key, self.in_proj_weight[width : 2 * width], self.in_proj_bias[width : 2 * width])
         v = F.linear(value, self.in_proj_weight[2 * width :], self.in_proj_bias[2 * width :])
-        attended = F.scaled_dot_product_attention(
-            self._heads(q),
-            self._heads(k),
-            self._heads(v),
-            attn_mask=None if padding is None else ~padding[:, None, None, :],
-            dropout_p=self.dropout if self.training else 0.0,
-        )
+        seen = None if padding is None else ~padding[:, None, None, :]
+        attended = self._attend(self._heads(q), self._heads(k), self._heads(v), seen)
         return self.out_proj(attended.transpose(1, 2).flatten(2))
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None) -> Tensor:
+        dropout = self.dropout if self.training else 0.0
+        if q.device.type != "cpu" or q.dtype == torch.float32:
+            return F.scaled_dot_product_attention(q, k, v, seen, dropout)
+        # torch's CPU kernel takes twice as long in bfloat16 as in float32, forward and backward.
+        with torch.autocast("cpu", enabled=False):
+            return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), seen, dropout).to(q.dtype)

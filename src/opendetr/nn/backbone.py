@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
@@ -135,6 +136,7 @@ class Backbone(nn.Module):
         widths = (32, 64, 128, 256) if config.half_width else (64, 128, 256, 512)
         self.num_channels = tuple(width * block.expansion for width in widths)
         self._freeze(config.frozen_stages)
+        self.to(memory_format=torch.channels_last)  # the layout that convolutions are fastest in, on CPU and GPU
 
     def _stages(self) -> tuple[nn.Module, ...]:
         return self.body.layer1, self.body.layer2, self.body.layer3, self.body.layer4
@@ -145,7 +147,8 @@ class Backbone(nn.Module):
 
     def forward(self, images: ImageBatch) -> tuple[FeatureMap, ...]:
         """Images -> four feature maps, fine to coarse, each with the padding mask at its own size."""
-        x = F.relu(_convolve(self.body.conv1, self.body.bn1, images.pixels), inplace=True)
+        x = images.pixels.contiguous(memory_format=torch.channels_last)
+        x = F.relu(_convolve(self.body.conv1, self.body.bn1, x), inplace=True)
         x = self.body.maxpool(x)
         levels = []
         for stage in self._stages():

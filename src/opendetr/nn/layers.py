@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -21,7 +22,7 @@ class MLP(nn.Module):
     def __init__(self, width: int, hidden: int, num_outputs: int, num_layers: int) -> None:
         super().__init__()
         widths = [width, *[hidden] * (num_layers - 1), num_outputs]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., width) -> (..., num_outputs)."""
@@ -31,7 +32,7 @@ class MLP(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """The two linear layers of a transformer block, dropout after the activation (the one at the end is the block's)."""
+    """The two linear layers of a transformer block, dropout after the activation (that at the end is `Residual`'s)."""
 
     def __init__(self, width: int, hidden: int, dropout: float) -> None:
         super().__init__()

@@ -16,8 +16,8 @@ from opendetr.structures import FeatureMap
 class SinePosition(nn.Module):
     """Sines and cosines of the cell's place among the valid cells, y features before x features.
 
-    The place is counted from 1 and divided by the number of valid cells on its axis, times 2 pi, so that images of every
-    size span the same range (DETR, appendix A.4; "Attention is all you need", section 3.5).
+    The place is counted from 1 and divided by the number of valid cells on its axis, times 2 pi, so that images of
+    every size span the same range (DETR, appendix A.4; "Attention is all you need", section 3.5).
 
     Args:
         width: D, features out; half for each axis.

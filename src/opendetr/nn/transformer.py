@@ -23,7 +23,7 @@ class TransformerConfig:
         num_heads: attention heads.
         ffn_width: hidden features of the feed-forward blocks.
         encoder_layers, decoder_layers: blocks of each.
-        dropout: probability, at every site of the original: attention weights, after attention, inside and after the FFN.
+        dropout: probability, at every site of the original: attention weights, after attention, in and after the FFN.
         norm_first: pre-norm (True) or post-norm (False, the published models).
     """
 
