@@ -184,7 +184,9 @@ def tune(task: DetectionTask, scenes: Scenes, minutes: float) -> nn.Module:
             features = task.model.backbone(scenes.images(chosen, mirrored))
         return _losses(task, features, targets)
 
-    optimise([{"params": list(task.parameters()), "lr": 1e-4}], minutes, loss_of, lambda: average.update_parameters(task))
+    optimise(
+        [{"params": list(task.parameters()), "lr": 1e-4}], minutes, loss_of, lambda: average.update_parameters(task)
+    )
     return average.module
 
 

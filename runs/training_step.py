@@ -79,7 +79,8 @@ def main() -> None:
     medians = {name: statistics.median(values) for name, values in times.items()}
     ratios = [a / b for a, b in zip(times["opendetr"], times["transformers"], strict=True)]
     for name, median in medians.items():
-        print(f"{name}: median {median:.2f} s of {options.repeats} steps ({min(times[name]):.2f} to {max(times[name]):.2f})")
+        least, most = min(times[name]), max(times[name])
+        print(f"{name}: median {median:.2f} s of {options.repeats} steps ({least:.2f} to {most:.2f})")
     print(f"ratio ours / theirs, pair by pair: median {statistics.median(ratios):.3f}")
 
 

@@ -6,8 +6,8 @@ from itertools import permutations
 
 import pytest
 import torch
-from golden import target
 
+from golden import target
 from opendetr.losses.classification import SoftmaxClassification
 from opendetr.losses.criterion import CriterionConfig, SetCriterion
 from opendetr.losses.matcher import MatcherConfig, match, pair_costs

@@ -160,7 +160,7 @@ class Categories:
 
     @classmethod
     def from_coco(cls, records: Iterable[dict[str, Any]]) -> Categories:
-        """From the `categories` of a COCO file (`id`, `name`, perhaps `isthing`, `color`), in the order of their ids."""
+        """From the `categories` of a COCO file (`id`, `name`, perhaps `isthing`, `color`), in order of id."""
         rows = sorted(records, key=lambda record: record["id"])
         colours = [tuple(row["color"]) if "color" in row else _spread_colour(i) for i, row in enumerate(rows)]
         return cls(

@@ -51,7 +51,7 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
+        reason = getattr(error, "strerror", None) or str(error).rpartition("I/O error: ")[2].partition(" (os error")[0]
         raise CheckpointError(
             f"cannot write {path}: {reason}; the checkpoint before it is whole: make room, then go on with --resume"
         ) from error

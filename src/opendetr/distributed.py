@@ -10,15 +10,19 @@ from torch import Tensor, distributed
 Value = TypeVar("Value")
 
 
+class DeviceError(ValueError):
+    """A device that this machine does not have; the message is one line."""
+
+
 def best_device(name: str = "auto") -> torch.device:
-    """The device called `name`; "auto" takes a GPU when there is one. Raises ValueError when the machine lacks it."""
+    """The device called `name`; "auto" takes a GPU when there is one. Raises DeviceError when the machine lacks it."""
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         name = next(kind for kind, there in available.items() if there)
     kind = name.partition(":")[0]
     if not available.get(kind, False):
         choices = ", ".join(kind for kind, there in available.items() if there)
-        raise ValueError(f"device {name!r}: this machine has none; choose one of {choices}, or auto")
+        raise DeviceError(f"device {name!r}: this machine has none; choose one of {choices}, or auto")
     return torch.device(name)
 
 

@@ -28,6 +28,7 @@ from opendetr.visualize import contact_sheet, draw_curves
 
 METRICS_FILE = "metrics.jsonl"
 _MOST_STEP_LINES = 5000
+_SHOWN = 3  # scores of an evaluation that fit a line
 
 
 class Progress(Observer):
@@ -81,15 +82,16 @@ class Progress(Observer):
             self._say(self._description(event))
 
     def on_evaluation(self, event: Evaluated) -> None:
-        """Give the scores."""
+        """Give the first scores."""
         self._metrics = event.metrics
-        numbers = [f"{name} {value:.3f}" for name, value in event.metrics.items() if isinstance(value, float)]
+        numbers = [f"{name} {value:.3f}" for name, value in event.metrics.items() if isinstance(value, float)][:_SHOWN]
         best = ", the best so far" if event.best else ""
         self._say(f"epoch {event.epoch:.1f}, step {event.step}: {' '.join(numbers)} ({_clock(event.seconds)}{best})")
 
     def on_end(self, event: RunEnded) -> None:
         """Clear the line, and say why and when the run ended."""
-        self._bar.stop()
+        if self._line is not None:
+            self._bar.stop()
         said = {
             "finished": "done",
             "interrupted": "interrupted and saved; go on with --resume",
@@ -288,12 +290,16 @@ def _whole_rows(lines: list[str], path: Path) -> Iterator[dict[str, Any]]:
 
 
 def curves(rows: Iterable[Mapping[str, Any]], metrics: tuple[str, ...] = ("AP", "AP50")) -> Image.Image:
-    """Loss over steps and, below it, scores over steps, from the rows of `read_metrics`."""
+    """Losses and, below them, scores over steps, from the rows of `read_metrics`, among them one step at least."""
     rows = list(rows)
     steps = [row for row in rows if row["kind"] == "step"]
     evaluations = [row for row in rows if row["kind"] == "evaluation"]
-    losses = {"loss": [(row["step"], _number(row["loss"])) for row in steps]}
-    charts = [draw_curves(losses, x_label="step", y_label="weighted sum over all decoder layers")]
+    total = {"loss": [(row["step"], _number(row["loss"])) for row in steps]}
+    final = {name: [(row["step"], _number(row["losses"][name][-1])) for row in steps] for name in steps[0]["losses"]}
+    charts = [
+        draw_curves(total, x_label="step", y_label="weighted sum over all decoder layers"),
+        draw_curves(final, x_label="step", y_label="final decoder layer, unweighted"),
+    ]
     scores = {
         name: [(row["step"], _number(row["metrics"][name])) for row in evaluations]
         for name in metrics

@@ -9,7 +9,6 @@ import glob
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from importlib import resources
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -28,12 +27,11 @@ from opendetr.distributed import best_device
 from opendetr.evaluation import CocoEvaluator
 from opendetr.models.detr import DETR
 from opendetr.postprocess import detect
-from opendetr.presets import Preset, build_model, get_preset, list_models, preset_from_dict
+from opendetr.presets import Preset, build_model, get_preset, list_models, preset_from_dict, published_weights
 from opendetr.structures import Detections, ImageBatch
 from opendetr.weights import WeightsError, load_weights, read_card, read_state
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm"})
-SHIPPED = {"detr-tiny": "scenes-detr-tiny.safetensors"}
 
 Source = str | Path | np.ndarray | Tensor | Image.Image
 
@@ -190,12 +188,12 @@ def _relabelled(detections: Detections, labels: Tensor, categories: Categories) 
     return replace(replace(detections, labels=moved.clamp(min=0))[moved >= 0], categories=categories)
 
 
-def _several(source: Any) -> Iterable[Source] | None:
-    """The pictures of a folder, a glob or a list; None for one picture."""
-    if isinstance(source, np.ndarray | Tensor | Image.Image):
-        return None
-    if not isinstance(source, str | Path):
-        return source
+def find_pictures(source: str | Path) -> list[Path]:
+    """The pictures in a folder (those in its folders too) or that match a pattern; any other path by itself.
+
+    Raises:
+        DataError: the folder holds none, or nothing matches.
+    """
     path = Path(source)
     if path.is_dir():
         found = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
@@ -206,8 +204,19 @@ def _several(source: Any) -> Iterable[Source] | None:
         matching = sorted(glob.glob(str(source), recursive=True))  # noqa: PTH207  a pattern may be absolute
         if not matching:
             raise DataError(f"{source}: no file matches")
-        return matching
-    return None
+        return [Path(match) for match in matching]
+    return [path]
+
+
+def _several(source: Any) -> Iterable[Source] | None:
+    """The pictures of a folder, a glob or a list; None for one picture."""
+    if isinstance(source, np.ndarray | Tensor | Image.Image):
+        return None
+    if not isinstance(source, str | Path):
+        return source
+    path = Path(source)
+    one = not path.is_dir() and (path.exists() or not glob.has_magic(str(source)))
+    return None if one else find_pictures(source)
 
 
 def _readable(
@@ -238,7 +247,7 @@ def _pixels(source: Source) -> np.ndarray:
     return source if source.ndim == 3 else np.repeat(source[:, :, None], 3, axis=2)
 
 
-def _weights_file(source: Path) -> Path:
+def weights_file(source: Path) -> Path:
     """The weights in a run folder (the best ones), or the file itself."""
     if not source.is_dir():
         return source
@@ -246,14 +255,6 @@ def _weights_file(source: Path) -> Path:
         if (source / candidate).is_file():
             return source / candidate
     raise WeightsError(f"{source}: holds no weights; expected a run folder of `opendetr train`")
-
-
-def shipped_weights(name: str) -> Path | None:
-    """The weights of a catalogue model that come with the package, or None."""
-    if name not in SHIPPED:
-        return None
-    path = Path(str(resources.files("opendetr") / "assets" / SHIPPED[name]))
-    return path if path.is_file() else None
 
 
 def load(
@@ -267,7 +268,8 @@ def load(
     """A detector from a catalogue name, a run folder or a file of weights.
 
     Args:
-        source: a name (its weights come with the package), a run folder, a .safetensors or .pth file.
+        source: a name (its weights come with the package or are downloaded once), a run folder, a .safetensors or
+            .pth file.
         model: the catalogue's name of a file that does not say itself what it holds.
         categories: of such a file; COCO's 91 rows when omitted.
         device: "auto", "cpu", "cuda" or "mps".
@@ -282,14 +284,12 @@ def load(
         ('disc', 'ring', 'crescent')
     """
     if str(source) in list_models():
-        path = shipped_weights(str(source))
-        if path is None:
-            raise WeightsError(
-                f"{source}: no weights come with the package; download the published file and load it with "
-                f"load('FILE.pth', model='{source}')"
-            )
+        found, model = published_weights(str(source)), str(source)
+        if found is None:
+            raise WeightsError(f"{source}: no weights of it are published; train it first, or name a file of weights")
+        path = found
     else:
-        path = _weights_file(Path(source))
+        path = weights_file(Path(source))
     card = read_card(path)
     if card is not None:
         preset, known = preset_from_dict(card.config), card.categories

@@ -5,13 +5,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from opendetr.config import ConfigError, replaced, to_dict
-from opendetr.data.config import AugmentationConfig, DataConfig
+from opendetr.data.config import DataConfig
 from opendetr.losses.criterion import CriterionConfig, SetCriterion
 from opendetr.losses.dense import DenseConfig, DenseSupervision
 from opendetr.losses.scoring import SoftmaxNoObject
@@ -20,7 +21,7 @@ from opendetr.nn.backbone import BackboneConfig
 from opendetr.nn.transformer import TransformerConfig
 from opendetr.recipe import Recipe
 from opendetr.tasks import DetectionTask
-from opendetr.weights import load_weights
+from opendetr.weights import download, load_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +98,40 @@ _PRESETS: dict[str, Callable[[], Preset]] = {
 }
 
 
+_SHIPPED = {"detr-tiny": "scenes-detr-tiny.safetensors"}
+_PUBLISHED = {
+    name: f"https://dl.fbaipublicfiles.com/detr/{file}"
+    for name, file in (
+        ("detr-r50", "detr-r50-e632da11.pth"),
+        ("detr-r50-dc5", "detr-r50-dc5-f0fb7ef5.pth"),
+        ("detr-r101", "detr-r101-2c7b67e5.pth"),
+        ("detr-r101-dc5", "detr-r101-dc5-a2e86def.pth"),
+    )
+}
+
+
+def shipped_weights(name: str) -> Path | None:
+    """The weights of a catalogue model that come with the package, or None."""
+    if name not in _SHIPPED:
+        return None
+    path = Path(str(resources.files("opendetr") / "assets" / _SHIPPED[name]))
+    return path if path.is_file() else None
+
+
+def weights_origin(name: str) -> str | None:
+    """Where the weights of a catalogue model come from: "package", a URL, or None where there are none."""
+    return "package" if shipped_weights(name) else _PUBLISHED.get(name)
+
+
+def published_weights(name: str) -> Path | None:
+    """The weights of a catalogue model: from the package, or downloaded once; None where there are none.
+
+    Raises:
+        WeightsError: they cannot be downloaded.
+    """
+    return download(_PUBLISHED[name]) if name in _PUBLISHED else shipped_weights(name)
+
+
 def list_models() -> list[str]:
     """The names of all models of the catalogue."""
     return list(_PRESETS)
@@ -128,7 +163,7 @@ def preset_from_dict(record: Mapping[str, Any]) -> Preset:
 def trained_from_nothing(preset: Preset) -> Preset:
     """The preset with what a randomly initialised backbone needs.
 
-    Trainable batch norm, no frozen stage, the full learning rate for the backbone, and dense supervision of the encoder.
+    Trainable batch norm, no frozen stage, the full learning rate for the backbone, dense supervision of the encoder.
     """
     return replace(
         preset,
@@ -203,4 +238,5 @@ def create_task(name: str, model: DETR | None = None, num_classes: int = 91) -> 
 
 
 __all__ = ["Preset", "build_model", "build_task", "create", "create_task", "get_preset", "list_models", "miniature",
-           "preset_from_dict", "to_dict", "trained_from_nothing"]  # fmt: skip
+           "preset_from_dict", "published_weights", "shipped_weights", "to_dict", "trained_from_nothing",
+           "weights_origin"]  # fmt: skip

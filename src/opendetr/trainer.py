@@ -194,20 +194,21 @@ class Trainer:
         try:
             self._tell(start)
             with StopSignal() as stop:
-                self._run(stop)
+                if self._evaluation_due() or not self._finished():
+                    self._run(stop, is_new=not resume)
             finished = self._finished() and not self._evaluation_due()
             outcome = "finished" if finished else "interrupted"
         finally:
             self._tell(RunEnded(state.step, outcome, state.seconds))
         return RunResult(state.step, outcome == "interrupted", state.metrics, state.best, state.seconds)
 
-    def _run(self, stop: StopSignal) -> None:
+    def _run(self, stop: StopSignal, is_new: bool) -> None:
         """Alternate between a step and what is due between two steps, to the end or until a signal."""
-        if self._finished() and not self._evaluation_due():
-            return
         self.task.train()
-        self._clock = time.perf_counter() - self.state.seconds
         self._saved = time.perf_counter()
+        self._clock = self._saved - self.state.seconds
+        if is_new:  # the random start belongs to the run, and a disk that cannot hold it is found out at once
+            self._save()
         self._attend(stop)
         while not (self._finished() or stop.requested):
             epoch, position = divmod(self.state.step, len(self.loader))
@@ -220,8 +221,7 @@ class Trainer:
                 if self._finished() or stop.requested:
                     break
                 waiting = time.perf_counter()
-        if self.state.step > 0:
-            self._save()
+        self._save()
 
     def _finished(self) -> bool:
         return self.state.plan is not None and self.state.step >= self.state.plan.total_steps
@@ -327,11 +327,9 @@ class Trainer:
         names = batch.names or tuple(f"image {target.image_id}" for target in batch.targets)
         self._tell(NonFiniteFound(self.state.step, loss, norm, names))
         what = f"the gradient's norm is {norm}" if math.isfinite(loss) else f"the loss is {loss}"
-        last = find_checkpoint(self.folder / "last")
-        kept = f"the checkpoint {last} is from before it" if last else "no checkpoint had been saved yet"
         raise NonFiniteError(
-            f"{what} in step {self.state.step + 1}, images {', '.join(names)}; {kept}: "
-            "look at these images, or lower the learning rate"
+            f"{what} in step {self.state.step + 1}, images {', '.join(names)}; the checkpoint {self.folder / 'last'} "
+            "is from before it: look at these images, or lower the learning rate"
         )
 
     @property
@@ -351,8 +349,8 @@ class Trainer:
         except AbandonedError:
             return
         else:
-            value = metrics.get(self.metric, math.nan)
-            is_best = value > state.best.get(self.metric, -math.inf)
+            value = metrics.get(self.metric)  # None where the data has nothing to be measured on
+            is_best = value is not None and value > state.best.get(self.metric, -math.inf)
             state.evaluated, state.metrics = state.step, metrics
             if is_best:
                 state.best = {**metrics, "step": state.step}

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import pickle
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,6 +108,31 @@ def from_official(name: str) -> str:
         if count:
             return renamed
     return name
+
+
+def cache_folder() -> Path:
+    """Where downloads are kept: what the environment variable OPENDETR_CACHE names, else ~/.cache/opendetr."""
+    return Path(os.environ.get("OPENDETR_CACHE") or Path.home() / ".cache" / "opendetr")
+
+
+def download(url: str) -> Path:
+    """A file whose name carries the start of its hash (NAME-HASH.pth), from the cache or from where it is published.
+
+    Raises:
+        WeightsError: it cannot be had, or it is not the published file.
+    """
+    path = cache_folder() / url.rpartition("/")[2]
+    prefix = path.stem.rpartition("-")[2]
+    if not path.is_file():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(path), hash_prefix=prefix, progress=sys.stderr.isatty())
+        except (OSError, RuntimeError) as error:
+            raise WeightsError(f"cannot download {url} ({error}); without a network, put the file at {path}") from None
+    with path.open("rb") as file:
+        if not hashlib.file_digest(file, "sha256").hexdigest().startswith(prefix):
+            raise WeightsError(f"{path}: not the published file, its hash does not begin with {prefix}; remove it")
+    return path
 
 
 def read_state(path: Path) -> dict[str, Tensor]:

@@ -1,9 +1,9 @@
 """Dense supervision of the encoder: a help in training, not a part of the detector.
 
 Set prediction alone tells a randomly initialised backbone little: one query in ten has an object, and which one changes
-from step to step. Here every cell of the memory that lies in an object answers for it as well, which trains backbone and encoder
-from the first step on (the assignment of FCOS, Tian et al. 2019, section 3.1; as a collaborative head beside
-DETR's: Zong et al., Co-DETR, 2023). The heads are dropped after training; prediction never sees them.
+from step to step. Here every cell of the memory that lies in an object answers for it as well, which trains backbone
+and encoder from the first step on (the assignment of FCOS, Tian et al. 2019, section 3.1; as a collaborative head
+beside DETR's: Zong et al., Co-DETR, 2023). The heads are dropped after training; prediction never sees them.
 
 Shape letters: B batch, D width, K classes, h w cells of the memory, N = h w, n objects.
 """

@@ -1,0 +1,92 @@
+"""`opendetr demo`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from opendetr.cli.output import JsonOption, answer, command, number, progress_bar, say
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from opendetr.data.records import DetectionData
+    from opendetr.predictor import Predictor
+
+MODEL = "detr-tiny"
+PAGE = "index.html"
+_SPLIT, _SEED = "val", 0  # training scenes are of another split, so that none of these was ever seen
+_NUM_PICTURES = 12
+_SHOWN_SCORE = 0.5
+
+
+@command
+def demo(
+    out: Annotated[Path, typer.Option(help="Where the scenes and the page go.")] = Path("opendetr-demo"),
+    images: Annotated[int, typer.Option(min=1, help="How many scenes to score on.")] = 300,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Draw unseen scenes, find the objects with the detector that comes with the package, and show how well it does.
+
+    Examples:
+
+        opendetr demo
+
+        opendetr demo --out /tmp/demo --images 50 --json
+    """
+    from opendetr.data.formats import open_split
+    from opendetr.predictor import load
+    from opendetr.report import write_report
+
+    began = time.monotonic()
+    detector = load(MODEL, device=device)
+    _draw(out / "scenes", images)
+    data = open_split(out / "scenes", _SPLIT)
+    say(f"{data.summary()}")
+    with progress_bar("evaluating") as progress:
+        scores = detector.evaluate(data, layers=True, progress=progress)
+    size = sum(parameter.numel() for parameter in detector.model.parameters())
+    facts = {
+        "model": f"{MODEL}, {size / 1e6:.1f} million parameters",
+        "data": f"{len(data)} drawn scenes, {data.num_objects:,} objects, none of them seen in training",
+        "AP by decoder layer": ", ".join(map(number, scores.per_layer)),
+        "time": f"{1000 * scores.seconds_per_image:.0f} ms an image on {detector.device}",
+    }
+    pictures = list(_pictures(detector, data))
+    page = write_report(out / PAGE, "OpenDETR demo", scores.metrics, scores.per_class, pictures, facts=facts)
+    seconds = time.monotonic() - began
+    if as_json:
+        answer({"page": str(page), "images": len(data), "seconds": seconds, "metrics": scores.metrics,
+                "per_class": scores.per_class, "per_layer": scores.per_layer,
+                "seconds_per_image": scores.seconds_per_image})  # fmt: skip
+    else:
+        print(f"AP {number(scores.metrics['AP'])}, AP50 {number(scores.metrics['AP50'])} on {len(data)} unseen scenes")
+        print(page)
+
+
+def _draw(folder: Path, count: int) -> None:
+    from opendetr.data.records import DataError
+    from opendetr.data.scenes import write_scenes
+
+    with progress_bar("drawing") as progress:
+        try:
+            write_scenes(folder, counts={_SPLIT: count}, seed=_SEED, progress=progress)
+        except ValueError as error:
+            raise DataError(str(error)) from None
+
+
+def _pictures(detector: Predictor, data: DetectionData) -> Iterator[tuple[str, Image.Image]]:
+    """Truth beside prediction for scenes spread over the data."""
+    from opendetr.data.images import read_record
+    from opendetr.visualize import draw_detections, draw_truth, side_by_side
+
+    chosen = data.images[:: max(1, len(data) // _NUM_PICTURES)][:_NUM_PICTURES]
+    stream = detector.predict([record.path for record in chosen], min_score=_SHOWN_SCORE)
+    for record, found in zip(chosen, stream, strict=True):
+        truth = draw_truth(read_record(record), record.objects, data.categories)
+        yield f"Scene {record.id}", side_by_side((truth, draw_detections(found)), ("truth", "prediction"))

@@ -1,0 +1,95 @@
+"""`opendetr eval`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from opendetr.cli.output import (
+    Exit,
+    JsonOption,
+    ModelOption,
+    WeightsOption,
+    answer,
+    command,
+    number,
+    progress_bar,
+    say,
+    table,
+    write_json,
+)
+
+if TYPE_CHECKING:
+    from opendetr.predictor import Evaluation
+
+
+@command
+def evaluate(
+    data: Annotated[Path, typer.Argument(help="The data set folder, COCO or Pascal VOC.")],
+    weights: WeightsOption = "detr-tiny",
+    model: ModelOption = None,
+    split: Annotated[
+        str | None,
+        typer.Option(
+            help="Which split to score on. [default: the one the run was scored on, else val]", show_default=False
+        ),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Images that go through the model together.")] = 8,
+    layers: Annotated[bool, typer.Option("--layers", help="Also the AP of each decoder layer.")] = False,
+    strict_no_object: Annotated[
+        bool, typer.Option("--strict-no-object", help='Leave out queries whose best answer is "no object".')
+    ] = False,
+    predictions: Annotated[
+        Path | None, typer.Option(help="Write the detections to this file, as COCO results.", show_default=False)
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    as_json: JsonOption = False,
+) -> Exit:
+    """Score a detector on a data set: the twelve COCO numbers, and AP by class.
+
+    Examples:
+
+        opendetr eval my-data --weights runs/detr-tiny
+
+        opendetr eval my-data --weights runs/detr-tiny --split test --layers
+
+        opendetr eval coco --weights detr-r50 --json --predictions results.json
+    """
+    from opendetr.data.formats import open_split
+    from opendetr.predictor import load
+
+    detector = load(weights, model=model, device=device, strict_no_object=strict_no_object)
+    config = detector.preset.data
+    chosen = split or config.val_split or "val"
+    split_data = open_split(data, chosen, val_fraction=config.val_fraction, strict=config.strict)
+    say(f"{chosen}: {split_data.summary()}")
+    with progress_bar("evaluating") as progress:
+        scores = detector.evaluate(split_data, batch_size=batch_size, layers=layers, progress=progress)
+    if predictions is not None:
+        write_json(predictions, scores.results)
+    if as_json:
+        record = asdict(scores)
+        record.pop("results")
+        answer({"weights": weights, "data": str(data), "split": chosen, "images": len(split_data)} | record)
+    else:
+        _print(scores)
+    if scores.unreadable:
+        say(f"{len(scores.unreadable)} of {len(split_data)} images could not be read and count as without detections")
+        return Exit.SOME_FAILED
+    return Exit.DONE
+
+
+def _print(scores: Evaluation) -> None:
+    from opendetr.evaluation import METRICS
+
+    print(table([(name, number(value), METRICS[name]) for name, value in scores.metrics.items()]))
+    print()
+    print(table([("class", "AP"), *((name, number(value)) for name, value in scores.per_class.items())]))
+    if scores.per_layer:
+        rows = [(str(layer), number(value)) for layer, value in enumerate(scores.per_layer, start=1)]
+        print()
+        print(table([("decoder layer", "AP"), *rows]))
+    print(f"\n{scores.seconds_per_image:.3f} seconds an image")

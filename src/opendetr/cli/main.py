@@ -1,0 +1,49 @@
+"""The command `opendetr`. Heavy packages are imported inside the commands, so that `--help` is instant."""
+
+from __future__ import annotations
+
+import typer
+
+from opendetr.cli import data
+from opendetr.cli.demo import demo
+from opendetr.cli.evaluate import evaluate
+from opendetr.cli.models import models
+from opendetr.cli.predict import predict
+from opendetr.cli.train import train
+
+_HELP = "DETR detectors: train, score and use them."
+
+app = typer.Typer(
+    help=_HELP,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(demo)
+app.command()(train)
+app.command("eval")(evaluate)
+app.command()(predict)
+app.add_typer(data.app, name="data")
+app.command()(models)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from opendetr import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback(help=_HELP)
+def _opendetr(
+    version: bool = typer.Option(False, "--version", callback=_show_version, is_eager=True, help="Show the version."),
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line."""
+    app(prog_name="opendetr")

@@ -1,0 +1,492 @@
+"""A training run from beginning to end: a data set folder and a few choices in, a run folder out.
+
+A run folder holds `config.yaml` (every setting; `--config` reads it back), `metrics.jsonl`, `curves.png`, `pictures/`
+and the checkpoints `last` and `best`, whose `model.safetensors` is what `opendetr.load` opens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from PIL import Image
+from torch import nn
+from torchvision.models import get_model_weights
+
+from opendetr.categories import Categories, coco_categories
+from opendetr.checkpoint import find_checkpoint, writing
+from opendetr.config import ConfigError, parse_assignment, replaced, to_dict
+from opendetr.data.formats import open_data
+from opendetr.data.images import ImageError, read_record
+from opendetr.data.loader import train_loader
+from opendetr.data.paths import require_folder
+from opendetr.data.records import DataError, DetectionData, ImageRecord
+from opendetr.distributed import best_device
+from opendetr.models.detr import DETR
+from opendetr.observers import Curves, MetricsFile, Pictures, Progress
+from opendetr.predictor import Predictor, weights_file
+from opendetr.presets import (
+    Preset,
+    build_model,
+    build_task,
+    get_preset,
+    preset_from_dict,
+    published_weights,
+    trained_from_nothing,
+    weights_origin,
+)
+from opendetr.recipe import parse_duration
+from opendetr.tasks import DetectionTask
+from opendetr.trainer import RunResult, Trainer
+from opendetr.visualize import draw_detections, draw_truth, side_by_side
+from opendetr.weights import (
+    ModelCard,
+    WeightsError,
+    download,
+    from_official,
+    load_weights,
+    read_card,
+    read_state,
+    save_weights,
+    transfer,
+)
+
+CONFIG_FILE = "config.yaml"
+DEFAULT_MODEL = "detr-tiny"
+_NOTHING, _IMAGENET, _PUBLISHED = "none", "imagenet", "published"
+_CHOICES = "choose other weights: none, imagenet, published, or a run folder or file of weights"
+_NUM_PICTURES = 4
+_SHOWN_SCORE = 0.3
+
+Say = Callable[[str], object]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that has ended.
+
+    Attributes:
+        folder: the run folder; `opendetr.load(run.folder)` opens its best weights.
+        result: how it ended, with its scores.
+    """
+
+    folder: Path
+    result: RunResult
+
+
+@dataclass(frozen=True)
+class _Setup:
+    """What a run is made from; `config.yaml` holds it.
+
+    Attributes:
+        preset: every setting.
+        data: the data set folder.
+        weights: "none", "imagenet", "published" or a path: what the run starts from.
+    """
+
+    preset: Preset
+    data: Path
+    weights: str
+
+
+def train(
+    data: str | Path,
+    *,
+    model: str | None = None,
+    weights: str | Path | None = None,
+    out: str | Path | None = None,
+    config: str | Path | None = None,
+    changes: Mapping[str, Any] | Iterable[str | Mapping[str, Any]] = (),
+    epochs: int | None = None,
+    time: str | float | None = None,
+    batch_size: int | None = None,
+    learning_rate: float | None = None,
+    image_size: int | None = None,
+    seed: int | None = None,
+    device: str = "auto",
+    say: Say | None = None,
+) -> Run:
+    """Train a detector on a data set folder, to the end or until Ctrl-C or SIGTERM, which save first.
+
+    Args:
+        data: the folder, COCO or Pascal VOC; classes and splits are found in it.
+        model: a name of the catalogue; that of `config` or of the weights, else detr-tiny, when omitted.
+        weights: what to start from. "published": the model's own, fitted to the classes of the data by their names;
+            "imagenet": a pretrained backbone; "none": nothing, which trains the backbone too; or a run folder or a
+            file of weights. When omitted: published ones where they exist, else imagenet.
+        out: the run folder, which must not exist or be empty; the first free of runs/MODEL, runs/MODEL-2, ... when
+            omitted.
+        config: a YAML file of settings, for instance another run's config.yaml.
+        changes: settings that differ: nested mappings, or texts like "model.num_queries=50".
+        epochs: length in passes over the data.
+        time: length in seconds or as text ("30m"), instead of `epochs`.
+        batch_size: images a step.
+        learning_rate: outside the backbone; the backbone's rate keeps its proportion to it.
+        image_size: short side of the images, in pixels.
+        seed: of the initialisation, the data's order, the augmentation and dropout.
+        device: "auto", "cpu", "cuda" or "mps".
+        say: called with each line that the user should read; standard error when omitted.
+
+    Raises:
+        DataError, ConfigError, WeightsError: something does not fit; nothing has been written then.
+        CheckpointError: the run folder cannot be written.
+        NonFiniteError: a loss was not finite; the last checkpoint is from before it.
+
+    Example:
+        >>> run = train("my-data", time="30m")
+        >>> detector = opendetr.load(run.folder)
+    """
+    say = say or _to_stderr
+    require_folder(Path(data))
+    if out is not None:
+        _require_empty(Path(out))
+    place = best_device(device)
+    setup, origin = _set_up(Path(data), model, weights, config)
+    lengths = _length(epochs, time)
+    preset = replaced(setup.preset, _nested(changes))
+    preset = _adjusted(preset, lengths, batch_size, learning_rate, image_size, seed)
+    setup = replace(setup, preset=preset)
+    if origin == _NOTHING:
+        say("weights: none, so the backbone is trained whole: batch norm, nothing frozen, the full learning rate")
+    parts = _open(setup, say)
+    task = _new_task(preset, parts["train"].categories)
+    say(_start(task.model, origin, preset, parts["train"].categories))
+    folder = _free_folder(preset.name) if out is None else Path(out)
+    trainer = _trainer(setup, task, parts, folder, place)
+    _write_config(folder, setup, _fingerprint(parts))
+    return Run(folder, trainer.train())
+
+
+def resume(folder: str | Path, *, device: str = "auto", say: Say | None = None) -> Run:
+    """Go on with a run where its last checkpoint is, as if it had never stopped.
+
+    Args:
+        folder: the run folder.
+        device: as in `train`; on another one than before the rest is not the same to the last bit.
+        say: as in `train`.
+
+    Raises:
+        ConfigError, DataError: this is no run folder, or its data is no longer there or has changed.
+        CheckpointError, NonFiniteError: as in `train`.
+    """
+    say, folder = say or _to_stderr, Path(folder)
+    record, about = _read_config(folder / CONFIG_FILE)
+    if not {"data", "weights", "fingerprint"} <= about.keys():
+        raise ConfigError(f"{folder / CONFIG_FILE}: does not say which data and weights the run began with")
+    setup = _Setup(preset_from_dict(record), Path(about["data"]), str(about["weights"]))
+    parts = _open(setup, say)
+    if _fingerprint(parts) != about["fingerprint"]:
+        raise DataError(f"{setup.data}: the data has changed since the run began; start a new run")
+    task = _new_task(setup.preset, parts["train"].categories)
+    has_checkpoint = find_checkpoint(folder / "last") is not None
+    if not has_checkpoint:
+        say("no checkpoint had been saved yet: the run begins again")
+        say(_start(task.model, _origin(setup.preset.name, setup.weights), setup.preset, parts["train"].categories))
+    trainer = _trainer(setup, task, parts, folder, best_device(device))
+    return Run(folder, trainer.train(resume=has_checkpoint))
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+# ------------------------------------------------------------------------------------------------------------ settings
+
+
+def _set_up(data: Path, model: str | None, weights: str | Path | None, config: str | Path | None) -> tuple[_Setup, Any]:
+    """The settings before the user's changes, and where the weights come from (see `_origin`)."""
+    record, about = _read_config(Path(config)) if config else ({}, {})
+    weights = weights if weights is not None else about.get("weights")
+    name = _one_of(model, record.get("name"), f"{config}: is about {record.get('name')}")
+    choice = _choice(name or DEFAULT_MODEL, weights)
+    origin = _origin(name or DEFAULT_MODEL, choice)
+    card = read_card(origin) if isinstance(origin, Path) else None
+    of_card = card.config.get("name") if card else None
+    name = _one_of(name, of_card, f"{origin}: holds {of_card}") or DEFAULT_MODEL
+    preset = get_preset(name)
+    if origin == _NOTHING:
+        preset = trained_from_nothing(preset)
+    elif card is not None:
+        preset = replace(preset, model=preset_from_dict(card.config).model)
+    return _Setup(replaced(preset, record), data.resolve(), choice), origin
+
+
+def _one_of(wanted: str | None, found: str | None, where: str) -> str | None:
+    """Whichever of two names is given. Raises ConfigError when they differ."""
+    if wanted and found and wanted != found:
+        raise ConfigError(f"{where}, not {wanted}; leave the model out, or give another file")
+    return wanted or found
+
+
+def _choice(name: str, weights: str | Path | None) -> str:
+    """One of the three words, or an absolute path."""
+    if weights is None:
+        return _PUBLISHED if weights_origin(name) or get_preset(name).model.backbone.half_width else _IMAGENET
+    known = str(weights) in (_NOTHING, _IMAGENET, _PUBLISHED)
+    return str(weights) if known else str(Path(weights).resolve())
+
+
+def _origin(name: str, choice: str) -> str | Path:
+    """Where the weights come from: "none", "imagenet" or a file, downloaded if need be."""
+    if choice in (_NOTHING, _IMAGENET):
+        return choice
+    if choice != _PUBLISHED:
+        return weights_file(Path(choice))
+    path = _or_choose(lambda: published_weights(name))
+    if path is None:
+        raise WeightsError(f"{name}: no weights of it are published; {_CHOICES}")
+    return path
+
+
+def _or_choose(fetch: Callable[[], Path | None]) -> Path | None:
+    """What `fetch` gives; its error names the other choices, too."""
+    try:
+        return fetch()
+    except WeightsError as error:
+        raise WeightsError(f"{error}; or {_CHOICES}") from None
+
+
+def _read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A YAML file of settings: those of the preset, and what it says about its run."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; a run folder and its settings are made by training") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{path}: cannot be read as YAML ({reason})") from None
+    if not isinstance(content, dict) or not isinstance(content.get("run", {}), dict):
+        raise ConfigError(f"{path}: holds no settings; expected keys such as name, model, recipe")
+    about = content.pop("run", {})
+    return content, about
+
+
+def _write_config(folder: Path, setup: _Setup, fingerprint: str) -> None:
+    about = {"data": str(setup.data), "weights": setup.weights, "fingerprint": fingerprint}
+    text = yaml.safe_dump(to_dict(setup.preset) | {"run": about}, sort_keys=False, width=120)
+    path = folder / CONFIG_FILE
+    fresh = path.with_name(f"{CONFIG_FILE}.new")
+    with writing(path):
+        folder.mkdir(parents=True, exist_ok=True)
+        fresh.write_text(text, encoding="utf-8")
+        fresh.replace(path)
+
+
+def _nested(changes: Mapping[str, Any] | Iterable[str | Mapping[str, Any]]) -> dict[str, Any]:
+    """Changes as nested mappings, whichever way they were given; later ones win."""
+    merged: dict[str, Any] = {}
+    for change in (changes,) if isinstance(changes, Mapping) else changes:
+        _merge(merged, parse_assignment(change) if isinstance(change, str) else change)
+    if "name" in merged:
+        raise ConfigError("config: 'name' is the model's; choose another model instead of renaming this one")
+    return merged
+
+
+def _merge(into: dict[str, Any], change: Mapping[str, Any]) -> None:
+    for key, value in change.items():
+        if isinstance(value, Mapping) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = dict(value) if isinstance(value, Mapping) else value
+
+
+def _length(epochs: int | None, time: str | float | None) -> dict[str, Any]:
+    """The recipe's changes for the length of the run."""
+    if epochs is not None and time is not None:
+        raise ConfigError("give the length of the run in epochs or as a time, not both")
+    if epochs is not None:
+        return {"epochs": epochs, "time": None}
+    if time is None:
+        return {}
+    try:
+        return {"time": parse_duration(str(time))}
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def _adjusted(
+    preset: Preset,
+    recipe: dict[str, Any],
+    batch_size: int | None,
+    learning_rate: float | None,
+    image_size: int | None,
+    seed: int | None,
+) -> Preset:
+    """The preset with the settings that have a name of their own; `recipe` holds some already."""
+    if batch_size is not None:
+        recipe["batch_size"] = batch_size
+    if seed is not None:
+        recipe["seed"] = seed
+    if learning_rate is not None:
+        before = preset.recipe
+        share = before.backbone_learning_rate / before.learning_rate if before.learning_rate else 1.0
+        recipe |= {"learning_rate": learning_rate, "backbone_learning_rate": learning_rate * share}
+    data = {}
+    if image_size is not None:
+        try:
+            resized = preset.data.resized(image_size)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+        data = {"image_size": resized.image_size, "max_size": resized.max_size}
+    return replaced(preset, {"recipe": recipe, "data": data})
+
+
+# ---------------------------------------------------------------------------------------------------------------- data
+
+
+def _open(setup: _Setup, say: Say) -> dict[str, DetectionData]:
+    """The splits of the data, described in a line each."""
+    config = setup.preset.data
+    parts = open_data(
+        setup.data,
+        val_fraction=config.val_fraction,
+        train_split=config.train_split,
+        val_split=config.val_split,
+        strict=config.strict,
+    )
+    for role in ("train", "val"):
+        name = "" if parts[role].split == role else f" ({parts[role].split})"
+        say(f"{role}{name}: {parts[role].summary()}")
+    return parts
+
+
+def _fingerprint(parts: Mapping[str, DetectionData]) -> str:
+    """A hash of what a run sees of the data: classes, files, boxes."""
+    digest = hashlib.sha256()
+    for role in ("train", "val"):
+        digest.update(repr((role, parts[role].categories.to_dict())).encode())
+        for image in parts[role].images:
+            objects = [(thing.category_id, thing.box, thing.crowd) for thing in image.objects]
+            digest.update(repr((image.id, parts[role].file_name(image), objects)).encode())
+    return digest.hexdigest()
+
+
+# --------------------------------------------------------------------------------------------------------------- model
+
+
+def _new_task(preset: Preset, categories: Categories) -> DetectionTask:
+    """The task with its model, initialised by the seed; the global generator is left as it is."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(preset.recipe.seed)
+        return build_task(preset, build_model(preset, len(categories)), len(categories))
+
+
+def _start(model: DETR, origin: str | Path, preset: Preset, categories: Categories) -> str:
+    """Load the weights that a run starts from; returns a line about them."""
+    count = f"{preset.name}, {sum(parameter.numel() for parameter in model.parameters()) / 1e6:.1f} million parameters"
+    if origin == _NOTHING:
+        return f"{count}, all of them random"
+    if isinstance(origin, Path):
+        return f"{count}, from {origin}; {_transferred(model, origin, categories)}"
+    backbone = preset.model.backbone
+    if backbone.half_width or backbone.norm == "group":
+        what = "of half width" if backbone.half_width else "with group norm"
+        raise WeightsError(f"{preset.name}: there are no ImageNet weights for a backbone {what}; {_CHOICES}")
+    url = get_model_weights(f"resnet{backbone.depth}")["IMAGENET1K_V1"].url
+    path = _or_choose(lambda: download(url))
+    assert path is not None
+    state = {name: value for name, value in read_state(path).items() if not name.startswith("fc.")}
+    load_weights(model.backbone.body, state)
+    return f"{count}, the backbone's from {path.name}"
+
+
+def _transferred(model: DETR, path: Path, categories: Categories) -> str:
+    """Load a detector's weights, its classes fitted by name; returns what became of them."""
+    card = read_card(path)
+    state = {from_official(name): value for name, value in read_state(path).items()}
+    known = card.categories if card else coco_categories()
+    rows = state.get(model.class_rows[0])
+    num_others = model.class_head.out_features - len(categories)  # "no object"
+    if rows is not None and len(rows) != len(known) + num_others:
+        raise WeightsError(
+            f"{path}: has {len(rows) - num_others} classes and does not say which; load it with opendetr.load and its "
+            "categories, and save it with opendetr.weights.save_weights"
+        )
+    return str(transfer(model, state, known, categories, model.class_rows))
+
+
+# ----------------------------------------------------------------------------------------------------------------- run
+
+
+def _free_folder(name: str) -> Path:
+    """The first of runs/NAME, runs/NAME-2, ... that is not there."""
+    folder, number = Path("runs") / name, 1
+    while folder.exists():
+        number += 1
+        folder = Path("runs") / f"{name}-{number}"
+    return folder
+
+
+def _require_empty(folder: Path) -> None:
+    """Raise ConfigError for a folder that cannot become a run folder."""
+    if folder.is_dir() and (folder / CONFIG_FILE).exists():
+        raise ConfigError(f"{folder}: holds a run already; go on with --resume {folder}, or choose another folder")
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise ConfigError(f"{folder}: is not an empty folder; choose another one for the run")
+
+
+def _trainer(
+    setup: _Setup, task: DetectionTask, parts: Mapping[str, DetectionData], folder: Path, device: torch.device
+) -> Trainer:
+    """Everything put together. Nothing is written before the trainer starts."""
+    preset, categories, val = setup.preset, parts["train"].categories, parts["val"]
+    task.to(memory_format=torch.channels_last)
+    loader = train_loader(parts["train"], preset.data, batch_size=preset.recipe.batch_size, seed=preset.recipe.seed)
+    # Evaluations are rare: what a cache would keep is read again just as fast.
+    seen = replace(preset, data=replace(preset.data, cache="none"))
+    card = ModelCard(to_dict(preset), categories, {"data": setup.data.name, "weights": Path(setup.weights).name})
+
+    def predictor(trained: nn.Module) -> Predictor:
+        return Predictor(trained.model, seen, categories, device=str(device))  # type: ignore[arg-type]
+
+    def evaluate(trained: nn.Module) -> dict[str, Any]:
+        scores = predictor(trained).evaluate(val, batch_size=preset.recipe.batch_size).metrics
+        return {name: value for name, value in scores.items() if value is not None}
+
+    def save(path: Path, trained: nn.Module) -> None:
+        save_weights(path, trained.model, card)  # type: ignore[arg-type]
+
+    chosen = _for_pictures(val.images)
+    observers = (
+        Progress(),
+        MetricsFile(),
+        Curves(),
+        Pictures(lambda trained: _pictures(predictor(trained), chosen, categories)),
+    )
+    return Trainer(
+        task,
+        loader,
+        preset.recipe,
+        folder,
+        evaluate=evaluate,
+        save_model=save,
+        observers=observers,
+        device=str(device),
+    )
+
+
+def _for_pictures(images: Sequence[ImageRecord]) -> list[ImageRecord]:
+    """A few images with objects, spread over the data."""
+    candidates = [image for image in images if image.objects]
+    step = max(1, len(candidates) // _NUM_PICTURES)
+    return candidates[::step][:_NUM_PICTURES]
+
+
+def _pictures(
+    predictor: Predictor, images: Iterable[ImageRecord], categories: Categories
+) -> Iterator[tuple[str, Image.Image]]:
+    """Truth beside prediction for every image that can be read."""
+    for record in images:
+        try:
+            pixels = read_record(record)
+        except ImageError:
+            continue  # the evaluation has named it
+        found = next(iter(predictor.predict([pixels], min_score=_SHOWN_SCORE)))
+        pair = (draw_truth(pixels, record.objects, categories), draw_detections(found))
+        yield f"{record.id}-{record.path.stem}", side_by_side(pair, ("truth", "prediction"))

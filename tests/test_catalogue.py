@@ -1,0 +1,237 @@
+"""Every model of the catalogue: built, run at the edges, counted, and its random start measured."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+import yaml
+from torch import Tensor, nn
+
+import opendetr
+from opendetr.config import ConfigError, parse_assignment, replaced, to_dict
+from opendetr.models.detr import DETR
+from opendetr.presets import (
+    build_model,
+    build_task,
+    create,
+    get_preset,
+    list_models,
+    miniature,
+    preset_from_dict,
+    trained_from_nothing,
+)
+from opendetr.structures import Batch, FeatureMap, ImageBatch, Target
+
+NUM_CLASSES = 4
+# State-dict tensors, all parameters and trainable ones of the published models, frozen norms being no parameters.
+OFFICIAL = {
+    "detr-r50": (458, 41_524_768, 41_302_368),
+    "detr-r50-dc5": (458, 41_524_768, 41_302_368),
+    "detr-r101": (713, 60_464_672, 60_242_272),
+    "detr-r101-dc5": (713, 60_464_672, 60_242_272),
+}
+
+everyone = pytest.mark.parametrize("name", list_models())
+
+
+def small(name: str) -> DETR:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return build_model(miniature(name), NUM_CLASSES)
+
+
+def images(*sizes: tuple[int, int]) -> ImageBatch:
+    generator = torch.Generator().manual_seed(1)
+    return ImageBatch.from_images([torch.randn(3, height, width, generator=generator) for height, width in sizes])
+
+
+def target(num_objects: int, size: tuple[int, int] = (64, 64)) -> Target:
+    generator = torch.Generator().manual_seed(num_objects)
+    boxes = 0.2 + 0.3 * torch.rand(num_objects, 4, generator=generator)
+    return Target(torch.arange(num_objects) % NUM_CLASSES, boxes, size, size, image_id=0)
+
+
+# --------------------------------------------------------------------------------------------------------------- edges
+
+
+@everyone
+@pytest.mark.parametrize("training", [False, True])
+def test_every_size_gives_the_same_shapes(name, training):
+    model = small(name).train(training)
+    config = miniature(name).model
+    for sizes in [((1, 1),), ((1, 97),), ((33, 65), (64, 31)), ((64, 64), (64, 64), (1, 1))]:
+        with torch.no_grad():
+            output = model(images(*sizes))
+        assert len(output.layers) == config.transformer.decoder_layers
+        for layer in output.layers:
+            assert layer.logits.shape == (len(sizes), config.num_queries, NUM_CLASSES + 1)
+            assert layer.boxes.shape == (len(sizes), config.num_queries, 4)
+            assert layer.logits.isfinite().all()
+            assert (layer.boxes >= 0).all()
+            assert (layer.boxes <= 1).all()
+
+
+@everyone
+@pytest.mark.parametrize("counts", [(0, 0), (3, 0), (20, 1)], ids=["none", "one image without", "more than queries"])
+def test_losses_and_gradients_are_finite(name, counts):
+    preset = trained_from_nothing(miniature(name))
+    task = build_task(preset, build_model(preset, NUM_CLASSES), NUM_CLASSES)
+    batch = Batch(images((64, 64), (48, 64)), tuple(target(count) for count in counts), ("a", "b"))
+    losses = task(batch)
+    total = task.total(losses)
+    total.backward()
+    assert total.isfinite()
+    without = [each for each, parameter in task.named_parameters() if parameter.grad is None]
+    assert without == []
+    assert all(parameter.grad.isfinite().all() for parameter in task.parameters())
+    matches = task.match(task.model(batch.images), batch.targets)
+    queries = preset.model.num_queries
+    assert len(matches.query) == len(losses["class"]) * sum(min(count, queries) for count in counts)
+
+
+@everyone
+def test_more_padding_changes_nothing(name):
+    model = small(name).eval()
+    generator = torch.Generator().manual_seed(2)
+    seen = torch.randn(1, model.backbone.num_channels[-1], 5, 4, generator=generator)
+    wide = torch.randn(1, seen.shape[1], 8, 9, generator=generator)  # what lies under the padding is arbitrary
+    wide[:, :, :5, :4] = seen
+    padding = torch.ones(1, 8, 9, dtype=torch.bool)
+    padding[:, :5, :4] = False
+    with torch.no_grad():
+        plain = model.answer((FeatureMap(seen),))
+        padded = model.answer((FeatureMap(wide, padding),))
+    for one, other in zip(plain.layers, padded.layers, strict=True):
+        torch.testing.assert_close(one.logits, other.logits, atol=1e-5, rtol=0)
+        torch.testing.assert_close(one.boxes, other.boxes, atol=1e-5, rtol=0)
+
+
+@everyone
+def test_a_batch_answers_as_its_images_do(name):
+    model = small(name).eval()
+    several = images((64, 48), (64, 48))
+    with torch.no_grad():
+        together = model(several).final.boxes
+        alone = [model(ImageBatch(several.pixels[i : i + 1], None, several.sizes[i : i + 1])) for i in range(2)]
+    torch.testing.assert_close(together, torch.cat([output.final.boxes for output in alone]), atol=1e-5, rtol=0)
+
+
+@everyone
+def test_evaluation_repeats_and_training_has_dropout(name):
+    model = small(name)
+    batch = images((64, 64))
+    with torch.no_grad():
+        once, again = model.eval()(batch), model(batch)
+        other = model.train()(batch)
+    assert torch.equal(once.final.logits, again.final.logits)
+    has_dropout = miniature(name).model.transformer.dropout > 0
+    assert torch.equal(once.final.logits, other.final.logits) != has_dropout
+
+
+# -------------------------------------------------------------------------------------------------------------- counts
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_official_sizes(name):
+    with torch.device("meta"):
+        model = create(name)
+    num_tensors, num_parameters, num_trainable = OFFICIAL[name]
+    assert len(model.state_dict()) == num_tensors
+    assert sum(parameter.numel() for parameter in model.parameters()) == num_parameters
+    assert sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad) == num_trainable
+
+
+@everyone
+def test_a_model_trained_from_nothing_is_trained_whole(name):
+    with torch.device("meta"):
+        model = build_model(trained_from_nothing(get_preset(name)), NUM_CLASSES)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    norms = [module for module in model.backbone.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert norms
+
+
+def test_the_public_names():
+    assert opendetr.list_models() == list_models()
+    model = opendetr.create("detr-tiny", weights=None, num_classes=7)
+    task = opendetr.create_task("detr-tiny", model=model)
+    assert task.model is model
+    assert model.class_head.out_features == 8
+
+
+# ------------------------------------------------------------------------------------------------------ initialisation
+
+
+def expected_start(name: str, parameter: Tensor, modules: dict[str, nn.Module]) -> tuple[float, float]:
+    """Mean and standard deviation with which a parameter starts."""
+    owner, _, kind = name.rpartition(".")
+    module = modules[owner]
+    in_transformer = owner.startswith(("encoder.", "decoder."))
+    if isinstance(module, nn.LayerNorm | nn.BatchNorm2d):
+        return (1.0 if kind == "weight" else 0.0), 0.0
+    if name == "queries.weight":
+        return 0.0, 1.0
+    if owner.startswith("position."):
+        return 0.5, 1 / math.sqrt(12)
+    if owner.startswith("backbone."):  # He et al. 2015, by the number of outputs
+        return 0.0, math.sqrt(2 / (parameter.shape[0] * parameter[0, 0].numel()))
+    if in_transformer and parameter.ndim > 1:  # Glorot and Bengio 2010
+        return 0.0, math.sqrt(2 / sum(parameter.shape))
+    if in_transformer and "attention" in owner:
+        return 0.0, 0.0
+    fan_in = module.weight[0].numel()  # torch's default: uniform within 1 / sqrt(fan_in)
+    return 0.0, 1 / math.sqrt(3 * fan_in)
+
+
+@pytest.mark.parametrize("norm", ["frozen", "batch"])
+@pytest.mark.parametrize("position", ["sine", "learned"])
+def test_every_parameter_starts_as_published(norm, position):
+    preset = get_preset("detr-r18")
+    backbone = replace(preset.model.backbone, norm=norm)
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        model = build_model(replace(preset, model=replace(preset.model, backbone=backbone, position=position)), 91)
+    modules = dict(model.named_modules())
+    for name, parameter in model.named_parameters():
+        mean, spread = expected_start(name, parameter, modules)
+        values, sure = parameter.detach().double(), 5 / math.sqrt(parameter.numel())
+        assert abs(values.mean().item() - mean) <= sure * spread + 1e-9, name
+        if spread and parameter.numel() > 100:
+            assert values.std().item() == pytest.approx(spread, rel=sure), name
+        elif not spread:
+            assert values.eq(mean).all(), name
+
+
+# -------------------------------------------------------------------------------------------------------------- config
+
+
+@everyone
+@pytest.mark.parametrize("change", [lambda preset: preset, trained_from_nothing], ids=["published", "from nothing"])
+def test_config_round_trip(name, change):
+    for preset in (change(get_preset(name)), change(miniature(name))):
+        text = yaml.safe_dump(to_dict(preset), sort_keys=False)
+        assert preset_from_dict(yaml.safe_load(text)) == preset
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("model.num_querys=3", "did you mean model.num_queries"),
+        ("recipe.epochs=many", "recipe.epochs"),
+        ("recipe.epochs=0", "at least 1"),
+        ("recipe=3", "group of settings"),
+        ("recipe.epochs", "key=value"),
+        ("model.backbone.depth=34", "model.backbone.depth"),
+    ],
+)
+def test_a_setting_that_does_not_fit_is_one_line(assignment, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        replaced(get_preset("detr-tiny"), parse_assignment(assignment))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_model_names_the_nearest():
+    with pytest.raises(ConfigError, match="did you mean detr-r50"):
+        get_preset("detr-r5O")
