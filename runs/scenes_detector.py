@@ -172,11 +172,10 @@ def learn_sets(task: DetectionTask, scenes: Scenes, minutes: float) -> None:
 
 
 def tune(task: DetectionTask, scenes: Scenes, minutes: float) -> nn.Module:
-    """Stage 3: everything together, the norms' statistics fixed; returns the moving average of the task."""
+    """Stage 3: everything together; returns the moving average of the task."""
     batches = scenes.batches(np.random.default_rng(3), BATCH)
     average = AveragedModel(task, multi_avg_fn=get_ema_multi_avg_fn(0.998), use_buffers=False)
     task.train()
-    task.model.backbone.eval()
 
     def loss_of() -> dict[str, Tensor]:
         chosen, mirrored, targets = next(batches)
@@ -185,7 +184,7 @@ def tune(task: DetectionTask, scenes: Scenes, minutes: float) -> nn.Module:
         return _losses(task, features, targets)
 
     optimise(
-        [{"params": list(task.parameters()), "lr": 1e-4}], minutes, loss_of, lambda: average.update_parameters(task)
+        [{"params": list(task.parameters()), "lr": 3e-4}], minutes, loss_of, lambda: average.update_parameters(task)
     )
     return average.module
 

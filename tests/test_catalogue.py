@@ -54,7 +54,7 @@ def target(num_objects: int, size: tuple[int, int] = (64, 64)) -> Target:
     return Target(torch.arange(num_objects) % NUM_CLASSES, boxes, size, size, image_id=0)
 
 
-# --------------------------------------------------------------------------------------------------------------- edges
+# ---------------------------------------------------------------------------------------------------------------- edges
 
 
 @everyone
@@ -110,6 +110,18 @@ def test_more_padding_changes_nothing(name):
 
 
 @everyone
+def test_an_image_that_is_all_padding_harms_nobody(name):
+    model = small(name).eval()
+    seen = torch.randn(2, model.backbone.num_channels[-1], 5, 4, generator=torch.Generator().manual_seed(3))
+    padding = torch.zeros(2, 5, 4, dtype=torch.bool)
+    padding[1] = True
+    with torch.no_grad():
+        output, alone = model.answer((FeatureMap(seen, padding),)), model.answer((FeatureMap(seen[:1]),))
+    assert output.final.boxes.isfinite().all()
+    torch.testing.assert_close(output.final.boxes[:1], alone.final.boxes, atol=1e-5, rtol=0)
+
+
+@everyone
 def test_a_batch_answers_as_its_images_do(name):
     model = small(name).eval()
     several = images((64, 48), (64, 48))
@@ -131,7 +143,7 @@ def test_evaluation_repeats_and_training_has_dropout(name):
     assert torch.equal(once.final.logits, other.final.logits) != has_dropout
 
 
-# -------------------------------------------------------------------------------------------------------------- counts
+# --------------------------------------------------------------------------------------------------------------- counts
 
 
 @pytest.mark.parametrize("name", OFFICIAL)
@@ -161,7 +173,7 @@ def test_the_public_names():
     assert model.class_head.out_features == 8
 
 
-# ------------------------------------------------------------------------------------------------------ initialisation
+# ------------------------------------------------------------------------------------------------------- initialisation
 
 
 def expected_start(name: str, parameter: Tensor, modules: dict[str, nn.Module]) -> tuple[float, float]:
@@ -171,10 +183,8 @@ def expected_start(name: str, parameter: Tensor, modules: dict[str, nn.Module]) 
     in_transformer = owner.startswith(("encoder.", "decoder."))
     if isinstance(module, nn.LayerNorm | nn.BatchNorm2d):
         return (1.0 if kind == "weight" else 0.0), 0.0
-    if name == "queries.weight":
-        return 0.0, 1.0
-    if owner.startswith("position."):
-        return 0.5, 1 / math.sqrt(12)
+    if isinstance(module, nn.Embedding):
+        return (0.0, 1.0) if owner == "queries" else (0.5, 1 / math.sqrt(12))
     if owner.startswith("backbone."):  # He et al. 2015, by the number of outputs
         return 0.0, math.sqrt(2 / (parameter.shape[0] * parameter[0, 0].numel()))
     if in_transformer and parameter.ndim > 1:  # Glorot and Bengio 2010
@@ -204,7 +214,7 @@ def test_every_parameter_starts_as_published(norm, position):
             assert values.eq(mean).all(), name
 
 
-# -------------------------------------------------------------------------------------------------------------- config
+# --------------------------------------------------------------------------------------------------------------- config
 
 
 @everyone

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from folders import one_line, save_picture, write_voc_folder
 from safetensors.torch import load_file
 
+from folders import one_line, write_voc_folder
 from opendetr import training
 from opendetr.categories import Categories
 from opendetr.config import ConfigError, to_dict
@@ -94,7 +94,7 @@ def test_its_config_makes_the_same_run_again(whole, scenes, tmp_path):
     assert not same(weights_of(other.folder), weights_of(whole.folder))
 
 
-class _Killed(Exception):
+class _KilledError(Exception):
     pass
 
 
@@ -104,12 +104,12 @@ def killed(monkeypatch, at_step: int, *call: Any, **options: Any) -> None:
 
     def stepping(self, batch, waiting):
         if self.state.step == at_step:
-            raise _Killed
+            raise _KilledError
         step(self, batch, waiting)
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_step", stepping)
-        with pytest.raises(_Killed):
+        with pytest.raises(_KilledError):
             run(*call, **options)
 
 
@@ -135,7 +135,7 @@ def test_resume_refuses_other_data(scenes, tmp_path, monkeypatch):
         training.resume(tmp_path / "nothing", say=lambda line: None)
 
 
-# ----------------------------------------------------------------------------------------------------------- the weights
+# ---------------------------------------------------------------------------------------------------------- the weights
 
 
 def test_classes_are_fitted_by_name(whole, scenes, tmp_path):
@@ -275,15 +275,13 @@ def test_weights_of_another_model_are_refused(scenes, tmp_path):
         run(scenes, tmp_path / "run", weights=path, model="detr-tiny")
 
 
-# ----------------------------------------------------------------------------------------------------------- VOC as COCO
+# ---------------------------------------------------------------------------------------------------------- VOC as COCO
 
 
 def test_the_same_data_in_either_format_trains_the_same(tmp_path):
     """As Pascal VOC, and written as COCO: identical weights and scores."""
     names = [f"image_{index}" for index in range(12)]
     voc = write_voc_folder(tmp_path / "voc", 12, {"train": names[:9], "val": names[9:]})
-    for index in range(12):  # pictures that are stored without loss, so that both folders hold the same ones
-        save_picture(voc / "JPEGImages" / f"image_{index}.jpg", seed=index)
     coco = tmp_path / "coco"
     (coco / "annotations").mkdir(parents=True)
     for split, data in open_data(voc).items():

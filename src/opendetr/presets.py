@@ -88,7 +88,7 @@ def detr_tiny() -> Preset:
             schedule="cosine",
             warmup_steps=200,
             clip_norm=1.0,
-            precision="bf16",
+            precision="auto",
         ),
     )
 

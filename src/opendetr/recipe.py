@@ -33,7 +33,7 @@ class Recipe:
         step_at: share of the run after which the step comes.
         floor: share of the full rate at which the cosine ends.
         warmup_steps: steps over which the rate first rises linearly.
-        precision: "bf16" runs the model under autocast.
+        precision: "bf16" runs the model under autocast, "auto" does where the device computes bfloat16 itself.
         ema_decay: decay of the moving average of the weights, which is then what is evaluated and deployed; 0 for none.
         num_evaluations: evaluations, spread evenly over the run; the last one is at its end.
         save_every: seconds between checkpoints; every evaluation makes one too.
@@ -56,7 +56,7 @@ class Recipe:
     step_at: float = 2 / 3
     floor: float = 0.0
     warmup_steps: int = 0
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["auto", "fp32", "bf16"] = "fp32"
     ema_decay: float = 0.0
     num_evaluations: int = 10
     save_every: float = 300.0
@@ -73,7 +73,7 @@ class Recipe:
         self._expect("save_every", self.save_every >= 0, "at least 0 seconds")
         self._expect("time", self.time is None or self.time > 0, "seconds above 0")
         self._expect("schedule", self.schedule in ("step", "cosine"), "step or cosine")
-        self._expect("precision", self.precision in ("fp32", "bf16"), "fp32 or bf16")
+        self._expect("precision", self.precision in ("auto", "fp32", "bf16"), "auto, fp32 or bf16")
         self._expect("accumulate", self.accumulate <= self.batch_size, f"at most the {self.batch_size} of batch_size")
 
     def _expect(self, name: str, fulfilled: bool, expected: str) -> None:

@@ -26,7 +26,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from opendetr.checkpoint import CheckpointError, find_checkpoint, load_checkpoint, save_checkpoint
-from opendetr.distributed import best_device, is_main, rank
+from opendetr.distributed import best_device, has_bfloat16, is_main, rank
 from opendetr.events import (
     CheckpointSaved,
     EpochEnded,
@@ -154,6 +154,7 @@ class Trainer:
         self.save_model = save_model or _save_tensors
         self.observers = observers
         self.metric = metric
+        self.half_precision = recipe.precision == "bf16" or (recipe.precision == "auto" and has_bfloat16(self.device))
         groups = parameter_groups(task, recipe)
         self.optimizer = torch.optim.AdamW(groups, fused=True)
         self.rates = [group["lr"] for group in groups]
@@ -314,7 +315,7 @@ class Trainer:
         sums: dict[str, Tensor] = {}
         total = torch.zeros((), device=self.device)
         for part in parts:
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half_precision):
                 losses = task(part, normaliser)
                 loss = task.total(losses)
             loss.backward()
@@ -392,6 +393,7 @@ class Trainer:
             "device": self.device.type,
             "threads": torch.get_num_threads(),
             "processor": platform.machine(),
+            "bfloat16": self.half_precision,
         }
 
     def _slots(self) -> dict[str, Tensor]:
@@ -460,6 +462,11 @@ class Trainer:
     def _tell(self, event: Event) -> None:
         for observer in self.observers:
             event.tell(observer)
+
+
+def _number(value: float | None, otherwise: float = math.nan) -> float:
+    """A metric as a number; one that does not exist (AP without objects) is None."""
+    return otherwise if value is None else value
 
 
 class WeightAverage:

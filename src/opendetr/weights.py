@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from opendetr.categories import Categories
@@ -211,7 +211,8 @@ def save_weights(path: Path, model: nn.Module, card: ModelCard, *, half: bool = 
         for name, value in model.state_dict().items()
     }
     content = {"format": _FORMAT, "config": card.config, "categories": card.categories.to_dict(), "facts": card.facts}
-    save_file(state, path, metadata={_KEY: json.dumps(content)})
+    # Not safetensors' own writing of files: that makes them readable for their owner alone.
+    path.write_bytes(save(state, metadata={_KEY: json.dumps(content)}))
 
 
 def read_card(path: Path) -> ModelCard | None:
