@@ -3,7 +3,7 @@
 Plain DETR learns slowly because a random backbone hears little of the set loss. The work is therefore cut in three:
 1. backbone and encoder alone, under dense supervision (`losses/dense.py`), the decoder left out;
 2. the transformer alone, on backbone features that are computed once and kept, which is ten times as fast;
-3. everything together at a low rate, with a moving average of the weights.
+3. everything together, with a moving average of the weights.
 
     python runs/scenes_detector.py --folder WORK --minutes 45 40 30
 
@@ -173,7 +173,7 @@ def learn_sets(task: DetectionTask, scenes: Scenes, minutes: float) -> None:
 
 def tune(task: DetectionTask, scenes: Scenes, minutes: float) -> nn.Module:
     """Stage 3: everything together; returns the moving average of the task."""
-    batches = scenes.batches(np.random.default_rng(3), BATCH)
+    batches = scenes.batches(np.random.default_rng(3), 2 * BATCH)
     average = AveragedModel(task, multi_avg_fn=get_ema_multi_avg_fn(0.998), use_buffers=False)
     task.train()
 
@@ -183,9 +183,11 @@ def tune(task: DetectionTask, scenes: Scenes, minutes: float) -> nn.Module:
             features = task.model.backbone(scenes.images(chosen, mirrored))
         return _losses(task, features, targets)
 
-    optimise(
-        [{"params": list(task.parameters()), "lr": 3e-4}], minutes, loss_of, lambda: average.update_parameters(task)
-    )
+    backbone = list(task.model.backbone.parameters())
+    of_backbone = {id(parameter) for parameter in backbone}
+    rest = [parameter for parameter in task.parameters() if id(parameter) not in of_backbone]
+    groups = [{"params": backbone, "lr": 1e-3}, {"params": rest, "lr": 3e-4}]
+    optimise(groups, minutes, loss_of, lambda: average.update_parameters(task))
     return average.module
 
 

@@ -436,7 +436,6 @@ def _trainer(
 ) -> Trainer:
     """Everything put together. Nothing is written before the trainer starts."""
     preset, categories, val = setup.preset, parts["train"].categories, parts["val"]
-    task.to(memory_format=torch.channels_last)
     loader = train_loader(parts["train"], preset.data, batch_size=preset.recipe.batch_size, seed=preset.recipe.seed)
     # Evaluations are rare: what a cache would keep is read again just as fast.
     seen = replace(preset, data=replace(preset.data, cache="none"))
