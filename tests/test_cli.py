@@ -388,8 +388,9 @@ def test_help_is_instant_and_loads_nothing_heavy():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
     seconds = []
-    for _ in range(5):
-        started = time.monotonic()
+    for _ in range(3):
+        before = os.times()
         assert "predict" in _process(["--help"]).stdout
-        seconds.append(time.monotonic() - started)
+        after = os.times()  # the computing alone, whatever else the machine does meanwhile
+        seconds.append(after.children_user + after.children_system - before.children_user - before.children_system)
     assert min(seconds) < 0.5

@@ -100,17 +100,16 @@ class Progress(Observer):
         self._say(f"{said[event.outcome]}: {event.step} steps in {_clock(event.seconds)}")
 
     def _description(self, event: StepTaken) -> str:
+        """What matters most first: a narrow terminal cuts the end off."""
         total = event.total_steps
-        parts = [
-            f"epoch {event.epoch + 1}, step {event.step}" + (f"/{total}" if total else ""),
-            f"{self._speed.images_a_second:.1f} images/s",
-            f"loss {event.loss:.3f} (" + " ".join(f"{name} {v[-1]:.3f}" for name, v in event.losses.items()) + ")",
-        ]
+        parts = [f"epoch {event.epoch + 1}, step {event.step}" + (f"/{total}" if total else "")]
         value = self._metrics.get(self._metric)
         if value is not None:
             parts.append(f"{self._metric} {value:.3f}")
         if total:
             parts.append(f"{_clock((total - event.step) * self._speed.step_seconds)} left")
+        losses = " ".join(f"{name} {layers[-1]:.3f}" for name, layers in event.losses.items())
+        parts += [f"{self._speed.images_a_second:.1f} images/s", f"loss {event.loss:.3f} ({losses})"]
         return ", ".join(parts)
 
     def _say(self, text: str) -> None:
