@@ -2,7 +2,7 @@
 
 Plain DETR learns slowly because a random backbone hears little of the set loss. The work is therefore cut in three:
 1. backbone and encoder alone, under dense supervision (`losses/dense.py`), the decoder left out;
-2. the transformer alone, on backbone features that are computed once and kept, which is ten times as fast;
+2. the transformer alone, on backbone features computed once and kept, nearly three times the images a second;
 3. everything together on enlarged images, with a moving average of the weights.
 
     python runs/scenes_detector.py --folder WORK --minutes 46 30 35

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from opendetr.config import ConfigError, replaced, to_dict
+from opendetr.config import ConfigError, replaced
 from opendetr.data.config import DataConfig
 from opendetr.losses.criterion import CriterionConfig, SetCriterion
 from opendetr.losses.dense import DenseConfig, DenseSupervision
@@ -235,8 +235,3 @@ def create_task(name: str, model: DETR | None = None, num_classes: int = 91) -> 
     """The published losses around a model; a new one with `num_classes` when `model` is omitted."""
     preset = get_preset(name)
     return build_task(preset, create(name, num_classes=num_classes) if model is None else model, num_classes)
-
-
-__all__ = ["Preset", "build_model", "build_task", "create", "create_task", "get_preset", "list_models", "miniature",
-           "preset_from_dict", "published_weights", "shipped_weights", "to_dict", "trained_from_nothing",
-           "weights_origin"]  # fmt: skip

@@ -464,11 +464,6 @@ class Trainer:
             event.tell(observer)
 
 
-def _number(value: float | None, otherwise: float = math.nan) -> float:
-    """A metric as a number; one that does not exist (AP without objects) is None."""
-    return otherwise if value is None else value
-
-
 class WeightAverage:
     """A second set of weights that follows the trained ones slowly: average = d average + (1 - d) trained.
 

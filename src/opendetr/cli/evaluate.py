@@ -37,7 +37,7 @@ def evaluate(
             help="Which split to score on. [default: the one the run was scored on, else val]", show_default=False
         ),
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Images that go through the model together.")] = 8,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images that go through the model together.")] = 8,
     layers: Annotated[bool, typer.Option("--layers", help="Also the AP of each decoder layer.")] = False,
     strict_no_object: Annotated[
         bool, typer.Option("--strict-no-object", help='Leave out queries whose best answer is "no object".')
