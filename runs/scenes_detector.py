@@ -1,9 +1,12 @@
 """Makes the detector that ships with the package: detr-tiny for scenes, from nothing, on two cores without a GPU.
 
-Plain DETR learns slowly because a random backbone hears little of the set loss. The work is therefore cut in three:
+Plain DETR learns slowly because a random backbone hears little of the set loss. The work is therefore cut in five:
 1. backbone and encoder alone, under dense supervision (`losses/dense.py`), the decoder left out;
 2. the transformer alone, on backbone features computed once and kept, nearly three times the images a second;
-3. everything together on enlarged images, with a moving average of the weights.
+3. everything together on enlarged images, with a moving average of the weights;
+4. the decoder alone, on the memory of the enlarged images, computed once and kept: what is still missing then is that
+   one query answers for an object and the others keep quiet, and that takes steps, not new features;
+5. everything together again.
 
     python runs/scenes_detector.py --folder WORK --minutes 46 30 35
 
@@ -50,13 +53,13 @@ class Scenes:
     """Training scenes in memory: `pixels` (n, H, W, 3) uint8, kept in a file, and their targets, plain and mirrored."""
 
     def __init__(self, folder: Path, count: int) -> None:
-        drawn = [draw_scene(index) for index in range(count)] if not (folder / "scenes.npy").exists() else []
-        if drawn:
-            np.save(folder / "scenes.npy", np.stack([scene.image for scene in drawn]))
-            labels = [[(*o.box, THINGS.label_of_id(o.category_id)) for o in s.objects if not o.iscrowd] for s in drawn]
-            np.save(folder / "labels.npy", np.array([np.array(rows, float).reshape(-1, 5) for rows in labels], object))
+        if not (folder / "labels.npy").exists():
+            _draw(folder, count)
         self.pixels = np.load(folder / "scenes.npy", mmap_mode="r")
-        rows = np.load(folder / "labels.npy", allow_pickle=True)
+        if len(self.pixels) != count:
+            raise SystemExit(f"{folder}: holds {len(self.pixels)} scenes, not {count}; name another folder")
+        labels = np.load(folder / "labels.npy")
+        rows = np.split(labels[:, 1:], np.searchsorted(labels[:, 0], np.arange(1, count)))
         self.targets = [[_target(boxes, mirrored) for mirrored in (False, True)] for boxes in rows]
 
     def __len__(self) -> int:
@@ -75,6 +78,18 @@ class Scenes:
             for chosen in order[: len(order) // size * size].reshape(-1, size):
                 mirrored = rng.random(size) < 0.5
                 yield chosen, mirrored, [self.targets[i][int(m)] for i, m in zip(chosen, mirrored, strict=True)]
+
+
+def _draw(folder: Path, count: int) -> None:
+    """Write scenes.npy, the pictures, and labels.npy, a row (scene, x0, y0, x1, y1, label) an object."""
+    pixels = np.lib.format.open_memmap(folder / "scenes.npy", "w+", np.uint8, (count, SIZE, SIZE, 3))
+    rows = []
+    for index in range(count):
+        scene = draw_scene(index)
+        pixels[index] = scene.image
+        rows += [(index, *o.box, THINGS.label_of_id(o.category_id)) for o in scene.objects if not o.iscrowd]
+    pixels.flush()
+    np.save(folder / "labels.npy", np.array(rows, np.int64).reshape(-1, 6))
 
 
 def _target(rows: np.ndarray, mirrored: bool) -> Target:
@@ -132,20 +147,19 @@ def learn_features(task: DetectionTask, scenes: Scenes, minutes: float) -> None:
     optimise(groups, minutes, loss_of)
 
 
-class Features:
-    """Backbone features of every scene, plain and mirrored, computed once: (n, 2, C, h, w) bfloat16."""
+class Kept:
+    """What `compute` gives for every scene, plain and mirrored, computed once: (n, 2, C, h, w) bfloat16."""
 
-    def __init__(self, task: DetectionTask, scenes: Scenes) -> None:
-        backbone, step = task.model.backbone.eval(), 50
-        blocks = []
+    def __init__(self, compute: Callable[[ImageBatch], FeatureMap], scenes: Scenes, size: int) -> None:
+        step = 50
         for first in range(0, len(scenes), step):
             chosen = np.arange(first, min(first + step, len(scenes)))
             for mirrored in (False, True):
                 with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-                    images = scenes.images(chosen, np.full(len(chosen), mirrored))
-                    blocks.append(backbone(images)[-1].values.to(torch.bfloat16).contiguous())
-        pairs = [torch.stack(pair, 1) for pair in zip(blocks[::2], blocks[1::2], strict=True)]
-        self.values = torch.cat(pairs)
+                    values = compute(scenes.images(chosen, np.full(len(chosen), mirrored), size)).values
+                if not first and not mirrored:
+                    self.values = torch.empty((len(scenes), 2, *values.shape[1:]), dtype=torch.bfloat16)
+                self.values[torch.from_numpy(chosen), int(mirrored)] = values.to(torch.bfloat16)
 
     def __call__(self, chosen: np.ndarray, mirrored: np.ndarray) -> FeatureMap:
         return FeatureMap(self.values[torch.from_numpy(chosen), torch.from_numpy(mirrored.astype(np.int64))])
@@ -153,19 +167,17 @@ class Features:
 
 def _losses(task: DetectionTask, features: tuple[FeatureMap, ...], targets: list[Target]) -> dict[str, Tensor]:
     """The set loss and the dense loss, from backbone features on."""
-    model = task.model
     with torch.autocast("cpu", torch.bfloat16):
-        output = model.answer(features)
-    normaliser = task.criterion.normaliser(targets, model.num_queries)
-    losses = task.losses(output, targets, normaliser)
-    losses["dense"] = task.dense(output.memory[-1], targets, normaliser.objects)[None]
-    shown = {name: values[-1] for name, values in losses.items()}
-    return {"total": task.total(losses), **shown}
+        output = task.model.answer(features)
+    losses = task.training_losses(output, targets)
+    return {"total": task.total(losses), **{name: values[-1] for name, values in losses.items()}}
 
 
 def learn_sets(task: DetectionTask, scenes: Scenes, minutes: float) -> None:
     """Stage 2: the transformer on kept features."""
-    features, batches = Features(task, scenes), scenes.batches(np.random.default_rng(2), 2 * BATCH)
+    backbone = task.model.backbone.eval()
+    features = Kept(lambda images: backbone(images)[-1], scenes, SIZE)
+    batches = scenes.batches(np.random.default_rng(2), 2 * BATCH)
 
     def loss_of() -> dict[str, Tensor]:
         chosen, mirrored, targets = next(batches)
@@ -196,8 +208,29 @@ def tune(task: DetectionTask, scenes: Scenes, minutes: float) -> nn.Module:
     return average.module
 
 
+def learn_queries(task: DetectionTask, scenes: Scenes, minutes: float) -> None:
+    """Stage 4: queries, decoder and heads on kept memory, the moving average of which stays."""
+    model = task.eval().model
+    memory = Kept(lambda images: model.encode(model.backbone(images)[-1]), scenes, TUNED_SIZE)
+    batches = scenes.batches(np.random.default_rng(4), 4 * BATCH)
+    parts = nn.ModuleList((model.queries, model.decoder, model.class_head, model.box_head)).train()
+    average = AveragedModel(parts, multi_avg_fn=get_ema_multi_avg_fn(0.999))
+
+    def loss_of() -> dict[str, Tensor]:
+        chosen, mirrored, targets = next(batches)
+        kept = memory(chosen, mirrored)
+        with torch.autocast("cpu", torch.bfloat16):
+            output = model.read(replace(kept, position=model.position(kept)), ())
+        losses = task.losses(output, targets)
+        return {"total": task.total(losses), **{name: values[-1] for name, values in losses.items()}}
+
+    groups = [{"params": list(parts.parameters()), "lr": 4e-4}]
+    optimise(groups, minutes, loss_of, lambda: average.update_parameters(parts))
+    parts.load_state_dict(average.module.state_dict())
+
+
 def run(folder: Path, count: int, minutes: list[float], first_stage: int, start: Path | None) -> None:
-    """The three stages; each leaves its state, so that `first_stage` can go on from the one before."""
+    """The five stages; each leaves its state, so that `first_stage` can go on from the one before."""
     torch.manual_seed(0)
     scenes, config = Scenes(folder, count), preset()
     task = build_task(config, build_model(config, len(THINGS)), len(THINGS))
@@ -206,7 +239,7 @@ def run(folder: Path, count: int, minutes: list[float], first_stage: int, start:
     elif first_stage > 1:
         task.load_state_dict(torch.load(folder / f"stage{first_stage - 1}.pth"))
     task.train()
-    for stage, learn in enumerate((learn_features, learn_sets, tune), start=1):
+    for stage, learn in enumerate((learn_features, learn_sets, tune, learn_queries, tune), start=1):
         if stage >= first_stage:
             print(f"stage {stage}", flush=True)
             task = learn(task, scenes, minutes[stage - 1]) or task
@@ -221,8 +254,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--scenes", type=int, default=16000)
-    parser.add_argument("--minutes", type=float, nargs=3, default=(46, 30, 35))
-    parser.add_argument("--first-stage", type=int, default=1, choices=(1, 2, 3))
+    parser.add_argument("--minutes", type=float, nargs=5, default=(46, 30, 35, 25, 30))
+    parser.add_argument("--first-stage", type=int, default=1, choices=(1, 2, 3, 4, 5))
     parser.add_argument("--start", type=Path, help="a detector to go on from, for example the shipped one")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)

@@ -28,12 +28,17 @@ class DetectionTask(nn.Module):
         self.dense = dense
 
     def forward(self, batch: Batch, normaliser: Normaliser | None = None) -> dict[str, Tensor]:
-        """Unweighted losses of a batch, as `losses` gives them, and "dense" (1,) where the encoder is supervised."""
-        output = self.model(batch.images)
-        normaliser = normaliser or self.normaliser([batch])
-        losses = self.losses(output, batch.targets, normaliser)
+        """Unweighted losses of a batch, as `training_losses` gives them."""
+        return self.training_losses(self.model(batch.images), batch.targets, normaliser)
+
+    def training_losses(
+        self, output: Output, targets: Sequence[Target], normaliser: Normaliser | None = None
+    ) -> dict[str, Tensor]:
+        """What `losses` gives, and "dense" (1,) where the encoder is supervised."""
+        normaliser = normaliser or self.criterion.normaliser(targets, self.model.num_queries)
+        losses = self.losses(output, targets, normaliser)
         if self.dense is not None:
-            losses["dense"] = self.dense(output.memory[-1], batch.targets, normaliser.objects)[None]
+            losses["dense"] = self.dense(output.memory[-1], targets, normaliser.objects)[None]
         return losses
 
     def losses(

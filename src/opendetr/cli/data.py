@@ -36,16 +36,12 @@ def make(
 
         opendetr data make scenes-hard --hard --train 500 --val 100 --seed 7
     """
-    from opendetr.data.records import DataError
     from opendetr.data.scenes import SceneConfig, write_scenes
 
     counts = {split: count for split, count in {"train": train, "val": val}.items() if count}
     config = replace(SceneConfig.hard() if hard else SceneConfig(), size=size)
     with progress_bar("drawing") as progress:
-        try:
-            write_scenes(folder, counts=counts, seed=seed, config=config, progress=progress)
-        except ValueError as error:
-            raise DataError(str(error)) from None
+        write_scenes(folder, counts=counts, seed=seed, config=config, progress=progress)
     if as_json:
         answer({"folder": str(folder), "images": counts, "seed": seed, "hard": hard, "size": size})
     else:

@@ -40,12 +40,14 @@ def demo(
         opendetr demo --out /tmp/demo --images 50 --json
     """
     from opendetr.data.formats import open_split
+    from opendetr.data.scenes import write_scenes
     from opendetr.predictor import load
     from opendetr.report import write_report
 
     began = time.monotonic()
     detector = load(MODEL, device=device)
-    _draw(out / "scenes", images)
+    with progress_bar("drawing") as progress:
+        write_scenes(out / "scenes", counts={_SPLIT: images}, seed=_SEED, progress=progress)
     data = open_split(out / "scenes", _SPLIT)
     say(f"{data.summary()}")
     with progress_bar("evaluating") as progress:
@@ -67,17 +69,6 @@ def demo(
     else:
         print(f"AP {number(scores.metrics['AP'])}, AP50 {number(scores.metrics['AP50'])} on {len(data)} unseen scenes")
         print(page)
-
-
-def _draw(folder: Path, count: int) -> None:
-    from opendetr.data.records import DataError
-    from opendetr.data.scenes import write_scenes
-
-    with progress_bar("drawing") as progress:
-        try:
-            write_scenes(folder, counts={_SPLIT: count}, seed=_SEED, progress=progress)
-        except ValueError as error:
-            raise DataError(str(error)) from None
 
 
 def _pictures(detector: Predictor, data: DetectionData) -> Iterator[tuple[str, Image.Image]]:

@@ -27,6 +27,8 @@ from typing import Any
 
 import numpy as np
 
+from opendetr.data.records import DataError
+
 _THINGS = {
     "round": ("disc", "ring", "crescent", "drop"),
     "polygon": ("triangle", "square", "hexagon", "cross"),
@@ -69,7 +71,7 @@ _MAJORITY = _SAMPLES * _SAMPLES // 2 + 1
 def _require(satisfied: bool, complaint: str) -> None:
     """Raise the complaint about a setting unless it is satisfied."""
     if not satisfied:
-        raise ValueError(f"SceneConfig: {complaint}")
+        raise DataError(f"SceneConfig: {complaint}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,7 +236,7 @@ def write_scenes(
         progress: called after every scene with the number of scenes done and the number of all scenes.
 
     Raises:
-        ValueError: the folder holds something else, or a split has a bad name or count.
+        DataError: the folder holds something else, or a split has a bad name or count.
     """
     folder = Path(folder)
     _check_counts(counts)
@@ -917,17 +919,17 @@ def _check_counts(counts: Mapping[str, int]) -> None:
     """Refuse splits that cannot be written."""
     for split, count in counts.items():
         if not split.isidentifier() or split == "annotations":
-            raise ValueError(f"counts: split {split!r} names files: use letters, digits and _, and not 'annotations'")
+            raise DataError(f"counts: split {split!r} names files: use letters, digits and _, and not 'annotations'")
         if count < 0:
-            raise ValueError(f"counts[{split!r}]={count}: must be 0 or more")
+            raise DataError(f"counts[{split!r}]={count}: must be 0 or more")
 
 
 def _claim(folder: Path) -> None:
     """Make and mark the folder, or refuse one that holds something else."""
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file: name a folder that is empty or does not exist")
+        raise DataError(f"{folder} is a file: name a folder that is empty or does not exist")
     if folder.exists() and any(folder.iterdir()) and not (folder / _MARKER).is_file():
-        raise ValueError(f"{folder} holds files that are not scenes: name a folder that is empty or does not exist")
+        raise DataError(f"{folder} holds files that are not scenes: name a folder that is empty or does not exist")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / _MARKER).write_text(json.dumps({"description": _GENERATOR}) + "\n")
 

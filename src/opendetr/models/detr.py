@@ -90,7 +90,10 @@ class DETR(nn.Module):
 
     def answer(self, features: tuple[FeatureMap, ...]) -> Output:
         """Backbone features -> predictions of every decoder layer."""
-        memory = self.encode(features[-1])
+        return self.read(self.encode(features[-1]), features)
+
+    def read(self, memory: FeatureMap, features: tuple[FeatureMap, ...]) -> Output:
+        """Memory -> predictions of every decoder layer; `features` are handed on."""
         queries = self.decode(memory)
         with torch.autocast(queries.device.type, enabled=False):  # a box needs more digits than bfloat16 has
             queries = queries.float()
