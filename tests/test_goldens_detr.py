@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from golden import Golden, target
+from opendetr.layouts import OFFICIAL, our_name
 from opendetr.losses.criterion import CriterionConfig, SetCriterion
 from opendetr.losses.scoring import SoftmaxNoObject
 from opendetr.models.detr import DETR, DETRConfig
 from opendetr.nn.backbone import BackboneConfig
 from opendetr.nn.transformer import TransformerConfig
 from opendetr.structures import Matches, Output, Predictions
-from opendetr.weights import from_official, load_weights
+from opendetr.weights import load_weights
 
 _SMALL = TransformerConfig(width=64, ffn_width=128, encoder_layers=2, decoder_layers=2)
 _R18 = BackboneConfig(depth=18)
@@ -142,7 +143,7 @@ def test_gradients_and_one_step(run):
 
 
 def _renamed(golden: Golden) -> dict[str, str]:
-    return {name: from_official(name) for name, _ in golden["keys"]}
+    return {name: our_name(name, OFFICIAL["detr"], ()) for name, _ in golden["keys"]}
 
 
 def test_postprocessing_scores(run):

@@ -13,7 +13,7 @@ PACKAGE = Path(opendetr.__file__).parent
 
 # Rooms from bottom to top; those of a row do not know each other.
 ROWS = (
-    "structures categories boxes distributed config recipe checkpoint stopping",
+    "structures categories boxes distributed config recipe checkpoint stopping layouts",
     "nn events",
     "models losses data evaluation postprocess visualize",
     "tasks weights report observers",

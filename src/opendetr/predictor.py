@@ -25,7 +25,7 @@ from opendetr.data.records import DataError, DetectionData
 from opendetr.data.transforms import evaluation_transform
 from opendetr.distributed import best_device
 from opendetr.evaluation import CocoEvaluator
-from opendetr.models.detr import DETR
+from opendetr.models.detector import Detector
 from opendetr.postprocess import detect
 from opendetr.presets import Preset, build_model, get_preset, list_models, preset_from_dict, published_weights
 from opendetr.structures import Detections, ImageBatch
@@ -67,7 +67,7 @@ class Predictor:
         device: "auto", "cpu", "cuda" or "mps".
     """
 
-    def __init__(self, model: DETR, preset: Preset, categories: Categories, *, device: str = "auto") -> None:
+    def __init__(self, model: Detector, preset: Preset, categories: Categories, *, device: str = "auto") -> None:
         self.device = best_device(device)
         self.model = model.to(self.device).eval()
         self.preset = preset

@@ -15,8 +15,8 @@ from opendetr.config import ConfigError, replaced
 from opendetr.data.config import DataConfig
 from opendetr.losses.criterion import CriterionConfig, SetCriterion
 from opendetr.losses.dense import DenseConfig, DenseSupervision
-from opendetr.losses.scoring import SoftmaxNoObject
-from opendetr.models.detr import DETR, DETRConfig
+from opendetr.models.detector import Detector
+from opendetr.models.detr import DETRConfig
 from opendetr.nn.backbone import BackboneConfig
 from opendetr.nn.transformer import TransformerConfig
 from opendetr.recipe import Recipe
@@ -188,19 +188,24 @@ def miniature(name: str) -> Preset:
     )
 
 
-def build_model(preset: Preset, num_classes: int, *, strict_no_object: bool = False) -> DETR:
+def build_model(preset: Preset, num_classes: int, *, strict_no_object: bool = False) -> Detector:
     """The model of a preset, randomly initialised.
 
     Args:
         preset: gives the architecture.
         num_classes: K.
         strict_no_object: see `SoftmaxNoObject.strict`.
+
+    Raises:
+        ValueError: strict about "no object", and the model has no such class.
     """
-    scoring = SoftmaxNoObject(strict=strict_no_object)
-    return DETR(preset.model, scoring.num_logits(num_classes), scoring)
+    scoring = preset.criterion.classification.scoring()
+    if strict_no_object:
+        scoring = scoring.strictly()
+    return preset.model.build(scoring.num_logits(num_classes), scoring)
 
 
-def build_task(preset: Preset, model: DETR, num_classes: int) -> DetectionTask:
+def build_task(preset: Preset, model: Detector, num_classes: int) -> DetectionTask:
     """What the trainer trains: the model with the losses of its preset."""
     dense = None
     if preset.dense.weight > 0:
@@ -208,7 +213,7 @@ def build_task(preset: Preset, model: DETR, num_classes: int) -> DetectionTask:
     return DetectionTask(model, SetCriterion(preset.criterion), dense)
 
 
-def create(name: str, weights: str | Path | Mapping[str, Tensor] | None = None, num_classes: int = 91) -> DETR:
+def create(name: str, weights: str | Path | Mapping[str, Tensor] | None = None, num_classes: int = 91) -> Detector:
     """A model with the published architecture.
 
     Args:
@@ -231,7 +236,7 @@ def create(name: str, weights: str | Path | Mapping[str, Tensor] | None = None, 
     return model
 
 
-def create_task(name: str, model: DETR | None = None, num_classes: int = 91) -> DetectionTask:
+def create_task(name: str, model: Detector | None = None, num_classes: int = 91) -> DetectionTask:
     """The published losses around a model; a new one with `num_classes` when `model` is omitted."""
     preset = get_preset(name)
     return build_task(preset, create(name, num_classes=num_classes) if model is None else model, num_classes)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from opendetr.losses.criterion import Normaliser, SetCriterion
 from opendetr.losses.dense import DenseSupervision
-from opendetr.models.detr import DETR
+from opendetr.models.detector import Detector
 from opendetr.structures import Batch, Matches, Output, Target
 
 
@@ -21,7 +21,7 @@ class DetectionTask(nn.Module):
         dense: supervision of the encoder's output beside it, or None.
     """
 
-    def __init__(self, model: DETR, criterion: SetCriterion, dense: DenseSupervision | None = None) -> None:
+    def __init__(self, model: Detector, criterion: SetCriterion, dense: DenseSupervision | None = None) -> None:
         super().__init__()
         self.model = model
         self.criterion = criterion
@@ -38,7 +38,7 @@ class DetectionTask(nn.Module):
         normaliser = normaliser or self.criterion.normaliser(targets, self.model.num_queries)
         losses = self.losses(output, targets, normaliser)
         if self.dense is not None:
-            losses["dense"] = self.dense(output.memory[-1], targets, normaliser.objects)[None]
+            losses["dense"] = self.dense(output.memory[0], targets, normaliser.objects)[None]
         return losses
 
     def losses(

@@ -28,7 +28,7 @@ from opendetr.data.loader import train_loader
 from opendetr.data.paths import require_folder
 from opendetr.data.records import DataError, DetectionData, ImageRecord
 from opendetr.distributed import best_device
-from opendetr.models.detr import DETR
+from opendetr.models.detector import Detector
 from opendetr.observers import Curves, MetricsFile, Pictures, Progress
 from opendetr.predictor import Predictor, weights_file
 from opendetr.presets import (
@@ -49,7 +49,7 @@ from opendetr.weights import (
     ModelCard,
     WeightsError,
     download,
-    from_official,
+    in_our_layout,
     load_weights,
     read_card,
     read_state,
@@ -377,7 +377,7 @@ def _new_task(preset: Preset, categories: Categories) -> DetectionTask:
         return build_task(preset, build_model(preset, len(categories)), len(categories))
 
 
-def _start(model: DETR, origin: str | Path, preset: Preset, categories: Categories) -> str:
+def _start(model: Detector, origin: str | Path, preset: Preset, categories: Categories) -> str:
     """Load the weights that a run starts from; returns a line about them."""
     count = f"{preset.name}, {sum(parameter.numel() for parameter in model.parameters()) / 1e6:.1f} million parameters"
     if origin == _NOTHING:
@@ -396,13 +396,13 @@ def _start(model: DETR, origin: str | Path, preset: Preset, categories: Categori
     return f"{count}, the backbone's from {path.name}"
 
 
-def _transferred(model: DETR, path: Path, categories: Categories) -> str:
+def _transferred(model: Detector, path: Path, categories: Categories) -> str:
     """Load a detector's weights, its classes fitted by name; returns what became of them."""
     card = read_card(path)
-    state = {from_official(name): value for name, value in read_state(path).items()}
+    state = in_our_layout(model, read_state(path))
     known = card.categories if card else coco_categories()
     rows = state.get(model.class_rows[0])
-    num_others = model.class_head.out_features - len(categories)  # "no object"
+    num_others = model.num_logits - len(categories)  # "no object"
     if rows is not None and len(rows) != len(known) + num_others:
         raise WeightsError(
             f"{path}: has {len(rows) - num_others} classes and does not say which; load it with opendetr.load and its "

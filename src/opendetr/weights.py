@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import pickle
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,8 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from opendetr.categories import Categories
+from opendetr.layouts import OFFICIAL, is_official, our_name
+from opendetr.models.detector import Detector
 
 _KEY = "opendetr"
 _FORMAT = 1
@@ -78,38 +79,6 @@ class LoadReport:
     num_tensors: int
 
 
-# Official name -> ours, first rule that matches from the start of the name.
-_OFFICIAL: tuple[tuple[str, str], ...] = (
-    (r"transformer\.encoder\.layers\.(\d+)\.self_attn\.", r"encoder.layers.\1.attention."),
-    (r"transformer\.encoder\.layers\.(\d+)\.linear", r"encoder.layers.\1.feed_forward.linear"),
-    (r"transformer\.encoder\.layers\.(\d+)\.norm1\.", r"encoder.layers.\1.attention_residual.norm."),
-    (r"transformer\.encoder\.layers\.(\d+)\.norm2\.", r"encoder.layers.\1.feed_forward_residual.norm."),
-    (r"transformer\.encoder\.norm\.", r"encoder.norm."),
-    (r"transformer\.decoder\.layers\.(\d+)\.self_attn\.", r"decoder.layers.\1.self_attention."),
-    (r"transformer\.decoder\.layers\.(\d+)\.multihead_attn\.", r"decoder.layers.\1.cross_attention."),
-    (r"transformer\.decoder\.layers\.(\d+)\.linear", r"decoder.layers.\1.feed_forward.linear"),
-    (r"transformer\.decoder\.layers\.(\d+)\.norm1\.", r"decoder.layers.\1.self_attention_residual.norm."),
-    (r"transformer\.decoder\.layers\.(\d+)\.norm2\.", r"decoder.layers.\1.cross_attention_residual.norm."),
-    (r"transformer\.decoder\.layers\.(\d+)\.norm3\.", r"decoder.layers.\1.feed_forward_residual.norm."),
-    (r"transformer\.decoder\.norm\.", r"decoder.norm."),
-    (r"class_embed\.", r"class_head."),
-    (r"bbox_embed\.", r"box_head."),
-    (r"query_embed\.", r"queries."),
-    (r"input_proj\.", r"project."),
-    (r"backbone\.0\.body\.", r"backbone.body."),
-    (r"backbone\.1\.", r"position."),
-)
-
-
-def from_official(name: str) -> str:
-    """Our name of an official state-dict key; names of ours come back as they are."""
-    for pattern, replacement in _OFFICIAL:
-        renamed, count = re.subn("^" + pattern, replacement, name)
-        if count:
-            return renamed
-    return name
-
-
 def cache_folder() -> Path:
     """Where downloads are kept: what the environment variable OPENDETR_CACHE names, else ~/.cache/opendetr."""
     return Path(os.environ.get("OPENDETR_CACHE") or Path.home() / ".cache" / "opendetr")
@@ -164,8 +133,26 @@ def read_state(path: Path) -> dict[str, Tensor]:
     return state
 
 
+def in_our_layout(model: Detector, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict in our layout, whatever layout it came in.
+
+    Raises:
+        WeightsError: two names mean one parameter of the model, with different values.
+    """
+    if not is_official(state):
+        return dict(state)
+    own = model.state_dict()
+    ours: dict[str, Tensor] = {}
+    for theirs, value in state.items():
+        name = our_name(theirs, OFFICIAL[model.family], own)
+        if name in ours and not torch.equal(ours[name], value):
+            raise WeightsError(f"{theirs}: this model shares {name} between layers, but these weights do not")
+        ours[name] = value
+    return ours
+
+
 def load_weights(model: nn.Module, source: str | Path | Mapping[str, Tensor]) -> LoadReport:
-    """Load weights strictly, in our or the official layout.
+    """Load weights strictly, in our or, for a detector, the official layout.
 
     Args:
         model: receives the weights.
@@ -175,11 +162,9 @@ def load_weights(model: nn.Module, source: str | Path | Mapping[str, Tensor]) ->
         WeightsError: naming every key that is missing, unknown or of another shape; the model is left as it was.
     """
     state = read_state(Path(source)) if isinstance(source, str | Path) else dict(source)
-    own = model.state_dict()
-    layout = "opendetr"
-    if any(name.startswith(("transformer.", "backbone.0.")) for name in state):
-        layout = "official"
-        state = {from_official(name): value for name, value in state.items()}
+    own, layout = model.state_dict(), "opendetr"
+    if isinstance(model, Detector) and is_official(state):
+        layout, state = "official", in_our_layout(model, state)
     state = {name: value for name, value in state.items() if name in own or not name.endswith("num_batches_tracked")}
     uncounted = {name: own[name] for name in own if name.endswith("num_batches_tracked") and name not in state}
     state |= uncounted  # a frozen norm has no such count, and a trainable one does not need it

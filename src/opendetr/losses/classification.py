@@ -1,6 +1,6 @@
-"""Class terms as objects: the cost that matching weighs and the loss that training lowers.
+"""Class terms as objects: the cost that matching weighs, the loss that training lowers, the scoring of both.
 
-Shape letters: B batch, Q queries, L decoder layers, C class logits, K classes, n objects.
+Shape letters: B batch, Q queries, L decoder layers, C class logits, K classes, n objects of the batch, m matches.
 """
 
 from __future__ import annotations
@@ -11,15 +11,22 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from opendetr.losses.functional import no_object_cross_entropy
+from opendetr.losses.functional import no_object_cross_entropy, sigmoid_focal
+from opendetr.losses.scoring import Sigmoid, SoftmaxNoObject
 from opendetr.structures import Matches
+
+_EPSILON = 1e-8  # the original's, inside the logarithms of the cost
 
 
 class Classification(Protocol):
     """What a criterion asks of a class term."""
 
-    def cost(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """(n, L, Q, C) logits of the queries of each object's image, (n,) labels -> (n, L, Q)."""
+    def scoring(self) -> SoftmaxNoObject | Sigmoid:
+        """What the logits mean when they are trained so."""
+        ...
+
+    def cost(self, logits: Tensor, image: Tensor, labels: Tensor) -> Tensor:
+        """(L, B, Q, C) logits, (n,) image and (n,) label of every object -> (n, L, Q), against its image's queries."""
         ...
 
     def loss(self, logits: Tensor, labels: Tensor, matches: Matches) -> Tensor:
@@ -41,10 +48,13 @@ class SoftmaxClassification:
 
     no_object_weight: float = 0.1
 
-    def cost(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Minus the probability of the object's class: (n, L, Q, C), (n,) -> (n, L, Q)."""
-        index = labels.view(-1, 1, 1, 1).expand(*logits.shape[:-1], 1)
-        return -logits.softmax(-1).gather(-1, index).squeeze(-1)
+    def scoring(self) -> SoftmaxNoObject:
+        """Softmax, "no object" in the last column."""
+        return SoftmaxNoObject()
+
+    def cost(self, logits: Tensor, image: Tensor, labels: Tensor) -> Tensor:
+        """Minus the probability of the object's class: (L, B, Q, C), (n,), (n,) -> (n, L, Q)."""
+        return -_of_objects(logits.softmax(-1), image, labels)
 
     def loss(self, logits: Tensor, labels: Tensor, matches: Matches) -> Tensor:
         """Weighted cross-entropy summed over images and queries: (L, B, Q, C) -> (L,)."""
@@ -56,3 +66,42 @@ class SoftmaxClassification:
         """The sum of the queries' weights: an image matches as many queries as it has objects, at most all."""
         matched = sum(min(count, num_queries) for count in num_objects)
         return matched + self.no_object_weight * (len(num_objects) * num_queries - matched)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SigmoidFocalClassification:
+    """Focal loss of one sigmoid a class (Lin et al., RetinaNet, 2017), as Deformable and Conditional DETR have it.
+
+    Attributes:
+        alpha: weight of the right class; the wrong ones weigh 1 - alpha.
+        gamma: how much less an easy logit counts.
+    """
+
+    alpha: float = 0.25
+    gamma: float = 2.0
+
+    def scoring(self) -> Sigmoid:
+        """A sigmoid a class."""
+        return Sigmoid()
+
+    def cost(self, logits: Tensor, image: Tensor, labels: Tensor) -> Tensor:
+        """Focal loss of saying yes minus that of saying no: (L, B, Q, C), (n,), (n,) -> (n, L, Q)."""
+        p = _of_objects(logits, image, labels).sigmoid()
+        yes = self.alpha * (1 - p) ** self.gamma * -(p + _EPSILON).log()
+        no = (1 - self.alpha) * p**self.gamma * -(1 - p + _EPSILON).log()
+        return yes - no
+
+    def loss(self, logits: Tensor, labels: Tensor, matches: Matches) -> Tensor:
+        """Focal loss summed over images, queries and classes: (L, B, Q, C) -> (L,)."""
+        truth = torch.zeros_like(logits)
+        truth[matches.layer, matches.image, matches.query, labels] = 1
+        return sigmoid_focal(logits, truth, self.alpha, self.gamma).sum((1, 2, 3))
+
+    def normaliser(self, num_objects: list[int], num_queries: int) -> float:
+        """The number of objects, at least 1."""
+        return max(float(sum(num_objects)), 1.0)
+
+
+def _of_objects(values: Tensor, image: Tensor, labels: Tensor) -> Tensor:
+    """Of (L, B, Q, C), what the queries of each object's image say about its class: (n, L, Q)."""
+    return values[:, image, :, labels]

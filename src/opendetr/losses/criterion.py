@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from opendetr.losses.classification import Classification, SoftmaxClassification
+from opendetr.losses.classification import Classification, SigmoidFocalClassification, SoftmaxClassification
 from opendetr.losses.functional import box_giou, box_l1
 from opendetr.losses.matcher import MatcherConfig, match
 from opendetr.structures import Matches, Output, Target
@@ -27,7 +27,7 @@ class CriterionConfig:
         class_weight, l1_weight, giou_weight: weights of the losses, the same in every layer.
     """
 
-    classification: SoftmaxClassification = field(default_factory=SoftmaxClassification)
+    classification: SoftmaxClassification | SigmoidFocalClassification = field(default_factory=SoftmaxClassification)
     matcher: MatcherConfig = field(default_factory=MatcherConfig)
     class_weight: float = 1.0
     l1_weight: float = 5.0

@@ -39,10 +39,10 @@ def pair_costs(
     image = torch.cat([torch.full_like(target.labels, index) for index, target in enumerate(targets)])
     labels = torch.cat([target.labels for target in targets])
     boxes = torch.cat([target.boxes for target in targets])[:, None, None]
-    logits = torch.stack([layer.logits for layer in output.layers])[:, image].transpose(0, 1)
+    logits = torch.stack([layer.logits for layer in output.layers])
     guesses = torch.stack([layer.boxes for layer in output.layers])[:, image].transpose(0, 1)
     return (
-        config.class_cost * classification.cost(logits, labels)
+        config.class_cost * classification.cost(logits, image, labels)
         + config.l1_cost * box_l1(guesses, boxes)
         + config.giou_cost * (box_giou(guesses, boxes) - 1)
     )

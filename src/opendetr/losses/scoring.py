@@ -5,9 +5,11 @@ Shape letters: B batch, Q queries, C class logits, K classes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
+
+_PUBLISHED_TOP_K = 100
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,10 @@ class SoftmaxNoObject:
     """
 
     strict: bool = False
+
+    def strictly(self) -> SoftmaxNoObject:
+        """The same with `strict` on."""
+        return replace(self, strict=True)
 
     def num_logits(self, num_classes: int) -> int:
         """C for K classes."""
@@ -47,3 +53,35 @@ class SoftmaxNoObject:
         if k is None:
             queries = queries.sort(dim=1).values
         return scores.gather(1, queries), labels.gather(1, queries), queries
+
+
+@dataclass(frozen=True)
+class Sigmoid:
+    """A sigmoid for each of K classes, no "no object": the scoring of Deformable and Conditional DETR."""
+
+    def strictly(self) -> Sigmoid:
+        """Raises ValueError: there is no "no object" to be strict about."""
+        raise ValueError("this model scores every class by itself: it has no 'no object' class to be strict about")
+
+    def num_logits(self, num_classes: int) -> int:
+        """C for K classes."""
+        return num_classes
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """(..., K) -> (..., K)."""
+        return logits.sigmoid()
+
+    def select(self, logits: Tensor, k: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """The best pairs of query and class, best first; a query may come with several classes.
+
+        Args:
+            logits: (B, Q, K).
+            k: how many pairs; the published 100 when None. All there are, when there are fewer.
+
+        Returns:
+            scores, labels and query indices, (B, k) each.
+        """
+        num_classes = logits.shape[-1]
+        flat = logits.sigmoid().flatten(1)
+        scores, index = flat.topk(min(_PUBLISHED_TOP_K if k is None else k, flat.shape[1]), dim=1)
+        return scores, index % num_classes, index // num_classes

@@ -9,16 +9,17 @@ Shape letters: B batch, Q queries, L decoder layers, C class logits, D width, H 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from opendetr.models.detector import Detector
 from opendetr.nn.backbone import Backbone, BackboneConfig
 from opendetr.nn.layers import MLP
 from opendetr.nn.position import LearnedPosition, SinePosition
 from opendetr.nn.transformer import Decoder, Encoder, TransformerConfig
-from opendetr.structures import FeatureMap, ImageBatch, Output, Predictions, Scoring
+from opendetr.structures import FeatureMap, Output, Predictions, Scoring
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,22 +38,24 @@ class DETRConfig:
     position: Literal["sine", "learned"] = "sine"
     num_queries: int = 100
 
+    def build(self, num_logits: int, scoring: Scoring) -> DETR:
+        """The model, randomly initialised."""
+        return DETR(self, num_logits, scoring)
+
 
 _POSITIONS = {"sine": SinePosition, "learned": LearnedPosition}
 
 
-class DETR(nn.Module):
+class DETR(Detector):
     """The detector.
 
     Args:
         config: what it is made of.
         num_logits: C, outputs of the class head (no-object among them, for a scoring that has one).
-        scoring: what the logits mean; it travels with the predictions.
-
-    Attributes:
-        class_rows: names of the tensors that have a row a class.
+        scoring: what the logits mean.
     """
 
+    family: ClassVar = "detr"
     class_rows = ("class_head.weight", "class_head.bias")
 
     def __init__(self, config: DETRConfig, num_logits: int, scoring: Scoring) -> None:
@@ -100,10 +103,6 @@ class DETR(nn.Module):
             logits, boxes = self.class_head(queries), self.box_head(queries).sigmoid()
         layers = tuple(Predictions(*layer, self.scoring) for layer in zip(logits, boxes, strict=True))
         return Output(layers, queries, features, (memory,))
-
-    def forward(self, images: ImageBatch) -> Output:
-        """Images -> predictions of every decoder layer: logits (B, Q, C), boxes (B, Q, 4) cxcywh in 0..1."""
-        return self.answer(self.backbone(images))
 
 
 def _tokens(features: Tensor) -> Tensor:
