@@ -27,8 +27,8 @@ class CountingTask(nn.Module):
         counts = torch.tensor([float(len(target)) for target in batch.targets])
         return {"count": ((guesses - counts[:, None]) ** 2).sum(0) / normaliser}
 
-    def normaliser(self, batches: Sequence[Batch]) -> float:
-        return float(sum(len(target) for batch in batches for target in batch.targets))
+    def normaliser(self, num_objects: Sequence[int]) -> float:
+        return float(sum(num_objects))
 
     def total(self, losses: dict[str, Tensor]) -> Tensor:
         return losses["count"].sum()

@@ -97,7 +97,7 @@ def test_parts_of_a_step_add_up():
     output, targets = make_output(2, 2, 5), make_targets([3, 1])
     criterion = SetCriterion(CriterionConfig())
     whole = criterion.losses(output, targets)
-    normaliser = criterion.normaliser(targets, 5)
+    normaliser = criterion.normaliser([len(target) for target in targets], 5)
     parts = []
     for image in range(2):
         layers = tuple(

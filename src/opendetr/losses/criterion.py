@@ -62,9 +62,9 @@ class SetCriterion:
         """Which query answers for which object, in every layer."""
         return match(output, targets, self.classification, self.config.matcher)
 
-    def normaliser(self, targets: Sequence[Target], num_queries: int) -> Normaliser:
-        """The divisors for these targets; pass all targets of a step when it is computed in parts."""
-        counts = [len(target) for target in targets]
+    def normaliser(self, num_objects: Sequence[int], num_queries: int) -> Normaliser:
+        """The divisors for images with so many objects each: all images of a step, when it is computed in parts."""
+        counts = list(num_objects)
         return Normaliser(max(float(sum(counts)), 1.0), self.classification.normaliser(counts, num_queries))
 
     def losses(
@@ -81,7 +81,7 @@ class SetCriterion:
             "class", "l1" and "giou", each (L,), last = final layer. Finite for every finite prediction.
         """
         if normaliser is None:
-            normaliser = self.normaliser(targets, output.final.logits.shape[1])
+            normaliser = self.normaliser(list(map(len, targets)), output.final.logits.shape[1])
         matches = self.match(output, targets)
         logits = torch.stack([layer.logits for layer in output.layers])
         boxes = torch.stack([layer.boxes for layer in output.layers])

@@ -61,7 +61,7 @@ class Sigmoid:
 
     def strictly(self) -> Sigmoid:
         """Raises ValueError: there is no "no object" to be strict about."""
-        raise ValueError("this model scores every class by itself: it has no 'no object' class to be strict about")
+        raise ValueError("scores every class by itself, and has no 'no object' class to be strict about")
 
     def num_logits(self, num_classes: int) -> int:
         """C for K classes."""

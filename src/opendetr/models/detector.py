@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from opendetr.nn.backbone import Backbone
 from opendetr.structures import FeatureMap, ImageBatch, Output, Scoring
@@ -17,12 +17,17 @@ class Detector(nn.Module):
     Attributes:
         family: under which name `layouts` knows the official names of the parameters.
         class_rows: names of the tensors that have a row a class.
+        objectness_rows: names of the tensors that have as many rows, of which only the first is used: whether there is
+            an object of any class.
+        query_rows: names of the tensors that have a row a learned query.
         scoring: what the class logits mean; it travels with the predictions.
         backbone: the CNN.
     """
 
     family: ClassVar[str]
     class_rows: tuple[str, ...]
+    objectness_rows: tuple[str, ...] = ()
+    query_rows: tuple[str, ...] = ("queries.weight",)
     scoring: Scoring
     backbone: Backbone
 
@@ -37,9 +42,32 @@ class Detector(nn.Module):
         return len(self.get_parameter(self.class_rows[0]))
 
     @abstractmethod
-    def answer(self, features: tuple[FeatureMap, ...]) -> Output:
-        """Backbone features, fine to coarse -> predictions of every decoder layer."""
+    def levels(self, features: tuple[FeatureMap, ...], padding: Tensor | None = None) -> tuple[FeatureMap, ...]:
+        """Backbone features -> the levels that the encoder reads, (B, D, h, w) each, fine to coarse.
+
+        Args:
+            features: of the backbone, fine to coarse.
+            padding: (B, H, W) bool of the images, for members that make coarser levels than the backbone has; the
+                finest features' own when omitted.
+        """
+
+    @abstractmethod
+    def encode(self, levels: tuple[FeatureMap, ...]) -> tuple[FeatureMap, ...]:
+        """Levels -> memory of the same shapes, with its position encoding."""
+
+    @abstractmethod
+    def read(self, memory: tuple[FeatureMap, ...], features: tuple[FeatureMap, ...] = ()) -> Output:
+        """Memory -> predictions of every decoder layer; `features` are handed on."""
+
+    def answer(self, features: tuple[FeatureMap, ...], padding: Tensor | None = None) -> Output:
+        """Backbone features -> predictions of every decoder layer; `padding` as in `levels`."""
+        return self.read(self.encode(self.levels(features, padding)), features)
 
     def forward(self, images: ImageBatch) -> Output:
         """Images -> predictions of every decoder layer: logits (B, Q, C), boxes (B, Q, 4) cxcywh in 0..1."""
-        return self.answer(self.backbone(images))
+        return self.answer(self.backbone(images), images.padding)
+
+
+def tokens_of(features: Tensor) -> Tensor:
+    """(B, D, h, w) -> (B, h w, D), row by row."""
+    return features.flatten(2).transpose(1, 2)

@@ -14,7 +14,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from opendetr.models.detector import Detector
+from opendetr.models.detector import Detector, tokens_of
 from opendetr.nn.backbone import Backbone, BackboneConfig
 from opendetr.nn.layers import MLP
 from opendetr.nn.position import LearnedPosition, SinePosition
@@ -53,9 +53,13 @@ class DETR(Detector):
         config: what it is made of.
         num_logits: C, outputs of the class head (no-object among them, for a scoring that has one).
         scoring: what the logits mean.
+
+    Attributes:
+        decoder_type: what decodes, from the same arguments as `Decoder`; a member with another decoder names its own.
     """
 
     family: ClassVar = "detr"
+    decoder_type: ClassVar[type[nn.Module]] = Decoder
     class_rows = ("class_head.weight", "class_head.bias")
 
     def __init__(self, config: DETRConfig, num_logits: int, scoring: Scoring) -> None:
@@ -67,7 +71,7 @@ class DETR(Detector):
         self.project = nn.Conv2d(self.backbone.num_channels[-1], width, kernel_size=1)
         self.encoder = Encoder(config.transformer)
         self.queries = nn.Embedding(config.num_queries, width)
-        self.decoder = Decoder(config.transformer)
+        self.decoder = self.decoder_type(config.transformer)
         self.class_head = nn.Linear(width, num_logits)
         self.box_head = MLP(width, width, 4, num_layers=3)
 
@@ -76,35 +80,36 @@ class DETR(Detector):
         """Q."""
         return self.queries.num_embeddings
 
-    def encode(self, features: FeatureMap) -> FeatureMap:
-        """The coarsest features (B, D_backbone, h, w) -> memory (B, D, h, w) with its position encoding."""
-        position = self.position(features).to(features.values.dtype)
-        projected = self.project(features.values)
-        padding = None if features.padding is None else features.padding.flatten(1)
-        tokens = self.encoder(_tokens(projected), _tokens(position), padding)
-        return FeatureMap(tokens.transpose(1, 2).unflatten(2, projected.shape[-2:]), features.padding, position)
+    def levels(self, features: tuple[FeatureMap, ...], padding: Tensor | None = None) -> tuple[FeatureMap, ...]:
+        """The coarsest features, projected: one level."""
+        top = features[-1]
+        return (FeatureMap(self.project(top.values), top.padding),)
+
+    def encode(self, levels: tuple[FeatureMap, ...]) -> tuple[FeatureMap, ...]:
+        """One level (B, D, h, w) -> memory of the same shape, with its position encoding."""
+        (level,) = levels
+        position = self.position(level).to(level.values.dtype)
+        padding = None if level.padding is None else level.padding.flatten(1)
+        tokens = self.encoder(tokens_of(level.values), tokens_of(position), padding)
+        memory = tokens.transpose(1, 2).unflatten(2, level.values.shape[-2:])
+        return (FeatureMap(memory, level.padding, position),)
 
     def decode(self, memory: FeatureMap) -> Tensor:
         """Memory (B, D, h, w) -> what every query knows after every layer, (L, B, Q, D)."""
         assert memory.position is not None
         queries = self.queries.weight.expand(len(memory.values), -1, -1)
         padding = None if memory.padding is None else memory.padding.flatten(1)
-        return self.decoder(queries, _tokens(memory.values), _tokens(memory.position), padding)
+        return self.decoder(queries, tokens_of(memory.values), tokens_of(memory.position), padding)
 
-    def answer(self, features: tuple[FeatureMap, ...]) -> Output:
-        """Backbone features -> predictions of every decoder layer."""
-        return self.read(self.encode(features[-1]), features)
-
-    def read(self, memory: FeatureMap, features: tuple[FeatureMap, ...]) -> Output:
-        """Memory -> predictions of every decoder layer; `features` are handed on."""
-        queries = self.decode(memory)
+    def read(self, memory: tuple[FeatureMap, ...], features: tuple[FeatureMap, ...] = ()) -> Output:
+        """Memory -> predictions of every decoder layer."""
+        queries = self.decode(memory[0])
         with torch.autocast(queries.device.type, enabled=False):  # a box needs more digits than bfloat16 has
             queries = queries.float()
-            logits, boxes = self.class_head(queries), self.box_head(queries).sigmoid()
+            logits, boxes = self.class_head(queries), self.locate(queries)
         layers = tuple(Predictions(*layer, self.scoring) for layer in zip(logits, boxes, strict=True))
-        return Output(layers, queries, features, (memory,))
+        return Output(layers, queries, features, memory)
 
-
-def _tokens(features: Tensor) -> Tensor:
-    """(B, D, h, w) -> (B, h w, D), row by row."""
-    return features.flatten(2).transpose(1, 2)
+    def locate(self, queries: Tensor) -> Tensor:
+        """What queries know (L, B, Q, D) -> boxes (L, B, Q, 4), cxcywh in 0..1."""
+        return self.box_head(queries).sigmoid()

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from torchvision.ops import FrozenBatchNorm2d
 
+from opendetr.nn.layers import group_norm
 from opendetr.structures import FeatureMap, ImageBatch
 
 
@@ -37,14 +38,10 @@ class BackboneConfig:
     frozen_stages: int = 2
 
 
-def _group_norm(num_channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(min(32, num_channels // 2), num_channels)
-
-
 _NORMS: dict[str, Callable[[int], nn.Module]] = {
     "frozen": FrozenBatchNorm2d,
     "batch": nn.BatchNorm2d,
-    "group": _group_norm,
+    "group": group_norm,
 }
 
 
@@ -153,11 +150,11 @@ class Backbone(nn.Module):
         levels = []
         for stage in self._stages():
             x = stage(x)
-            levels.append(FeatureMap(x, _resize_padding(images.padding, x)))
+            levels.append(FeatureMap(x, resize_padding(images.padding, x)))
         return tuple(levels)
 
 
-def _resize_padding(padding: Tensor | None, features: Tensor) -> Tensor | None:
+def resize_padding(padding: Tensor | None, features: Tensor) -> Tensor | None:
     """(B, H, W) bool -> (B, h, w) bool: the nearest pixel above and to the left decides, as in the original."""
     if padding is None:
         return None

@@ -67,6 +67,11 @@ class Residual(nn.Module):
         return self.norm(x + self.dropout(sublayer(x)))
 
 
+def group_norm(num_channels: int) -> nn.GroupNorm:
+    """Group norm of 32 groups, fewer for narrow features: a group has at least two channels."""
+    return nn.GroupNorm(min(32, num_channels // 2), num_channels)
+
+
 def xavier_initialise(module: nn.Module) -> None:
     """Xavier uniform on every matrix of `module` (DETR's rule for its transformer); vectors keep what they have."""
     for parameter in module.parameters():

@@ -13,6 +13,33 @@ from torch import Tensor, nn
 from opendetr.structures import FeatureMap
 
 
+def _wavelengths(num_features: int, temperature: float) -> Tensor:
+    """(num_features,): two features share a wave length, one for the sine and one for the cosine."""
+    exponents = 2 * torch.div(torch.arange(num_features, dtype=torch.float32), 2, rounding_mode="floor")
+    return temperature ** (exponents / num_features)
+
+
+def _waves(place: Tensor, wavelengths: Tensor) -> Tensor:
+    """(...) places, (n,) wave lengths -> (..., n): sine on even features, cosine on odd ones."""
+    phase = place[..., None] / wavelengths
+    return torch.stack((phase[..., 0::2].sin(), phase[..., 1::2].cos()), -1).flatten(-2)
+
+
+def embed_coordinates(coordinates: Tensor, num_features: int, temperature: float = 10000.0) -> Tensor:
+    """Sines and cosines of coordinates: what `SinePosition` gives for cells, for any point or box.
+
+    Args:
+        coordinates: (..., k) float32 in 0..1; to compare with `SinePosition`, y comes before x.
+        num_features: features of each coordinate, an even number.
+        temperature: base of the wave lengths.
+
+    Returns:
+        (..., k * num_features), the coordinates in their order.
+    """
+    wavelengths = _wavelengths(num_features, temperature).to(coordinates.device)
+    return _waves(2 * math.pi * coordinates, wavelengths).flatten(-2)
+
+
 class SinePosition(nn.Module):
     """Sines and cosines of the cell's place among the valid cells, y features before x features.
 
@@ -22,14 +49,15 @@ class SinePosition(nn.Module):
     Args:
         width: D, features out; half for each axis.
         temperature: base of the wave lengths.
+        shift: added to every count: -0.5 gives the centre of the cell (Deformable DETR), 0 its far edge (DETR).
     """
 
     wavelengths: Tensor
 
-    def __init__(self, width: int, temperature: float = 10000.0) -> None:
+    def __init__(self, width: int, temperature: float = 10000.0, shift: float = 0.0) -> None:
         super().__init__()
-        exponents = 2 * torch.div(torch.arange(width // 2, dtype=torch.float32), 2, rounding_mode="floor")
-        self.register_buffer("wavelengths", temperature ** (exponents / (width // 2)), persistent=False)
+        self.shift = shift
+        self.register_buffer("wavelengths", _wavelengths(width // 2, temperature), persistent=False)
 
     def forward(self, features: FeatureMap) -> Tensor:
         """Features (their shape and padding only) -> (B, D, h, w) float32."""
@@ -41,14 +69,9 @@ class SinePosition(nn.Module):
         else:
             valid = ~features.padding
             y, x = valid.cumsum(1, dtype=torch.float32), valid.cumsum(2, dtype=torch.float32)
-        y = self._waves(y / (y[:, -1:, :] + 1e-6) * (2 * math.pi))
-        x = self._waves(x / (x[:, :, -1:] + 1e-6) * (2 * math.pi))
+        y = _waves((y + self.shift) / (y[:, -1:, :] + 1e-6) * (2 * math.pi), self.wavelengths)
+        x = _waves((x + self.shift) / (x[:, :, -1:] + 1e-6) * (2 * math.pi), self.wavelengths)
         return torch.cat((y, x), -1).permute(0, 3, 1, 2).expand(b, -1, -1, -1)
-
-    def _waves(self, place: Tensor) -> Tensor:
-        """(B, h, w) places -> (B, h, w, D/2): sine on even features, cosine on odd ones."""
-        phase = place[..., None] / self.wavelengths
-        return torch.stack((phase[..., 0::2].sin(), phase[..., 1::2].cos()), -1).flatten(-2)
 
 
 class LearnedPosition(nn.Module):

@@ -1,0 +1,444 @@
+"""Deformable DETR (Zhu et al., "Deformable DETR: Deformable Transformers for End-to-End Object Detection", 2021).
+
+DETR's attention compares every cell with every cell: too dear for fine features, and slow to learn where to look. Here
+a query looks at a few points around a reference, on several levels at once, so that fine levels can be afforded and
+looking is local from the first step on. Boxes are offsets from the reference; with refinement every decoder layer
+starts from the box of the layer before, and in two stages the encoder proposes the first boxes.
+
+Shape letters: B batch, N tokens of all levels, Q queries, L levels, D width, C class logits, h w cells of a level.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from opendetr.models.detector import Detector, tokens_of
+from opendetr.nn.attention import MultiHeadAttention
+from opendetr.nn.backbone import Backbone, BackboneConfig, resize_padding
+from opendetr.nn.deformable_attention import DeformableAttention, Shapes
+from opendetr.nn.layers import MLP, FeedForward, Residual, group_norm, xavier_initialise
+from opendetr.nn.position import SinePosition, embed_coordinates
+from opendetr.structures import FeatureMap, Output, Predictions, Scoring
+
+_PRIOR = 0.01  # the class probability of an untrained query, which keeps the many empty ones quiet
+_EPSILON = 1e-5  # the original's, where a place becomes a logit
+_PROPOSAL_SIZE = 0.05  # side of a proposal of the finest level; a coarser level doubles it
+_PROPOSAL_MARGIN = 0.01  # proposals nearer to an edge of the image than this are none
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeformableTransformerConfig:
+    """Sizes of encoder and decoder.
+
+    Attributes:
+        width: D, features of a token.
+        num_heads: attention heads.
+        ffn_width: hidden features of the feed-forward blocks.
+        encoder_layers, decoder_layers: blocks of each.
+        dropout: probability, after attention, in and after the feed-forward blocks, in the decoder's self-attention.
+        num_levels: L; 1 reads the backbone's last features, 3 the last three, and with more extra ones are made.
+        num_points: points that a head looks at on a level.
+    """
+
+    width: int = 256
+    num_heads: int = 8
+    ffn_width: int = 1024
+    encoder_layers: int = 6
+    decoder_layers: int = 6
+    dropout: float = 0.1
+    num_levels: int = 4
+    num_points: int = 4
+
+    def __post_init__(self) -> None:
+        if self.num_levels not in (1, 3, 4, 5):
+            raise ValueError(f"model.transformer.num_levels: expected 1, 3, 4 or 5, got {self.num_levels}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeformableDETRConfig:
+    """What a Deformable DETR is made of; the defaults are the published R50.
+
+    Attributes:
+        backbone: the CNN.
+        transformer: encoder and decoder.
+        num_queries: Q, the most objects that an image can have.
+        refine: every decoder layer has heads of its own and starts from the boxes of the layer before.
+    """
+
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    transformer: DeformableTransformerConfig = field(default_factory=DeformableTransformerConfig)
+    num_queries: int = 300
+    refine: bool = False
+
+    def build(self, num_logits: int, scoring: Scoring) -> DeformableDETR:
+        """The model, randomly initialised."""
+        return DeformableDETR(self, num_logits, scoring)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TwoStageDETRConfig(DeformableDETRConfig):
+    """What a two-stage Deformable DETR is made of. It refines: the proposals are boxes to start from.
+
+    Attributes:
+        refine: always True.
+    """
+
+    refine: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.refine:
+            raise ValueError("model.refine: a two-stage model refines its proposals; leave it on")
+
+    def build(self, num_logits: int, scoring: Scoring) -> TwoStageDETR:
+        """The model, randomly initialised."""
+        return TwoStageDETR(self, num_logits, scoring)
+
+
+@dataclass(frozen=True)
+class TwoStageOutput(Output):
+    """What a two-stage model returns.
+
+    Attributes:
+        proposals: what every token of the memory says, (B, N, C) logits and (B, N, 4) boxes. Only the first logit is
+            used: whether there is an object at all.
+    """
+
+    proposals: Predictions
+
+
+class EncoderLayer(nn.Module):
+    """Deformable attention among the tokens of all levels, then a feed-forward block."""
+
+    def __init__(self, config: DeformableTransformerConfig) -> None:
+        super().__init__()
+        self.attention = DeformableAttention(config.width, config.num_heads, config.num_levels, config.num_points)
+        self.attention_residual = Residual(config.width, config.dropout, norm_first=False)
+        self.feed_forward = FeedForward(config.width, config.ffn_width, config.dropout)
+        self.feed_forward_residual = Residual(config.width, config.dropout, norm_first=False)
+
+    def forward(
+        self, tokens: Tensor, position: Tensor, reference: Tensor, shapes: Shapes, padding: Tensor | None
+    ) -> Tensor:
+        """Tokens and positions (B, N, D), references (B, N, L, 2), padding (B, N) or None -> (B, N, D)."""
+
+        def attend(x: Tensor) -> Tensor:
+            return self.attention(x + position, reference, x, shapes, padding)
+
+        return self.feed_forward_residual(self.attention_residual(tokens, attend), self.feed_forward)
+
+
+class DecoderLayer(nn.Module):
+    """Self-attention among the queries, deformable attention to the memory, a feed-forward block."""
+
+    def __init__(self, config: DeformableTransformerConfig) -> None:
+        super().__init__()
+        self.self_attention = MultiHeadAttention(config.width, config.num_heads, config.dropout)
+        self.self_attention_residual = Residual(config.width, config.dropout, norm_first=False)
+        self.cross_attention = DeformableAttention(config.width, config.num_heads, config.num_levels, config.num_points)
+        self.cross_attention_residual = Residual(config.width, config.dropout, norm_first=False)
+        self.feed_forward = FeedForward(config.width, config.ffn_width, config.dropout)
+        self.feed_forward_residual = Residual(config.width, config.dropout, norm_first=False)
+
+    def forward(
+        self,
+        content: Tensor,
+        query_position: Tensor,
+        reference: Tensor,
+        memory: Tensor,
+        shapes: Shapes,
+        padding: Tensor | None,
+    ) -> Tensor:
+        """One round of looking.
+
+        Args:
+            content: (B, Q, D), what each query has gathered so far.
+            query_position: (B, Q, D), what each query looks for.
+            reference: (B, Q, L, 2 or 4), where it looks, in 0..1 of each padded level.
+            memory: (B, N, D), the encoder's output.
+            shapes: h and w of each level.
+            padding: (B, N) bool, True where the memory is padding, or None.
+
+        Returns:
+            (B, Q, D).
+        """
+
+        def exchange(x: Tensor) -> Tensor:
+            placed = x + query_position
+            return self.self_attention(placed, placed, x)
+
+        def look(x: Tensor) -> Tensor:
+            return self.cross_attention(x + query_position, reference, memory, shapes, padding)
+
+        content = self.self_attention_residual(content, exchange)
+        content = self.cross_attention_residual(content, look)
+        return self.feed_forward_residual(content, self.feed_forward)
+
+
+class _Stack(nn.Module):
+    """Layers one after another, Xavier on every matrix but for what decides where to look at first."""
+
+    def __init__(self, layers: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        xavier_initialise(self)
+        for module in self.modules():
+            if isinstance(module, DeformableAttention):
+                module.initialise()
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    """All levels as one sequence, fine to coarse.
+
+    Attributes:
+        values: (B, N, D).
+        shapes: h and w of each level.
+        padding: (B, N) bool, or None.
+        valid: (B, L, 2) float, the share of each level's width and height that is no padding, or None for all of it.
+    """
+
+    values: Tensor
+    shapes: Shapes
+    padding: Tensor | None
+    valid: Tensor | None
+
+    @staticmethod
+    def of(levels: Sequence[FeatureMap]) -> _Tokens:
+        """Levels (B, D, h, w) as tokens."""
+        values = torch.cat([tokens_of(level.values) for level in levels], 1)
+        shapes = [(level.values.shape[-2], level.values.shape[-1]) for level in levels]
+        paddings = [level.padding for level in levels if level.padding is not None]
+        if not paddings:
+            return _Tokens(values, shapes, None, None)
+        shares = [torch.stack((_share(padding[:, 0]), _share(padding[:, :, 0])), -1) for padding in paddings]
+        return _Tokens(
+            values, shapes, torch.cat([padding.flatten(1) for padding in paddings], 1), torch.stack(shares, 1)
+        )
+
+    def centres(self) -> Tensor:
+        """(B or 1, N, 2), x and y of each token's centre in 0..1 of the unpadded image, beyond 1 in the padding."""
+        grids = []
+        for index, (h, w) in enumerate(self.shapes):
+            y, x = torch.meshgrid(torch.arange(h) + 0.5, torch.arange(w) + 0.5, indexing="ij")
+            grid = (torch.stack((x / w, y / h), -1).view(1, -1, 2)).to(self.values.device)
+            grids.append(grid if self.valid is None else grid / self.valid[:, None, index])
+        return torch.cat(grids, 1)
+
+    def on_levels(self, reference: Tensor) -> Tensor:
+        """References (B, Q, 2 or 4) in 0..1 of the unpadded image -> (B, Q, L, 2 or 4) in 0..1 of each level."""
+        if self.valid is None:
+            return reference[:, :, None].expand(-1, -1, len(self.shapes), -1)
+        return reference[:, :, None] * self.valid.repeat(1, 1, reference.shape[-1] // 2)[:, None]
+
+
+def _share(padding: Tensor) -> Tensor:
+    """(B, n) bool along an edge -> (B,), how much is no padding: at least a cell, so that nothing is infinite."""
+    return (~padding).sum(1).clamp(min=1) / padding.shape[1]
+
+
+class DeformableDETR(Detector):
+    """The detector.
+
+    Args:
+        config: what it is made of.
+        num_logits: C, outputs of a class head.
+        scoring: what the logits mean.
+    """
+
+    family: ClassVar = "deformable-detr"
+
+    def __init__(self, config: DeformableDETRConfig, num_logits: int, scoring: Scoring) -> None:
+        super().__init__()
+        transformer, width = config.transformer, config.transformer.width
+        self.scoring = scoring
+        self.refine = config.refine
+        self.backbone = Backbone(config.backbone)
+        self.position = SinePosition(width, shift=-0.5)
+        self.projections = nn.ModuleList(_projections(self.backbone.num_channels, transformer.num_levels, width))
+        self.level_embedding = nn.Parameter(torch.randn(transformer.num_levels, width))
+        self.encoder = _Stack(EncoderLayer(transformer) for _ in range(transformer.encoder_layers))
+        self.decoder = _Stack(DecoderLayer(transformer) for _ in range(transformer.decoder_layers))
+        num_heads = transformer.decoder_layers if config.refine else 1  # without refinement all layers share one
+        class_head, box_head = _heads(width, num_logits)
+        self.class_heads = nn.ModuleList(copy.deepcopy(class_head) for _ in range(num_heads))
+        self.box_heads = nn.ModuleList(copy.deepcopy(box_head) for _ in range(num_heads))
+        self.class_rows = tuple(f"class_heads.{n}.{row}" for n in range(num_heads) for row in ("weight", "bias"))
+        self._make_queries(config, class_head, box_head)
+
+    def _make_queries(self, config: DeformableDETRConfig, class_head: nn.Linear, box_head: MLP) -> None:
+        """Learned queries (position, then content) and the linear map from position to reference point."""
+        width = config.transformer.width
+        self.queries = nn.Embedding(config.num_queries, 2 * width)
+        self.reference_points = nn.Linear(width, 2)
+        nn.init.xavier_uniform_(self.reference_points.weight)
+        nn.init.zeros_(self.reference_points.bias)
+        with torch.no_grad():
+            self.box_heads[0].layers[-1].bias[2:] = -2.0  # type: ignore[union-attr, index]  # boxes begin small
+
+    @property
+    def num_queries(self) -> int:
+        """Q."""
+        return self.queries.num_embeddings
+
+    def levels(self, features: tuple[FeatureMap, ...], padding: Tensor | None = None) -> tuple[FeatureMap, ...]:
+        """The backbone's last features projected, and coarser levels made from the coarsest of them."""
+        if padding is None:
+            padding = features[0].padding
+        num_own = min(len(self.projections), 3)
+        own = features[-num_own:]
+        levels = [
+            FeatureMap(project(level.values), level.padding)
+            for project, level in zip(self.projections, own, strict=False)
+        ]
+        coarse = own[-1].values
+        for project in self.projections[num_own:]:
+            coarse = project(coarse)
+            levels.append(FeatureMap(coarse, resize_padding(padding, coarse)))
+        return tuple(levels)
+
+    def encode(self, levels: tuple[FeatureMap, ...]) -> tuple[FeatureMap, ...]:
+        """Levels (B, D, h, w) -> memory of the same shapes, with its position encoding."""
+        tokens = _Tokens.of(levels)
+        positions = [
+            (self.position(level) + embedding[:, None, None]).to(level.values.dtype)
+            for level, embedding in zip(levels, self.level_embedding, strict=True)
+        ]
+        position = torch.cat([tokens_of(each) for each in positions], 1)
+        reference = tokens.on_levels(tokens.centres().expand(len(tokens.values), -1, -1))
+        values = tokens.values
+        for layer in self.encoder.layers:
+            values = layer(values, position, reference, tokens.shapes, tokens.padding)
+        memory = values.split([h * w for h, w in tokens.shapes], 1)
+        return tuple(
+            FeatureMap(part.transpose(1, 2).unflatten(2, shape), level.padding, place)
+            for part, shape, level, place in zip(memory, tokens.shapes, levels, positions, strict=True)
+        )
+
+    def read(self, memory: tuple[FeatureMap, ...], features: tuple[FeatureMap, ...] = ()) -> Output:
+        """Memory -> predictions of every decoder layer."""
+        tokens = _Tokens.of(memory)
+        position, content = self.queries.weight.expand(len(tokens.values), -1, -1).chunk(2, -1)
+        with torch.autocast(position.device.type, enabled=False):  # a place needs more digits than bfloat16 has
+            reference = self.reference_points(position).sigmoid()
+        layers, queries = self._decode(tokens, position, content, reference)
+        return Output(layers, queries, features, memory)
+
+    def _decode(
+        self, tokens: _Tokens, position: Tensor, content: Tensor, reference: Tensor
+    ) -> tuple[tuple[Predictions, ...], Tensor]:
+        """Every layer's predictions and what its queries know, (layers, B, Q, D).
+
+        Args:
+            tokens: the memory.
+            position: (B, Q, D), what each query looks for.
+            content: (B, Q, D), what it begins with.
+            reference: (B, Q, 2 or 4), where it begins to look.
+        """
+        predictions, queries = [], []
+        for index, layer in enumerate(self.decoder.layers):
+            placed = tokens.on_levels(reference)
+            content = layer(content, position, placed, tokens.values, tokens.shapes, tokens.padding)
+            class_head = self.class_heads[min(index, len(self.class_heads) - 1)]
+            box_head = self.box_heads[min(index, len(self.box_heads) - 1)]
+            with torch.autocast(content.device.type, enabled=False):
+                known = content.float()
+                boxes = _moved(box_head(known), reference)
+                predictions.append(Predictions(class_head(known), boxes, self.scoring))
+            queries.append(known)
+            if self.refine:
+                reference = boxes.detach()
+        return tuple(predictions), torch.stack(queries)
+
+
+class TwoStageDETR(DeformableDETR):
+    """The detector whose encoder proposes boxes, the best of which the decoder starts from (its section 4.2)."""
+
+    objectness_rows = ("proposal_class_head.weight", "proposal_class_head.bias")
+    query_rows = ()
+
+    def _make_queries(self, config: DeformableDETRConfig, class_head: nn.Linear, box_head: MLP) -> None:
+        """Queries are made from proposals; every token of the memory has heads for its own."""
+        width = config.transformer.width
+        self._num_queries = config.num_queries
+        self.proposal_content = nn.Linear(width, width)
+        self.proposal_content_norm = nn.LayerNorm(width)
+        self.proposal_query = nn.Linear(2 * width, 2 * width)
+        self.proposal_query_norm = nn.LayerNorm(2 * width)
+        for linear in (self.proposal_content, self.proposal_query):
+            nn.init.xavier_uniform_(linear.weight)
+        self.proposal_class_head, self.proposal_box_head = class_head, box_head
+
+    @property
+    def num_queries(self) -> int:
+        """Q."""
+        return self._num_queries
+
+    def read(self, memory: tuple[FeatureMap, ...], features: tuple[FeatureMap, ...] = ()) -> TwoStageOutput:
+        """Memory -> predictions of every decoder layer, and proposals."""
+        tokens = _Tokens.of(memory)
+        with torch.autocast(tokens.values.device.type, enabled=False):
+            proposals, logit_boxes = self._propose(tokens)
+            scores = proposals.logits[..., 0]
+            if tokens.padding is not None:  # the last to be chosen, so that more of it changes nothing
+                scores = scores.masked_fill(tokens.padding, -torch.inf)
+            reference = self._best(scores, logit_boxes.detach()).sigmoid()
+            embedded = embed_coordinates(reference, tokens.values.shape[-1] // 2)
+            position, content = self.proposal_query_norm(self.proposal_query(embedded)).chunk(2, -1)
+        layers, queries = self._decode(tokens, position, content, reference)
+        return TwoStageOutput(layers, queries, features, memory, proposals)
+
+    def _propose(self, tokens: _Tokens) -> tuple[Predictions, Tensor]:
+        """What every token says, and its boxes before the sigmoid, (B, N, 4); infinite where it may not propose."""
+        centres = tokens.centres()
+        sizes = [torch.full((h * w, 2), _PROPOSAL_SIZE * 2.0**level) for level, (h, w) in enumerate(tokens.shapes)]
+        sides = torch.cat(sizes).to(centres).expand(len(centres), -1, -1)
+        boxes = torch.cat((centres, sides), -1)
+        silent = ~((boxes > _PROPOSAL_MARGIN) & (boxes < 1 - _PROPOSAL_MARGIN)).all(-1, keepdim=True)
+        if tokens.padding is not None:
+            silent = silent | tokens.padding[..., None]
+        logit_boxes = boxes.logit().masked_fill(silent, torch.inf)
+        content = tokens.values.float().masked_fill(silent, 0.0)
+        content = self.proposal_content_norm(self.proposal_content(content))
+        logit_boxes = self.proposal_box_head(content) + logit_boxes
+        return Predictions(self.proposal_class_head(content), logit_boxes.sigmoid(), self.scoring), logit_boxes
+
+    def _best(self, scores: Tensor, boxes: Tensor) -> Tensor:
+        """The boxes of the Q best tokens; fewer when the memory has fewer tokens. (B, N), (B, N, 4) -> (B, Q, 4)."""
+        chosen = scores.topk(min(self.num_queries, scores.shape[1]), dim=1).indices
+        return boxes.gather(1, chosen[..., None].expand(-1, -1, 4))
+
+
+def _moved(offsets: Tensor, reference: Tensor) -> Tensor:
+    """Offsets (B, Q, 4) before the sigmoid, from references (B, Q, 2 or 4) in 0..1 -> boxes (B, Q, 4)."""
+    given = reference.shape[-1]
+    start = torch.logit(reference.clamp(0, 1), eps=_EPSILON)
+    return torch.cat((offsets[..., :given] + start, offsets[..., given:]), -1).sigmoid()
+
+
+def _projections(num_channels: Sequence[int], num_levels: int, width: int) -> list[nn.Sequential]:
+    """What brings each level to D features: 1x1 for the backbone's, 3x3 of stride 2 for each one beyond."""
+    own = num_channels[-min(num_levels, 3) :]
+    convolutions = [nn.Conv2d(channels, width, kernel_size=1) for channels in own]
+    for index in range(num_levels - len(own)):
+        channels = width if index else num_channels[-1]
+        convolutions.append(nn.Conv2d(channels, width, kernel_size=3, stride=2, padding=1))
+    for convolution in convolutions:
+        nn.init.xavier_uniform_(convolution.weight)
+        nn.init.zeros_(convolution.bias)  # type: ignore[arg-type]
+    return [nn.Sequential(convolution, group_norm(width)) for convolution in convolutions]
+
+
+def _heads(width: int, num_logits: int) -> tuple[nn.Linear, MLP]:
+    """A class head that finds next to nothing yet, and a box head that moves nothing yet."""
+    class_head, box_head = nn.Linear(width, num_logits), MLP(width, width, 4, num_layers=3)
+    nn.init.constant_(class_head.bias, math.log(_PRIOR / (1 - _PRIOR)))
+    for parameter in box_head.layers[-1].parameters():
+        nn.init.zeros_(parameter)
+    return class_head, box_head

@@ -1,0 +1,132 @@
+"""Deformable attention against the original's numbers, against brute force, and its two implementations alike."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from golden import Golden, rule
+from opendetr.nn.deformable_attention import DeformableAttention, _sample_levels, sample_and_sum
+
+SHAPES = ((6, 4), (3, 2), (2, 5))
+both = pytest.mark.parametrize("sample", [sample_and_sum, _sample_levels], ids=["rows", "levels"])
+
+
+def brute_force(value: Tensor, shapes: tuple, locations: Tensor, weights: Tensor) -> Tensor:
+    """One sample after another, in float64."""
+    batch, queries, heads, levels, points, _ = locations.shape
+    out = torch.zeros(batch, queries, heads, value.shape[-1], dtype=torch.float64)
+    for index in torch.cartesian_prod(*map(torch.arange, (batch, queries, heads, levels, points))).tolist():
+        b, q, h, level, _ = index
+        height, width = shapes[level]
+        start = sum(rows * columns for rows, columns in shapes[:level])
+        x, y = (locations[tuple(index)].double() * torch.tensor([width, height]) - 0.5).tolist()
+        for row in (int(y // 1), int(y // 1) + 1):
+            for column in (int(x // 1), int(x // 1) + 1):
+                if 0 <= row < height and 0 <= column < width:
+                    share = (1 - abs(x - column)) * (1 - abs(y - row)) * weights[tuple(index)].item()
+                    out[b, q, h] += share * value[b, start + row * width + column, h].double()
+    return out.flatten(2)
+
+
+def inputs(batch: int = 2, queries: int = 3, heads: int = 2, points: int = 2, width: int = 4) -> tuple[Tensor, ...]:
+    generator = torch.Generator().manual_seed(0)
+    cells = sum(h * w for h, w in SHAPES)
+    value = torch.randn(batch, cells, heads, width, generator=generator)
+    locations = 1.6 * torch.rand(batch, queries, heads, 3, points, 2, generator=generator) - 0.3
+    weights = torch.rand(batch, queries, heads, 3, points, generator=generator)
+    return value, locations, weights
+
+
+@both
+def test_equals_brute_force(sample):
+    value, locations, weights = inputs()
+    locations[0, 0, 0, 0, 0] = torch.tensor([0.0, 1.0])  # on the edges and far outside
+    locations[0, 0, 0, 1, 0] = torch.tensor([-5.0, 7.0])
+    expected = brute_force(value, SHAPES, locations, weights)
+    torch.testing.assert_close(sample(value, SHAPES, locations, weights).double(), expected, atol=2e-6, rtol=0)
+
+
+@both
+@pytest.mark.parametrize("heads", [1, 2, 3])
+def test_a_place_that_is_not_a_number_spoils_its_own_query_alone(sample, heads):
+    value, locations, weights = inputs(heads=heads)
+    expected = sample(value, SHAPES, locations, weights).clone().unflatten(-1, (heads, -1))
+    locations[1, 2, 0, 0, 0, 0] = torch.nan
+    out = sample(value, SHAPES, locations.requires_grad_(), weights).unflatten(-1, (heads, -1))
+    expected[1, 2, 0] = out[1, 2, 0]  # whatever it is
+    torch.testing.assert_close(out, expected, equal_nan=True)
+    out.sum().backward()
+
+
+@both
+def test_core_op_equals_the_original(sample):
+    golden = Golden("deformable/core_op")
+    arrays = {name: value.clone() for name, value in golden.arrays.items()}
+    names = ("value", "sampling_locations", "attention_weights")
+    value, locations, weights = (arrays[name].requires_grad_() for name in names)
+    output = sample(value, SHAPES, locations, weights)
+    torch.testing.assert_close(output, arrays["output"], atol=1e-5, rtol=1e-5)
+    output.backward(arrays["grad_output"])
+    for name, leaf in zip(names, (value, locations, weights), strict=True):
+        torch.testing.assert_close(leaf.grad, arrays[f"grad_{name}"], atol=2e-5, rtol=1e-4)
+
+
+def test_gradients_of_both_implementations_agree_at_any_piece_size(monkeypatch):
+    leaves = [leaf.requires_grad_() for leaf in inputs(batch=3, queries=7)]
+    out = torch.randn(3, 7, 8, generator=torch.Generator().manual_seed(1))
+    expected = torch.autograd.grad(_sample_levels(leaves[0], SHAPES, *leaves[1:]), leaves, out)
+    for samples_at_once in (1, 50, 1 << 20):
+        monkeypatch.setattr("opendetr.nn.deformable_attention._SAMPLES_AT_ONCE", samples_at_once)
+        actual = torch.autograd.grad(sample_and_sum(leaves[0], SHAPES, *leaves[1:]), leaves, out)
+        for one, other in zip(actual, expected, strict=True):
+            torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["2", "4"])
+def test_module_equals_the_original(kind):
+    golden = Golden("deformable/msda_module")
+    arrays = golden.arrays
+    module = DeformableAttention(32, 4, 3, 2)
+    module.load_state_dict({name: rule(name, shape) for name, shape in golden["state_dict"].items()})
+    query, memory = arrays["query"].clone().requires_grad_(), arrays["src"].clone().requires_grad_()
+    output = module(query, arrays[f"ref{kind}"], memory, SHAPES, arrays["padding_mask"].bool())
+    torch.testing.assert_close(output, arrays[f"output{kind}"], atol=1e-5, rtol=1e-5)
+    output.backward(arrays["grad_output"])
+    torch.testing.assert_close(query.grad, arrays[f"grad_query{kind}"], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(memory.grad, arrays[f"grad_src{kind}"], atol=1e-4, rtol=1e-4)
+    norms = {name: parameter.grad.norm().item() for name, parameter in module.named_parameters()}
+    assert norms == pytest.approx(golden[f"param_gradient_l2_ref{kind}"], rel=1e-3)
+
+
+@pytest.mark.parametrize(("width", "heads", "levels", "points"), [(256, 8, 4, 4), (32, 4, 3, 2)])
+def test_points_start_where_the_original_puts_them(width, heads, levels, points):
+    expected = Golden("deformable/msda_module").arrays[
+        f"initial_sampling_offsets_bias_d{width}_l{levels}_h{heads}_p{points}"
+    ]
+    module = DeformableAttention(width, heads, levels, points)
+    torch.testing.assert_close(module.sampling_offsets.bias.detach(), expected, atol=1e-6, rtol=0)
+
+
+def test_a_compiled_module_gives_the_same():
+    module = DeformableAttention(32, 4, 3, 2).eval()
+    arrays = Golden("deformable/msda_module").arrays
+    arguments = arrays["query"], arrays["ref2"], arrays["src"], SHAPES
+    compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(*arguments), module(*arguments), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["2", "4"])
+def test_an_exported_module_gives_the_same(tmp_path, kind):
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    module, path = DeformableAttention(32, 4, 3, 2).eval(), tmp_path / "module.onnx"
+    arrays = Golden("deformable/msda_module").arrays
+    arguments = arrays["query"], arrays[f"ref{kind}"], arrays["src"], SHAPES, arrays["padding_mask"].bool()
+    torch.onnx.export(module, arguments, path, opset_version=18, dynamo=True, verbose=False)
+    session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    names = [each.name for each in session.get_inputs()]
+    tensors = [each.numpy() for each in arguments if isinstance(each, Tensor)]
+    (exported,) = session.run(None, dict(zip(names, tensors, strict=True)))
+    torch.testing.assert_close(torch.from_numpy(exported), module(*arguments), atol=1e-5, rtol=1e-5)
