@@ -7,7 +7,8 @@ import itertools
 import pytest
 from torch import nn
 
-from opendetr.recipe import Recipe, learning_rate_factor, parameter_groups, parse_duration, plan_epochs, plan_time
+from opendetr.plan import Pace, Plan, StepSpeed, plan_steps, plan_time, revised
+from opendetr.recipe import Recipe, learning_rate_factor, parameter_groups, parse_duration
 
 
 class Detector(nn.Module):
@@ -62,30 +63,66 @@ def test_only_the_warmup_acts_while_the_length_is_unknown():
     assert [learning_rate_factor(step, None, recipe) for step in (0, 3, 4, 10**6)] == [0.25, 1.0, 1.0, 1.0]
 
 
+def evaluations(plan: Plan) -> list[int]:
+    return [step for step in range(plan.total_steps + 1) if plan.evaluates_after(step)]
+
+
 def test_plan_of_epochs():
-    plan = plan_epochs(Recipe(epochs=3, num_evaluations=2), 7)
+    plan = plan_steps(Recipe(epochs=3, num_evaluations=2), 7)
     assert plan.total_steps == 21
-    assert [step for step in range(22) if plan.evaluates_after(step)] == [11, 21]
+    assert evaluations(plan) == [11, 21]
+
+
+def test_plan_of_steps():
+    plan = plan_steps(Recipe(epochs=3, max_steps=5, num_evaluations=2), 7)
+    assert plan.total_steps == 5
+    assert evaluations(plan) == [3, 5]
 
 
 def test_plan_of_time_accounts_for_evaluations_and_checkpoints():
     recipe = Recipe(time=1000, num_evaluations=5, save_every=100)
-    known = {"step": 20, "seconds": 100.0, "step_seconds": 2.0}
-    free = plan_time(recipe, **known, evaluation_seconds=0, save_seconds=0)
+    assert plan_steps(recipe, 7) is None
+    free = plan_time(recipe, 20, Pace(used=100, step=2, evaluation=0, save=0))
     assert free.total_steps == 20 + 450
-    paid = plan_time(recipe, **known, evaluation_seconds=10, save_seconds=1)
+    paid = plan_time(recipe, 20, Pace(used=100, step=2, evaluation=10, save=1))
     assert paid.total_steps == 20 + int((900 - 5 * 10 - (5 + 9) * 1) / 2)
-    assert sum(paid.evaluates_after(step) for step in range(paid.total_steps + 1)) == 5
+    assert len(evaluations(paid)) == 5
 
 
 def test_slow_evaluations_are_made_less_often():
-    plan = plan_time(Recipe(time=1000), step=5, seconds=50, step_seconds=1, evaluation_seconds=60, save_seconds=0)
-    assert sum(plan.evaluates_after(step) for step in range(plan.total_steps + 1)) == 1
+    plan = plan_time(Recipe(time=1000), 5, Pace(used=50, step=1, evaluation=60, save=0))
+    assert len(evaluations(plan)) == 1
 
 
 def test_plan_of_a_time_that_is_over_still_has_a_step():
-    plan = plan_time(Recipe(time=10), step=5, seconds=50, step_seconds=1, evaluation_seconds=6, save_seconds=1)
-    assert plan.total_steps == 6
+    assert plan_time(Recipe(time=10), 5, Pace(used=50, step=1, evaluation=6, save=1)).total_steps == 6
+
+
+def test_a_plan_follows_the_speed():
+    recipe, plan = Recipe(time=1000, schedule="cosine"), Plan(1000, 100)
+    assert revised(plan, recipe, 500, Pace(used=500, step=1.03, evaluation=0, save=0)) is plan  # 15 s, below 2 %
+    slower = revised(plan, recipe, 500, Pace(used=500, step=2, evaluation=0, save=0))
+    assert slower == Plan(750, 100)
+    dearer = revised(plan, recipe, 500, Pace(used=500, step=2, evaluation=20, save=5))
+    assert dearer == Plan(500 + int((500 - 25) / (2 + 0.25 + 5 * 2 / 300)), 100)
+    assert revised(slower, recipe, 600, Pace(used=700, step=1, evaluation=0, save=0)) == Plan(900, 100)
+    assert revised(plan, recipe, 500, Pace(used=1100, step=2, evaluation=0, save=0)) == Plan(501, 100)
+
+
+def test_a_learning_rate_that_was_stepped_down_stays_down():
+    recipe, plan = Recipe(time=1000, schedule="step"), Plan(600, 100)
+    faster = Pace(used=500, step=1, evaluation=0, save=0)
+    assert revised(plan, recipe, 300, faster) == Plan(800, 100)
+    assert revised(plan, recipe, 400, faster) is plan
+
+
+def test_the_first_steps_tell_nothing_about_the_speed():
+    speed = StepSpeed()
+    for seconds in (9, 9, 9, *[2] * 20):
+        assert not speed.is_reliable
+        speed.add(seconds)
+    assert speed.is_reliable and speed.step_seconds == 2
+    assert [speed.is_known(used, 100) for used in (4.9, 5)] == [False, True]
 
 
 @pytest.mark.parametrize(
@@ -112,7 +149,10 @@ def test_no_durations(text):
         {"ema_decay": 1.0},
         {"time": 0.0},
         {"schedule": "linear"},
-        {"precision": "fp16"},
+        {"precision": "fp8"},
+        {"patience": -1},
+        {"max_steps": 0},
+        {"max_steps": 5, "time": 60.0},
         {"clip_norm": float("nan")},
     ],
 )

@@ -19,12 +19,14 @@ from safetensors.torch import load_file
 from torch import nn
 
 from opendetr import presets, trainer
+from opendetr.averaging import WeightAverage
 from opendetr.checkpoint import CheckpointError, load_checkpoint
 from opendetr.events import Evaluated, Event, Observer, StepTaken
 from opendetr.observers import Curves, MetricsFile, Pictures, Progress, read_metrics
 from opendetr.recipe import Recipe
+from opendetr.stepping import split_batch, step_randomness
 from opendetr.stopping import StopSignal
-from opendetr.trainer import NonFiniteError, Trainer, split_batch
+from opendetr.trainer import NonFiniteError, Trainer
 from stand_ins import CountingTask, RandomLoader
 
 RECIPE = Recipe(
@@ -251,7 +253,7 @@ def test_nothing_is_drawn_from_the_global_generator(tmp_path):
 def test_dropout_differs_from_step_to_step():
     draws = []
     for seed, step in ((1, 0), (1, 1), (2, 0), (1, 0)):
-        with trainer.step_randomness(seed, step, torch.device("cpu")):
+        with step_randomness(seed, step, torch.device("cpu")):
             draws.append(torch.rand(1).item())
     assert len(set(draws)) == 3 and draws[0] == draws[3]
 
@@ -366,7 +368,7 @@ def test_the_average_is_evaluated_and_deployed(tmp_path):
 
 def test_the_average_is_the_formula():
     task = nn.Linear(1, 1, bias=False)
-    average = trainer.WeightAverage(task, decay=0.5)
+    average = WeightAverage(task, decay=0.5)
     expected = task.weight.item()
     for step in range(12):
         with torch.no_grad():

@@ -9,7 +9,9 @@ from typing import Any, Literal
 
 from torch import nn
 
-from opendetr.recipe import Plan
+from opendetr.plan import Plan
+
+Outcome = Literal["finished", "early", "interrupted", "failed"]
 
 
 class Observer:
@@ -19,7 +21,7 @@ class Observer:
         """The run, new or resumed, is about to take its first step."""
 
     def on_plan(self, event: PlanFixed) -> None:
-        """The length of a timed run has been fixed."""
+        """The length of a timed run is known, or has changed."""
 
     def on_step(self, event: StepTaken) -> None:
         """An optimiser step has been taken."""
@@ -71,12 +73,12 @@ class RunStarted:
 
 @dataclass(frozen=True)
 class PlanFixed:
-    """The length of a timed run.
+    """The length of a timed run, known for the first time or corrected.
 
     Attributes:
         step: steps taken so far.
         plan: the run's length from now on.
-        step_seconds: measured, loading the data included.
+        step_seconds: measured of late, loading the data included.
     """
 
     step: int
@@ -99,7 +101,7 @@ class StepTaken:
         loss: the weighted sum that training lowers, over the whole batch.
         losses: unweighted losses by name, a value for each decoder layer, the last one the final layer's.
         learning_rate: outside the backbone.
-        gradient_norm: over all parameters, before clipping.
+        gradient_norm: over all parameters, before clipping; not finite where fp16 overflowed and the step was skipped.
         num_images: in the step's batch.
         seconds: from waiting for the batch to the end of the step.
         data_seconds: the part of it that was spent waiting for the batch.
@@ -209,12 +211,13 @@ class RunEnded:
 
     Attributes:
         step: steps taken.
-        outcome: "finished", "interrupted" (saved first) or "failed" (an error is on its way).
+        outcome: "finished", "early" (nothing got better any more), "interrupted" (saved first) or "failed" (an error is
+            on its way).
         seconds: of training altogether, earlier sessions included.
     """
 
     step: int
-    outcome: Literal["finished", "interrupted", "failed"]
+    outcome: Outcome
     seconds: float
 
     def tell(self, observer: Observer) -> None:

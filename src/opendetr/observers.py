@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,9 @@ from opendetr.events import (
 from opendetr.visualize import contact_sheet, draw_curves
 
 METRICS_FILE = "metrics.jsonl"
+TABLE_FILE = "metrics.csv"
+CLASS_AP = "AP/"  # what the name of a class's score begins with
+_MOST_CLASSES = 12
 _MOST_STEP_LINES = 5000
 _SHOWN = 3  # scores of an evaluation that fit a line
 
@@ -45,7 +50,7 @@ class Progress(Observer):
         self._seconds = seconds
         self._metric = metric
         self._metrics: Mapping[str, Any] = {}
-        self._speed = _Speed()
+        self._speed = _Throughput()
         self._spoken = -math.inf
         self._steps_per_epoch = 1
         columns = (bars.SpinnerColumn(), bars.BarColumn(20), bars.TextColumn("{task.description}"))
@@ -64,7 +69,7 @@ class Progress(Observer):
             self._bar.start()
 
     def on_plan(self, event: PlanFixed) -> None:
-        """Say how long the run will be."""
+        """Say how long the run will be from now on."""
         epochs = event.plan.total_steps / self._steps_per_epoch
         self._say(
             f"{event.step_seconds:.2f} s a step: {event.plan.total_steps} steps ({epochs:.1f} epochs) fit the time"
@@ -94,6 +99,7 @@ class Progress(Observer):
             self._bar.stop()
         said = {
             "finished": "done",
+            "early": "done early, as the scores no longer rise",
             "interrupted": "interrupted and saved; go on with --resume",
             "failed": "stopped by an error",
         }
@@ -116,7 +122,7 @@ class Progress(Observer):
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-class _Speed:
+class _Throughput:
     """Images a second and seconds a step, of the latest steps more than of those long ago."""
 
     _MEMORY = 0.95
@@ -219,6 +225,88 @@ class MetricsFile(Observer):
             file.write(_as_line(row))
 
 
+class MetricsTable(Observer):
+    """Rewrites `metrics.csv` after every evaluation: a row each, with the means of the steps since the one before.
+
+    It reads what `MetricsFile` wrote, which therefore stands before it among the observers.
+    """
+
+    def __init__(self) -> None:
+        self._folder = Path()
+
+    def on_start(self, event: RunStarted) -> None:
+        """Note the folder."""
+        self._folder = event.folder
+
+    def on_evaluation(self, event: Evaluated) -> None:
+        """Rewrite."""
+        rows = _table_rows(read_metrics(self._folder))
+        text = io.StringIO()
+        table = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows)
+        path = self._folder / TABLE_FILE
+        fresh = path.with_name(f"{path.name}.new")
+        with writing(path):
+            fresh.write_text(text.getvalue(), encoding="utf-8")
+            fresh.replace(path)
+
+
+def _table_rows(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The evaluations, each with the mean losses of the steps since the one before."""
+    table, steps = [], []
+    for row in rows:
+        if row["kind"] == "step":
+            steps.append(row)
+        elif row["kind"] == "evaluation":
+            names = steps[-1]["losses"] if steps else ()
+            final = {f"loss {name}": _mean(step["losses"][name][-1] for step in steps) for name in names}
+            rate = {"learning rate": steps[-1]["learning_rate"]} if steps else {}
+            loss = {"loss": _mean(step["loss"] for step in steps)}
+            table.append({"step": row["step"], "epoch": row["epoch"], **loss, **final, **rate, **row["metrics"]})
+            steps = []
+    return table
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+class TensorBoard(Observer):
+    """Writes what TensorBoard reads, `tensorboard/` in the run folder: losses, rate and speed of steps, and scores."""
+
+    def __init__(self) -> None:
+        self._writer: Any = None
+
+    def on_start(self, event: RunStarted) -> None:
+        """Open the files; what a killed run wrote after its checkpoint is no longer shown."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        folder = event.folder / "tensorboard"
+        with writing(folder):
+            self._writer = SummaryWriter(str(folder), purge_step=event.step + 1 if event.step else None)
+
+    def on_step(self, event: StepTaken) -> None:
+        """Write the numbers of a step."""
+        numbers = {f"loss/{name}": layers[-1] for name, layers in event.losses.items()}
+        numbers |= {"loss/total": event.loss, "training/learning rate": event.learning_rate}
+        numbers |= {"training/gradient norm": event.gradient_norm, "training/seconds a step": event.seconds}
+        for name, value in numbers.items():
+            self._writer.add_scalar(name, value, event.step)
+
+    def on_evaluation(self, event: Evaluated) -> None:
+        """Write the scores."""
+        for name, value in event.metrics.items():
+            of_class = name.startswith(CLASS_AP)
+            self._writer.add_scalar(f"classes/{name}" if of_class else f"validation/{name}", value, event.step)
+        self._writer.flush()
+
+    def on_end(self, event: RunEnded) -> None:
+        """Close the files."""
+        self._writer.close()
+
+
 class Curves(Observer):
     """Redraws `curves.png` after every evaluation and at the end: the loss, and the scores if there are any.
 
@@ -306,7 +394,28 @@ def curves(rows: Iterable[Mapping[str, Any]], metrics: tuple[str, ...] = ("AP", 
     }
     if scores:
         charts.append(draw_curves(scores, x_label="step", y_label="validation"))
+    classes = _class_scores(evaluations)
+    if classes:
+        charts.append(draw_curves(classes, x_label="step", y_label=f"validation, AP of {_classes_shown(evaluations)}"))
     return contact_sheet(charts, columns=1)
+
+
+def _class_scores(evaluations: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
+    """The AP of each class over steps; of many classes those that are found best and worst in the end."""
+    last = evaluations[-1]["metrics"] if evaluations else {}
+    names = sorted((name for name in last if name.startswith(CLASS_AP)), key=lambda name: -_number(last[name]))
+    if len(names) > _MOST_CLASSES:
+        names = names[: _MOST_CLASSES // 2] + names[-(_MOST_CLASSES // 2) :]
+    return {
+        name.removeprefix(CLASS_AP): [(row["step"], _number(row["metrics"].get(name))) for row in evaluations]
+        for name in names
+    }
+
+
+def _classes_shown(evaluations: Sequence[Mapping[str, Any]]) -> str:
+    count = sum(name.startswith(CLASS_AP) for name in evaluations[-1]["metrics"])
+    half = _MOST_CLASSES // 2
+    return "each class" if count <= _MOST_CLASSES else f"the {half} best and the {half} worst of {count} classes"
 
 
 def _number(value: float | None) -> float:

@@ -11,7 +11,6 @@ from torch import nn
 
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 STEP_FACTOR = 0.1
-EVALUATION_SHARE = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,22 +20,32 @@ class Recipe:
     Attributes:
         learning_rate: AdamW's rate for everything outside the backbone.
         backbone_learning_rate: the rate of the backbone and of learned positions.
+        sampling_rate_factor: the rate of what decides where deformable attention looks, as a share of `learning_rate`.
         weight_decay: AdamW's decoupled weight decay.
         decay_norms_and_biases: decay vectors (norms, biases) as well as matrices, as published.
         clip_norm: the gradient of a step is scaled down to this total norm; 0 leaves it as it is.
         batch_size: images of an optimiser step.
         accumulate: micro-batches that a step's batch is split into, computed one after another to save memory. The
             losses are normalised over the whole batch, so this changes nothing but memory and time.
-        epochs: length of the run in passes over the data, unless `time` is given.
-        time: length of the run in seconds. The speed is measured first, then the number of steps is fixed.
+        epochs: length of the run in passes over the data, unless `max_steps` or `time` is given.
+        max_steps: length of the run in steps.
+        time: length of the run in seconds. The speed is measured first, then the number of steps is planned; it is
+            corrected after an evaluation when the speed has changed.
         schedule: "step" multiplies the rate by 0.1 once, "cosine" lowers it along half a cosine.
         step_at: share of the run after which the step comes.
         floor: share of the full rate at which the cosine ends.
         warmup_steps: steps over which the rate first rises linearly.
-        precision: "bf16" runs the model under autocast, "auto" does where the device computes bfloat16 itself.
+        precision: "bf16" runs the model under autocast, "auto" does where the device computes bfloat16 itself; "fp16",
+            for CUDA GPUs without it, scales the loss and skips the steps in which a gradient overflows.
+        gradient_checkpointing: compute the insides of repeated blocks twice instead of keeping them: the same numbers
+            in less memory and more time.
+        freeze: parts of the model that stay as they are, such as "backbone" or "encoder.layers.0".
         ema_decay: decay of the moving average of the weights, which is then what is evaluated and deployed; 0 for none.
         num_evaluations: evaluations, spread evenly over the run; the last one is at its end.
+        best_by: the score of which the best checkpoint has most: "AP", "AP50", ..., or "AP/" and the name of a class.
+        patience: the run ends when so many evaluations in a row were not the best so far; 0 for never.
         save_every: seconds between checkpoints; every evaluation makes one too.
+        tensorboard: write what TensorBoard reads into the run folder, too.
         seed: of the data's order, the augmentation and dropout.
 
     Raises:
@@ -45,35 +54,45 @@ class Recipe:
 
     learning_rate: float = 1e-4
     backbone_learning_rate: float = 1e-5
+    sampling_rate_factor: float = 1.0
     weight_decay: float = 1e-4
     decay_norms_and_biases: bool = True
     clip_norm: float = 0.1
     batch_size: int = 2
     accumulate: int = 1
     epochs: int = 300
+    max_steps: int | None = None
     time: float | None = None
     schedule: Literal["step", "cosine"] = "step"
     step_at: float = 2 / 3
     floor: float = 0.0
     warmup_steps: int = 0
-    precision: Literal["auto", "fp32", "bf16"] = "fp32"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
+    gradient_checkpointing: bool = False
+    freeze: tuple[str, ...] = ()
     ema_decay: float = 0.0
     num_evaluations: int = 10
+    best_by: str = "AP"
+    patience: int = 0
     save_every: float = 300.0
+    tensorboard: bool = False
     seed: int = 42
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "accumulate", "epochs", "num_evaluations"):
             self._expect(name, getattr(self, name) >= 1, "at least 1")
-        for name in ("learning_rate", "backbone_learning_rate", "weight_decay", "clip_norm", "warmup_steps", "seed"):
+        rates = ("learning_rate", "backbone_learning_rate", "weight_decay", "clip_norm")
+        for name in (*rates, "warmup_steps", "patience", "seed"):
             self._expect(name, getattr(self, name) >= 0, "at least 0")
-        for name in ("step_at", "floor"):
+        for name in ("step_at", "floor", "sampling_rate_factor"):
             self._expect(name, 0 <= getattr(self, name) <= 1, "a share from 0 to 1")
         self._expect("ema_decay", 0 <= self.ema_decay < 1, "0 for none, or a decay below 1")
         self._expect("save_every", self.save_every >= 0, "at least 0 seconds")
         self._expect("time", self.time is None or self.time > 0, "seconds above 0")
         self._expect("schedule", self.schedule in ("step", "cosine"), "step or cosine")
-        self._expect("precision", self.precision in ("auto", "fp32", "bf16"), "auto, fp32 or bf16")
+        self._expect("max_steps", self.max_steps is None or self.max_steps >= 1, "at least 1")
+        self._expect("time", self.time is None or self.max_steps is None, "none beside max_steps")
+        self._expect("precision", self.precision in ("auto", "fp32", "bf16", "fp16"), "auto, fp32, bf16 or fp16")
         self._expect("accumulate", self.accumulate <= self.batch_size, f"at most the {self.batch_size} of batch_size")
 
     def _expect(self, name: str, fulfilled: bool, expected: str) -> None:
@@ -95,23 +114,30 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
     """AdamW's parameter groups for every parameter of `model` that wants a gradient.
 
     What lies in a module called "backbone" learns at the backbone's rate and so, as published, does a learned table of
-    positions, in a module called "position".
+    positions, in a module called "position"; "sampling_offsets" and "reference_points" have a rate of their own.
 
     Returns:
-        At most four groups, each {"params", "names", "lr", "weight_decay"}; empty ones are left out.
+        At most six groups, each {"params", "names", "lr", "weight_decay"}; empty ones are left out.
     """
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        of_backbone = not {"backbone", "position"}.isdisjoint(name.split("."))
-        rate = recipe.backbone_learning_rate if of_backbone else recipe.learning_rate
+        rate = _learning_rate(set(name.split(".")), recipe)
         decayed = recipe.decay_norms_and_biases or parameter.ndim > 1
         decay = recipe.weight_decay if decayed else 0.0
         group = groups.setdefault((rate, decay), {"params": [], "names": [], "lr": rate, "weight_decay": decay})
         group["params"].append(parameter)
         group["names"].append(name)
     return list(groups.values())
+
+
+def _learning_rate(modules: set[str], recipe: Recipe) -> float:
+    """The full rate of a parameter that lies in modules of these names."""
+    if modules & {"backbone", "position"}:
+        return recipe.backbone_learning_rate
+    sampling = modules & {"sampling_offsets", "reference_points"}
+    return recipe.learning_rate * (recipe.sampling_rate_factor if sampling else 1.0)
 
 
 def learning_rate_factor(step: int, total_steps: int | None, recipe: Recipe) -> float:
@@ -130,51 +156,3 @@ def learning_rate_factor(step: int, total_steps: int | None, recipe: Recipe) -> 
         return STEP_FACTOR if step >= round(recipe.step_at * total_steps) else 1.0
     progress = (step - recipe.warmup_steps) / max(total_steps - recipe.warmup_steps, 1)
     return recipe.floor + (1 - recipe.floor) * (1 + math.cos(math.pi * min(progress, 1.0))) / 2
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The length of a run: fixed once and stored, so that a resumed run keeps its schedule.
-
-    Attributes:
-        total_steps: optimiser steps of the whole run.
-        evaluate_every: steps from one evaluation to the next; the last one is at the end in any case.
-    """
-
-    total_steps: int
-    evaluate_every: int
-
-    def evaluates_after(self, step: int) -> bool:
-        """Whether an evaluation belongs after the first `step` steps."""
-        return step > 0 and (step % self.evaluate_every == 0 or step >= self.total_steps)
-
-
-def plan_epochs(recipe: Recipe, steps_per_epoch: int) -> Plan:
-    """The plan of a run over `recipe.epochs`."""
-    total = recipe.epochs * steps_per_epoch
-    return Plan(total, math.ceil(total / recipe.num_evaluations))
-
-
-def plan_time(
-    recipe: Recipe, *, step: int, seconds: float, step_seconds: float, evaluation_seconds: float, save_seconds: float
-) -> Plan:
-    """The plan of a run over `recipe.time` seconds, once its speed is known.
-
-    Evaluations take at most a tenth of the time: there are fewer than `recipe.num_evaluations` when they are slow.
-
-    Args:
-        recipe: gives the time, the evaluations and how often a checkpoint is saved.
-        step: steps taken so far.
-        seconds: time used so far.
-        step_seconds: of one step, loading the data included.
-        evaluation_seconds: of one evaluation.
-        save_seconds: of saving one checkpoint.
-    """
-    assert recipe.time is not None
-    left = max(recipe.time - seconds, 0.0)
-    affordable = int(EVALUATION_SHARE * recipe.time / max(evaluation_seconds, 1e-9))
-    num_evaluations = max(1, min(recipe.num_evaluations, affordable))
-    num_saves = num_evaluations + left / max(recipe.save_every, save_seconds, 1.0)
-    training = left - num_evaluations * evaluation_seconds - num_saves * save_seconds
-    total = step + max(1, int(training / step_seconds))
-    return Plan(total, math.ceil(total / num_evaluations))

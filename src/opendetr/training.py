@@ -1,12 +1,16 @@
 """A training run from beginning to end: a data set folder and a few choices in, a run folder out.
 
-A run folder holds `config.yaml` (every setting; `--config` reads it back), `metrics.jsonl`, `curves.png`, `pictures/`
-and the checkpoints `last` and `best`, whose `model.safetensors` is what `opendetr.load` opens.
+A run folder holds `config.yaml` (every setting; `--config` reads it back), `metrics.jsonl`, `metrics.csv`,
+`curves.png`, `pictures/` and the checkpoints `last` and `best`; `opendetr.load` opens their `model.safetensors`.
+
+Where a launcher such as torchrun has started several processes they train as one: all of them run what is written here,
+and the main one writes and talks.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,11 +31,14 @@ from opendetr.data.images import ImageError, read_record
 from opendetr.data.loader import train_loader
 from opendetr.data.paths import require_folder
 from opendetr.data.records import DataError, DetectionData, ImageRecord
-from opendetr.distributed import best_device
+from opendetr.distributed import from_main, is_main, join_processes, rank, together, world_size
+from opendetr.evaluation import METRICS
+from opendetr.events import Observer
 from opendetr.models.detector import Detector
-from opendetr.observers import Curves, MetricsFile, Pictures, Progress
-from opendetr.predictor import Predictor, weights_file
+from opendetr.observers import CLASS_AP, Curves, MetricsFile, MetricsTable, Pictures, Progress, TensorBoard
+from opendetr.predictor import Predictor
 from opendetr.presets import (
+    DEFAULT_MODEL,
     Preset,
     build_model,
     build_task,
@@ -50,7 +57,9 @@ from opendetr.weights import (
     WeightsError,
     download,
     in_our_layout,
+    is_remote,
     load_weights,
+    local_file,
     read_card,
     read_state,
     save_weights,
@@ -58,7 +67,6 @@ from opendetr.weights import (
 )
 
 CONFIG_FILE = "config.yaml"
-DEFAULT_MODEL = "detr-tiny"
 _NOTHING, _IMAGENET, _PUBLISHED = "none", "imagenet", "published"
 _CHOICES = "choose other weights: none, imagenet, published, or a run folder or file of weights"
 _NUM_PICTURES = 4
@@ -104,10 +112,12 @@ def train(
     config: str | Path | None = None,
     changes: Mapping[str, Any] | Iterable[str | Mapping[str, Any]] = (),
     epochs: int | None = None,
+    max_steps: int | None = None,
     time: str | float | None = None,
     batch_size: int | None = None,
     learning_rate: float | None = None,
     image_size: int | None = None,
+    num_queries: int | None = None,
     seed: int | None = None,
     device: str = "auto",
     say: Say | None = None,
@@ -115,51 +125,57 @@ def train(
     """Train a detector on a data set folder, to the end or until Ctrl-C or SIGTERM, which save first.
 
     Args:
-        data: the folder, COCO or Pascal VOC; classes and splits are found in it.
-        model: a name of the catalogue; that of `config` or of the weights, else detr-tiny, when omitted.
+        data: the folder, COCO, Pascal VOC or YOLO, or a CSV table; classes and splits are found in it.
+        model: a name of the catalogue; that of `config` or of the weights, else the default one, when omitted.
         weights: what to start from. "published": the model's own, fitted to the classes of the data by their names;
             "imagenet": a pretrained backbone; "none": nothing, which trains the backbone too; or a run folder or a
-            file of weights. When omitted: published ones where they exist, else imagenet.
+            file of weights. When omitted: published ones where they exist, else imagenet, else none.
         out: the run folder, which must not exist or be empty; the first free of runs/MODEL, runs/MODEL-2, ... when
             omitted.
         config: a YAML file of settings, for instance another run's config.yaml.
         changes: settings that differ: nested mappings, or texts like "model.num_queries=50".
         epochs: length in passes over the data.
-        time: length in seconds or as text ("30m"), instead of `epochs`.
-        batch_size: images a step.
+        max_steps: length in optimiser steps, instead of `epochs`.
+        time: length in seconds or as text ("30m"), instead of either.
+        batch_size: images a step, of all processes together.
         learning_rate: outside the backbone; the backbone's rate keeps its proportion to it.
         image_size: short side of the images, in pixels.
+        num_queries: the most objects that an image can have. Learned queries of the weights are kept, and new ones are
+            split from them.
         seed: of the initialisation, the data's order, the augmentation and dropout.
         device: "auto", "cpu", "cuda" or "mps".
         say: called with each line that the user should read; standard error when omitted.
 
     Raises:
-        DataError, ConfigError, WeightsError: something does not fit; nothing has been written then.
+        DataError, ConfigError, WeightsError, DeviceError: something does not fit; nothing has been written then.
         CheckpointError: the run folder cannot be written.
         NonFiniteError: a loss was not finite; the last checkpoint is from before it.
+        ProcessError: another process of the run failed, or is gone.
 
     Example:
         >>> run = train("my-data", time="30m")
         >>> detector = opendetr.load(run.folder)
     """
-    say = say or _to_stderr
-    require_folder(Path(data))
-    if out is not None:
-        _require_empty(Path(out))
-    place = best_device(device)
-    setup, origin = _set_up(Path(data), model, weights, config)
-    lengths = _length(epochs, time)
-    preset = replaced(setup.preset, _nested(changes))
-    preset = _adjusted(preset, lengths, batch_size, learning_rate, image_size, seed)
-    setup = replace(setup, preset=preset)
-    if origin == _NOTHING:
-        say("weights: none, so the backbone is trained whole: batch norm, nothing frozen, the full learning rate")
-    parts = _open(setup, say)
-    task = _new_task(preset, parts["train"].categories)
-    say(_start(task.model, origin, preset, parts["train"].categories))
-    folder = _free_folder(preset.name) if out is None else Path(out)
+    place = join_processes(device)
+    say = _voice(say)
+    with together():
+        require_folder(Path(data))
+        if out is not None:
+            _require_empty(Path(out))
+        setup, origin = _set_up(Path(data), model, weights, config)
+        lengths = _length(epochs, max_steps, time)
+        preset = replaced(setup.preset, _nested(changes))
+        preset = _adjusted(preset, lengths, batch_size, learning_rate, image_size, num_queries, seed)
+        setup = replace(setup, preset=preset)
+        if origin == _NOTHING:
+            say("weights: none, so the backbone is trained whole: batch norm, nothing frozen, the full learning rate")
+        parts = _open(setup, say)
+        task = _new_task(preset, parts["train"].categories)
+        say(_start(task.model, origin, preset, parts["train"].categories))
+    folder = from_main(_free_folder(preset.name) if out is None else Path(out))
     trainer = _trainer(setup, task, parts, folder, place)
-    _write_config(folder, setup, _fingerprint(parts))
+    if is_main():
+        _write_config(folder, setup, _fingerprint(parts))
     return Run(folder, trainer.train())
 
 
@@ -175,25 +191,36 @@ def resume(folder: str | Path, *, device: str = "auto", say: Say | None = None) 
         ConfigError, DataError: this is no run folder, or its data is no longer there or has changed.
         CheckpointError, NonFiniteError: as in `train`.
     """
-    say, folder = say or _to_stderr, Path(folder)
-    record, about = _read_config(folder / CONFIG_FILE)
-    if not {"data", "weights", "fingerprint"} <= about.keys():
-        raise ConfigError(f"{folder / CONFIG_FILE}: does not say which data and weights the run began with")
-    setup = _Setup(preset_from_dict(record), Path(about["data"]), str(about["weights"]))
-    parts = _open(setup, say)
-    if _fingerprint(parts) != about["fingerprint"]:
-        raise DataError(f"{setup.data}: the data has changed since the run began; start a new run")
-    task = _new_task(setup.preset, parts["train"].categories)
-    has_checkpoint = find_checkpoint(folder / "last") is not None
-    if not has_checkpoint:
-        say("no checkpoint had been saved yet: the run begins again")
-        say(_start(task.model, _origin(setup.preset.name, setup.weights), setup.preset, parts["train"].categories))
-    trainer = _trainer(setup, task, parts, folder, best_device(device))
+    place = join_processes(device)
+    say, folder = _voice(say), Path(folder)
+    with together():
+        record, about = _read_config(folder / CONFIG_FILE)
+        if not {"data", "weights", "fingerprint"} <= about.keys():
+            raise ConfigError(f"{folder / CONFIG_FILE}: does not say which data and weights the run began with")
+        setup = _Setup(preset_from_dict(record), Path(about["data"]), str(about["weights"]))
+        parts = _open(setup, say)
+        if _fingerprint(parts) != about["fingerprint"]:
+            raise DataError(f"{setup.data}: the data has changed since the run began; start a new run")
+        task = _new_task(setup.preset, parts["train"].categories)
+        has_checkpoint = find_checkpoint(folder / "last") is not None
+        if not has_checkpoint:
+            say("no checkpoint had been saved yet: the run begins again")
+            say(_start(task.model, _origin(setup.preset.name, setup.weights), setup.preset, parts["train"].categories))
+    trainer = _trainer(setup, task, parts, folder, place)
     return Run(folder, trainer.train(resume=has_checkpoint))
+
+
+def _voice(say: Say | None) -> Say:
+    """What says lines to the user; of several processes the main one speaks."""
+    return (say or _to_stderr) if is_main() else _to_nobody
 
 
 def _to_stderr(line: str) -> None:
     print(line, file=sys.stderr)
+
+
+def _to_nobody(line: str) -> None:
+    pass
 
 
 # ------------------------------------------------------------------------------------------------------------ settings
@@ -225,10 +252,11 @@ def _one_of(wanted: str | None, found: str | None, where: str) -> str | None:
 
 
 def _choice(name: str, weights: str | Path | None) -> str:
-    """One of the three words, or an absolute path."""
+    """One of the three words, an address, or an absolute path."""
     if weights is None:
-        return _PUBLISHED if weights_origin(name) or get_preset(name).model.backbone.half_width else _IMAGENET
-    known = str(weights) in (_NOTHING, _IMAGENET, _PUBLISHED)
+        other = _NOTHING if get_preset(name).model.backbone.half_width else _IMAGENET  # half of a width has none
+        return _PUBLISHED if weights_origin(name) else other
+    known = str(weights) in (_NOTHING, _IMAGENET, _PUBLISHED) or is_remote(weights)
     return str(weights) if known else str(Path(weights).resolve())
 
 
@@ -237,7 +265,7 @@ def _origin(name: str, choice: str) -> str | Path:
     if choice in (_NOTHING, _IMAGENET):
         return choice
     if choice != _PUBLISHED:
-        return weights_file(Path(choice))
+        return local_file(choice)
     path = _or_choose(lambda: published_weights(name))
     if path is None:
         raise WeightsError(f"{name}: no weights of it are published; {_CHOICES}")
@@ -296,16 +324,18 @@ def _merge(into: dict[str, Any], change: Mapping[str, Any]) -> None:
             into[key] = dict(value) if isinstance(value, Mapping) else value
 
 
-def _length(epochs: int | None, time: str | float | None) -> dict[str, Any]:
+def _length(epochs: int | None, max_steps: int | None, time: str | float | None) -> dict[str, Any]:
     """The recipe's changes for the length of the run."""
-    if epochs is not None and time is not None:
-        raise ConfigError("give the length of the run in epochs or as a time, not both")
+    if sum(length is not None for length in (epochs, max_steps, time)) > 1:
+        raise ConfigError("give the length of the run in epochs, in steps or as a time, not more than one of them")
     if epochs is not None:
-        return {"epochs": epochs, "time": None}
+        return {"epochs": epochs, "max_steps": None, "time": None}
+    if max_steps is not None:
+        return {"max_steps": max_steps, "time": None}
     if time is None:
         return {}
     try:
-        return {"time": parse_duration(str(time))}
+        return {"max_steps": None, "time": parse_duration(str(time))}
     except ValueError as error:
         raise ConfigError(str(error)) from None
 
@@ -316,6 +346,7 @@ def _adjusted(
     batch_size: int | None,
     learning_rate: float | None,
     image_size: int | None,
+    num_queries: int | None,
     seed: int | None,
 ) -> Preset:
     """The preset with the settings that have a name of their own; `recipe` holds some already."""
@@ -334,7 +365,8 @@ def _adjusted(
         except ValueError as error:
             raise ConfigError(str(error)) from None
         data = {"image_size": resized.image_size, "max_size": resized.max_size}
-    return replaced(preset, {"recipe": recipe, "data": data})
+    model = {} if num_queries is None else {"num_queries": num_queries}
+    return replaced(preset, {"recipe": recipe, "data": data, "model": model})
 
 
 # ---------------------------------------------------------------------------------------------------------------- data
@@ -408,7 +440,7 @@ def _transferred(model: Detector, path: Path, categories: Categories) -> str:
             f"{path}: has {len(rows) - num_others} classes and does not say which; load it with opendetr.load and its "
             "categories, and save it with opendetr.weights.save_weights"
         )
-    return str(transfer(model, state, known, categories, model.class_rows))
+    return str(transfer(model, state, known, categories))
 
 
 # ----------------------------------------------------------------------------------------------------------------- run
@@ -436,7 +468,6 @@ def _trainer(
 ) -> Trainer:
     """Everything put together. Nothing is written before the trainer starts."""
     preset, categories, val = setup.preset, parts["train"].categories, parts["val"]
-    loader = train_loader(parts["train"], preset.data, batch_size=preset.recipe.batch_size, seed=preset.recipe.seed)
     # Evaluations are rare: what a cache would keep is read again just as fast.
     seen = replace(preset, data=replace(preset.data, cache="none"))
     card = ModelCard(to_dict(preset), categories, {"data": setup.data.name, "weights": Path(setup.weights).name})
@@ -445,29 +476,56 @@ def _trainer(
         return Predictor(trained.model, seen, categories, device=str(device))  # type: ignore[arg-type]
 
     def evaluate(trained: nn.Module) -> dict[str, Any]:
-        scores = predictor(trained).evaluate(val, batch_size=preset.recipe.batch_size).metrics
-        return {name: value for name, value in scores.items() if value is not None}
+        scores = predictor(trained).evaluate(val, batch_size=preset.recipe.batch_size)
+        named = scores.metrics | {f"{CLASS_AP}{name}": value for name, value in scores.per_class.items()}
+        return {name: value for name, value in named.items() if value is not None}
 
     def save(path: Path, trained: nn.Module) -> None:
         save_weights(path, trained.model, card)  # type: ignore[arg-type]
 
     chosen = _for_pictures(val.images)
-    observers = (
-        Progress(),
+    observers: list[Observer] = [
+        Progress(metric=preset.recipe.best_by),
         MetricsFile(),
+        MetricsTable(),
         Curves(),
         Pictures(lambda trained: _pictures(predictor(trained), chosen, categories)),
-    )
-    return Trainer(
-        task,
-        loader,
-        preset.recipe,
-        folder,
-        evaluate=evaluate,
-        save_model=save,
-        observers=observers,
-        device=str(device),
-    )
+    ]
+    if preset.recipe.tensorboard:
+        observers.append(TensorBoard())
+    with together():
+        _require_score(preset.recipe.best_by, val)
+        if preset.recipe.tensorboard and not importlib.util.find_spec("tensorboard"):
+            raise ConfigError("recipe.tensorboard: TensorBoard is not installed; `pip install opendetr[log]`")
+        loader = train_loader(
+            parts["train"],
+            preset.data,
+            batch_size=preset.recipe.batch_size,
+            seed=preset.recipe.seed,
+            share=(rank(), world_size()),
+            device=device,
+        )
+    with together():
+        return Trainer(
+            task,
+            loader,
+            preset.recipe,
+            folder,
+            evaluate=evaluate,
+            save_model=save,
+            observers=observers,
+            device=str(device),
+        )
+
+
+def _require_score(name: str, val: DetectionData) -> None:
+    """Raise ConfigError when the validation data cannot give the score by which the best checkpoint is chosen."""
+    with_objects = {thing.category_id for image in val.images for thing in image.objects}
+    classes = (each["name"] for each in val.to_coco()["categories"] if each["id"] in with_objects)
+    known = [*METRICS, *(f"{CLASS_AP}{each}" for each in classes)]
+    if name not in known:
+        choices = f"{', '.join(METRICS)}, and {CLASS_AP} with the name of a class"
+        raise ConfigError(f"recipe.best_by: no score of the validation data is called {name!r}; there are {choices}")
 
 
 def _for_pictures(images: Sequence[ImageRecord]) -> list[ImageRecord]:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 
+from opendetr.distributed import gather
 from opendetr.structures import Detections
 
 METRICS = {
@@ -85,6 +86,11 @@ class CocoEvaluator:
             if not np.isfinite(array).all():
                 raise ValueError(f"image {image_id}: a score or box is not finite; the weights have diverged")
             self._rows[image_id] = array
+
+    def gather(self) -> None:
+        """Take in what the other processes have collected, of other images."""
+        for rows in gather(self._rows):
+            self._rows.update(rows)
 
     @property
     def results(self) -> list[dict[str, Any]]:

@@ -1,0 +1,75 @@
+"""Starts this command again in several processes that train together."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import socket
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from opendetr.cli.output import Exit, say
+
+_PORT = 29500
+
+
+def run(num_processes: int) -> Exit:
+    """Run this command in processes of its own; when one ends with an error, all of them do."""
+    if "LOCAL_RANK" in os.environ:
+        raise typer.BadParameter("the launcher has started the processes already: leave --processes out")
+
+    import logging
+
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    logging.disable(logging.CRITICAL)  # the launcher's own report: the processes have said what there is to say
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_processes)))
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=num_processes,
+        run_id="opendetr",
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+    )
+    try:
+        elastic_launch(config, sys.executable)("-m", "opendetr", *_own_arguments())
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        if failure.exitcode < 0 and rank == 0:
+            say(f"error: process 0 of {num_processes} was ended by {failure.signal_name()}; go on with --resume")
+        return Exit.FAILED
+    except SignalException:  # the processes have saved and said so
+        return Exit.FAILED
+    return Exit.DONE
+
+
+def command_line(num_nodes: int, num_processes: int) -> str:
+    """The command that starts `num_processes` on each of several machines, the same one on all of them.
+
+    The machine on which it is printed is the one where they meet.
+    """
+    launcher = ["torchrun", "--nnodes", num_nodes, "--nproc-per-node", num_processes, "--rdzv-id", "opendetr"]
+    meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"{socket.gethostname()}:{_PORT}"]
+    return shlex.join(map(str, [*launcher, *meeting, "-m", "opendetr", *_own_arguments()]))
+
+
+def _own_arguments() -> list[str]:
+    """The arguments of this command, without those about processes."""
+    return _without(sys.argv[1:], ("--processes", "--nodes"))
+
+
+def _without(arguments: Sequence[str], options: Sequence[str]) -> list[str]:
+    kept: list[str] = []
+    given = iter(arguments)
+    for argument in given:
+        if argument in options:
+            next(given, None)
+        elif not argument.startswith(tuple(f"{option}=" for option in options)):
+            kept.append(argument)
+    return kept
