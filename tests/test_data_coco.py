@@ -4,8 +4,9 @@ import random
 import pytest
 
 from folders import coco_content, one_line, save_picture, write_coco_folder
-from opendetr.data.coco import read_coco, write_coco
-from opendetr.data.formats import open_data, open_split
+from opendetr.data.coco import read_coco
+from opendetr.data.convert import write_data
+from opendetr.data.formats import Format, open_data, open_split
 from opendetr.data.images import read_record
 from opendetr.data.records import DataError, Kind
 from opendetr.data.scenes import write_scenes
@@ -191,9 +192,15 @@ BROKEN = {
     "file name number": (put(7, "images", 0, "file_name"), r"images\[0\]: 'file_name' is 7; expected text"),
     "unknown image": (put(99, "annotations", 2, "image_id"), r"annotations\[2\] \(id 20\): its image, id 99"),
     "unknown category": (put(99, "annotations", 2, "category_id"), r"annotations\[2\] \(id 20\): its category, id 99"),
-    "no box": (drop("annotations", 0, "bbox"), r"annotations\[0\]: 'bbox' is missing"),
-    "box of three": (put([1, 2, 3], "annotations", 0, "bbox"), r"annotations\[0\]: 'bbox' is not four numbers"),
-    "box of text": (put(["1", 2, 3, 4], "annotations", 0, "bbox"), r"annotations\[0\]: 'bbox' is not four numbers"),
+    "no box": (drop("annotations", 0, "bbox"), r"annotations\[0\] \(id 10\): the key 'bbox' is missing"),
+    "box of three": (
+        put([1, 2, 3], "annotations", 0, "bbox"),
+        r"annotations\[0\] \(id 10\): 'bbox' is .*; expected four",
+    ),
+    "box of text": (
+        put(["1", 2, 3, 4], "annotations", 0, "bbox"),
+        r"annotations\[0\] \(id 10\): 'bbox' is .*; expected four",
+    ),
     "missing image": (put("9.png", "images", 1, "file_name"), r"images\[1\]: its image .*9.png is missing"),
     "endless name": (put("a" * 300, "images", 1, "file_name"), r"images\[1\]: its image .*aaa is missing"),
     "name of two lines": (put("a\nb.png", "images", 1, "file_name"), r"images\[1\]: its image .*a b.png is missing"),
@@ -220,8 +227,8 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path, fault):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (b"", "broken JSON in line 1, column 1"),
-        (b'{"images": [\n{"id": 1,', "broken JSON in line 2"),
+        (b"", "line 1, column 1: broken JSON"),
+        (b'{"images": [\n{"id": 1,', "line 2, column 10: broken JSON"),
         (b"\xff\xfe\xfa\x00", "broken JSON"),
         (b"[1, 2]", "not COCO: no object with images, annotations, categories, but a list"),
         (b"[" * 100_000, "not COCO: nested too deeply"),
@@ -304,14 +311,14 @@ def test_classes_are_those_of_all_splits(tmp_path):
 def test_what_is_written_is_read_back(tmp_path):
     content = with_boxes([1, 2, 3, 4], iscrowd=1, segmentation={"counts": [0, 9], "size": [48, 64]})
     data = open_data(write_coco_folder(tmp_path / "a", {"train": content, "val": coco_content()}))
-    write_coco(data, tmp_path / "b")
+    write_data(data, tmp_path / "b", Format.COCO)
     again = open_data(tmp_path / "b")
     for split, part in data.items():
         assert again[split].to_coco()["annotations"] == part.to_coco()["annotations"]
         assert again[split].categories == part.categories
         assert [image.id for image in again[split].images] == [image.id for image in part.images]
     with pytest.raises(DataError, match="not an empty folder"):
-        write_coco(data, tmp_path / "b")
+        write_data(data, tmp_path / "b", Format.COCO)
 
 
 def test_too_few_images_to_divide(tmp_path):

@@ -40,13 +40,32 @@ STORED = {
 }
 
 
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
 @pytest.mark.parametrize("orientation", STORED)
-def test_exif_orientation_is_applied(tmp_path, orientation):
+def test_exif_orientation_is_applied(tmp_path, orientation, suffix):
     upright = picture(48, 64)
     stored = Image.fromarray(np.ascontiguousarray(STORED[orientation](upright)))
-    path = save(tmp_path / "a.png", stored, exif=with_orientation(orientation))
+    path = save(tmp_path / f"a{suffix}", stored, exif=with_orientation(orientation))
     np.testing.assert_array_equal(read_image(path), upright)
     assert image_size(path) == (48, 64)
+
+
+def test_the_size_of_a_png_is_read_without_its_pixels(tmp_path):
+    path = save(tmp_path / "a.png", Image.fromarray(picture(48, 64)))
+    path.write_bytes(path.read_bytes()[:200])
+    assert image_size(path) == (48, 64)
+    with pytest.raises(ImageError):
+        read_image(path)
+
+
+def test_an_orientation_may_stand_behind_the_pixels(tmp_path):
+    path = save(tmp_path / "a.png", Image.fromarray(picture(48, 64)), exif=with_orientation(6))
+    content = path.read_bytes()
+    start = content.index(b"eXIf") - 4
+    length = int.from_bytes(content[start : start + 4], "big") + 12
+    exif, end = content[start : start + length], len(content) - 12
+    path.write_bytes(content[:start] + content[start + length : end] + exif + content[end:])
+    assert image_size(path) == read_image(path).shape[:2] == (64, 48)
 
 
 GREY = np.arange(256, dtype=np.uint8).reshape(16, 16)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from opendetr.data.check import Demands, check_data
 from opendetr.data.config import DataConfig
 from opendetr.data.formats import open_data, open_split
 from opendetr.data.images import read_record
@@ -26,9 +27,17 @@ def test_bccd_opens_as_it_is():
     assert images == set(range(1, 365))
     without_area = [finding for name in ("trainval", "test") for finding in data[name].findings]
     assert [(finding.kind, finding.count) for finding in without_area] == [(Kind.NO_AREA, 2)]
-    assert "BloodImage_00338.xml, annotation 3951" in data["trainval"].summary()
-    assert "BloodImage_00343.xml, annotation 4005" in data["train"].summary()
+    assert "BloodImage_00338.xml, object 13" in data["trainval"].summary()
+    assert "BloodImage_00343.xml, object 4" in data["train"].summary()
     assert data["trainval"].num_objects + data["test"].num_objects + 2 == 4888
+
+
+def test_a_check_names_the_boxes_of_bccd_without_area():
+    report = check_data(BCCD, Demands(image_size=256, max_size=427, num_queries=50))
+    (kind,) = report.remarks
+    places = {(Path(remark.file).name, remark.at) for remark in report.remarks[kind]}
+    assert kind is Kind.NO_AREA
+    assert places == {("BloodImage_00338.xml", "object 13"), ("BloodImage_00343.xml", "object 4")}
 
 
 def test_bccd_images_fit_their_annotations():

@@ -3,9 +3,9 @@ import torch
 from PIL import Image
 
 from folders import one_line, save_picture, voc_xml, write_voc_folder
-from opendetr.data.coco import write_coco
 from opendetr.data.config import DataConfig
-from opendetr.data.formats import open_data, open_split
+from opendetr.data.convert import write_data
+from opendetr.data.formats import Format, open_data, open_split
 from opendetr.data.loader import train_loader
 from opendetr.data.records import DataError, Kind
 from opendetr.data.voc import read_voc
@@ -84,7 +84,7 @@ def test_an_image_may_have_another_name_or_suffix(tmp_path):
 
 def test_the_same_data_as_coco_gives_the_same_batches(tmp_path):
     voc = open_data(write_voc_folder(tmp_path / "voc", num_images=20), seed=5)
-    write_coco({split: voc[split] for split in ("train", "val")}, tmp_path / "coco")
+    write_data({split: voc[split] for split in ("train", "val")}, tmp_path / "coco", Format.COCO)
     coco = open_data(tmp_path / "coco")
     config = DataConfig(num_workers=0).resized(32)
     for split in ("train", "val"):
@@ -106,7 +106,7 @@ def test_the_same_data_as_coco_gives_the_same_batches(tmp_path):
 
 def test_the_same_data_as_coco_is_divided_the_same(tmp_path):
     voc = open_data(write_voc_folder(tmp_path / "voc", num_images=20), seed=5)
-    write_coco({"all": open_split(tmp_path / "voc", "all")}, tmp_path / "coco")
+    write_data({"all": open_split(tmp_path / "voc", "all")}, tmp_path / "coco", Format.COCO)
     coco = open_data(tmp_path / "coco", seed=5)
     for split in ("train", "val"):
         assert [i.path.name for i in voc[split].images] == [i.path.name for i in coco[split].images]
@@ -114,8 +114,8 @@ def test_the_same_data_as_coco_is_divided_the_same(tmp_path):
 
 
 BROKEN = {
-    "broken xml": ("<annotation><object>", "broken XML in line 1, column 21"),
-    "empty": ("", "broken XML in line 1"),
+    "broken xml": ("<annotation><object>", "line 1, column 21: broken XML"),
+    "empty": ("", "line 1, column 1: broken XML"),
     "other xml": ("<html/>", "expected <annotation>, found <html>"),
     "no name": ("<annotation><object/></annotation>", "object 1: <name> is missing"),
     "no box": ("<annotation><object><name>ant</name></object></annotation>", "object 1: <bndbox> has no <xmin>"),
@@ -142,7 +142,7 @@ def test_boxes_with_wrong_numbers_are_skipped(tmp_path):
     (tmp_path / "Annotations" / "image_0.xml").write_text(voc_xml("image_0", boxes))
     data = open_split(tmp_path, "all")
     assert [(finding.kind, finding.count) for finding in data.findings] == [(Kind.INVALID_BOX, 2), (Kind.NO_AREA, 1)]
-    assert data.findings[0].first.endswith("image_0.xml, annotation 1")
+    assert data.findings[0].first.endswith("image_0.xml, object 1")
     assert [thing.id for thing in data.images[0].objects] == [4]
     with pytest.raises(DataError, match="strict reading refuses 2 boxes"):
         open_split(tmp_path, "all", strict=True)
@@ -150,7 +150,7 @@ def test_boxes_with_wrong_numbers_are_skipped(tmp_path):
 
 def test_a_listed_image_without_annotation_is_an_error(tmp_path):
     write_voc_folder(tmp_path, lists={"train": ["image_0", "../image_1"], "val": ["image_2"]})
-    with pytest.raises(DataError, match=r"train.txt: '../image_1' has no .*.xml"):
+    with pytest.raises(DataError, match=r"train.txt, line 2: '../image_1' has no .*.xml"):
         open_data(tmp_path)
 
 

@@ -1,10 +1,14 @@
+import gc
+import hashlib
 import logging
+import math
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,10 +21,11 @@ from folders import one_line, save_picture
 from opendetr.categories import Categories
 from opendetr.data import loader as loader_module
 from opendetr.data.config import AugmentationConfig, DataConfig
-from opendetr.data.images import ImageError
+from opendetr.data.images import ImageError, read_image
 from opendetr.data.loader import EvalLoader, TrainLoader, eval_loader, sample_rng, train_loader
 from opendetr.data.records import DataError, DetectionData, ImageRecord, ObjectRecord
-from opendetr.data.transforms import evaluation_transform, training_transform
+from opendetr.data.transforms import evaluation_transform
+from opendetr.structures import ImageBatch
 
 CONFIG = DataConfig(num_workers=0).resized(40)
 SIZES = [(48, 64), (64, 48), (40, 80)]
@@ -151,6 +156,133 @@ def test_torch_and_numpy_global_generators_are_left_alone(data):
     list(eval_loader(data, CONFIG, batch_size=4))
     assert torch.equal(torch.get_rng_state(), before[0])
     np.testing.assert_array_equal(np.random.get_state()[1], before[1])
+
+
+def fingerprint(batches):
+    """A hash of everything about the batches but their pixels."""
+    digest = hashlib.sha256()
+    for batch in batches:
+        for target in batch.targets:
+            boxes = [[round(number, 5) for number in box] for box in target.boxes.tolist()]
+            digest.update(repr((target.image_id, target.size, target.labels.tolist(), boxes)).encode())
+        digest.update(repr(tuple(batch.images.pixels.shape)).encode())
+    return digest.hexdigest()[:16]
+
+
+def test_the_batches_of_a_seed_stay_the_same(data):
+    """A run that was begun with an earlier version goes on with the same images."""
+    loader = train_loader(data, CONFIG, batch_size=4, seed=3)
+    assert [fingerprint(loader.epoch(epoch)) for epoch in (0, 1)] == ["fe10e2205ee4e28f", "cf988b9d43ea5905"]
+    assert fingerprint(eval_loader(data, CONFIG, batch_size=4)) == "3d59657372d8833d"
+
+
+def test_batches_are_padded_and_normalised_as_from_images(data):
+    config = replace(CONFIG, augmentation=AugmentationConfig(flip=False, multi_scale=False, crop=False))
+    batch = next(train_loader(data, config, batch_size=26, seed=0).epoch(0))
+    transform = evaluation_transform(config)
+    images = [transform.pixels(read_image(name)) for name in batch.names]
+    expected = ImageBatch.from_images(images)
+    assert torch.equal(batch.images.sizes, expected.sizes)
+    assert torch.equal(batch.images.padding, expected.padding)
+    levels = (batch.images.pixels - expected.pixels).abs() * torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1) * 255
+    assert levels.max() <= 1.001
+    batch = next(iter(eval_loader(data, config, batch_size=26)))
+    images = [transform.pixels(read_image(name)) for name in batch.names]
+    assert torch.equal(batch.images.pixels, ImageBatch.from_images(images).pixels)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_processes_share_every_batch(data, count):
+    """Put together, the parts are the batch, padded the same: in training and in evaluation."""
+
+    def batches(share):
+        train = train_loader(data, CONFIG, batch_size=7, seed=0, share=share)
+        return [*train.epoch(0), *list(eval_loader(data, CONFIG, batch_size=7, share=share))[:3]]
+
+    parts = [batches((number, count)) for number in range(count)]
+    for whole, *shared in zip(batches((0, 1)), *parts, strict=True):
+        assert torch.equal(torch.cat([part.images.pixels for part in shared]), whole.images.pixels)
+        assert sum((part.names for part in shared), ()) == whole.names
+        assert {len(part) for part in shared} <= {7 // count, 7 // count + 1}
+
+
+def test_more_processes_than_images_in_a_batch_are_refused(data):
+    with pytest.raises(DataError, match="a batch of 2 images is too small for 3 processes") as error:
+        train_loader(data, CONFIG, batch_size=2, seed=0, share=(0, 3))
+    one_line(error.value)
+    last = [list(eval_loader(data, CONFIG, batch_size=25, share=(number, 2)))[1:] for number in range(2)]
+    assert [list(map(len, batches)) for batches in last] == [[], [1]], "in evaluation a part may be empty"
+
+
+def pixels_of(batch):
+    return len(batch) * math.prod(batch.images.pixels.shape[-2:])
+
+
+BOUND = 12_000
+
+
+@pytest.fixture
+def many(folder):
+    """156 pictures: enough that batches differ in shape and number from epoch to epoch."""
+    data = records(folder)
+    return replace(data, images=tuple(replace(image, id=index) for index, image in enumerate(data.images * 6)))
+
+
+def test_bounded_batches_stay_below_the_bound(many):
+    loader = train_loader(many, replace(CONFIG, batch_pixels=BOUND), batch_size=8, seed=0)
+    first = None
+    for epoch in range(3):
+        batches = list(loader.epoch(epoch))
+        sizes = [pixels_of(batch) for batch in batches]
+        first = first or sizes[0]
+        assert len(batches) == len(loader), "the number of steps is known beforehand"
+        assert max(sizes) == sizes[0] <= first <= BOUND, (
+            "the largest batch comes first, the largest of all first of all"
+        )
+        assert max(map(len, batches)) <= 8
+        counts = Counter(image_id for batch in ids(batches) for image_id in batch)
+        assert len(counts) > 0.9 * len(many), "few images are left out"
+        assert sum(counts.values()) < 1.05 * len(many), "few images come twice"
+        assert padding_share(batches) < 0.25
+    assert first > 0.9 * BOUND
+    alike = [frozenset(batch) for epoch in range(2) for batch in ids(loader.epoch(epoch))]
+    assert len(set(alike)) > 0.9 * len(alike)
+
+
+def test_no_bounded_batch_is_larger_than_the_very_first(many):
+    """Whichever is short: room, or the images that a batch may have."""
+    for batch_size in (2, 8):
+        for seed in range(4):
+            loader = train_loader(many, replace(CONFIG, batch_pixels=BOUND), batch_size=batch_size, seed=seed)
+            sizes = [[len(draw.indices) * math.prod(draw.shape) for draw in loader._draws(epoch)] for epoch in range(5)]
+            assert max(map(max, sizes)) == sizes[0][0]
+
+
+def test_bounded_batches_can_be_entered_anywhere(many):
+    config = replace(CONFIG, batch_pixels=BOUND)
+    whole = list(train_loader(many, config, batch_size=8, seed=1).epoch(2))
+    for start in (1, len(whole) - 2):
+        assert all_same(list(train_loader(many, config, batch_size=8, seed=1).epoch(2, start)), whole[start:])
+
+
+def test_bounded_batches_have_an_image_for_every_process(many):
+    config = replace(CONFIG, batch_pixels=BOUND)
+    parts = [list(train_loader(many, config, batch_size=8, seed=0, share=(n, 3)).epoch(0)) for n in range(3)]
+    for shared in zip(*parts, strict=True):
+        assert len({part.images.pixels.shape[-2:] for part in shared}) == 1
+        assert sum(map(pixels_of, shared)) <= BOUND
+    for count in range(3, 40):
+        few = replace(many, images=many.images[:count])
+        loader = train_loader(few, config, batch_size=8, seed=0, share=(0, 3))
+        assert min(len(draw.indices) for draw in loader._draws(0)) >= 3
+
+
+def test_a_bound_below_one_image_is_refused(data):
+    for share, least in (((0, 1), "2,680"), ((0, 2), "5,360")):
+        with pytest.raises(DataError, match=f"can have 40x67 pixels; give at least {least}") as error:
+            train_loader(data, replace(CONFIG, batch_pixels=2_679), batch_size=4, seed=0, share=share)
+        one_line(error.value)
+    train_loader(data, replace(CONFIG, batch_pixels=2_680), batch_size=4, seed=0)
 
 
 def padding_share(batches):
@@ -345,10 +477,70 @@ def test_ctrl_c_leaves_the_last_word_to_the_main_process(folder):
     assert wait_for_end(workers)
 
 
-@pytest.mark.parametrize("cache", [False, True])
-def test_nothing_hinders_processes_that_are_spawned(data, cache):
-    """What a spawned process is sent is what it works with."""
-    expected = list(train_loader(data, CONFIG, batch_size=8, seed=3).epoch(0))
-    batches = TrainLoader(data, training_transform(CONFIG), batch_size=8, seed=3, num_workers=1, cache=cache)
-    batches._loader.multiprocessing_context = "spawn"
-    assert all_same(list(batches.epoch(0)), expected)
+def kill_a_loader_process(loader, batches):
+    """Checks that the next batch is refused in a line that names it, and that nothing else is disturbed."""
+    before = signal.getsignal(signal.SIGCHLD)
+    killed = loader._loader._iterator._workers[0]
+    killed.kill()
+    killed.join()
+    assert signal.getsignal(signal.SIGCHLD) is before
+    kind, message = refusal(lambda: list(batches))
+    assert kind is DataError
+    assert re.search(rf"a loader process died \(.*{killed.pid}.*\), perhaps because memory ran out", message)
+
+
+def test_nothing_hinders_processes_that_are_spawned(data):
+    """What a spawned process is sent is what it works with: cached images, and those that others are mixed with."""
+    config = replace(CONFIG, augment="strong")
+    expected = list(train_loader(data, config, batch_size=2, seed=3).epoch(0))
+    loader = train_loader(data, replace(config, cache="ram", num_workers=1), batch_size=2, seed=3)
+    loader._loader.multiprocessing_context = "spawn"
+    assert all_same(list(loader.epoch(0)), expected)
+    batches = loader.epoch(1)
+    next(batches)
+    kill_a_loader_process(loader, batches)
+
+
+def test_a_loader_process_that_dies_is_told_in_one_line(data, monkeypatch):
+    monkeypatch.setattr("torch.utils.data._utils.signal_handling._SIGCHLD_handler_set", False)
+    loader = train_loader(data, replace(CONFIG, num_workers=2), batch_size=1, seed=0)
+    before = signal.getsignal(signal.SIGCHLD)
+    batches = loader.epoch(0)
+    next(batches)
+    assert signal.getsignal(signal.SIGCHLD) is before, "no error while the main process is doing something else"
+    kill_a_loader_process(loader, batches)
+
+
+def test_nothing_is_kept_from_epoch_to_epoch(data):
+    loader = train_loader(data, replace(CONFIG, augment="strong"), batch_size=4, seed=0)
+
+    def num_kept():
+        gc.collect()
+        return len(gc.get_objects())
+
+    for epoch in range(2):
+        list(loader.epoch(epoch))
+    before = num_kept()
+    for epoch in range(2, 6):
+        list(loader.epoch(epoch))
+    assert num_kept() - before < 20, "24 batches were loaded"
+
+
+@pytest.mark.parametrize("augment", ["colour", "mosaic", "copy-paste", "strong"])
+def test_every_recipe_gives_the_same_batches_again(data, augment):
+    """With loader processes, from the cache, and when images that others are mixed with cannot be read."""
+    config = replace(CONFIG, augment=augment)
+    expected = list(train_loader(data, config, batch_size=4, seed=3).epoch(1))
+    assert not all_same(expected, list(train_loader(data, CONFIG, batch_size=4, seed=3).epoch(1)))
+    cached = train_loader(data, replace(config, cache="ram"), batch_size=4, seed=3)
+    for _ in range(2):
+        assert all_same(list(cached.epoch(1)), expected), "mixing leaves the images in the cache as they are"
+    parallel = train_loader(data, replace(config, num_workers=2), batch_size=4, seed=3)
+    assert all_same(list(parallel.epoch(1)), expected)
+
+
+@pytest.mark.parametrize("augment", ["mosaic", "copy-paste"])
+def test_an_unreadable_image_is_replaced_where_images_are_mixed(damaged, augment):
+    loader = train_loader(damaged, replace(CONFIG, augment=augment), batch_size=13, seed=0)
+    assert len(list(loader.epoch(0))) == 2
+    assert sorted(loader.unreadable) == [105, 106]

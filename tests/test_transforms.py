@@ -12,6 +12,7 @@ from torchvision.transforms import functional
 from folders import picture
 from opendetr.boxes import cxcywh_to_xyxy
 from opendetr.categories import coco_categories
+from opendetr.data.augment import training_transform
 from opendetr.data.config import AugmentationConfig, DataConfig
 from opendetr.data.images import read_image
 from opendetr.data.records import ImageRecord, ObjectRecord, usable_objects
@@ -24,8 +25,8 @@ from opendetr.data.transforms import (
     evaluation_transform,
     normalise,
     resize,
+    resize_fast,
     resized_shape,
-    training_transform,
 )
 
 GOLDEN = Path(__file__).parent / "goldens" / "detr" / "preprocess"
@@ -135,18 +136,49 @@ def test_real_pixels_are_the_published_ones(row):
     np.testing.assert_allclose(pixels.std((1, 2)), row["std"], atol=2e-3)
 
 
+@pytest.mark.parametrize("seed", range(60))
+def test_the_fast_resize_is_nearly_the_exact_one(seed):
+    rng = np.random.default_rng(seed)
+    image = picture(*rng.integers(1, 200, 2), seed)
+    height, width = rng.integers(1, 300, 2).tolist()
+    exact, fast = resize(image, height, width), resize_fast(image, height, width)
+    assert fast.dtype == np.uint8
+    assert fast.shape == exact.shape
+    assert np.abs(fast.astype(int) - exact).max() <= 1
+
+
+def test_training_pixels_are_those_of_the_published_pipeline():
+    """One resize: a grey level apart at most; two with a crop between them: two levels."""
+    image = labelled(120, 160)
+    transform = training_transform(DataConfig().resized(100))
+    for seed in range(30):
+        steps = transform.plan(120, 160, np.random.default_rng(seed))
+        expected = Image.fromarray(image.pixels)
+        for step in steps:
+            if isinstance(step, Flip):
+                expected = functional.hflip(expected)
+            elif isinstance(step, Crop):
+                expected = functional.crop(expected, step.top, step.left, step.height, step.width)
+            else:
+                expected = functional.resize(expected, [step.height, step.width])
+        pixels, _ = transform(image, np.random.default_rng(seed))
+        levels = (pixels.int() - functional.pil_to_tensor(expected).int()).abs()
+        assert levels.max() <= sum(isinstance(step, Resize) for step in steps)
+
+
 def test_the_box_stays_on_its_object():
     """A white rectangle on black is drawn, transformed at random, and found again where the target says."""
     image = labelled(80, 100, [[30, 20, 70, 60]])
     image.pixels[:] = 0
     image.pixels[20:60, 30:70] = 255
-    transform = training_transform(DataConfig().resized(64))
+    config = DataConfig(augmentation=AugmentationConfig(flip_vertical=True)).resized(64)
+    transform = training_transform(config)
     seen = 0
     for seed in range(40):
         pixels, target = transform(image, np.random.default_rng(seed))
         height, width = target.size
         assert pixels.shape == (3, height, width)
-        bright = (pixels * STD + 0.45).mean(0) > 0.5
+        bright = pixels.float().mean(0) > 127
         for box in cxcywh_to_xyxy(target.boxes) * torch.tensor([width, height] * 2):
             rows, columns = bright.any(1).nonzero(), bright.any(0).nonzero()
             found = torch.tensor([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
@@ -214,6 +246,8 @@ def test_parts_of_the_augmentation_can_be_turned_off():
     assert {len(steps) for steps in flips} == {1, 2}
     crops = plans(replace(config, max_size=400, augmentation=replace(off, crop=True)), count=40)
     assert {min(steps[-1].height, steps[-1].width) for steps in crops} == {192}
+    vertical = plans(replace(config, augmentation=replace(off, flip_vertical=True)), count=400)
+    assert 0.4 < sum(Flip(vertical=True) in steps for steps in vertical) / 400 < 0.6
     scales = plans(replace(config, augmentation=replace(off, multi_scale=True)), count=200)
     assert len({steps[-1].height for steps in scales}) == 11
 
@@ -240,7 +274,7 @@ def test_resize_and_normalise():
     image = picture()
     assert resize(image, 48, 64) is image
     assert resize(image, 10, 20).shape == (10, 20, 3)
-    white = normalise(np.full((2, 3, 3), 255, dtype=np.uint8))
+    white = normalise(torch.full((3, 2, 3), 255, dtype=torch.uint8))
     torch.testing.assert_close(white[:, 0, 0], (1 - torch.tensor([0.485, 0.456, 0.406])) / STD.flatten())
 
 
@@ -252,6 +286,8 @@ def test_resize_and_normalise():
         (lambda: DataConfig(val_fraction=1.0), "val_fraction 1.0"),
         (lambda: DataConfig(num_workers=-1), "num_workers is -1"),
         (lambda: DataConfig(cache="disk"), "cache is 'disk'"),
+        (lambda: DataConfig(augment="blur"), "augment is 'blur'; give one of detr, colour, mosaic"),
+        (lambda: DataConfig(batch_pixels=0), "batch_pixels is 0"),
         (lambda: AugmentationConfig(scales=()), "scales is"),
         (lambda: AugmentationConfig(crop_sides=(600, 384)), "the smaller one first"),
     ],

@@ -170,6 +170,27 @@ def contact_sheet(pictures: Sequence[Image.Image], columns: int, titles: Sequenc
     return sheet
 
 
+def truth_sheet(
+    pictures: Iterable[tuple[str, Any, Iterable[TruthObject]]], categories: Categories, *, columns: int, side: int = 480
+) -> Image.Image:
+    """A contact sheet of a data set: every picture with the boxes and names of its objects.
+
+    Args:
+        pictures: title, image and objects of each; image and objects as in `draw_truth`.
+        categories: gives names and colours to the objects' category ids.
+        columns: pictures in a row.
+        side: pixels of the longer side of every picture on the sheet.
+
+    Raises:
+        ValueError: there is no picture.
+    """
+    titles, drawn = [], []
+    for title, image, objects in pictures:
+        titles.append(title)
+        drawn.append(draw_truth(image, objects, categories, scale=side / max(np.asarray(image).shape[:2])))
+    return contact_sheet(drawn, columns, titles)
+
+
 def _as_picture(image: Any) -> Image.Image:
     """An RGB PIL image of an array or of a PIL image of any mode."""
     if not isinstance(image, Image.Image):

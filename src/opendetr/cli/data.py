@@ -2,20 +2,45 @@
 
 from __future__ import annotations
 
+import math
+import random
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from enum import StrEnum
+from itertools import chain
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from opendetr.cli.output import JsonOption, answer, command, progress_bar
+from opendetr.cli.check import check
+from opendetr.cli.output import Exit, JsonOption, answer, command, progress_bar, say, table
 
-app = typer.Typer(help="Data sets: make one.", no_args_is_help=True, rich_markup_mode=None)
+if TYPE_CHECKING:
+    from opendetr.data.records import DetectionData, ImageRecord
+
+_HELP = "Data sets: make, look at, check, convert and split one."
+_SHEET_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+
+app = typer.Typer(help=_HELP, no_args_is_help=True, rich_markup_mode=None)
+
+SourceArgument = Annotated[Path, typer.Argument(help="The data set: COCO, Pascal VOC, YOLO, or a CSV table.")]
+TargetArgument = Annotated[Path, typer.Argument(help="Where to; empty or not there.")]
+LinkOption = Annotated[bool, typer.Option("--link", help="Make links to the images instead of copies.")]
 
 
-@app.callback()
+class Target(StrEnum):
+    """The formats that are written, as `data.convert` names them."""
+
+    COCO = "coco"
+    YOLO = "yolo"
+    VOC = "voc"
+
+
+@app.callback(help=_HELP)
 def _data() -> None:
-    """Data sets: make one."""
+    pass
 
 
 @command
@@ -48,4 +73,181 @@ def make(
         print(f"{sum(counts.values())} scenes: {folder}")
 
 
-app.command()(make)
+@command
+def convert(
+    source: SourceArgument,
+    folder: TargetArgument,
+    to: Annotated[Target, typer.Option(help="The format to write.")],
+    link: LinkOption = False,
+    as_json: JsonOption = False,
+) -> Exit:
+    """Write a data set in another format, without loss.
+
+    What VOC and YOLO have no place for goes into opendetr.json beside them, which every command here reads; a line says
+    so. What no record holds is left behind: keypoints, captions, licences, poses.
+
+    Examples:
+
+        opendetr data convert bccd bccd-yolo --to yolo
+
+        opendetr data convert my-data/data.yaml my-data-coco --to coco --link
+    """
+    from opendetr.data.formats import Format, read_splits
+
+    splits = read_splits(source)
+    return _write(splits, folder, Format(to), link=link, as_json=as_json)
+
+
+@command
+def show(
+    source: SourceArgument,
+    out: Annotated[Path, typer.Option(help="The picture to write: .png, .jpg or .webp.")] = Path("sheet.png"),
+    split: Annotated[
+        str | None, typer.Option(help="Which split. [default: train, else the first]", show_default=False)
+    ] = None,
+    images: Annotated[int, typer.Option(min=1, max=100, help="How many images, chosen at random.")] = 16,
+    seed: Annotated[int, typer.Option(help="Another one chooses others.")] = 0,
+    as_json: JsonOption = False,
+) -> Exit:
+    """Draw a contact sheet: images of a data set with their boxes and names.
+
+    Examples:
+
+        opendetr data show my-data
+
+        opendetr data show my-data --split val --images 36 --seed 1 --out val.png
+    """
+    from opendetr.data.formats import TRAIN_NAMES, recognise
+    from opendetr.data.records import DataError
+    from opendetr.visualize import truth_sheet
+
+    if out.suffix.lower() not in _SHEET_SUFFIXES:
+        raise typer.BadParameter(f"{out}: give a name that ends in {', '.join(_SHEET_SUFFIXES)}", param_hint="--out")
+    found = recognise(source)
+    usual = next((name for name in TRAIN_NAMES if name in found.splits), found.splits[0])
+    chosen = split or usual
+    if chosen not in found.splits:
+        raise DataError(f"{source}: no split '{chosen}'; it has {', '.join(found.splits)}")
+    data = found.read((chosen,))[chosen]
+    say(f"{chosen}: {data.summary()}")
+    records = _some(data.images, images, seed)
+    failures: list[str] = []
+    pictures = _readable(records, failures)
+    first = next(pictures, None)
+    if first is None:
+        raise DataError(f"{source}: the split '{chosen}' has no image that can be shown")
+    columns = math.ceil(math.sqrt(len(records)))
+    sheet = truth_sheet(chain([first], pictures), data.categories, columns=columns)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    fresh = out.with_stem(f".{out.stem}.new")
+    sheet.save(fresh)
+    fresh.replace(out)
+    for failure in failures:
+        say(f"skipped: {failure}")
+    shown = len(records) - len(failures)
+    if as_json:
+        answer({"out": str(out), "split": chosen, "images": shown, "failed": failures})
+    else:
+        print(f"{shown} images: {out}")
+    return Exit.SOME_FAILED if failures else Exit.DONE
+
+
+@command
+def split(
+    source: SourceArgument,
+    folder: TargetArgument,
+    fractions: Annotated[str, typer.Option(help="The new splits and their shares.")] = "train=0.8,val=0.1,test=0.1",
+    seed: Annotated[int, typer.Option(help="Another one divides differently.")] = 0,
+    link: LinkOption = False,
+    as_json: JsonOption = False,
+) -> Exit:
+    """Divide a data set anew, every class in about the same shares; the images of all its splits are taken together.
+
+    The result is in the format of the data set; of a table, in COCO's.
+
+    Examples:
+
+        opendetr data split my-data my-splits
+
+        opendetr data split my-data my-splits --fractions train=0.9,val=0.1 --seed 3 --link
+    """
+    from opendetr.data.convert import WRITTEN_FORMATS
+    from opendetr.data.formats import Format, recognise
+    from opendetr.data.splits import pooled, stratified
+
+    shares = _shares(fractions)
+    found = recognise(source)
+    whole = pooled(found.read(found.splits))
+    parts = {name: whole.subset(images, name) for name, images in stratified(whole.images, shares, seed).items()}
+    to = found.format if found.format in WRITTEN_FORMATS else Format.COCO
+    return _write(parts, folder, to, link=link, as_json=as_json)
+
+
+def _write(splits: Mapping[str, DetectionData], folder: Path, to: Any, *, link: bool, as_json: bool) -> Exit:
+    """Write splits, and say what is in them and what became of it."""
+    from opendetr.data.convert import write_data
+    from opendetr.data.kinds import Kind
+
+    for name, data in splits.items():
+        say(f"{name}: {data.summary()}")
+    with progress_bar("writing images") as progress:
+        notes = write_data(splits, folder, to, link=link, progress=progress)
+    rows = [row for data in splits.values() for row in _class_counts(data)]
+    if as_json:
+        answer({"folder": str(folder), "format": str(to), "classes": rows, "notes": notes})
+    else:
+        print(table([tuple(rows[0]), *(tuple(map(str, row.values())) for row in rows)]))
+        for note in notes:
+            print(note)
+        print(folder)
+    lost = (Kind.EMPTY_FILE, Kind.UNREADABLE_IMAGE, Kind.OVERSIZED_IMAGE)
+    some_lost = any(finding.kind in lost for data in splits.values() for finding in data.findings)
+    return Exit.SOME_FAILED if some_lost else Exit.DONE
+
+
+def _class_counts(data: DetectionData) -> list[dict[str, Any]]:
+    """Of every class: how many images of the split have it, and how many objects there are."""
+    images, objects = Counter[int](), Counter[int]()
+    for image in data.images:
+        found = Counter(thing.category_id for thing in image.objects)
+        images.update(found.keys())
+        objects.update(found)
+    return [
+        {"split": data.split, "class": name, "images": images[id_], "objects": objects[id_]}
+        for id_, name in zip(data.categories.ids, data.categories.names, strict=True)
+    ]
+
+
+def _some(images: Iterable[ImageRecord], number: int, seed: int) -> list[ImageRecord]:
+    """So many images at random, in their order."""
+    every = list(images)
+    chosen = random.Random(seed).sample(range(len(every)), min(number, len(every)))
+    return [every[index] for index in sorted(chosen)]
+
+
+def _readable(records: Iterable[ImageRecord], failures: list[str]) -> Iterator[tuple[str, Any, Any]]:
+    """Name, picture and objects of each record, one at a time; a line for each that cannot be read."""
+    from opendetr.data.images import read_record
+    from opendetr.data.records import DataError
+
+    for record in records:
+        try:
+            yield record.path.name, read_record(record), record.objects
+        except DataError as error:
+            failures.append(str(error))
+
+
+def _shares(text: str) -> dict[str, float]:
+    """ "train=0.8,val=0.2" as numbers by name."""
+    parts = [part.partition("=") for part in text.split(",")]
+    try:
+        shares = {name.strip(): float(share) for name, _, share in parts}
+    except ValueError:
+        shares = {}
+    if len(shares) != len(parts):
+        raise typer.BadParameter(f"{text!r}: write it as train=0.8,val=0.2", param_hint="--fractions")
+    return shares
+
+
+for _function in (make, show, check, convert, split):
+    app.command()(_function)

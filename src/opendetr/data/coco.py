@@ -1,21 +1,24 @@
-"""Data sets in COCO's detection format: reading one JSON file, writing any data set as COCO."""
+"""Data sets in COCO's detection format: one JSON file with its images."""
 
 from __future__ import annotations
 
 import json
 import math
-import shutil
-from collections.abc import Mapping
+import reprlib
+from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
 from opendetr.categories import Categories
-from opendetr.data.images import image_size
+from opendetr.data.images import ImageFileError, image_size
 from opendetr.data.paths import file_length, inside
 from opendetr.data.records import (
-    DataError,
+    MAX_SIDE,
+    STOP_AT_FAULTS,
     DetectionData,
+    FaultError,
+    FaultLog,
     ImageRecord,
     Kind,
     ObjectRecord,
@@ -28,8 +31,53 @@ _KEYS = ("images", "annotations", "categories")
 _BOX_NUMBERS = 4
 
 
-class NotCocoError(DataError):
+class NotCocoError(FaultError):
     """JSON that is something else than COCO's: an object or a key is missing."""
+
+    def __init__(self, path: Path, detail: str) -> None:
+        super().__init__(Kind.WRONG_STRUCTURE, path, "", f"not COCO: {detail}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """One entry of a COCO file, and where it stands: `key`, such as "images", and `index` in its list."""
+
+    path: Path
+    key: str
+    index: int
+    content: dict[str, Any]
+
+    @property
+    def at(self) -> str:
+        id_ = self.content.get("id")
+        return f"{self.key}[{self.index}]" + (f" (id {id_})" if self.key == "annotations" and _is_whole(id_) else "")
+
+    def fault(self, kind: Kind, detail: str) -> FaultError:
+        return FaultError(kind, self.path, self.at, detail)
+
+    def whole(self, key: str) -> int:
+        value = self._needed(key)
+        if not _is_whole(value):
+            raise self.fault(Kind.BAD_VALUE, f"'{key}' is {_shortened(value)}; expected a whole number")
+        return int(value)
+
+    def text(self, key: str) -> str:
+        value = self._needed(key)
+        if not isinstance(value, str):
+            raise self.fault(Kind.BAD_VALUE, f"'{key}' is {_shortened(value)}; expected text")
+        return value
+
+    def box(self) -> tuple[float, float, float, float]:
+        value = self._needed("bbox")
+        if not isinstance(value, list) or len(value) != _BOX_NUMBERS or not all(map(_is_number, value)):
+            raise self.fault(Kind.BAD_VALUE, f"'bbox' is {_shortened(value)}; expected four numbers")
+        x, y, w, h = map(float, value)
+        return x, y, w, h
+
+    def _needed(self, key: str) -> Any:
+        if self.content.get(key) is None:
+            raise self.fault(Kind.MISSING_FIELD, f"the key '{key}' is missing")
+        return self.content[key]
 
 
 @dataclass(frozen=True)
@@ -50,20 +98,20 @@ class CocoFile:
 
     @property
     def file_names(self) -> list[str]:
-        """The names of the images, as the file gives them. Raises DataError when one has none."""
-        return [_text(row, "file_name", f"{self.path}: images[{index}]") for index, row in enumerate(self.images)]
+        """The names of the images, as the file gives them; an image without one is left out."""
+        return [row["file_name"] for row in self.images if isinstance(row.get("file_name"), str)]
 
 
 def parse_coco(path: Path) -> CocoFile:
     """Read a JSON file and check that it is COCO's. Raises DataError that says what is wrong, and where."""
     content = _parse_json(path)
     if not isinstance(content, dict):
-        raise NotCocoError(f"{path}: not COCO: no object with {', '.join(_KEYS)}, but a {type(content).__name__}")
+        raise NotCocoError(path, f"no object with {', '.join(_KEYS)}, but a {type(content).__name__}")
     for key in _KEYS:
         if key not in content:
-            raise NotCocoError(f"{path}: not COCO: the key '{key}' is missing")
+            raise NotCocoError(path, f"the key '{key}' is missing")
         if not isinstance(content[key], list) or not all(isinstance(row, dict) for row in content[key]):
-            raise NotCocoError(f"{path}: not COCO: '{key}' is not a list of objects")
+            raise NotCocoError(path, f"'{key}' is not a list of objects")
     _check_categories(content["categories"], path)
     return CocoFile(path, content["images"], content["annotations"], content["categories"])
 
@@ -75,6 +123,7 @@ def read_coco(
     split: str = "all",
     folder: str | Path | None = None,
     categories: Categories | None = None,
+    log: FaultLog = STOP_AT_FAULTS,
 ) -> DetectionData:
     """One COCO file with its images, in the order of their ids.
 
@@ -84,21 +133,23 @@ def read_coco(
         split: the name to give the data.
         folder: the data set's folder; the images' when omitted.
         categories: the classes of the whole data set; the file's own when omitted.
+        log: what to do at an image or annotation that cannot be used.
 
     Sizes are the file's; where it gives none, the image's. Raises DataError for anything that is no COCO data, for
     annotations of unknown images or categories, for images that are missing, and for names that leave the folder.
     """
     coco = annotations if isinstance(annotations, CocoFile) else parse_coco(Path(annotations))
     categories = categories or Categories.from_coco(coco.category_rows)
-    objects = _objects_by_image(coco, categories)
-    images, remarks = [], []
-    for index, row in enumerate(coco.images):
-        place = f"{coco.path}: images[{index}]"
-        path = inside(Path(images_folder), _text(row, "file_name", place), place)
-        if file_length(path, place) == 0:
-            remarks.append(Remark(Kind.EMPTY_FILE, str(path)))
-        else:
-            images.append(_image_record(row, path, objects[_whole(row, "id", place)], place))
+    rows = _rows_by_id(coco, log)
+    remarks: list[Remark] = []
+    objects = _objects_by_image(coco, set(rows), categories, remarks, log)
+    images = []
+    for image_id, row in rows.items():
+        with log:
+            path = inside(Path(images_folder), row.text("file_name"), row.path, row.at)
+            record = _image_record(row, path, objects[image_id], remarks)
+            if record is not None:
+                images.append(record)
     images.sort(key=lambda image: image.id)
     remarks += [remark for image in images for remark in image.remarks]
     return DetectionData(
@@ -110,125 +161,128 @@ def read_coco(
     )
 
 
-def write_coco(splits: Mapping[str, DetectionData], folder: str | Path) -> None:
-    """Write splits of a data set as COCO: `annotations/instances_<split>.json`, and copies of the images in `images`.
-
-    What is read back trains and scores the same. Raises DataError when the folder holds something already.
-    """
-    folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise DataError(f"{folder}: not an empty folder; name a new one to write to")
-    (folder / "annotations").mkdir(parents=True, exist_ok=True)
-    for split, data in splits.items():
-        for image in data.images:
-            copy = inside(folder / "images", data.file_name(image), str(data.folder))
-            if not copy.exists():
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(image.path, copy)
-        (folder / "annotations" / f"instances_{split}.json").write_text(json.dumps(data.to_coco()))
-
-
 def _parse_json(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes())
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+        raise FaultError(Kind.BROKEN_FILE, path, "", f"cannot be read ({error.strerror})") from None
     except json.JSONDecodeError as error:
-        raise DataError(f"{path}: broken JSON in line {error.lineno}, column {error.colno}: {error.msg}") from None
+        at = f"line {error.lineno}, column {error.colno}"
+        raise FaultError(Kind.BROKEN_FILE, path, at, f"broken JSON: {error.msg}") from None
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: broken JSON: byte {error.start} is no text") from None
+        raise FaultError(Kind.BROKEN_FILE, path, f"byte {error.start}", "broken JSON: no text") from None
     except ValueError as error:
-        raise DataError(f"{path}: broken JSON: {error}") from None
+        raise FaultError(Kind.BROKEN_FILE, path, "", f"broken JSON: {error}") from None
     except RecursionError:
-        raise NotCocoError(f"{path}: not COCO: nested too deeply") from None
+        raise NotCocoError(path, "nested too deeply") from None
 
 
 def _check_categories(rows: list[dict[str, Any]], path: Path) -> None:
-    for index, row in enumerate(rows):
-        place = f"{path}: categories[{index}]"
-        _whole(row, "id", place)
-        _text(row, "name", place)
+    for index, content in enumerate(rows):
+        row = _Row(path, "categories", index, content)
+        row.whole("id")
+        row.text("name")
     try:
         Categories.from_coco(rows)
     except (TypeError, ValueError) as error:
-        raise DataError(f"{path}: categories: {error}") from None
+        raise FaultError(Kind.BAD_CLASSES, path, "categories", str(error)) from None
 
 
-def _objects_by_image(coco: CocoFile, categories: Categories) -> dict[int, list[ObjectRecord]]:
+def _rows_by_id(coco: CocoFile, log: FaultLog) -> dict[int, _Row]:
+    """Image id -> its entry."""
+    rows: dict[int, _Row] = {}
+    for index, content in enumerate(coco.images):
+        with log:
+            row = _Row(coco.path, "images", index, content)
+            image_id = row.whole("id")
+            if image_id in rows:
+                detail = f"the image id {image_id} stands twice; give every image its own"
+                raise row.fault(Kind.REPEATED_IMAGE_ID, detail)
+            rows[image_id] = row
+    return rows
+
+
+def _objects_by_image(
+    coco: CocoFile, image_ids: Set[int], categories: Categories, remarks: list[Remark], log: FaultLog
+) -> dict[int, list[ObjectRecord]]:
     """Image id -> its objects in the order of their ids; an image without objects has an empty list."""
-    objects: dict[int, list[ObjectRecord]] = {}
-    for index, row in enumerate(coco.images):
-        place = f"{coco.path}: images[{index}]"
-        image_id = _whole(row, "id", place)
-        if image_id in objects:
-            raise DataError(f"{place}: the image id {image_id} stands twice; give every image its own")
-        objects[image_id] = []
-    known = set(categories.ids)
-    for index, row in enumerate(coco.annotations):
-        thing = _object_record(row, index, f"{coco.path}: annotations[{index}]")
-        place = f"{coco.path}: annotations[{index}] (id {thing.id})"
-        image_id = _whole(row, "image_id", place)
-        if image_id not in objects:
-            raise DataError(f"{place}: its image, id {image_id}, is not among the images")
-        if thing.category_id not in known:
-            raise DataError(f"{place}: its category, id {thing.category_id}, is not among the categories")
-        objects[image_id].append(thing)
+    objects: dict[int, list[ObjectRecord]] = {image_id: [] for image_id in image_ids}
+    known, seen = set(categories.ids), set()
+    for index, content in enumerate(coco.annotations):
+        row = _Row(coco.path, "annotations", index, content)
+        with log:
+            thing = _object_record(row)
+            image_id = row.whole("image_id")
+            if image_id not in objects:
+                raise row.fault(Kind.UNKNOWN_IMAGE, f"its image, id {image_id}, is not among the images")
+            if thing.category_id not in known:
+                raise row.fault(
+                    Kind.UNKNOWN_CLASS, f"its category, id {thing.category_id}, is not among the categories"
+                )
+            objects[image_id].append(thing)
+            if thing.id in seen:
+                remarks.append(Remark(Kind.REPEATED_ID, str(coco.path), row.at))
+            seen.add(thing.id)
+            if "area" in content and not _is_area(content["area"]):
+                remarks.append(
+                    Remark(Kind.BAD_AREA, str(coco.path), row.at, f"'area' is {_shortened(content['area'])}")
+                )
     for things in objects.values():
         things.sort(key=lambda thing: thing.id)
     return objects
 
 
-def _object_record(row: dict[str, Any], index: int, place: str) -> ObjectRecord:
-    id_ = _whole(row, "id", place) if "id" in row else index
-    category_id = _whole(row, "category_id", place)
-    box = row.get("bbox")
-    if not isinstance(box, list) or len(box) != _BOX_NUMBERS or not all(map(_is_number, box)):
-        raise DataError(f"{place}: 'bbox' is {'missing' if box is None else 'not four numbers'}")
-    x, y, w, h = map(float, box)
-    area = row.get("area")
-    if not (_is_number(area) and 0 < area < math.inf):
-        area = w * h
+def _object_record(row: _Row) -> ObjectRecord:
+    box = row.box()
+    area = row.content.get("area")
     return ObjectRecord(
-        id=id_,
-        category_id=category_id,
-        box=(x, y, w, h),
-        area=float(area),
-        crowd=row.get("iscrowd") == 1,
-        segmentation=row.get("segmentation") or None,
+        id=row.whole("id") if "id" in row.content else row.index,
+        category_id=row.whole("category_id"),
+        box=box,
+        area=float(area) if _is_area(area) else box[2] * box[3],
+        crowd=row.content.get("iscrowd") == 1,
+        difficult=row.content.get("difficult") == 1,
+        segmentation=row.content.get("segmentation") or None,
     )
 
 
-def _image_record(row: dict[str, Any], path: Path, objects: list[ObjectRecord], place: str) -> ImageRecord:
-    height, width = _length(row.get("height")), _length(row.get("width"))
+def _image_record(row: _Row, path: Path, objects: list[ObjectRecord], remarks: list[Remark]) -> ImageRecord | None:
+    """The record of an image; None, and a remark, for a file without a picture."""
+    if file_length(path, row.path, row.at) == 0:
+        remarks.append(Remark(Kind.EMPTY_FILE, str(path)))
+        return None
+    height, width = _length(row.content.get("height")), _length(row.content.get("width"))
+    of_image: tuple[Remark, ...] = ()
     if not (height and width):
-        height, width = image_size(path)
-    kept, remarks = usable_objects(objects, height, width, str(path))
+        try:
+            height, width = image_size(path)
+        except ImageFileError as error:
+            remarks.append(error.remark)
+            return None
+        of_image = (Remark(Kind.NO_SIZE, str(row.path), row.at),)
+    kept, of_objects = usable_objects(objects, height, width, str(path))
     return ImageRecord(
-        id=_whole(row, "id", place), path=path, height=height, width=width, objects=kept, remarks=remarks
+        id=row.whole("id"), path=path, height=height, width=width, objects=kept, remarks=of_image + of_objects
     )
 
 
 def _length(value: Any) -> int:
     """Whole pixels; 0 where the file does not say."""
-    return int(value) if _is_number(value) and 0 < value < math.inf else 0
+    return int(value) if _is_number(value) and 0 < value < MAX_SIDE else 0
 
 
 def _is_number(value: Any) -> TypeGuard[int | float]:
     return isinstance(value, float) or (isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63)
 
 
-def _whole(row: dict[str, Any], key: str, place: str) -> int:
-    if key not in row:
-        raise DataError(f"{place}: the key '{key}' is missing")
-    value = row[key]
-    if not _is_number(value) or not float(value).is_integer():
-        raise DataError(f"{place}: '{key}' is {value!r}; expected a whole number")
-    return int(value)
+def _is_whole(value: Any) -> TypeGuard[int | float]:
+    return _is_number(value) and float(value).is_integer()
 
 
-def _text(row: dict[str, Any], key: str, place: str) -> str:
-    if key not in row:
-        raise DataError(f"{place}: the key '{key}' is missing")
-    if not isinstance(row[key], str):
-        raise DataError(f"{place}: '{key}' is {row[key]!r}; expected text")
-    return row[key]
+def _is_area(value: Any) -> TypeGuard[int | float]:
+    return _is_number(value) and 0 < value < math.inf
+
+
+def _shortened(value: Any) -> str:
+    """A value from a file as an error message can hold it."""
+    return reprlib.repr(value)

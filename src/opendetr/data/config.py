@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, get_args
+
+Augment = Literal["detr", "colour", "mosaic", "copy-paste", "strong"]
 
 # DETR's numbers are for this short side; other image sizes scale them.
 _REFERENCE_SIZE = 800
@@ -18,7 +20,9 @@ class AugmentationConfig:
     of `scales_before_crop`, cropped at random, and then resized to a random scale.
 
     Attributes:
-        flip: mirror half of the images.
+        flip: mirror half of the images left and right.
+        flip_vertical: mirror half of the images top and bottom as well, where neither is up (microscopes, satellites);
+            DETR does not.
         multi_scale: resize to a random one of `scales`; when off, to the image size.
         crop: crop half of the images.
         scales: short sides to resize to.
@@ -27,6 +31,7 @@ class AugmentationConfig:
     """
 
     flip: bool = True
+    flip_vertical: bool = False
     multi_scale: bool = True
     crop: bool = True
     scales: tuple[int, ...] = tuple(range(480, 801, 32))
@@ -63,17 +68,26 @@ class DataConfig:
         image_size: short side of the images in evaluation, in pixels; training scales its augmentation to it.
         max_size: the long side is at most this, in training and evaluation.
         augmentation: of training, written for a short side of 800 and scaled to `image_size`.
+        augment: what training does to the images before `augmentation`: "detr" nothing; "colour" changes brightness,
+            contrast, saturation and hue; "mosaic" puts four images together; "copy-paste" puts objects of other images
+            into an image; "strong" does all three (see `data.augment`).
+        batch_pixels: pixels, padding included, that a training batch may have; then the batch size is only the most
+            images it may have, and an epoch begins with its largest batch. No limit when None.
         train_split: the split to train on; else "train", "trainval" or the only one.
         val_split: the split to score on while training; else "val".
         val_fraction: share of the training images set aside where a data set has no validation split.
         num_workers: processes that load; 0 loads in the calling process, and gives the same batches.
-        cache: "ram" decodes every image once and keeps it, for small data sets.
+        cache: "ram" decodes every image once, when the run starts, and keeps it: height x width x 3 bytes each, refused
+            above half of the machine's memory. Where processes are forked (Linux) those that load share it, where they
+            are spawned (Windows, macOS) each has a copy.
         strict: refuse faulty annotations and unreadable images instead of skipping them.
     """
 
     image_size: int = _REFERENCE_SIZE
     max_size: int = _REFERENCE_MAX_SIZE
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    augment: Augment = "detr"
+    batch_pixels: int | None = None
     train_split: str | None = None
     val_split: str | None = None
     val_fraction: float = 0.1
@@ -88,6 +102,10 @@ class DataConfig:
             raise ValueError(f"data: val_fraction {self.val_fraction} is not between 0 and 1")
         if self.num_workers < 0:
             raise ValueError(f"data: num_workers is {self.num_workers}; give 0 or more")
+        if self.augment not in get_args(Augment):
+            raise ValueError(f"data: augment is {self.augment!r}; give one of {', '.join(get_args(Augment))}")
+        if self.batch_pixels is not None and self.batch_pixels < 1:
+            raise ValueError(f"data: batch_pixels is {self.batch_pixels}; give 1 or more")
         if self.cache not in ("none", "ram"):
             raise ValueError(f"data: cache is {self.cache!r}; give 'none' or 'ram'")
 

@@ -2,35 +2,61 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from opendetr.categories import Categories
 from opendetr.data.coco import CocoFile, NotCocoError, parse_coco, read_coco
-from opendetr.data.paths import first_folder_holding, inside, require_folder
-from opendetr.data.records import DataError, DetectionData, ImageRecord, Kind, Remark, count_findings
-from opendetr.data.voc import ALL, parse_voc, read_voc
+from opendetr.data.kinds import Effect
+from opendetr.data.paths import first_folder_holding, is_file, is_inside, require_folder
+from opendetr.data.records import (
+    STOP_AT_FAULTS,
+    DataError,
+    DetectionData,
+    FaultError,
+    FaultLog,
+    ImageRecord,
+    Kind,
+    Remark,
+    count_findings,
+)
+from opendetr.data.splits import ALL, SPELLINGS, chance, usual_split
+from opendetr.data.table import TABLE_SUFFIXES, find_tables, parse_tables, read_table
+from opendetr.data.voc import parse_voc, read_voc
+from opendetr.data.yolo import find_description, is_bare_folder, parse_yolo, read_yolo
 
-_TRAIN_NAMES = ("train", "trainval", ALL)
-_VAL_NAMES = ("val",)
+TRAIN_NAMES = ("train", "trainval", ALL)
+VAL_NAMES = ("val",)
 _NAMES_TO_LOOK_FOR = 20  # images of a COCO file that tell which folder it means
-# How files and folders spell the usual splits.
-_SPELLINGS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
-              "test": "test", "testing": "test", "trainval": "trainval"}  # fmt: skip
 _EXPECTED = (
-    "expected COCO (annotations/instances_*.json, or a JSON file beside the images) "
-    "or Pascal VOC (Annotations/*.xml and JPEGImages/)"
+    "expected COCO (annotations/instances_*.json, or a JSON file beside the images), Pascal VOC (Annotations/*.xml and "
+    "JPEGImages/), YOLO (data.yaml, or images/ and labels/*.txt) or a CSV table of images and boxes"
 )
 
 
-@dataclass(frozen=True)
-class _Source:
-    """A folder whose format is known: the names of its splits, and how to read some of them with common classes."""
+class Format(StrEnum):
+    """How a data set is written down."""
 
+    COCO = "coco"
+    VOC = "voc"
+    YOLO = "yolo"
+    TABLE = "csv"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set whose format is known.
+
+    Attributes:
+        format: what it is.
+        splits: the names of its splits.
+        read: gives some of them, with common classes.
+    """
+
+    format: Format
     splits: tuple[str, ...]
     read: Callable[[tuple[str, ...]], dict[str, DetectionData]]
 
@@ -44,10 +70,10 @@ def open_data(
     val_split: str | None = None,
     strict: bool = False,
 ) -> dict[str, DetectionData]:
-    """All splits of a data set folder, in COCO or Pascal VOC format.
+    """All splits of a data set, in COCO, Pascal VOC or YOLO format, or as a table.
 
     Args:
-        folder: the data set.
+        folder: the data set; or the YAML file or CSV table that describes it.
         val_fraction: share of the training images that becomes "val" where the data set has no such split.
         seed: chooses those images; with the names of the files alone, so that their order does not matter.
         train_split: the split to give as "train"; else "train", "trainval" or the only one there is.
@@ -59,19 +85,35 @@ def open_data(
     """
     if not 0 < val_fraction < 1:
         raise DataError(f"the share of images for validation is {val_fraction}; give one between 0 and 1")
-    source = _recognise(Path(folder))
+    source = recognise(folder)
     data = source.read(source.splits)
-    train = data[_chosen(train_split, _TRAIN_NAMES, source.splits, Path(folder), "train")]
-    if val_split is None and not set(_VAL_NAMES) & set(source.splits):
-        train, val = _divided(train, val_fraction, seed)
-    else:
-        val = data[_chosen(val_split, _VAL_NAMES, source.splits, Path(folder), "val")]
-    others = {name: part for name, part in data.items() if name not in ("train", "val", ALL)}
-    for part in (train, val):
-        _require_objects(part)
+    chosen = choose_splits(
+        data, folder, val_fraction=val_fraction, seed=seed, train_split=train_split, val_split=val_split
+    )
     if strict:
         for part in data.values():
             part.require_no_faults()
+    return chosen
+
+
+def choose_splits(
+    data: Mapping[str, DetectionData],
+    folder: str | Path,
+    *,
+    val_fraction: float = 0.1,
+    seed: int = 0,
+    train_split: str | None = None,
+    val_split: str | None = None,
+) -> dict[str, DetectionData]:
+    """What `open_data` gives, made of all splits of a data set as they stand. Raises DataError as it does."""
+    train = data[_chosen(train_split, TRAIN_NAMES, tuple(data), Path(folder), "train")]
+    if val_split is None and not set(VAL_NAMES) & data.keys():
+        train, val = _divided(train, val_fraction, seed)
+    else:
+        val = data[_chosen(val_split, VAL_NAMES, tuple(data), Path(folder), "val")]
+    others = {name: part for name, part in data.items() if name not in ("train", "val", ALL)}
+    for part in (train, val):
+        _require_objects(part)
     return {"train": train, "val": _with_overlap(val, train), **others}
 
 
@@ -82,7 +124,7 @@ def open_split(
 
     A "train" or "val" that the folder does not hold is made as `open_data` makes it. Raises DataError.
     """
-    source = _recognise(Path(folder))
+    source = recognise(folder)
     if split in source.splits and not (split == "train" and "val" not in source.splits):
         data = source.read((split,))[split]
         _require_objects(data)
@@ -94,44 +136,100 @@ def open_split(
     return open_data(folder, val_fraction=val_fraction, seed=seed, strict=strict)[split]
 
 
-def _recognise(folder: Path) -> _Source:
+def read_splits(folder: str | Path, log: FaultLog = STOP_AT_FAULTS) -> dict[str, DetectionData]:
+    """All splits of a data set folder as they stand: none is chosen, made or required to hold objects.
+
+    What `open_data` would stop at goes to the log; a split that cannot be read at all is left out.
+    """
+    with log:
+        source = recognise(folder, log)
+        return source.read(source.splits)
+    return {}
+
+
+def recognise(folder: str | Path, log: FaultLog = STOP_AT_FAULTS) -> Source:
+    """The format of a data set, by looking. What names itself goes first, then what merely lies there.
+
+    Raises DataError when the format is none that is known.
+    """
+    folder = Path(folder)
     require_folder(folder)
+    if is_file(folder):
+        return _source_of_file(folder, log)
     if (folder / "Annotations").is_dir() and any((folder / "Annotations").glob("*.xml")):
-        return _voc_source(folder)
-    files = _coco_files(folder)
-    if not files:
-        raise DataError(f"{folder}: holds no annotations; {_EXPECTED}")
-    return _coco_source(folder, files)
+        return _voc_source(folder, log)
+    files = _usual_coco_files(folder)
+    if not files and (find_description(folder) or is_bare_folder(folder)):
+        return _yolo_source(folder, log)
+    tables = {} if files else find_tables(folder)
+    files = files or ([] if tables else _loose_coco_files(folder))
+    if files:
+        return _coco_source(folder, _named_splits(files, folder), log)
+    if not tables and (others := sorted(folder.glob("*.csv"))):
+        tables = {ALL: others[0]}  # reading it says which columns are missing
+    if not tables:
+        raise FaultError(Kind.NO_DATA, folder, "", f"holds no annotations; {_EXPECTED}")
+    return _table_source(folder, tables, log)
 
 
-def _voc_source(folder: Path) -> _Source:
-    voc = parse_voc(folder)
-    return _Source(tuple(voc.splits), lambda splits: {split: read_voc(voc, split) for split in splits})
+def _source_of_file(path: Path, log: FaultLog) -> Source:
+    """A data set that is named by the file that describes it."""
+    if path.suffix.lower() in TABLE_SUFFIXES:
+        return _table_source(path.parent, {ALL: path}, log)
+    return _yolo_source(path, log)
 
 
-def _coco_source(folder: Path, files: Mapping[str, Path]) -> _Source:
+def _yolo_source(source: Path, log: FaultLog) -> Source:
+    yolo = parse_yolo(source, log)
+    return Source(
+        Format.YOLO, tuple(yolo.splits), lambda splits: {split: read_yolo(yolo, split, log) for split in splits}
+    )
+
+
+def _table_source(folder: Path, files: Mapping[str, Path], log: FaultLog) -> Source:
+    table = parse_tables(folder, files, log)
+    return Source(
+        Format.TABLE, tuple(table.splits), lambda splits: {split: read_table(table, split, log) for split in splits}
+    )
+
+
+def _voc_source(folder: Path, log: FaultLog) -> Source:
+    voc = parse_voc(folder, log)
+    return Source(Format.VOC, tuple(voc.splits), lambda splits: {split: read_voc(voc, split, log) for split in splits})
+
+
+def _coco_source(folder: Path, files: Mapping[str, Path], log: FaultLog) -> Source:
     def read(splits: tuple[str, ...]) -> dict[str, DetectionData]:
-        parsed = {split: parse_coco(files[split]) for split in splits}
+        parsed = {}
+        for split in splits:
+            with log:
+                parsed[split] = parse_coco(files[split])
         categories = _common_categories(parsed.values())
-        return {
-            split: read_coco(
-                coco, _images_folder(coco, split, folder), split=split, folder=folder, categories=categories
-            )
-            for split, coco in parsed.items()
-        }
+        data = {}
+        for split, coco in parsed.items():
+            with log:
+                images = _images_folder(coco, split, folder)
+                data[split] = read_coco(coco, images, split=split, folder=folder, categories=categories, log=log)
+        return data
 
-    return _Source(tuple(files), read)
+    return Source(Format.COCO, tuple(files), read)
 
 
-def _coco_files(folder: Path) -> dict[str, Path]:
-    """Split name -> annotation file. Files of COCO's usual names go first; without any, all that are COCO count."""
-    annotations = folder / "annotations"
-    paths = sorted(annotations.glob("instances_*.json")) + sorted(folder.glob("*/_annotations.coco.json"))
-    if not paths:
-        paths = sorted(annotations.glob("*.json")) + sorted(folder.glob("*.json"))
-        paths = paths if len(paths) == 1 else _only_coco(paths)
+def _usual_coco_files(folder: Path) -> list[Path]:
+    """Files of COCO's own names, and of those that Roboflow gives."""
+    return sorted((folder / "annotations").glob("instances_*.json")) + sorted(folder.glob("*/_annotations.coco.json"))
+
+
+def _loose_coco_files(folder: Path) -> list[Path]:
+    """JSON files of any name that are COCO."""
+    paths = sorted((folder / "annotations").glob("*.json")) + sorted(folder.glob("*.json"))
+    return paths if len(paths) == 1 else _only_coco(paths)
+
+
+def _named_splits(paths: Sequence[Path], folder: Path) -> dict[str, Path]:
+    """Split name -> annotation file."""
     names = [_split_name(path, folder) for path in paths]
-    if len(names) == 1 and names[0] not in _SPELLINGS.values():
+    if len(names) == 1 and names[0] not in SPELLINGS.values():
         names = [ALL]
     return {name if names.count(name) == 1 else path.stem: path for name, path in zip(names, paths, strict=True)}
 
@@ -155,25 +253,25 @@ def _split_name(path: Path, folder: Path) -> str:
     """Such as "train" of instances_train2017.json, "val" of valid/_annotations.coco.json, "cells" of cells.json."""
     beside_images = path.name.startswith("_annotations") and path.parent != folder
     name = path.parent.name if beside_images else path.stem.removeprefix("instances_")
-    words = re.split(r"[\W_]+", re.sub(r"\d{4}$", "", name).lower())
-    return next((_SPELLINGS[word] for word in words if word in _SPELLINGS), name)
+    return usual_split(name)
 
 
 def _images_folder(coco: CocoFile, split: str, folder: Path) -> Path:
     """The folder with the file's images. Raises DataError that names the folders looked into."""
     stem = coco.path.stem.removeprefix("instances_")
-    spellings = (stem, split, *(word for word, meaning in _SPELLINGS.items() if meaning == split))
+    spellings = (stem, split, *(word for word, meaning in SPELLINGS.items() if meaning == split))
     named = [base / name for base in (folder, folder / "images") for name in dict.fromkeys(spellings)]
     candidates = [*named, coco.path.parent, coco.path.parent / "images", folder / "images", folder]
     names = coco.file_names[:_NAMES_TO_LOOK_FOR]
-    if not names:
-        raise DataError(f"{coco.path}: holds no images")
-    for index, name in enumerate(names):
-        inside(folder, name, f"{coco.path}: images[{index}]")
-    holder = first_folder_holding(names, candidates)
+    if not coco.images:
+        raise FaultError(Kind.NO_DATA, coco.path, "", "holds no images")
+    holder = first_folder_holding([name for name in names if is_inside(name)], candidates)
+    if holder is None and not any(map(is_inside, names)):
+        return folder  # reading the images says what is wrong with their names
     if holder is None:
         looked = ", ".join(str(path) for path in dict.fromkeys(candidates) if path.is_dir())
-        raise DataError(f"{coco.path}: its images ({names[0]}, ...) are missing; put them into one of {looked}")
+        detail = f"its images ({names[0]}, ...) are missing; put them into one of {looked}"
+        raise FaultError(Kind.MISSING_IMAGE, coco.path, "", detail)
     return holder
 
 
@@ -185,7 +283,8 @@ def _common_categories(files: Iterable[CocoFile]) -> Categories:
             known = rows.setdefault(row["id"], row)
             if known["name"] != row["name"]:
                 names = f"'{row['name']}' here and '{known['name']}' in another split"
-                raise DataError(f"{coco.path}: category {row['id']} is {names}; give it one name")
+                detail = f"category {row['id']} is {names}; give it one name"
+                raise FaultError(Kind.BAD_CLASSES, coco.path, "", detail)
     return Categories.from_coco(rows.values())
 
 
@@ -202,7 +301,7 @@ def _divided(whole: DetectionData, val_fraction: float, seed: int) -> tuple[Dete
     """Training and validation images, chosen by a hash of seed and file name: whatever order the files come in."""
 
     def rank(image: ImageRecord) -> tuple[bytes, str]:
-        return hashlib.sha256(f"{seed}:{image.path.name}".encode()).digest(), whole.file_name(image)
+        return chance(seed, image.path.name), whole.file_name(image)
 
     num_val = max(1, round(len(whole) * val_fraction))
     if num_val >= len(whole):
@@ -210,8 +309,9 @@ def _divided(whole: DetectionData, val_fraction: float, seed: int) -> tuple[Dete
     chosen = {image.id for image in sorted(whole.images, key=rank)[:num_val]}
     val = whole.subset([image for image in whole.images if image.id in chosen], "val")
     train = whole.subset([image for image in whole.images if image.id not in chosen], "train")
-    of_files = tuple(finding for finding in whole.findings if finding.kind is Kind.EMPTY_FILE)
-    return replace(train, findings=of_files + train.findings), val
+    of_images = {remark.kind for image in whole.images for remark in image.remarks}
+    of_whole = tuple(finding for finding in whole.findings if finding.kind not in of_images)
+    return replace(train, findings=of_whole + train.findings), val
 
 
 def _with_overlap(val: DetectionData, train: DetectionData) -> DetectionData:
@@ -223,4 +323,7 @@ def _with_overlap(val: DetectionData, train: DetectionData) -> DetectionData:
 
 def _require_objects(data: DetectionData) -> None:
     if not data.num_objects:
-        raise DataError(f"{data.folder}: no annotations: the split '{data.split}' has {len(data)} images and no object")
+        lost = (finding for finding in data.findings if finding.kind.effect is Effect.SKIPS)
+        reasons = (f"; {finding}: {finding.remarks[0].detail}".removesuffix(": ") for finding in lost)
+        detail = f"no annotations: {len(data)} images and no object{''.join(reasons)}"
+        raise FaultError(Kind.NO_LABELS, data.folder, f"split '{data.split}'", detail)

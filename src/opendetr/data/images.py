@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import mmap
 import struct
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
+from PIL.TiffImagePlugin import TiffImageFile
 
-from opendetr.data.records import DataError, ImageRecord
+from opendetr.data.kinds import Kind
+from opendetr.data.paths import is_file
+from opendetr.data.records import DataError, FaultError, ImageRecord
 
 # What Pillow's decoders raise for files that are damaged or no images.
 _DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, KeyError, IndexError, TypeError, OverflowError,
@@ -17,10 +24,25 @@ _DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, KeyError, 
 _SIDEWAYS = frozenset({5, 6, 7, 8})
 _WIDE_MODES = frozenset({"I", "I;16", "I;16L", "I;16B", "I;16N"})
 _MAX_16_BIT = 65535
+# What pictures come in. Pillow knows more, some of which start other programs (EPS) or have no mark of their own (TGA).
+_FORMATS = ("AVIF", "BMP", "DIB", "GIF", "HEIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+# A file of some bytes can ask for gigabytes of memory. Up to so many pixels any may have; larger pictures must have the
+# bytes for them: photographs have 1 to 40 pixels a byte, drawings more.
+_ALWAYS_SAFE_PIXELS = 2**25
+_PIXELS_PER_BYTE = 100
+# How a PNG begins what may hold an EXIF orientation; it may stand behind the pixels.
+_PNG_ORIENTATION_MARKS = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
+
+# The limits above, and Pillow's own error for twice as many pixels, take the place of its warning.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 class ImageError(DataError):
-    """An image file that cannot be read: one line with its name."""
+    """An image that cannot be read: one line with its name."""
+
+
+class ImageFileError(ImageError, FaultError):
+    """An image file that cannot be read."""
 
 
 def read_image(path: str | Path) -> np.ndarray:
@@ -46,21 +68,32 @@ def read_record(record: ImageRecord) -> np.ndarray:
     if stored.shape[:2] == (record.height, record.width):
         return stored
     height, width = image.shape[:2]
-    raise DataError(
-        f"{record.path}: the picture is {width}x{height}, its annotations say {record.width}x{record.height}; "
+    detail = (
+        f"the picture is {width}x{height}, its annotations say {record.width}x{record.height}; "
         "correct the annotated size, or annotate this picture"
     )
+    raise FaultError(Kind.SIZE_MISMATCH, record.path, "", detail)
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
     """Height and width of a picture after its EXIF orientation, read from the file's head. Raises ImageError."""
     try:
-        with Image.open(path) as image:
-            width, height = image.size
-            sideways = image.getexif().get(ExifTags.Base.Orientation) in _SIDEWAYS
+        with _opened(Path(path)) as image:
+            width, height = _stored_size(image)
+            sideways = _orientation(image, Path(path)) in _SIDEWAYS
     except _DAMAGED as error:
-        raise _image_error(Path(path), error) from None
+        raise _file_error(Path(path), error) from None
     return (width, height) if sideways else (height, width)
+
+
+def is_animated(path: str | Path) -> bool:
+    """Whether a picture has more frames than the first, which is the one that is read. Raises ImageError."""
+    try:
+        with _opened(Path(path)) as image:
+            # A second picture in a JPEG is a preview or a depth map.
+            return image.format != "MPO" and getattr(image, "is_animated", False)
+    except _DAMAGED as error:
+        raise _file_error(Path(path), error) from None
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -87,20 +120,58 @@ def _upper_byte(image: Image.Image) -> Image.Image:
 
 def _read(path: Path, *, oriented: bool) -> np.ndarray:
     try:
-        with Image.open(path) as image:
+        with _opened(path) as image:
             if oriented:
                 ImageOps.exif_transpose(image, in_place=True)
             return np.array(to_rgb(image))
     except _DAMAGED as error:
-        raise _image_error(path, error) from None
+        raise _file_error(path, error) from None
 
 
-def _image_error(path: Path, error: Exception) -> ImageError:
-    if not path.is_file():
-        return ImageError(f"{path}: no such file")
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """The picture in a file, not decoded yet. Raises whatever Pillow does, and ImageError when it is a trap."""
+    if not is_file(path):  # opening a pipe would wait for ever
+        raise ImageFileError(Kind.UNREADABLE_IMAGE, path, "", "no such file")
+    Image.init()
+    with Image.open(path, formats=[name for name in _FORMATS if name in Image.OPEN]) as image:
+        width, height = image.size
+        if width * height > max(_ALWAYS_SAFE_PIXELS, _PIXELS_PER_BYTE * path.stat().st_size):
+            detail = f"{width}x{height} pixels in a file of {path.stat().st_size:,} bytes is a trap; replace it"
+            raise ImageFileError(Kind.OVERSIZED_IMAGE, path, "", detail)
+        yield image
+
+
+def _stored_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height before the EXIF orientation. Newer Pillows give those of a TIFF after it."""
+    if isinstance(image, TiffImageFile):
+        return image.tag_v2[ExifTags.Base.ImageWidth], image.tag_v2[ExifTags.Base.ImageLength]
+    return image.size
+
+
+def _orientation(image: Image.Image, path: Path) -> int | None:
+    """The EXIF orientation. Pillow decodes the whole of a PNG to find it, so that is done only where there is one."""
+    if image.format == "PNG" and not _has_orientation_mark(path):
+        return None
+    return image.getexif().get(ExifTags.Base.Orientation)
+
+
+def _has_orientation_mark(path: Path) -> bool:
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return any(content.find(mark) >= 0 for mark in _PNG_ORIENTATION_MARKS)
+
+
+def _file_error(path: Path, error: Exception) -> ImageFileError:
+    if isinstance(error, ImageFileError):
+        return error
+    kind = Kind.UNREADABLE_IMAGE
     if path.stat().st_size == 0:
-        return ImageError(f"{path}: the file is empty; replace it")
-    if isinstance(error, Image.UnidentifiedImageError):
-        return ImageError(f"{path}: not an image that can be read; replace it")
-    reason = (str(error) or type(error).__name__).splitlines()[0]
-    return ImageError(f"{path}: the image cannot be read ({reason}); replace it")
+        kind, detail = Kind.EMPTY_FILE, "the file is empty; replace it"
+    elif isinstance(error, Image.UnidentifiedImageError):
+        detail = "not an image that can be read; replace it"
+    else:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        detail = f"the image cannot be read ({reason}); replace it"
+        if isinstance(error, Image.DecompressionBombError):
+            kind = Kind.OVERSIZED_IMAGE
+    return ImageFileError(kind, path, "", detail)

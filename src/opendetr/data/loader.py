@@ -1,29 +1,37 @@
 """Batches of a data set: the same ones for the same seed, whoever loads them and wherever an epoch is entered.
 
 The order of an epoch is a function of (seed, epoch), what happens to an image of (seed, epoch, its index in the data).
-Loader processes only carry out what is fixed here.
+Loader processes only carry out what is fixed here. They send pixels as bytes, which become numbers where they are used:
+a quarter of the memory to pass on.
 """
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 import os
 import pickle
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from types import FrameType
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, overload
 
 import numpy as np
+import psutil
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from opendetr.data.augment import training_transform
+from opendetr.data.batching import Shapes, bounded_batches, equal_batches, exactly, padded_pixels
 from opendetr.data.config import DataConfig
 from opendetr.data.images import ImageError, read_record
 from opendetr.data.records import DataError, DetectionData, ImageRecord
-from opendetr.data.transforms import LabelledImage, Transform, evaluation_transform, training_transform
+from opendetr.data.transforms import LabelledImage, Transform, evaluation_transform, normalise
 from opendetr.structures import Batch, ImageBatch
 
 # Images of like shape meet among the images of this many batches, or of half an epoch where that is less: enough to
@@ -36,10 +44,17 @@ _log = logging.getLogger(__name__)
 
 
 class _Draw(NamedTuple):
-    """What a batch is made of: images by their index in the data, as they are in an epoch."""
+    """What a batch is made of.
+
+    Attributes:
+        epoch: in which the images are drawn.
+        indices: of the images in the data.
+        shape: height and width that the images are padded to, unless one turns out to be larger.
+    """
 
     epoch: int
     indices: tuple[int, ...]
+    shape: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -47,16 +62,44 @@ class _Loaded:
     """A batch on its way from a loader process.
 
     Attributes:
-        images: None when no image could be read.
+        pixels: uint8, (3, h, w) of every image, one after another; None when no image could be read.
         described: the pickled targets and names. As tensors each would cost a shared memory file of its own.
+        shape: height and width to pad to.
         unreadable: image id and message of the images that could not be read.
         error: what is wrong with the data set, when it cannot be used at all.
     """
 
-    images: ImageBatch | None = None
+    pixels: Tensor | None = None
     described: bytes = b""
+    shape: tuple[int, int] = (0, 0)
     unreadable: tuple[tuple[int, str], ...] = ()
     error: str | None = None
+
+
+class _Records(Sequence[ImageRecord]):
+    """Records as bytes of one array.
+
+    Python counts the uses of an object in the object itself, so processes that share a million of them end up with a
+    copy each; nobody writes into this array.
+    """
+
+    def __init__(self, records: Sequence[ImageRecord]) -> None:
+        pickled = [pickle.dumps(record) for record in records]
+        self._ends = np.cumsum([len(record) for record in pickled])
+        self._bytes = np.frombuffer(b"".join(pickled), dtype=np.uint8)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    @overload
+    def __getitem__(self, index: int) -> ImageRecord: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[ImageRecord]: ...
+    def __getitem__(self, index: int | slice) -> ImageRecord | Sequence[ImageRecord]:
+        if isinstance(index, slice):
+            return [self[position] for position in range(*index.indices(len(self)))]
+        start = self._ends[index - 1] if index else 0
+        return pickle.loads(self._bytes[start : self._ends[index]].tobytes())
 
 
 class RamCache:
@@ -67,7 +110,7 @@ class RamCache:
 
     def __init__(self, records: Sequence[ImageRecord]) -> None:
         needed = sum(3 * record.height * record.width for record in records)
-        present = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        present = psutil.virtual_memory().total
         if needed > present // 2:
             raise DataError(
                 f"cache 'ram': {len(records)} images need {needed / 2**30:.1f} GiB, and this machine has "
@@ -92,7 +135,8 @@ class _Images(Dataset[_Loaded]):
     """Loads a draw; runs in the loader processes. What a user can cause is returned, so that it arrives as one line."""
 
     def __init__(self, data: DetectionData, transform: Transform, read: _Read, seed: int, *, substitute: bool) -> None:
-        self._data = data
+        self._records = _Records(data.images)
+        self._categories = data.categories
         self._transform = transform
         self._read = read
         self._seed = seed
@@ -100,32 +144,60 @@ class _Images(Dataset[_Loaded]):
 
     def __getitem__(self, draw: _Draw) -> _Loaded:
         unreadable: dict[int, str] = {}
+        others = _Others(self, unreadable)
         images, described = [], []
         try:
             for index in draw.indices:
-                record, pixels = self._readable(index, unreadable)
-                if pixels is not None:
-                    labelled = LabelledImage.from_record(record, pixels, self._data.categories)
-                    image, target = self._transform(labelled, sample_rng(self._seed, draw.epoch, index))
-                    images.append(image)
+                record, labelled = self.labelled(index, unreadable)
+                if labelled is not None:
+                    image, target = self._transform(labelled, sample_rng(self._seed, draw.epoch, index), others)
+                    images.append(image.numpy().ravel())
                     described.append((target, str(record.path)))
         except DataError as error:
             return _Loaded(error=str(error))
-        batch = ImageBatch.from_images(images) if images else None
-        return _Loaded(batch, pickle.dumps(described), tuple(unreadable.items()))
+        pixels = torch.from_numpy(np.concatenate(images)) if images else None
+        return _Loaded(pixels, pickle.dumps(described), draw.shape, tuple(unreadable.items()))
 
-    def _readable(self, index: int, unreadable: dict[int, str]) -> tuple[ImageRecord, np.ndarray | None]:
-        """The image at `index`; where it cannot be read the next one that can, or None without substitutes."""
-        count = len(self._data)
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def labelled(self, index: int, unreadable: dict[int, str]) -> tuple[ImageRecord, LabelledImage | None]:
+        """The image at `index`; where it cannot be read the next one that can, or None without substitutes.
+
+        Those that cannot be read are added to `unreadable`: image id -> message.
+        """
+        count = len(self)
         for offset in range(count if self._substitute else 1):
-            record = self._data.images[(index + offset) % count]
+            record = self._records[(index + offset) % count]
             try:
-                return record, self._read(record)
+                return record, LabelledImage.from_record(record, self._read(record), self._categories)
             except ImageError as error:
                 unreadable[record.id] = str(error)
         if self._substitute:
             raise DataError(f"none of {count} images can be read; the first: {next(iter(unreadable.values()))}")
-        return self._data.images[index], None
+        return record, None
+
+
+class _Others(Sequence[LabelledImage]):
+    """All images of the data, each read when it is asked for."""
+
+    def __init__(self, images: _Images, unreadable: dict[int, str]) -> None:
+        self._images = images
+        self._unreadable = unreadable
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    @overload
+    def __getitem__(self, index: int) -> LabelledImage: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[LabelledImage]: ...
+    def __getitem__(self, index: int | slice) -> LabelledImage | Sequence[LabelledImage]:
+        if isinstance(index, slice):
+            return [self[position] for position in range(*index.indices(len(self)))]
+        _, labelled = self._images.labelled(index, self._unreadable)
+        assert labelled is not None, "only training mixes images, and there another one stands in"
+        return labelled
 
 
 class _Schedule(Sampler[_Draw]):
@@ -152,6 +224,9 @@ class _Loader:
         num_workers: processes that load; the batches are the same with any number, 0 loads in this process.
         skip_unreadable: name an image that cannot be read once and do without it; else raise ImageError.
         cache: decode every image once and keep it in memory.
+        share: the number of this process and how many there are. All form the same batches, padded the same, and each
+            loads its part of every batch.
+        device: where batches are put together, and lie.
 
     Attributes:
         unreadable: image id -> why it could not be read; grows while images are loaded.
@@ -169,6 +244,8 @@ class _Loader:
         num_workers: int = 0,
         skip_unreadable: bool = True,
         cache: bool = False,
+        share: tuple[int, int] = (0, 1),
+        device: torch.device | str = "cpu",
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"the batch size is {batch_size}; give 1 or more")
@@ -180,6 +257,8 @@ class _Loader:
         self._batch_size = min(batch_size, len(data))
         self._seed = seed
         self._skip_unreadable = skip_unreadable
+        self._share = share
+        self._device = torch.device(device)
         self._schedule = _Schedule()
         self._running: object = None
         read = RamCache(data.images) if cache else read_record
@@ -198,8 +277,8 @@ class _Loader:
     def _load(self, draws: Sequence[_Draw]) -> Iterator[Batch]:
         """The batches of the draws. Only the last call's iterator is good: it owns the loader processes."""
         self._running = running = object()
-        self._schedule.draws = draws
-        loaded = iter(self._loader)
+        self._schedule.draws = [self._shared(draw) for draw in draws]
+        loaded = _started(self._loader)
         while True:
             if self._running is not running:
                 raise RuntimeError("a newer pass over this loader has begun; finish one before the next")
@@ -212,6 +291,12 @@ class _Loader:
             if batch is not None:
                 yield batch
 
+    def _shared(self, draw: _Draw) -> _Draw:
+        """This process's part of a batch."""
+        number, count = self._share
+        first, end = (len(draw.indices) * part // count for part in (number, number + 1))
+        return draw._replace(indices=draw.indices[first:end])
+
     def _unpacked(self, loaded: _Loaded) -> Batch | None:
         if loaded.error is not None:
             raise DataError(loaded.error)
@@ -221,19 +306,20 @@ class _Loader:
             if image_id not in self.unreadable:
                 self.unreadable[image_id] = message
                 _log.warning("skipped: %s", message)
-        if loaded.images is None:
+        if loaded.pixels is None:
             return None
         targets, names = zip(*pickle.loads(loaded.described), strict=True)
-        return Batch(loaded.images, targets, names)
+        return Batch(_padded(loaded.pixels.to(self._device), [target.size for target in targets], loaded.shape),
+                     targets, names)  # fmt: skip
 
-    def _batches_of_like_shape(self, draw: _Draw) -> list[_Draw]:
-        """The draw's images, put into batches so that little is padding."""
+    def _shapes(self, epoch: int, indices: Sequence[int]) -> dict[int, tuple[int, int]]:
+        """Index -> height and width that the image will have in an epoch."""
         shapes = {}
-        for index in draw.indices:
+        for index in indices:
             record = self._data.images[index]
-            rng = sample_rng(self._seed, draw.epoch, index)
+            rng = sample_rng(self._seed, epoch, index)
             shapes[index] = self._transform.output_shape(record.height, record.width, rng)
-        return [_Draw(draw.epoch, indices) for indices in _grouped(draw.indices, shapes, self._batch_size)]
+        return shapes
 
 
 class TrainLoader(_Loader):
@@ -253,14 +339,67 @@ class TrainLoader(_Loader):
         return self._load(self._draws(epoch)[start:])
 
     def _draws(self, epoch: int) -> list[_Draw]:
+        rng = self._order_rng(epoch)
+        order = rng.permutation(len(self._data)).tolist()
+        shapes = self._shapes(epoch, order)
+        batches = self._batches(order, shapes)
+        return [_draw(epoch, batches[position], shapes) for position in rng.permutation(len(batches))]
+
+    def _order_rng(self, epoch: int) -> np.random.Generator:
         # The spawn key keeps this stream apart from those of the images.
-        rng = np.random.default_rng(np.random.SeedSequence([self._seed, epoch], spawn_key=(1,)))
-        order = rng.permutation(len(self._data))[: len(self) * self._batch_size].tolist()
-        pool = min(_POOL_BATCHES, math.ceil(len(self) / 2)) * self._batch_size
-        draws = []
-        for first in range(0, len(order), pool):
-            draws += self._batches_of_like_shape(_Draw(epoch, tuple(order[first : first + pool])))
-        return [draws[position] for position in rng.permutation(len(draws))]
+        return np.random.default_rng(np.random.SeedSequence([self._seed, epoch], spawn_key=(1,)))
+
+    def _batches(self, order: list[int], shapes: Shapes) -> list[tuple[int, ...]]:
+        pools = self._pools(order[: len(self) * self._batch_size])
+        return [batch for pool in pools for batch in equal_batches(pool, shapes, self._batch_size)]
+
+    def _pools(self, order: list[int]) -> Iterator[list[int]]:
+        """The images in the parts within which batches are formed."""
+        length = min(_POOL_BATCHES, math.ceil(len(order) // self._batch_size / 2)) * self._batch_size
+        return (order[first : first + length] for first in range(0, len(order), length))
+
+
+class BoundedTrainLoader(TrainLoader):
+    """As `TrainLoader`, but what bounds a batch is its pixels; `batch_size` is only the most images it may have.
+
+    Every epoch has as many batches as the first one, and begins with its largest. None is larger than the first of all
+    (unless it is of one image for each process): when that one fits into memory, the others do.
+
+    Args:
+        max_pixels: pixels of a batch, padding included.
+    """
+
+    def __init__(self, data: DetectionData, transform: Transform, *, max_pixels: int, **options: Any) -> None:
+        super().__init__(data, transform, **options)
+        self._max_pixels = max_pixels
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        return self._frame[0]
+
+    @cached_property
+    def _frame(self) -> tuple[int, int]:
+        """Number of batches, and pixels of the largest one, in the first epoch."""
+        order = self._order_rng(0).permutation(len(self._data)).tolist()
+        shapes = self._shapes(0, order)
+        batches = self._bounded(order, shapes, self._max_pixels)
+        return len(batches), max(padded_pixels(batch, shapes) for batch in batches)
+
+    def _draws(self, epoch: int) -> list[_Draw]:
+        draws = super()._draws(epoch)
+        sizes = [len(draw.indices) * math.prod(draw.shape) for draw in draws]
+        draws.insert(0, draws.pop(sizes.index(max(sizes))))
+        return draws
+
+    def _batches(self, order: list[int], shapes: Shapes) -> list[tuple[int, ...]]:
+        count, largest = self._frame
+        return exactly(self._bounded(order, shapes, largest), count)
+
+    def _bounded(self, order: list[int], shapes: Shapes, max_pixels: int) -> list[tuple[int, ...]]:
+        """Batches, each with an image for every process."""
+        pools = self._pools(order)
+        batches = (batch for pool in pools for batch in bounded_batches(pool, shapes, self._batch_size, max_pixels))
+        return [batch for batch in batches if len(batch) >= self._share[1]]
 
 
 class EvalLoader(_Loader):
@@ -274,32 +413,71 @@ class EvalLoader(_Loader):
 
     def __iter__(self) -> Iterator[Batch]:
         """One pass over the images. Raises as `TrainLoader.epoch` does."""
-        return self._load(self._batches_of_like_shape(_Draw(0, tuple(range(len(self._data))))))
+        indices = range(len(self._data))
+        shapes = self._shapes(0, indices)
+        return self._load([_draw(0, batch, shapes) for batch in equal_batches(indices, shapes, self._batch_size)])
 
 
-def train_loader(data: DetectionData, config: DataConfig, *, batch_size: int, seed: int) -> TrainLoader:
-    """The loader that a configuration describes, for training."""
-    return TrainLoader(
-        data,
-        training_transform(config),
-        batch_size=batch_size,
-        seed=seed,
-        num_workers=config.num_workers,
-        skip_unreadable=not config.strict,
-        cache=config.cache == "ram",
-    )
+def train_loader(
+    data: DetectionData,
+    config: DataConfig,
+    *,
+    batch_size: int,
+    seed: int,
+    share: tuple[int, int] = (0, 1),
+    device: torch.device | str = "cpu",
+) -> TrainLoader:
+    """The loader that a configuration describes, for training.
+
+    Args:
+        data: what to train on.
+        config: sizes, augmentation, reading.
+        batch_size: images of a batch, of all processes together; the most it may have when the configuration bounds
+            its pixels.
+        seed: of the order and the augmentation.
+        share: number of this process, and how many train together. All form the same batches, padded the same, and each
+            loads its part of every batch.
+        device: where batches are put together.
+
+    Raises:
+        DataError: no images, fewer in a batch than processes, or a bound that a single image can pass.
+    """
+    size = min(batch_size, len(data))
+    if 0 < size < share[1]:
+        raise DataError(
+            f"{data.folder}: a batch of {size} images is too small for {share[1]} processes; give larger batches, or "
+            "start fewer processes"
+        )
+    transform = training_transform(config)
+    options = {**_options(config), "batch_size": batch_size, "seed": seed, "share": share, "device": device}
+    if config.batch_pixels is None:
+        return TrainLoader(data, transform, **options)
+    short, long = transform.largest_shape
+    if config.batch_pixels < short * long * share[1]:
+        raise DataError(
+            f"batch_pixels {config.batch_pixels:,}: an image can have {short}x{long} pixels; give at least "
+            f"{short * long * share[1]:,}, one image for each process, or a smaller image_size"
+        )
+    return BoundedTrainLoader(data, transform, max_pixels=config.batch_pixels, **options)
 
 
-def eval_loader(data: DetectionData, config: DataConfig, *, batch_size: int) -> EvalLoader:
-    """The loader that a configuration describes, for evaluation."""
+def eval_loader(
+    data: DetectionData,
+    config: DataConfig,
+    *,
+    batch_size: int,
+    share: tuple[int, int] = (0, 1),
+    device: torch.device | str = "cpu",
+) -> EvalLoader:
+    """The loader that a configuration describes, for evaluation; the arguments are those of `train_loader`."""
     return EvalLoader(
-        data,
-        evaluation_transform(config),
-        batch_size=batch_size,
-        num_workers=config.num_workers,
-        skip_unreadable=not config.strict,
-        cache=config.cache == "ram",
+        data, evaluation_transform(config), batch_size=batch_size, share=share, device=device, **_options(config)
     )
+
+
+def _options(config: DataConfig) -> dict[str, Any]:
+    """The part of a configuration that every loader takes as it is."""
+    return {"num_workers": config.num_workers, "skip_unreadable": not config.strict, "cache": config.cache == "ram"}
 
 
 def sample_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
@@ -307,22 +485,45 @@ def sample_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence([seed, epoch, index]))
 
 
-def _grouped(indices: Sequence[int], shapes: Mapping[int, tuple[int, int]], batch_size: int) -> list[tuple[int, ...]]:
-    """Batches of images whose heights and widths are alike; only the last may be smaller than `batch_size`.
+def _draw(epoch: int, indices: tuple[int, ...], shapes: Shapes) -> _Draw:
+    height, width = (max(shapes[index][side] for index in indices) for side in (0, 1))
+    return _Draw(epoch, indices, (height, width))
 
-    As a k-d tree does: the images are halved along the side that varies most (as a ratio), and each half again. Images
-    of one shape keep their order.
+
+def _padded(pixels: Tensor, sizes: Sequence[tuple[int, int]], shape: tuple[int, int]) -> ImageBatch:
+    """Normalised images, padded to `shape` or to the largest of them, whichever is more.
+
+    Args:
+        pixels: uint8, (3, h, w) of every image, one after another.
+        sizes: height and width of each image.
+        shape: height and width of the batch at least.
     """
-    if len(indices) <= batch_size:
-        return [tuple(indices)]
-    height_ratio, width_ratio = (
-        max(shapes[index][side] for index in indices) / min(shapes[index][side] for index in indices) for side in (0, 1)
-    )
-    along = (0, 1) if height_ratio > width_ratio else (1, 0)
-    ordered = sorted(indices, key=lambda index: (shapes[index][along[0]], shapes[index][along[1]]))
-    num_batches = math.ceil(len(ordered) / batch_size)
-    middle = num_batches // 2 * batch_size
-    return [*_grouped(ordered[:middle], shapes, batch_size), *_grouped(ordered[middle:], shapes, batch_size)]
+    height, width = (max(lengths) for lengths in zip(shape, *sizes, strict=True))
+    batch = pixels.new_empty((len(sizes), 3, height, width), dtype=torch.float32)
+    padding = torch.ones((len(sizes), height, width), dtype=torch.bool, device=pixels.device)
+    lengths = [3 * h * w for h, w in sizes]
+    for index, ((h, w), image) in enumerate(zip(sizes, pixels.split(lengths), strict=True)):
+        normalise(image.view(3, h, w), out=batch[index, :, :h, :w])
+        batch[index, :, h:] = 0
+        batch[index, :, :h, w:] = 0
+        padding[index, :h, :w] = False
+    is_padded = any(size != (height, width) for size in sizes)
+    return ImageBatch(batch, padding if is_padded else None, torch.tensor(sizes, device=pixels.device))
+
+
+def _started(loader: DataLoader[_Loaded]) -> Iterator[_Loaded]:
+    """An iterator over the loader, its processes at work.
+
+    For one that dies torch would raise an error in the middle of whatever the main process is doing then. Without its
+    signal handler the error comes when the next batch is asked for.
+    """
+    if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
+        return iter(loader)
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        return iter(loader)
+    finally:
+        signal.signal(signal.SIGCHLD, before)
 
 
 def _unchanged(loaded: Any) -> Any:
@@ -333,7 +534,9 @@ def _start_worker(worker: int) -> None:
     """Ctrl-C is for the main process, which stops its workers when it is done saving; SIGTERM ends a worker quietly.
 
     Without this a worker that was forked keeps the handlers of the main process, or takes it down by dying first.
+    Python's collector leaves alone what was there before: looking at it would copy the memory that is shared.
     """
+    gc.freeze()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _quit)
 
@@ -346,4 +549,7 @@ def _worker_error(error: RuntimeError) -> Exception:
     """One line for a loader process that died; other errors as they are."""
     if "DataLoader worker" not in str(error):
         return error
-    return DataError(f"a loader process died ({str(error).splitlines()[0]}); try fewer, or none, with num_workers")
+    return DataError(
+        f"a loader process died ({str(error).splitlines()[0]}), perhaps because memory ran out; try fewer of them, or "
+        "none, with num_workers"
+    )

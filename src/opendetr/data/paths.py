@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
+import os
 import posixpath
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PureWindowsPath
 
-from opendetr.data.records import DataError
+from opendetr.data.kinds import Kind
+from opendetr.data.records import DataError, FaultError
 
+DESCRIPTION_SUFFIXES = (".yaml", ".yml", ".csv", ".tsv")  # of files that can stand for a data set
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif")
 
 
-def inside(folder: Path, name: str, place: str) -> Path:
+def inside(folder: Path, name: str, file: str | Path, at: str = "") -> Path:
     """`folder / name`. Raises DataError when the name is absolute or climbs out; links in the folder are the user's.
 
     Args:
         folder: where the file is to lie.
         name: a relative path from an annotation file.
-        place: the annotation file, for the message.
+        file: the annotation file, for the message.
+        at: where in it, likewise.
     """
+    if not is_inside(name):
+        detail = f"the file name {name!r} leaves the data folder; use names inside {folder}"
+        raise FaultError(Kind.UNSAFE_NAME, file, at, detail)
+    return folder / name
+
+
+def is_inside(name: str) -> bool:
+    """Whether a relative path stays in the folder that it starts from, on every system."""
     windows = PureWindowsPath(name)
     climbs = posixpath.normpath(name.replace("\\", "/")).split("/")[0] == ".."
-    if climbs or windows.root or windows.drive or "\0" in name or not name.strip("./"):
-        raise DataError(f"{place}: the file name {name!r} leaves the data folder; use names inside {folder}")
-    return folder / name
+    return not (climbs or windows.root or windows.drive or "\0" in name or not name.strip("./"))
 
 
 def first_folder_holding(names: Sequence[str], folders: Iterable[Path]) -> Path | None:
@@ -40,10 +50,12 @@ def is_file(path: Path) -> bool:
 
 
 def require_folder(folder: Path) -> None:
-    """Raise DataError unless the folder is there and holds something."""
+    """Raise DataError unless the folder is there and holds something, or is a file that describes a data set."""
+    if folder.suffix.lower() in DESCRIPTION_SUFFIXES and is_file(folder):
+        return
     try:
         if not any(folder.iterdir()):
-            raise DataError(f"{folder}: the folder is empty; give a folder with COCO or Pascal VOC annotations")
+            raise DataError(f"{folder}: the folder is empty; give a folder with images and annotations")
     except FileNotFoundError:
         raise DataError(f"{folder}: no such folder") from None
     except NotADirectoryError:
@@ -52,8 +64,15 @@ def require_folder(folder: Path) -> None:
         raise DataError(f"{folder}: cannot be read ({error.strerror})") from None
 
 
-def file_length(path: Path, place: str) -> int:
-    """Bytes in the file. Raises DataError that names `place`, the annotation file, when there is no such file."""
+def require_new(folder: Path) -> None:
+    """Raise DataError when there is something that writing a folder would destroy."""
+    if os.path.lexists(folder) and (not folder.is_dir() or any(folder.iterdir())):
+        raise DataError(f"{folder}: not an empty folder; name a new one to write to")
+
+
+def file_length(path: Path, file: str | Path, at: str = "") -> int:
+    """Bytes in the file. Raises DataError that names the annotation file, and where in it, when there is none such."""
     if not is_file(path):
-        raise DataError(f"{place}: its image {path} is missing; put it there, or take it out of the annotations")
+        detail = f"its image {path} is missing; put it there, or take it out of the annotations"
+        raise FaultError(Kind.MISSING_IMAGE, file, at, detail)
     return path.stat().st_size

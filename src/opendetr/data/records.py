@@ -7,49 +7,94 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from enum import StrEnum
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from opendetr.categories import Categories
+from opendetr.data.kinds import Kind, counted
 
 # Files that round to two decimals let a box end this far outside the image; that is no finding.
 _ROUNDING = 0.01
+# Sides of an image from here on, in pixels, are none that a file can mean.
+MAX_SIDE = 2**31
+# What `strict` refuses: faults of the data. The other kinds are ordinary cases.
+_FAULTS = frozenset(
+    {Kind.EMPTY_FILE, Kind.UNREADABLE_IMAGE, Kind.OVERSIZED_IMAGE, Kind.INVALID_ROW, Kind.UNLISTED_CLASS,
+     Kind.PIXEL_ROW, Kind.INVALID_BOX}
+)  # fmt: skip
+_UNUSABLE = frozenset({Kind.INVALID_BOX, Kind.NO_AREA})
+
+
+class Remark(NamedTuple):
+    """One thing that was noticed while reading.
+
+    Attributes:
+        kind: what it is.
+        file: the annotation file or image.
+        at: where in the file: "annotation 7", "line 3"; empty for the whole of it.
+        detail: what exactly is the matter, where the kind does not say it all.
+    """
+
+    kind: Kind
+    file: str
+    at: str = ""
+    detail: str = ""
+
+    @property
+    def place(self) -> str:
+        """File and position in one."""
+        return f"{self.file}, {self.at}" if self.at else self.file
 
 
 class DataError(ValueError):
-    """A data set that cannot be used: one line that says what is wrong, where, and what to do."""
+    """A data set that cannot be used: one line that says what is wrong, where, and what to do.
+
+    Attributes:
+        remark: the same as a remark, where the error is about one place in a file.
+    """
+
+    remark: Remark | None = None
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.splitlines()))  # a name that it quotes may hold anything
 
 
-class Kind(StrEnum):
-    """What can be found, beside plain objects, while a data set is read."""
+class FaultError(DataError):
+    """A place in a file that training stops at."""
 
-    EMPTY_FILE = "empty_file"
-    INVALID_BOX = "invalid_box"
-    NO_AREA = "no_area"
-    OUT_OF_IMAGE = "out_of_image"
-    CROWD = "crowd"
-    NO_OBJECTS = "no_objects"
-    IN_TRAINING = "in_training"
+    remark: Remark
+
+    def __init__(self, kind: Kind, file: str | Path, at: str, detail: str) -> None:
+        self.remark = Remark(kind, str(file), at, " ".join(detail.splitlines()))
+        super().__init__(f"{self.remark.place}: {detail}")
 
 
-# How a finding is worded: what is counted, and the rest.
-_WORDS = {
-    Kind.EMPTY_FILE: ("image file", "of zero bytes, skipped"),
-    Kind.INVALID_BOX: ("box", "with NaN, negative or inverted sides, skipped"),
-    Kind.NO_AREA: ("box", "without area inside the image, skipped"),
-    Kind.OUT_OF_IMAGE: ("box", "reaching out of the image, clamped for training"),
-    Kind.CROWD: ("crowd region", "scored as such, not trained on"),
-    Kind.NO_OBJECTS: ("image", "without objects, kept"),
-    Kind.IN_TRAINING: ("image", "also in the training split"),
-}
-# What `strict` refuses: faults of the data. The other kinds are ordinary cases.
-_FAULTS = frozenset({Kind.EMPTY_FILE, Kind.INVALID_BOX})
-_UNUSABLE = frozenset({Kind.INVALID_BOX, Kind.NO_AREA})
+class FaultLog:
+    """What a reader does at a fault that it cannot go on with; it reads every entry `with log:`.
+
+    Args:
+        stops: let the error out, so that reading ends; else note it and go on without the entry.
+
+    Attributes:
+        remarks: the faults that were noted, in the order in which they were met.
+    """
+
+    def __init__(self, *, stops: bool) -> None:
+        self.remarks: list[Remark] = []
+        self._stops = stops
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> bool:
+        if self._stops or not isinstance(error, DataError):
+            return False
+        self.remarks.append(error.remark or Remark(Kind.NO_DATA, "", detail=str(error)))
+        return True
+
+
+STOP_AT_FAULTS = FaultLog(stops=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,30 +105,28 @@ class Finding:
         kind: what was found, and what was done with it.
         count: how often.
         first: where the first one is: the file, and the annotation in it.
+        remarks: all of them.
     """
 
     kind: Kind
     count: int
     first: str
+    remarks: tuple[Remark, ...] = field(default=(), repr=False, compare=False)
 
     def __str__(self) -> str:
-        noun, rest = _WORDS[self.kind]
-        return f"{_counted(self.count, noun)} {rest} (first: {self.first})"
-
-
-class Remark(NamedTuple):
-    """One thing that was noticed while reading: what, and where (file and annotation)."""
-
-    kind: Kind
-    place: str
+        return f"{self.kind.counted(self.count)}, {self.kind.consequence} (first: {self.first})"
 
 
 def count_findings(remarks: Iterable[Remark]) -> tuple[Finding, ...]:
     """Remarks counted by kind, in the order of `Kind`, each kind with its first place."""
-    places: dict[Kind, list[str]] = {}
-    for kind, place in remarks:
-        places.setdefault(kind, []).append(place)
-    return tuple(Finding(kind=kind, count=len(places[kind]), first=places[kind][0]) for kind in Kind if kind in places)
+    by_kind: dict[Kind, list[Remark]] = {}
+    for remark in remarks:
+        by_kind.setdefault(remark.kind, []).append(remark)
+    return tuple(
+        Finding(kind=kind, count=len(found), first=found[0].place, remarks=tuple(found))
+        for kind in Kind
+        if (found := by_kind.get(kind))
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,7 +139,9 @@ class ObjectRecord:
         box: x, y, width, height in pixels of the original image, as annotated (it may reach out of the image).
         area: in pixels, of the segmentation where the data set gives it, else of the box.
         crowd: True for a region of many objects: neither trained on nor counted as missed.
+        difficult: VOC's mark of an object that is hard to see; it is an object like any other.
         segmentation: COCO polygons or run lengths as found, or None.
+        at: where the annotation file has it, such as "line 3", when its id does not tell.
     """
 
     id: int
@@ -104,7 +149,20 @@ class ObjectRecord:
     box: tuple[float, float, float, float]
     area: float
     crowd: bool = False
+    difficult: bool = False
     segmentation: Any = None
+    at: str = field(default="", compare=False)
+
+    @property
+    def position(self) -> str:
+        """Where its file has it: "line 3", or "annotation 7"."""
+        return self.at or f"annotation {self.id}"
+
+    def clipped_box(self, height: int, width: int) -> tuple[float, float, float, float]:
+        """The part of the box that lies in an image of this size: x, y, width, height."""
+        x, y, w, h = self.box
+        x0, y0 = max(x, 0), max(y, 0)
+        return x0, y0, min(x + w, width) - x0, min(y + h, height) - y0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,6 +176,7 @@ class ImageRecord:
         width: likewise.
         objects: what is annotated in it.
         remarks: what was noticed while reading it.
+        source: the file to name in messages about its objects: their own annotation file, else the image.
     """
 
     id: int
@@ -126,6 +185,7 @@ class ImageRecord:
     width: int
     objects: tuple[ObjectRecord, ...] = ()
     remarks: tuple[Remark, ...] = ()
+    source: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,6 +240,8 @@ class DetectionData:
             for thing in image.objects:
                 row = {"id": len(annotations) + 1, "image_id": image.id, "category_id": thing.category_id,
                        "bbox": list(thing.box), "area": thing.area, "iscrowd": int(thing.crowd)}  # fmt: skip
+                if thing.difficult:
+                    row["difficult"] = 1
                 if thing.segmentation is not None:
                     row["segmentation"] = thing.segmentation
                 annotations.append(row)
@@ -199,12 +261,12 @@ class DetectionData:
     def summary(self) -> str:
         """One line: "205 images, 3,100 objects, 3 classes; 2 boxes without area ... (first: ...)"."""
         counts = {"image": len(self), "object": self.num_objects, "class": len(self.categories)}
-        counted = ", ".join(_counted(count, noun) for noun, count in counts.items())
-        return "; ".join((counted, *map(str, self.findings)))
+        first = ", ".join(counted(count, noun) for noun, count in counts.items())
+        return "; ".join((first, *map(str, self.findings)))
 
 
 def usable_objects(
-    objects: Iterable[ObjectRecord], height: int, width: int, place: str
+    objects: Iterable[ObjectRecord], height: int, width: int, file: str, at: str = ""
 ) -> tuple[tuple[ObjectRecord, ...], tuple[Remark, ...]]:
     """The objects that can be found and scored, and remarks on what is skipped and what is out of the ordinary.
 
@@ -214,22 +276,18 @@ def usable_objects(
         objects: as annotated in one image.
         height: of the image, in pixels.
         width: likewise.
-        place: the image or annotation file, for the remarks.
+        file: the image or annotation file, for the remarks.
+        at: where the image is in that file, when it is one of many images.
     """
     kept, remarks = [], []
     for thing in objects:
         kinds = _kinds(thing, height, width)
-        remarks += [Remark(kind, f"{place}, annotation {thing.id}") for kind in kinds]
+        remarks += [Remark(kind, file, thing.position) for kind in kinds]
         if not _UNUSABLE & kinds:
             kept.append(thing)
     if not kept:
-        remarks.append(Remark(Kind.NO_OBJECTS, place))
+        remarks.append(Remark(Kind.NO_OBJECTS, file, at))
     return tuple(kept), tuple(remarks)
-
-
-def _counted(count: int, noun: str) -> str:
-    plural = noun + ("es" if noun.endswith(("s", "x")) else "s")
-    return f"{count:,} {noun if count == 1 else plural}"
 
 
 def _kinds(thing: ObjectRecord, height: int, width: int) -> set[Kind]:

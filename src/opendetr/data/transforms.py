@@ -7,13 +7,16 @@ the result is known before anything is read, and batches can be formed of like s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from functools import lru_cache
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from opendetr.boxes import xyxy_to_cxcywh
 from opendetr.categories import Categories
@@ -36,6 +39,7 @@ class LabelledImage:
         area: (n,) float64, pixels each object covers (its segmentation's area where known).
         image_id: the data set's own id of the image.
         original_size: height and width before any step.
+        segmentations: of each object as annotated, in pixels of the picture as it was read; empty after any step.
     """
 
     pixels: np.ndarray
@@ -44,6 +48,7 @@ class LabelledImage:
     area: np.ndarray
     image_id: int
     original_size: tuple[int, int]
+    segmentations: tuple[Any, ...] = ()
 
     @classmethod
     def from_record(cls, record: ImageRecord, pixels: np.ndarray, categories: Categories) -> LabelledImage:
@@ -54,7 +59,8 @@ class LabelledImage:
         boxes = boxes.clip(0, np.array([record.width, record.height] * 2, dtype=np.float64))
         labels = np.array([categories.label_of_id(thing.category_id) for thing in things], dtype=np.int64)
         area = np.array([thing.area for thing in things], dtype=np.float64)
-        return cls(pixels, boxes, labels, area, record.id, (record.height, record.width))
+        segmentations = tuple(thing.segmentation for thing in things)
+        return cls(pixels, boxes, labels, area, record.id, (record.height, record.width), segmentations)
 
     def target(self) -> Target:
         """The objects in the frame that models are trained in."""
@@ -72,29 +78,35 @@ class LabelledImage:
 
 @dataclass(frozen=True)
 class Flip:
-    """Mirror left and right."""
+    """Mirror left and right, or top and bottom when `vertical`."""
+
+    vertical: bool = False
 
     def apply(self, image: LabelledImage) -> LabelledImage:
         """The mirrored picture."""
-        width = image.pixels.shape[1]
+        axis = 0 if self.vertical else 1
+        near, far = (1, 3) if self.vertical else (0, 2)
         boxes = image.boxes.copy()
-        boxes[:, [0, 2]] = width - image.boxes[:, [2, 0]]
-        return replace(image, pixels=torch.from_numpy(image.pixels).flip(1).numpy(), boxes=boxes)
+        boxes[:, [near, far]] = image.pixels.shape[axis] - image.boxes[:, [far, near]]
+        pixels = torch.from_numpy(image.pixels).flip(axis).numpy()
+        return replace(image, pixels=pixels, boxes=boxes, segmentations=())
 
 
 @dataclass(frozen=True)
 class Resize:
-    """Resize to `height` x `width` pixels."""
+    """Resize to `height` x `width` pixels: exactly as Pillow does, or, if not `exact`, much faster and nearly so."""
 
     height: int
     width: int
+    exact: bool = False
 
     def apply(self, image: LabelledImage) -> LabelledImage:
         """The resized picture; areas scale with it."""
         height, width = image.pixels.shape[:2]
         y, x = self.height / height, self.width / width
-        pixels = resize(image.pixels, self.height, self.width)
-        return replace(image, pixels=pixels, boxes=image.boxes * np.array([x, y, x, y]), area=image.area * (x * y))
+        pixels = (resize if self.exact else resize_fast)(image.pixels, self.height, self.width)
+        boxes = image.boxes * np.array([x, y, x, y])
+        return replace(image, pixels=pixels, boxes=boxes, area=image.area * (x * y), segmentations=())
 
 
 @dataclass(frozen=True)
@@ -118,7 +130,25 @@ class Crop:
             boxes=boxes[kept],
             labels=image.labels[kept],
             area=sides[kept].prod(1),
+            segmentations=(),
         )
+
+
+class Effect(Protocol):
+    """What a recipe does to a picture beyond DETR's augmentation, and before it."""
+
+    def __call__(
+        self, image: LabelledImage, others: Sequence[LabelledImage], shape: tuple[int, int], rng: np.random.Generator
+    ) -> LabelledImage:
+        """The changed picture; the one given stays as it is.
+
+        Args:
+            image: as read from the file, or as another effect left it.
+            others: the images of the data set, each read when it is asked for.
+            shape: height and width that the picture is about to be resized to.
+            rng: where all chance comes from.
+        """
+        ...
 
 
 class Transform(Protocol):
@@ -128,8 +158,10 @@ class Transform(Protocol):
         """Height and width that a picture of this size will have, given the generator in the same state."""
         ...
 
-    def __call__(self, image: LabelledImage, rng: np.random.Generator) -> tuple[Tensor, Target]:
-        """(3, h, w) normalised float, and the target."""
+    def __call__(
+        self, image: LabelledImage, rng: np.random.Generator, others: Sequence[LabelledImage] = ()
+    ) -> tuple[Tensor, Target]:
+        """(3, h, w) uint8 RGB, and the target. `others` are the images of the data set, for what mixes several."""
         ...
 
 
@@ -141,11 +173,13 @@ class TrainingTransform:
         augmentation: already scaled to `image_size`.
         image_size: short side where the augmentation does not vary it.
         max_size: limit of the long side.
+        effects: what is done to the picture first, beyond DETR's augmentation.
     """
 
     augmentation: AugmentationConfig
     image_size: int
     max_size: int
+    effects: tuple[Effect, ...] = ()
 
     def plan(self, height: int, width: int, rng: np.random.Generator) -> list[Flip | Resize | Crop]:
         """The steps for a picture of this size; the last one is a Resize."""
@@ -153,6 +187,8 @@ class TrainingTransform:
         steps: list[Flip | Resize | Crop] = []
         if options.flip and rng.random() < 0.5:
             steps.append(Flip())
+        if options.flip_vertical and rng.random() < 0.5:
+            steps.append(Flip(vertical=True))
         if options.crop and rng.random() < 0.5:
             height, width = resized_shape(height, width, int(rng.choice(options.scales_before_crop)), None)
             crop = _plan_crop(height, width, options.crop_sides, rng)
@@ -167,12 +203,24 @@ class TrainingTransform:
         assert isinstance(last, Resize)
         return last.height, last.width
 
-    def __call__(self, image: LabelledImage, rng: np.random.Generator) -> tuple[Tensor, Target]:
-        """(3, h, w) normalised float, and the target of what is left after a crop: perhaps nothing."""
+    @property
+    def largest_shape(self) -> tuple[int, int]:
+        """Short and long side of the largest picture that can come out."""
+        options = self.augmentation
+        return max(options.scales) if options.multi_scale else self.image_size, self.max_size
+
+    def __call__(
+        self, image: LabelledImage, rng: np.random.Generator, others: Sequence[LabelledImage] = ()
+    ) -> tuple[Tensor, Target]:
+        """(3, h, w) uint8 RGB, and the target of what is left after a crop: perhaps nothing."""
         height, width = image.pixels.shape[:2]
-        for step in self.plan(height, width, rng):
+        steps = self.plan(height, width, rng)
+        first = next(step for step in steps if isinstance(step, Resize))
+        for effect in self.effects:
+            image = effect(image, others, (first.height, first.width), rng)
+        for step in steps:
             image = step.apply(image)
-        return normalise(image.pixels), image.target()
+        return _channels_first(image.pixels), image.target()
 
 
 @dataclass(frozen=True)
@@ -186,20 +234,17 @@ class EvaluationTransform:
         """Height and width that a picture of this size will have; the generator is not asked."""
         return resized_shape(height, width, self.image_size, self.max_size)
 
-    def __call__(self, image: LabelledImage, rng: np.random.Generator | None = None) -> tuple[Tensor, Target]:
-        """(3, h, w) normalised float, and the target; the generator is not asked."""
-        image = Resize(*self.output_shape(*image.original_size)).apply(image)
-        return normalise(image.pixels), image.target()
+    def __call__(
+        self, image: LabelledImage, rng: np.random.Generator | None = None, others: Sequence[LabelledImage] = ()
+    ) -> tuple[Tensor, Target]:
+        """(3, h, w) uint8 RGB, and the target; neither the generator nor the other images are asked."""
+        image = Resize(*self.output_shape(*image.original_size), exact=True).apply(image)
+        return _channels_first(image.pixels), image.target()
 
     def pixels(self, image: np.ndarray) -> Tensor:
         """(H, W, 3) uint8 RGB without known objects -> (3, h, w) normalised float, for prediction."""
         height, width = image.shape[:2]
-        return normalise(resize(image, *self.output_shape(height, width)))
-
-
-def training_transform(config: DataConfig) -> TrainingTransform:
-    """The augmentation that a configuration describes, scaled to its image size."""
-    return TrainingTransform(config.augmentation.scaled(config.image_size), config.image_size, config.max_size)
+        return normalise(_channels_first(resize(image, *self.output_shape(height, width))))
 
 
 def evaluation_transform(config: DataConfig) -> EvaluationTransform:
@@ -222,17 +267,40 @@ def resized_shape(height: int, width: int, size: int, max_size: int | None) -> t
 
 
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """(H, W, 3) uint8 -> (height, width, 3) uint8, bilinear, antialiased when shrinking."""
+    """(H, W, 3) uint8 -> (height, width, 3) uint8, bilinear, antialiased when shrinking; bit for bit as Pillow's."""
     if image.shape[:2] == (height, width):
         return image
     return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
 
 
-def normalise(image: np.ndarray) -> Tensor:
-    """(h, w, 3) uint8 RGB -> (3, h, w) float32 with ImageNet's mean taken away, divided by its standard deviation."""
-    pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).float().div_(255)
-    mean, std = torch.tensor(_MEAN).view(3, 1, 1), torch.tensor(_STD).view(3, 1, 1)
-    return pixels.sub_(mean).div_(std)
+def resize_fast(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """As `resize`, computed by torch: about three times as fast, and off by a grey level in 2 of 10,000 values."""
+    if image.shape[:2] == (height, width):
+        return image
+    channels = torch.from_numpy(image).permute(2, 0, 1)
+    return interpolate(channels[None], (height, width), mode="bilinear", antialias=True)[0].permute(1, 2, 0).numpy()
+
+
+def normalise(pixels: Tensor, out: Tensor | None = None) -> Tensor:
+    """(3, h, w) uint8 RGB -> float32 with ImageNet's mean taken away, divided by its standard deviation.
+
+    Args:
+        pixels: what to normalise.
+        out: (3, h, w) float32 to write to, perhaps a part of a batch; a new tensor when omitted.
+    """
+    mean, std = _statistics(pixels.device)
+    return torch.div(pixels, 255, out=out).sub_(mean).div_(std)
+
+
+@lru_cache
+def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
+    """ImageNet's mean and standard deviation, (3, 1, 1) each."""
+    return torch.tensor(_MEAN, device=device).view(3, 1, 1), torch.tensor(_STD, device=device).view(3, 1, 1)
+
+
+def _channels_first(pixels: np.ndarray) -> Tensor:
+    """(h, w, 3) -> (3, h, w) without a copy."""
+    return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 def _plan_crop(height: int, width: int, sides: tuple[int, int], rng: np.random.Generator) -> Crop:

@@ -2,22 +2,30 @@
 
 A box is x = xmin, y = ymin, width = xmax - xmin, height = ymax - ymin, as every common reader takes it, so that figures
 compare. (The 1-based, inclusive count of the original challenge would shift boxes by one pixel; most sets in this
-format do not follow it.) `difficult` objects are objects like any other.
+format do not follow it.) `difficult` objects are objects like any other. Sides are taken to a millionth of a pixel.
 """
 
 from __future__ import annotations
 
+import math
+import reprlib
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from opendetr.categories import Categories
-from opendetr.data.images import image_size
+from opendetr.data.extras import Extras, read_extras
+from opendetr.data.images import ImageFileError, image_size
 from opendetr.data.paths import IMAGE_SUFFIXES, file_length, inside, is_file
 from opendetr.data.records import (
+    MAX_SIDE,
+    STOP_AT_FAULTS,
     DataError,
     DetectionData,
+    FaultError,
+    FaultLog,
     ImageRecord,
     Kind,
     ObjectRecord,
@@ -25,19 +33,47 @@ from opendetr.data.records import (
     count_findings,
     usable_objects,
 )
+from opendetr.data.splits import ALL
+from opendetr.data.text import pixels
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
-ALL = "all"  # the name of the one split of a folder without lists
+
+
+class VocObject(NamedTuple):
+    """One object of an annotation: its number in the file from 1, its class, xmin, ymin, xmax, ymax, and its mark."""
+
+    number: int
+    name: str
+    corners: tuple[float, float, float, float]
+    difficult: bool
+
+    @property
+    def text(self) -> str:
+        """The object in the one spelling that `data.extras` knows it by."""
+        return " ".join((self.name, *map(repr, self.corners), str(int(self.difficult))))
+
+    def record(self, id_: int, category_id: int) -> ObjectRecord:
+        """The object under these ids."""
+        x0, y0, x1, y1 = self.corners
+        sides = pixels(x1 - x0), pixels(y1 - y0)
+        return ObjectRecord(
+            id=id_,
+            category_id=category_id,
+            box=(x0, y0, *sides),
+            area=math.prod(sides),
+            difficult=self.difficult,
+            at=f"object {self.number}",
+        )
 
 
 @dataclass(frozen=True)
 class _Annotation:
-    """One XML file: class names and corners of its objects, and the size (height, width) it gives, or None."""
+    """One XML file: its objects, and the size (height, width) it gives, or None."""
 
     path: Path
     file_name: str | None
     size: tuple[int, int] | None
-    objects: tuple[tuple[str, tuple[float, float, float, float]], ...]
+    objects: tuple[VocObject, ...]
 
 
 @dataclass(frozen=True)
@@ -48,26 +84,43 @@ class VocFolder:
         folder: holds `Annotations` and `JPEGImages`.
         categories: the classes of all annotations, sorted by name, with ids 1..K.
         splits: name -> the names of its images; the one split "all" where there are no lists.
+        category_ids: class, as annotations name it -> its id.
+        extras: what `opendetr.json` adds.
     """
 
     folder: Path
     categories: Categories
     splits: Mapping[str, tuple[str, ...]]
     annotations: Mapping[str, _Annotation]
+    category_ids: Mapping[str, int]
+    extras: Extras
 
 
-def parse_voc(folder: Path) -> VocFolder:
-    """Read all annotations and lists of a VOC folder. Raises DataError that says what is wrong, and where."""
+def parse_voc(folder: Path, log: FaultLog = STOP_AT_FAULTS) -> VocFolder:
+    """Read all annotations and lists of a VOC folder. Raises DataError that says what is wrong, and where.
+
+    Args:
+        folder: holds `Annotations` and `JPEGImages`.
+        log: what to do at a file, object or name that cannot be used.
+    """
     paths = sorted((folder / "Annotations").glob("*.xml"))
     if not paths:
         raise DataError(f"{folder / 'Annotations'}: holds no XML files; a VOC folder has one for every image")
-    annotations = {path.stem: _parse_annotation(path) for path in paths}
-    names = sorted({name for annotation in annotations.values() for name, _ in annotation.objects})
-    splits = _split_lists(folder, annotations) or {ALL: tuple(annotations)}
-    return VocFolder(folder, Categories.from_names(names), splits, annotations)
+    annotations = {}
+    for path in paths:
+        with log:
+            annotations[path.stem] = _parse_annotation(path, log)
+    names = {thing.name for annotation in annotations.values() for thing in annotation.objects}
+    splits = _split_lists(folder, annotations, log) or {ALL: tuple(annotations)}
+    extras = read_extras(folder)
+    categories = extras.categories_with(sorted(names - set(extras.names)))
+    stated = (*extras.names, *categories.names[len(extras.names) :])
+    # Of classes with one name, the first has it; `opendetr.json` tells the others apart.
+    category_ids = dict(reversed(list(zip(stated, categories.ids, strict=True))))
+    return VocFolder(folder, categories, splits, annotations, category_ids, extras)
 
 
-def read_voc(voc: str | Path | VocFolder, split: str) -> DetectionData:
+def read_voc(voc: str | Path | VocFolder, split: str, log: FaultLog = STOP_AT_FAULTS) -> DetectionData:
     """One split of a VOC folder, in the order of the image names.
 
     Images are numbered from 1 in the order of all names in the folder, objects likewise, so that an image has the same
@@ -77,16 +130,18 @@ def read_voc(voc: str | Path | VocFolder, split: str) -> DetectionData:
     if split not in voc.splits:
         raise DataError(f"{voc.folder}: no split '{split}'; it has {', '.join(voc.splits)}")
     wanted = set(voc.splits[split])
-    images, remarks = [], []
-    first_object = 1
-    for image_id, (name, annotation) in enumerate(voc.annotations.items(), start=1):
+    images: list[ImageRecord] = []
+    remarks: list[Remark] = []
+    first_object = voc.extras.next_object_id
+    for image_id, (name, annotation) in enumerate(voc.annotations.items(), start=voc.extras.next_image_id):
         if name in wanted:
-            path = _image_path(voc.folder, name, annotation)
-            if file_length(path, str(annotation.path)) == 0:
-                remarks.append(Remark(Kind.EMPTY_FILE, str(path)))
-            else:
-                images.append(_image_record(annotation, path, image_id, first_object, voc.categories))
+            with log:
+                path = _image_path(voc.folder, name, annotation)
+                record = _image_record(voc, annotation, path, image_id, first_object, remarks)
+                if record is not None:
+                    images.append(record)
         first_object += len(annotation.objects)
+    images.sort(key=lambda image: image.id)
     remarks += [remark for image in images for remark in image.remarks]
     return DetectionData(
         categories=voc.categories,
@@ -97,66 +152,85 @@ def read_voc(voc: str | Path | VocFolder, split: str) -> DetectionData:
     )
 
 
-def _split_lists(folder: Path, annotations: Mapping[str, _Annotation]) -> dict[str, tuple[str, ...]]:
+def _split_lists(folder: Path, annotations: Mapping[str, _Annotation], log: FaultLog) -> dict[str, tuple[str, ...]]:
     """List name -> image names. Lists with a second column are VOC's per-class lists, which are no splits."""
     splits = {}
     for path in sorted((folder / "ImageSets" / "Main").glob("*.txt")):
-        try:
-            lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{path}: cannot be read ({error})") from None
-        if any(len(line) > 1 for line in lines):
-            continue
-        names = tuple(name for (name,) in lines)
-        unknown = next((name for name in names if name not in annotations), None)
-        if unknown is not None:
-            raise DataError(f"{path}: '{unknown}' has no {folder / 'Annotations'}/{unknown}.xml")
-        if names:
-            splits[path.stem] = names
+        with log:
+            lines = [line if line in annotations else line.strip() for line in _read_list(path).split("\n")]
+            if any(len(line.split()) > 1 for line in lines if line not in annotations):
+                continue
+            names = []
+            for number, line in enumerate(lines, start=1):
+                with log:
+                    if line:
+                        names.append(_listed_name(line, folder, annotations, path, number))
+            if names:
+                splits[path.stem] = tuple(names)
     return splits
 
 
-def _parse_annotation(path: Path) -> _Annotation:
+def _read_list(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise FaultError(Kind.BROKEN_FILE, path, "", f"cannot be read ({error})") from None
+
+
+def _listed_name(name: str, folder: Path, annotations: Mapping[str, _Annotation], path: Path, number: int) -> str:
+    if name not in annotations:
+        detail = f"'{name}' has no {folder / 'Annotations'}/{name}.xml"
+        raise FaultError(Kind.MISSING_ANNOTATION, path, f"line {number}", detail)
+    return name
+
+
+def _parse_annotation(path: Path, log: FaultLog) -> _Annotation:
     try:
         root = ET.parse(path).getroot()
     except ET.ParseError as error:
         line, column = error.position
-        raise DataError(f"{path}: broken XML in line {line}, column {column + 1}: {error.msg.split(':')[0]}") from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read ({error})") from None
+        at, detail = f"line {line}, column {column + 1}", f"broken XML: {error.msg.split(':')[0]}"
+        raise FaultError(Kind.BROKEN_FILE, path, at, detail) from None
+    except (OSError, ValueError, LookupError) as error:
+        raise FaultError(Kind.BROKEN_FILE, path, "", f"cannot be read ({error})") from None
     if root.tag != "annotation":
-        raise DataError(f"{path}: not VOC: expected <annotation>, found <{root.tag}>")
+        detail = f"not VOC: expected <annotation>, found <{root.tag}>"
+        raise FaultError(Kind.WRONG_STRUCTURE, path, "", detail)
     sides = [_length(root, "size/height"), _length(root, "size/width")]
     size = (sides[0], sides[1]) if all(sides) else None
-    objects = tuple(
-        _parse_object(element, f"{path}, object {index}") for index, element in enumerate(root.findall("object"), 1)
-    )
-    return _Annotation(path, root.findtext("filename"), size, objects)
+    objects = []
+    for number, element in enumerate(root.findall("object"), start=1):
+        with log:
+            objects.append(_parse_object(element, number, path))
+    return _Annotation(path, root.findtext("filename"), size, tuple(objects))
 
 
-def _parse_object(element: ET.Element, place: str) -> tuple[str, tuple[float, float, float, float]]:
+def _parse_object(element: ET.Element, number: int, path: Path) -> VocObject:
+    at = f"object {number}"
     name = (element.findtext("name") or "").strip()
     if not name:
-        raise DataError(f"{place}: <name> is missing")
+        raise FaultError(Kind.MISSING_FIELD, path, at, "<name> is missing")
     corners = []
     for corner in _CORNERS:
         text = element.findtext(f"bndbox/{corner}")
         if text is None:
-            raise DataError(f"{place}: <bndbox> has no <{corner}>")
+            raise FaultError(Kind.MISSING_FIELD, path, at, f"<bndbox> has no <{corner}>")
         try:
             corners.append(float(text))
         except ValueError:
-            raise DataError(f"{place}: <{corner}> is {text!r}; expected a number") from None
+            detail = f"<{corner}> is {reprlib.repr(text)}; expected a number"
+            raise FaultError(Kind.BAD_VALUE, path, at, detail) from None
     x0, y0, x1, y1 = corners
-    return name, (x0, y0, x1, y1)
+    return VocObject(number, name, (x0, y0, x1, y1), (element.findtext("difficult") or "").strip() == "1")
 
 
 def _length(root: ET.Element, tag: str) -> int:
     """Whole pixels; 0 where the annotation does not say."""
     try:
-        return int(float(root.findtext(tag) or 0))
-    except (ValueError, OverflowError):
+        length = float(root.findtext(tag) or 0)
+    except ValueError:
         return 0
+    return int(length) if 0 < length < MAX_SIDE else 0
 
 
 def _image_path(folder: Path, name: str, annotation: _Annotation) -> Path:
@@ -170,17 +244,29 @@ def _image_path(folder: Path, name: str, annotation: _Annotation) -> Path:
 
 
 def _image_record(
-    annotation: _Annotation, path: Path, image_id: int, first_object: int, categories: Categories
-) -> ImageRecord:
-    height, width = annotation.size or image_size(path)
-    objects = [
-        ObjectRecord(
-            id=id_,
-            category_id=categories.ids[categories.label_of_name(name)],
-            box=(x0, y0, x1 - x0, y1 - y0),
-            area=(x1 - x0) * (y1 - y0),
-        )
-        for id_, (name, (x0, y0, x1, y1)) in enumerate(annotation.objects, start=first_object)
-    ]
-    kept, remarks = usable_objects(objects, height, width, str(annotation.path))
-    return ImageRecord(id=image_id, path=path, height=height, width=width, objects=kept, remarks=remarks)
+    voc: VocFolder, annotation: _Annotation, path: Path, image_id: int, first_object: int, remarks: list[Remark]
+) -> ImageRecord | None:
+    """The record of an image; None, and a remark, for a file without a picture."""
+    source = str(annotation.path)
+    if file_length(path, source) == 0:
+        remarks.append(Remark(Kind.EMPTY_FILE, str(path)))
+        return None
+    size, of_image = annotation.size, list[Remark]()
+    if size is None:
+        try:
+            size = image_size(path)
+        except ImageFileError as error:
+            remarks.append(error.remark)
+            return None
+        of_image.append(Remark(Kind.NO_SIZE, source))
+    objects = tuple(
+        thing.record(id_, voc.category_ids[thing.name]) for id_, thing in enumerate(annotation.objects, first_object)
+    )
+    height, width = size
+    plain = ImageRecord(
+        id=image_id, path=path, height=height, width=width, objects=objects, remarks=tuple(of_image), source=source
+    )
+    key = annotation.path.relative_to(voc.folder).as_posix()
+    record = voc.extras.restored(key, plain, [thing.text for thing in annotation.objects])
+    kept, of_objects = usable_objects(record.objects, height, width, source)
+    return replace(record, objects=kept, remarks=record.remarks + of_objects)

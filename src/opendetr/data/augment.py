@@ -1,0 +1,343 @@
+"""What training does to images beyond DETR's augmentation: colour jitter, mosaic, copy-paste; chosen by name.
+
+Shape letters: h w picture, n objects. All of it happens before DETR's augmentation, on pictures as they were read.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+from torchvision.transforms.v2 import functional
+
+from opendetr.data.config import Augment, DataConfig
+from opendetr.data.transforms import Crop, Effect, Flip, LabelledImage, Resize, TrainingTransform, resize_fast
+
+# A mosaic's tiles are at least this long; smaller canvases stay one picture.
+_LEAST_TILE = 2
+_POLYGON_NUMBERS = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColourJitter:
+    """Brightness, contrast, saturation and hue, each changed in half of the images, as SSD does (its section 2.2).
+
+    Attributes:
+        brightness: least and greatest factor.
+        contrast: likewise.
+        saturation: likewise.
+        hue: least and greatest shift, in turns of the colour circle.
+    """
+
+    brightness: tuple[float, float] = (0.875, 1.125)
+    contrast: tuple[float, float] = (0.5, 1.5)
+    saturation: tuple[float, float] = (0.5, 1.5)
+    hue: tuple[float, float] = (-0.05, 0.05)
+
+    def __call__(
+        self, image: LabelledImage, others: Sequence[LabelledImage], shape: tuple[int, int], rng: np.random.Generator
+    ) -> LabelledImage:
+        """The picture in other colours; see `Effect`."""
+        changes = (
+            (functional.adjust_brightness, self.brightness),
+            (functional.adjust_contrast, self.contrast),
+            (functional.adjust_saturation, self.saturation),
+            (functional.adjust_hue, self.hue),
+        )
+        picture = Image.fromarray(image.pixels)
+        for change, limits in changes:
+            if rng.random() < 0.5:
+                picture = change(picture, rng.uniform(*limits))
+        return replace(image, pixels=np.array(picture))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mosaic:
+    """Four images in the quarters of one, as YOLOv4 does: more objects, smaller, in other surroundings.
+
+    Every tile is mirrored or not, and is a part of its image as large as its quarter allows.
+
+    Attributes:
+        probability: share of the images that become a mosaic.
+        centre: least and greatest position of the point where the tiles meet, as a share of height and width.
+        least_part: least share of an image's length that a tile shows.
+        least_visible: objects of whose box a smaller share is in the tile are dropped.
+    """
+
+    probability: float = 0.5
+    centre: tuple[float, float] = (0.3, 0.7)
+    least_part: float = 0.6
+    least_visible: float = 0.1
+
+    def __call__(
+        self, image: LabelledImage, others: Sequence[LabelledImage], shape: tuple[int, int], rng: np.random.Generator
+    ) -> LabelledImage:
+        """The mosaic, (*shape, 3), or the image as it is; see `Effect`."""
+        if rng.random() >= self.probability:
+            return image
+        height, width = shape
+        row, column = (round(length * rng.uniform(*self.centre)) for length in shape)
+        if min(row, column, height - row, width - column) < _LEAST_TILE:
+            return image
+        quarters = [(0, 0, row, column), (0, column, row, width - column),
+                    (row, 0, height - row, column), (row, column, height - row, width - column)]  # fmt: skip
+        images = [image, *(others[int(rng.integers(len(others)))] for _ in range(3))]
+        pixels = np.empty((height, width, 3), dtype=np.uint8)
+        tiles: list[LabelledImage] = []
+        for place in rng.permutation(4).tolist():
+            top, left, tile_height, tile_width = quarters[place]
+            tile = self._tile(images[len(tiles)], tile_height, tile_width, rng)
+            pixels[top : top + tile_height, left : left + tile_width] = tile.pixels
+            tiles.append(replace(tile, boxes=tile.boxes + np.array([left, top] * 2)))
+        return replace(
+            image,
+            pixels=pixels,
+            boxes=np.concatenate([tile.boxes for tile in tiles]),
+            labels=np.concatenate([tile.labels for tile in tiles]),
+            area=np.concatenate([tile.area for tile in tiles]),
+            segmentations=(),
+        )
+
+    def _tile(self, image: LabelledImage, height: int, width: int, rng: np.random.Generator) -> LabelledImage:
+        """A part of the image, of the tile's proportions, resized to the tile."""
+        available = image.pixels.shape[:2]
+        scale = min(available[0] / height, available[1] / width) * rng.uniform(self.least_part, 1)
+        part = tuple(
+            max(1, min(round(side * scale), most)) for side, most in zip((height, width), available, strict=True)
+        )
+        top, left = (int(rng.integers(most - side, endpoint=True)) for side, most in zip(part, available, strict=True))
+        crop = Crop(top, left, *part)
+        tile = crop.apply(_selected(image, _visible_share(image, crop) >= self.least_visible))
+        if rng.random() < 0.5:
+            tile = Flip().apply(tile)
+        return Resize(height, width).apply(tile)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CopyPaste:
+    """Objects of another image put into an image, as in "Simple Copy-Paste" (Ghiasi et al., 2021), one by one.
+
+    An object is cut out along its polygons; where there are none, along its box, if it is alone there. It keeps its
+    size relative to the image, more or less, and goes where nothing is hidden by more than half. The boxes of what it
+    hides shrink to what can be seen.
+
+    Attributes:
+        probability: share of the images that objects are put into.
+        most: greatest number of objects that are put into one.
+        scale: least and greatest factor of an object's size.
+        least_visible: share of every object that stays visible.
+        tries: places that are tried for an object before it is left out.
+    """
+
+    probability: float = 0.5
+    most: int = 5
+    scale: tuple[float, float] = (0.7, 1.4)
+    least_visible: float = 0.5
+    tries: int = 10
+
+    def __call__(
+        self, image: LabelledImage, others: Sequence[LabelledImage], shape: tuple[int, int], rng: np.random.Generator
+    ) -> LabelledImage:
+        """The image with more objects, or as it is; see `Effect`."""
+        if rng.random() >= self.probability:
+            return image
+        donor = others[int(rng.integers(len(others)))]
+        candidates = [index for index in range(len(donor.labels)) if _can_be_cut_out(donor, index)]
+        count = int(rng.integers(1, self.most, endpoint=True))
+        pixels = image.pixels.copy()
+        regions = [_Region.of(image, index) for index in range(len(image.labels))]
+        pasted: list[int] = []
+        for index in rng.permutation(candidates).astype(int).tolist()[:count]:
+            region, patch = self._patch(donor, index, pixels.shape[:2], rng)
+            placed = self._placed(region, regions, pixels.shape[:2], rng)
+            if placed is not None:
+                pixels[placed.rows, placed.columns][placed.mask] = patch[placed.mask]
+                regions = [*(each.without(placed) for each in regions), placed]
+                pasted.append(index)
+        return self._assembled(image, donor, pixels, regions, pasted)
+
+    def _patch(
+        self, donor: LabelledImage, index: int, shape: Sequence[int], rng: np.random.Generator
+    ) -> tuple[_Region, np.ndarray]:
+        """An object of the donor resized for a picture of `shape`, mirrored or not: mask and pixels (h, w, 3)."""
+        region = _Region.of(donor, index)
+        height, width = region.mask.shape
+        scale = rng.uniform(*self.scale) * min(shape) / min(donor.pixels.shape[:2])
+        scale = min(scale, shape[0] / height, shape[1] / width)
+        height, width = max(1, int(height * scale)), max(1, int(width * scale))
+        patch = resize_fast(np.ascontiguousarray(donor.pixels[region.rows, region.columns]), height, width)
+        mask = np.array(Image.fromarray(region.mask).resize((width, height), Image.Resampling.NEAREST))
+        if rng.random() < 0.5:
+            patch, mask = patch[:, ::-1], mask[:, ::-1]
+        return _Region(0, 0, mask, 0), patch
+
+    def _placed(
+        self, region: _Region, others: Sequence[_Region], shape: Sequence[int], rng: np.random.Generator
+    ) -> _Region | None:
+        """The region at a place where it hides no other too much; None when none was found or nothing is left of it."""
+        if not region.mask.any():
+            return None
+        height, width = region.mask.shape
+        for _ in range(self.tries):
+            top = int(rng.integers(shape[0] - height, endpoint=True))
+            left = int(rng.integers(shape[1] - width, endpoint=True))
+            placed = _Region(top, left, region.mask, int(region.mask.sum()))
+            if all(other.without(placed).visible_share >= self.least_visible for other in others):
+                return placed
+        return None
+
+    @staticmethod
+    def _assembled(
+        image: LabelledImage, donor: LabelledImage, pixels: np.ndarray, regions: Sequence[_Region], pasted: list[int]
+    ) -> LabelledImage:
+        """The image's own objects, as far as they can be seen, and the donor's."""
+        count = len(image.labels)
+        boxes, area = image.boxes.copy(), image.area.copy()
+        for index, region in enumerate(regions[:count]):
+            if region.visible_share < 1:
+                seen = region.box
+                boxes[index] = np.concatenate(
+                    (np.maximum(boxes[index][:2], seen[:2]), np.minimum(boxes[index][2:], seen[2:]))
+                )
+                area[index] *= region.visible_share
+        new = regions[count:]
+        return replace(
+            image,
+            pixels=pixels,
+            boxes=np.concatenate([boxes, *(region.box[None] for region in new)]),
+            labels=np.concatenate([image.labels, donor.labels[pasted]]),
+            area=np.concatenate([area, np.array([region.mask.sum() for region in new], dtype=np.float64)]),
+            segmentations=(),
+        )
+
+
+@dataclass(frozen=True)
+class _Region:
+    """The visible pixels of an object.
+
+    Attributes:
+        top: row of the picture at which the mask begins.
+        left: column, likewise.
+        mask: (h, w) bool.
+        whole: pixels of the object, hidden ones included.
+    """
+
+    top: int
+    left: int
+    mask: np.ndarray
+    whole: int
+
+    @classmethod
+    def of(cls, image: LabelledImage, index: int) -> _Region:
+        """The pixels of an object of an image: those of its polygons, else those of its box."""
+        left, top = np.floor(image.boxes[index][:2]).astype(int).tolist()
+        right, bottom = np.ceil(image.boxes[index][2:]).astype(int).tolist()
+        polygons = _polygons(image, index)
+        canvas = Image.new("1", (right - left, bottom - top), 0 if polygons else 1)
+        for polygon in polygons:
+            ImageDraw.Draw(canvas).polygon((polygon - (left, top)).ravel().tolist(), fill=1)
+        mask = np.array(canvas)
+        return cls(top, left, mask, int(mask.sum()))
+
+    @property
+    def rows(self) -> slice:
+        """The picture's rows that the mask lies on."""
+        return slice(self.top, self.top + self.mask.shape[0])
+
+    @property
+    def columns(self) -> slice:
+        """The picture's columns that the mask lies on."""
+        return slice(self.left, self.left + self.mask.shape[1])
+
+    @property
+    def visible_share(self) -> float:
+        """How much of the object can be seen; 1 for one that has no pixels, which nothing hides."""
+        return int(self.mask.sum()) / self.whole if self.whole else 1.0
+
+    @property
+    def box(self) -> np.ndarray:
+        """(4,) float64, xyxy around the visible pixels, of which there is at least one."""
+        rows, columns = (np.flatnonzero(self.mask.any(axis)) for axis in (1, 0))
+        corners = (self.left + columns[0], self.top + rows[0], self.left + columns[-1] + 1, self.top + rows[-1] + 1)
+        return np.array(corners, dtype=np.float64)
+
+    def without(self, front: _Region) -> _Region:
+        """What can be seen of it behind another."""
+        top, left = max(self.top, front.top), max(self.left, front.left)
+        bottom, right = min(self.rows.stop, front.rows.stop), min(self.columns.stop, front.columns.stop)
+        if top >= bottom or left >= right:
+            return self
+        mask = self.mask.copy()
+        hidden = front.mask[top - front.top : bottom - front.top, left - front.left : right - front.left]
+        mask[top - self.top : bottom - self.top, left - self.left : right - self.left] &= ~hidden
+        return replace(self, mask=mask)
+
+
+EFFECTS: dict[Augment, tuple[Effect, ...]] = {
+    "detr": (),
+    "colour": (ColourJitter(),),
+    "mosaic": (Mosaic(),),
+    "copy-paste": (CopyPaste(),),
+    "strong": (CopyPaste(), Mosaic(), ColourJitter()),
+}
+"""What each name of `data.augment` adds to DETR's augmentation, in the order in which it is done."""
+
+
+def training_transform(config: DataConfig) -> TrainingTransform:
+    """The augmentation that a configuration describes, scaled to its image size."""
+    scaled = config.augmentation.scaled(config.image_size)
+    return TrainingTransform(scaled, config.image_size, config.max_size, EFFECTS[config.augment])
+
+
+def _selected(image: LabelledImage, chosen: np.ndarray) -> LabelledImage:
+    """The image with those objects alone that `chosen` (n,) bool marks."""
+    return replace(
+        image, boxes=image.boxes[chosen], labels=image.labels[chosen], area=image.area[chosen], segmentations=()
+    )
+
+
+def _visible_share(image: LabelledImage, crop: Crop) -> np.ndarray:
+    """(n,) share of each object's box that a cut-out shows."""
+    window = np.array([crop.left, crop.top, crop.left + crop.width, crop.top + crop.height], dtype=np.float64)
+    return _overlaps(image.boxes, window) / _areas(image.boxes)
+
+
+def _can_be_cut_out(image: LabelledImage, index: int) -> bool:
+    """Whether an object has polygons, or a box that no other object reaches into by more than a tenth of it."""
+    if _polygons(image, index):
+        return True
+    others = np.delete(image.boxes, index, axis=0)
+    overlaps = _overlaps(others, image.boxes[index])
+    return bool((overlaps <= 0.1 * _areas(image.boxes[index][None])).all())
+
+
+def _overlaps(boxes: np.ndarray, box: np.ndarray) -> np.ndarray:
+    """(n,) area that each of `boxes` (n, 4) shares with `box` (4,)."""
+    sides = np.minimum(boxes[:, 2:], box[2:]) - np.maximum(boxes[:, :2], box[:2])
+    return sides.clip(0).prod(1)
+
+
+def _areas(boxes: np.ndarray) -> np.ndarray:
+    return (boxes[:, 2:] - boxes[:, :2]).prod(1)
+
+
+def _polygons(image: LabelledImage, index: int) -> list[np.ndarray]:
+    """The corners (k, 2) x, y of an object's polygons; none where it has run lengths, or nothing that can be drawn."""
+    segmentation = image.segmentations[index] if image.segmentations else None
+    if not isinstance(segmentation, list):
+        return []
+    height, width = image.pixels.shape[:2]
+    return [np.array(row).reshape(-1, 2).clip(0, (width, height)) for row in segmentation if _is_polygon(row)]
+
+
+def _is_polygon(row: Any) -> bool:
+    return (
+        isinstance(row, list)
+        and len(row) >= _POLYGON_NUMBERS
+        and len(row) % 2 == 0
+        and all(isinstance(number, int | float) and math.isfinite(number) for number in row)
+    )

@@ -1,0 +1,188 @@
+"""What can be wrong or out of the ordinary in a data set, and what training does with each."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import NamedTuple
+
+
+class Effect(StrEnum):
+    """What training does with what was found."""
+
+    STOPS = "stops"
+    SKIPS = "skips"
+    ADJUSTS = "adjusts"
+    KEEPS = "keeps"
+
+
+class Kind(StrEnum):
+    """What can be found, beside plain objects, while a data set is read and checked."""
+
+    NO_DATA = "no_data"
+    BROKEN_FILE = "broken_file"
+    WRONG_STRUCTURE = "wrong_structure"
+    BAD_CLASSES = "bad_classes"
+    MISSING_FIELD = "missing_field"
+    BAD_VALUE = "bad_value"
+    REPEATED_IMAGE_ID = "repeated_image_id"
+    UNKNOWN_IMAGE = "unknown_image"
+    UNKNOWN_CLASS = "unknown_class"
+    UNSAFE_NAME = "unsafe_name"
+    MISSING_IMAGE = "missing_image"
+    MISSING_ANNOTATION = "missing_annotation"
+    SIZE_MISMATCH = "size_mismatch"
+    NO_LABELS = "no_labels"
+    EMPTY_FILE = "empty_file"
+    UNREADABLE_IMAGE = "unreadable_image"
+    OVERSIZED_IMAGE = "oversized_image"
+    INVALID_ROW = "invalid_row"
+    UNLISTED_CLASS = "unlisted_class"
+    PIXEL_ROW = "pixel_row"
+    INVALID_BOX = "invalid_box"
+    NO_AREA = "no_area"
+    OUT_OF_IMAGE = "out_of_image"
+    NAMELESS_CLASS = "nameless_class"
+    STALE_EXTRA = "stale_extra"
+    NO_SIZE = "no_size"
+    BAD_AREA = "bad_area"
+    TURNED_IMAGE = "turned_image"
+    ANIMATED_IMAGE = "animated_image"
+    CROWD = "crowd"
+    UNLABELLED_IMAGE = "unlabelled_image"
+    OMITTED_IMAGE = "omitted_image"
+    NO_OBJECTS = "no_objects"
+    IN_TRAINING = "in_training"
+    COPY_IN_TRAINING = "copy_in_training"
+    COPY_IN_SPLIT = "copy_in_split"
+    REPEATED_ID = "repeated_id"
+    REPEATED_BOX = "repeated_box"
+    TWO_CLASSES = "two_classes"
+    NORMALISED_BOXES = "normalised_boxes"
+    SMALL_OBJECT = "small_object"
+    THIN_BOX = "thin_box"
+    LONG_IMAGE = "long_image"
+    TOO_MANY_OBJECTS = "too_many_objects"
+    UNSEEN_CLASS = "unseen_class"
+    RARE_CLASS = "rare_class"
+    UNUSED_CLASS = "unused_class"
+    ALIKE_NAMES = "alike_names"
+    UNLISTED_IMAGE = "unlisted_image"
+    ORPHAN_LABELS = "orphan_labels"
+
+    @property
+    def effect(self) -> Effect:
+        """What training does with it, as one of four."""
+        return _ABOUT[self].effect
+
+    @property
+    def consequence(self) -> str:
+        """What training does with it, in words: "skipped"."""
+        return _ABOUT[self].consequence
+
+    @property
+    def mendable(self) -> bool:
+        """Whether `opendetr data check --fix` leaves it out of, or mends it in, the copy that it writes."""
+        return _ABOUT[self].mendable
+
+    def counted(self, count: int) -> str:
+        """Such as "2 boxes without area inside the image"."""
+        return f"{counted(count, _ABOUT[self].noun)} {_ABOUT[self].what}"
+
+
+def counted(count: int, noun: str) -> str:
+    """A number with its noun: "1,204 boxes"."""
+    if count == 1:
+        return f"1 {noun}"
+    first, *rest = noun.split(" ")
+    of = rest[:1] == ["of"]  # "list of classes": the first word takes the plural
+    word = first if of else noun
+    stem = word[:-1] + "i" if word.endswith("ry") else word
+    plural = stem + ("es" if stem.endswith(("s", "x", "ri")) else "s")
+    return f"{count:,} {' '.join([plural, *rest]) if of else plural}"
+
+
+class _About(NamedTuple):
+    """How a kind is worded: what is counted, what is the matter with it, and what training does with it."""
+
+    effect: Effect
+    noun: str
+    what: str
+    consequence: str
+    mendable: bool = False
+
+
+_STOPPED = "training stops"
+_ABOUT = {
+    Kind.NO_DATA: _About(Effect.STOPS, "place", "without a data set to train on", _STOPPED),
+    Kind.BROKEN_FILE: _About(Effect.STOPS, "annotation file", "that cannot be parsed", _STOPPED),
+    Kind.WRONG_STRUCTURE: _About(Effect.STOPS, "annotation file", "of another structure", _STOPPED),
+    Kind.BAD_CLASSES: _About(Effect.STOPS, "list of classes", "with a contradiction", _STOPPED),
+    Kind.MISSING_FIELD: _About(Effect.STOPS, "entry", "without a field that is needed", _STOPPED, mendable=True),
+    Kind.BAD_VALUE: _About(Effect.STOPS, "entry", "with a value that cannot be", _STOPPED, mendable=True),
+    Kind.REPEATED_IMAGE_ID: _About(Effect.STOPS, "image", "with the id of another one", _STOPPED, mendable=True),
+    Kind.UNKNOWN_IMAGE: _About(Effect.STOPS, "annotation", "of an image that is not there", _STOPPED, mendable=True),
+    Kind.UNKNOWN_CLASS: _About(Effect.STOPS, "annotation", "of a class that is not there", _STOPPED, mendable=True),
+    Kind.UNSAFE_NAME: _About(Effect.STOPS, "file name", "leading out of the data folder", _STOPPED, mendable=True),
+    Kind.MISSING_IMAGE: _About(Effect.STOPS, "image", "that cannot be found", _STOPPED, mendable=True),
+    Kind.MISSING_ANNOTATION: _About(Effect.STOPS, "listed name", "without an annotation", _STOPPED, mendable=True),
+    Kind.SIZE_MISMATCH: _About(Effect.STOPS, "image", "of another size than annotated", _STOPPED, mendable=True),
+    Kind.NO_LABELS: _About(Effect.STOPS, "split", "without any object", _STOPPED),
+    Kind.EMPTY_FILE: _About(Effect.SKIPS, "image file", "of zero bytes", "skipped", mendable=True),
+    Kind.UNREADABLE_IMAGE: _About(Effect.SKIPS, "image", "that cannot be read", "skipped", mendable=True),
+    Kind.OVERSIZED_IMAGE: _About(Effect.SKIPS, "image", "of more pixels than are safe", "skipped", mendable=True),
+    Kind.INVALID_ROW: _About(Effect.SKIPS, "row", "that cannot be read", "skipped", mendable=True),
+    Kind.UNLISTED_CLASS: _About(Effect.SKIPS, "row", "of a class that is not listed", "skipped", mendable=True),
+    Kind.PIXEL_ROW: _About(
+        Effect.SKIPS, "row", "in pixels where fractions of the image belong", "skipped", mendable=True
+    ),
+    Kind.INVALID_BOX: _About(Effect.SKIPS, "box", "with NaN, negative or inverted sides", "skipped", mendable=True),
+    Kind.NO_AREA: _About(Effect.SKIPS, "box", "without area inside the image", "skipped", mendable=True),
+    Kind.OUT_OF_IMAGE: _About(
+        Effect.ADJUSTS, "box", "reaching out of the image", "clamped for training", mendable=True
+    ),
+    Kind.NAMELESS_CLASS: _About(Effect.ADJUSTS, "class", "without a name", "named by number"),
+    Kind.STALE_EXTRA: _About(
+        Effect.ADJUSTS,
+        "image",
+        "annotated anew since opendetr.json was written",
+        "its entry there is not applied",
+        mendable=True,
+    ),
+    Kind.NO_SIZE: _About(Effect.ADJUSTS, "image", "whose size is not annotated", "read from the image", mendable=True),
+    Kind.BAD_AREA: _About(
+        Effect.ADJUSTS, "annotation", "whose area is no positive number", "that of the box taken", mendable=True
+    ),
+    Kind.TURNED_IMAGE: _About(
+        Effect.ADJUSTS, "image", "annotated before its EXIF rotation", "used without the rotation"
+    ),
+    Kind.ANIMATED_IMAGE: _About(Effect.ADJUSTS, "image", "of several frames", "only the first one used"),
+    Kind.CROWD: _About(Effect.KEEPS, "crowd region", "scored as such", "not trained on"),
+    Kind.UNLABELLED_IMAGE: _About(Effect.KEEPS, "image", "without a label file", "taken as one without objects"),
+    Kind.OMITTED_IMAGE: _About(Effect.KEEPS, "image", "without a label file", "left out, as the data set asks"),
+    Kind.NO_OBJECTS: _About(Effect.KEEPS, "image", "without objects", "kept"),
+    Kind.IN_TRAINING: _About(Effect.KEEPS, "image", "also in the training split", "scored as well", mendable=True),
+    Kind.COPY_IN_TRAINING: _About(
+        Effect.KEEPS, "image", "of which the training split has a copy", "scored as well", mendable=True
+    ),
+    Kind.COPY_IN_SPLIT: _About(Effect.KEEPS, "image", "repeating another of its split", "kept"),
+    Kind.REPEATED_ID: _About(Effect.KEEPS, "annotation", "with the id of another one", "numbered anew", mendable=True),
+    Kind.REPEATED_BOX: _About(
+        Effect.KEEPS, "box", "repeating another of its class", "kept as two objects", mendable=True
+    ),
+    Kind.TWO_CLASSES: _About(Effect.KEEPS, "box", "repeating one of another class", "kept as two objects"),
+    Kind.NORMALISED_BOXES: _About(
+        Effect.KEEPS, "split", "whose boxes all lie within 0..1", "taken as pixels, which they hardly are"
+    ),
+    Kind.SMALL_OBJECT: _About(Effect.KEEPS, "object", "below 8 pixels at the image size", "kept"),
+    Kind.THIN_BOX: _About(Effect.KEEPS, "box", "over 20 times as long as wide", "kept"),
+    Kind.LONG_IMAGE: _About(Effect.KEEPS, "image", "over 4 times as long as wide", "shrunk until its long side fits"),
+    Kind.TOO_MANY_OBJECTS: _About(
+        Effect.KEEPS, "image", "with more objects than the model has queries", "the rest is never found"
+    ),
+    Kind.UNSEEN_CLASS: _About(Effect.KEEPS, "class", "scored but never trained on", "its AP stays near 0"),
+    Kind.RARE_CLASS: _About(Effect.KEEPS, "class", "of few objects", "kept"),
+    Kind.UNUSED_CLASS: _About(Effect.KEEPS, "class", "without objects", "kept"),
+    Kind.ALIKE_NAMES: _About(Effect.KEEPS, "class", "named like another one", "kept as two classes"),
+    Kind.UNLISTED_IMAGE: _About(Effect.KEEPS, "image file", "that no annotation names", "not used"),
+    Kind.ORPHAN_LABELS: _About(Effect.KEEPS, "label file", "without an image in any split", "not used"),
+}

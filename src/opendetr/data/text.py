@@ -1,0 +1,45 @@
+"""Text files that people and other programs write: lists, labels, tables, descriptions."""
+
+from __future__ import annotations
+
+import codecs
+from pathlib import Path
+
+from opendetr.data.kinds import Kind
+from opendetr.data.paths import is_file
+from opendetr.data.records import FaultError
+
+MAX_BYTES = 256 * 2**20
+# Byte order marks; UTF-8 is also what a file without one is in.
+_MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+
+
+def read_text(path: Path, *, max_bytes: int = MAX_BYTES) -> str:
+    """The text of a file in UTF-8, or in UTF-16 with a byte order mark; line ends become "\\n".
+
+    Raises FaultError, one line, for what is no file, larger than `max_bytes`, or no such text.
+    """
+    if not is_file(path):
+        raise FaultError(Kind.BROKEN_FILE, path, "", "not a file" if path.exists() else "no such file")
+    try:
+        length = path.stat().st_size
+        if length > max_bytes:
+            raise FaultError(Kind.BROKEN_FILE, path, "", f"has {length:,} bytes; at most {max_bytes:,} are read")
+        content = path.read_bytes()
+    except OSError as error:
+        raise FaultError(Kind.BROKEN_FILE, path, "", f"cannot be read ({error.strerror})") from None
+    encoding = next((name for mark, name in _MARKS.items() if content.startswith(mark)), "utf-8")
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError as error:
+        detail = f"byte {error.start} is no text in {encoding.upper()}; save the file in UTF-8"
+        raise FaultError(Kind.BROKEN_FILE, path, "", detail) from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def pixels(value: float) -> float:
+    """A length in pixels to a millionth of one.
+
+    Files hold fractions of the image, or corners: what is computed of them is then the very number that was meant.
+    """
+    return round(value, 6)

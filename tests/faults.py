@@ -1,0 +1,706 @@
+"""What can be wrong with a data set: each fault, how to make it in each format, and where it is to be found.
+
+`tests/test_check.py` makes every one of them on disk; the table in `docs/data.md` is made from this list by
+
+    python tests/faults.py
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL import ExifTags, Image
+
+from folders import picture
+from opendetr.data.convert import convert
+from opendetr.data.formats import Format
+from opendetr.data.kinds import Effect, Kind
+
+COCO, VOC, YOLO, CSV = FORMATS = ("COCO", "VOC", "YOLO", "CSV")
+HEIGHT, WIDTH = 96, 128
+PAGE = Path(__file__).parents[1] / "docs" / "data.md"
+_BEGIN, _END = "<!-- faults: made by `python tests/faults.py` -->", "<!-- end of faults -->"
+
+
+# ------------------------------------------------------------------------------------- one data set in all the formats
+
+
+class Thing(NamedTuple):
+    """One object: its class, and x, y, width, height in pixels."""
+
+    name: str
+    box: tuple[float, float, float, float]
+
+
+@dataclass
+class Drawn:
+    """One image of a data set."""
+
+    name: str
+    split: str
+    things: list[Thing]
+
+
+@dataclass
+class DataSet:
+    """A data set without faults in one format, to be changed before or after it is written."""
+
+    format: str
+    folder: Path
+    images: list[Drawn] = field(default_factory=lambda: [_drawn(index) for index in range(6)])
+    classes: list[str] = field(default_factory=lambda: ["cat", "dog"])
+
+    def write(self) -> None:
+        for index in range(len(self.images)):
+            path = self.image(index)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(_png(index))
+        {COCO: self._write_coco, VOC: self._write_voc, YOLO: self._write_yolo, CSV: self._write_csv}[self.format]()
+
+    def image(self, index: int) -> Path:
+        """The file of an image."""
+        image = self.images[index]
+        folders = {COCO: "images", VOC: "JPEGImages", YOLO: f"images/{image.split}", CSV: "images"}
+        return self.folder / folders[self.format] / image.name
+
+    def annotations(self, index: int = 0) -> Path:
+        """The file that annotates an image."""
+        image = self.images[index]
+        names = {
+            COCO: f"annotations/instances_{image.split}.json",
+            VOC: f"Annotations/{Path(image.name).stem}.xml",
+            YOLO: f"labels/{image.split}/{Path(image.name).stem}.txt",
+            CSV: "boxes.csv",
+        }
+        return self.folder / names[self.format]
+
+    def place(self, index: int, number: int) -> Place:
+        """Where a finding about an object is to be: COCO's name the image, and the annotation by its id."""
+        before = sum(len(image.things) for image in self.images[:index]) + number
+        if self.format == COCO:
+            return Place(self.image(index), f"annotation {before + 1}")
+        at = {VOC: f"object {number + 1}", YOLO: f"line {number + 1}", CSV: f"line {before + 2}"}
+        return Place(self.annotations(index), at[self.format])
+
+    def _write_coco(self) -> None:
+        categories = [{"id": number, "name": name} for number, name in enumerate(self.classes, start=1)]
+        number = 0
+        for split in dict.fromkeys(image.split for image in self.images):
+            content: dict[str, Any] = {"images": [], "annotations": [], "categories": categories}
+            for index, image in enumerate(self.images):
+                if image.split != split:
+                    continue
+                content["images"].append({"id": index, "file_name": image.name, "height": HEIGHT, "width": WIDTH})
+                for thing in image.things:
+                    number += 1
+                    row = {"id": number, "image_id": index, "category_id": 1 + self.classes.index(thing.name)}
+                    content["annotations"].append({**row, "bbox": thing.box, "iscrowd": 0})
+            path = self.folder / "annotations" / f"instances_{split}.json"
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(json.dumps(content))
+
+    def _write_voc(self) -> None:
+        lists = self.folder / "ImageSets" / "Main"
+        lists.mkdir(parents=True)
+        for index, image in enumerate(self.images):
+            path = self.annotations(index)
+            path.parent.mkdir(exist_ok=True)
+            size = f"<size><width>{WIDTH}</width><height>{HEIGHT}</height></size>"
+            things = "\n".join(map(_voc_object, image.things))
+            path.write_text(f"<annotation><filename>{image.name}</filename>{size}\n{things}\n</annotation>")
+            with (lists / f"{image.split}.txt").open("a") as file:
+                file.write(f"{path.stem}\n")
+
+    def _write_yolo(self) -> None:
+        splits = dict.fromkeys(image.split for image in self.images)
+        lines = [*(f"{split}: images/{split}" for split in splits), f"names: {json.dumps(self.classes)}"]
+        (self.folder / "data.yaml").write_text("\n".join(lines) + "\n")
+        for index, image in enumerate(self.images):
+            path = self.annotations(index)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("".join(self._yolo_row(thing) for thing in image.things))
+
+    def _yolo_row(self, thing: Thing) -> str:
+        x, y, w, h = thing.box
+        numbers = ((x + w / 2) / WIDTH, (y + h / 2) / HEIGHT, w / WIDTH, h / HEIGHT)
+        return f"{self.classes.index(thing.name)} {' '.join(map(str, numbers))}\n"
+
+    def _write_csv(self) -> None:
+        with self.annotations().open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["image", "split", "label", "x", "y", "width", "height"])
+            for image in self.images:
+                rows = [[thing.name, *thing.box] for thing in image.things] or [["", "", "", "", ""]]
+                writer.writerows([image.name, image.split, *row] for row in rows)
+
+
+@cache
+def _png(seed: int) -> bytes:
+    content = io.BytesIO()
+    Image.fromarray(picture(HEIGHT, WIDTH, seed)).save(content, "PNG")
+    return content.getvalue()
+
+
+def _drawn(index: int) -> Drawn:
+    """Image number 0 to 3 to train on, 4 and 5 to score on; each with six objects of two classes, well apart."""
+    things = [
+        Thing(("cat", "dog")[(column + row) % 2], (4 + 40 * column, 5 + 45 * row, 30, 36))
+        for row in range(2)
+        for column in range(3)
+    ]
+    return Drawn(f"{index}.png", "val" if index > 3 else "train", things)
+
+
+def _voc_object(thing: Thing) -> str:
+    x, y, w, h = thing.box
+    box = f"<xmin>{x}</xmin><ymin>{y}</ymin><xmax>{x + w}</xmax><ymax>{y + h}</ymax>"
+    return f"<object><name>{thing.name}</name><bndbox>{box}</bndbox></object>"
+
+
+# ------------------------------------------------------------------------------------------------------ how to make one
+
+
+class Place(NamedTuple):
+    """Where a fault is: the file, and the position in it."""
+
+    file: Path
+    at: str = ""
+
+
+# Writes a data set with the fault, and tells where it is.
+Maker = Callable[[DataSet], Place]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One row of the table: a kind, an example in words, and how to make it in the formats where it can be."""
+
+    kind: Kind
+    example: str
+    makers: dict[str, Maker]
+
+
+def before(change: Callable[[DataSet], Place]) -> Maker:
+    """A change of what is drawn; the place is asked for when the change is made."""
+
+    def make(data: DataSet) -> Place:
+        place = change(data)
+        data.write()
+        return place
+
+    return make
+
+
+def after(change: Callable[[DataSet], Place]) -> Maker:
+    """A change of the files."""
+
+    def make(data: DataSet) -> Place:
+        data.write()
+        return change(data)
+
+    return make
+
+
+def everywhere(maker: Maker, *formats: str) -> dict[str, Maker]:
+    return dict.fromkeys(formats or FORMATS, maker)
+
+
+def box(*numbers: float) -> Maker:
+    """The third object of the second image gets this box."""
+
+    def change(data: DataSet) -> Place:
+        data.images[1].things[2] = data.images[1].things[2]._replace(box=numbers)  # type: ignore[arg-type]
+        return data.place(1, 2)
+
+    return before(change)
+
+
+def repeat(name: str) -> Maker:
+    """The first image gets an object more, with nearly the box of the first cat."""
+
+    def change(data: DataSet) -> Place:
+        data.images[0].things.append(Thing(name, (4, 5, 30, 36.5)))
+        return data.place(0, 6)
+
+    return before(change)
+
+
+def coco(change: Callable[[dict[str, Any]], Any], at: str = "", split: str = "train") -> Maker:
+    """A change of COCO's content, to be found at `at` in its file."""
+
+    def make(data: DataSet) -> Place:
+        path = data.folder / "annotations" / f"instances_{split}.json"
+        content = json.loads(path.read_text())
+        change(content)
+        path.write_text(json.dumps(content))
+        return Place(path, at)
+
+    return after(make)
+
+
+def text(old: str, new: str, at: str = "", index: int = 1) -> Maker:
+    """A piece of the second image's annotation file replaced, once."""
+
+    def make(data: DataSet) -> Place:
+        path = data.annotations(index)
+        content = path.read_text()
+        assert old in content
+        path.write_text(content.replace(old, new, 1))
+        return Place(path, at)
+
+    return after(make)
+
+
+def row(line: int, content: str) -> Maker:
+    """A line of the second image's label file, or of the table, replaced."""
+
+    def make(data: DataSet) -> Place:
+        path = data.annotations(1)
+        lines = path.read_text().splitlines()
+        lines[line - 1] = content
+        path.write_text("\n".join(lines) + "\n")
+        return Place(path, f"line {line}")
+
+    return after(make)
+
+
+def described(change: Callable[[str], str], at: str = "") -> Maker:
+    """A change of `data.yaml`."""
+
+    def make(data: DataSet) -> Place:
+        path = data.folder / "data.yaml"
+        path.write_text(change(path.read_text()))
+        return Place(path, at)
+
+    return after(make)
+
+
+def image(change: Callable[[Path], Any]) -> Maker:
+    """A change of the second image's file."""
+
+    def make(data: DataSet) -> Place:
+        change(data.image(1))
+        return Place(data.image(1))
+
+    return after(make)
+
+
+def save(height: int, width: int, **options: Any) -> Callable[[Path], None]:
+    """Another picture in a file."""
+    return lambda path: Image.fromarray(picture(height, width, 9)).save(path, **options)
+
+
+def set_at(key: str, index: int, name: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    def change(content: dict[str, Any]) -> None:
+        content[key][index][name] = value
+
+    return change
+
+
+def pop_at(key: str, index: int, name: str) -> Callable[[dict[str, Any]], None]:
+    return lambda content: content[key][index].pop(name)
+
+
+def put(path: Path, content: str) -> Path:
+    path.write_text(content)
+    return path
+
+
+def class_place(data: DataSet, name: str) -> Place:
+    return Place(data.folder, f"class '{name}'")
+
+
+def rename(data: DataSet, index: int, old: str, new: str) -> None:
+    things = data.images[index].things
+    data.images[index].things = [thing._replace(name=new) if thing.name == old else thing for thing in things]
+
+
+# ---------------------------------------------------------------------------------------------------------- the faults
+
+
+def _gone(data: DataSet) -> Place:
+    shutil.rmtree(data.folder)
+    return Place(Path())
+
+
+def _test_alone(data: DataSet) -> Place:
+    for drawn in data.images:
+        drawn.split = "test"
+    data.images[0].split = "night"
+    return Place(data.folder)
+
+
+def _no_val_objects(data: DataSet) -> Place:
+    for drawn in data.images[4:]:
+        drawn.things.clear()
+    return Place(data.folder, "split 'val'")
+
+
+def _no_objects(data: DataSet) -> Place:
+    data.images[1].things.clear()
+    at = data.place(1, 0).at if data.format == CSV else ""
+    return Place(data.image(1) if data.format == COCO else data.annotations(1), at)
+
+
+def _missing_image(data: DataSet) -> Place:
+    data.image(1).unlink()
+    at = {COCO: "images[1]", VOC: "", CSV: "line 8"}[data.format]
+    return Place(data.annotations(1), at)
+
+
+def _missing_in_list(data: DataSet) -> Place:
+    path = put(data.folder / "train.txt", "images/train/0.png\nimages/train/nine.png\n")
+    described(lambda content: content.replace("train: images/train", "train: train.txt"))(data)
+    return Place(path, "line 2")
+
+
+def _unlisted(data: DataSet) -> Place:
+    extra = data.image(1).with_name("extra.png")
+    shutil.copyfile(data.image(1), extra)
+    return Place(extra)
+
+
+def _listed_twice(data: DataSet) -> Place:
+    if data.format == VOC:
+        put(data.folder / "ImageSets/Main/val.txt", "1\n4\n5\n")
+    elif data.format == YOLO:
+        put(data.folder / "data.yaml", "train: images/train\nval: [images/val, list.txt]\nnames: [cat, dog]\n")
+        put(data.folder / "list.txt", "images/train/1.png\n")
+    else:
+        with data.annotations().open("a") as file:
+            file.write("1.png,val,cat,44,5,30,36\n")
+    return Place(data.image(1))
+
+
+def _coco_in_both(data: DataSet) -> Place:
+    train = json.loads(data.annotations(0).read_text())
+    val = json.loads(data.annotations(4).read_text())
+    val["images"].append(train["images"][1])
+    put(data.annotations(4), json.dumps(val))
+    return Place(data.image(1))
+
+
+def _one_file_twice(data: DataSet) -> Place:
+    coco(set_at("images", 1, "file_name", "0.png"))(data)
+    data.image(1).unlink()
+    return Place(data.image(0))
+
+
+def _copy(source: int, target: int) -> Maker:
+    """A renamed copy, without the metadata: the pixels tell."""
+
+    def make(data: DataSet) -> Place:
+        with Image.open(data.image(source)) as original:
+            original.save(data.image(target), compress_level=1)
+        return Place(data.image(target))
+
+    return after(make)
+
+
+def _turned(path: Path) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    with Image.open(path) as original:
+        original.save(path, exif=exif)
+
+
+def _animated(path: Path) -> None:
+    frames = [Image.fromarray(picture(HEIGHT, WIDTH, seed)) for seed in (1, 2)]
+    frames[0].save(path, save_all=True, append_images=frames[1:])
+
+
+def _bomb(path: Path) -> None:
+    Image.new("1", (8000, 8000)).save(path)
+
+
+def _cut_off(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-2000])
+
+
+def _crowded(data: DataSet) -> Place:
+    data.images[1].things = [Thing("cat", (12 * (n % 10), 15 * (n // 10), 11, 14)) for n in range(60)]
+    return Place(data.image(1))
+
+
+def _normalised(data: DataSet) -> Place:
+    for drawn in data.images[4:]:
+        drawn.things = [Thing(name, (0.1, 0.2, 0.5, 0.4 + n / 10)) for n, name in enumerate(data.classes)]
+    return Place(data.folder, "split 'val'")
+
+
+def _third_class(data: DataSet, name: str, images: Iterable[int]) -> Place:
+    data.classes.append(name)
+    for index in images:
+        rename(data, index, "dog", name)
+    return class_place(data, name)
+
+
+def _cow_in(*images: int) -> Callable[[DataSet], Place]:
+    """The dogs of these images are cows."""
+    return lambda data: _third_class(data, "cow", images)
+
+
+def _without_labels(data: DataSet) -> Place:
+    data.annotations(1).unlink()
+    return Place(data.image(1))
+
+
+def _omitted(data: DataSet) -> Place:
+    described(lambda content: content + "skip_if_label_file_missing: true\n")(data)
+    return _without_labels(data)
+
+
+def _orphan(data: DataSet) -> Place:
+    return Place(put(data.annotations(1).with_name("nine.txt"), "0 0.5 0.5 0.1 0.1\n"))
+
+
+def _nameless(data: DataSet) -> Place:
+    path = data.folder / "data.yaml"
+    path.write_text(path.read_text().partition("names:")[0] + "nc: 2\n")
+    return Place(path, "class 0")
+
+
+def _unknown_list_entry(data: DataSet) -> Place:
+    return Place(put(data.folder / "ImageSets/Main/train.txt", "0\n1\nnine\n"), "line 3")
+
+
+def _endless_field(data: DataSet) -> Place:
+    return row(9, f"{'a' * 200_000},train,cat,1,2,3,4")(data)
+
+
+def _other_root(data: DataSet) -> Place:
+    path = data.annotations(1)
+    put(path, path.read_text().replace("annotation>", "note>"))
+    return Place(path)
+
+
+def _climbing_voc(data: DataSet) -> Place:
+    path = data.annotations(1)
+    put(path, path.read_text().replace("1.png", "../../secret.png"))
+    data.image(1).unlink()
+    return Place(path)
+
+
+def _alike(data: DataSet) -> Place:
+    if data.format in (VOC, CSV):  # their classes are sorted by name
+        _third_class(data, "Dog", [0, 1, 2, 3])
+        rename(data, 4, "dog", "Dog")
+        return class_place(data, "dog")
+    return _third_class(data, "Dog", [0, 1, 4])
+
+
+def _crowd(data: DataSet) -> Place:
+    coco(set_at("annotations", 8, "iscrowd", 1))(data)
+    return data.place(1, 2)
+
+
+def _long(data: DataSet) -> Place:
+    if data.format == COCO:
+        coco(lambda content: content["images"][1].update(width=1000, height=40))(data)
+    elif data.format == VOC:
+        text(f"<width>{WIDTH}</width><height>{HEIGHT}</height>", "<width>1000</width><height>40</height>")(data)
+    else:
+        data.write()
+    save(40, 1000)(data.image(1))
+    return Place(data.image(1))
+
+
+def _stale(data: DataSet) -> Place:
+    """Written by `data convert`, then edited."""
+    original = DataSet(COCO, data.folder.with_name("original"), data.images)
+    original.folder.mkdir()
+    original.write()
+    data.folder.rmdir()
+    convert(original.folder, data.folder, Format(data.format.lower()))
+    path = next(path for path in data.folder.rglob("1.*") if path.suffix in (".txt", ".xml"))
+    put(path, path.read_text().replace("<xmin>44", "<xmin>45").replace("0 0.1484375", "0 0.15"))
+    return Place(path)
+
+
+_NO_BOX = "<object><name>cat</name></object>"
+
+FAULTS = (
+    Fault(Kind.NO_DATA, "the folder is not there", everywhere(after(_gone))),
+    Fault(Kind.NO_DATA, "two splits, and none is named `train`", everywhere(before(_test_alone))),
+    Fault(
+        Kind.BROKEN_FILE,
+        "a bracket or an end is missing",
+        {
+            COCO: after(lambda data: Place(put(data.annotations(), '{"images": ['), "line 1, column 13")),
+            VOC: text("</annotation>", "", "line 8, column 1"),
+            YOLO: described(lambda content: "train: images/train\nnames: [cat\n", "line 3, column 1"),
+            CSV: after(_endless_field),
+        },
+    ),
+    Fault(
+        Kind.WRONG_STRUCTURE,
+        "no `images` (COCO), no `<annotation>` (VOC), a folder that is not there (YOLO)",
+        {
+            COCO: coco(lambda content: content.pop("images")),
+            VOC: after(_other_root),
+            YOLO: described(lambda content: content.replace("images/val", "images/night"), "'val'"),
+        },
+    ),
+    Fault(
+        Kind.BAD_CLASSES,
+        "two classes with one id, a number of classes that is not that of the names",
+        {
+            COCO: coco(set_at("categories", 1, "id", 1), "categories"),
+            YOLO: described(lambda content: content + "nc: 7\n", "'nc'"),
+        },
+    ),
+    Fault(
+        Kind.MISSING_FIELD,
+        "an annotation without a box",
+        {
+            COCO: coco(pop_at("annotations", 2, "bbox"), "annotations[2] (id 3)"),
+            VOC: text("<object>", _NO_BOX + "<object>", "object 1"),
+        },
+    ),
+    Fault(
+        Kind.BAD_VALUE,
+        "a text where a number belongs",
+        {
+            COCO: coco(set_at("annotations", 2, "bbox", [1, 2, "x", 4]), "annotations[2] (id 3)"),
+            VOC: text("<xmin>44</xmin>", "<xmin>x</xmin>", "object 2"),
+        },
+    ),
+    Fault(
+        Kind.INVALID_ROW,
+        "a text where a number belongs",
+        {YOLO: row(2, "0 0.5 x 0.1 0.1"), CSV: row(9, "1.png,train,cat,1,x,3,4")},
+    ),
+    Fault(Kind.PIXEL_ROW, "`0 44 5 30 36`", {YOLO: row(2, "0 44 5 30 36")}),
+    Fault(Kind.REPEATED_IMAGE_ID, "two images with the id 0", {COCO: coco(set_at("images", 1, "id", 0), "images[1]")}),
+    Fault(
+        Kind.UNKNOWN_IMAGE,
+        "`image_id` of no image",
+        {COCO: coco(set_at("annotations", 2, "image_id", 99), "annotations[2] (id 3)")},
+    ),
+    Fault(
+        Kind.UNKNOWN_CLASS,
+        "`category_id` of no category",
+        {COCO: coco(set_at("annotations", 2, "category_id", 99), "annotations[2] (id 3)")},
+    ),
+    Fault(Kind.UNLISTED_CLASS, "class 7 of 2", {YOLO: row(2, "7 0.5 0.5 0.1 0.1")}),
+    Fault(
+        Kind.UNSAFE_NAME,
+        "`../../secret.png`",
+        {
+            COCO: coco(set_at("images", 1, "file_name", "../../secret.png"), "images[1]"),
+            VOC: after(_climbing_voc),
+        },
+    ),
+    Fault(
+        Kind.MISSING_IMAGE,
+        "no such file",
+        {**everywhere(after(_missing_image), COCO, VOC, CSV), YOLO: after(_missing_in_list)},
+    ),
+    Fault(Kind.MISSING_ANNOTATION, "a list names an image without XML", {VOC: after(_unknown_list_entry)}),
+    Fault(
+        Kind.SIZE_MISMATCH,
+        "the image was resized after it was annotated",
+        everywhere(image(save(HEIGHT // 2, WIDTH // 2)), COCO, VOC),
+    ),
+    Fault(Kind.NO_LABELS, "the validation split has no object", everywhere(before(_no_val_objects), COCO, VOC, YOLO)),
+    Fault(Kind.EMPTY_FILE, "0 bytes", everywhere(image(lambda path: path.write_bytes(b"")))),
+    Fault(Kind.UNREADABLE_IMAGE, "cut off", everywhere(image(_cut_off))),
+    Fault(Kind.UNREADABLE_IMAGE, "no image at all", everywhere(image(lambda path: path.write_text("<html>")))),
+    Fault(Kind.OVERSIZED_IMAGE, "8000x8000 pixels in 8 kB", everywhere(image(_bomb))),
+    Fault(Kind.INVALID_BOX, "a width of -5", everywhere(box(84, 5, -5, 36))),
+    Fault(Kind.NO_AREA, "a width of 0", everywhere(box(84, 5, 0, 36))),
+    Fault(Kind.NO_AREA, "beside the image", everywhere(box(130, 5, 20, 36))),
+    Fault(Kind.OUT_OF_IMAGE, "10 pixels too far to the right", everywhere(box(84, 5, 54, 36))),
+    Fault(Kind.NAMELESS_CLASS, "`nc: 2` without `names`", {YOLO: after(_nameless)}),
+    Fault(Kind.STALE_EXTRA, "a label file edited after `data convert`", {YOLO: _stale, VOC: _stale}),
+    Fault(
+        Kind.NO_SIZE,
+        "no width",
+        {
+            COCO: coco(pop_at("images", 1, "width"), "images[1]"),
+            VOC: text(f"<width>{WIDTH}</width>", ""),
+        },
+    ),
+    Fault(Kind.BAD_AREA, "an area of -1", {COCO: coco(set_at("annotations", 2, "area", -1), "annotations[2] (id 3)")}),
+    Fault(Kind.TURNED_IMAGE, "annotated in a tool that ignores EXIF", everywhere(image(_turned), COCO, VOC)),
+    Fault(Kind.ANIMATED_IMAGE, "an animated PNG", everywhere(image(_animated))),
+    Fault(Kind.CROWD, "`iscrowd: 1`", {COCO: _crowd}),
+    Fault(Kind.UNLABELLED_IMAGE, "no label file", {YOLO: after(_without_labels)}),
+    Fault(Kind.OMITTED_IMAGE, "no label file, `skip_if_label_file_missing: true`", {YOLO: after(_omitted)}),
+    Fault(Kind.NO_OBJECTS, "an image without annotations", everywhere(before(_no_objects))),
+    Fault(
+        Kind.IN_TRAINING,
+        "listed in both splits",
+        {**everywhere(after(_listed_twice), VOC, YOLO, CSV), COCO: after(_coco_in_both)},
+    ),
+    Fault(Kind.COPY_IN_TRAINING, "renamed and saved anew", everywhere(_copy(1, 4))),
+    Fault(Kind.COPY_IN_SPLIT, "renamed and saved anew", everywhere(_copy(0, 1))),
+    Fault(Kind.COPY_IN_SPLIT, "one file listed as two images", {COCO: after(_one_file_twice)}),
+    Fault(
+        Kind.REPEATED_ID,
+        "two annotations with the id 2",
+        {COCO: coco(set_at("annotations", 2, "id", 2), "annotations[2] (id 2)")},
+    ),
+    Fault(Kind.REPEATED_BOX, "annotated twice", everywhere(repeat("cat"))),
+    Fault(Kind.TWO_CLASSES, "annotated as a cat and as a dog", everywhere(repeat("dog"))),
+    Fault(Kind.NORMALISED_BOXES, "`[0.1, 0.2, 0.5, 0.4]`", everywhere(before(_normalised), COCO, VOC, CSV)),
+    Fault(Kind.SMALL_OBJECT, "2x2 pixels", everywhere(box(84, 5, 2, 2))),
+    Fault(Kind.THIN_BOX, "40x1 pixels", everywhere(box(84, 5, 40, 1))),
+    Fault(Kind.LONG_IMAGE, "1000x40 pixels", everywhere(_long)),
+    Fault(Kind.TOO_MANY_OBJECTS, "60 objects, a model of 50 queries", everywhere(before(_crowded))),
+    Fault(
+        Kind.UNSEEN_CLASS,
+        "only in the validation split",
+        everywhere(before(_cow_in(4))),
+    ),
+    Fault(Kind.RARE_CLASS, "3 objects to train on", everywhere(before(_cow_in(0)))),
+    Fault(
+        Kind.UNUSED_CLASS,
+        "listed, and nowhere annotated",
+        everywhere(before(_cow_in()), COCO, YOLO),
+    ),
+    Fault(Kind.ALIKE_NAMES, "`dog` and `Dog`", everywhere(before(_alike))),
+    Fault(Kind.UNLISTED_IMAGE, "an image that nobody annotated", everywhere(after(_unlisted), COCO, VOC, CSV)),
+    Fault(Kind.ORPHAN_LABELS, "labels whose image is gone", {YOLO: after(_orphan)}),
+)
+
+
+# ---------------------------------------------------------------------------------------------------------- the page
+
+
+def table() -> str:
+    """The faults as Markdown, by what training does with them."""
+    rows = ["| what | for instance | formats | training | `--fix` |", "|---|---|---|---|---|"]
+    for effect in Effect:
+        for kind in (kind for kind in Kind if kind.effect is effect):
+            faults = [fault for fault in FAULTS if fault.kind is kind]
+            formats = [name for name in FORMATS if any(name in fault.makers for fault in faults)]
+            examples = "; ".join(fault.example for fault in faults)
+            cells = (
+                f"{kind.counted(2).removeprefix('2 ')} (`{kind}`)",
+                examples,
+                "all" if len(formats) == len(FORMATS) else ", ".join(formats),
+                kind.consequence,
+                "mends it" if kind.mendable else "",
+            )
+            rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def renewed(page: str) -> str:
+    """The page with the table as it is to be."""
+    head, _, rest = page.partition(_BEGIN)
+    _, _, tail = rest.partition(_END)
+    return f"{head}{_BEGIN}\n\n{table()}\n\n{_END}{tail}"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(renewed(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
