@@ -5,35 +5,46 @@ Shape letters: B batch, H W image.
 
 from __future__ import annotations
 
-import glob
+import difflib
+import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from opendetr.categories import Categories, coco_categories
-from opendetr.data.images import ImageError, read_image, to_rgb
+from opendetr.config import ConfigError
+from opendetr.data.images import ImageError
 from opendetr.data.loader import eval_loader
 from opendetr.data.records import DataError, DetectionData
 from opendetr.data.transforms import evaluation_transform
-from opendetr.distributed import best_device
+from opendetr.distributed import best_device, rank, world_size
 from opendetr.evaluation import CocoEvaluator
 from opendetr.models.detector import Detector
 from opendetr.postprocess import detect
 from opendetr.presets import Preset, build_model, get_preset, list_models, preset_from_dict, published_weights
+from opendetr.sources.ahead import in_order
+from opendetr.sources.picture import Picture
+from opendetr.sources.reading import Source, each_picture, is_one_picture, read_picture
 from opendetr.structures import Detections, ImageBatch
-from opendetr.weights import WeightsError, load_weights, read_card, read_state
+from opendetr.weights import WeightsError, load_weights, local_file, read_card, read_state
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm"})
+_NUM_READERS = min(4, os.cpu_count() or 1)
 
-Source = str | Path | np.ndarray | Tensor | Image.Image
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A picture and what the model is given of it, (3, h, w) normalised."""
+
+    picture: Picture
+    input: Tensor
 
 
 @dataclass(frozen=True)
@@ -79,48 +90,87 @@ class Predictor:
         source: Source | Iterable[Source],
         *,
         min_score: float = 0.5,
+        class_min_scores: Mapping[str, float] | None = None,
         batch_size: int = 8,
         on_unreadable: Callable[[str], None] | None = None,
     ) -> Detections | Iterator[Detections]:
         """Find the objects in pictures.
 
+        Of several pictures the next ones are read by threads while the model is at work, and no more of them than two
+        batches are held. Only pictures of one size go through the model together, so that none is padded: what is found
+        in a picture does not depend on its neighbours, apart from the last bits of what the kernels round.
+
         Args:
-            source: one picture (path, PIL image, (H, W, 3) or (H, W) uint8 array, (3, H, W) tensor, uint8 or float in
-                0..1), or several (a folder, a pattern such as "photos/*.jpg", a list).
+            source: one picture (path, http or https URL, PIL image, (H, W, 3) or (H, W) uint8 array, (3, H, W) tensor,
+                uint8 or float in 0..1), or several (a folder, a pattern such as "photos/*.jpg", a video file, the
+                number of a camera, a list of any of these).
             min_score: detections below it are left out.
-            batch_size: pictures that go through the model together, where there are several.
-            on_unreadable: called with one line for each picture of several that cannot be read and is left out.
+            class_min_scores: the same for single classes, by name; they go before `min_score`.
+            batch_size: pictures that go through the model together, where there are several; a camera's go one by one.
+            on_unreadable: called with one line for whatever of several cannot be read and is left out.
 
         Returns:
             Detections for one picture, an iterator in the order of the pictures for several; each keeps its picture for
-            `plot` and the path it came from in `source`.
+            `plot`, where it came from in `source`, and the number of a video's frame in `frame`.
 
         Raises:
             DataError: nothing is there, or a picture cannot be read.
+            ConfigError: the detector knows no class of a name in `class_min_scores`.
         """
-        several = _several(source)
-        if several is None:
-            return next(self._stream([source], min_score, 1, None))  # type: ignore[list-item]
-        return self._stream(several, min_score, batch_size, on_unreadable)
+        thresholds = self._thresholds(min_score, class_min_scores or {})
+        if is_one_picture(source):
+            return self._detect([self._prepare(source)], thresholds)[0]  # type: ignore[arg-type]
+        pictures = each_picture(source, on_unreadable)
+        live = isinstance(source, int)
+        return self._stream(pictures, thresholds, 1 if live else batch_size, on_unreadable)
 
     def _stream(
         self,
-        sources: Iterable[Source],
-        min_score: float,
+        sources: Iterator[Source],
+        thresholds: Tensor,
         batch_size: int,
         on_unreadable: Callable[[str], None] | None,
     ) -> Iterator[Detections]:
-        pictures = _readable(sources, on_unreadable)
-        while batch := list(islice(pictures, batch_size)):
-            found = self._detect([pixels for _, pixels in batch], min_score)
-            for (name, pixels), detections in zip(batch, found, strict=True):
-                yield replace(detections, image=pixels, source=name)
+        with (
+            ThreadPoolExecutor(_NUM_READERS, "read") as pool,
+            closing(in_order(pool, self._prepare, sources, batch_size)) as prepared,
+        ):
+            pictures = _readable(prepared, on_unreadable)
+            while batch := list(islice(pictures, batch_size)):
+                yield from self._detect_by_shape(batch, thresholds)
+
+    def _prepare(self, source: Source) -> _Prepared:
+        picture = read_picture(source)
+        return _Prepared(picture, self._transform.pixels(picture.pixels))
+
+    def _detect_by_shape(self, batch: Sequence[_Prepared], thresholds: Tensor) -> Iterator[Detections]:
+        """The detections of a batch in its order; only inputs of one shape go through the model together."""
+        places: dict[torch.Size, list[int]] = {}
+        for place, each in enumerate(batch):
+            places.setdefault(each.input.shape, []).append(place)
+        found: dict[int, Detections] = {}
+        for alike in places.values():
+            found.update(zip(alike, self._detect([batch[place] for place in alike], thresholds), strict=True))
+        return (found[place] for place in range(len(batch)))
 
     @torch.inference_mode()
-    def _detect(self, pictures: Sequence[np.ndarray], min_score: float) -> list[Detections]:
-        images = ImageBatch.from_images([self._transform.pixels(pixels) for pixels in pictures]).to(self.device)
-        sizes = torch.tensor([pixels.shape[:2] for pixels in pictures])
-        return detect(self.model(images).final, sizes, self.categories, min_score=min_score)
+    def _detect(self, batch: Sequence[_Prepared], thresholds: Tensor) -> list[Detections]:
+        images = ImageBatch.from_images([each.input for each in batch]).to(self.device)
+        sizes = torch.tensor([each.picture.pixels.shape[:2] for each in batch])
+        found = detect(self.model(images).final, sizes, self.categories, min_score=float(thresholds.min()))
+        return [_labelled(each.picture, some, thresholds) for each, some in zip(batch, found, strict=True)]
+
+    def _thresholds(self, min_score: float, by_class: Mapping[str, float]) -> Tensor:
+        """(K,) the least score of each class."""
+        thresholds = torch.full((len(self.categories),), min_score)
+        for name, least in by_class.items():
+            labels = [label for label, known in enumerate(self.categories.names) if known == name]
+            if not labels:
+                near = difflib.get_close_matches(name, self.categories.names, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"it knows {', '.join(self.categories.names[:5])} ..."
+                raise ConfigError(f"min score of {name!r}: the detector knows no such class; {hint}")
+            thresholds[labels] = least
+        return thresholds
 
     def evaluate(
         self,
@@ -142,7 +192,8 @@ class Predictor:
             DataError: detector and data have no class in common, or an image of the data is missing.
         """
         labels = _common_labels(self.categories, data.categories, str(data.folder))
-        loader = eval_loader(data, self.preset.data, batch_size=batch_size)
+        share = (rank(), world_size())
+        loader = eval_loader(data, self.preset.data, batch_size=batch_size, share=share, device=self.device)
         num_layers = self.preset.model.transformer.decoder_layers if layers else 1
         evaluators = [CocoEvaluator(data.to_coco()) for _ in range(num_layers)]
         seconds, done = 0.0, 0
@@ -159,6 +210,8 @@ class Predictor:
             done += len(batch)
             if progress:
                 progress(done, len(data))
+        for evaluator in evaluators:
+            evaluator.gather()
         scores = [evaluator.compute() for evaluator in evaluators]
         metrics = dict(scores[-1])
         return Evaluation(
@@ -188,73 +241,22 @@ def _relabelled(detections: Detections, labels: Tensor, categories: Categories) 
     return replace(replace(detections, labels=moved.clamp(min=0))[moved >= 0], categories=categories)
 
 
-def find_pictures(source: str | Path) -> list[Path]:
-    """The pictures in a folder (those in its folders too) or that match a pattern; any other path by itself.
-
-    Raises:
-        DataError: the folder holds none, or nothing matches.
-    """
-    path = Path(source)
-    if path.is_dir():
-        found = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
-        if not found:
-            raise DataError(f"{path}: no picture in this folder; supported are {', '.join(sorted(IMAGE_SUFFIXES))}")
-        return found
-    if not path.exists() and glob.has_magic(str(source)):
-        matching = sorted(glob.glob(str(source), recursive=True))  # noqa: PTH207  a pattern may be absolute
-        if not matching:
-            raise DataError(f"{source}: no file matches")
-        return [Path(match) for match in matching]
-    return [path]
-
-
-def _several(source: Any) -> Iterable[Source] | None:
-    """The pictures of a folder, a glob or a list; None for one picture."""
-    if isinstance(source, np.ndarray | Tensor | Image.Image):
-        return None
-    if not isinstance(source, str | Path):
-        return source
-    path = Path(source)
-    one = not path.is_dir() and (path.exists() or not glob.has_magic(str(source)))
-    return None if one else find_pictures(source)
+def _labelled(picture: Picture, found: Detections, thresholds: Tensor) -> Detections:
+    """The detections that reach the score of their class, with the picture they were found in."""
+    kept = found[found.scores >= thresholds[found.labels]]
+    return replace(kept, image=picture.pixels, source=picture.source, frame=picture.frame, time=picture.time)
 
 
 def _readable(
-    sources: Iterable[Source], on_unreadable: Callable[[str], None] | None
-) -> Iterator[tuple[str | None, np.ndarray]]:
-    for source in sources:
+    pictures: Iterable[Future[_Prepared]], on_unreadable: Callable[[str], None] | None
+) -> Iterator[_Prepared]:
+    for picture in pictures:
         try:
-            yield (str(source) if isinstance(source, str | Path) else None), _pixels(source)
+            yield picture.result()
         except ImageError as error:
             if on_unreadable is None:
                 raise
             on_unreadable(str(error))
-
-
-def _pixels(source: Source) -> np.ndarray:
-    """Any picture as (H, W, 3) uint8 RGB."""
-    if isinstance(source, str | Path):
-        return read_image(Path(source))
-    if isinstance(source, Image.Image):
-        return np.asarray(to_rgb(source))
-    if isinstance(source, Tensor):
-        if source.ndim != 3 or source.shape[0] != 3:
-            raise ImageError(f"a tensor of {tuple(source.shape)} is no picture; give (3, H, W)")
-        scaled = source * 255 if source.is_floating_point() else source
-        return scaled.round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).cpu().numpy()
-    if source.dtype != np.uint8 or source.ndim not in (2, 3) or (source.ndim == 3 and source.shape[2] != 3):
-        raise ImageError(f"an array of {source.shape} {source.dtype} is no picture; give (H, W, 3) or (H, W) uint8")
-    return source if source.ndim == 3 else np.repeat(source[:, :, None], 3, axis=2)
-
-
-def weights_file(source: Path) -> Path:
-    """The weights in a run folder (the best ones), or the file itself."""
-    if not source.is_dir():
-        return source
-    for candidate in ("best/model.safetensors", "last/model.safetensors", "model.safetensors"):
-        if (source / candidate).is_file():
-            return source / candidate
-    raise WeightsError(f"{source}: holds no weights; expected a run folder of `opendetr train`")
 
 
 def load(
@@ -269,7 +271,7 @@ def load(
 
     Args:
         source: a name (its weights come with the package or are downloaded once), a run folder, a .safetensors or
-            .pth file.
+            .pth file, a folder that transformers reads, an http(s) address, or "hf:owner/name".
         model: the catalogue's name of a file that does not say itself what it holds.
         categories: of such a file; COCO's 91 rows when omitted.
         device: "auto", "cpu", "cuda" or "mps".
@@ -279,7 +281,7 @@ def load(
         WeightsError, ConfigError: nothing there, or it does not fit; one line.
 
     Example:
-        >>> detector = load("detr-tiny")
+        >>> detector = load("deformable-detr-tiny")
         >>> detector.categories.names[:3]
         ('disc', 'ring', 'crescent')
     """
@@ -289,7 +291,7 @@ def load(
             raise WeightsError(f"{source}: no weights of it are published; train it first, or name a file of weights")
         path = found
     else:
-        path = weights_file(Path(source))
+        path = local_file(source)
     card = read_card(path)
     if card is not None:
         preset, known = preset_from_dict(card.config), card.categories

@@ -262,6 +262,8 @@ class Detections(Movable):
         masks: (n, H, W) bool in the original image, or None.
         track_ids: (n,) int64, or None.
         source: where the image came from (a path), or None.
+        frame: the image's number in a video, from 0, or None.
+        time: its time in the video, in seconds, or None.
     """
 
     boxes: Tensor
@@ -273,6 +275,8 @@ class Detections(Movable):
     masks: Tensor | None = None
     track_ids: Tensor | None = None
     source: str | None = None
+    frame: int | None = None
+    time: float | None = None
 
     def __post_init__(self) -> None:
         n = len(self.scores)

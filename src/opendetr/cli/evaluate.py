@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from opendetr.cli.output import (
+    DEFAULT_MODEL,
     Exit,
     JsonOption,
     ModelOption,
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
 
 @command
 def evaluate(
-    data: Annotated[Path, typer.Argument(help="The data set folder, COCO or Pascal VOC.")],
-    weights: WeightsOption = "detr-tiny",
+    data: Annotated[Path, typer.Argument(help="The data set folder.")],
+    weights: WeightsOption = DEFAULT_MODEL,
     model: ModelOption = None,
     split: Annotated[
         str | None,
@@ -52,9 +53,9 @@ def evaluate(
 
     Examples:
 
-        opendetr eval my-data --weights runs/detr-tiny
+        opendetr eval my-data --weights runs/deformable-detr-tiny
 
-        opendetr eval my-data --weights runs/detr-tiny --split test --layers
+        opendetr eval my-data --weights runs/deformable-detr-tiny --split test --layers
 
         opendetr eval coco --weights detr-r50 --json --predictions results.json
     """

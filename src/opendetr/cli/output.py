@@ -15,8 +15,12 @@ from typing import Annotated, Any
 
 import typer
 
+DEFAULT_MODEL = "deformable-detr-tiny"  # that of `presets`, which would take seconds to import
 WeightsOption = Annotated[
-    str, typer.Option(help="A run folder, a file of weights, or a name that `opendetr models` lists.")
+    str,
+    typer.Option(
+        help="A run folder, a file or address of weights, hf:owner/name, or a name that `opendetr models` lists."
+    ),
 ]
 ModelOption = Annotated[
     str | None,
@@ -80,9 +84,14 @@ def _explained(error: Exception) -> str | None:
         )
     loaded = [(sys.modules[module], name) for module, name in _USER_ERRORS.items() if module in sys.modules]
     kinds = tuple(getattr(module, name) for module, name in loaded if hasattr(module, name))
-    if isinstance(error, (OSError, *kinds)):
-        return " ".join(str(error).splitlines())
-    return None
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return one_line(f"{error.filename}: {error.strerror[0].lower()}{error.strerror[1:]}")
+    return one_line(str(error)) if isinstance(error, (OSError, *kinds)) else None
+
+
+def one_line(text: str) -> str:
+    """The text without line breaks and without anything else that a terminal would not print."""
+    return "".join(letter if letter.isprintable() else " " if letter.isspace() else "?" for letter in text)
 
 
 def answer(result: Mapping[str, Any]) -> None:
@@ -100,12 +109,12 @@ def _plain(value: Any) -> Any:
 
 def say(line: str) -> None:
     """A line for people, on standard error: standard output is for results."""
-    print(line, file=sys.stderr)
+    print(one_line(line), file=sys.stderr)
 
 
 @contextmanager
-def progress_bar(label: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on the terminal; gives a function that is called with what is done and what there is in all."""
+def progress_bar(label: str) -> Iterator[Callable[[int, int | None], None]]:
+    """A bar on the terminal; gives a function that is called with what is done and what there is in all, if known."""
     from rich import progress
     from rich.console import Console
 
@@ -135,10 +144,7 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 
 def write_json(path: Path, content: Any) -> None:
     """Write a file whole or not at all; folders on the way to it are made."""
+    from opendetr.results.whole import write_whole
+
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f"{path.name}.new")
-    try:
-        fresh.write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
-        fresh.replace(path)
-    finally:
-        fresh.unlink(missing_ok=True)
+    write_whole(path, json.dumps(content, allow_nan=False).encode())

@@ -2,111 +2,220 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+import shutil
+import sys
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import typer
 
-from opendetr.cli.output import (
-    Exit,
-    JsonOption,
-    ModelOption,
-    WeightsOption,
-    answer,
-    command,
-    progress_bar,
-    say,
-    write_json,
-)
+from opendetr.cli.output import DEFAULT_MODEL, Exit, JsonOption, ModelOption, WeightsOption, command, progress_bar, say
 
 if TYPE_CHECKING:
+    from opendetr.predictor import Predictor
+    from opendetr.results.folder import OutputConfig
+    from opendetr.sources.reading import Source
+    from opendetr.stopping import StopSignal
     from opendetr.structures import Detections
 
-_KEPT_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
-RESULTS_FILE = "predictions.json"
+_DEFAULT_SCORE = 0.5
 
 
 @command
 def predict(
-    sources: Annotated[list[str], typer.Argument(help="Pictures, folders, or patterns such as 'photos/*.jpg'.")],
-    weights: WeightsOption = "detr-tiny",
+    sources: Annotated[
+        list[str],
+        typer.Argument(help="Pictures, folders, patterns such as 'photos/*.jpg', URLs, videos, or a camera's number."),
+    ],
+    weights: WeightsOption = DEFAULT_MODEL,
     model: ModelOption = None,
-    out: Annotated[Path, typer.Option(help="Where the pictures and predictions.json go.")] = Path("predictions"),
-    min_score: Annotated[float, typer.Option(min=0, max=1, help="Leave out detections below this score.")] = 0.5,
+    out: Annotated[Path, typer.Option(help="Where predictions.json and the pictures go.")] = Path("predictions"),
+    min_score: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Leave out detections below this score; NAME=SCORE for one class. May be repeated. [default: 0.5]",
+            show_default=False,
+        ),
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures that go through the model together.")] = 8,
+    pictures: Annotated[bool, typer.Option(help="Draw the detections on the pictures and videos.")] = True,
+    crops: Annotated[bool, typer.Option("--crops", help="Save every detection, cut out, in crops/CLASS.")] = False,
+    csv: Annotated[bool, typer.Option("--csv", help="Write predictions.csv, too.")] = False,
+    yolo: Annotated[bool, typer.Option("--yolo", help="Write YOLO labels, too: labels/*.txt and data.yaml.")] = False,
     strict_no_object: Annotated[
         bool, typer.Option("--strict-no-object", help='Leave out queries whose best answer is "no object".')
     ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     as_json: JsonOption = False,
 ) -> Exit:
-    """Find objects in pictures: draws them, and writes them as COCO JSON.
+    """Find objects in pictures and videos: draws them, and writes them as COCO JSON.
+
+    What is written of the pictures in a folder has the same place in --out. Ctrl-C stops after the picture at hand and
+    leaves whole files.
 
     Examples:
 
-        opendetr predict photo.jpg --weights runs/detr-tiny
+        opendetr predict photo.jpg --weights runs/deformable-detr-tiny
 
         opendetr predict photos more/*.png --weights detr-r50 --out found --min-score 0.7
+
+        opendetr predict street.mp4 --weights detr-r50 --min-score 0.6 --min-score person=0.4 --csv
+
+        opendetr predict 0 --weights detr-r50
     """
-    from opendetr.data.records import DataError
-    from opendetr.predictor import find_pictures, load
+    least, by_class = _scores(min_score or [])
 
-    paths = list(dict.fromkeys(path for source in sources for path in find_pictures(source)))
+    from opendetr.predictor import load
+    from opendetr.results.folder import OutputConfig
+    from opendetr.stopping import StopSignal
+
+    given = _given(sources)
+    if pictures or crops:
+        _refuse_overwriting(out, given)
     detector = load(weights, model=model, device=device, strict_no_object=strict_no_object)
-    failures: list[str] = []
-    found = _Found(out)
-    with progress_bar("predicting") as progress:
-        stream = detector.predict(paths, min_score=min_score, batch_size=batch_size, on_unreadable=failures.append)
-        for detections in stream:
-            found.add(detections)
-            progress(len(found.images) + len(failures), len(paths))
-    for failure in failures:
-        say(f"skipped: {failure}")
-    if not found.images:
-        raise DataError(failures[0] if len(failures) == 1 else f"none of {len(paths)} pictures can be read")
-    found.write(detector.categories.names, detector.categories.ids)
-    if as_json:
-        answer({"out": str(out), "failed": failures} | found.content)
-    else:
-        print(f"{len(found.rows)} objects in {len(found.images)} pictures: {out}")
-    return Exit.SOME_FAILED if failures else Exit.DONE
+    config = OutputConfig(pictures=pictures, crops=crops, csv=csv, yolo=yolo)
+    with StopSignal() as stop, _Run(detector, given, out) as run:
+        run.predict(config, stop, min_score=least, class_min_scores=by_class, batch_size=batch_size)
+        if as_json:
+            run.answer()
+        else:
+            print(f"{run.num_objects} objects in {run.num_pictures} pictures: {out}")
+        if stop.requested and not isinstance(given[0], int):
+            say(f"error: interrupted after {run.num_pictures} pictures; what was found in them is in {out}")
+            return Exit.FAILED
+        return Exit.SOME_FAILED if run.num_failed else Exit.DONE
 
 
-class _Found:
-    """Saves pictures as they come and keeps their detections for the end."""
+def _scores(options: Iterable[str]) -> tuple[float, dict[str, float]]:
+    """The least score, and those of single classes. Raises BadParameter for what is neither."""
+    least, by_class = _DEFAULT_SCORE, {}
+    for option in options:
+        name, named, text = option.rpartition("=")
+        try:
+            score = float(text)
+        except ValueError:
+            score = -1.0
+        if not 0 <= score <= 1 or (named and not name):
+            raise typer.BadParameter(f"--min-score {option}: give a number in 0..1, or NAME=NUMBER")
+        if named:
+            by_class[name] = score
+        else:
+            least = score
+    return least, by_class
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.images: list[dict[str, Any]] = []
-        self.rows: list[dict[str, Any]] = []
-        self.content: dict[str, Any] = {}
-        self._names: set[str] = set()
 
-    def add(self, detections: Detections) -> None:
-        source = Path(str(detections.source))
-        name = self._unique(source)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        detections.plot().save(self.folder / name)
-        height, width = detections.size
-        image_id = len(self.images) + 1
-        self.images.append(
-            {"id": image_id, "file_name": str(source), "height": height, "width": width, "picture": name}
-        )
-        self.rows += detections.to_coco(image_id)
+def _given(sources: Sequence[str]) -> list[Source]:
+    """The sources, a camera's as a number. Raises BadParameter for those that make no sense."""
+    from opendetr.presets import list_models
 
-    def write(self, names: Iterable[str], ids: Iterable[int]) -> None:
-        """Write `predictions.json`: COCO's tables; `annotations` alone is a COCO results file."""
-        categories = [{"id": id_, "name": name} for id_, name in zip(ids, names, strict=True)]
-        self.content = {"images": self.images, "categories": categories, "annotations": self.rows}
-        write_json(self.folder / RESULTS_FILE, self.content)
+    given: list[Source] = [int(each) if each.isdecimal() and not Path(each).exists() else each for each in sources]
+    if len(given) > 1 and any(isinstance(each, int) for each in given):
+        raise typer.BadParameter("a camera never ends: give it alone")
+    for name in set(list_models()).intersection(sources):
+        if not Path(name).exists():
+            raise typer.BadParameter(f"{name} is a model: give it as --weights {name}")
+    return given
 
-    def _unique(self, source: Path) -> str:
-        """The picture's own name, with a number where two folders have the same."""
-        suffix = source.suffix if source.suffix.lower() in _KEPT_SUFFIXES else ".png"
-        name, number = source.stem + suffix, 1
-        while name.lower() in self._names:
-            number += 1
-            name = f"{source.stem}-{number}{suffix}"
-        self._names.add(name.lower())
-        return name
+
+def _refuse_overwriting(out: Path, given: Sequence[Source]) -> None:
+    """Raise DataError where pictures that are read would be replaced by the drawn ones."""
+    from opendetr.data.records import DataError
+    from opendetr.sources.reading import folders_of
+
+    if out.exists() and any(out.samefile(folder) for each in given for folder in folders_of(each)):
+        raise DataError(f"{out}: holds the pictures that are read, which would be overwritten; give another --out")
+
+
+class _Run:
+    """Predicts and writes, and counts what could be read and what could not."""
+
+    def __init__(self, detector: Predictor, given: Sequence[Source], out: Path) -> None:
+        from opendetr.results.tables import Rows
+
+        self._detector = detector
+        self._given = given
+        self._out = out
+        self._failures = Rows()
+        self._last_failure = ""
+        self.num_failed = 0
+        self.num_pictures = 0
+        self.num_objects = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._failures.close()
+
+    def predict(self, config: OutputConfig, stop: StopSignal, **options: Any) -> None:
+        """Predict until the end, or until a stop is asked for. Raises DataError when nothing could be read."""
+        from opendetr.data.records import DataError
+        from opendetr.results.folder import results_folder
+
+        roots = [Path(source) for source in self._given if isinstance(source, str)]
+        total = self._total()
+        with progress_bar("predicting") as progress, ExitStack() as stack:
+            write = None
+            for detections in stack.enter_context(closing(self._stream(options))):
+                if write is None:  # only now, so that an error before the first picture leaves no folder
+                    write = stack.enter_context(
+                        results_folder(self._out, self._detector.categories, config, roots=roots)
+                    )
+                write(detections)
+                self.num_pictures += 1
+                self.num_objects += len(detections)
+                progress(self.num_pictures + self.num_failed, total)
+                if stop.requested:
+                    break
+        if not self.num_pictures:
+            several = f"none of {self.num_failed} pictures can be read"
+            raise DataError(several if self.num_failed > 1 else self._last_failure)
+
+    def _stream(self, options: Mapping[str, Any]) -> Generator[Detections]:
+        from opendetr.sources.reading import each_picture, is_one_picture
+
+        only = self._given[0] if len(self._given) == 1 else None
+        if only is not None and is_one_picture(only):
+            yield self._detector.predict(only, **options)  # type: ignore[misc]
+        elif isinstance(only, int):
+            yield from self._detector.predict(only, **options, on_unreadable=self._failed)
+        else:
+            pieces = each_picture(self._given if only is None else only, self._failed, skip=self._out)
+            distinct = pieces if only is not None else _distinct(pieces)
+            yield from self._detector.predict(distinct, **options, on_unreadable=self._failed)
+
+    def _failed(self, line: str) -> None:
+        say(f"skipped: {line}")
+        self._failures.add(line)
+        self._last_failure = line
+        self.num_failed += 1
+
+    def _total(self) -> int | None:
+        """How many pictures there will be, for a bar that somebody sees; None where only the end will tell."""
+        from opendetr.sources.reading import count_pictures
+
+        return count_pictures(self._given, skip=self._out) if sys.stderr.isatty() else None
+
+    def answer(self) -> None:
+        """Print the result as JSON, piece by piece as it lies on the disk."""
+        from opendetr.results.folder import COCO_FILE
+
+        sys.stdout.write(f'{{"out": {json.dumps(str(self._out))}, "failed": ')
+        self._failures.copy_to(sys.stdout)
+        with (self._out / COCO_FILE).open(encoding="utf-8") as stream:
+            sys.stdout.write(",\n" + stream.readline().removeprefix("{"))
+            shutil.copyfileobj(stream, sys.stdout)
+
+
+def _distinct(pieces: Iterable[Source]) -> Iterator[Source]:
+    """Each path once, also where folders and patterns overlap."""
+    seen: set[str] = set()
+    for piece in pieces:
+        if isinstance(piece, str | Path):
+            if str(piece) in seen:
+                continue
+            seen.add(str(piece))
+        yield piece

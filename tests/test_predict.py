@@ -1,0 +1,186 @@
+"""The detector in use: any batch gives the same, pictures are read meanwhile, one bad picture stops nothing."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from folders import one_line, picture, save_picture
+from opendetr import predictor as predictor_module
+from opendetr.categories import Categories
+from opendetr.config import ConfigError
+from opendetr.data.images import ImageError
+from opendetr.data.records import DataError
+from opendetr.predictor import Predictor
+from opendetr.presets import build_model, miniature
+from opendetr.results import pictures as written_pictures
+from opendetr.results.folder import OutputConfig, results_folder
+from opendetr.structures import Detections
+
+CLASSES = ("cat", "dog", "ant", "bee")
+SIZES = ((48, 64), (64, 48), (30, 90), (48, 64), (64, 64), (48, 64), (100, 40))
+
+
+@pytest.fixture(scope="module")
+def detector() -> Predictor:
+    torch.manual_seed(0)
+    preset = miniature("detr-tiny")
+    return Predictor(build_model(preset, len(CLASSES)), preset, Categories.from_names(CLASSES), device="cpu")
+
+
+@pytest.fixture
+def pictures() -> list[np.ndarray]:
+    return [picture(height, width, seed) for seed, (height, width) in enumerate(SIZES)]
+
+
+def assert_equal(a: Detections, b: Detections) -> None:
+    assert len(a) == len(b) > 0
+    torch.testing.assert_close(a.scores, b.scores, rtol=0, atol=1e-6)
+    torch.testing.assert_close(a.boxes, b.boxes, rtol=0, atol=1e-3)
+    assert a.labels.tolist() == b.labels.tolist()
+    assert a.size == b.size
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 8, 100])
+def test_neighbours_in_a_batch_change_nothing(detector, pictures, batch_size):
+    alone = [detector.predict(each, min_score=0) for each in pictures]
+    together = list(detector.predict(pictures, min_score=0, batch_size=batch_size))
+    backwards = list(detector.predict(pictures[::-1], min_score=0, batch_size=batch_size))[::-1]
+    for one, several, reversed_ in zip(alone, together, backwards, strict=True):
+        assert_equal(one, several)
+        assert_equal(one, reversed_)
+
+
+def test_every_source_gives_the_same(detector, tmp_path):
+    for seed in range(3):
+        save_picture(tmp_path / f"{seed}.png", seed=seed)
+    alone = detector.predict(tmp_path / "0.png", min_score=0)
+    assert alone.source == str(tmp_path / "0.png")
+    for source in (str(tmp_path), tmp_path, str(tmp_path / "*.png"), [tmp_path / "0.png"], iter([picture()])):
+        found = next(detector.predict(source, min_score=0))
+        assert_equal(found, alone)
+        np.testing.assert_array_equal(found.image, picture())
+    mixed = [tmp_path, str(tmp_path / "[12].png"), picture()]
+    names = [found.source and Path(found.source).name for found in detector.predict(mixed)]
+    assert names == ["0.png", "1.png", "2.png", "1.png", "2.png", None]
+
+
+def test_frames_of_a_video_are_numbered(detector, tmp_path):
+    pytest.importorskip("av")
+    from clips import write_video
+
+    path = write_video(tmp_path / "clip.mp4", num_frames=11)
+    found = list(detector.predict(path, min_score=0, batch_size=4))
+    assert [each.frame for each in found] == list(range(11))
+    assert {each.source for each in found} == {str(path)}
+    assert found[7].time == pytest.approx(0.7)
+    assert found[7][:1].frame == 7
+
+
+def test_one_bad_picture_of_many_stops_nothing(detector, tmp_path):
+    for seed in range(20):
+        save_picture(tmp_path / f"{seed:02}.png", seed=seed)
+    (tmp_path / "13.png").write_bytes(b"nonsense")
+    lines: list[str] = []
+    found = list(detector.predict(tmp_path, on_unreadable=lines.append))
+    assert len(found) == 19
+    assert len(lines) == 1
+    assert "13.png" in lines[0]
+    with pytest.raises(ImageError, match=r"13\.png"):
+        list(detector.predict(tmp_path))
+    with pytest.raises(ImageError) as caught:
+        detector.predict(tmp_path / "13.png")
+    assert "13.png" in one_line(caught.value)
+
+
+def test_a_folder_without_pictures_is_an_error_at_once(detector, tmp_path):
+    with pytest.raises(DataError, match="no picture in this folder"):
+        detector.predict(tmp_path)
+
+
+def test_scores_by_class(detector):
+    everything = detector.predict(picture(), min_score=0)
+    label = int(everything.labels.mode().values)
+    name, least = CLASSES[label], float(everything.scores[everything.labels == label].median())
+    found = detector.predict(picture(), min_score=2.0, class_min_scores={name: least})
+    expected = (everything.labels == label) & (everything.scores >= least)
+    assert 0 < len(found) == int(expected.sum()) < len(everything)
+    assert set(found.names) == {name}
+    others = detector.predict(picture(), min_score=0, class_min_scores={name: 1.0})
+    assert len(others) == int((everything.labels != label).sum())
+    with pytest.raises(ConfigError, match="did you mean 'cat'"):
+        detector.predict(picture(), class_min_scores={"cats": 0.1})
+
+
+def test_the_next_pictures_are_read_while_the_model_is_at_work(detector, tmp_path, monkeypatch):
+    for seed in range(4):
+        save_picture(tmp_path / f"{seed}.png", seed=seed)
+    reading = threading.Event()
+    read, forward = predictor_module.read_picture, detector.model.forward
+
+    def watched(source):
+        if Path(source).name == "3.png":
+            reading.set()
+        return read(source)
+
+    def waiting(images):
+        assert reading.wait(10), "the last picture is not read before the model is done with the first ones"
+        return forward(images)
+
+    monkeypatch.setattr(predictor_module, "read_picture", watched)
+    monkeypatch.setattr(detector.model, "forward", waiting)
+    assert len(list(detector.predict(tmp_path, batch_size=2))) == 4
+
+
+def test_pictures_are_drawn_while_the_model_is_at_work(detector, tmp_path, monkeypatch):
+    started = 0
+    second = threading.Event()
+    draw, forward = written_pictures.draw, detector.model.forward
+    late: list[Path] = []
+
+    def waiting(path, found):
+        if not second.wait(10):
+            late.append(path)
+        draw(path, found)
+
+    def counted(images):
+        nonlocal started
+        started += 1
+        if started == 2:
+            second.set()
+        return forward(images)
+
+    monkeypatch.setattr(written_pictures, "draw", waiting)
+    monkeypatch.setattr(detector.model, "forward", counted)
+    with results_folder(tmp_path, detector.categories, OutputConfig()) as write:
+        for detections in detector.predict([picture()] * 4, batch_size=2):
+            write(detections)
+    assert late == []
+    assert len(list(tmp_path.glob("*.png"))) == 4
+
+
+def test_no_more_than_two_batches_are_held(detector):
+    taken = 0
+
+    def sources() -> Iterator[np.ndarray]:
+        nonlocal taken
+        for _ in range(100):
+            taken += 1
+            yield picture()
+
+    found = detector.predict(sources(), batch_size=4)
+    for number, _ in enumerate(found):
+        assert taken <= number + 1 + 2 * 4
+    assert taken == 100
+
+
+def test_threads_end_with_the_iterator(detector):
+    found = detector.predict([picture()] * 50, batch_size=2)
+    next(found)
+    found.close()
+    assert not any(thread.name.startswith("read") for thread in threading.enumerate())

@@ -1,0 +1,288 @@
+"""What is written of detections: names that never collide, tables that read back, files that are whole."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import threading
+from functools import partial
+from pathlib import Path, PurePath
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from folders import picture
+from opendetr.categories import Categories, coco_categories
+from opendetr.data.records import DataError
+from opendetr.results.background import Background
+from opendetr.results.folder import OutputConfig, results_folder
+from opendetr.results.names import OutputNames, class_folders, safe_name, shortened
+from opendetr.results.tables import Rows
+from opendetr.results.whole import whole_file, write_whole
+from opendetr.structures import Detections
+
+CATEGORIES = Categories.from_names(("cat", "a/b", "a_b"))
+EVERYTHING = OutputConfig(crops=True, csv=True, yolo=True)
+
+
+def detections(source: str | None = "photos/x.png", seed: int = 0, categories: Categories = CATEGORIES, **fields):
+    boxes = torch.tensor([[4.0, 6.0, 20.0, 30.0], [-5.0, 10.0, 70.0, 60.0], [70.0, 0.0, 80.0, 10.0]])
+    scores, labels = torch.tensor([0.9, 0.8, 0.7]), torch.tensor([1, 2, 0])
+    return Detections(boxes, scores, labels, categories, (48, 64), picture(seed=seed), source=source, **fields)
+
+
+def written(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+# ---------------------------------------------------------------------------------------------------------------- names
+
+
+def test_names_keep_their_place_and_their_suffix():
+    names = OutputNames([Path("in"), Path("/data/x.jpg")])
+    given_to = {"in/a/x.jpg": "a/x.jpg", "in/b/x.jpg": "b/x.jpg", "in/x.tif": "x.png", "/data/x.jpg": "x.jpg",
+                "other/x.JPG": "x-2.JPG", "other/x.png": "x-2.png", "in/clip.avi": "clip.mp4",
+                "camera 0": "camera 0.mp4", "https://host/p/photo.jpg?w=3": "photo.jpg", "http://host": "picture.png",
+                "http://host/..%2f..%2fetc%2fx.jpg": "_.._etc_x.jpg"}  # fmt: skip
+    assert {source: names.name(source).as_posix() for source in given_to} == given_to
+
+
+PARTS = st.text(st.characters(exclude_characters="/\0", exclude_categories=("Cs",)), min_size=1, max_size=90).filter(
+    lambda part: part not in (".", "..")
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.lists(PARTS, min_size=1, max_size=3).map("/".join), min_size=1, max_size=30))
+def test_no_two_names_are_alike_or_too_long_or_outside(sources):
+    names = OutputNames([Path("in")])
+    found = [names.name(f"in/{source}") for source in sources]
+    assert len({name.as_posix().casefold() for name in found}) == len(sources)
+    assert all(len(os.fsencode(name.name)) <= 240 for name in found)
+    assert not any(name.is_absolute() or ".." in name.parts for name in found)
+
+
+def test_many_of_one_name_are_numbered_quickly():
+    names = OutputNames([])
+    assert names.name("x-2.jpg") == PurePath("x-2.jpg")
+    found = {names.name(f"{number}/x.jpg") for number in range(20_000)}
+    assert len(found | {PurePath("x-2.jpg")}) == 20_001
+
+
+def test_safe_names():
+    assert safe_name("../a:b\n") == "_a_b_"
+    assert safe_name("...") == "_"
+    assert len(os.fsencode(shortened("ä" * 400, 100))) <= 100
+    assert shortened("ä" * 400, 100) != shortened("ä" * 401, 100)
+    assert class_folders(Categories.from_names(("a/b", "a_b", "A_B", ".."))) == ["a_b", "a_b-2", "A_B-3", "_"]
+
+
+# --------------------------------------------------------------------------------------------------------------- tables
+
+
+def write(folder: Path, config: OutputConfig, found: list[Detections], **options) -> None:
+    with results_folder(folder, found[0].categories, config, **options) as add:
+        for each in found:
+            add(each)
+
+
+def test_everything_that_can_be_written(tmp_path):
+    found = [detections(f"in/{name}.png", seed) for seed, name in enumerate(("a/x", "b/x", "ü"))]
+    write(tmp_path / "out", EVERYTHING, found, roots=[Path("in")])
+    pictures = {"a/x", "b/x", "ü"}
+    expected = {"predictions.json", "predictions.csv", "data.yaml"}
+    expected |= {f"{name}.png" for name in pictures} | {f"labels/{name}.txt" for name in pictures}
+    expected |= {f"crops/a_b/{name}-0.png" for name in pictures} | {f"crops/a_b-2/{name}-1.png" for name in pictures}
+    assert written(tmp_path / "out") == expected
+
+
+def test_coco_json(tmp_path):
+    found = [detections(f"{number}.jpg") for number in range(3)]
+    write(tmp_path, OutputConfig(pictures=False), found)
+    content = json.loads((tmp_path / "predictions.json").read_text())
+    assert content["images"][1] == {"id": 2, "file_name": "1.jpg", "height": 48, "width": 64}
+    assert content["categories"] == [{"id": 1, "name": "cat"}, {"id": 2, "name": "a/b"}, {"id": 3, "name": "a_b"}]
+    assert content["annotations"] == [row for number, each in enumerate(found, 1) for row in each.to_coco(number)]
+    nothing = detections()[:0]
+    write(tmp_path, OutputConfig(), [nothing])
+    content = json.loads((tmp_path / "predictions.json").read_text())
+    assert content["annotations"] == []
+    assert content["images"][0]["picture"] == "x.png"
+
+
+def test_csv(tmp_path):
+    awkward = 'in/a,"b"\n.png'
+    bytes_that_are_no_text = os.fsdecode(b"in/\xff.png")
+    write(tmp_path, OutputConfig(pictures=False, csv=True), [detections(awkward), detections(bytes_that_are_no_text)])
+    with (tmp_path / "predictions.csv").open(newline="", encoding="utf-8", errors="surrogateescape") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["file_name"] for row in rows] == [awkward] * 3 + [bytes_that_are_no_text] * 3
+    assert rows[1] == {"image_id": "1", "file_name": awkward, "frame": "", "category_id": "3", "category": "a_b",
+                       "score": "0.800000", "x_min": "-5.000", "y_min": "10.000", "x_max": "70.000",
+                       "y_max": "60.000"}  # fmt: skip
+    assert json.loads((tmp_path / "predictions.json").read_text())["images"][1]["file_name"] == bytes_that_are_no_text
+
+
+def test_yolo_labels_are_cut_to_the_picture(tmp_path):
+    write(tmp_path, OutputConfig(pictures=False, yolo=True), [detections(), detections("y.png")[:0]])
+    lines = (tmp_path / "labels" / "x.txt").read_text().splitlines()
+    rows = np.array([[float(number) for number in line.split()] for line in lines])
+    np.testing.assert_array_equal(rows[:, 0], [1, 2])  # the third lies outside
+    left, right = rows[:, 1] - rows[:, 3] / 2, rows[:, 1] + rows[:, 3] / 2
+    np.testing.assert_allclose(left * 64, [4, 0], atol=1e-4)
+    np.testing.assert_allclose(right * 64, [20, 64], atol=1e-4)
+    np.testing.assert_allclose((rows[:, 2] + rows[:, 4] / 2) * 48, [30, 48], atol=1e-4)
+    assert (tmp_path / "labels" / "y.txt").read_text() == ""
+    assert yaml.safe_load((tmp_path / "data.yaml").read_text()) == {"names": {0: "cat", 1: "a/b", 2: "a_b"}}
+
+
+def test_yolo_counts_the_used_classes(tmp_path):
+    """The 80 classes of COCO are 0..79 for YOLO; the published detectors have 91 rows."""
+    categories = coco_categories()
+    toothbrush = Detections(torch.tensor([[0.0, 0, 9, 9]]), torch.ones(1), torch.tensor([90]), categories, (48, 64))
+    write(tmp_path, OutputConfig(pictures=False, yolo=True), [toothbrush])
+    assert (tmp_path / "labels" / "picture.txt").read_text().startswith("79 ")
+    assert yaml.safe_load((tmp_path / "data.yaml").read_text())["names"][79] == "toothbrush"
+    assert len(json.loads((tmp_path / "predictions.json").read_text())["categories"]) == 80
+
+
+def test_crops_show_what_the_boxes_hold(tmp_path):
+    write(tmp_path, OutputConfig(crops=True), [detections()])
+    with Image.open(tmp_path / "crops" / "a_b" / "x-0.png") as crop:
+        np.testing.assert_array_equal(np.asarray(crop), picture()[6:30, 4:20])
+    with Image.open(tmp_path / "crops" / "a_b-2" / "x-1.png") as crop:
+        np.testing.assert_array_equal(np.asarray(crop), picture()[10:48, 0:64])
+    assert not (tmp_path / "crops" / "cat").exists()
+
+
+def test_a_video_is_annotated_frame_by_frame(tmp_path):
+    pytest.importorskip("av")
+    from opendetr.sources.video import video_frames
+
+    times = [0.0, 0.1, 0.2, 0.7]
+    frames = [detections("clip.avi", seed, frame=seed, time=time) for seed, time in enumerate(times)]
+    other = [detections("in/clip.mp4", 9, frame=seed, time=seed / 5) for seed in range(3)]
+    write(tmp_path, EVERYTHING, [*frames, *other, detections("photo.jpg")])
+    assert {path.name for path in tmp_path.iterdir()} >= {"clip.mp4", "clip-2.mp4", "photo.jpg"}
+    read = list(video_frames(tmp_path / "clip.mp4"))
+    np.testing.assert_allclose([frame.time for frame in read], times, atol=0.002)
+    drawn = np.asarray(frames[2].plot())
+    assert np.abs(read[2].pixels.astype(int) - drawn[: read[2].pixels.shape[0], : read[2].pixels.shape[1]]).mean() < 8
+    assert len(list(video_frames(tmp_path / "clip-2.mp4"))) == 3
+    assert {"clip_000002.txt", "clip-2_000002.txt", "photo.txt"} <= {p.name for p in (tmp_path / "labels").iterdir()}
+    assert (tmp_path / "crops" / "a_b" / "clip_000003-0.jpg").is_file()
+    images = json.loads((tmp_path / "predictions.json").read_text())["images"]
+    assert [row.get("frame") for row in images] == [0, 1, 2, 3, 0, 1, 2, None]
+    assert images[3]["time"] == 0.7
+
+
+def test_odd_and_changing_frames(tmp_path):
+    pytest.importorskip("av")
+    from opendetr.results.video import video_writer
+    from opendetr.sources.video import video_frames
+
+    with video_writer(tmp_path / "a.mp4") as writer:
+        for number, (height, width) in enumerate(((101, 75), (101, 75), (60, 90))):
+            writer.write(picture(height, width), number / 10)
+    assert {frame.pixels.shape for frame in video_frames(tmp_path / "a.mp4")} == {(100, 74, 3)}
+
+
+# ---------------------------------------------------------------------------------------------------------------- whole
+
+
+def test_after_an_error_no_table_and_no_part_of_one_is_left(tmp_path):
+    pytest.importorskip("av")
+    frames = [detections("clip.mp4", frame=number, time=number / 9) for number in range(3)]
+
+    def failing() -> None:
+        with results_folder(tmp_path / "out", CATEGORIES, EVERYTHING) as add:
+            add(detections())
+            for frame in frames:
+                add(frame)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        failing()
+    left = written(tmp_path / "out")
+    assert not any(name.startswith(("predictions", "clip", "data")) or ".new" in name for name in left)
+
+
+def test_earlier_results_stay_after_an_error(tmp_path):
+    write_whole(tmp_path / "a", b"before")
+    with pytest.raises(ZeroDivisionError), whole_file(tmp_path / "a") as fresh:
+        fresh.write_bytes(b"half")
+        1 / 0  # noqa: B018
+    assert (tmp_path / "a").read_bytes() == b"before"
+    assert written(tmp_path) == {"a"}
+
+
+def test_the_longest_name_can_be_written(tmp_path):
+    write_whole(tmp_path / ("x" * 255), b"content")
+    assert written(tmp_path) == {"x" * 255}
+
+
+def test_an_error_of_a_writing_thread_ends_it(tmp_path):
+    shutil.copy(__file__, tmp_path / "b")  # a file where a folder is needed
+
+    def failing() -> None:
+        with results_folder(tmp_path, CATEGORIES, OutputConfig(), roots=[Path("in")]) as add:
+            for _ in range(100):
+                add(detections("in/b/x.png"))
+
+    with pytest.raises(OSError):
+        failing()
+    assert not (tmp_path / "predictions.json").exists()
+    assert not any(thread.name.startswith("write") for thread in threading.enumerate())
+
+
+def test_a_video_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
+    av = pytest.importorskip("av")
+    from opendetr.results import video
+
+    def full(*_options):
+        raise av.error.OSError(28, "No space left on device")
+
+    monkeypatch.setattr(video.VideoWriter, "finish", full)
+    with pytest.raises((DataError, OSError), match="No space left"), video.video_writer(tmp_path / "a.mp4") as writer:
+        writer.write(picture(), 0)
+    assert written(tmp_path) == set()
+
+
+def test_the_background_bounds_what_waits_and_keeps_the_order():
+    release, done = threading.Event(), []
+    running: list[int] = []
+
+    def work(number: int) -> int:
+        running.append(number)
+        assert release.wait(10)
+        return number
+
+    def submit_all(background: Background) -> None:
+        for number in range(30):
+            background.submit(partial(work, number), done.append)
+
+    with Background(2, waiting=5) as background:
+        submitter = threading.Thread(target=submit_all, args=(background,))
+        submitter.start()
+        submitter.join(0.2)
+        assert submitter.is_alive()
+        assert len(running) <= 2
+        release.set()
+        submitter.join()
+    assert done == list(range(30))
+
+
+def test_rows(tmp_path):
+    for rows in ([], ["ä\n"], [{"a": 1.5}, {"b": None}]):
+        with Rows(tmp_path) as kept, (tmp_path / "rows.json").open("w") as stream:
+            for row in rows:
+                kept.add(row)
+            kept.copy_to(stream)
+        assert json.loads((tmp_path / "rows.json").read_text()) == rows

@@ -1,0 +1,441 @@
+"""Where pictures come from: folders, the web, videos, cameras, memory; everything bad is one line."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count, islice
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from folders import one_line, picture, save_picture
+from opendetr.data.images import ImageError
+from opendetr.data.records import DataError
+from opendetr.sources import files, url
+from opendetr.sources.ahead import in_order, read_ahead
+from opendetr.sources.files import pictures_in
+from opendetr.sources.picture import Picture
+from opendetr.sources.reading import count_pictures, each_picture, folders_of, is_one_picture, read_picture
+from opendetr.sources.url import read_url
+from opendetr.sources.video import VideoError, camera_frames, video_frames
+from web import redirects, sends, sends_raw, serving
+
+# -------------------------------------------------------------------------------------------------------------- folders
+
+
+def empty_files(folder: Path, *names: str) -> list[Path]:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    return [folder / name for name in names]
+
+
+def test_pictures_of_a_tree_come_in_the_order_of_their_paths(tmp_path):
+    empty_files(tmp_path, "b.jpg", "b/x.PNG", "a/2.jpg", "a/10.jpg", "a/z/1.gif", "a.jpeg", "c/notes.txt", "ä.webp")
+    found = list(pictures_in(tmp_path))
+    assert found == sorted(path for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".txt")
+    assert len(found) == 7
+
+
+def test_folders_are_listed_only_when_they_are_reached(tmp_path):
+    empty_files(tmp_path, "a/1.jpg", "b/1.jpg")
+    found = pictures_in(tmp_path)
+    next(found)
+    empty_files(tmp_path, "b/2.jpg")
+    assert [path.name for path in found] == ["1.jpg", "2.jpg"]
+
+
+def test_links_are_followed_once_and_loops_end(tmp_path):
+    inside, elsewhere = tmp_path / "photos", tmp_path / "elsewhere"
+    empty_files(tmp_path, "photos/a/1.jpg", "elsewhere/2.jpg")
+    (inside / "a" / "loop").symlink_to(inside)
+    (inside / "self").symlink_to("self")
+    (inside / "z.jpg").symlink_to("z.jpg")
+    (inside / "first").symlink_to(elsewhere)
+    (inside / "second").symlink_to(elsewhere)
+    assert [path.relative_to(inside).as_posix() for path in pictures_in(inside)] == ["a/1.jpg", "first/2.jpg", "z.jpg"]
+
+
+def test_a_link_to_nowhere_is_named_and_a_pipe_is_not_touched(tmp_path):
+    (tmp_path / "gone.jpg").symlink_to("nowhere.jpg")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    assert [path.name for path in pictures_in(tmp_path)] == ["gone.jpg"]
+    with pytest.raises(ImageError, match=r"gone.jpg: no such file"):
+        read_picture(tmp_path / "gone.jpg")
+    with pytest.raises(ImageError, match="neither a picture nor a folder"):
+        read_picture(tmp_path / "pipe.jpg")
+
+
+def test_a_folder_that_cannot_be_listed_is_named_and_the_others_are_read(tmp_path, monkeypatch):
+    empty_files(tmp_path, "a/1.jpg", "b/1.jpg")
+    scandir = os.scandir
+
+    def refusing(folder):
+        if folder.name == "a":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return scandir(folder)
+
+    monkeypatch.setattr(files.os, "scandir", refusing)
+    lines: list[str] = []
+    assert [path.parent.name for path in pictures_in(tmp_path, on_unreadable=lines.append)] == ["b"]
+    assert lines == [f"{tmp_path / 'a'}: the folder cannot be read (Permission denied)"]
+    with pytest.raises(DataError, match="cannot be read"):
+        list(pictures_in(tmp_path))
+
+
+def test_the_skipped_folder_is_left_out_even_when_it_is_made_later(tmp_path):
+    empty_files(tmp_path, "a/1.jpg", "b/2.jpg")
+    found = pictures_in(tmp_path, skip=tmp_path / "b" / "out")
+    next(found)
+    empty_files(tmp_path, "b/out/1.jpg", "b/out/b/1.jpg")
+    assert [path.name for path in found] == ["2.jpg"]
+
+
+def test_nothing_there_is_said_at_once(tmp_path):
+    for source in (tmp_path, str(tmp_path / "*.jpg")):
+        with pytest.raises(DataError) as caught:
+            each_picture(source)
+        assert str(tmp_path) in one_line(caught.value)
+    lines: list[str] = []
+    good = tmp_path / "good.jpg"
+    save_picture(good)
+    assert list(each_picture([str(tmp_path / "*.png"), good], lines.append)) == [good]
+    assert "no file matches" in lines[0]
+
+
+def test_what_stands_for_one_picture(tmp_path):
+    save_picture(tmp_path / "photo[1].jpg")
+    one = [tmp_path / "photo[1].jpg", tmp_path / "gone.jpg", "https://host/*.jpg", "x" * 5000, picture(),
+           torch.zeros(3, 2, 2), Image.new("RGB", (2, 2))]  # fmt: skip
+    assert all(is_one_picture(source) for source in one)
+    several = [tmp_path, str(tmp_path / "*.jpg"), "clip.mp4", 0, [], ["a.jpg"], iter(())]
+    assert not any(is_one_picture(source) for source in several)
+    assert count_pictures([tmp_path, *one[:2]]) == 3
+    assert count_pictures([tmp_path, "clip.mp4"]) is None
+    assert folders_of(tmp_path) == folders_of(tmp_path / "x.jpg") == folders_of(str(tmp_path / "*.jpg")) == {tmp_path}
+    assert folders_of("https://host/a.jpg") == set()
+
+
+# ------------------------------------------------------------------------------------------------------------ in memory
+
+
+def test_pictures_in_memory_are_the_same_in_every_form():
+    pixels = picture()
+    forms = [pixels, Image.fromarray(pixels), torch.from_numpy(pixels).permute(2, 0, 1),
+             torch.from_numpy(pixels).permute(2, 0, 1) / 255]  # fmt: skip
+    for form in forms:
+        np.testing.assert_array_equal(read_picture(form).pixels, pixels)
+    np.testing.assert_array_equal(read_picture(pixels[..., 0]).pixels, np.repeat(pixels[..., :1], 3, 2))
+
+
+BAD_PICTURES = {
+    "four channels": (np.zeros((4, 4, 4), np.uint8), "(H, W, 3)"),
+    "floats": (np.zeros((4, 4, 3)), "float64"),
+    "empty": (np.zeros((0, 4, 3), np.uint8), "(0, 4, 3)"),
+    "channels last": (torch.zeros(4, 4, 3), "(3, H, W)"),
+    "255": (torch.full((3, 2, 2), 255.0), "0..1"),
+    "not a number": (torch.full((3, 2, 2), torch.nan), "0..1"),
+    "32 bits": (Image.fromarray(np.zeros((2, 2), np.float32)), "32-bit"),
+    "no picture": (object(), "object is no picture"),
+    "a name too long": ("x" * 5000 + ".jpg", "cannot be read"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_PICTURES)
+def test_what_is_no_picture_is_one_line(kind):
+    source, words = BAD_PICTURES[kind]
+    with pytest.raises(ImageError) as caught:
+        read_picture(source)
+    assert words in one_line(caught.value)
+
+
+def test_a_cut_off_pil_image_is_one_line(tmp_path):
+    save_picture(tmp_path / "whole.png", 200, 200)
+    (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:9000])
+    with Image.open(tmp_path / "cut.png") as image, pytest.raises(ImageError) as caught:
+        read_picture(image)
+    assert "cut.png" in one_line(caught.value)
+
+
+# ------------------------------------------------------------------------------------------------------------------ web
+
+
+def encoded(form: str = "png") -> bytes:
+    content = io.BytesIO()
+    Image.fromarray(picture()).save(content, form)
+    return content.getvalue()
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setenv("no_proxy", "*")
+    with serving() as running:
+        yield running
+
+
+def refusal(server, path: str = "/picture") -> str:
+    began = time.monotonic()
+    with pytest.raises(ImageError) as caught:
+        read_url(server.url + path)
+    assert time.monotonic() - began < 5
+    line = one_line(caught.value)
+    assert line.startswith(server.url + path)
+    return line
+
+
+def test_a_picture_comes_whatever_the_server_calls_it(server):
+    for number, kind in enumerate(("image/png", "text/html", "nonsense", None)):
+        server.answers[f"/{number}"] = sends(encoded(), kind=kind)
+        np.testing.assert_array_equal(read_url(f"{server.url}/{number}"), picture())
+    server.answers["/unsized"] = sends(encoded(), length=-1)
+    server.answers["/moved"] = redirects("/unsized")
+    found = read_picture(f"{server.url}/moved")
+    assert found.source == f"{server.url}/moved"
+    np.testing.assert_array_equal(found.pixels, picture())
+
+
+def test_addresses_may_hold_any_letters(server):
+    server.answers["/f%C3%BC%20nf?q=%E2%82%AC"] = sends(encoded())
+    assert read_url(f"{server.url}/fü nf?q=€#part").shape == (48, 64, 3)
+
+
+def test_what_is_no_picture_says_what_came(server):
+    server.answers["/picture"] = sends(b"<html>log in first</html>", kind="text/html")
+    assert "25 bytes that the server calls text/html" in refusal(server)
+    server.answers["/picture"] = sends(b"", kind="image/png")
+    assert "0 bytes" in refusal(server)
+    server.answers["/picture"] = sends(encoded()[:900])
+    assert "no image that can be read" in refusal(server)
+
+
+def test_error_answers_and_redirections_that_lead_nowhere(server, tmp_path):
+    save_picture(tmp_path / "secret.png")
+    for code in (404, 403, 500):
+        server.answers["/picture"] = sends(encoded(), code=code)
+        assert f"the server answers {code}" in refusal(server)
+    server.answers["/picture"] = redirects("/picture")
+    assert "302" in refusal(server)
+    assert len(server.asked) < 30
+    for where in (f"file://{tmp_path}/secret.png", "ftp://127.0.0.1:1/x.png", "gopher://x"):
+        server.answers["/picture"] = redirects(where)
+        refusal(server)
+
+
+def test_transfers_that_break_off(server):
+    server.answers["/picture"] = sends(encoded(), length=10**6)
+    assert "of 1000000 bytes" in refusal(server)
+    chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n40\r\nshort"
+    server.answers["/picture"] = sends_raw(chunked)
+    assert "cannot be fetched" in refusal(server)
+    for nonsense in (b"", b"\0\xff" * 50, b"HTTP/1.1 200 OK\r\nContent-Length: -7\r\n\r\nabc"):
+        server.answers["/picture"] = sends_raw(nonsense)
+        refusal(server)
+
+
+def test_slow_servers_are_given_up(server, monkeypatch):
+    monkeypatch.setattr(url, "MAX_SECONDS", 0.4)
+    head = b"HTTP/1.1 200 OK\r\n"
+    for pieces in ([head + b"\r\n", *([b"."] * 40)], [head, *([b"A: b\r\n"] * 40)]):
+        server.answers["/picture"] = sends_raw(*pieces, pause=lambda: time.sleep(0.05))
+        assert "not there after 0.4 seconds" in refusal(server)
+    monkeypatch.setattr(url, "MAX_SECONDS", 60.0)
+    monkeypatch.setattr(url, "_SILENCE_SECONDS", 0.2)
+    server.answers["/picture"] = sends_raw(head, pause=lambda: time.sleep(1))
+    assert "timed out" in refusal(server)
+
+
+def test_what_never_ends_is_given_up(server, monkeypatch):
+    monkeypatch.setattr(url, "MAX_BYTES", 2**20)
+    server.answers["/picture"] = sends_raw(b"HTTP/1.1 200 OK\r\n\r\n", *([b"x" * 2**16] * 10**4))
+    assert "more than 1 MiB" in refusal(server)
+
+
+@pytest.mark.parametrize("address", ["http://", "http://127.0.0.1:1/a.png", "http://[::bad/a.png", "http://a b/c",
+                                     "http://127.0.0.1:99999/a", "http://\n/x"])  # fmt: skip
+def test_bad_addresses_are_one_line(address, monkeypatch):
+    monkeypatch.setenv("no_proxy", "*")
+    with pytest.raises(ImageError) as caught:
+        read_url(address)
+    assert "cannot be fetched" in one_line(caught.value) or "\n" in address
+
+
+# --------------------------------------------------------------------------------------------------------------- videos
+
+
+def write_video(path: Path, **options) -> Path:
+    pytest.importorskip("av")
+    from clips import write_video as write
+
+    return write(path, **options)
+
+
+@pytest.mark.parametrize("name", ["clip.mp4", "clip.mkv", "clip.AVI", "clip.webm.mov"])
+def test_frames_are_numbered_and_timed(tmp_path, name):
+    frames = list(video_frames(write_video(tmp_path / name.replace("AVI", "avi"))))
+    assert [frame.frame for frame in frames] == list(range(10))
+    np.testing.assert_allclose([frame.time for frame in frames], np.arange(10) / 10, atol=0.02)
+    assert {frame.pixels.shape for frame in frames} == {(48, 64, 3)}
+    np.testing.assert_allclose([frame.pixels.mean() for frame in frames], 20 * np.arange(10), atol=4)
+    assert frames[0].source == str(tmp_path / name.replace("AVI", "avi"))
+
+
+def test_frames_are_upright(tmp_path):
+    """Phones store portraits lying, with a matrix that turns them a quarter clockwise: top left is then top right."""
+    av = pytest.importorskip("av")
+    pixels = np.zeros((48, 64, 3), np.uint8)
+    pixels[:24, :32] = 255
+    with av.open(str(tmp_path / "a.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode(None))
+    content = (tmp_path / "a.mp4").read_bytes()
+    start = content.index(b"tkhd") + 44  # ISO/IEC 14496-12, 8.3.2: where the matrix lies
+    turned = struct.pack(">9i", 0, 2**16, 0, -(2**16), 0, 0, 48 * 2**16, 0, 2**30)
+    (tmp_path / "a.mp4").write_bytes(content[:start] + turned + content[start + 36 :])
+    (frame,) = video_frames(tmp_path / "a.mp4")
+    assert frame.pixels.shape == (64, 48, 3)
+    np.testing.assert_array_equal(frame.pixels.mean(2) > 128, np.rot90(pixels, -1).mean(2) > 128)
+
+
+def test_what_is_no_video_is_one_line(tmp_path):
+    whole = write_video(tmp_path / "whole.mp4", num_frames=50).read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "text.mp4").write_text("no video")
+    (tmp_path / "empty.avi").touch()
+    (tmp_path / "folder.mp4").mkdir()
+    for name in ("cut.mp4", "text.mp4", "empty.avi", "gone.mkv", "folder.mp4"):
+        with pytest.raises(VideoError) as caught:
+            list(video_frames(tmp_path / name))
+        assert name in one_line(caught.value)
+
+
+def test_a_video_that_breaks_off_gives_the_frames_before(tmp_path):
+    whole = write_video(tmp_path / "a.avi", num_frames=60).read_bytes()
+    middle = len(whole) // 2
+    (tmp_path / "a.avi").write_bytes(whole[:middle] + b"\0" * 3000 + whole[middle + 3000 :])
+    lines: list[str] = []
+    frames = list(each_picture([tmp_path / "a.avi", tmp_path / "gone.avi"], lines.append))
+    assert len(frames) > 20
+    assert lines[-1].endswith("gone.avi: no such file")
+
+
+@pytest.mark.parametrize("head", ["#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n", "ffconcat version 1.0\nfile "])
+def test_a_playlist_that_calls_itself_a_video_reaches_no_server(tmp_path, server, head):
+    pytest.importorskip("av")
+    for name in ("evil.mp4", "evil.mkv"):
+        (tmp_path / name).write_text(f"{head}{server.url}/a.ts\n")
+        with pytest.raises(VideoError):
+            list(video_frames(tmp_path / name))
+    assert server.asked == []
+
+
+def test_without_pyav_the_line_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    (tmp_path / "a.mp4").touch()
+    with pytest.raises(VideoError, match="python -m pip install av"):
+        next(video_frames(tmp_path / "a.mp4"))
+
+
+class Camera:
+    """What OpenCV gives for a camera with three pictures, each of another red."""
+
+    def __init__(self, index: int) -> None:
+        self.index, self.left, self.released = index, 3, False
+        CAMERAS.append(self)
+
+    def isOpened(self) -> bool:  # noqa: N802  OpenCV's name
+        return self.index == 0
+
+    def read(self) -> tuple[bool, np.ndarray | None]:
+        self.left -= 1
+        return (True, np.full((4, 6, 3), (0, 0, self.left), np.uint8)) if self.left >= 0 else (False, None)
+
+    def release(self) -> None:
+        self.released = True
+
+
+CAMERAS: list[Camera] = []
+
+
+def test_cameras(monkeypatch):
+    """OpenCV itself is not needed: a stand-in has its four names."""
+    reversed_colours = SimpleNamespace(VideoCapture=Camera, COLOR_BGR2RGB=4, cvtColor=lambda image, _: image[..., ::-1])
+    monkeypatch.setitem(sys.modules, "cv2", reversed_colours)
+    taken = camera_frames(0)
+    frames = [next(taken) for _ in range(3)]
+    assert [(frame.frame, frame.source) for frame in frames] == [(n, "camera 0") for n in range(3)]
+    assert [frame.pixels[0, 0].tolist() for frame in frames] == [[2, 0, 0], [1, 0, 0], [0, 0, 0]]
+    with pytest.raises(VideoError, match="gave no more pictures after 3"):
+        next(taken)
+    with pytest.raises(VideoError, match="camera 7: there is none"):
+        next(camera_frames(7))
+    assert all(camera.released for camera in CAMERAS)
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with pytest.raises(VideoError, match="opencv-python-headless"):
+        next(camera_frames(0))
+
+
+# -------------------------------------------------------------------------------------------------------------- threads
+
+
+def test_work_ahead_keeps_the_order_and_its_bound():
+    taken = count()
+    started: list[int] = []
+
+    def work(item: int) -> int:
+        time.sleep(0.01 if item % 3 else 0.03)
+        return item * item
+
+    def items():
+        for item in range(40):
+            started.append(next(taken))
+            yield item
+
+    with ThreadPoolExecutor(4) as pool:
+        for number, future in enumerate(in_order(pool, work, items(), ahead=5)):
+            assert future.result() == number * number
+            assert len(started) <= number + 6
+    assert number == 39
+
+
+def test_reading_ahead_stops_with_its_reader():
+    read: list[int] = []
+
+    def endless():
+        for item in count():
+            read.append(item)
+            yield item
+
+    items = read_ahead(endless(), 3)
+    assert list(islice(items, 5)) == [0, 1, 2, 3, 4]
+    items.close()
+    assert len(read) <= 9
+    assert not any(thread.name.startswith("read-ahead") for thread in threading.enumerate())
+
+
+def test_reading_ahead_passes_errors_on_after_what_was_before():
+    def failing():
+        yield 1
+        raise VideoError("breaks off")
+
+    items = read_ahead(failing(), 3)
+    assert next(items) == 1
+    with pytest.raises(VideoError):
+        next(items)
+
+
+def test_pictures_pass_through_unchanged():
+    known = Picture(picture(), "clip.mp4", 3, 0.5)
+    assert read_picture(known) is known
+    assert list(each_picture([known])) == [known]
