@@ -13,15 +13,22 @@ from torch import Tensor
 
 from opendetr.config import ConfigError, replaced
 from opendetr.data.config import DataConfig
+from opendetr.losses.classification import SigmoidFocalClassification
 from opendetr.losses.criterion import CriterionConfig, SetCriterion
 from opendetr.losses.dense import DenseConfig, DenseSupervision
+from opendetr.losses.matcher import MatcherConfig
+from opendetr.models.conditional import ConditionalDETRConfig
+from opendetr.models.deformable import DeformableDETRConfig, DeformableTransformerConfig, TwoStageDETRConfig
 from opendetr.models.detector import Detector
 from opendetr.models.detr import DETRConfig
 from opendetr.nn.backbone import BackboneConfig
 from opendetr.nn.transformer import TransformerConfig
 from opendetr.recipe import Recipe
-from opendetr.tasks import DetectionTask
-from opendetr.weights import download, load_weights
+from opendetr.tasks import DetectionTask, TwoStageTask
+from opendetr.weights import load_weights
+from opendetr.weights.published import PUBLISHED
+
+DEFAULT_MODEL = "deformable-detr-tiny"  # what is trained and used where no model is named
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +45,7 @@ class Preset:
     """
 
     name: str
-    model: DETRConfig = field(default_factory=DETRConfig)
+    model: DETRConfig | DeformableDETRConfig = field(default_factory=DETRConfig)
     criterion: CriterionConfig = field(default_factory=CriterionConfig)
     dense: DenseConfig = field(default_factory=DenseConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -82,7 +89,7 @@ def detr_tiny() -> Preset:
         data=DataConfig().resized(256),
         recipe=Recipe(
             learning_rate=5e-4,
-            backbone_learning_rate=5e-5,
+            backbone_learning_rate=5e-4,
             batch_size=8,
             epochs=50,
             schedule="cosine",
@@ -93,21 +100,131 @@ def detr_tiny() -> Preset:
     )
 
 
+_FOCAL_CRITERION = CriterionConfig(
+    classification=SigmoidFocalClassification(), matcher=MatcherConfig(class_cost=2.0), class_weight=2.0
+)
+
+
+def _conditional(name: str, backbone: BackboneConfig, batch_size: int) -> Preset:
+    """A published Conditional DETR with the recipe of its authors."""
+    return Preset(
+        name=name,
+        model=ConditionalDETRConfig(backbone=backbone),
+        criterion=_FOCAL_CRITERION,
+        recipe=Recipe(batch_size=batch_size, epochs=50, step_at=40 / 50),
+    )
+
+
+def conditional_detr_r50() -> Preset:
+    """Conditional DETR with ResNet-50."""
+    return _conditional("conditional-detr-r50", BackboneConfig(), batch_size=16)
+
+
+def conditional_detr_r50_dc5() -> Preset:
+    """Conditional DETR-DC5: the last stage dilated, twice the resolution."""
+    return _conditional("conditional-detr-r50-dc5", BackboneConfig(dilation=True), batch_size=8)
+
+
+def conditional_detr_r101() -> Preset:
+    """Conditional DETR with ResNet-101."""
+    return _conditional("conditional-detr-r101", BackboneConfig(depth=101), batch_size=16)
+
+
+def conditional_detr_r101_dc5() -> Preset:
+    """Conditional DETR-DC5 with ResNet-101."""
+    return _conditional("conditional-detr-r101-dc5", BackboneConfig(depth=101, dilation=True), batch_size=8)
+
+
+def conditional_detr_tiny() -> Preset:
+    """A Conditional DETR of the size of `detr_tiny`, trained as that is."""
+    model = ConditionalDETRConfig(
+        backbone=BackboneConfig(depth=18, half_width=True, dilation=True),
+        transformer=TransformerConfig(width=128, ffn_width=512, encoder_layers=3, decoder_layers=3, dropout=0.0),
+        num_queries=50,
+    )
+    return replace(detr_tiny(), name="conditional-detr-tiny", model=model, criterion=_FOCAL_CRITERION)
+
+
+def _deformable(name: str, model: DeformableDETRConfig) -> Preset:
+    """A published Deformable DETR with the recipe of its authors."""
+    recipe = Recipe(
+        learning_rate=2e-4,
+        backbone_learning_rate=2e-5,
+        sampling_rate_factor=0.1,
+        batch_size=32,
+        epochs=50,
+        step_at=40 / 50,
+    )
+    return Preset(name=name, model=model, criterion=_FOCAL_CRITERION, recipe=recipe)
+
+
+_SINGLE_SCALE = DeformableTransformerConfig(num_levels=1)
+
+
+def deformable_detr_r50_single_scale() -> Preset:
+    """Deformable DETR that reads the coarsest level alone."""
+    return _deformable("deformable-detr-r50-single-scale", DeformableDETRConfig(transformer=_SINGLE_SCALE))
+
+
+def deformable_detr_r50_single_scale_dc5() -> Preset:
+    """Deformable DETR that reads the coarsest level alone, dilated to twice the resolution."""
+    model = DeformableDETRConfig(transformer=_SINGLE_SCALE, backbone=BackboneConfig(dilation=True))
+    return _deformable("deformable-detr-r50-single-scale-dc5", model)
+
+
+def deformable_detr_r50() -> Preset:
+    """Deformable DETR with ResNet-50 and four levels."""
+    return _deformable("deformable-detr-r50", DeformableDETRConfig())
+
+
+def deformable_detr_r50_refine() -> Preset:
+    """Deformable DETR with iterative box refinement."""
+    return _deformable("deformable-detr-r50-refine", DeformableDETRConfig(refine=True))
+
+
+def deformable_detr_r50_two_stage() -> Preset:
+    """Deformable DETR with refinement and proposals of the encoder."""
+    return _deformable("deformable-detr-r50-two-stage", TwoStageDETRConfig())
+
+
+def deformable_detr_tiny() -> Preset:
+    """A two-stage Deformable DETR about the size of `detr_tiny`, for small images and no GPU."""
+    tiny = detr_tiny()
+    model = TwoStageDETRConfig(
+        backbone=BackboneConfig(depth=18, half_width=True),
+        transformer=DeformableTransformerConfig(
+            width=128, num_heads=4, ffn_width=512, encoder_layers=2, decoder_layers=3, dropout=0.0
+        ),
+        num_queries=60,
+    )
+    return replace(tiny, name="deformable-detr-tiny", model=model, criterion=_FOCAL_CRITERION)
+
+
 _PRESETS: dict[str, Callable[[], Preset]] = {
-    make().name: make for make in (detr_r50, detr_r101, detr_r50_dc5, detr_r101_dc5, detr_r18, detr_tiny)
-}
-
-
-_SHIPPED = {"detr-tiny": "scenes-detr-tiny.safetensors"}
-_PUBLISHED = {
-    name: f"https://dl.fbaipublicfiles.com/detr/{file}"
-    for name, file in (
-        ("detr-r50", "detr-r50-e632da11.pth"),
-        ("detr-r50-dc5", "detr-r50-dc5-f0fb7ef5.pth"),
-        ("detr-r101", "detr-r101-2c7b67e5.pth"),
-        ("detr-r101-dc5", "detr-r101-dc5-a2e86def.pth"),
+    make().name: make
+    for make in (
+        detr_r50,
+        detr_r101,
+        detr_r50_dc5,
+        detr_r101_dc5,
+        detr_r18,
+        detr_tiny,
+        conditional_detr_r50,
+        conditional_detr_r101,
+        conditional_detr_r50_dc5,
+        conditional_detr_r101_dc5,
+        conditional_detr_tiny,
+        deformable_detr_r50_single_scale,
+        deformable_detr_r50_single_scale_dc5,
+        deformable_detr_r50,
+        deformable_detr_r50_refine,
+        deformable_detr_r50_two_stage,
+        deformable_detr_tiny,
     )
 }
+
+
+_SHIPPED = {DEFAULT_MODEL: "scenes-deformable-detr-tiny.safetensors"}
 
 
 def shipped_weights(name: str) -> Path | None:
@@ -119,17 +236,23 @@ def shipped_weights(name: str) -> Path | None:
 
 
 def weights_origin(name: str) -> str | None:
-    """Where the weights of a catalogue model come from: "package", a URL, or None where there are none."""
-    return "package" if shipped_weights(name) else _PUBLISHED.get(name)
+    """Where the weights of a catalogue model come from: "package", an address, or None where they are not to be had.
+
+    Weights that are downloaded only by hand count when they lie in the cache.
+    """
+    if shipped_weights(name):
+        return "package"
+    published = PUBLISHED.get(name)
+    return published.place if published and (published.is_checked or published.path.is_file()) else None
 
 
 def published_weights(name: str) -> Path | None:
     """The weights of a catalogue model: from the package, or downloaded once; None where there are none.
 
     Raises:
-        WeightsError: they cannot be downloaded.
+        WeightsError: they cannot be downloaded, or only by hand.
     """
-    return download(_PUBLISHED[name]) if name in _PUBLISHED else shipped_weights(name)
+    return PUBLISHED[name].fetch() if name in PUBLISHED else shipped_weights(name)
 
 
 def list_models() -> list[str]:
@@ -176,13 +299,12 @@ def trained_from_nothing(preset: Preset) -> Preset:
 def miniature(name: str) -> Preset:
     """A preset shrunk to test size; what it is composed of stays."""
     preset = get_preset(name)
-    transformer = replace(
-        preset.model.transformer, width=32, num_heads=4, ffn_width=32, encoder_layers=2, decoder_layers=2
-    )
-    backbone = replace(preset.model.backbone, depth=18, half_width=True)
+    model: Any = preset.model  # every member's config has these fields, whatever else it has
+    transformer = replace(model.transformer, width=32, num_heads=4, ffn_width=32, encoder_layers=2, decoder_layers=2)
+    backbone = replace(model.backbone, depth=18, half_width=True)
     return replace(
         preset,
-        model=replace(preset.model, backbone=backbone, transformer=transformer, num_queries=12),
+        model=replace(model, backbone=backbone, transformer=transformer, num_queries=12),
         data=replace(preset.data.resized(64), num_workers=0),
         recipe=replace(preset.recipe, batch_size=2, epochs=1),
     )
@@ -197,12 +319,18 @@ def build_model(preset: Preset, num_classes: int, *, strict_no_object: bool = Fa
         strict_no_object: see `SoftmaxNoObject.strict`.
 
     Raises:
-        ValueError: strict about "no object", and the model has no such class.
+        ConfigError: strict about "no object", and the model has no such class.
     """
     scoring = preset.criterion.classification.scoring()
     if strict_no_object:
-        scoring = scoring.strictly()
+        try:
+            scoring = scoring.strictly()
+        except ValueError as error:
+            raise ConfigError(f"{preset.name}: {error}") from None
     return preset.model.build(scoring.num_logits(num_classes), scoring)
+
+
+_TASKS: dict[type, type[DetectionTask]] = {TwoStageDETRConfig: TwoStageTask}
 
 
 def build_task(preset: Preset, model: Detector, num_classes: int) -> DetectionTask:
@@ -210,7 +338,8 @@ def build_task(preset: Preset, model: Detector, num_classes: int) -> DetectionTa
     dense = None
     if preset.dense.weight > 0:
         dense = DenseSupervision(preset.dense, preset.model.transformer.width, num_classes)
-    return DetectionTask(model, SetCriterion(preset.criterion), dense)
+    task = _TASKS.get(type(preset.model), DetectionTask)
+    return task(model, SetCriterion(preset.criterion), dense)
 
 
 def create(name: str, weights: str | Path | Mapping[str, Tensor] | None = None, num_classes: int = 91) -> Detector:

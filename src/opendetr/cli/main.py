@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 import typer
 
 from opendetr.cli import data
 from opendetr.cli.demo import demo
 from opendetr.cli.evaluate import evaluate
+from opendetr.cli.export import export
 from opendetr.cli.models import models
 from opendetr.cli.predict import predict
 from opendetr.cli.train import train
@@ -26,6 +29,7 @@ app.command()(train)
 app.command("eval")(evaluate)
 app.command()(predict)
 app.add_typer(data.app, name="data")
+app.command()(export)
 app.command()(models)
 
 
@@ -37,9 +41,15 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _stay_offline(wanted: bool) -> None:
+    if wanted:
+        os.environ["OPENDETR_OFFLINE"] = "1"
+
+
 @app.callback(help=_HELP)
 def _opendetr(
     version: bool = typer.Option(False, "--version", callback=_show_version, is_eager=True, help="Show the version."),
+    offline: bool = typer.Option(False, "--offline", callback=_stay_offline, help="Download nothing."),
 ) -> None:
     pass
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from opendetr.cli.output import JsonOption, answer, command, table
+from opendetr.cli.output import JsonOption, answer, command, number, table
 
 
 @command
 def models(as_json: JsonOption = False) -> None:
-    """List the models of the catalogue.
+    """List the models of the catalogue, and where their weights come from.
+
+    AP is what the authors give for COCO val2017. Files whose names carry their hash are downloaded on first use, the
+    others are put into the cache by hand; --json gives their addresses.
 
     Examples:
 
@@ -23,10 +26,10 @@ def models(as_json: JsonOption = False) -> None:
     if as_json:
         answer({"models": rows})
         return
-    heads = ("name", "parameters", "backbone", "layers", "width", "queries", "image size", "weights")
+    heads = ("name", "parameters", "backbone", "layers", "width", "queries", "image size", "AP", "weights")
     lines = [
         (row["name"], f"{row['parameters'] / 1e6:.1f} M", row["backbone"], row["layers"], str(row["width"]),
-         str(row["queries"]), str(row["image_size"]), _origin(row["weights"]))
+         str(row["queries"]), str(row["image_size"]), number(row["weights"].get("AP")), _origin(row["weights"]))
         for row in rows
     ]  # fmt: skip
     print(table([heads, *lines]))
@@ -35,7 +38,7 @@ def models(as_json: JsonOption = False) -> None:
 def _row(name: str) -> dict[str, Any]:
     import torch
 
-    from opendetr.presets import create, get_preset, weights_origin
+    from opendetr.presets import create, get_preset
 
     preset = get_preset(name)
     with torch.device("meta"):
@@ -50,10 +53,37 @@ def _row(name: str) -> dict[str, Any]:
         "width": transformer.width,
         "queries": preset.model.num_queries,
         "image_size": preset.data.image_size,
-        "weights": weights_origin(name),
+        "weights": _weights(name),
     }
 
 
-def _origin(origin: str | None) -> str:
-    """Where the weights come from, in two words."""
-    return {None: "none", "package": "in the package"}.get(origin, "published, downloaded on first use")
+def _weights(name: str) -> dict[str, Any]:
+    """What there is to know about the weights of a model; nothing where there are none."""
+    from opendetr.presets import shipped_weights
+    from opendetr.weights.published import LICENCE, PUBLISHED
+
+    shipped, published = shipped_weights(name), PUBLISHED.get(name)
+    if shipped:
+        return {"origin": "package", "file": shipped.name, "MiB": round(shipped.stat().st_size / 2**20), "cached": True}
+    if published is None:
+        return {}
+    return {
+        "origin": "download" if published.is_checked else "by hand",
+        "file": published.file,
+        "address": published.place,
+        "hub": published.hub,
+        "MiB": published.megabytes,
+        "licence": LICENCE,
+        "AP": published.ap,
+        "cached": published.path.is_file(),
+    }
+
+
+def _origin(weights: dict[str, Any]) -> str:
+    """Where the weights come from, in a few words."""
+    if not weights:
+        return "none"
+    origin = {"package": "in the package", "download": "on first use", "by hand": "by hand"}[weights["origin"]]
+    size = f"{weights['MiB']} MiB" if weights["MiB"] else None
+    is_cached = weights["origin"] != "package" and weights["cached"]
+    return ", ".join(filter(None, ("cached" if is_cached else origin, size, weights.get("licence"))))

@@ -1,0 +1,54 @@
+"""`opendetr export`."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from opendetr.cli.output import JsonOption, ModelOption, answer, command, say
+
+
+class Format(StrEnum):
+    """Whose layout a detector is written in."""
+
+    HUGGINGFACE = "huggingface"
+    OFFICIAL = "official"
+
+
+@command
+def export(
+    weights: Annotated[str, typer.Argument(help="A run folder, a file of weights, or a name of `opendetr models`.")],
+    out: Annotated[Path, typer.Argument(help="A new folder for huggingface, a new .pth file for official.")],
+    format: Annotated[Format, typer.Option(help="Whose layout.")],
+    model: ModelOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a detector for others: a folder for transformers, or a file as the original implementations have it.
+
+    transformers reads the folder with from_pretrained of AutoModelForObjectDetection and AutoImageProcessor, and this
+    command line as --weights FOLDER. An official file holds neither classes nor settings: to read it takes --model.
+
+    Examples:
+
+        opendetr export runs/mine mine-for-transformers --format huggingface
+
+        opendetr export runs/mine mine.pth --format official
+    """
+    from opendetr.export import export_huggingface, export_official
+    from opendetr.predictor import load
+
+    detector = load(weights, model=model, device="cpu")
+    preset = detector.preset
+    if format is Format.HUGGINGFACE:
+        export_huggingface(detector.model, preset, detector.categories, out)
+    else:
+        export_official(detector.model, preset, out)
+    if preset.model.backbone.norm == "batch":
+        say("batch norm was written as frozen statistics: the same in evaluation, and not trained on by others")
+    if as_json:
+        answer({"out": str(out), "format": format, "model": preset.name, "classes": list(detector.categories.names)})
+    else:
+        print(f"{preset.name}, {len(detector.categories)} classes: {out}")

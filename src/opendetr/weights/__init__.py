@@ -1,0 +1,28 @@
+"""Weights: our own files, the layouts of others, the transfer to other classes, what is published, downloads."""
+
+from __future__ import annotations
+
+from opendetr.weights.card import ModelCard, read_card, save_weights
+from opendetr.weights.download import cache_folder, download
+from opendetr.weights.errors import WeightsError
+from opendetr.weights.loading import LoadReport, TransferReport, in_our_layout, load_weights, transfer
+from opendetr.weights.reading import read_state, weights_file
+from opendetr.weights.sources import is_remote, local_file
+
+__all__ = [
+    "LoadReport",
+    "ModelCard",
+    "TransferReport",
+    "WeightsError",
+    "cache_folder",
+    "download",
+    "in_our_layout",
+    "is_remote",
+    "load_weights",
+    "local_file",
+    "read_card",
+    "read_state",
+    "save_weights",
+    "transfer",
+    "weights_file",
+]

@@ -1,0 +1,197 @@
+"""Files from the web, fetched once: whole and as published, or not at all.
+
+A transfer that breaks off is gone on with where it stopped, by this call or a later one. The file gets its name only
+when it is whole and its hash is right, and of several processes one fetches while the others wait.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import os
+import re
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urldefrag, urlsplit
+
+from filelock import FileLock
+
+from opendetr import __version__
+from opendetr.weights.errors import WeightsError
+
+OFFLINE = "OPENDETR_OFFLINE"
+_SILENCE_SECONDS = 30.0
+_PAUSE_SECONDS = 1.0
+_MAX_FRUITLESS = 3
+_CHUNK = 2**18
+_HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.\w+$")
+_HASH_BEHIND = re.compile(r"sha256=([0-9a-f]{8,64})", re.IGNORECASE)
+
+Progress = Callable[[int, int | None], None]
+
+
+class _FetchError(OSError):
+    """A transfer that there is no use in trying again."""
+
+
+class _BrokenOffError(_FetchError):
+    """A transfer that stopped, and may be gone on with."""
+
+
+def cache_folder() -> Path:
+    """Where downloads are kept: what the environment variable OPENDETR_CACHE names, else ~/.cache/opendetr."""
+    return Path(os.environ.get("OPENDETR_CACHE") or Path.home() / ".cache" / "opendetr")
+
+
+def is_offline() -> bool:
+    """Whether the environment variable OPENDETR_OFFLINE forbids the network."""
+    return os.environ.get(OFFLINE, "").lower() not in ("", "0", "no", "false")
+
+
+def cached_path(url: str) -> Path:
+    """Where the file of an address is kept: under its name if that carries its hash, else apart for every address."""
+    address, _ = urldefrag(url)
+    name = unquote(urlsplit(address).path).rpartition("/")[2] or "weights"
+    if _HASH_IN_NAME.search(name):
+        return cache_folder() / name
+    return cache_folder() / hashlib.sha256(address.encode()).hexdigest()[:16] / name
+
+
+def download(url: str) -> Path:
+    """The file of an address, from the cache or from where it is published.
+
+    Args:
+        url: http or https. What the file's SHA-256 begins with is taken from its name (NAME-HASH.pth) or from behind
+            the address (#sha256=HASH) and compared; an address that says neither is taken at its word.
+
+    Raises:
+        WeightsError: it cannot be had, or it is not the published file.
+    """
+    path, prefix = cached_path(url), _hash_prefix(url)
+    if not path.is_file():
+        if is_offline():
+            raise WeightsError(f"cannot download {url}: {OFFLINE} is set: no network is used; put the file at {path}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{path}.lock"):
+                if not path.is_file():  # another process may have been faster
+                    _fetch(urldefrag(url)[0], path, prefix)
+        except (OSError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise WeightsError(f"cannot download {url} ({reason}); without a network, put the file at {path}") from None
+    if not _sha256(path).startswith(prefix):
+        raise WeightsError(f"{path}: not the published file, its hash does not begin with {prefix}; remove it")
+    return path
+
+
+def _hash_prefix(url: str) -> str:
+    """What the file's SHA-256 begins with; empty where the address does not say."""
+    address, behind = urldefrag(url)
+    found = _HASH_BEHIND.fullmatch(behind) or _HASH_IN_NAME.search(urlsplit(address).path)
+    return found[1].lower() if found else ""
+
+
+def _fetch(url: str, path: Path, prefix: str) -> None:
+    """Fetch a file whole. Raises OSError, and leaves what there is of it for the next time."""
+    part = path.with_name(f"{path.name}.part")
+    if not prefix:
+        part.unlink(missing_ok=True)  # nothing would tell whether it is the beginning of the same file
+    resumed = part.exists()
+    with _bar(path.name) as progress:
+        _transfer(url, part, progress)
+        if resumed and not _sha256(part).startswith(prefix):
+            part.unlink()
+            _transfer(url, part, progress)
+    found = _sha256(part)
+    if not found.startswith(prefix):
+        part.unlink()
+        raise _FetchError(f"the hash of what was sent begins with {found[:8]}, not with {prefix}")
+    part.replace(path)
+
+
+def _transfer(url: str, part: Path, progress: Progress) -> None:
+    """Bring `part` to its end, over as many requests as that takes while one in three brings something."""
+    num_fruitless, version = 0, ""
+    while True:
+        before = _size(part)
+        try:
+            with _request(url, before, version) as response:
+                version = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
+                _receive(response, part, before, progress)
+                return
+        except (_BrokenOffError, ConnectionError, TimeoutError, http.client.HTTPException) as error:
+            num_fruitless = 0 if _size(part) > before else num_fruitless + 1
+            if num_fruitless == _MAX_FRUITLESS:
+                reason = str(error) or type(error).__name__
+                raise _FetchError(f"{reason}; {_size(part)} bytes are kept for the next try") from None
+        time.sleep(_PAUSE_SECONDS)
+
+
+def _request(url: str, start: int, version: str) -> Any:
+    """The answer to a request for the bytes from `start` on, or for the whole file where it has changed since."""
+    headers = {"User-Agent": f"opendetr/{__version__}"}
+    if start:
+        headers["Range"] = f"bytes={start}-"
+        if version and not version.startswith("W/"):
+            headers["If-Range"] = version
+    try:
+        return urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=_SILENCE_SECONDS)
+    except urllib.error.HTTPError as error:
+        error.close()
+        kind = _BrokenOffError if error.code >= HTTPStatus.INTERNAL_SERVER_ERROR else _FetchError
+        if error.code != HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            raise kind(f"the server answers {error.code}") from None
+        return _request(url, 0, "")
+    except urllib.error.URLError as error:
+        raise _FetchError(error.reason) from None
+
+
+def _receive(response: Any, part: Path, start: int, progress: Progress) -> None:
+    """Write the body behind what there is, or over it where the server sends the whole file."""
+    if response.status != HTTPStatus.PARTIAL_CONTENT:
+        start = 0
+    elif not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
+        raise _FetchError("the server sent another part of the file than was asked for")
+    length = response.headers.get("Content-Length", "")
+    total = start + int(length) if length.isdecimal() else None
+    with part.open("ab" if start else "wb") as file:
+        while chunk := response.read1(_CHUNK):
+            file.write(chunk)
+            progress(file.tell(), total)
+        received = file.tell()
+    if total is not None and received < total:
+        raise _BrokenOffError(f"the transfer broke off after {received} of {total} bytes")
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def _bar(name: str) -> Iterator[Progress]:
+    """A bar on the terminal; gives a function that is called with the bytes that are there and those in all."""
+    from rich import progress
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    columns = (
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(30),
+        progress.DownloadColumn(binary_units=True),
+        progress.TransferSpeedColumn(),
+        progress.TimeRemainingColumn(),
+    )
+    with progress.Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        line = bar.add_task(name, total=None)
+        yield lambda done, total: bar.update(line, completed=done, total=total)

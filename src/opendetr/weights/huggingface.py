@@ -1,0 +1,257 @@
+"""The files beside Hugging Face's weights: what they say about a model, read and written.
+
+config.json says what the model is made of and what its labels stand for, preprocessor_config.json what size the images
+have. Values that a file leaves out are the published ones there as here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from opendetr.categories import Categories
+from opendetr.weights.errors import WeightsError
+from opendetr.weights.reading import read_json
+
+CONFIG = "config.json"
+PREPROCESSOR = "preprocessor_config.json"
+
+# By family: the type in config.json, and how their classes begin.
+_TYPES = {
+    "detr": ("detr", "Detr"),
+    "conditional-detr": ("conditional_detr", "ConditionalDetr"),
+    "deformable-detr": ("deformable_detr", "DeformableDetr"),
+}
+# A setting of our model, and the names of theirs that mean it.
+_SETTINGS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("transformer.width", ("d_model",)),
+    ("transformer.num_heads", ("encoder_attention_heads", "decoder_attention_heads")),
+    ("transformer.ffn_width", ("encoder_ffn_dim", "decoder_ffn_dim")),
+    ("transformer.encoder_layers", ("encoder_layers",)),
+    ("transformer.decoder_layers", ("decoder_layers",)),
+    ("transformer.dropout", ("dropout",)),
+    ("num_queries", ("num_queries",)),
+)
+_DEFORMABLE_SETTINGS = (
+    ("transformer.num_levels", ("num_feature_levels",)),
+    ("transformer.num_points", ("encoder_n_points", "decoder_n_points")),
+    ("refine", ("with_box_refine",)),
+)
+_LAYERS = {18: ("basic", [2, 2, 2, 2]), 50: ("bottleneck", [3, 4, 6, 3]), 101: ("bottleneck", [3, 4, 23, 3])}
+_UNUSED = "N/A"
+_MEAN, _DEVIATION = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+_BILINEAR = 2
+
+
+def config_beside(path: Path) -> Path | None:
+    """The config.json of one of our families that lies beside a file of weights, or None."""
+    config = path.parent / CONFIG
+    if not config.is_file():
+        return None
+    return config if read_json(config).get("model_type") in {kind for kind, _ in _TYPES.values()} else None
+
+
+# ------------------------------------------------------------------------------------------------------------- reading
+
+
+def settings_of(path: Path) -> tuple[dict[str, Any], Categories]:
+    """What a config.json and the preprocessor_config.json beside it say: our settings, and the classes.
+
+    Returns:
+        settings as `presets.preset_from_dict` reads them, and what the labels stand for.
+
+    Raises:
+        WeightsError: it describes a model that there is none of here.
+    """
+    config = read_json(path)
+    family = next(family for family, (kind, _) in _TYPES.items() if kind == config["model_type"])
+    try:
+        model = _model_of(config, family, path)
+        categories = _categories_of(config)
+    except (TypeError, ValueError, AttributeError, LookupError) as error:
+        if isinstance(error, WeightsError):
+            raise
+        raise WeightsError(f"{path}: describes no model that can be read ({error!r})") from None
+    settings: dict[str, Any] = {
+        "name": _preset_name(family, model, two_stage=bool(config.get("two_stage"))), "model": model,
+    }  # fmt: skip
+    data = _sizes(path.parent / PREPROCESSOR)
+    return settings | ({"data": data} if data else {}), categories
+
+
+def _model_of(config: Mapping[str, Any], family: str, path: Path) -> dict[str, Any]:
+    is_deformable = family == "deformable-detr"
+    model: dict[str, Any] = {"transformer": {}, "backbone": _backbone_of(config, path)}
+    for ours, theirs in (*_SETTINGS, *(_DEFORMABLE_SETTINGS if is_deformable else ())):
+        values = [config[name] for name in theirs if name in config]
+        if any(value != values[0] for value in values):
+            raise WeightsError(f"{path}: {' and '.join(theirs)} differ, which no model here has")
+        if values:
+            _put(model, ours, values[0])
+    if is_deformable and config.get("two_stage"):
+        model["num_queries"] = config.get("two_stage_num_proposals", 300)
+    if not is_deformable and config.get("position_embedding_type", "sine") != "sine":
+        raise WeightsError(f"{path}: position_embedding_type {config['position_embedding_type']!r} cannot be read")
+    return model
+
+
+def _put(tree: dict[str, Any], name: str, value: Any) -> None:
+    *groups, leaf = name.split(".")
+    for group in groups:
+        tree = tree[group]
+    tree[leaf] = value
+
+
+def _backbone_of(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    own: Mapping[str, Any] = config.get("backbone_config") or {}
+    if own.get("model_type") == "resnet":
+        layers = (own.get("layer_type", "bottleneck"), own.get("depths", _LAYERS[50][1]))
+        depths = [depth for depth, known in _LAYERS.items() if known == layers]
+        halves = [half for half in (False, True) if depths and _widths(depths[0], half) == _widths_of(own)]
+        if halves:
+            return {"depth": depths[0], "half_width": halves[0], "dilation": False}
+        raise WeightsError(f"{path}: its ResNet has other layers or widths than those here; ResNet-18, 50 and 101 fit")
+    name = str(own.get("backbone") or config.get("backbone") or "resnet50").partition(".")[0]
+    if name not in [f"resnet{depth}" for depth in _LAYERS]:
+        raise WeightsError(f"{path}: its backbone is {name}, which there is none of here; ResNet-18, 50 and 101 fit")
+    dilation = own.get("output_stride") == 16 or bool(config.get("dilation"))
+    return {"depth": int(name.removeprefix("resnet")), "half_width": False, "dilation": dilation}
+
+
+def _widths(depth: int, half_width: bool) -> tuple[int, list[int]]:
+    """Channels of the stem and of the four stages."""
+    stem = 32 if half_width else 64
+    return stem, [stem * 2**stage * (1 if depth == 18 else 4) for stage in range(4)]
+
+
+def _widths_of(resnet: Mapping[str, Any]) -> tuple[int, list[int]]:
+    return resnet.get("embedding_size", 64), resnet.get("hidden_sizes", [256, 512, 1024, 2048])
+
+
+def _categories_of(config: Mapping[str, Any]) -> Categories:
+    """The classes by label; labels that have no name, or the name N/A, are never emitted."""
+    names = {int(label): str(name) for label, name in config.get("id2label", {0: "LABEL_0", 1: "LABEL_1"}).items()}
+    labels = range(max([len(names), *(label + 1 for label in names)]))
+    all_names = tuple(names.get(label, _UNUSED) for label in labels)
+    return Categories(all_names, tuple(labels), used=tuple(name != _UNUSED for name in all_names))
+
+
+def _preset_name(family: str, model: Mapping[str, Any], *, two_stage: bool) -> str:
+    """The model of the catalogue that is nearest."""
+    suffix = "-dc5" if model["backbone"]["dilation"] else ""
+    if family != "deformable-detr":
+        return f"{family}-r{101 if model['backbone']['depth'] == 101 else 50}{suffix}"
+    if two_stage:
+        return f"{family}-r50-two-stage"
+    if model["transformer"].get("num_levels") == 1:
+        return f"{family}-r50-single-scale{suffix}"
+    return f"{family}-r50-refine" if model.get("refine") else f"{family}-r50"
+
+
+def _sizes(path: Path) -> dict[str, int]:
+    """Sizes of the images; nothing where no file says any."""
+    if not path.is_file():
+        return {}
+    content = read_json(path)
+    if (content.get("image_mean", _MEAN), content.get("image_std", _DEVIATION)) != (_MEAN, _DEVIATION):
+        raise WeightsError(f"{path}: its images are normalised by other numbers than ImageNet's, which cannot be done")
+    size: Any = content.get("size")
+    longest: Any = content.get("max_size")
+    if isinstance(size, dict):
+        size, longest = size.get("shortest_edge"), size.get("longest_edge")
+    return {"image_size": size, "max_size": longest} if size and longest else {}
+
+
+# ------------------------------------------------------------------------------------------------------------- writing
+
+
+def unwritable(family: str, model: Mapping[str, Any]) -> str | None:
+    """Why transformers cannot hold a model, in a few words; None when it can.
+
+    Args:
+        family: of the model.
+        model: its settings as plain values.
+    """
+    backbone, transformer = model["backbone"], model["transformer"]
+    reasons = {
+        "transformers has no group norm in a ResNet": backbone["norm"] == "group",
+        "transformers dilates no ResNet-18 as torchvision does": backbone["dilation"] and backbone["depth"] == 18,
+        "transformers dilates no ResNet of half width": backbone["dilation"] and backbone["half_width"],
+        "transformers has no pre-norm layers": transformer.get("norm_first", False),
+        "its learned positions are not those of transformers": model.get("position", "sine") != "sine",
+        "transformers' group norm has 32 groups, so the width must be 64 or more": (
+            family == "deformable-detr" and transformer["width"] < 64
+        ),
+    }
+    return next((reason for reason, applies in reasons.items() if applies), None)
+
+
+def config_json(family: str, model: Mapping[str, Any], categories: Categories, *, two_stage: bool) -> dict[str, Any]:
+    """config.json of a model.
+
+    Args:
+        family: of the model.
+        model: its settings as plain values.
+        categories: what its labels stand for.
+        two_stage: whether the encoder proposes the boxes to start from.
+    """
+    kind, prefix = _TYPES[family]
+    is_deformable = family == "deformable-detr"
+    names = [name if used else _UNUSED for name, used in zip(categories.names, categories.used, strict=True)]
+    config: dict[str, Any] = {
+        "model_type": kind,
+        "architectures": [f"{prefix}ForObjectDetection"],
+        "id2label": {str(label): name for label, name in enumerate(names)},
+        "label2id": {name: label for label, name in enumerate(names)},
+        "position_embedding_type": "sine",
+        "activation_function": "relu",
+    }
+    for ours, theirs in (*_SETTINGS, *(_DEFORMABLE_SETTINGS if is_deformable else ())):
+        config |= dict.fromkeys(theirs, _get(model, ours))
+    if is_deformable:
+        # Not tied: the heads of all layers stand in the file, and those of refinement differ.
+        config |= {
+            "two_stage": two_stage,
+            "two_stage_num_proposals": model["num_queries"],
+            "tie_word_embeddings": False,
+        }
+    return config | _backbone_json(model, is_deformable)
+
+
+def _get(tree: Mapping[str, Any], name: str) -> Any:
+    for part in name.split("."):
+        tree = tree[part]
+    return tree
+
+
+def _backbone_json(model: Mapping[str, Any], is_deformable: bool) -> dict[str, Any]:
+    depth, half_width = model["backbone"]["depth"], model["backbone"]["half_width"]
+    if model["backbone"]["dilation"]:
+        return {"use_timm_backbone": True, "use_pretrained_backbone": False, "backbone": f"resnet{depth}",
+                "backbone_config": None, "dilation": True}  # fmt: skip
+    (layer_type, depths), (stem, widths) = _LAYERS[depth], _widths(depth, half_width)
+    num_levels = min(model["transformer"]["num_levels"], 3) if is_deformable else 1
+    resnet = {
+        "model_type": "resnet", "layer_type": layer_type, "depths": depths, "embedding_size": stem,
+        "hidden_sizes": widths, "out_features": [f"stage{stage}" for stage in range(5 - num_levels, 5)],
+    }  # fmt: skip
+    return {"use_timm_backbone": False, "use_pretrained_backbone": False, "backbone": None, "backbone_config": resnet,
+            "dilation": False}  # fmt: skip
+
+
+def preprocessor_json(family: str, image_size: int, max_size: int) -> dict[str, Any]:
+    """preprocessor_config.json of a model whose images have these short and long sides."""
+    return {
+        "image_processor_type": f"{_TYPES[family][1]}ImageProcessor",
+        "format": "coco_detection",
+        "do_resize": True,
+        "size": {"shortest_edge": image_size, "longest_edge": max_size},
+        "resample": _BILINEAR,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": _MEAN,
+        "image_std": _DEVIATION,
+        "do_pad": True,
+    }

@@ -1,0 +1,181 @@
+"""Weights into a model: all of them from any layout, or to other classes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from opendetr.categories import Categories
+from opendetr.layouts import TABLES, Layout, layout_of, our_name, packed
+from opendetr.models.detector import Detector
+from opendetr.weights.errors import WeightsError
+from opendetr.weights.reading import read_state
+from opendetr.weights.sources import local_file
+
+# Beside the parameters: what counts operations, what trainable norms count, weights of a loss.
+_STRAY = ("total_ops", "total_params", "num_batches_tracked", "criterion.empty_weight")
+
+_SPLIT_NOISE = 0.01  # how far a new query is moved from the one that it is split from, in their standard deviations
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What `load_weights` found.
+
+    Attributes:
+        layout: "opendetr", "official", "detectron2" or "huggingface".
+        num_tensors: tensors that were loaded.
+    """
+
+    layout: Layout
+    num_tensors: int
+
+
+@dataclass(frozen=True)
+class TransferReport:
+    """Which classes a transfer kept.
+
+    Attributes:
+        kept: in both, by name: their rows were copied.
+        new: only in the new model: their rows are random.
+        dropped: only in the old one.
+    """
+
+    kept: tuple[str, ...]
+    new: tuple[str, ...]
+    dropped: tuple[str, ...]
+
+    def __str__(self) -> str:
+        parts = [
+            f"{len(names)} {what}" + (f" ({', '.join(names[:8])}{', ...' if len(names) > 8 else ''})" if names else "")
+            for what, names in (("kept", self.kept), ("new", self.new), ("dropped", self.dropped))
+        ]
+        return "classes: " + ", ".join(parts)
+
+
+def in_our_layout(model: Detector, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict in our layout, whatever layout it came in.
+
+    Raises:
+        WeightsError: the layout has no names for such a model, or two names mean one parameter of it, with different
+            values.
+    """
+    layout = layout_of(state)
+    if layout == "opendetr":
+        return dict(state)
+    if model.family not in TABLES[layout]:
+        raise WeightsError(f"weights in the {layout} layout, which is not read for {model.family}")
+    own = model.state_dict()
+    ours: dict[str, Tensor] = {}
+    for theirs, value in packed(state).items():
+        name = our_name(theirs, TABLES[layout][model.family], own)
+        if theirs.endswith(_STRAY) and name not in own:
+            continue
+        if name in ours and not torch.equal(ours[name], value):
+            raise WeightsError(f"{theirs}: this model shares {name} between layers, but these weights do not")
+        ours[name] = value
+    return ours | _shared_heads(ours, own) if layout == "huggingface" else ours
+
+
+def _shared_heads(ours: Mapping[str, Tensor], own: Collection[str]) -> dict[str, Tensor]:
+    """Heads of later layers: transformers saves the first one alone where all are equal."""
+    shared: dict[str, Tensor] = {}
+    for heads in ("class_heads.", "box_heads."):
+        if not any(name.startswith(f"{heads}1.") for name in ours):
+            firsts = {name: re.sub(r"\d+", "0", name, count=1) for name in own if name.startswith(heads)}
+            shared |= {name: ours[first] for name, first in firsts.items() if name not in ours and first in ours}
+    return shared
+
+
+def load_weights(model: nn.Module, source: str | Path | Mapping[str, Tensor]) -> LoadReport:
+    """Load weights strictly, for a detector in any layout that `layouts` knows.
+
+    Args:
+        model: receives the weights.
+        source: a state dict, or whatever `local_file` finds a file for: a path, an address, "hf:owner/name".
+
+    Raises:
+        WeightsError: naming every key that is missing, unknown or of another shape; the model is left as it was.
+    """
+    where, state = "", source
+    if isinstance(source, str | Path):
+        where, state = f"{source}: ", read_state(local_file(source))
+    assert isinstance(state, Mapping)
+    own, layout = model.state_dict(), layout_of(state)
+    if isinstance(model, Detector):
+        if layout == "opendetr" and not own.keys() & state.keys():
+            names = ", ".join(list(state)[:3])
+            raise WeightsError(f"{where}in no known layout (opendetr, {', '.join(TABLES)}); its first names: {names}")
+        state = in_our_layout(model, state)
+    else:
+        layout = "opendetr"
+    # A frozen norm has no count of batches, and a trainable one does not need it.
+    state = {name: value for name, value in state.items() if name in own or not name.endswith(_STRAY)}
+    state |= {name: own[name] for name in own if name.endswith("num_batches_tracked") and name not in state}
+    faults = _faults(own, state)
+    if faults:
+        raise WeightsError(f"{where}{len(faults)} keys do not fit this model ({layout} layout): " + "; ".join(faults))
+    model.load_state_dict(state)
+    return LoadReport(layout, len(state))
+
+
+def _faults(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
+    """What is missing in a state dict, unknown, or of another shape."""
+    faults = [f"missing {name}" for name in own if name not in state]
+    faults += [f"unknown {name}" for name in state if name not in own]
+    return faults + [
+        f"shape of {name}: expected {tuple(own[name].shape)}, got {tuple(value.shape)}"
+        for name, value in state.items()
+        if name in own and own[name].shape != value.shape
+    ]
+
+
+def transfer(model: Detector, state: Mapping[str, Tensor], old: Categories, new: Categories) -> TransferReport:
+    """Load weights into a model with other classes: rows of classes of the same name are copied, new ones stay random.
+
+    Rows behind the classes ("no object") are copied too. Where a head has as many rows and only the first of them is
+    used, that one is copied. With another number of learned queries the first ones are kept, and new ones split from
+    them.
+
+    Args:
+        model: the new model; its state dict is that of `state` but for the number of classes.
+        state: our layout.
+        old, new: what the rows of `state` and of `model` stand for.
+
+    Raises:
+        WeightsError: anything else does not fit.
+    """
+    state, own = dict(state), model.state_dict()
+    kept = [name for name in new.names if name in old.names]
+    num_others = model.num_logits - len(new)
+    of = [old.label_of_name(name) for name in kept] + [len(old) + other for other in range(num_others)]
+    to = [new.label_of_name(name) for name in kept] + [len(new) + other for other in range(num_others)]
+    for names, from_rows, to_rows in ((model.class_rows, of, to), (model.objectness_rows, [0], [0])):
+        for name in names:
+            if name not in state or state[name].shape != (len(old) + num_others, *own[name].shape[1:]):
+                continue  # load_weights names it
+            rows = own[name].clone()
+            rows[to_rows] = state[name][from_rows].to(rows)
+            state[name] = rows
+    for name in model.query_rows:
+        if name in state and state[name].shape[1:] == own[name].shape[1:]:
+            state[name] = _fitted_queries(state[name], len(own[name]))
+    load_weights(model, state)
+    return TransferReport(
+        tuple(kept),
+        tuple(name for name in new.names if name not in old.names),
+        tuple(name for name, used in zip(old.names, old.used, strict=True) if used and name not in new.names),
+    )
+
+
+def _fitted_queries(queries: Tensor, count: int) -> Tensor:
+    """(Q, D) -> (count, D): the first ones, and beyond Q copies of all in turn, moved a little so that they part."""
+    extra = torch.arange(len(queries), count) % len(queries)
+    noise = torch.randn(len(extra), queries.shape[1], generator=torch.Generator().manual_seed(0))
+    split = queries[extra] + _SPLIT_NOISE * queries.float().std() * noise.to(queries.device)
+    return torch.cat((queries[:count], split.to(queries)))
