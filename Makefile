@@ -1,6 +1,6 @@
 PYTHON ?= python
 
-.PHONY: demo test check
+.PHONY: demo test check docs
 
 demo:
 	$(PYTHON) -m opendetr demo
@@ -13,3 +13,7 @@ check:
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
 	$(PYTHON) -m pytest
+
+# The variable silences a note about another program's future, which is printed at every build.
+docs:
+	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict

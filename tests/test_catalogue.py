@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 import opendetr
 from opendetr.config import ConfigError, parse_assignment, replaced, to_dict
-from opendetr.models.detr import DETR
+from opendetr.models.deformable import TwoStageOutput
+from opendetr.models.detector import Detector
 from opendetr.presets import (
     build_model,
     build_task,
@@ -23,21 +24,31 @@ from opendetr.presets import (
     preset_from_dict,
     trained_from_nothing,
 )
-from opendetr.structures import Batch, FeatureMap, ImageBatch, Target
+from opendetr.structures import Batch, FeatureMap, ImageBatch, Output, Target
 
 NUM_CLASSES = 4
-# State-dict tensors, all parameters and trainable ones of the published models, frozen norms being no parameters.
+# State-dict tensors (those with several names counted once), all parameters and trainable ones of the published
+# models, frozen norms being no parameters.
 OFFICIAL = {
     "detr-r50": (458, 41_524_768, 41_302_368),
     "detr-r50-dc5": (458, 41_524_768, 41_302_368),
     "detr-r101": (713, 60_464_672, 60_242_272),
     "detr-r101-dc5": (713, 60_464_672, 60_242_272),
+    "conditional-detr-r50": (564, 43_418_401, 43_196_001),
+    "conditional-detr-r50-dc5": (564, 43_418_401, 43_196_001),
+    "conditional-detr-r101": (819, 62_358_305, 62_135_905),
+    "conditional-detr-r101-dc5": (819, 62_358_305, 62_135_905),
+    "deformable-detr-r50-single-scale": (509, 34_066_593, 33_844_193),
+    "deformable-detr-r50-single-scale-dc5": (509, 34_066_593, 33_844_193),
+    "deformable-detr-r50": (521, 40_069_665, 39_847_265),
+    "deformable-detr-r50-refine": (561, 40_849_660, 40_627_260),
+    "deformable-detr-r50-two-stage": (574, 41_181_529, 40_959_129),
 }
 
 everyone = pytest.mark.parametrize("name", list_models())
 
 
-def small(name: str) -> DETR:
+def small(name: str) -> Detector:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return build_model(miniature(name), NUM_CLASSES)
@@ -54,6 +65,29 @@ def target(num_objects: int, size: tuple[int, int] = (64, 64)) -> Target:
     return Target(torch.arange(num_objects) % NUM_CLASSES, boxes, size, size, image_id=0)
 
 
+def expected_queries(output: Output, num_queries: int) -> int:
+    """Q, or as many as there are proposals to start from."""
+    return min(num_queries, output.proposals.boxes.shape[1]) if isinstance(output, TwoStageOutput) else num_queries
+
+
+def projected_levels(model: Detector, size: tuple[int, int], seed: int) -> tuple[FeatureMap, ...]:
+    """What the encoder reads of an image of this size, with random values."""
+    with torch.no_grad():
+        levels = model.levels(model.backbone(images(size)))
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(FeatureMap(torch.randn(level.values.shape, generator=generator)) for level in levels)
+
+
+def laid_into(wide: FeatureMap, seen: FeatureMap) -> FeatureMap:
+    """`seen` in the upper left corner of `wide`, the rest of which becomes padding."""
+    h, w = seen.values.shape[-2:]
+    values = wide.values.clone()  # what lies under the padding is arbitrary
+    values[..., :h, :w] = seen.values
+    padding = torch.ones(len(values), *values.shape[-2:], dtype=torch.bool)
+    padding[:, :h, :w] = False
+    return FeatureMap(values, padding)
+
+
 # ---------------------------------------------------------------------------------------------------------------- edges
 
 
@@ -66,9 +100,10 @@ def test_every_size_gives_the_same_shapes(name, training):
         with torch.no_grad():
             output = model(images(*sizes))
         assert len(output.layers) == config.transformer.decoder_layers
+        num_queries = expected_queries(output, config.num_queries)
         for layer in output.layers:
-            assert layer.logits.shape == (len(sizes), config.num_queries, NUM_CLASSES + 1)
-            assert layer.boxes.shape == (len(sizes), config.num_queries, 4)
+            assert layer.logits.shape == (len(sizes), num_queries, model.num_logits)
+            assert layer.boxes.shape == (len(sizes), num_queries, 4)
             assert layer.logits.isfinite().all()
             assert (layer.boxes >= 0).all()
             assert (layer.boxes <= 1).all()
@@ -94,16 +129,12 @@ def test_losses_and_gradients_are_finite(name, counts):
 
 @everyone
 def test_more_padding_changes_nothing(name):
+    """Beyond the convolutions, which see the padding; the image has hardly more cells than the model has queries."""
     model = small(name).eval()
-    generator = torch.Generator().manual_seed(2)
-    seen = torch.randn(1, model.backbone.num_channels[-1], 5, 4, generator=generator)
-    wide = torch.randn(1, seen.shape[1], 8, 9, generator=generator)  # what lies under the padding is arbitrary
-    wide[:, :, :5, :4] = seen
-    padding = torch.ones(1, 8, 9, dtype=torch.bool)
-    padding[:, :5, :4] = False
+    seen, wide = projected_levels(model, (48, 32), seed=2), projected_levels(model, (128, 160), seed=3)
     with torch.no_grad():
-        plain = model.answer((FeatureMap(seen),))
-        padded = model.answer((FeatureMap(wide, padding),))
+        plain = model.read(model.encode(seen))
+        padded = model.read(model.encode(tuple(map(laid_into, wide, seen))))
     for one, other in zip(plain.layers, padded.layers, strict=True):
         torch.testing.assert_close(one.logits, other.logits, atol=1e-5, rtol=0)
         torch.testing.assert_close(one.boxes, other.boxes, atol=1e-5, rtol=0)
@@ -112,11 +143,16 @@ def test_more_padding_changes_nothing(name):
 @everyone
 def test_an_image_that_is_all_padding_harms_nobody(name):
     model = small(name).eval()
-    seen = torch.randn(2, model.backbone.num_channels[-1], 5, 4, generator=torch.Generator().manual_seed(3))
-    padding = torch.zeros(2, 5, 4, dtype=torch.bool)
-    padding[1] = True
+    seen = projected_levels(model, (160, 128), seed=3)
+    both = []
+    for level in seen:
+        padding = torch.zeros(2, *level.values.shape[-2:], dtype=torch.bool)
+        padding[1] = True
+        both.append(FeatureMap(level.values.repeat(2, 1, 1, 1), padding))
     with torch.no_grad():
-        output, alone = model.answer((FeatureMap(seen, padding),)), model.answer((FeatureMap(seen[:1]),))
+        memory = model.encode(tuple(both))
+        output, alone = model.read(memory), model.read(model.encode(seen))
+    assert all(level.values.isfinite().all() for level in memory)
     assert output.final.boxes.isfinite().all()
     torch.testing.assert_close(output.final.boxes[:1], alone.final.boxes, atol=1e-5, rtol=0)
 

@@ -101,20 +101,22 @@ def test_eval_gives_the_twelve_numbers(run, scenes, tmp_path):
     assert record["per_layer"][-1] == record["metrics"]["AP"]
     rows = json.loads(results.read_text())
     assert set(rows[0]) >= {"image_id", "category_id", "bbox", "score"}
-    assert len(rows) == 4 * 20
+    assert len(rows) == 4 * 100  # pairs of 20 queries and 12 classes
     on_train = json.loads(opendetr("eval", scenes, "--weights", run, "--split", "train", "--json").stdout)
     assert on_train["images"] == 8
 
 
 def test_strict_no_object_leaves_detections_out(run, scenes, tmp_path):
-    detector = load(run)
-    torch.nn.init.constant_(detector.model.class_head.bias[-1:], 10.0)  # "no object" is always the best answer
+    categories, preset = load(run).categories, presets.miniature("detr-tiny")
+    model = presets.build_model(preset, len(categories))
+    torch.nn.init.constant_(model.class_head.bias[-1:], 10.0)  # "no object" is always the best answer
     weights = tmp_path / "detector.safetensors"
-    save_weights(weights, detector.model, ModelCard(to_dict(detector.preset), detector.categories, {}))
+    save_weights(weights, model, ModelCard(to_dict(preset), categories, {}))
     for name, options in {"all": [], "strict": ["--strict-no-object"]}.items():
         opendetr("eval", scenes, "--weights", weights, "--predictions", tmp_path / name, *options)
-    assert len(json.loads((tmp_path / "all").read_text())) == 4 * 20
+    assert len(json.loads((tmp_path / "all").read_text())) == 4 * preset.model.num_queries
     assert json.loads((tmp_path / "strict").read_text()) == []
+    assert "no 'no object' class" in failure("eval", scenes, "--weights", run, "--strict-no-object")
 
 
 def test_predict_draws_and_writes(run, scenes, tmp_path):
@@ -290,12 +292,12 @@ def test_bad_weights_are_one_line(run, scenes, tmp_path, monkeypatch):
 
 
 def test_a_checkpoint_of_another_architecture_is_refused(run, scenes, tmp_path):
-    options = [*SMALL, "--set", "model.num_queries=21"]
+    options = [*SMALL, "--set", "model.transformer.ffn_width=33"]
     line = failure("train", scenes, "--weights", run, "--out", tmp_path / "run", *options)
-    assert "queries.weight" in line
+    assert "feed_forward.linear1.weight" in line
     shutil.copytree(run, tmp_path / "copy")
     config = tmp_path / "copy" / "config.yaml"
-    config.write_text(config.read_text().replace("num_queries: 20", "num_queries: 21"))
+    config.write_text(config.read_text().replace("ffn_width: 32", "ffn_width: 33"))
     assert "another model" in failure("train", "--resume", tmp_path / "copy")
 
 

@@ -13,12 +13,12 @@ PACKAGE = Path(opendetr.__file__).parent
 
 # Rooms from bottom to top; those of a row do not know each other.
 ROWS = (
-    "structures categories boxes distributed config recipe checkpoint stopping layouts",
-    "nn events",
+    "structures categories boxes distributed config recipe checkpoint stopping layouts plan averaging recompute",
+    "nn events freezing run_state stepping",
     "models losses data evaluation postprocess visualize",
-    "tasks weights report observers",
-    "presets",
-    "predictor trainer",
+    "tasks weights report observers sources",
+    "presets results",
+    "predictor trainer export",
     "training",
     "bench",
     "cli",
@@ -29,7 +29,7 @@ EXCEPTIONS = {("structures", "visualize")}
 # The package's face and `python -m opendetr` stand outside: the one resolves names, the other is one call.
 OUTSIDE = {"__init__", "__main__"}
 # Rooms at the bottom that others at the bottom stand on.
-GROUND = {"structures": {"categories"}}
+GROUND = {"structures": {"categories"}, "plan": {"recipe"}}
 
 
 def room_of(path: Path) -> str:

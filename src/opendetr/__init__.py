@@ -1,7 +1,7 @@
 """OpenDETR: the DETR family of object detectors in one library and one command.
 
     import opendetr
-    detector = opendetr.load("detr-tiny")
+    detector = opendetr.load("deformable-detr-tiny")
     detections = detector.predict("photo.jpg")
 
 Names are resolved on first use, so that importing the package costs nothing.

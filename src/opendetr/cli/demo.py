@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from opendetr.cli.output import JsonOption, answer, command, number, progress_bar, say
+from opendetr.cli.output import DEFAULT_MODEL, JsonOption, answer, command, number, progress_bar, say
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from opendetr.data.records import DetectionData
     from opendetr.predictor import Predictor
 
-MODEL = "detr-tiny"
 PAGE = "index.html"
 _SPLIT, _SEED = "val", 0  # training scenes are of another split, so that none of these was ever seen
 _NUM_PICTURES = 12
@@ -45,7 +44,7 @@ def demo(
     from opendetr.report import write_report
 
     began = time.monotonic()
-    detector = load(MODEL, device=device)
+    detector = load(DEFAULT_MODEL, device=device)
     with progress_bar("drawing") as progress:
         write_scenes(out / "scenes", counts={_SPLIT: images}, seed=_SEED, progress=progress)
     data = open_split(out / "scenes", _SPLIT)
@@ -54,7 +53,7 @@ def demo(
         scores = detector.evaluate(data, layers=True, progress=progress)
     size = sum(parameter.numel() for parameter in detector.model.parameters())
     facts = {
-        "model": f"{MODEL}, {size / 1e6:.1f} million parameters",
+        "model": f"{DEFAULT_MODEL}, {size / 1e6:.1f} million parameters",
         "data": f"{len(data)} drawn scenes, {data.num_objects:,} objects, none of them seen in training",
         "AP by decoder layer": ", ".join(map(number, scores.per_layer)),
         "time": f"{1000 * scores.seconds_per_image:.0f} ms an image on {detector.device}",

@@ -41,8 +41,8 @@ def train(
     weights: Annotated[
         str | None,
         typer.Option(
-            help="What to start from: published, imagenet (backbone only), none, or a run folder or file of weights. "
-            "[default: published, else imagenet]",
+            help="What to start from: published, imagenet (backbone only), none, a run folder, a file or address of "
+            "weights, or hf:owner/name. [default: published, else imagenet, else none]",
             show_default=False,
         ),
     ] = None,

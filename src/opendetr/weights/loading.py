@@ -175,7 +175,7 @@ def transfer(model: Detector, state: Mapping[str, Tensor], old: Categories, new:
 
 def _fitted_queries(queries: Tensor, count: int) -> Tensor:
     """(Q, D) -> (count, D): the first ones, and beyond Q copies of all in turn, moved a little so that they part."""
-    extra = torch.arange(len(queries), count) % len(queries)
+    extra = torch.arange(len(queries), max(count, len(queries))) % len(queries)
     noise = torch.randn(len(extra), queries.shape[1], generator=torch.Generator().manual_seed(0))
     split = queries[extra] + _SPLIT_NOISE * queries.float().std() * noise.to(queries.device)
     return torch.cat((queries[:count], split.to(queries)))

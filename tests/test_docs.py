@@ -1,0 +1,254 @@
+"""The pages in docs/: their blocks run, in order and in one folder a page; they name every option; the site builds.
+
+Commands run in this process, where torch is there already. Drawn data sets are made small, and so are trainings, which
+all get the options `SMALL_RUN`. Models whose weights would be downloaded give way to the small one, and addresses to a
+server on this machine. A block with a title is a file, and is written. A command ends with exit code 0, or with what is
+said behind it: `# exit code 3`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from folders import save_picture
+from markdown_blocks import INSTALL, ROOT, Block, check_installation, environment_with_programs, read_blocks, run
+from opendetr.cli.main import app
+from opendetr.data.scenes import SceneConfig, write_scenes
+from opendetr.presets import DEFAULT_MODEL, create, get_preset, list_models, shipped_weights
+from opendetr.weights.published import PUBLISHED
+from web import sends, serving
+
+DOCS = ROOT / "docs"
+PAGES = sorted(path.name for path in DOCS.glob("*.md"))
+SMALL_RUN = ["--max-steps", "2", "--batch-size", "4", "--image-size", "64", "--workers", "0"]
+SMALL = (
+    (r"--(time|epochs|max-steps|batch-size|image-size) \S+", ""),
+    (r'(time="\w+"|epochs=\d+)', "max_steps=2, batch_size=4, image_size=64"),
+    (r"--train \d+ --val \d+", "--train 12 --val 4 --size 64"),
+    (r"(?<=opendetr demo)\b", " --images 2"),
+    (r"(?<![\w-])detr-r50(?![\w-])", DEFAULT_MODEL),
+)
+PICTURES = (
+    "photo.jpg",
+    "photos/1.jpg",
+    "photos/a/2.png",
+    "more/3.jpg",
+    "my-table/images/a.jpg",
+    "my-table/images/b.jpg",
+)
+MADE_BY_PAGE = {"quickstart.md": ("my-data", "runs/mine"), "training.md": ("runs/mine",)}
+SLOW = ("torchrun", "--processes")
+NEEDED = {"--tensorboard": "tensorboard", ".mp4": "av"}  # part of a command -> package without which it is left out
+_EXIT_CODE = re.compile(r"\s*# exit code (\d)$")
+
+posix = pytest.mark.skipif(os.name != "posix", reason="the blocks are for a POSIX shell")
+every_page = pytest.mark.parametrize("page", PAGES)
+
+
+def page_text(page: str) -> str:
+    return (DOCS / page).read_text(encoding="utf-8")
+
+
+def blocks_of(page: str) -> list[Block]:
+    return read_blocks(page_text(page))
+
+
+def small(text: str) -> str:
+    for long, short in SMALL:
+        text = re.sub(long, short, text)
+    return text
+
+
+# --------------------------------------------------------------------------------------------------------------- blocks
+
+
+@pytest.fixture(scope="module")
+def things(tmp_path_factory) -> Path:
+    """What pages take for granted: a data set, a trained run, pictures, a video, a file of weights."""
+    folder = tmp_path_factory.mktemp("things")
+    write_scenes(folder / "my-data", counts={"train": 12, "val": 4}, config=SceneConfig(size=64))
+    shipped = shipped_weights(DEFAULT_MODEL)
+    assert shipped is not None
+    (folder / "runs/mine/best").mkdir(parents=True)
+    shutil.copy(shipped, folder / "runs/mine/best/model.safetensors")
+    torch.save({"model": create(DEFAULT_MODEL).state_dict()}, folder / "detr-r50-e632da11.pth")
+    for name in PICTURES:
+        save_picture(folder / name, 64, 80)
+    if importlib.util.find_spec("av"):
+        from clips import write_video
+
+        write_video(folder / "street.mp4", 4)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def address(things) -> Iterator[str]:
+    """Where a picture is served."""
+    with serving() as server:
+        server.answers["/photo.jpg"] = sends((things / "photo.jpg").read_bytes())
+        yield server.url
+
+
+def run_opendetr(command: str, code: int) -> None:
+    """One call of the command line, in this process."""
+    program, *arguments = shlex.split(command)
+    assert program == "opendetr", command
+    if arguments[0] == "train" and "--resume" not in arguments:
+        arguments += SMALL_RUN
+    result = CliRunner().invoke(app, arguments)
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == code, f"{command}\n{result.output}"
+
+
+def run_block(block: Block, folder: Path, environment: dict[str, str], address: str, *, slow: bool) -> None:
+    """Run what of a block is slow, or what is not."""
+    text = small(block.text).replace("https://example.org", address)
+    if block.title and not slow:
+        path = folder / block.title
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(block.text, encoding="utf-8")
+    elif block.language == "python" and not slow:
+        exec(compile(text, "block", "exec"), {"__name__": "__main__"})
+    elif block.language == "bash":
+        for command in Block("bash", "", text).commands():
+            if slow == any(word in command for word in SLOW):
+                run_command(command, folder, environment)
+
+
+def run_command(command: str, folder: Path, environment: dict[str, str]) -> None:
+    if any(part in command and not importlib.util.find_spec(package) for part, package in NEEDED.items()):
+        return
+    ending = _EXIT_CODE.search(command)
+    code = int(ending[1]) if ending else 0
+    command = _EXIT_CODE.sub("", command)
+    if command.startswith(INSTALL):
+        check_installation(command)
+    elif any(word in command for word in SLOW):
+        run(["sh", "-c", f"{command} {shlex.join(SMALL_RUN)}"], folder, environment, code=code)
+    else:
+        run_opendetr(command, code)
+
+
+@pytest.fixture
+def workplace(things, tmp_path, monkeypatch) -> Path:
+    """A folder with what pages take for granted, which is the working folder."""
+    folder = tmp_path / "work"
+    shutil.copytree(things, folder)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@posix
+@pytest.mark.parametrize("page", [page for page in PAGES if page != "add-a-variant.md"])
+def test_every_block_runs(page, workplace, tmp_path, address):
+    environment = environment_with_programs(tmp_path)
+    for folder in MADE_BY_PAGE.get(page, ()):
+        shutil.rmtree(workplace / folder)
+    for block in blocks_of(page):
+        run_block(block, workplace, environment, address, slow=False)
+
+
+@posix
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page in PAGES if any(word in page_text(page) for word in SLOW)])
+def test_slow_commands_run(page, workplace, tmp_path, address):
+    environment = environment_with_programs(tmp_path)
+    shutil.rmtree(workplace / "runs")
+    for block in blocks_of(page):
+        run_block(block, workplace, environment, address, slow=True)
+
+
+@every_page
+def test_languages_are_known(page):
+    for block in blocks_of(page):
+        assert block.language in ("bash", "python", "text") or block.title, block.text
+
+
+# -------------------------------------------------------------------------------------------------------------- variant
+
+
+@posix
+def test_the_variant_of_the_page_works(workplace, tmp_path):
+    """Its files are put into a copy of the package; then its commands run, and the tests of the catalogue."""
+    copy = tmp_path / "src" / "opendetr"
+    shutil.copytree(ROOT / "src" / "opendetr", copy, ignore=shutil.ignore_patterns("__pycache__"))
+    module, preset = (block for block in blocks_of("add-a-variant.md") if block.title)
+    (tmp_path / module.title).write_text(module.text)
+    presets = copy / "presets.py"
+    assert tmp_path / preset.title == presets
+    before, catalogue, after = presets.read_text().partition("_PRESETS: dict")
+    imports, function = preset.text.split("\n\n\n", 1)
+    neighbour = "from opendetr.models.conditional import"
+    before = before.replace(neighbour, f"{imports}\n{neighbour}")
+    entry = after.replace("        detr_tiny,\n", "        detr_tiny,\n        anchored_detr_tiny,\n")
+    assert imports in before
+    assert entry != after
+    presets.write_text(before + function + "\n\n" + catalogue + entry)
+    environment = environment_with_programs(tmp_path) | {"PYTHONPATH": str(tmp_path / "src")}
+    (shell,) = (block for block in blocks_of("add-a-variant.md") if block.language == "bash")
+    training, tests = shell.commands()
+    assert training.startswith("opendetr train")
+    run(["sh", "-c", f"{small(training)} {shlex.join(SMALL_RUN)}"], workplace, environment)
+    run(["sh", "-c", f"{tests} -p no:cacheprovider"], ROOT, environment)
+
+
+# -------------------------------------------------------------------------------------------------------------- options
+
+
+@pytest.mark.parametrize(
+    ("page", "command"),
+    [
+        ("training.md", "train"),
+        ("prediction.md", "predict"),
+        ("prediction.md", "eval"),
+        ("models.md", "export"),
+    ],
+)
+def test_the_page_names_every_option(page, command):
+    text = page_text(page)
+    parameters = get_command(app).commands[command].params  # type: ignore[attr-defined]
+    names = {name for parameter in parameters for name in parameter.opts if name.startswith("--")}
+    for name in names - {"--help", "--json", "--debug"}:  # those of every command are in index.md
+        assert re.search(rf"`{re.escape(name)}\b", text), f"{page} does not name {name}"
+
+
+def test_the_page_lists_every_model_with_its_figures():
+    text = page_text("models.md")
+    rows = re.findall(r"^\| `([\w-]+)` \| ([\d.]+) M \| (\d+) \| .* \| ([\d.]+|-) \|$", text, flags=re.M)
+    assert sorted(name for name, *_ in rows) == sorted(list_models())
+    for name, parameters, queries, ap in rows:
+        with torch.device("meta"):
+            model = create(name)
+        assert parameters == f"{sum(parameter.numel() for parameter in model.parameters()) / 1e6:.1f}", name
+        assert int(queries) == get_preset(name).model.num_queries
+        assert ap == (f"{100 * PUBLISHED[name].ap:.1f}" if name in PUBLISHED else "-"), name
+
+
+# ----------------------------------------------------------------------------------------------------------------- site
+
+
+def test_the_site_builds_without_warnings_and_asks_nothing_of_the_network(tmp_path):
+    pytest.importorskip("material")
+    pytest.importorskip("mkdocstrings")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "WARNING" not in done.stderr
+    fetching = re.compile(r'<(?:script|link|img|iframe)\b[^>]*(?:src|href)="(?:https?:)?//[^"]+"')
+    for page in tmp_path.rglob("*.html"):
+        assert fetching.findall(page.read_text(encoding="utf-8")) == [], page
