@@ -16,6 +16,7 @@ from opendetr.losses.scoring import SoftmaxNoObject
 from opendetr.models.detr import DETR, DETRConfig
 from opendetr.nn.backbone import BackboneConfig
 from opendetr.nn.transformer import TransformerConfig
+from opendetr.recipe import Recipe, parameter_groups
 from opendetr.structures import Matches, Output, Predictions
 from opendetr.weights import load_weights
 
@@ -140,6 +141,23 @@ def test_gradients_and_one_step(run):
     assert total == pytest.approx(golden["grad_l2_total"], rel=5e-3)
     frozen = {names[name] for name, p in model.named_parameters() if not p.requires_grad}
     assert frozen == set(golden["params_without_grad"]["frozen"])
+    _take_a_step(golden, model, names)
+
+
+def _take_a_step(golden: Golden, model: DETR, names: dict[str, str]) -> None:
+    """One step of the published recipe moves every parameter, and the loss, as far as the original's did."""
+    expected, recipe = golden["after_one_step"], Recipe()
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    groups = parameter_groups(model, recipe)
+    numbers = sorted((len(group["params"]), sum(p.numel() for p in group["params"])) for group in groups)
+    assert numbers == sorted(zip(expected["group_sizes"], expected["group_numel"], strict=True))
+    trained = [parameter for group in groups for parameter in group["params"]]
+    torch.nn.utils.clip_grad_norm_(trained, recipe.clip_norm)
+    torch.optim.AdamW(groups).step()
+    moved = {names[name]: (p.detach() - before[name]).norm().item() for name, p in model.named_parameters()}
+    assert {name: moved[name] for name in expected["delta_l2"]} == pytest.approx(expected["delta_l2"], rel=5e-3)
+    loss = CRITERION.total(CRITERION.losses(model(golden.images()), golden.targets())).item()
+    assert loss == pytest.approx(expected["total_loss"], rel=1e-3)
 
 
 def _renamed(golden: Golden) -> dict[str, str]:
