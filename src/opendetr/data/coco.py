@@ -23,7 +23,6 @@ from opendetr.data.records import (
     Kind,
     ObjectRecord,
     Remark,
-    count_findings,
     usable_objects,
 )
 
@@ -150,15 +149,7 @@ def read_coco(
             record = _image_record(row, path, objects[image_id], remarks)
             if record is not None:
                 images.append(record)
-    images.sort(key=lambda image: image.id)
-    remarks += [remark for image in images for remark in image.remarks]
-    return DetectionData(
-        categories=categories,
-        images=tuple(images),
-        split=split,
-        folder=Path(folder or images_folder),
-        findings=count_findings(remarks),
-    )
+    return DetectionData.read(split, Path(folder or images_folder), categories, images, remarks)
 
 
 def _parse_json(path: Path) -> Any:

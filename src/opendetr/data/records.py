@@ -219,6 +219,16 @@ class DetectionData:
         inside = image.path.is_relative_to(self.folder)
         return (image.path.relative_to(self.folder) if inside else image.path).as_posix()
 
+    @staticmethod
+    def read(
+        split: str, folder: Path, categories: Categories, images: Iterable[ImageRecord], remarks: Iterable[Remark]
+    ) -> DetectionData:
+        """What a reader has read: the images in the order of their ids, their remarks counted with its own."""
+        ordered = tuple(sorted(images, key=lambda image: image.id))
+        of_images = (remark for image in ordered for remark in image.remarks)
+        findings = count_findings((*remarks, *of_images))
+        return DetectionData(categories=categories, images=ordered, split=split, folder=folder, findings=findings)
+
     def subset(self, chosen: Sequence[ImageRecord], split: str) -> DetectionData:
         """The `chosen` images alone, with their findings, under the name `split`."""
         remarks = (remark for image in chosen for remark in image.remarks)

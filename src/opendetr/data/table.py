@@ -37,7 +37,6 @@ from opendetr.data.records import (
     ImageRecord,
     ObjectRecord,
     Remark,
-    count_findings,
     usable_objects,
 )
 from opendetr.data.splits import ALL, SPELLINGS, usual_split
@@ -146,14 +145,7 @@ def read_table(table: TableFolder, split: str, log: FaultLog = STOP_AT_FAULTS) -
                 if record is not None:
                     images.append(record)
         first_object += len(image.boxes)
-    remarks += [remark for image in images for remark in image.remarks]
-    return DetectionData(
-        categories=table.categories,
-        images=tuple(images),
-        split=split,
-        folder=table.folder,
-        findings=count_findings(remarks),
-    )
+    return DetectionData.read(split, table.folder, table.categories, images, remarks)
 
 
 def _is_table(path: Path) -> bool:

@@ -30,7 +30,6 @@ from opendetr.data.records import (
     Kind,
     ObjectRecord,
     Remark,
-    count_findings,
     usable_objects,
 )
 from opendetr.data.splits import ALL
@@ -141,15 +140,7 @@ def read_voc(voc: str | Path | VocFolder, split: str, log: FaultLog = STOP_AT_FA
                 if record is not None:
                     images.append(record)
         first_object += len(annotation.objects)
-    images.sort(key=lambda image: image.id)
-    remarks += [remark for image in images for remark in image.remarks]
-    return DetectionData(
-        categories=voc.categories,
-        images=tuple(images),
-        split=split,
-        folder=voc.folder,
-        findings=count_findings(remarks),
-    )
+    return DetectionData.read(split, voc.folder, voc.categories, images, remarks)
 
 
 def _split_lists(folder: Path, annotations: Mapping[str, _Annotation], log: FaultLog) -> dict[str, tuple[str, ...]]:

@@ -39,7 +39,6 @@ from opendetr.data.records import (
     ImageRecord,
     ObjectRecord,
     Remark,
-    count_findings,
     usable_objects,
 )
 from opendetr.data.splits import ALL, SPELLINGS
@@ -240,16 +239,8 @@ def read_yolo(yolo: str | Path | YoloFolder, split: str, log: FaultLog = STOP_AT
                     images.append(record)
         image_id += 1
         first_object += len(labels.rows)
-    images.sort(key=lambda image: image.id)
     remarks += _orphans(wanted, yolo.labels)
-    remarks += [remark for image in images for remark in image.remarks]
-    return DetectionData(
-        categories=yolo.categories,
-        images=tuple(images),
-        split=split,
-        folder=yolo.folder,
-        findings=count_findings(remarks),
-    )
+    return DetectionData.read(split, yolo.folder, yolo.categories, images, remarks)
 
 
 def label_file(image: PurePosixPath) -> PurePosixPath:
