@@ -60,7 +60,7 @@ from opendetr.plan import Pace, StepSpeed, plan_steps, plan_time, revised
 from opendetr.recipe import Recipe, learning_rate_factor, parameter_groups
 from opendetr.recompute import recompute_blocks
 from opendetr.run_state import RunState, TrainedTensors, own_tensors
-from opendetr.stepping import autocast_dtype, padded_to, split_batch, step_randomness
+from opendetr.stepping import autocast_dtype, keep_freed_memory, padded_to, split_batch, step_randomness
 from opendetr.stopping import AbandonedError, StopSignal
 from opendetr.structures import Batch
 
@@ -209,6 +209,8 @@ class Trainer:
             NonFiniteError: names the images; the last checkpoint is from before it.
             ProcessError: another process of the run failed, or is gone.
         """
+        if self.device.type == "cpu":
+            keep_freed_memory()
         last = self.folder / "last"
         with together():
             if resume:

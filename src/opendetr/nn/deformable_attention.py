@@ -327,9 +327,15 @@ class DeformableAttention(nn.Module):
         return self.output_proj(sampled.to(value.dtype))
 
     def _locate(self, reference: Tensor, offsets: Tensor, shapes: Shapes) -> Tensor:
-        """Offsets (B, Q, H, L, P, 2) from the references, in cells or, for boxes, in shares of half a box."""
-        reference = reference.float()[:, :, None, :, None]  # (B, Q, 1, L, 1, 2 or 4)
+        """Offsets (B, Q, H, L, P, 2) from the references, in cells or, for boxes, in shares of half a box.
+
+        Nothing is broadcast along the short last axes, which CPUs do cell by cell: it is spread for all heads first.
+        """
+        reference = reference.float()[:, :, None, :, None].expand(-1, -1, -1, -1, self.num_points, -1)
+        centre = reference[..., :2].flatten(3)  # (B, Q, 1, L P 2)
         if reference.shape[-1] == 2:
             sizes = torch.tensor([(w, h) for h, w in shapes], dtype=offsets.dtype, device=offsets.device)
-            return reference + offsets / sizes[:, None]
-        return reference[..., :2] + offsets * (reference[..., 2:] * (0.5 / self.num_points))
+            unit = offsets.flatten(3) / sizes[:, None].expand(-1, self.num_points, -1).flatten()
+        else:
+            unit = offsets.flatten(3) * (reference[..., 2:] * (0.5 / self.num_points)).flatten(3)
+        return (centre + unit).view_as(offsets)
