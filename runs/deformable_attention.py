@@ -13,17 +13,14 @@ times with them.
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
-import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
-from pathlib import Path
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from opendetr.bench.measuring import in_fresh_process, interleaved, peak_bytes_above, ratio
 from opendetr.nn.deformable_attention import DeformableAttention, sample_and_sum
 
 SHAPES = ((100, 134), (50, 67), (25, 34), (13, 17))
@@ -70,37 +67,23 @@ def theirs() -> Sampler:
     return lambda value, locations, weights: module(value, shapes, list(SHAPES), starts, locations, weights, 64)
 
 
-def seconds(sample: Sampler, leaves: tuple[Tensor, Tensor, Tensor]) -> tuple[float, float]:
-    """Of a forward pass without gradients, and of a forward and backward pass."""
-    began = time.perf_counter()
-    with torch.no_grad():
-        out = sample(*leaves)
-    middle = time.perf_counter()
-    torch.autograd.grad(sample(*leaves), leaves, out)
-    return middle - began, time.perf_counter() - middle
-
-
 def print_seconds(repeats: int) -> None:
     leaves, samplers = sampler_inputs(), {"opendetr": ours, "transformers": theirs()}
     with torch.no_grad():
         one, other = (sample(*leaves) for sample in samplers.values())
     torch.testing.assert_close(one, other, atol=1e-4, rtol=0)
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in samplers}
-    for repeat in range(repeats + 1):
-        for name, sample in samplers.items():
-            taken = seconds(sample, leaves)
-            if repeat:  # the first one warms up
-                times[name].append(taken)
-    for index, what in enumerate(("forward", "forward and backward")):
-        row = {name: statistics.median(taken[index] for taken in times[name]) for name in samplers}
-        ratio = statistics.median(b[index] / a[index] for a, b in zip(*times.values(), strict=True))
-        print(f"{what:22}" + "".join(f"{name} {value:.3f} s   " for name, value in row.items()) + f"{ratio:.2f} x")
 
+    def forward(sample: Sampler) -> None:
+        with torch.no_grad():
+            sample(*leaves)
 
-def resident_bytes(field: str) -> int:
-    """VmRSS, what is resident now, or VmHWM, its peak."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+    def forward_and_backward(sample: Sampler) -> None:
+        torch.autograd.grad(sample(*leaves), leaves, one)
+
+    for what, work in (("forward", forward), ("forward and backward", forward_and_backward)):
+        times = interleaved({name: partial(work, sample) for name, sample in samplers.items()}, repeats)
+        shown = "".join(f"{name} {statistics.median(taken):.3f} s   " for name, taken in times.items())
+        print(f"{what:22}{shown}{ratio(*times.values()):.2f} x")
 
 
 def peak_bytes(mode: str, num_threads: int) -> int:
@@ -112,20 +95,20 @@ def peak_bytes(mode: str, num_threads: int) -> int:
     training = mode == "training"
     query, memory = (torch.randn(1, NUM_TOKENS, WIDTH).requires_grad_(training) for _ in range(2))
     reference, gradient = centres().contiguous(), torch.randn(1, NUM_TOKENS, WIDTH)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-    before = resident_bytes("VmRSS")
-    with torch.set_grad_enabled(training):
-        out = module(query, reference, memory, SHAPES)
-    if training:
-        out.backward(gradient)
-    return resident_bytes("VmHWM") - before
+
+    def work() -> Tensor:
+        with torch.set_grad_enabled(training):
+            out = module(query, reference, memory, SHAPES)
+        if training:
+            out.backward(gradient)
+        return out
+
+    return peak_bytes_above(work)
 
 
 def print_memory() -> None:
-    os.environ["MALLOC_MMAP_THRESHOLD_"] = "262144"
     for mode, bar in BARS.items():
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:
-            peak = fresh.submit(peak_bytes, mode, torch.get_num_threads()).result()
+        peak = in_fresh_process(peak_bytes, mode, torch.get_num_threads())
         print(f"{mode:22}{peak / 2**20:.0f} MiB above the inputs   {peak / NUM_BYTES:.2f} x   expected at most {bar} x")
 
 

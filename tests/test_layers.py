@@ -19,7 +19,7 @@ ROWS = (
     "tasks weights report observers sources",
     "presets results",
     "predictor trainer export",
-    "training",
+    "training push",
     "bench",
     "cli",
 )

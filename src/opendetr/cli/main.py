@@ -12,6 +12,7 @@ from opendetr.cli.evaluate import evaluate
 from opendetr.cli.export import export
 from opendetr.cli.models import models
 from opendetr.cli.predict import predict
+from opendetr.cli.push import push
 from opendetr.cli.train import train
 
 _HELP = "DETR detectors: train, score and use them."
@@ -30,6 +31,7 @@ app.command("eval")(evaluate)
 app.command()(predict)
 app.add_typer(data.app, name="data")
 app.command()(export)
+app.command()(push)
 app.command()(models)
 
 
