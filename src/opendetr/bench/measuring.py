@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -26,11 +25,6 @@ def interleaved(contestants: Mapping[str, Callable[[], Any]], repeats: int) -> d
             if repeat:
                 seconds[name].append(time.perf_counter() - began)
     return seconds
-
-
-def ratio(ours: list[float], theirs: list[float]) -> float:
-    """How many times as long theirs takes: the median over the rounds, so that a slow minute meets both alike."""
-    return statistics.median(b / a for a, b in zip(ours, theirs, strict=True))
 
 
 def in_fresh_process(function: Callable[_P, _T], *positional: _P.args, **named: _P.kwargs) -> _T:

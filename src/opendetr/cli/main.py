@@ -7,6 +7,7 @@ import os
 import typer
 
 from opendetr.cli import data
+from opendetr.cli.bench import bench
 from opendetr.cli.demo import demo
 from opendetr.cli.evaluate import evaluate
 from opendetr.cli.export import export
@@ -33,6 +34,7 @@ app.add_typer(data.app, name="data")
 app.command()(export)
 app.command()(push)
 app.command()(models)
+app.command()(bench)
 
 
 def _show_version(wanted: bool) -> None:

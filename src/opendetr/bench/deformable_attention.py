@@ -1,38 +1,32 @@
-"""Deformable attention in an encoder layer at the sizes of an 800x1066 image: seconds and memory.
+"""Deformable attention in an encoder layer at the sizes of an 800x1066 image, beside transformers'.
 
-    python runs/deformable_attention.py --repeats 5
-
-Seconds beside the loop over levels with `grid_sample` that transformers uses, interleaved, medians. Memory is what a
-fresh process grows by over its inputs while the whole module computes, relative to the bytes of value, sampling
-locations, attention weights and output. It is read from /proc, so on Linux alone, and glibc is told to hand freed
-memory back at once: by itself it keeps blocks of up to 32 MiB, and the figure would be that of its habits.
-Expected on a CPU: at least 1.5 times as fast, forward and backward; at most 2 times the bytes without gradients, 4
-times with them.
+Seconds stand beside the loop over levels with `grid_sample` that transformers uses. Memory is what a fresh process
+grows by over its inputs while the whole module computes, beside the bytes of value, sampling locations, attention
+weights and output; it is read from /proc, so on Linux alone.
 """
 
 from __future__ import annotations
 
-import argparse
-import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from opendetr.bench.measuring import in_fresh_process, interleaved, peak_bytes_above, ratio
+from opendetr.bench.figure import Figure
+from opendetr.bench.measuring import in_fresh_process, interleaved, peak_bytes_above
 from opendetr.nn.deformable_attention import DeformableAttention, sample_and_sum
 
 SHAPES = ((100, 134), (50, 67), (25, 34), (13, 17))
 NUM_TOKENS = sum(h * w for h, w in SHAPES)
 WIDTH, HEADS, LEVELS, POINTS = 256, 8, len(SHAPES), 4
 NUM_BYTES = 4 * NUM_TOKENS * (WIDTH + HEADS * LEVELS * POINTS * 3 + WIDTH)
-BARS = {"inference": 2, "training": 4}
+MOST_MEMORY = {"inference": 2, "training": 4}  # times the bytes of the inputs
 
 Sampler = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-def centres() -> Tensor:
+def _centres() -> Tensor:
     """(1, N, L, 2): every token's own place, on all levels."""
     grids = []
     for h, w in SHAPES:
@@ -41,13 +35,13 @@ def centres() -> Tensor:
     return torch.cat(grids)[None, :, None].expand(-1, -1, LEVELS, -1)
 
 
-def sampler_inputs() -> tuple[Tensor, Tensor, Tensor]:
+def _sampler_inputs() -> tuple[Tensor, Tensor, Tensor]:
     """Value, locations some cells around every token, weights; each wants a gradient."""
     generator = torch.Generator().manual_seed(0)
     value = torch.randn(1, NUM_TOKENS, HEADS, WIDTH // HEADS, generator=generator)
     offsets = 2 * torch.randn(1, NUM_TOKENS, HEADS, LEVELS, POINTS, 2, generator=generator)
     sizes = torch.tensor([(w, h) for h, w in SHAPES])
-    locations = centres()[:, :, None, :, None] + offsets / sizes[:, None]
+    locations = _centres()[:, :, None, :, None] + offsets / sizes[:, None]
     weights = torch.randn(1, NUM_TOKENS, HEADS, LEVELS * POINTS, generator=generator).softmax(-1)
     leaves = value, locations, weights.unflatten(-1, (LEVELS, POINTS))
     for leaf in leaves:
@@ -55,11 +49,11 @@ def sampler_inputs() -> tuple[Tensor, Tensor, Tensor]:
     return leaves
 
 
-def ours(value: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
+def _ours(value: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
     return sample_and_sum(value, SHAPES, locations, weights)
 
 
-def theirs() -> Sampler:
+def _theirs() -> Sampler:
     from transformers.models.deformable_detr.modeling_deformable_detr import MultiScaleDeformableAttention
 
     module, shapes = MultiScaleDeformableAttention(), torch.tensor(SHAPES)
@@ -67,8 +61,12 @@ def theirs() -> Sampler:
     return lambda value, locations, weights: module(value, shapes, list(SHAPES), starts, locations, weights, 64)
 
 
-def print_seconds(repeats: int) -> None:
-    leaves, samplers = sampler_inputs(), {"opendetr": ours, "transformers": theirs()}
+def measure(repeats: int) -> Iterator[Figure]:
+    """Memory, then seconds."""
+    for mode, most in MOST_MEMORY.items():
+        peak = in_fresh_process(_peak_bytes, mode, torch.get_num_threads())
+        yield Figure.of_bytes(f"memory, {mode}", peak, "its inputs and output", NUM_BYTES, 1 / most)
+    leaves, samplers = _sampler_inputs(), {"opendetr": _ours, "transformers": _theirs()}
     with torch.no_grad():
         one, other = (sample(*leaves) for sample in samplers.values())
     torch.testing.assert_close(one, other, atol=1e-4, rtol=0)
@@ -81,12 +79,11 @@ def print_seconds(repeats: int) -> None:
         torch.autograd.grad(sample(*leaves), leaves, one)
 
     for what, work in (("forward", forward), ("forward and backward", forward_and_backward)):
-        times = interleaved({name: partial(work, sample) for name, sample in samplers.items()}, repeats)
-        shown = "".join(f"{name} {statistics.median(taken):.3f} s   " for name, taken in times.items())
-        print(f"{what:22}{shown}{ratio(*times.values()):.2f} x")
+        seconds = interleaved({name: partial(work, sample) for name, sample in samplers.items()}, repeats)
+        yield Figure.of_seconds(what, seconds, expected=1.5)
 
 
-def peak_bytes(mode: str, num_threads: int) -> int:
+def _peak_bytes(mode: str, num_threads: int) -> int:
     """What one pass of the module takes beyond its inputs; `mode` is "inference" or "training"."""
     torch.set_num_threads(num_threads)
     torch.manual_seed(0)
@@ -94,7 +91,7 @@ def peak_bytes(mode: str, num_threads: int) -> int:
     torch.nn.init.normal_(module.sampling_offsets.weight, std=0.1)
     training = mode == "training"
     query, memory = (torch.randn(1, NUM_TOKENS, WIDTH).requires_grad_(training) for _ in range(2))
-    reference, gradient = centres().contiguous(), torch.randn(1, NUM_TOKENS, WIDTH)
+    reference, gradient = _centres().contiguous(), torch.randn(1, NUM_TOKENS, WIDTH)
 
     def work() -> Tensor:
         with torch.set_grad_enabled(training):
@@ -104,22 +101,3 @@ def peak_bytes(mode: str, num_threads: int) -> int:
         return out
 
     return peak_bytes_above(work)
-
-
-def print_memory() -> None:
-    for mode, bar in BARS.items():
-        peak = in_fresh_process(peak_bytes, mode, torch.get_num_threads())
-        print(f"{mode:22}{peak / 2**20:.0f} MiB above the inputs   {peak / NUM_BYTES:.2f} x   expected at most {bar} x")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=5)
-    options = parser.parse_args()
-    print(f"{NUM_TOKENS} tokens, {NUM_BYTES / 2**20:.0f} MiB of value, locations, weights and output")
-    print_memory()
-    print_seconds(options.repeats)
-
-
-if __name__ == "__main__":
-    main()
