@@ -17,11 +17,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from PIL import ExifTags, Image
 
 from folders import picture
 from opendetr.data.convert import convert
 from opendetr.data.formats import Format
+from opendetr.data.images import read_map, write_map
 from opendetr.data.kinds import Effect, Kind
 
 COCO, VOC, YOLO, CSV = FORMATS = ("COCO", "VOC", "YOLO", "CSV")
@@ -525,6 +527,85 @@ def _stale(data: DataSet) -> Place:
     return Place(path)
 
 
+def outline(segmentation: Any, index: int = 2) -> Maker:
+    """The objects of the first image have outlines, the third one this."""
+
+    def change(content: dict[str, Any]) -> None:
+        for row in content["annotations"][:6]:
+            x, y, w, h = row["bbox"]
+            row["segmentation"] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+        content["annotations"][index]["segmentation"] = segmentation
+
+    def make(data: DataSet) -> Place:
+        coco(change)(data)
+        return data.place(0, index)
+
+    return make
+
+
+def _box_among_polygons(data: DataSet) -> Place:
+    path = data.annotations(1)
+    first, *others = path.read_text().splitlines()
+    put(path, "\n".join([first, "0 0.1 0.1 0.5 0.1 0.5 0.5", *others[1:]]) + "\n")
+    return Place(path, "line 1")
+
+
+def panoptic(change: Callable[[dict[str, Any], Path], Any], at: str = "", *, in_json: bool = False) -> Maker:
+    """Panoptic maps beside the boxes, changed; the fault is in the second image's map, or in the JSON file."""
+
+    def make(data: DataSet) -> Place:
+        data.write()
+        path = _write_panoptic(data)
+        content = json.loads(path.read_text())
+        png = path.with_suffix("") / "1.png"
+        change(content, png)
+        path.write_text(json.dumps(content))
+        return Place(path if in_json else png, at)
+
+    return make
+
+
+def _write_panoptic(data: DataSet) -> Path:
+    """The maps of all splits: every object a segment, the rest sky. Returns the training split's JSON file."""
+    for split in dict.fromkeys(image.split for image in data.images):
+        content = json.loads((data.folder / "annotations" / f"instances_{split}.json").read_text())
+        folder = data.folder / "annotations" / f"panoptic_{split}"
+        folder.mkdir()
+        boxes, content["annotations"] = content["annotations"], []
+        content["categories"].append({"id": 9, "name": "sky", "isthing": 0})
+        for image in content["images"]:
+            drawn = np.full((HEIGHT, WIDTH), 70_000, dtype=np.int32)
+            segments = []
+            for number, row in enumerate((row for row in boxes if row["image_id"] == image["id"]), start=1):
+                x, y, w, h = row["bbox"]
+                drawn[y : y + h, x : x + w] = number
+                known = {"category_id": row["category_id"], "bbox": row["bbox"], "area": w * h, "iscrowd": 0}
+                segments.append({"id": number, **known})
+            sky = {"category_id": 9, "bbox": [0, 0, WIDTH, HEIGHT], "area": int((drawn == 70_000).sum()), "iscrowd": 0}
+            segments.append({"id": 70_000, **sky})
+            name = f"{image['id']}.png"
+            write_map(folder / name, drawn)
+            content["annotations"].append({"image_id": image["id"], "file_name": name, "segments_info": segments})
+        path = folder.with_suffix(".json")
+        path.write_text(json.dumps(content))
+    return data.folder / "annotations" / "panoptic_train.json"
+
+
+def _renumber(content: dict[str, Any], png: Path) -> None:
+    content["annotations"][1]["segments_info"][2]["id"] = 5000
+
+
+def _listed_again(content: dict[str, Any], png: Path) -> None:
+    segments = content["annotations"][1]["segments_info"]
+    segments.append(dict(segments[0], category_id=2))
+
+
+def _drawn_over(content: dict[str, Any], png: Path) -> None:
+    drawn = read_map(png)
+    drawn[10:20, 10:60] = 2
+    write_map(png, drawn)
+
+
 _NO_BOX = "<object><name>cat</name></object>"
 
 FAULTS = (
@@ -618,6 +699,55 @@ FAULTS = (
     Fault(Kind.INVALID_BOX, "a width of -5", everywhere(box(84, 5, -5, 36))),
     Fault(Kind.NO_AREA, "a width of 0", everywhere(box(84, 5, 0, 36))),
     Fault(Kind.NO_AREA, "beside the image", everywhere(box(130, 5, 20, 36))),
+    Fault(
+        Kind.INVALID_OUTLINE,
+        "a polygon of two points",
+        {COCO: outline([[1, 1, 9, 9]])},
+    ),
+    Fault(
+        Kind.INVALID_OUTLINE,
+        "run lengths of too many pixels",
+        {COCO: outline({"size": [HEIGHT, WIDTH], "counts": [0, HEIGHT * WIDTH + 1]})},
+    ),
+    Fault(Kind.INVALID_OUTLINE, "a number that is none", {COCO: outline([[1, 1, 9, 9, 1, "x"]])}),
+    Fault(Kind.NO_OUTLINE, "a box among polygons", {COCO: outline(None), YOLO: after(_box_among_polygons)}),
+    Fault(Kind.EMPTY_MASK, "all points in one place", {COCO: outline([[5, 5, 5, 5, 5, 5]])}),
+    Fault(
+        Kind.MASK_SIZE,
+        "run lengths of a picture half as large",
+        {COCO: outline({"size": [HEIGHT // 2, WIDTH // 2], "counts": [0, HEIGHT * WIDTH // 4]})},
+    ),
+    Fault(
+        Kind.MASK_SIZE,
+        "a panoptic map half as large",
+        {COCO: panoptic(lambda content, png: write_map(png, read_map(png)[::2, ::2]))},
+    ),
+    Fault(Kind.UNREADABLE_MAP, "no such file", {COCO: panoptic(lambda content, png: png.unlink())}),
+    Fault(Kind.UNREADABLE_MAP, "cut off", {COCO: panoptic(lambda content, png: png.write_bytes(b"\x89PNG"))}),
+    Fault(Kind.MISSING_SEGMENT, "a number that no pixel has", {COCO: panoptic(_renumber, "segment 5000")}),
+    Fault(
+        Kind.REPEATED_SEGMENT,
+        "two segments with one number",
+        {COCO: panoptic(_listed_again, "annotations[1].segments_info[7]", in_json=True)},
+    ),
+    Fault(Kind.UNLISTED_SEGMENT, "pixels of a number that is not listed", {COCO: panoptic(_renumber, "segment 3")}),
+    Fault(Kind.SEGMENT_AREA, "another segment drawn over it", {COCO: panoptic(_drawn_over, "segment 1")}),
+    Fault(
+        Kind.VOID_MAP,
+        "every pixel 0",
+        {COCO: panoptic(lambda content, png: write_map(png, np.zeros((HEIGHT, WIDTH), dtype=np.int32)))},
+    ),
+    Fault(
+        Kind.VOID_MAP,
+        "no segment listed",
+        {
+            COCO: panoptic(
+                lambda content, png: content["annotations"][1]["segments_info"].clear(),
+                "annotations[1]",
+                in_json=True,
+            )
+        },
+    ),
     Fault(Kind.OUT_OF_IMAGE, "10 pixels too far to the right", everywhere(box(84, 5, 54, 36))),
     Fault(Kind.NAMELESS_CLASS, "`nc: 2` without `names`", {YOLO: after(_nameless)}),
     Fault(Kind.STALE_EXTRA, "a label file edited after `data convert`", {YOLO: _stale, VOC: _stale}),

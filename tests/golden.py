@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,3 +82,16 @@ class Golden:
         """The objects of each image."""
         rows = self["inputs"]["targets"]
         return [target(*objects(row["name"], row["n"], row["num_classes"])) for row in rows]
+
+    def masked_targets(self) -> list[Target]:
+        """The objects of each image with their masks, which the arrays hold as bits."""
+        sizes = [(image["h"], image["w"]) for image in self["inputs"]["images"]]
+        return [
+            replace(found, size=size, masks=self._bits(f"target{index}_masks_packed", size))
+            for index, (found, size) in enumerate(zip(self.targets(), sizes, strict=True))
+        ]
+
+    def _bits(self, name: str, size: tuple[int, int]) -> Tensor:
+        """Rows of bits as masks (n, h, w) bool."""
+        bits = np.unpackbits(self.arrays[name].numpy(), axis=1, count=size[0] * size[1])
+        return torch.from_numpy(bits).bool().unflatten(1, size)

@@ -34,6 +34,9 @@ OFFICIAL = {
     "detr-r50-dc5": (458, 41_524_768, 41_302_368),
     "detr-r101": (713, 60_464_672, 60_242_272),
     "detr-r101-dc5": (713, 60_464_672, 60_242_272),
+    "detr-r50-panoptic": (490, 42_899_288, 42_676_888),
+    "detr-r50-dc5-panoptic": (490, 42_899_288, 42_676_888),
+    "detr-r101-panoptic": (745, 61_839_192, 61_616_792),
     "conditional-detr-r50": (564, 43_418_401, 43_196_001),
     "conditional-detr-r50-dc5": (564, 43_418_401, 43_196_001),
     "conditional-detr-r101": (819, 62_358_305, 62_135_905),
@@ -62,7 +65,8 @@ def images(*sizes: tuple[int, int]) -> ImageBatch:
 def target(num_objects: int, size: tuple[int, int] = (64, 64)) -> Target:
     generator = torch.Generator().manual_seed(num_objects)
     boxes = 0.2 + 0.3 * torch.rand(num_objects, 4, generator=generator)
-    return Target(torch.arange(num_objects) % NUM_CLASSES, boxes, size, size, image_id=0)
+    masks = torch.rand(num_objects, *size, generator=generator) > 0.5
+    return Target(torch.arange(num_objects) % NUM_CLASSES, boxes, size, size, image_id=0, masks=masks)
 
 
 def expected_queries(output: Output, num_queries: int) -> int:
@@ -114,7 +118,9 @@ def test_every_size_gives_the_same_shapes(name, training):
 def test_losses_and_gradients_are_finite(name, counts):
     preset = trained_from_nothing(miniature(name))
     task = build_task(preset, build_model(preset, NUM_CLASSES), NUM_CLASSES)
-    batch = Batch(images((64, 64), (48, 64)), tuple(target(count) for count in counts), ("a", "b"))
+    sizes = ((64, 64), (48, 64))
+    targets = tuple(target(count, size) for count, size in zip(counts, sizes, strict=True))
+    batch = Batch(images(*sizes), targets, ("a", "b"))
     losses = task(batch)
     total = task.total(losses)
     total.backward()

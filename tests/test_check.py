@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from opendetr.cli.main import app
 from opendetr.data.check import DataReport, Demands, check_data
 from opendetr.data.formats import open_data
 from opendetr.data.kinds import Effect, Kind
+from opendetr.data.masks import require_scorable
 from opendetr.data.mend import write_mended
 from opendetr.data.records import DataError
 
@@ -87,6 +89,37 @@ def test_a_mended_copy_has_none_of_the_faults_that_can_be_mended(tmp_path, fault
     assert {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()} == before
 
 
+MAP_CASES = [case for case in CASES if "map" in case.values[0].kind or "segment" in case.values[0].kind]
+
+
+@pytest.mark.parametrize(("fault", "name"), MAP_CASES)
+def test_the_maps_of_a_model_with_masks_are_mended(tmp_path, fault: Fault, name):
+    folder = tmp_path / "set"
+    folder.mkdir()
+    fault.makers[name](DataSet(name, folder))
+    demands = replace(DEMANDS, masks="auto")
+    report = check_data(folder, demands)
+    assert report.splits["train"].masks == "panoptic"
+    assert report.counts["val"].classes == {"cat": 6, "dog": 6, "sky": 2}
+    assert fault.kind in report.remarks
+    write_mended(report, tmp_path / "copy")
+    again = check_data(tmp_path / "copy", demands)
+    assert again.splits["val"].masks == "panoptic"
+    assert [kind for kind in again.remarks if kind.mendable] == []
+    assert not again.with_effect(Effect.STOPS)
+    for split in again.splits.values():
+        if Kind.UNLISTED_SEGMENT not in again.remarks:
+            require_scorable(split)
+
+
+def test_only_a_model_with_masks_stops_at_panoptic_files(tmp_path):
+    DataSet("COCO", tmp_path).write()
+    (tmp_path / "annotations" / "panoptic_train.json").write_text("{}")
+    assert dict(check(tmp_path).remarks) == {}
+    report = check_data(tmp_path, replace(DEMANDS, masks="auto"))
+    assert list(report.with_effect(Effect.STOPS)) == [Kind.WRONG_STRUCTURE]
+
+
 def test_every_kind_is_in_the_list():
     assert {fault.kind for fault in FAULTS} == set(Kind)
     assert len(set(Kind)) >= 25
@@ -118,6 +151,15 @@ def test_the_exit_code_says_what_training_does(tmp_path):
     code, text, errors = run(clean.folder, "--fix", tmp_path / "copy")
     assert (code, errors) == (0, f"4 images in 2 splits: {tmp_path / 'copy'}\n")
     assert run(tmp_path / "copy")[0] == 0
+
+
+def test_what_only_training_with_masks_skips_is_said(tmp_path):
+    fault = next(fault for fault in FAULTS if fault.kind is Kind.INVALID_OUTLINE)
+    place = fault.makers["COCO"](DataSet("COCO", tmp_path))
+    code, text, _ = run(tmp_path)
+    assert code == 3
+    assert "Training skips\n- 1 outline that cannot be drawn, skipped by training with masks\n" in text
+    assert f"    images/{place.file.name}, annotation 3: a polygon of 2 points; expected 3 or more" in text
 
 
 def test_json_names_every_place(tmp_path):

@@ -16,7 +16,7 @@ ROWS = (
     "structures categories boxes distributed config recipe checkpoint stopping layouts plan averaging recompute",
     "nn events freezing run_state stepping",
     "models losses data evaluation postprocess visualize",
-    "tasks weights report observers sources",
+    "tasks weights report observers sources scorer",
     "presets results",
     "predictor trainer export",
     "training push",

@@ -279,6 +279,25 @@ def test_the_background_bounds_what_waits_and_keeps_the_order():
     assert done == list(range(30))
 
 
+def test_the_background_bounds_the_memory_that_waits():
+    release = threading.Event()
+    submitted: list[int] = []
+
+    def submit_all(background: Background) -> None:
+        for number in range(6):
+            background.submit(partial(release.wait, 10), size=2**28 if number == 0 else 2**26)
+            submitted.append(number)
+
+    with Background(2, waiting=100) as background:
+        submitter = threading.Thread(target=submit_all, args=(background,))
+        submitter.start()
+        submitter.join(0.2)
+        assert submitted == [0]  # a single large piece is let in, and nothing beside it
+        release.set()
+        submitter.join()
+    assert submitted == list(range(6))
+
+
 def test_rows(tmp_path):
     for rows in ([], ["ä\n"], [{"a": 1.5}, {"b": None}]):
         with Rows(tmp_path) as kept, (tmp_path / "rows.json").open("w") as stream:

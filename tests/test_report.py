@@ -60,6 +60,14 @@ def test_classes_stand_best_first_with_bars(tmp_path):
     assert re.findall(r"width: ([\d.]+)%", text.split("</style>")[1]) == ["75.0", "25.0", "0.0"]
 
 
+def test_scores_of_masks_and_maps_are_explained(tmp_path):
+    metrics = METRICS | {"mask_AP": 0.321, "PQ": 0.456, "PQ_stuff": 0.5}
+    words = Page(written(tmp_path, metrics=metrics, panoptic_per_class={"sky": 0.8, "cat": None})).words
+    for word in ("of masks, IoU 0.50 to 0.95", "panoptic quality of stuff", "PQ by class", "sky", "0.800", "0.456"):
+        assert word in words
+    assert "PQ by class" not in Page(written(tmp_path)).words
+
+
 def test_everything_is_escaped(tmp_path):
     hostile = '<script>alert("x")</script>'
     picture = Image.new("RGB", (4, 4))

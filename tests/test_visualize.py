@@ -8,8 +8,17 @@ import torch
 from PIL import Image, ImageChops
 
 from opendetr.categories import Categories
-from opendetr.structures import Detections
-from opendetr.visualize import contact_sheet, draw_boxes, draw_curves, draw_detections, draw_truth, side_by_side
+from opendetr.structures import Detections, Panoptic, Segment
+from opendetr.visualize import (
+    contact_sheet,
+    draw_boxes,
+    draw_curves,
+    draw_detections,
+    draw_panoptic,
+    draw_segments,
+    draw_truth,
+    side_by_side,
+)
 
 RED, BLUE = (230, 40, 40), (30, 60, 230)
 PETS = Categories(("cat", "dog"), (3, 7), colours=(RED, BLUE))
@@ -134,6 +143,110 @@ def test_truth_is_drawn_with_names_and_crowds():
     assert where(draw_truth(grey(), [single], PETS, scale=1), RED)[2:] == pytest.approx((150, 150), abs=3)
     assert not same(draw_truth(grey(), [single], PETS), draw_truth(grey(), [crowd], PETS))
     assert same(draw_truth(grey(), [], PETS), Image.fromarray(grey()))
+
+
+def disc(x: int, y: int, radius: int, size: tuple[int, int] = (480, 640)) -> np.ndarray:
+    """An (H, W) mask."""
+    rows, columns = np.mgrid[: size[0], : size[1]]
+    return (rows - y) ** 2 + (columns - x) ** 2 <= radius**2
+
+
+def drawn_masks(masks: list[np.ndarray], colours=(RED, RED), scale: float = 1) -> np.ndarray:
+    boxes = np.array([[100, 100, 300, 300]] * len(masks))
+    return np.asarray(draw_boxes(grey(), boxes, [""] * len(masks), colours, masks=np.array(masks), scale=scale))
+
+
+def test_a_mask_is_half_transparent_with_an_outline_and_takes_the_place_of_the_box():
+    mask = disc(200, 200, 80)
+    pixels = drawn_masks([mask], [RED])
+    assert where(Image.fromarray(pixels), RED) == (120, 120, 280, 280)  # the outline, and no box
+    np.testing.assert_allclose(pixels[200, 200], 0.55 * 128 + 0.45 * np.array(RED), atol=1)
+    far = ~disc(200, 200, 84)
+    assert (pixels[far] == 128).all()
+    assert (pixels[disc(200, 200, 82) & ~mask] < 128).any()  # a dark halo sets the outline off
+
+
+def test_where_there_is_no_mask_the_box_is_drawn():
+    pixels = drawn_masks([np.zeros((480, 640), dtype=bool)], [RED])
+    assert where(Image.fromarray(pixels), RED) == pytest.approx((100, 100, 300, 300), abs=2)
+
+
+def test_masks_of_one_class_differ_and_small_ones_lie_on_large_ones():
+    pixels = drawn_masks([disc(200, 200, 30), disc(200, 200, 120)])
+    assert np.abs(pixels[200, 200].astype(int) - pixels[200, 100]).max() > 20
+    assert (pixels[200, 171] == RED).all()  # the outline of the small one, which is given first
+
+
+def test_masks_grow_with_the_picture():
+    pixels = drawn_masks([disc(200, 200, 80)], [RED], scale=2)
+    assert where(Image.fromarray(pixels), RED) == pytest.approx((240, 240, 561, 561), abs=2)
+
+
+def test_detections_and_truth_are_drawn_with_their_masks():
+    mask = disc(150, 150, 40)
+    detections = found([[110, 110, 191, 191]], [0.9], [0], image=grey())
+    with_masks = Detections(
+        detections.boxes, detections.scores, detections.labels, PETS, (480, 640), grey(), torch.from_numpy(mask[None])
+    )
+    truth = draw_truth(grey(), [Record(3, (110, 110, 81, 81))], PETS, masks=mask[None])
+    for picture in (with_masks.plot(), truth):
+        assert np.abs(np.asarray(picture)[180, 150].astype(int) - 128).max() > 30
+    assert np.abs(np.asarray(detections.plot())[180, 150].astype(int) - 128).max() == 0
+
+
+LAND = Categories(("cat", "sky"), (3, 20), isthing=(True, False), colours=(RED, BLUE))
+
+
+def quarters() -> np.ndarray:
+    """A map of sky (9) with two cats (300, 70000) and a corner that nobody named (5)."""
+    segments = np.full((480, 640), 9)
+    segments[200:300, 100:250], segments[200:300, 400:550], segments[:40, :40] = 300, 70_000, 5
+    return segments
+
+
+def test_segments_have_their_colours_and_what_is_not_listed_stays():
+    pixels = np.asarray(draw_segments(grey(), quarters(), {9: 1, 300: 0, 70_000: 0}, LAND))
+    assert (pixels[20, 20] == 128).all()
+    np.testing.assert_allclose(pixels[450, 620], 0.55 * 128 + 0.45 * np.array(BLUE), atol=1)
+    np.testing.assert_allclose(pixels[210, 110], 0.55 * 128 + 0.45 * np.array(RED), atol=1)
+    assert np.abs(pixels[210, 410].astype(int) - pixels[210, 110]).max() > 20  # two cats, two shades
+    assert pixels[200, 150].max() < 64  # a dark line between segments
+
+
+def test_names_stand_in_the_middle_of_their_segments():
+    picture = draw_segments(grey(), quarters(), {300: 0}, LAND)
+    left, top, right, bottom = where(picture, RED)  # the plate
+    assert ((left + right) / 2, (top + bottom) / 2) == pytest.approx((175, 250), abs=12)
+    narrow = np.zeros((480, 640), dtype=int)
+    narrow[100:400, 300:306] = 300  # too narrow for a name
+    left, _, right, _ = where(draw_segments(grey(), narrow, {300: 0}, LAND), RED)
+    assert right - left > 20
+
+
+def test_a_panoptic_map_is_drawn_on_its_own_picture():
+    segments = torch.from_numpy(np.where(quarters() == 300, 2, 1)).int()
+    info = (Segment(1, 1, False, 10, 0.9), Segment(2, 0, True, 10, 0.9))
+    result = Panoptic(segments, info, torch.ones(480, 640), LAND, (480, 640), grey())
+    assert same(result.plot(), draw_panoptic(result, Image.fromarray(grey())))
+    assert has(result.plot(), RED) and has(result.plot(), BLUE)
+    with pytest.raises(ValueError, match="the image is 320 x 240, but the map is of one of 640 x 480"):
+        draw_panoptic(result, grey(240, 320))
+
+
+def test_masks_and_maps_of_another_size_are_named():
+    with pytest.raises(ValueError, match=r"expected masks of \(1, 480, 640\), got \(1, 8, 8\)"):
+        draw_boxes(grey(), np.zeros((1, 4)), [""], [RED], masks=np.zeros((1, 8, 8), dtype=bool))
+    with pytest.raises(ValueError, match=r"expected a map of \(480, 640\), got \(8, 8\)"):
+        draw_segments(grey(), np.zeros((8, 8), dtype=int), {}, LAND)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 2), (7, 5)])
+def test_the_smallest_masks_and_maps_can_be_drawn(size):
+    image = grey(*size)
+    whole = np.ones((1, *size), dtype=bool)
+    assert draw_boxes(image, np.array([[0, 0, *size[::-1]]]), ["cat"], [RED], masks=whole, scale=1).size == size[::-1]
+    assert draw_segments(image, whole[0].astype(int), {1: 0}, LAND, scale=1).size == size[::-1]
+    assert draw_segments(image, whole[0].astype(int), {1: 0}, LAND).mode == "RGB"
 
 
 def test_wrong_input_is_named():

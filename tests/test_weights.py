@@ -193,12 +193,14 @@ def test_models_say_where_weights_come_from(tmp_path, monkeypatch):
     rows = {row["name"]: row["weights"] for row in json.loads(_opendetr("models", "--json").stdout)["models"]}
     assert rows["detr-r50"] == {
         "origin": "download", "file": "detr-r50-e632da11.pth", "hub": None, "MiB": 159, "licence": "Apache-2.0",
-        "address": "https://dl.fbaipublicfiles.com/detr/detr-r50-e632da11.pth", "AP": 0.42, "cached": False,
+        "address": "https://dl.fbaipublicfiles.com/detr/detr-r50-e632da11.pth", "AP": 0.42,
+        "mask AP": None, "PQ": None, "cached": False,
     }  # fmt: skip
     assert rows["detr-r101"]["cached"] and rows["detr-r18"] == {}
     assert rows["deformable-detr-r50"]["origin"] == "by hand"
     lines = {line.split()[0]: line for line in _opendetr("models").stdout.splitlines()}
-    assert lines["detr-r50"].endswith("0.420  on first use, 159 MiB, Apache-2.0")
+    assert lines["detr-r50"].endswith("0.420  -      on first use, 159 MiB, Apache-2.0")
     assert lines["detr-r101"].endswith("cached, 232 MiB, Apache-2.0")
-    assert lines["conditional-detr-r50"].endswith("0.410  by hand, Apache-2.0")
+    assert lines["conditional-detr-r50"].endswith("0.410  -      by hand, Apache-2.0")
+    assert lines["detr-r50-panoptic"].endswith("0.388  0.434  on first use, 165 MiB, Apache-2.0")
     assert lines["detr-r18"].endswith("-      none")

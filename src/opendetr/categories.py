@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -102,6 +103,64 @@ _COCO = [
     "toothbrush",
 ]
 
+# COCO panoptic's stuff, by id; its things are those above. The published models count 250 rows.
+_COCO_STUFF = {
+    92: "banner",
+    93: "blanket",
+    95: "bridge",
+    100: "cardboard",
+    107: "counter",
+    109: "curtain",
+    112: "door-stuff",
+    118: "floor-wood",
+    119: "flower",
+    122: "fruit",
+    125: "gravel",
+    128: "house",
+    130: "light",
+    133: "mirror-stuff",
+    138: "net",
+    141: "pillow",
+    144: "platform",
+    145: "playingfield",
+    147: "railroad",
+    148: "river",
+    149: "road",
+    151: "roof",
+    154: "sand",
+    155: "sea",
+    156: "shelf",
+    159: "snow",
+    161: "stairs",
+    166: "tent",
+    168: "towel",
+    171: "wall-brick",
+    175: "wall-stone",
+    176: "wall-tile",
+    177: "wall-wood",
+    178: "water-other",
+    180: "window-blind",
+    181: "window-other",
+    184: "tree-merged",
+    185: "fence-merged",
+    186: "ceiling-merged",
+    187: "sky-other-merged",
+    188: "cabinet-merged",
+    189: "table-merged",
+    190: "floor-other-merged",
+    191: "pavement-merged",
+    192: "mountain-merged",
+    193: "grass-merged",
+    194: "dirt-merged",
+    195: "paper-merged",
+    196: "food-other-merged",
+    197: "building-other-merged",
+    198: "rock-merged",
+    199: "wall-other-merged",
+    200: "rug-merged",
+}
+_COCO_PANOPTIC_ROWS = 250
+
 
 def _spread_colour(index: int) -> tuple[int, int, int]:
     """An RGB colour (0..255) for a label: hues a golden angle apart, so that neighbours never look alike."""
@@ -189,6 +248,13 @@ class Categories:
         except KeyError as error:
             raise ValueError(f"categories: the field {error} is missing") from None
 
+    @property
+    def distinct_names(self) -> tuple[str, ...]:
+        """(K) names, each with its id behind it where several classes are called the same."""
+        counts = Counter(self.names)
+        pairs = zip(self.names, self.ids, strict=True)
+        return tuple(name if counts[name] == 1 else f"{name} ({id_})" for name, id_ in pairs)
+
     def label_of_id(self, category_id: int) -> int:
         """Label of a data set id. Raises KeyError when the id is unknown."""
         return self._labels[category_id]
@@ -203,3 +269,16 @@ def coco_categories() -> Categories:
     used = tuple(name != "N/A" for name in _COCO)
     names = tuple(name.replace("_", " ") for name in _COCO)
     return Categories(names, tuple(range(len(_COCO))), used=used)
+
+
+def coco_panoptic_categories() -> Categories:
+    """COCO panoptic's 250 rows as the published models count them: label = category id, unused rows marked."""
+    labels = range(_COCO_PANOPTIC_ROWS)
+    things = dict(enumerate(coco_categories().names))
+    names = tuple(_COCO_STUFF.get(label, things.get(label, "N/A")) for label in labels)
+    return Categories(
+        names,
+        tuple(labels),
+        isthing=tuple(label in things for label in labels),
+        used=tuple(name != "N/A" for name in names),
+    )

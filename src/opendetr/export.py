@@ -65,14 +65,14 @@ def export_huggingface(model: Detector, preset: Preset, categories: Categories, 
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise ConfigError(f"{folder}: is not an empty folder; give the name of a new one")
     _refuse_group_norm(preset)
-    settings = to_dict(preset)["model"]
-    reason = unwritable(model.family, settings)
+    settings = to_dict(preset)
+    reason = unwritable(model.family, settings["model"], settings["masks"])
     if reason:
         raise ConfigError(f"{preset.name}: cannot be written for Hugging Face: {reason}; --format official can hold it")
     tables = HUGGING_FACE_TIMM if preset.model.backbone.dilation else HUGGING_FACE_RESNET
     state = unpacked(_named(model, preset, tables[model.family]))
     is_two_stage = isinstance(preset.model, TwoStageDETRConfig)
-    config = config_json(model.family, settings, categories, two_stage=is_two_stage)
+    config = config_json(model.family, settings["model"], categories, two_stage=is_two_stage)
     processor = preprocessor_json(model.family, preset.data.image_size, preset.data.max_size)
     card = ModelCard(to_dict(_with_frozen_norm(preset)), categories, {})
     folder.mkdir(parents=True, exist_ok=True)

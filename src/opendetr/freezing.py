@@ -30,10 +30,13 @@ def freeze(task: nn.Module, parts: Iterable[str]) -> None:
         raise ConfigError("freeze: nothing is left to train; freeze fewer parts")
 
 
-def _upper_names(task: nn.Module) -> Iterable[str]:
-    """The parts of the task, and of the model in it."""
-    for name, child in task.named_children():
-        yield from (inner for inner, _ in child.named_children()) if name == "model" else (name,)
+def _upper_names(module: nn.Module) -> Iterable[str]:
+    """The parts of the task, of the model in it, and of a detector in that."""
+    for name, child in module.named_children():
+        if name not in ("detection", "model"):
+            yield name
+        if name in ("detection", "model", "detector"):
+            yield from _upper_names(child)
 
 
 def train_mode(task: nn.Module) -> None:

@@ -8,8 +8,9 @@ apart that the others have as the rows of one (`packed`, `unpacked`).
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Literal
 
@@ -17,6 +18,9 @@ import torch
 from torch import Tensor
 
 Rows = tuple[tuple[str, str], ...]
+# A detector with a mask head is of a family of its own, and holds the detector without as a part.
+WITH_MASKS = "-masks"
+INSIDE = "detector."
 Layout = Literal["opendetr", "official", "detectron2", "huggingface"]
 
 _BACKBONE: Rows = (("backbone.0.body.", "backbone.body."),)
@@ -132,7 +136,39 @@ _DEFORMABLE_HEADS: Rows = (
     ("bbox_embed.{n}.", "box_heads.0."),
 )
 
-OFFICIAL: Mapping[str, Rows] = {
+# The mask head: the attention that its maps are of, its convolutions, the levels that are added between them.
+_MASKS: Rows = (
+    ("bbox_attention.q_linear.", "attention.query."),
+    ("bbox_attention.k_linear.", "attention.key."),
+    *((f"mask_head.lay{number + 1}.", f"head.convolutions.{number}.") for number in range(5)),
+    *((f"mask_head.gn{number + 1}.", f"head.norms.{number}.") for number in range(5)),
+    *((f"mask_head.adapter{number + 1}.", f"head.adapters.{number}.") for number in range(3)),
+    ("mask_head.out_lay.", "head.out."),
+)
+# The same as transformers calls it since version 5; its files keep the names above.
+_HF_MASKS: Rows = (
+    ("bbox_attention.q_proj.", "attention.query."),
+    ("bbox_attention.k_proj.", "attention.key."),
+    *(
+        (f"mask_head.{theirs}.{kind}.", f"head.{ours}.{number}.")
+        for number, theirs in enumerate(("conv1", "conv2", *(f"fpn_stages.{stage}.refine" for stage in range(3))))
+        for kind, ours in (("conv", "convolutions"), ("norm", "norms"))
+    ),
+    *((f"mask_head.fpn_stages.{stage}.fpn_adapter.", f"head.adapters.{stage}.") for stage in range(3)),
+    ("mask_head.output_conv.", "head.out."),
+)
+
+
+def _with_masks(tables: Mapping[str, Rows], prefixes: Mapping[str, str], masks: Rows = _MASKS) -> dict[str, Rows]:
+    """Tables of detectors, and of those with a mask head, which hold the detector under a prefix."""
+    around = {
+        f"{family}{WITH_MASKS}": (*_below(prefix, INSIDE, tables[family]), *masks)
+        for family, prefix in prefixes.items()
+    }
+    return {**tables, **around}
+
+
+_OFFICIAL: Mapping[str, Rows] = {
     "detr": (
         *_BACKBONE,
         ("backbone.1.", "position."),
@@ -168,6 +204,7 @@ OFFICIAL: Mapping[str, Rows] = {
         ("input_proj.{n}.", "projections.{n}."),
     ),
 }
+OFFICIAL = _with_masks(_OFFICIAL, dict.fromkeys(_OFFICIAL, "detr."))
 
 
 _HF_HEADS: Mapping[str, Rows] = {
@@ -211,11 +248,20 @@ _DETECTRON2_BACKBONE: Rows = _below(
         ),
     ),
 )
-DETECTRON2: Mapping[str, Rows] = {"detr": (*_DETECTRON2_BACKBONE, *_below("detr.", "", OFFICIAL["detr"]))}
-HUGGING_FACE: Mapping[str, Rows] = {family: (*_HF_RESNET, *_HF_TIMM, *heads) for family, heads in _HF_HEADS.items()}
+_DETECTRON2: Mapping[str, Rows] = {"detr": (*_DETECTRON2_BACKBONE, *_below("detr.", "", OFFICIAL["detr"]))}
+DETECTRON2 = _with_masks(_DETECTRON2, {"detr": "detr."}, _below("detr.", "", _MASKS))
+
+
+def _huggingface(*backbones: Rows, masks: Rows = _MASKS) -> dict[str, Rows]:
+    """Tables of all families, with these names of the backbone."""
+    tables = {family: (*itertools.chain(*backbones), *heads) for family, heads in _HF_HEADS.items()}
+    return _with_masks(tables, {"detr": "detr."}, masks)
+
+
+HUGGING_FACE = _huggingface(_HF_RESNET, _HF_TIMM, masks=(*_MASKS, *_HF_MASKS))
 # To write: with a backbone of timm, which alone can be dilated, or with transformers' own.
-HUGGING_FACE_TIMM: Mapping[str, Rows] = {family: (*_HF_TIMM, *heads) for family, heads in _HF_HEADS.items()}
-HUGGING_FACE_RESNET: Mapping[str, Rows] = {family: (*_HF_RESNET, *heads) for family, heads in _HF_HEADS.items()}
+HUGGING_FACE_TIMM = _huggingface(_HF_TIMM)
+HUGGING_FACE_RESNET = _huggingface(_HF_RESNET)
 
 TABLES: Mapping[Layout, Mapping[str, Rows]] = {
     "official": OFFICIAL,
@@ -223,9 +269,9 @@ TABLES: Mapping[Layout, Mapping[str, Rows]] = {
     "huggingface": HUGGING_FACE,
 }
 _SIGNS: Mapping[Layout, tuple[str, ...]] = {
-    "official": ("transformer.", "backbone.0."),
-    "detectron2": ("detr.backbone.0.backbone.",),
-    "huggingface": ("model.encoder.", "model.decoder.", "model.backbone."),
+    "official": ("transformer.", "backbone.0.", "detr.backbone.0.body."),
+    "detectron2": ("detr.backbone.0.backbone.", "detr.detr.backbone.0.backbone."),
+    "huggingface": ("model.encoder.", "model.decoder.", "model.backbone.", "detr.model."),
 }
 
 
@@ -234,6 +280,11 @@ def layout_of(names: Collection[str]) -> Layout:
     return next(
         (layout for layout, signs in _SIGNS.items() if any(name.startswith(signs) for name in names)), "opendetr"
     )
+
+
+def has_masks(names: Iterable[str]) -> bool:
+    """Whether these names, of any layout, are those of a detector with a mask head."""
+    return any(name.startswith(INSIDE) or "bbox_attention." in name for name in names)
 
 
 def our_name(name: str, rows: Rows, own: Collection[str]) -> str:
@@ -255,8 +306,8 @@ def their_names(own: Collection[str], rows: Rows) -> dict[str, str]:
         own: the names of the model's parameters and buffers.
         rows: a table of this module.
     """
-    layers = {name.split(".")[2] for name in own if name.startswith("decoder.layers.")}
-    num_heads = len(layers) + any(name.startswith("proposal_class_head.") for name in own)
+    layers = {match[1] for name in own if (match := re.search(r"\bdecoder\.layers\.(\d+)\.", name))}
+    num_heads = len(layers) + any("proposal_class_head." in name for name in own)
     return {
         theirs: name
         for name in own

@@ -1,4 +1,4 @@
-"""A detector ready for use: pictures in, detections out; and its score on a data set.
+"""A detector ready for use: pictures in, detections or panoptic maps out; and its score on a data set.
 
 Shape letters: B batch, H W image.
 """
@@ -7,36 +7,60 @@ from __future__ import annotations
 
 import difflib
 import os
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Literal, TypeVar, overload
 
 import torch
 from torch import Tensor
 
-from opendetr.categories import Categories, coco_categories
+from opendetr.categories import Categories
 from opendetr.config import ConfigError
 from opendetr.data.images import ImageError
 from opendetr.data.loader import eval_loader
-from opendetr.data.records import DataError, DetectionData
+from opendetr.data.records import DetectionData
 from opendetr.data.transforms import evaluation_transform
 from opendetr.distributed import best_device, rank, world_size
-from opendetr.evaluation import CocoEvaluator
 from opendetr.models.detector import Detector
-from opendetr.postprocess import detect
-from opendetr.presets import Preset, build_model, get_preset, list_models, preset_from_dict, published_weights
+from opendetr.models.masks import MaskedDetector
+from opendetr.postprocess import (
+    Candidates,
+    MaskFrame,
+    Merge,
+    candidates,
+    detect_with_queries,
+    instance_masks,
+    mask_frames,
+    mask_logits,
+    panoptic_map,
+)
+from opendetr.presets import (
+    Preset,
+    build_model,
+    get_preset,
+    list_models,
+    preset_from_dict,
+    published_categories,
+    published_weights,
+)
+from opendetr.scorer import Evaluation, Scorer
 from opendetr.sources.ahead import in_order
 from opendetr.sources.picture import Picture
 from opendetr.sources.reading import Source, each_picture, is_one_picture, read_picture
-from opendetr.structures import Detections, ImageBatch
+from opendetr.structures import Detections, ImageBatch, Panoptic
 from opendetr.weights import WeightsError, load_weights, local_file, read_card, read_state
 
+DETECTION_SCORE = 0.5
+"""Detections that score less are left out, unless another threshold is given."""
+
 _NUM_READERS = min(4, os.cpu_count() or 1)
+
+Result = TypeVar("Result", Detections, Panoptic)
 
 
 @dataclass(frozen=True)
@@ -45,27 +69,6 @@ class _Prepared:
 
     picture: Picture
     input: Tensor
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """A detector's score on a data set.
-
-    Attributes:
-        metrics: the twelve COCO numbers; None where no object of the kind exists.
-        per_class: AP of each class.
-        per_layer: AP of each decoder layer, first to last; empty unless asked for.
-        seconds_per_image: of model and post-processing, loading left out.
-        results: rows of a COCO results file.
-        unreadable: images that could not be read; they count as without detections.
-    """
-
-    metrics: dict[str, float | None]
-    per_class: dict[str, float | None]
-    per_layer: tuple[float | None, ...]
-    seconds_per_image: float
-    results: list[dict[str, Any]]
-    unreadable: tuple[str, ...]
 
 
 class Predictor:
@@ -85,80 +88,154 @@ class Predictor:
         self.categories = categories
         self._transform = evaluation_transform(preset.data)
 
+    @overload
     def predict(
         self,
         source: Source | Iterable[Source],
         *,
-        min_score: float = 0.5,
+        panoptic: Literal[False] = False,
+        min_score: float | None = None,
         class_min_scores: Mapping[str, float] | None = None,
         batch_size: int = 8,
         on_unreadable: Callable[[str], None] | None = None,
-    ) -> Detections | Iterator[Detections]:
-        """Find the objects in pictures.
+    ) -> Detections | Iterator[Detections]: ...
+    @overload
+    def predict(
+        self,
+        source: Source | Iterable[Source],
+        *,
+        panoptic: Literal[True],
+        merge: Merge = "default",
+        min_score: float | None = None,
+        class_min_scores: Mapping[str, float] | None = None,
+        batch_size: int = 8,
+        on_unreadable: Callable[[str], None] | None = None,
+    ) -> Panoptic | Iterator[Panoptic]: ...
+    def predict(
+        self,
+        source: Source | Iterable[Source],
+        *,
+        panoptic: bool = False,
+        merge: Merge = "default",
+        min_score: float | None = None,
+        class_min_scores: Mapping[str, float] | None = None,
+        batch_size: int = 8,
+        on_unreadable: Callable[[str], None] | None = None,
+    ) -> Detections | Panoptic | Iterator[Detections] | Iterator[Panoptic]:
+        """Find the objects in pictures; with their masks, where the model has a mask head.
 
         Of several pictures the next ones are read by threads while the model is at work, and no more of them than two
         batches are held. Only pictures of one size go through the model together, so that none is padded: what is found
-        in a picture does not depend on its neighbours, apart from the last bits of what the kernels round.
+        in a picture does not depend on its neighbours, apart from the last bits of what the kernels round. Masks are
+        computed for what is not left out, and brought to the size of the picture one picture at a time.
 
         Args:
             source: one picture (path, http or https URL, PIL image, (H, W, 3) or (H, W) uint8 array, (3, H, W) tensor,
                 uint8 or float in 0..1), or several (a folder, a pattern such as "photos/*.jpg", a video file, the
                 number of a camera, a list of any of these).
-            min_score: detections below it are left out.
+            panoptic: give the thing or the stuff that every pixel belongs to, instead of detections.
+            merge: the rule by which masks become a panoptic map (see `postprocess.panoptic_map`).
+            min_score: what scores less is left out; when omitted, 0.5 for detections, and for panoptic maps 0.85, or
+                0.4 where every class has a sigmoid of its own.
             class_min_scores: the same for single classes, by name; they go before `min_score`.
             batch_size: pictures that go through the model together, where there are several; a camera's go one by one.
             on_unreadable: called with one line for whatever of several cannot be read and is left out.
 
         Returns:
-            Detections for one picture, an iterator in the order of the pictures for several; each keeps its picture for
-            `plot`, where it came from in `source`, and the number of a video's frame in `frame`.
+            Detections, or Panoptic, for one picture, an iterator in the order of the pictures for several; each keeps
+            its picture for `plot`, where it came from in `source`, and the number of a video's frame in `frame`.
 
         Raises:
             DataError: nothing is there, or a picture cannot be read.
-            ConfigError: the detector knows no class of a name in `class_min_scores`.
+            ConfigError: the detector knows no class of a name in `class_min_scores`, or it has no mask head and a
+                panoptic map is asked for.
         """
-        thresholds = self._thresholds(min_score, class_min_scores or {})
+        usual = self.model.scoring.panoptic_score if panoptic else DETECTION_SCORE
+        thresholds = self._thresholds(usual if min_score is None else min_score, class_min_scores or {})
+        if panoptic:
+            self._require_masks()
+            merging = partial(self._panoptic, thresholds=thresholds, merge=merge)
+            return self._predict(source, merging, batch_size, on_unreadable)
+        return self._predict(source, partial(self._detect, thresholds=thresholds), batch_size, on_unreadable)
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether the model has a mask head."""
+        return isinstance(self.model, MaskedDetector)
+
+    def _require_masks(self) -> None:
+        if not self.has_masks:
+            raise ConfigError(
+                "the detector has no mask head, so that it gives no panoptic map; use a model such as "
+                "detr-tiny-panoptic, or detections without panoptic"
+            )
+
+    def _predict(
+        self,
+        source: Source | Iterable[Source],
+        solve: Callable[[Sequence[_Prepared]], list[Callable[[], Result]]],
+        batch_size: int,
+        on_unreadable: Callable[[str], None] | None,
+    ) -> Result | Iterator[Result]:
         if is_one_picture(source):
-            return self._detect([self._prepare(source)], thresholds)[0]  # type: ignore[arg-type]
+            (finish,) = solve([self._prepare(source)])  # type: ignore[arg-type]
+            return finish()
         pictures = each_picture(source, on_unreadable)
         live = isinstance(source, int)
-        return self._stream(pictures, thresholds, 1 if live else batch_size, on_unreadable)
+        return self._stream(pictures, solve, 1 if live else batch_size, on_unreadable)
 
     def _stream(
         self,
         sources: Iterator[Source],
-        thresholds: Tensor,
+        solve: Callable[[Sequence[_Prepared]], list[Callable[[], Result]]],
         batch_size: int,
         on_unreadable: Callable[[str], None] | None,
-    ) -> Iterator[Detections]:
+    ) -> Iterator[Result]:
         with (
             ThreadPoolExecutor(_NUM_READERS, "read") as pool,
             closing(in_order(pool, self._prepare, sources, batch_size)) as prepared,
         ):
             pictures = _readable(prepared, on_unreadable)
             while batch := list(islice(pictures, batch_size)):
-                yield from self._detect_by_shape(batch, thresholds)
+                yield from _by_shape(batch, solve)
 
     def _prepare(self, source: Source) -> _Prepared:
         picture = read_picture(source)
         return _Prepared(picture, self._transform.pixels(picture.pixels))
 
-    def _detect_by_shape(self, batch: Sequence[_Prepared], thresholds: Tensor) -> Iterator[Detections]:
-        """The detections of a batch in its order; only inputs of one shape go through the model together."""
-        places: dict[torch.Size, list[int]] = {}
-        for place, each in enumerate(batch):
-            places.setdefault(each.input.shape, []).append(place)
-        found: dict[int, Detections] = {}
-        for alike in places.values():
-            found.update(zip(alike, self._detect([batch[place] for place in alike], thresholds), strict=True))
-        return (found[place] for place in range(len(batch)))
+    @torch.inference_mode()
+    def _detect(self, batch: Sequence[_Prepared], thresholds: Tensor) -> list[Callable[[], Detections]]:
+        """What finishes the detections of each picture: masks of their own size, where the model has a mask head."""
+        images, sizes = self._batch(batch)
+        output = self.model(images)
+        found = detect_with_queries(output.final, sizes, self.categories, min_score=thresholds)
+        pictured = [_pictured(each.picture, some) for each, (some, _) in zip(batch, found, strict=True)]
+        if not isinstance(self.model, MaskedDetector):
+            return [partial(_unchanged, each) for each in pictured]
+        logits = mask_logits(self.model, output, [queries for _, queries in found])
+        frames = mask_frames(images, sizes)
+        return [partial(_with_masks, *each) for each in zip(pictured, logits, frames, strict=True)]
 
     @torch.inference_mode()
-    def _detect(self, batch: Sequence[_Prepared], thresholds: Tensor) -> list[Detections]:
+    def _panoptic(self, batch: Sequence[_Prepared], thresholds: Tensor, merge: Merge) -> list[Callable[[], Panoptic]]:
+        """What finishes the map of each picture."""
+        assert isinstance(self.model, MaskedDetector)
+        images, sizes = self._batch(batch)
+        output = self.model(images)
+        found = candidates(output.final, self.categories, min_score=thresholds, raw=merge == "published")
+        logits = mask_logits(self.model, output, [each.queries for each in found])
+        frames = mask_frames(images, sizes)
+
+        def finish(picture: Picture, some: Candidates, of_image: Tensor, frame: MaskFrame) -> Panoptic:
+            return _pictured(picture, panoptic_map(some, of_image, frame, self.categories, merge=merge))
+
+        pictures = [each.picture for each in batch]
+        return [partial(finish, *each) for each in zip(pictures, found, logits, frames, strict=True)]
+
+    def _batch(self, batch: Sequence[_Prepared]) -> tuple[ImageBatch, Tensor]:
+        """The model's input, and (B, 2) the sizes of the pictures."""
         images = ImageBatch.from_images([each.input for each in batch]).to(self.device)
-        sizes = torch.tensor([each.picture.pixels.shape[:2] for each in batch])
-        found = detect(self.model(images).final, sizes, self.categories, min_score=float(thresholds.min()))
-        return [_labelled(each.picture, some, thresholds) for each, some in zip(batch, found, strict=True)]
+        return images, torch.tensor([each.picture.pixels.shape[:2] for each in batch])
 
     def _thresholds(self, min_score: float, by_class: Mapping[str, float]) -> Tensor:
         """(K,) the least score of each class."""
@@ -178,73 +255,68 @@ class Predictor:
         *,
         batch_size: int = 8,
         layers: bool = False,
+        merge: Merge = "default",
+        panoptic_score: float | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Evaluation:
         """The score on a data set, classes paired by name.
+
+        Boxes are scored always, masks where the model has a mask head and the data was read with masks, panoptic maps
+        where it was read with these.
 
         Args:
             data: images with their objects.
             batch_size: images that go through the model together.
             layers: also score every decoder layer by itself.
+            merge: the rule by which masks become a panoptic map, "default" or "published"; see
+                `postprocess.panoptic_map`. The published one also makes the masks of instances as published.
+            panoptic_score: queries that score less have no part in a panoptic map; the usual one when omitted.
             progress: called with images done and images in all.
 
         Raises:
-            DataError: detector and data have no class in common, or an image of the data is missing.
+            DataError: detector and data have no class in common, an image of the data is missing, or its masks are such
+                that the score would be wrong.
         """
-        labels = _common_labels(self.categories, data.categories, str(data.folder))
+        num_layers = self.preset.model.transformer.decoder_layers if layers else None
+        scorer = Scorer(
+            self.model, self.categories, data, num_layers=num_layers, merge=merge, panoptic_score=panoptic_score
+        )
         share = (rank(), world_size())
         loader = eval_loader(data, self.preset.data, batch_size=batch_size, share=share, device=self.device)
-        num_layers = self.preset.model.transformer.decoder_layers if layers else 1
-        evaluators = [CocoEvaluator(data.to_coco()) for _ in range(num_layers)]
-        seconds, done = 0.0, 0
+        done = 0
         for batch in loader:
-            began = time.perf_counter()
-            sizes = torch.tensor([target.original_size for target in batch.targets])
-            with torch.inference_mode():
-                output = self.model(batch.images.to(self.device))
-                found = [detect(layer, sizes, self.categories) for layer in output.layers[-num_layers:]]
-            seconds += time.perf_counter() - began
-            ids = [target.image_id for target in batch.targets]
-            for evaluator, detections in zip(evaluators, found, strict=True):
-                evaluator.update(ids, [_relabelled(each, labels, data.categories) for each in detections])
+            scorer.update(batch, batch.images.to(self.device))
             done += len(batch)
             if progress:
                 progress(done, len(data))
-        for evaluator in evaluators:
-            evaluator.gather()
-        scores = [evaluator.compute() for evaluator in evaluators]
-        metrics = dict(scores[-1])
-        return Evaluation(
-            per_class=metrics.pop("per_class"),
-            metrics=metrics,
-            per_layer=tuple(score["AP"] for score in scores) if layers else (),
-            seconds_per_image=seconds / max(done, 1),
-            results=evaluators[-1].results,
-            unreadable=tuple(loader.unreadable.values()),
-        )
+        scorer.leave_out(loader.unreadable)
+        return scorer.compute(loader.unreadable.values())
 
 
-def _common_labels(ours: Categories, theirs: Categories, folder: str) -> Tensor:
-    """(K,) label in `theirs` of each of our labels, by name; -1 where there is none."""
-    labels = [theirs.label_of_name(name) if name in theirs.names else -1 for name in ours.names]
-    if all(label < 0 for label in labels):
-        raise DataError(
-            f"{folder}: the detector knows {', '.join(ours.names[:5])}, the data has {', '.join(theirs.names[:5])}: "
-            "no class in common; train on this data first"
-        )
-    return torch.tensor(labels)
+def _by_shape(
+    batch: Sequence[_Prepared], solve: Callable[[Sequence[_Prepared]], list[Callable[[], Result]]]
+) -> Iterator[Result]:
+    """The results of a batch in its order; only inputs of one shape go through the model together."""
+    places: dict[torch.Size, list[int]] = {}
+    for place, each in enumerate(batch):
+        places.setdefault(each.input.shape, []).append(place)
+    finishing: dict[int, Callable[[], Result]] = {}
+    for alike in places.values():
+        finishing.update(zip(alike, solve([batch[place] for place in alike]), strict=True))
+    return (finishing.pop(place)() for place in range(len(batch)))
 
 
-def _relabelled(detections: Detections, labels: Tensor, categories: Categories) -> Detections:
-    """The detections under the data set's labels; those of classes that it does not have are left out."""
-    moved = labels[detections.labels]
-    return replace(replace(detections, labels=moved.clamp(min=0))[moved >= 0], categories=categories)
+def _with_masks(found: Detections, logits: Tensor, frame: MaskFrame) -> Detections:
+    return replace(found, masks=instance_masks(logits, frame))
 
 
-def _labelled(picture: Picture, found: Detections, thresholds: Tensor) -> Detections:
-    """The detections that reach the score of their class, with the picture they were found in."""
-    kept = found[found.scores >= thresholds[found.labels]]
-    return replace(kept, image=picture.pixels, source=picture.source, frame=picture.frame, time=picture.time)
+def _unchanged(found: Detections) -> Detections:
+    return found
+
+
+def _pictured(picture: Picture, found: Result) -> Result:
+    """The result with the picture that it was found in."""
+    return replace(found, image=picture.pixels, source=picture.source, frame=picture.frame, time=picture.time)
 
 
 def _readable(
@@ -273,7 +345,7 @@ def load(
         source: a name (its weights come with the package or are downloaded once), a run folder, a .safetensors or
             .pth file, a folder that transformers reads, an http(s) address, or "hf:owner/name".
         model: the catalogue's name of a file that does not say itself what it holds.
-        categories: of such a file; COCO's 91 rows when omitted.
+        categories: of such a file; COCO's 91 rows when omitted, or COCO panoptic's 250 for a model with a mask head.
         device: "auto", "cpu", "cuda" or "mps".
         strict_no_object: leave out queries for which "no object" is the best answer, which the published rule does not.
 
@@ -296,7 +368,7 @@ def load(
     if card is not None:
         preset, known = preset_from_dict(card.config), card.categories
     elif model is not None:
-        preset, known = get_preset(model), categories or coco_categories()
+        preset, known = get_preset(model), categories or published_categories(model)
     else:
         raise WeightsError(f"{path}: does not say which model it is; name it, for example model='detr-r50'")
     network = build_model(preset, len(known), strict_no_object=strict_no_object)

@@ -11,24 +11,29 @@ from typing import Any
 
 from torch import Tensor
 
+from opendetr.categories import Categories, coco_categories, coco_panoptic_categories
 from opendetr.config import ConfigError, replaced
 from opendetr.data.config import DataConfig
 from opendetr.losses.classification import SigmoidFocalClassification
 from opendetr.losses.criterion import CriterionConfig, SetCriterion
 from opendetr.losses.dense import DenseConfig, DenseSupervision
+from opendetr.losses.masks import MaskCriterion, MaskCriterionConfig
 from opendetr.losses.matcher import MatcherConfig
 from opendetr.models.conditional import ConditionalDETRConfig
 from opendetr.models.deformable import DeformableDETRConfig, DeformableTransformerConfig, TwoStageDETRConfig
 from opendetr.models.detector import Detector
 from opendetr.models.detr import DETRConfig
+from opendetr.models.masks import MaskHeadConfig
 from opendetr.nn.backbone import BackboneConfig
 from opendetr.nn.transformer import TransformerConfig
 from opendetr.recipe import Recipe
-from opendetr.tasks import DetectionTask, TwoStageTask
+from opendetr.tasks import DetectionTask, MaskHeadTask, MaskTask, TwoStageTask
 from opendetr.weights import load_weights
 from opendetr.weights.published import PUBLISHED
 
 DEFAULT_MODEL = "deformable-detr-tiny"  # what is trained and used where no model is named
+_WITH_MASKS = "-panoptic"  # at the end of the name of a detector that has a mask head
+_DETECTOR = "detector"  # the part of a model with a mask head that is the model without
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +42,10 @@ class Preset:
 
     Attributes:
         name: the catalogue's name, from which the tree started.
-        model: the architecture.
+        model: the architecture of the detector.
+        masks: the mask head around it, or None.
         criterion: the set loss.
+        mask_criterion: the losses of masks beside it, where there is a mask head.
         dense: supervision of the encoder beside it, off as published.
         data: sizes and augmentation.
         recipe: optimiser, schedule, length.
@@ -46,7 +53,9 @@ class Preset:
 
     name: str
     model: DETRConfig | DeformableDETRConfig = field(default_factory=DETRConfig)
+    masks: MaskHeadConfig | None = None
     criterion: CriterionConfig = field(default_factory=CriterionConfig)
+    mask_criterion: MaskCriterionConfig = field(default_factory=MaskCriterionConfig)
     dense: DenseConfig = field(default_factory=DenseConfig)
     data: DataConfig = field(default_factory=DataConfig)
     recipe: Recipe = field(default_factory=Recipe)
@@ -200,6 +209,37 @@ def deformable_detr_tiny() -> Preset:
     return replace(tiny, name="deformable-detr-tiny", model=model, criterion=_FOCAL_CRITERION)
 
 
+def _with_masks(detector: Preset, masks: MaskHeadConfig) -> Preset:
+    """A detector with a mask head, trained on panoptic annotations, or on instances where there are no others."""
+    data = replace(detector.data, masks="auto")
+    return replace(detector, name=f"{detector.name}{_WITH_MASKS}", masks=masks, data=data)
+
+
+def detr_r50_panoptic() -> Preset:
+    """DETR with ResNet-50 and a mask head."""
+    return _with_masks(detr_r50(), MaskHeadConfig())
+
+
+def detr_r101_panoptic() -> Preset:
+    """DETR with ResNet-101 and a mask head."""
+    return _with_masks(detr_r101(), MaskHeadConfig())
+
+
+def detr_r50_dc5_panoptic() -> Preset:
+    """DETR-DC5 with a mask head."""
+    return _with_masks(detr_r50_dc5(), MaskHeadConfig())
+
+
+def detr_tiny_panoptic() -> Preset:
+    """`detr_tiny` with a mask head."""
+    return _with_masks(detr_tiny(), MaskHeadConfig())
+
+
+def deformable_detr_tiny_panoptic() -> Preset:
+    """`deformable_detr_tiny` with a mask head that begins at stride 16."""
+    return _with_masks(deformable_detr_tiny(), MaskHeadConfig(level=2))
+
+
 _PRESETS: dict[str, Callable[[], Preset]] = {
     make().name: make
     for make in (
@@ -209,6 +249,10 @@ _PRESETS: dict[str, Callable[[], Preset]] = {
         detr_r101_dc5,
         detr_r18,
         detr_tiny,
+        detr_r50_panoptic,
+        detr_r101_panoptic,
+        detr_r50_dc5_panoptic,
+        detr_tiny_panoptic,
         conditional_detr_r50,
         conditional_detr_r101,
         conditional_detr_r50_dc5,
@@ -220,6 +264,7 @@ _PRESETS: dict[str, Callable[[], Preset]] = {
         deformable_detr_r50_refine,
         deformable_detr_r50_two_stage,
         deformable_detr_tiny,
+        deformable_detr_tiny_panoptic,
     )
 }
 
@@ -296,6 +341,47 @@ def trained_from_nothing(preset: Preset) -> Preset:
     )
 
 
+def with_frozen_detector(preset: Preset) -> Preset:
+    """The second stage of training masks (DETR, section 4.2): the trained detector frozen, its mask head in 25 epochs.
+
+    Raises:
+        ConfigError: there is no mask head to train.
+    """
+    if preset.masks is None:
+        raise ConfigError(f"{preset.name}: has no mask head to train; choose a model whose name ends in {_WITH_MASKS}")
+    freeze = tuple(dict.fromkeys((*preset.recipe.freeze, _DETECTOR)))
+    return replace(preset, recipe=replace(preset.recipe, epochs=25, step_at=15 / 25, freeze=freeze))
+
+
+def has_frozen_detector(preset: Preset) -> bool:
+    """Whether the mask head alone is trained."""
+    return preset.masks is not None and _DETECTOR in preset.recipe.freeze
+
+
+def name_with_masks(name: str) -> str:
+    """The catalogue's name of a detector with its mask head.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if name.endswith(_WITH_MASKS):
+        return name
+    if f"{name}{_WITH_MASKS}" not in _PRESETS:
+        known = ", ".join(each for each in _PRESETS if each.endswith(_WITH_MASKS))
+        raise ConfigError(f"{name}: the catalogue has it without a mask head only; there are {known}")
+    return f"{name}{_WITH_MASKS}"
+
+
+def name_without_masks(name: str) -> str:
+    """The catalogue's name of the detector that a name is about."""
+    return name.removesuffix(_WITH_MASKS)
+
+
+def published_categories(name: str) -> Categories:
+    """The classes of the published weights of a model: COCO panoptic's with a mask head, else those of COCO."""
+    return coco_categories() if get_preset(name).masks is None else coco_panoptic_categories()
+
+
 def miniature(name: str) -> Preset:
     """A preset shrunk to test size; what it is composed of stays."""
     preset = get_preset(name)
@@ -327,28 +413,41 @@ def build_model(preset: Preset, num_classes: int, *, strict_no_object: bool = Fa
             scoring = scoring.strictly()
         except ValueError as error:
             raise ConfigError(f"{preset.name}: {error}") from None
-    return preset.model.build(scoring.num_logits(num_classes), scoring)
+    num_logits = scoring.num_logits(num_classes)
+    if preset.masks is None:
+        return preset.model.build(num_logits, scoring)
+    try:
+        return preset.masks.build(preset.model, num_logits, scoring)
+    except ValueError as error:
+        raise ConfigError(f"{preset.name}: {error}") from None
 
 
 _TASKS: dict[type, type[DetectionTask]] = {TwoStageDETRConfig: TwoStageTask}
 
 
-def build_task(preset: Preset, model: Detector, num_classes: int) -> DetectionTask:
+def build_task(preset: Preset, model: Detector, num_classes: int) -> DetectionTask | MaskTask:
     """What the trainer trains: the model with the losses of its preset."""
+    is_frozen = has_frozen_detector(preset)
     dense = None
-    if preset.dense.weight > 0:
+    if preset.dense.weight > 0 and not is_frozen:
         dense = DenseSupervision(preset.dense, preset.model.transformer.width, num_classes)
-    task = _TASKS.get(type(preset.model), DetectionTask)
-    return task(model, SetCriterion(preset.criterion), dense)
+    task = _TASKS.get(type(preset.model), DetectionTask)(model, SetCriterion(preset.criterion), dense)
+    if preset.masks is None:
+        return task
+    with_masks = MaskHeadTask if is_frozen else MaskTask
+    return with_masks(task, MaskCriterion(preset.mask_criterion))
 
 
-def create(name: str, weights: str | Path | Mapping[str, Tensor] | None = None, num_classes: int = 91) -> Detector:
+def create(
+    name: str, weights: str | Path | Mapping[str, Tensor] | None = None, num_classes: int | None = None
+) -> Detector:
     """A model with the published architecture.
 
     Args:
         name: of the catalogue.
         weights: a file or state dict to load strictly; None leaves the random initialisation. Nothing is downloaded.
-        num_classes: K; 91 are COCO's rows as the published models count them.
+        num_classes: K; when omitted, as many as the published models count: COCO's 91 rows, or the 250 of COCO
+            panoptic.
 
     Raises:
         ConfigError: an unknown name.
@@ -359,13 +458,14 @@ def create(name: str, weights: str | Path | Mapping[str, Tensor] | None = None, 
         >>> model.num_queries
         50
     """
-    model = build_model(get_preset(name), num_classes)
+    preset = get_preset(name)
+    model = build_model(preset, len(published_categories(name)) if num_classes is None else num_classes)
     if weights is not None:
         load_weights(model, weights)
     return model
 
 
-def create_task(name: str, model: Detector | None = None, num_classes: int = 91) -> DetectionTask:
-    """The published losses around a model; a new one with `num_classes` when `model` is omitted."""
-    preset = get_preset(name)
-    return build_task(preset, create(name, num_classes=num_classes) if model is None else model, num_classes)
+def create_task(name: str, model: Detector | None = None, num_classes: int | None = None) -> DetectionTask | MaskTask:
+    """The published losses around a model; a new one with `num_classes`, as in `create`, when `model` is omitted."""
+    count = len(published_categories(name)) if num_classes is None else num_classes
+    return build_task(get_preset(name), create(name, num_classes=count) if model is None else model, count)

@@ -14,9 +14,16 @@ from pathlib import Path
 
 from PIL import Image
 
-from opendetr.evaluation import METRICS
+from opendetr.evaluation.names import meaning
 
-_HEADLINES = {"AP": "IoU 0.50 to 0.95", "AP50": "IoU 0.50", "AP75": "IoU 0.75", "AR100": "recall, 100 detections"}
+_HEADLINES = {
+    "AP": "IoU 0.50 to 0.95",
+    "AP50": "IoU 0.50",
+    "AP75": "IoU 0.75",
+    "AR100": "recall, 100 detections",
+    "mask_AP": "of masks, IoU 0.50 to 0.95",
+    "PQ": "panoptic quality",
+}
 _JPEG_QUALITY = 88
 
 _STYLE = """
@@ -62,6 +69,7 @@ def write_report(
     per_class: Mapping[str, float | None],
     pictures: Sequence[tuple[str, Image.Image]] = (),
     *,
+    panoptic_per_class: Mapping[str, float | None] | None = None,
     facts: Mapping[str, object] | None = None,
 ) -> Path:
     """Write the page. It appears whole or not at all: a file already there stays until the new one is complete.
@@ -69,9 +77,10 @@ def write_report(
     Args:
         path: the file to write; folders on the way to it are made.
         title: the page's heading.
-        metrics: scores in 0..1 by name, the best known of them (`evaluation.METRICS`) explained; None is shown as "-".
+        metrics: scores in 0..1 by name, those that `evaluation.names` knows explained; None is shown as "-".
         per_class: AP of each class in 0..1 by its name, or None where there is nothing of it to find.
         pictures: captions and pictures, for instance truth beside prediction, shown in this order.
+        panoptic_per_class: PQ of each class, likewise, where there are panoptic maps.
         facts: what else is to be known, shown below the heading: the model, the number of images, the time taken.
 
     Returns:
@@ -80,7 +89,13 @@ def write_report(
     Raises:
         OSError: the file cannot be written.
     """
-    sections = [_facts_section(facts or {}), _tiles(metrics), _scores_section(metrics), _classes_section(per_class)]
+    sections = [
+        _facts_section(facts or {}),
+        _tiles(metrics),
+        _scores_section(metrics),
+        _classes_section("AP by class", per_class),
+        _classes_section("PQ by class", panoptic_per_class or {}),
+    ]
     if pictures:
         sections.append("<h2>Pictures</h2>\n" + "\n".join(_figure(caption, picture) for caption, picture in pictures))
     content = "\n".join(section for section in sections if section)
@@ -122,15 +137,15 @@ def _tiles(metrics: Mapping[str, float | None]) -> str:
 def _scores_section(metrics: Mapping[str, float | None]) -> str:
     """Every score with what it says, in two columns."""
     rows = [
-        f'<tr><th scope="row">{escape(name)}</th><td>{escape(METRICS.get(name, ""))}</td>'
+        f'<tr><th scope="row">{escape(name)}</th><td>{escape(meaning(name))}</td>'
         f'<td class="number">{_number(value)}</td></tr>'
         for name, value in metrics.items()
     ]
     return f"<h2>Scores</h2>\n{_columns(rows, '')}" if rows else ""
 
 
-def _classes_section(per_class: Mapping[str, float | None]) -> str:
-    """AP of each class with a bar, best first, those without a score last."""
+def _classes_section(title: str, per_class: Mapping[str, float | None]) -> str:
+    """The score of each class with a bar, best first, those without a score last."""
     ranked = sorted(per_class.items(), key=lambda item: -1.0 if item[1] is None else item[1], reverse=True)
     rows = [
         f'<tr><th scope="row">{escape(name)}</th><td class="wide">{_bar(value)}</td>'
@@ -138,7 +153,7 @@ def _classes_section(per_class: Mapping[str, float | None]) -> str:
         for name, value in ranked
     ]
     note = '<p class="note">"-": no object of this class to find.</p>' if None in per_class.values() else ""
-    return f"<h2>AP by class</h2>\n{_columns(rows, 'classes')}{note}" if rows else ""
+    return f"<h2>{title}</h2>\n{_columns(rows, 'classes')}{note}" if rows else ""
 
 
 def _columns(rows: Sequence[str], style: str) -> str:

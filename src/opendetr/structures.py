@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -173,10 +173,20 @@ class FeatureMap(Movable):
 
 
 class Scoring(Protocol):
-    """How class logits become scores: an object, so that nothing else asks which family a model is of."""
+    """How class logits become scores: an object, so that nothing else asks which family a model is of.
+
+    Attributes:
+        panoptic_score: queries that score less have no part in a panoptic map, unless another threshold is given.
+    """
+
+    panoptic_score: ClassVar[float]
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """(..., C) logits -> (..., K) probabilities of the K classes, no-object left out."""
+        ...
+
+    def best(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """(..., C) logits -> score and label of the best class, (...) each; 0 where "no object" is better still."""
         ...
 
     def select(self, logits: Tensor, k: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -282,6 +292,9 @@ class Detections(Movable):
         n = len(self.scores)
         _expect(tuple(self.boxes.shape) == (n, 4), "Detections", "boxes", f"({n}, 4)", self.boxes)
         _expect(tuple(self.labels.shape) == (n,), "Detections", "labels", f"({n},)", self.labels)
+        if self.masks is not None:
+            shape = (n, *self.size)
+            _expect(tuple(self.masks.shape) == shape, "Detections", "masks", str(shape), self.masks)
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -307,7 +320,7 @@ class Detections(Movable):
         return [self.categories.names[label] for label in self.labels.tolist()]
 
     def plot(self, image: Any = None, *, min_score: float = 0.0) -> Any:
-        """The picture with boxes, names and scores drawn on it, as a PIL image.
+        """The picture with masks or boxes, names and scores drawn on it, as a PIL image.
 
         Args:
             image: (H, W, 3) uint8 RGB or a PIL image to draw on; the one that was kept when omitted.
@@ -318,14 +331,18 @@ class Detections(Movable):
         return visualize.draw_detections(self, image, min_score=min_score)
 
     def to_coco(self, image_id: int = 0) -> list[dict[str, Any]]:
-        """Rows of a COCO results file: category ids of the data set, boxes as x, y, w, h in pixels."""
+        """Rows of a COCO results file: category ids of the data set, boxes as x, y, w, h in pixels, masks as RLE."""
         x0, y0, x1, y1 = self.boxes.detach().cpu().double().unbind(1)
         boxes = torch.stack((x0, y0, x1 - x0, y1 - y0), 1).tolist()
         ids = [self.categories.ids[label] for label in self.labels.tolist()]
-        return [
+        rows: list[dict[str, Any]] = [
             {"image_id": image_id, "category_id": category_id, "bbox": box, "score": score}
             for category_id, box, score in zip(ids, boxes, self.scores.tolist(), strict=True)
         ]
+        if self.masks is not None:
+            for row, mask in zip(rows, self.masks, strict=True):
+                row["segmentation"] = run_lengths(mask)
+        return rows
 
     def to_supervision(self) -> Any:
         """The same as `supervision.Detections`, with the names under `data["class_name"]`."""
@@ -340,3 +357,129 @@ class Detections(Movable):
             tracker_id=None if self.track_ids is None else self.track_ids.cpu().numpy(),
             data={"class_name": np.array(self.names)},
         )
+
+
+def run_lengths(mask: Tensor) -> dict[str, Any]:
+    """COCO's compressed run lengths of an (H, W) bool mask: `size` and, as text, `counts`."""
+    from faster_coco_eval.core import mask as coder
+
+    columns = mask.t().contiguous().cpu().numpy()  # run lengths go down the columns
+    (encoded,) = coder.encode(columns.view("uint8").T[..., None])
+    return {"size": list(encoded["size"]), "counts": encoded["counts"].decode("ascii")}
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One region of a panoptic map.
+
+    Attributes:
+        id: its value in the map, from 1.
+        label: its class, in 0..K-1.
+        isthing: whether it is one countable thing; else it is all the stuff of its class in the image.
+        area: in pixels of the original image.
+        score: in 0..1; of stuff that several queries found, the best.
+    """
+
+    id: int
+    label: int
+    isthing: bool
+    area: int
+    score: float
+
+
+class Semantic(NamedTuple):
+    """The class of every pixel.
+
+    Attributes:
+        labels: (H, W) int64 in 0..K-1, -1 where nothing was found.
+        scores: (H, W) float in 0..1: the score of the pixel's segment times the probability that its mask holds there.
+    """
+
+    labels: Tensor
+    scores: Tensor
+
+
+@dataclass(frozen=True)
+class Panoptic(Movable):
+    """Every pixel of an image with the thing or the stuff that it belongs to.
+
+    Attributes:
+        segments: (H, W) int32 in the original image: ids of `info`, 0 where nothing was found.
+        info: what the ids stand for, in the order of the ids.
+        mask_scores: (H, W) float in 0..1, the probability that the mask of the pixel's segment holds there.
+        categories: gives names, data set ids and colours to the labels.
+        size: height and width of the original image, in pixels.
+        image: (H, W, 3) uint8 RGB, the picture itself if it was kept, for `plot`.
+        source: where the image came from (a path), or None.
+        frame: the image's number in a video, from 0, or None.
+        time: its time in the video, in seconds, or None.
+    """
+
+    segments: Tensor
+    info: tuple[Segment, ...]
+    mask_scores: Tensor
+    categories: Categories
+    size: tuple[int, int]
+    image: Any = None
+    source: str | None = None
+    frame: int | None = None
+    time: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("segments", "mask_scores"):
+            value = getattr(self, name)
+            _expect(tuple(value.shape) == tuple(self.size), "Panoptic", name, str(tuple(self.size)), value)
+
+    def __len__(self) -> int:
+        return len(self.info)
+
+    @property
+    def names(self) -> list[str]:
+        """The category name of each segment."""
+        return [self.categories.names[segment.label] for segment in self.info]
+
+    @property
+    def semantic(self) -> Semantic:
+        """The class of every pixel with its score."""
+        last = max((segment.id for segment in self.info), default=0)
+        labels = torch.full((last + 1,), -1, dtype=torch.int64)
+        scores = torch.zeros(last + 1)
+        for segment in self.info:
+            labels[segment.id], scores[segment.id] = segment.label, segment.score
+        index = self.segments.long()
+        return Semantic(labels.to(index.device)[index], scores.to(index.device)[index] * self.mask_scores)
+
+    def plot(self, image: Any = None) -> Any:
+        """The picture with its segments and their names drawn on it, as a PIL image.
+
+        Args:
+            image: (H, W, 3) uint8 RGB or a PIL image to draw on; the one that was kept when omitted.
+        """
+        from opendetr import visualize  # as for `Detections.plot`
+
+        return visualize.draw_panoptic(self, image)
+
+    def to_coco(self, image_id: int = 0) -> dict[str, Any]:
+        """An annotation of a COCO panoptic file, category ids those of the data set; `segments` is its picture."""
+        from scipy.ndimage import find_objects
+
+        places = find_objects(self.segments.cpu().numpy())
+        rows = [
+            {
+                "id": segment.id,
+                "category_id": self.categories.ids[segment.label],
+                "isthing": int(segment.isthing),
+                "iscrowd": 0,
+                "area": segment.area,
+                "bbox": _pixel_box(places[segment.id - 1]),
+                "score": segment.score,
+            }
+            for segment in self.info
+        ]
+        return {"image_id": image_id, "segments_info": rows}
+
+
+def _pixel_box(place: tuple[slice, slice]) -> list[int]:
+    """x, y, w, h in whole pixels of a region's rows and columns."""
+    rows, columns = place
+    return [columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start]

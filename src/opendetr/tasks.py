@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from opendetr.losses.criterion import Normaliser, SetCriterion
 from opendetr.losses.dense import DenseSupervision
+from opendetr.losses.masks import MaskCriterion
 from opendetr.models.deformable import TwoStageOutput
 from opendetr.models.detector import Detector
+from opendetr.models.masks import MaskedDetector
 from opendetr.structures import Batch, Matches, Output, Target
 
 _PROPOSAL = "proposal_"
@@ -83,3 +85,114 @@ class TwoStageTask(DetectionTask):
         """The weighted scalar that training lowers."""
         proposals = {name.removeprefix(_PROPOSAL): x for name, x in losses.items() if name.startswith(_PROPOSAL)}
         return super().total(losses) + self.criterion.total(proposals)
+
+
+class MaskTask(nn.Module):
+    """Detection with masks, trained jointly.
+
+    Args:
+        detection: the same without masks; its model is a `MaskedDetector`.
+        criterion: the losses of masks.
+    """
+
+    def __init__(self, detection: DetectionTask, criterion: MaskCriterion) -> None:
+        super().__init__()
+        assert isinstance(detection.model, MaskedDetector)
+        self.detection = detection
+        self.mask_criterion = criterion
+
+    @property
+    def model(self) -> MaskedDetector:
+        """The model."""
+        assert isinstance(self.detection.model, MaskedDetector)
+        return self.detection.model
+
+    def forward(self, batch: Batch, normaliser: Normaliser | None = None) -> dict[str, Tensor]:
+        """Unweighted losses of a batch, as `training_losses` gives them."""
+        size = _height_and_width(batch.images.pixels)
+        return self.training_losses(self.model(batch.images), batch.targets, normaliser, size)
+
+    def training_losses(
+        self,
+        output: Output,
+        targets: Sequence[Target],
+        normaliser: Normaliser | None = None,
+        size: tuple[int, int] | None = None,
+    ) -> dict[str, Tensor]:
+        """What detection is trained by, and the losses of masks; `size` as in `losses`."""
+        normaliser = normaliser or self.normaliser(list(map(len, targets)))
+        losses = self.detection.training_losses(output, targets, normaliser)
+        return losses | self.mask_losses(output, targets, normaliser, size)
+
+    def losses(
+        self,
+        output: Output,
+        targets: Sequence[Target],
+        normaliser: Normaliser | None = None,
+        size: tuple[int, int] | None = None,
+    ) -> dict[str, Tensor]:
+        """Those of detection, and "mask" and "dice", (1,) each, of the last layer.
+
+        Args:
+            output: of the model.
+            targets: B targets with masks.
+            normaliser: divisors; those of `targets` when omitted.
+            size: height and width of the padded batch; that of the largest targets when omitted.
+
+        Raises:
+            ValueError: objects without masks.
+        """
+        normaliser = normaliser or self.normaliser(list(map(len, targets)))
+        losses = self.detection.losses(output, targets, normaliser)
+        return losses | self.mask_losses(output, targets, normaliser, size)
+
+    def mask_losses(
+        self, output: Output, targets: Sequence[Target], normaliser: Normaliser, size: tuple[int, int] | None = None
+    ) -> dict[str, Tensor]:
+        """ "mask" and "dice" alone; masks are computed for the matched queries only. Arguments as in `losses`."""
+        if size is None:
+            size = max(target.size[0] for target in targets), max(target.size[1] for target in targets)
+        matches = self.match(replace(output, layers=output.layers[-1:]), targets)
+        masks = self.model.masks(output, matches.image, matches.query)
+        return self.mask_criterion.losses(masks, matches, targets, normaliser.objects, size)
+
+    def normaliser(self, num_objects: Sequence[int]) -> Normaliser:
+        """As of detection; masks are divided by the number of objects."""
+        return self.detection.normaliser(num_objects)
+
+    def total(self, losses: dict[str, Tensor]) -> Tensor:
+        """The weighted scalar that training lowers."""
+        return self.detection.total(losses) + self.mask_criterion.total(losses)
+
+    def match(self, output: Output, targets: Sequence[Target]) -> Matches:
+        """Which query answers for which object, in every layer."""
+        return self.detection.match(output, targets)
+
+
+class MaskHeadTask(MaskTask):
+    """Masks of a detector that stays as it is: the second of the paper's two stages of training.
+
+    Nothing is computed that only the detector would learn from. It answers as in evaluation; the original leaves its
+    dropout on, so that the masks learn from queries that prediction never gives.
+    """
+
+    def train(self, mode: bool = True) -> MaskHeadTask:
+        """Training mode for what is trained."""
+        super().train(mode)
+        self.model.detector.eval()
+        return self
+
+    def forward(self, batch: Batch, normaliser: Normaliser | None = None) -> dict[str, Tensor]:
+        """Unweighted losses of a batch: "mask" and "dice", (1,) each."""
+        with torch.no_grad():
+            output = self.model(batch.images)
+        normaliser = normaliser or self.normaliser(list(map(len, batch.targets)))
+        return self.mask_losses(output, batch.targets, normaliser, _height_and_width(batch.images.pixels))
+
+    def total(self, losses: dict[str, Tensor]) -> Tensor:
+        """The weighted scalar that training lowers."""
+        return self.mask_criterion.total(losses)
+
+
+def _height_and_width(pixels: Tensor) -> tuple[int, int]:
+    return pixels.shape[-2], pixels.shape[-1]

@@ -23,17 +23,19 @@ from PIL import Image
 from torch import nn
 from torchvision.models import get_model_weights
 
-from opendetr.categories import Categories, coco_categories
+from opendetr.categories import Categories
 from opendetr.checkpoint import find_checkpoint, writing
 from opendetr.config import ConfigError, parse_assignment, replaced, to_dict
 from opendetr.data.formats import open_data
 from opendetr.data.images import ImageError, read_record
 from opendetr.data.loader import train_loader
+from opendetr.data.masks import require_scorable
 from opendetr.data.paths import require_folder
 from opendetr.data.records import DataError, DetectionData, ImageRecord
 from opendetr.distributed import from_main, is_main, join_processes, rank, together, world_size
 from opendetr.evaluation import METRICS
 from opendetr.events import Observer
+from opendetr.layouts import has_masks
 from opendetr.models.detector import Detector
 from opendetr.observers import CLASS_AP, Curves, MetricsFile, MetricsTable, Pictures, Progress, TensorBoard
 from opendetr.predictor import Predictor
@@ -43,13 +45,18 @@ from opendetr.presets import (
     build_model,
     build_task,
     get_preset,
+    has_frozen_detector,
+    name_with_masks,
+    name_without_masks,
     preset_from_dict,
+    published_categories,
     published_weights,
     trained_from_nothing,
     weights_origin,
+    with_frozen_detector,
 )
 from opendetr.recipe import parse_duration
-from opendetr.tasks import DetectionTask
+from opendetr.tasks import DetectionTask, MaskTask
 from opendetr.trainer import RunResult, Trainer
 from opendetr.visualize import draw_detections, draw_truth, side_by_side
 from opendetr.weights import (
@@ -118,6 +125,7 @@ def train(
     learning_rate: float | None = None,
     image_size: int | None = None,
     num_queries: int | None = None,
+    freeze_detector: bool = False,
     seed: int | None = None,
     device: str = "auto",
     say: Say | None = None,
@@ -142,6 +150,8 @@ def train(
         image_size: short side of the images, in pixels.
         num_queries: the most objects that an image can have. Learned queries of the weights are kept, and new ones are
             split from them.
+        freeze_detector: train the mask head alone, for the paper's 25 epochs unless another length is given, around the
+            trained detector that `weights` names. When the model is omitted it is that detector's with a mask head.
         seed: of the initialisation, the data's order, the augmentation and dropout.
         device: "auto", "cpu", "cuda" or "mps".
         say: called with each line that the user should read; standard error when omitted.
@@ -162,11 +172,12 @@ def train(
         require_folder(Path(data))
         if out is not None:
             _require_empty(Path(out))
-        setup, origin = _set_up(Path(data), model, weights, config)
+        setup, origin = _set_up(Path(data), model, weights, config, freeze_detector=freeze_detector)
         lengths = _length(epochs, max_steps, time)
         preset = replaced(setup.preset, _nested(changes))
         preset = _adjusted(preset, lengths, batch_size, learning_rate, image_size, num_queries, seed)
         setup = replace(setup, preset=preset)
+        _require_masks(preset)
         if origin == _NOTHING:
             say("weights: none, so the backbone is trained whole: batch norm, nothing frozen, the full learning rate")
         parts = _open(setup, say)
@@ -226,7 +237,14 @@ def _to_nobody(line: str) -> None:
 # ------------------------------------------------------------------------------------------------------------ settings
 
 
-def _set_up(data: Path, model: str | None, weights: str | Path | None, config: str | Path | None) -> tuple[_Setup, Any]:
+def _set_up(
+    data: Path,
+    model: str | None,
+    weights: str | Path | None,
+    config: str | Path | None,
+    *,
+    freeze_detector: bool,
+) -> tuple[_Setup, Any]:
     """The settings before the user's changes, and where the weights come from (see `_origin`)."""
     record, about = _read_config(Path(config)) if config else ({}, {})
     weights = weights if weights is not None else about.get("weights")
@@ -234,14 +252,33 @@ def _set_up(data: Path, model: str | None, weights: str | Path | None, config: s
     choice = _choice(name or DEFAULT_MODEL, weights)
     origin = _origin(name or DEFAULT_MODEL, choice)
     card = read_card(origin) if isinstance(origin, Path) else None
-    of_card = card.config.get("name") if card else None
-    name = _one_of(name, of_card, f"{origin}: holds {of_card}") or DEFAULT_MODEL
-    preset = get_preset(name)
+    preset = get_preset(_model_name(name, card, origin, with_masks=freeze_detector))
     if origin == _NOTHING:
         preset = trained_from_nothing(preset)
     elif card is not None:
-        preset = replace(preset, model=preset_from_dict(card.config).model)
-    return _Setup(replaced(preset, record), data.resolve(), choice), origin
+        of_card = preset_from_dict(card.config)
+        preset = replace(preset, model=of_card.model, masks=of_card.masks or preset.masks)
+    preset = replaced(preset, record)
+    if freeze_detector:
+        if not isinstance(origin, Path):
+            raise ConfigError("a frozen detector learns nothing: give a trained one, weights RUN, FILE or published")
+        preset = with_frozen_detector(preset)
+    return _Setup(preset, data.resolve(), choice), origin
+
+
+def _model_name(name: str | None, card: ModelCard | None, origin: str | Path, *, with_masks: bool) -> str:
+    """The model that the user has named, or that of the weights; a detector's weights do for one with a mask head."""
+    of_card = str(card.config.get("name")) if card else None
+    if name and of_card == name_without_masks(name):
+        return name
+    found = _one_of(name, of_card, f"{origin}: holds {of_card}") or DEFAULT_MODEL
+    return name_with_masks(found) if with_masks and name is None else found
+
+
+def _require_masks(preset: Preset) -> None:
+    """Raise ConfigError for a mask head that would get nothing to learn from."""
+    if preset.masks is not None and preset.data.masks == "none":
+        raise ConfigError(f"{preset.name}: has a mask head, but no masks are read; set data.masks to auto")
 
 
 def _one_of(wanted: str | None, found: str | None, where: str) -> str | None:
@@ -255,7 +292,8 @@ def _choice(name: str, weights: str | Path | None) -> str:
     """One of the three words, an address, or an absolute path."""
     if weights is None:
         other = _NOTHING if get_preset(name).model.backbone.half_width else _IMAGENET  # half of a width has none
-        return _PUBLISHED if weights_origin(name) else other
+        has_weights = weights_origin(name) or weights_origin(name_without_masks(name))
+        return _PUBLISHED if has_weights else other
     known = str(weights) in (_NOTHING, _IMAGENET, _PUBLISHED) or is_remote(weights)
     return str(weights) if known else str(Path(weights).resolve())
 
@@ -266,7 +304,8 @@ def _origin(name: str, choice: str) -> str | Path:
         return choice
     if choice != _PUBLISHED:
         return local_file(choice)
-    path = _or_choose(lambda: published_weights(name))
+    # Those of the detector are enough to start a model with a mask head from.
+    path = _or_choose(lambda: published_weights(name) or published_weights(name_without_masks(name)))
     if path is None:
         raise WeightsError(f"{name}: no weights of it are published; {_CHOICES}")
     return path
@@ -381,10 +420,13 @@ def _open(setup: _Setup, say: Say) -> dict[str, DetectionData]:
         train_split=config.train_split,
         val_split=config.val_split,
         strict=config.strict,
+        masks=config.masks,
     )
     for role in ("train", "val"):
         name = "" if parts[role].split == role else f" ({parts[role].split})"
         say(f"{role}{name}: {parts[role].summary()}")
+    if config.masks != "none":
+        require_scorable(parts["val"])
     return parts
 
 
@@ -402,7 +444,7 @@ def _fingerprint(parts: Mapping[str, DetectionData]) -> str:
 # --------------------------------------------------------------------------------------------------------------- model
 
 
-def _new_task(preset: Preset, categories: Categories) -> DetectionTask:
+def _new_task(preset: Preset, categories: Categories) -> DetectionTask | MaskTask:
     """The task with its model, initialised by the seed; the global generator is left as it is."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(preset.recipe.seed)
@@ -415,7 +457,7 @@ def _start(model: Detector, origin: str | Path, preset: Preset, categories: Cate
     if origin == _NOTHING:
         return f"{count}, all of them random"
     if isinstance(origin, Path):
-        return f"{count}, from {origin}; {_transferred(model, origin, categories)}"
+        return f"{count}, from {origin}; {_transferred(model, origin, preset, categories)}"
     backbone = preset.model.backbone
     if backbone.half_width or backbone.norm == "group":
         what = "of half width" if backbone.half_width else "with group norm"
@@ -428,11 +470,12 @@ def _start(model: Detector, origin: str | Path, preset: Preset, categories: Cate
     return f"{count}, the backbone's from {path.name}"
 
 
-def _transferred(model: Detector, path: Path, categories: Categories) -> str:
+def _transferred(model: Detector, path: Path, preset: Preset, categories: Categories) -> str:
     """Load a detector's weights, its classes fitted by name; returns what became of them."""
     card = read_card(path)
-    state = in_our_layout(model, read_state(path))
-    known = card.categories if card else coco_categories()
+    state = in_our_layout(model, given := read_state(path))
+    name = preset.name if has_masks(given) else name_without_masks(preset.name)
+    known = card.categories if card else published_categories(name)
     rows = state.get(model.class_rows[0])
     num_others = model.num_logits - len(categories)  # "no object"
     if rows is not None and len(rows) != len(known) + num_others:
@@ -440,7 +483,11 @@ def _transferred(model: Detector, path: Path, categories: Categories) -> str:
             f"{path}: has {len(rows) - num_others} classes and does not say which; load it with opendetr.load and its "
             "categories, and save it with opendetr.weights.save_weights"
         )
-    return str(transfer(model, state, known, categories))
+    report = transfer(model, state, known, categories)
+    if report.new and has_frozen_detector(preset):
+        names = ", ".join(report.new[:5])
+        raise ConfigError(f"{path}: a frozen detector cannot learn {names}; train it on this data first")
+    return str(report)
 
 
 # ----------------------------------------------------------------------------------------------------------------- run
@@ -464,7 +511,11 @@ def _require_empty(folder: Path) -> None:
 
 
 def _trainer(
-    setup: _Setup, task: DetectionTask, parts: Mapping[str, DetectionData], folder: Path, device: torch.device
+    setup: _Setup,
+    task: DetectionTask | MaskTask,
+    parts: Mapping[str, DetectionData],
+    folder: Path,
+    device: torch.device,
 ) -> Trainer:
     """Everything put together. Nothing is written before the trainer starts."""
     preset, categories, val = setup.preset, parts["train"].categories, parts["val"]

@@ -1,22 +1,24 @@
-"""Pictures: boxes with labels, truth beside prediction, contact sheets, and curves of a training.
+"""Pictures: boxes and masks with labels, panoptic maps, truth beside prediction, contact sheets, curves of a training.
 
-Everything is drawn with Pillow alone and returned as a new RGB image. Small images are drawn enlarged, so that labels
-stay legible; line widths and letters follow the size of the picture.
+Everything is drawn with Pillow and NumPy and returned as a new RGB image. Small images are drawn enlarged, so that
+labels stay legible; line widths and letters follow the size of the picture.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import pairwise
+from itertools import compress, pairwise
 from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from scipy.ndimage import distance_transform_edt, find_objects
 
 from opendetr.categories import Categories
-from opendetr.structures import Detections
+from opendetr.structures import Detections, Panoptic
 
 Colour = tuple[int, int, int]
 
@@ -28,6 +30,12 @@ INK, FAINT_INK, RULE, PAPER = (17, 24, 39), (107, 114, 128), (229, 231, 235), (2
 HALO = (0, 0, 0, 64)
 _CHART_MARGIN = 24
 _FEW_POINTS, _MANY_POINTS = 40, 200  # up to the first each is marked, above the second an average is drawn
+_FILL = 0.45  # how much of a mask's colour covers the picture
+_DARK = 0.35  # the halo of an outline, likewise
+# Things of one class are told apart by shades: how far their colours go to white (above 0) or to black (below).
+_SHADES = (0.0, 0.4, -0.35, 0.2, -0.18, 0.55, -0.5)
+_LEAST_LABELLED = 0.001  # segments below this share of the picture get no name: it would hide them and others
+_DEPTH_SIDE = 256  # the longer side of the map in which places for names are looked for
 _SMOOTH = 4  # curves and rounded corners are drawn so many times larger and shrunk, which smooths their edges
 
 
@@ -50,7 +58,7 @@ class TruthObject(Protocol):
 def draw_detections(
     detections: Detections, image: Any = None, *, min_score: float = 0.0, scale: float | None = None
 ) -> Image.Image:
-    """The picture with the box, name and score of every detection.
+    """The picture with the box, name and score of every detection; where it has a mask, that instead of the box.
 
     Args:
         detections: what was found in one image.
@@ -61,24 +69,51 @@ def draw_detections(
     Raises:
         ValueError: there is no image, or it is of another size than the one the detections were found in.
     """
-    image = detections.image if image is None else image
-    if image is None:
-        raise ValueError("draw_detections: the detections hold no image; pass the one they were found in")
-    picture = _as_picture(image)
-    height, width = detections.size
-    if picture.size != (width, height):
-        raise ValueError(
-            f"draw_detections: the image is {picture.width} x {picture.height}, but the detections are of one of "
-            f"{width} x {height}; pass that one"
-        )
+    picture = _own_picture("draw_detections", "detections", detections.image if image is None else image, detections)
     shown = detections[detections.scores >= min_score]
     captions = [f"{name} {score:.2f}" for name, score in zip(shown.names, shown.scores.tolist(), strict=True)]
     colours = [shown.categories.colours[label] for label in shown.labels.tolist()]
-    return draw_boxes(picture, shown.boxes.detach().cpu().numpy(), captions, colours, scale=scale)
+    masks = None if shown.masks is None else shown.masks.cpu().numpy()
+    return draw_boxes(picture, shown.boxes.detach().cpu().numpy(), captions, colours, masks=masks, scale=scale)
+
+
+def draw_panoptic(found: Panoptic, image: Any = None, *, scale: float | None = None) -> Image.Image:
+    """The picture with every segment of a panoptic map in its colour, and their names.
+
+    Args:
+        found: the map of one image.
+        image: (H, W, 3) uint8 RGB or a PIL image to draw on; `found.image` when omitted.
+        scale: as in `draw_detections`.
+
+    Raises:
+        ValueError: there is no image, or it is of another size than the map.
+    """
+    picture = _own_picture("draw_panoptic", "map", found.image if image is None else image, found)
+    labels = {segment.id: segment.label for segment in found.info}
+    return draw_segments(picture, found.segments.cpu().numpy(), labels, found.categories, scale=scale)
+
+
+def _own_picture(function: str, what: str, image: Any, found: Detections | Panoptic) -> Image.Image:
+    """The image as a picture. Raises ValueError when it is missing, or of another size than what was found in it."""
+    if image is None:
+        raise ValueError(f"{function}: the {what} hold{'' if what.endswith('s') else 's'} no image; pass the one of it")
+    picture = _as_picture(image)
+    height, width = found.size
+    if picture.size != (width, height):
+        raise ValueError(
+            f"{function}: the image is {picture.width} x {picture.height}, but the {what} "
+            f"{'are' if what.endswith('s') else 'is'} of one of {width} x {height}; pass that one"
+        )
+    return picture
 
 
 def draw_truth(
-    image: Any, objects: Iterable[TruthObject], categories: Categories, *, scale: float | None = None
+    image: Any,
+    objects: Iterable[TruthObject],
+    categories: Categories,
+    *,
+    masks: np.ndarray | None = None,
+    scale: float | None = None,
 ) -> Image.Image:
     """The picture with the box and name of every object of a data set's record; crowds are marked as such.
 
@@ -86,6 +121,7 @@ def draw_truth(
         image: (H, W, 3) uint8 RGB or a PIL image, of the size that the record gives.
         objects: the record's objects, boxes as x, y, w, h in pixels.
         categories: gives names and colours to their category ids.
+        masks: (n, H, W) bool of the objects, which are drawn instead of the boxes; of one without a mask all False.
         scale: as in `draw_detections`.
     """
     boxes, captions, colours = [], [], []
@@ -95,11 +131,17 @@ def draw_truth(
         boxes.append((left, top, left + width, top + height))
         captions.append(f"{categories.names[label]} (crowd)" if item.crowd else categories.names[label])
         colours.append(categories.colours[label])
-    return draw_boxes(image, np.array(boxes), captions, colours, scale=scale)
+    return draw_boxes(image, np.array(boxes), captions, colours, masks=masks, scale=scale)
 
 
 def draw_boxes(
-    image: Any, boxes: np.ndarray, captions: Sequence[str], colours: Sequence[Colour], *, scale: float | None = None
+    image: Any,
+    boxes: np.ndarray,
+    captions: Sequence[str],
+    colours: Sequence[Colour],
+    *,
+    masks: np.ndarray | None = None,
+    scale: float | None = None,
 ) -> Image.Image:
     """The picture with boxes and captions. Captions keep inside the picture and out of each other's way.
 
@@ -108,6 +150,8 @@ def draw_boxes(
         boxes: (n, 4) xyxy in pixels of the image; what lies outside it is cut off.
         captions: n texts; where room is short the first ones get the better places. An empty one draws no label.
         colours: n RGB triples.
+        masks: (n, H, W) bool in the image, drawn half-transparent with an outline instead of the boxes, those of one
+            colour in different shades. Where a mask is empty, its box is drawn.
         scale: as in `draw_detections`.
 
     Raises:
@@ -115,21 +159,73 @@ def draw_boxes(
     """
     picture = _as_picture(image)
     scale = _legible_scale(picture) if scale is None else scale
-    if scale != 1:
-        size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-        picture = picture.resize(size, Image.Resampling.BICUBIC)
+    if masks is not None and masks.shape != (len(captions), picture.height, picture.width):
+        expected = (len(captions), picture.height, picture.width)
+        raise ValueError(f"draw_boxes: expected masks of {expected}, got {masks.shape}")
+    picture = _enlarged(picture, scale)
     corners = _drawable(np.asarray(boxes, dtype=np.float64).reshape(-1, 4) * scale, picture.size)
     if not len(corners) == len(captions) == len(colours):
         raise ValueError(f"draw_boxes: {len(corners)} boxes, {len(captions)} captions, {len(colours)} colours")
-    font = _font(max(12, round(0.021 * (picture.width * picture.height) ** 0.5)))
-    line = round(1 + font.size / 7)
+    font = _picture_font(picture)
+    line = _line_width(font)
+    sizes = [np.array(_label_size(caption, font)) for caption in captions]
     outer = (corners.round() + np.array([-1, -1, 1, 1]) * (line // 2)).clip(0, np.tile(picture.size, 2) - 1)
-    picture = _outlined(picture, outer, colours, line)
-    places = _label_places(outer, [_label_size(caption, font) for caption in captions], picture.size)
+    options = [_label_options(box, size, picture.size) for box, size in zip(outer, sizes, strict=True)]
+    boxed: np.ndarray = np.ones(len(corners), dtype=bool)
+    if masks is not None:
+        colours = _shaded(colours)
+        boxed = np.array([not mask.any() for mask in masks], dtype=bool)
+        picture = _masked(picture, masks, colours, line)
+        for index in np.flatnonzero(~boxed):
+            options[index] = _region_options(_Region.of(masks[index], scale), sizes[index], picture.size)
+    picture = _outlined(picture, outer[boxed], list(compress(colours, boxed.tolist())), line)
+    places = _label_places(options)
     for caption, colour, place in reversed(list(zip(captions, colours, places, strict=True))):
         if caption:
             _draw_label(picture, caption, colour, place, font)
     return picture
+
+
+def draw_segments(
+    image: Any,
+    segments: np.ndarray,
+    labels: Mapping[int, int],
+    categories: Categories,
+    *,
+    scale: float | None = None,
+) -> Image.Image:
+    """The picture with every segment of a panoptic map in its colour, and names at the centres of the larger ones.
+
+    Args:
+        image: (H, W, 3) or (H, W) uint8 array, or a PIL image.
+        segments: (H, W) whole numbers, the segment that each pixel belongs to.
+        labels: the label of each segment by its number; what is not in it stays as it is.
+        categories: gives names and colours to the labels; things of one class are told apart by shades.
+        scale: as in `draw_detections`.
+
+    Raises:
+        ValueError: image and map differ in size.
+    """
+    picture = _as_picture(image)
+    if segments.shape != (picture.height, picture.width):
+        expected = (picture.height, picture.width)
+        raise ValueError(f"draw_segments: expected a map of {expected}, got {segments.shape}")
+    scale = _legible_scale(picture) if scale is None else scale
+    picture = _enlarged(picture, scale)
+    present, index = np.unique(segments, return_inverse=True)
+    index = index.reshape(segments.shape)
+    known = [number for number, id_ in enumerate(present.tolist()) if id_ in labels]
+    of_known = [labels[int(present[number])] for number in known]
+    colours = _shaded(
+        [categories.colours[label] for label in of_known], [categories.isthing[label] for label in of_known]
+    )
+    font = _picture_font(picture)
+    regions = np.zeros(len(present), dtype=np.int32)
+    regions[known] = np.arange(1, len(known) + 1)
+    enlarged = _resized_map(regions[index], picture.size)
+    picture = _coloured(picture, enlarged, colours, _line_width(font))
+    names = [categories.names[label] for label in of_known]
+    return _named(picture, enlarged, names, colours, font)
 
 
 def side_by_side(pictures: Sequence[Image.Image], titles: Sequence[str] = ()) -> Image.Image:
@@ -198,6 +294,24 @@ def _as_picture(image: Any) -> Image.Image:
     return image.convert("RGB")
 
 
+def _enlarged(picture: Image.Image, scale: float) -> Image.Image:
+    """The picture so many times as large."""
+    if scale == 1:
+        return picture
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    return picture.resize(size, Image.Resampling.BICUBIC)
+
+
+def _picture_font(picture: Image.Image) -> ImageFont.FreeTypeFont:
+    """The letters for names in a picture; they grow with it."""
+    return _font(max(12, round(0.021 * (picture.width * picture.height) ** 0.5)))
+
+
+def _line_width(font: ImageFont.FreeTypeFont) -> int:
+    """Of outlines, in pixels."""
+    return round(1 + font.size / 7)
+
+
 def _legible_scale(picture: Image.Image) -> int:
     """Whole enlargement that brings the longer side near 720 pixels; large pictures stay as they are."""
     return min(8, max(1, round(720 / max(picture.size))))
@@ -248,25 +362,142 @@ def _outlined(picture: Image.Image, outer: np.ndarray, colours: Sequence[Colour]
     return Image.alpha_composite(picture.convert("RGBA"), layer).convert("RGB")
 
 
+def _shaded(colours: Sequence[Colour], apart: Sequence[bool] = ()) -> list[Colour]:
+    """The colours; those that have been there before in other shades, where `apart` does not say otherwise."""
+    seen = Counter[Colour]()
+    shaded = []
+    for index, colour in enumerate(colours):
+        shade = _SHADES[seen[colour] % len(_SHADES)] if not apart or apart[index] else 0.0
+        seen[colour] += 1
+        goal = 255 if shade > 0 else 0
+        red, green, blue = (round(value + abs(shade) * (goal - value)) for value in colour)
+        shaded.append((red, green, blue))
+    return shaded
+
+
+def _masked(picture: Image.Image, masks: np.ndarray, colours: Sequence[Colour], line: int) -> Image.Image:
+    """The picture with (n, H, W) masks on it, half-transparent and outlined, large ones first."""
+    pixels = np.asarray(picture).astype(np.float32)
+    for index in np.argsort(-masks.sum((1, 2)), kind="stable"):
+        mask = masks[index]
+        if not mask.any():
+            continue
+        if mask.shape != pixels.shape[:2]:  # smooth where it is enlarged
+            smooth = Image.fromarray(mask).convert("L").resize(picture.size, Image.Resampling.BILINEAR)
+            mask = np.asarray(smooth) > 127
+        _paint(pixels, mask, colours[index], line)
+    return Image.fromarray(pixels.round().astype(np.uint8))
+
+
+def _paint(pixels: np.ndarray, mask: np.ndarray, colour: Colour, line: int) -> None:
+    """Lay one mask on (H, W, 3) float pixels: its fill, a dark halo around it, and its outline inside."""
+    (place,) = find_objects(mask.astype(np.uint8)) or (None,)
+    if place is None:
+        return
+    rows, columns = (slice(max(0, side.start - 2), side.stop + 2) for side in place)
+    part, inside = pixels[rows, columns], mask[rows, columns]
+    inner = _eroded(inside, line)
+    halo = ~_eroded(~inside, 1) & ~inside
+    part[halo] *= 1 - _DARK
+    part[inner] += _FILL * (np.array(colour, dtype=np.float32) - part[inner])
+    part[inside & ~inner] = colour
+
+
+def _eroded(mask: np.ndarray, steps: int) -> np.ndarray:
+    """The mask without what lies within so many pixels of its border; the edge of the array is no border."""
+    for _ in range(steps):
+        padded = np.pad(mask, 1, mode="edge")
+        mask = mask & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    return mask
+
+
+def _resized_map(regions: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(H, W) region numbers brought to the size of the picture."""
+    if regions.shape == size[::-1]:
+        return regions
+    return np.asarray(Image.fromarray(regions).resize(size, Image.Resampling.NEAREST))
+
+
+def _coloured(picture: Image.Image, regions: np.ndarray, colours: Sequence[Colour], line: int) -> Image.Image:
+    """The picture with regions (H, W), numbered from 1, in their colours; 0 stays as it is."""
+    pixels = np.asarray(picture).astype(np.float32)
+    palette = np.array([(0, 0, 0), *colours], dtype=np.float32)
+    strength = np.where(regions > 0, _FILL, 0.0).astype(np.float32)
+    border = np.zeros(regions.shape, dtype=bool)
+    border[1:] |= regions[1:] != regions[:-1]
+    border[:, 1:] |= regions[:, 1:] != regions[:, :-1]
+    border = ~_eroded(~border, max(1, line // 2))
+    pixels += strength[..., None] * (palette[regions] - pixels)
+    pixels[border] *= _DARK
+    return Image.fromarray(pixels.round().astype(np.uint8))
+
+
+def _named(
+    picture: Image.Image,
+    regions: np.ndarray,
+    names: Sequence[str],
+    colours: Sequence[Colour],
+    font: ImageFont.FreeTypeFont,
+) -> Image.Image:
+    """The picture with a name in the middle of each region that is large enough, the largest first."""
+    areas = np.bincount(regions.ravel(), minlength=len(names) + 1)[1:]
+    order = [index for index in np.argsort(-areas, kind="stable") if areas[index] >= _LEAST_LABELLED * regions.size]
+    options = []
+    for index in order:
+        region = _Region.of(regions == index + 1, 1.0)
+        options.append(_region_options(region, np.array(_label_size(names[index], font)), picture.size))
+    plates = _label_places(options)
+    for index, plate in reversed(list(zip(order, plates, strict=True))):
+        _draw_label(picture, names[index], colours[index], plate, font)
+    return picture
+
+
+@dataclass(frozen=True)
+class _Region:
+    """Where a name may stand for a region of a picture.
+
+    Attributes:
+        box: (4,) its corners.
+        middle: (2,) x and y of a pixel deep inside it, near its centre.
+        depth: how far its deepest pixel is from its border, in pixels.
+    """
+
+    box: np.ndarray
+    middle: np.ndarray
+    depth: float
+
+    @classmethod
+    def of(cls, mask: np.ndarray, scale: float) -> _Region:
+        """The region of an (H, W) mask with at least one pixel, in a picture `scale` times as large."""
+        ((rows, columns),) = find_objects(mask.astype(np.uint8))
+        shrink = max(1, max(rows.stop - rows.start, columns.stop - columns.start) // _DEPTH_SIDE)
+        coarse = np.pad(mask[rows, columns][::shrink, ::shrink], 1)
+        depths = distance_transform_edt(coarse)
+        deep, centre = np.argwhere(depths >= 0.9 * depths.max()), np.argwhere(coarse).mean(0)
+        row, column = deep[((deep - centre) ** 2).sum(1).argmin()]
+        middle = np.array((column - 0.5, row - 0.5)) * shrink + (columns.start, rows.start)
+        box = np.array((columns.start, rows.start, columns.stop, rows.stop))
+        return cls(box * scale, middle * scale, float(depths.max()) * shrink * scale)
+
+
 def _label_size(caption: str, font: ImageFont.FreeTypeFont) -> tuple[int, int]:
     """Width and height of a label in pixels."""
     return round(font.getlength(caption) + font.size * 0.7), round(font.size * 1.4)
 
 
-def _label_places(corners: np.ndarray, sizes: Sequence[tuple[int, int]], picture: tuple[int, int]) -> np.ndarray:
-    """(n, 4) corners of the labels: near their box, inside the picture, off the labels placed before."""
-    places = np.zeros((len(sizes), 4))
-    for index, (box, size) in enumerate(zip(corners, sizes, strict=True)):
-        options = _label_options(box, np.array(size), np.array(picture))
-        low = np.maximum(options[:, None, :2], places[None, :index, :2])
-        high = np.minimum(options[:, None, 2:], places[None, :index, 2:])
+def _label_places(options: Iterable[np.ndarray]) -> np.ndarray:
+    """(n, 4) corners of the labels: of the (options, 4) corners of each, the one off the labels placed before."""
+    places = np.zeros((0, 4))
+    for each in options:
+        low = np.maximum(each[:, None, :2], places[None, :, :2])
+        high = np.minimum(each[:, None, 2:], places[None, :, 2:])
         hidden = (high - low).clip(0).prod(-1).sum(-1)
-        preference = np.arange(len(options)) * 0.02 * size[0] * size[1]
-        places[index] = options[np.argmin(hidden + preference)]
+        preference = np.arange(len(each)) * 0.02 * (each[0, 2:] - each[0, :2]).prod()
+        places = np.concatenate((places, each[[np.argmin(hidden + preference)]]))
     return places
 
 
-def _label_options(box: np.ndarray, size: np.ndarray, picture: np.ndarray) -> np.ndarray:
+def _label_options(box: np.ndarray, size: np.ndarray, picture: tuple[int, int]) -> np.ndarray:
     """(options, 4) corners where a label may stand, best first: above its box, inside, below, beside it."""
     (left, top, right, bottom), (width, height) = box, size
     across, down = (left, right - width), (top, bottom - height)
@@ -277,7 +508,25 @@ def _label_options(box: np.ndarray, size: np.ndarray, picture: np.ndarray) -> np
         + [(x, bottom - height) for x in across]
         + [(x, y) for x in (right, left - width) for y in down]
     )
-    low = low.clip(0, np.maximum(picture - size, 0))
+    return _inside(low, size, picture)
+
+
+def _region_options(region: _Region, size: np.ndarray, picture: tuple[int, int]) -> np.ndarray:
+    """(options, 4) corners where a label may stand: in the middle of its region if it fits there, else beside it."""
+    width = region.box[2] - region.box[0]
+    fits = 2 * region.depth >= 1.3 * size[1] and 0.8 * width >= size[0]
+    return _options_around(region.middle, size, picture) if fits else _label_options(region.box, size, picture)
+
+
+def _options_around(middle: np.ndarray, size: np.ndarray, picture: tuple[int, int]) -> np.ndarray:
+    """(options, 4) corners where a label may stand, best first: on the point, then around it."""
+    steps = np.array([(0, 0), (0, -1), (0, 1), (-0.6, 0), (0.6, 0), (-0.6, -1), (0.6, -1), (-0.6, 1), (0.6, 1)])
+    return _inside(middle + (steps - 0.5) * size, size, picture)
+
+
+def _inside(low: np.ndarray, size: np.ndarray, picture: tuple[int, int]) -> np.ndarray:
+    """(options, 4) whole corners of labels of one size, moved into the picture."""
+    low = low.clip(0, np.maximum(np.array(picture) - size, 0))
     return np.concatenate((low, low + size), 1).round()
 
 

@@ -10,7 +10,7 @@ from typing import cast
 
 from opendetr.bench.figure import Benchmark
 
-BENCHMARKS = ("deformable-attention", "training-step")
+BENCHMARKS = ("panoptic", "deformable-attention", "training-step")
 
 
 def load_benchmark(name: str) -> Benchmark:

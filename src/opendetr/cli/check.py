@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _SHOWN_PLACES = 3
 _SHOWN_CLASSES = 20
+_TOLD_BY_HEADING = ("training stops", "skipped")
 _HEADINGS = {
     "stops": "Training stops at",
     "skips": "Training skips",
@@ -42,8 +43,8 @@ def check(
 ) -> Exit:
     """Look for faults in a data set: where each is, and what training does with it.
 
-    Exit code 0 when training uses everything, 3 when it skips something, 1 when it cannot start. With --fix it is that
-    of the copy.
+    Exit code 0 when training uses everything, 3 when it, or training with masks, skips something, 1 when it cannot
+    start. With --fix it is that of the copy.
 
     Examples:
 
@@ -52,6 +53,8 @@ def check(
         opendetr data check my-data --model detr-r50 --no-images --json
 
         opendetr data check my-data --fix my-clean-data
+
+        opendetr data check my-data --model detr-tiny-panoptic
     """
     from opendetr.data.check import check_data
     from opendetr.data.paths import require_new
@@ -77,7 +80,12 @@ def _demands(model: str, image_size: int | None) -> Demands:
 
     preset = get_preset(model)
     config = preset.data if image_size is None else preset.data.resized(image_size)
-    return Demands(image_size=config.image_size, max_size=config.max_size, num_queries=preset.model.num_queries)
+    return Demands(
+        image_size=config.image_size,
+        max_size=config.max_size,
+        num_queries=preset.model.num_queries,
+        masks=config.masks,
+    )
 
 
 def _write_copy(report: DataReport, folder: Path) -> None:
@@ -139,7 +147,7 @@ def _text(report: DataReport) -> str:
 
 
 def _finding(report: DataReport, kind: Kind, remarks: tuple[Remark, ...]) -> str:
-    told_by_heading = kind.effect in ("stops", "skips")
+    told_by_heading = kind.consequence in _TOLD_BY_HEADING
     lines = [f"- {kind.counted(len(remarks))}{'' if told_by_heading else f', {kind.consequence}'}"]
     for remark in remarks[:_SHOWN_PLACES]:
         place = remark.place.removeprefix(f"{report.folder}/")

@@ -95,7 +95,7 @@ def convert(
     from opendetr.data.formats import Format, read_splits
 
     splits = read_splits(source)
-    return _write(splits, folder, Format(to), link=link, as_json=as_json)
+    return _write(splits, folder, Format(to), source, link=link, as_json=as_json)
 
 
 @command
@@ -180,18 +180,21 @@ def split(
     whole = pooled(found.read(found.splits))
     parts = {name: whole.subset(images, name) for name, images in stratified(whole.images, shares, seed).items()}
     to = found.format if found.format in WRITTEN_FORMATS else Format.COCO
-    return _write(parts, folder, to, link=link, as_json=as_json)
+    return _write(parts, folder, to, source, link=link, as_json=as_json)
 
 
-def _write(splits: Mapping[str, DetectionData], folder: Path, to: Any, *, link: bool, as_json: bool) -> Exit:
-    """Write splits, and say what is in them and what became of it."""
-    from opendetr.data.convert import write_data
+def _write(
+    splits: Mapping[str, DetectionData], folder: Path, to: Any, source: Path, *, link: bool, as_json: bool
+) -> Exit:
+    """Write splits of the data set `source`, and say what is in them and what became of it."""
+    from opendetr.data.convert import maps_left_behind, write_data
     from opendetr.data.kinds import Kind
 
     for name, data in splits.items():
         say(f"{name}: {data.summary()}")
     with progress_bar("writing images") as progress:
         notes = write_data(splits, folder, to, link=link, progress=progress)
+    notes += maps_left_behind(source, splits)
     rows = [row for data in splits.values() for row in _class_counts(data)]
     if as_json:
         answer({"folder": str(folder), "format": str(to), "classes": rows, "notes": notes})

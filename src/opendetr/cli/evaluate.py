@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +13,8 @@ from opendetr.cli.output import (
     DEFAULT_MODEL,
     Exit,
     JsonOption,
+    MergeOption,
+    MergeRule,
     ModelOption,
     WeightsOption,
     answer,
@@ -24,7 +27,16 @@ from opendetr.cli.output import (
 )
 
 if TYPE_CHECKING:
-    from opendetr.predictor import Evaluation
+    from opendetr.scorer import Evaluation
+
+
+class MaskSource(StrEnum):
+    """What masks a score is against, as `DataConfig.masks` names them."""
+
+    NONE = "none"
+    AUTO = "auto"
+    INSTANCES = "instances"
+    PANOPTIC = "panoptic"
 
 
 @command
@@ -40,6 +52,24 @@ def evaluate(
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images that go through the model together.")] = 8,
     layers: Annotated[bool, typer.Option("--layers", help="Also the AP of each decoder layer.")] = False,
+    masks: Annotated[
+        MaskSource | None,
+        typer.Option(
+            help="Score against outlines of objects, against panoptic maps, or boxes alone. "
+            "[default: as the model was trained]",
+            show_default=False,
+        ),
+    ] = None,
+    merge: MergeOption = MergeRule.DEFAULT,
+    panoptic_score: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Queries that score less have no part in a panoptic map. [default: 0.85; 0.4 for sigmoid scores]",
+            show_default=False,
+        ),
+    ] = None,
     strict_no_object: Annotated[
         bool, typer.Option("--strict-no-object", help='Leave out queries whose best answer is "no object".')
     ] = False,
@@ -51,6 +81,8 @@ def evaluate(
 ) -> Exit:
     """Score a detector on a data set: the twelve COCO numbers, and AP by class.
 
+    Where the model has a mask head and the data masks, the twelve numbers of masks, too; PQ for panoptic maps.
+
     Examples:
 
         opendetr eval my-data --weights runs/deformable-detr-tiny
@@ -58,6 +90,8 @@ def evaluate(
         opendetr eval my-data --weights runs/deformable-detr-tiny --split test --layers
 
         opendetr eval coco --weights detr-r50 --json --predictions results.json
+
+        opendetr eval my-data --weights detr-r50-panoptic --merge published --batch-size 1
     """
     from opendetr.data.formats import open_split
     from opendetr.predictor import load
@@ -65,10 +99,23 @@ def evaluate(
     detector = load(weights, model=model, device=device, strict_no_object=strict_no_object)
     config = detector.preset.data
     chosen = split or config.val_split or "val"
-    split_data = open_split(data, chosen, val_fraction=config.val_fraction, strict=config.strict)
+    split_data = open_split(
+        data,
+        chosen,
+        val_fraction=config.val_fraction,
+        strict=config.strict,
+        masks=masks.value if masks else config.masks,
+    )
     say(f"{chosen}: {split_data.summary()}")
     with progress_bar("evaluating") as progress:
-        scores = detector.evaluate(split_data, batch_size=batch_size, layers=layers, progress=progress)
+        scores = detector.evaluate(
+            split_data,
+            batch_size=batch_size,
+            layers=layers,
+            merge=merge.value,
+            panoptic_score=panoptic_score,
+            progress=progress,
+        )
     if predictions is not None:
         write_json(predictions, scores.results)
     if as_json:
@@ -84,13 +131,19 @@ def evaluate(
 
 
 def _print(scores: Evaluation) -> None:
-    from opendetr.evaluation import METRICS
+    from opendetr.evaluation.names import meaning
 
-    print(table([(name, number(value), METRICS[name]) for name, value in scores.metrics.items()]))
+    print(table([(name, number(value), meaning(name)) for name, value in scores.metrics.items()]))
     print()
-    print(table([("class", "AP"), *((name, number(value)) for name, value in scores.per_class.items())]))
+    columns = {"AP": scores.per_class, "mask AP": scores.mask_per_class}
+    for name in ("PQ", "SQ", "RQ"):
+        columns[name] = {of: quality[name] for of, quality in scores.panoptic_per_class.items()}
+    shown = {head: column for head, column in columns.items() if column}
+    names = list(dict.fromkeys(name for column in shown.values() for name in column))
+    rows = [(name, *(number(column.get(name)) for column in shown.values())) for name in names]
+    print(table([("class", *shown), *rows]))
     if scores.per_layer:
-        rows = [(str(layer), number(value)) for layer, value in enumerate(scores.per_layer, start=1)]
+        layers = [(str(layer), number(value)) for layer, value in enumerate(scores.per_layer, start=1)]
         print()
-        print(table([("decoder layer", "AP"), *rows]))
+        print(table([("decoder layer", "AP"), *layers]))
     print(f"\n{scores.seconds_per_image:.3f} seconds an image")

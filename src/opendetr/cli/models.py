@@ -26,10 +26,11 @@ def models(as_json: JsonOption = False) -> None:
     if as_json:
         answer({"models": rows})
         return
-    heads = ("name", "parameters", "backbone", "layers", "width", "queries", "image size", "AP", "weights")
+    heads = ("name", "parameters", "backbone", "layers", "width", "queries", "image size", "AP", "PQ", "weights")
     lines = [
         (row["name"], f"{row['parameters'] / 1e6:.1f} M", row["backbone"], row["layers"], str(row["width"]),
-         str(row["queries"]), str(row["image_size"]), number(row["weights"].get("AP")), _origin(row["weights"]))
+         str(row["queries"]), str(row["image_size"]), number(row["weights"].get("AP")),
+         number(row["weights"].get("PQ")), _origin(row["weights"]))
         for row in rows
     ]  # fmt: skip
     print(table([heads, *lines]))
@@ -75,6 +76,8 @@ def _weights(name: str) -> dict[str, Any]:
         "MiB": published.megabytes,
         "licence": LICENCE,
         "AP": published.ap,
+        "mask AP": published.mask_ap,
+        "PQ": published.pq,
         "cached": published.path.is_file(),
     }
 

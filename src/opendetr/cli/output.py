@@ -9,7 +9,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from enum import IntEnum
+from enum import IntEnum, StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,6 +25,19 @@ WeightsOption = Annotated[
 ModelOption = Annotated[
     str | None,
     typer.Option(help="The model in a file that does not say it itself, such as detr-r50.", show_default=False),
+]
+
+
+class MergeRule(StrEnum):
+    """How masks become a panoptic map, as `postprocess.Merge` names the rules."""
+
+    DEFAULT = "default"
+    PUBLISHED = "published"
+
+
+MergeOption = Annotated[
+    MergeRule,
+    typer.Option(help="How masks become a panoptic map; published is DETR's own rule, for comparison."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 

@@ -5,23 +5,32 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import typer
 
-from opendetr.cli.output import DEFAULT_MODEL, Exit, JsonOption, ModelOption, WeightsOption, command, progress_bar, say
+from opendetr.cli.output import (
+    DEFAULT_MODEL,
+    Exit,
+    JsonOption,
+    MergeOption,
+    MergeRule,
+    ModelOption,
+    WeightsOption,
+    command,
+    progress_bar,
+    say,
+)
 
 if TYPE_CHECKING:
     from opendetr.predictor import Predictor
     from opendetr.results.folder import OutputConfig
     from opendetr.sources.reading import Source
     from opendetr.stopping import StopSignal
-    from opendetr.structures import Detections
-
-_DEFAULT_SCORE = 0.5
+    from opendetr.structures import Detections, Panoptic
 
 
 @command
@@ -36,7 +45,8 @@ def predict(
     min_score: Annotated[
         list[str] | None,
         typer.Option(
-            help="Leave out detections below this score; NAME=SCORE for one class. May be repeated. [default: 0.5]",
+            help="Leave out what scores less; NAME=SCORE for one class. May be repeated. [default: 0.5; with "
+            "--panoptic 0.85, or 0.4 for sigmoid scores]",
             show_default=False,
         ),
     ] = None,
@@ -45,6 +55,13 @@ def predict(
     crops: Annotated[bool, typer.Option("--crops", help="Save every detection, cut out, in crops/CLASS.")] = False,
     csv: Annotated[bool, typer.Option("--csv", help="Write predictions.csv, too.")] = False,
     yolo: Annotated[bool, typer.Option("--yolo", help="Write YOLO labels, too: labels/*.txt and data.yaml.")] = False,
+    panoptic: Annotated[
+        bool,
+        typer.Option(
+            "--panoptic", help="Write the thing or stuff that every pixel belongs to: panoptic.json and panoptic/*.png."
+        ),
+    ] = False,
+    merge: MergeOption = MergeRule.DEFAULT,
     strict_no_object: Annotated[
         bool, typer.Option("--strict-no-object", help='Leave out queries whose best answer is "no object".')
     ] = False,
@@ -52,6 +69,8 @@ def predict(
     as_json: JsonOption = False,
 ) -> Exit:
     """Find objects in pictures and videos: draws them, and writes them as COCO JSON.
+
+    With their masks, where the model has a mask head; such a model gives panoptic maps, too.
 
     What is written of the pictures in a folder has the same place in --out. Ctrl-C stops after the picture at hand and
     leaves whole files.
@@ -65,8 +84,12 @@ def predict(
         opendetr predict street.mp4 --weights detr-r50 --min-score 0.6 --min-score person=0.4 --csv
 
         opendetr predict 0 --weights detr-r50
+
+        opendetr predict photos --weights detr-r50-panoptic --panoptic
     """
     least, by_class = _scores(min_score or [])
+    if panoptic and (crops or csv or yolo):
+        raise typer.BadParameter("--crops, --csv and --yolo are of detections: leave them out with --panoptic")
 
     from opendetr.predictor import load
     from opendetr.results.folder import OutputConfig
@@ -77,21 +100,24 @@ def predict(
         _refuse_overwriting(out, given)
     detector = load(weights, model=model, device=device, strict_no_object=strict_no_object)
     config = OutputConfig(pictures=pictures, crops=crops, csv=csv, yolo=yolo)
-    with StopSignal() as stop, _Run(detector, given, out) as run:
-        run.predict(config, stop, min_score=least, class_min_scores=by_class, batch_size=batch_size)
+    with StopSignal() as stop, _Run(detector, given, out, panoptic=panoptic) as run:
+        options = {"panoptic": True, "merge": merge.value} if panoptic else {}
+        run.predict(config, stop, min_score=least, class_min_scores=by_class, batch_size=batch_size, **options)
         if as_json:
             run.answer()
         else:
-            print(f"{run.num_objects} objects in {run.num_pictures} pictures: {out}")
+            what = "segments" if panoptic else "objects"
+            print(f"{run.num_objects} {what} in {run.num_pictures} pictures: {out}")
         if stop.requested and not isinstance(given[0], int):
             say(f"error: interrupted after {run.num_pictures} pictures; what was found in them is in {out}")
             return Exit.FAILED
         return Exit.SOME_FAILED if run.num_failed else Exit.DONE
 
 
-def _scores(options: Iterable[str]) -> tuple[float, dict[str, float]]:
-    """The least score, and those of single classes. Raises BadParameter for what is neither."""
-    least, by_class = _DEFAULT_SCORE, {}
+def _scores(options: Iterable[str]) -> tuple[float | None, dict[str, float]]:
+    """The least score, if one is given, and those of single classes. Raises BadParameter for what is neither."""
+    least: float | None = None
+    by_class = {}
     for option in options:
         name, named, text = option.rpartition("=")
         try:
@@ -132,12 +158,13 @@ def _refuse_overwriting(out: Path, given: Sequence[Source]) -> None:
 class _Run:
     """Predicts and writes, and counts what could be read and what could not."""
 
-    def __init__(self, detector: Predictor, given: Sequence[Source], out: Path) -> None:
+    def __init__(self, detector: Predictor, given: Sequence[Source], out: Path, *, panoptic: bool) -> None:
         from opendetr.results.tables import Rows
 
         self._detector = detector
         self._given = given
         self._out = out
+        self._panoptic = panoptic
         self._failures = Rows()
         self._last_failure = ""
         self.num_failed = 0
@@ -153,20 +180,16 @@ class _Run:
     def predict(self, config: OutputConfig, stop: StopSignal, **options: Any) -> None:
         """Predict until the end, or until a stop is asked for. Raises DataError when nothing could be read."""
         from opendetr.data.records import DataError
-        from opendetr.results.folder import results_folder
 
-        roots = [Path(source) for source in self._given if isinstance(source, str)]
         total = self._total()
         with progress_bar("predicting") as progress, ExitStack() as stack:
             write = None
-            for detections in stack.enter_context(closing(self._stream(options))):
+            for found in stack.enter_context(closing(self._stream(options))):
                 if write is None:  # only now, so that an error before the first picture leaves no folder
-                    write = stack.enter_context(
-                        results_folder(self._out, self._detector.categories, config, roots=roots)
-                    )
-                write(detections)
+                    write = stack.enter_context(self._folder(config))
+                write(found)
                 self.num_pictures += 1
-                self.num_objects += len(detections)
+                self.num_objects += len(found)
                 progress(self.num_pictures + self.num_failed, total)
                 if stop.requested:
                     break
@@ -174,12 +197,22 @@ class _Run:
             several = f"none of {self.num_failed} pictures can be read"
             raise DataError(several if self.num_failed > 1 else self._last_failure)
 
-    def _stream(self, options: Mapping[str, Any]) -> Generator[Detections]:
+    def _folder(self, config: OutputConfig) -> AbstractContextManager[Callable[[Any], None]]:
+        """Writes what is found in each picture."""
+        from opendetr.results.folder import panoptic_folder, results_folder
+
+        roots = [Path(source) for source in self._given if isinstance(source, str)]
+        categories = self._detector.categories
+        if self._panoptic:
+            return panoptic_folder(self._out, categories, pictures=config.pictures, roots=roots)
+        return results_folder(self._out, categories, config, roots=roots)
+
+    def _stream(self, options: Mapping[str, Any]) -> Generator[Detections | Panoptic]:
         from opendetr.sources.reading import each_picture, is_one_picture
 
         only = self._given[0] if len(self._given) == 1 else None
         if only is not None and is_one_picture(only):
-            yield self._detector.predict(only, **options)  # type: ignore[misc]
+            yield self._detector.predict(only, **options)
         elif isinstance(only, int):
             yield from self._detector.predict(only, **options, on_unreadable=self._failed)
         else:
@@ -201,11 +234,11 @@ class _Run:
 
     def answer(self) -> None:
         """Print the result as JSON, piece by piece as it lies on the disk."""
-        from opendetr.results.folder import COCO_FILE
+        from opendetr.results.folder import COCO_FILE, PANOPTIC_FILE
 
         sys.stdout.write(f'{{"out": {json.dumps(str(self._out))}, "failed": ')
         self._failures.copy_to(sys.stdout)
-        with (self._out / COCO_FILE).open(encoding="utf-8") as stream:
+        with (self._out / (PANOPTIC_FILE if self._panoptic else COCO_FILE)).open(encoding="utf-8") as stream:
             sys.stdout.write(",\n" + stream.readline().removeprefix("{"))
             shutil.copyfileobj(stream, sys.stdout)
 

@@ -23,6 +23,8 @@ Examples:
 
     opendetr train my-data --epochs 100 --ema 0.999 --patience 5 --best-by AP50
 
+    opendetr train my-data --weights runs/mine --freeze-detector
+
     opendetr train my-data --batch-size 16 --processes 4
 
     opendetr train my-data --config runs/deformable-detr-tiny/config.yaml --seed 1
@@ -94,6 +96,13 @@ def train(
         list[str] | None,
         typer.Option(help="A part to leave as it is, such as backbone; may be repeated.", show_default=False),
     ] = None,
+    freeze_detector: Annotated[
+        bool,
+        typer.Option(
+            "--freeze-detector",
+            help="Train a mask head alone, around the trained detector of --weights: 25 epochs unless told otherwise.",
+        ),
+    ] = False,
     ema: Annotated[
         float | None,
         typer.Option(help="Score and keep a moving average of the weights: its decay, as 0.999.", show_default=False),
@@ -133,7 +142,8 @@ def train(
     of_recipe = {name: value for name, value in recipe_settings.items() if value is not None}
     choices = {"model": model, "weights": weights, "out": out, "epochs": epochs, "max_steps": max_steps, "time": time,
                "config": config, "batch_size": batch_size, "learning_rate": lr, "image_size": image_size,
-               "num_queries": num_queries,                "seed": seed}  # fmt: skip
+               "num_queries": num_queries, "seed": seed,
+               "freeze_detector": freeze_detector or None}  # fmt: skip
     if resume is None and data is None:
         raise typer.BadParameter("name the data set folder, or a run folder with --resume")
     given = (data, named, of_recipe, changes, *(value is not None for value in choices.values()))

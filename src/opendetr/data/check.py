@@ -6,7 +6,7 @@ import hashlib
 import math
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +14,19 @@ from pathlib import Path
 import numpy as np
 
 from opendetr.categories import Categories
-from opendetr.data.formats import TRAIN_NAMES, Format, choose_splits, recognise
+from opendetr.data.config import Masks
+from opendetr.data.formats import (
+    TRAIN_NAMES,
+    Format,
+    Source,
+    choose_splits,
+    find_panoptic,
+    read_splits,
+    recognise,
+)
 from opendetr.data.images import image_size, is_animated, read_record
 from opendetr.data.kinds import Effect, Kind
+from opendetr.data.masks import empty_mask, map_remarks, outline_area, outline_remarks, panoptic_map, segment_areas
 from opendetr.data.paths import IMAGE_SUFFIXES
 from opendetr.data.records import DetectionData, FaultError, FaultLog, ImageRecord, ObjectRecord, Remark
 from opendetr.data.transforms import resized_shape
@@ -29,6 +39,7 @@ _LONG_RATIO = 4
 _FEW_OBJECTS = 10
 _MAX_PAIRS = 1_000_000  # box pairs that are compared at once; bounds the memory for an image of very many boxes
 _IMAGES_AT_ONCE = 256
+_MAP_KINDS = frozenset({Kind.UNREADABLE_MAP, Kind.REPEATED_SEGMENT, Kind.MISSING_SEGMENT, Kind.VOID_MAP})
 
 Progress = Callable[[int, int], None]
 
@@ -41,11 +52,13 @@ class Demands:
         image_size: short side of the images that go into it, in pixels.
         max_size: limit of the long side.
         num_queries: the most objects that it can find in an image.
+        masks: what masks it is trained on, as `DataConfig.masks`.
     """
 
     image_size: int
     max_size: int
     num_queries: int
+    masks: Masks = "none"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,22 +120,26 @@ def check_data(
     log = FaultLog(stops=False)
     written_as, splits = None, dict[str, DetectionData]()
     with log:
-        source = recognise(folder, log)
+        source = _trained_on(folder, demands, log)
         written_as, splits = source.format, source.read(source.splits)
         if not log.remarks:
             choose_splits(splits, folder)
+    maps, more = _maps(folder, splits, demands)
+    log.remarks += more
     remarks = [remark._replace(file=remark.file or str(folder)) for remark in log.remarks]
     for data in splits.values():
         remarks += [remark for finding in data.findings for remark in finding.remarks]
         remarks += _of_images(data, demands)
         remarks += _of_objects(data, demands)
         remarks += _of_boxes_together(data)
+        remarks += _of_outlines(data, draw=read_images)
     remarks += _of_classes(folder, splits)
     remarks += _unlisted(splits, remarks)
     digests: dict[Path, bytes] = {}
     if read_images:
         digests, more = _read_all(splits, progress)
         remarks += more
+        remarks += _of_maps(maps)
     for data in splits.values():
         remarks += _repeated_images(data, digests)
     leaks, more = _leaks(splits, digests)
@@ -136,12 +153,71 @@ def check_data(
     )
 
 
+def _trained_on(folder: Path, demands: Demands, log: FaultLog) -> Source:
+    """The data set as the model is trained on it; one of panoptic maps alone is always read with them."""
+    source = recognise(folder, log)
+    wanted = demands.masks in ("auto", "panoptic") and find_panoptic(folder)
+    return recognise(folder, log, masks="panoptic") if source.panoptic or wanted else source
+
+
+def _maps(
+    folder: Path, splits: Mapping[str, DetectionData], demands: Demands
+) -> tuple[list[ImageRecord], list[Remark]]:
+    """The images with panoptic maps, also of those that lie beside the splits, and remarks on the latter.
+
+    A model that is not trained on them does not stop at them.
+    """
+    if any(data.masks == "panoptic" for data in splits.values()):
+        return [image for data in splits.values() for image in data.images], []
+    log = FaultLog(stops=False)
+    beside: dict[str, DetectionData] = {}
+    with log:
+        if find_panoptic(folder):
+            beside = read_splits(folder, log, masks="panoptic")
+    found = [remark for data in beside.values() for finding in data.findings for remark in finding.remarks]
+    remarks = [remark for remark in found if remark.kind in _MAP_KINDS]
+    if demands.masks in ("auto", "panoptic"):
+        remarks += log.remarks
+    return [image for data in beside.values() for image in data.images], remarks
+
+
+def _of_maps(images: Sequence[ImageRecord]) -> Iterator[Remark]:
+    """Where panoptic maps and their annotations do not fit together."""
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as executor:
+        for start in range(0, len(images), _IMAGES_AT_ONCE):
+            for remarks in executor.map(_map_faults, images[start : start + _IMAGES_AT_ONCE]):
+                yield from remarks
+
+
+def _map_faults(image: ImageRecord) -> list[Remark]:
+    if image.panoptic_map is None:
+        return []
+    try:
+        return list(map_remarks(image, segment_areas(panoptic_map(image))))
+    except FaultError as fault:
+        return [fault.remark]
+
+
+def _of_outlines(data: DetectionData, *, draw: bool) -> Iterator[Remark]:
+    """What is wrong with outlines, if the split has some; those of no pixel are found when they are drawn."""
+    if not any(thing.segmentation for image in data.images for thing in image.objects):
+        return
+    for image in data.images:
+        faults = outline_remarks(image)
+        yield from faults.values()
+        for index, thing in enumerate(image.objects if draw else ()):
+            if index not in faults and not outline_area(thing, image.height, image.width):
+                yield empty_mask(image, thing)
+
+
 def repeated_boxes(image: ImageRecord) -> Iterator[tuple[ObjectRecord, ObjectRecord]]:
     """Each object that has the box of an earlier one of its class or of another (IoU of 0.95 and more).
 
     Gives pairs (earlier, repeating), at most one with the same class and one with another for each that repeats. Crowd
-    regions are left out.
+    regions are left out, and so are segments of panoptic maps, which share no pixel.
     """
+    if image.panoptic_map is not None:
+        return
     things = [thing for thing in image.objects if not thing.crowd]
     boxes = np.array([thing.clipped_box(image.height, image.width) for thing in things]).reshape(-1, 4)
     classes = np.array([thing.category_id for thing in things])

@@ -38,7 +38,7 @@ class NotCocoError(FaultError):
 
 
 @dataclass(frozen=True, slots=True)
-class _Row:
+class Row:
     """One entry of a COCO file, and where it stands: `key`, such as "images", and `index` in its list."""
 
     path: Path
@@ -48,25 +48,30 @@ class _Row:
 
     @property
     def at(self) -> str:
+        """Where it stands in the file: "images[3]"."""
         id_ = self.content.get("id")
         return f"{self.key}[{self.index}]" + (f" (id {id_})" if self.key == "annotations" and _is_whole(id_) else "")
 
     def fault(self, kind: Kind, detail: str) -> FaultError:
+        """The error that something is wrong with it."""
         return FaultError(kind, self.path, self.at, detail)
 
     def whole(self, key: str) -> int:
+        """A whole number. Raises FaultError for anything else, as the other readers of fields do."""
         value = self._needed(key)
         if not _is_whole(value):
             raise self.fault(Kind.BAD_VALUE, f"'{key}' is {_shortened(value)}; expected a whole number")
         return int(value)
 
     def text(self, key: str) -> str:
+        """A text."""
         value = self._needed(key)
         if not isinstance(value, str):
             raise self.fault(Kind.BAD_VALUE, f"'{key}' is {_shortened(value)}; expected text")
         return value
 
     def box(self) -> tuple[float, float, float, float]:
+        """Its box: x, y, width, height."""
         value = self._needed("bbox")
         if not isinstance(value, list) or len(value) != _BOX_NUMBERS or not all(map(_is_number, value)):
             raise self.fault(Kind.BAD_VALUE, f"'bbox' is {_shortened(value)}; expected four numbers")
@@ -139,14 +144,14 @@ def read_coco(
     """
     coco = annotations if isinstance(annotations, CocoFile) else parse_coco(Path(annotations))
     categories = categories or Categories.from_coco(coco.category_rows)
-    rows = _rows_by_id(coco, log)
+    rows = rows_by_id(coco, log)
     remarks: list[Remark] = []
     objects = _objects_by_image(coco, set(rows), categories, remarks, log)
     images = []
     for image_id, row in rows.items():
         with log:
             path = inside(Path(images_folder), row.text("file_name"), row.path, row.at)
-            record = _image_record(row, path, objects[image_id], remarks)
+            record = image_record(row, path, objects[image_id], remarks)
             if record is not None:
                 images.append(record)
     return DetectionData.read(split, Path(folder or images_folder), categories, images, remarks)
@@ -170,7 +175,7 @@ def _parse_json(path: Path) -> Any:
 
 def _check_categories(rows: list[dict[str, Any]], path: Path) -> None:
     for index, content in enumerate(rows):
-        row = _Row(path, "categories", index, content)
+        row = Row(path, "categories", index, content)
         row.whole("id")
         row.text("name")
     try:
@@ -179,12 +184,12 @@ def _check_categories(rows: list[dict[str, Any]], path: Path) -> None:
         raise FaultError(Kind.BAD_CLASSES, path, "categories", str(error)) from None
 
 
-def _rows_by_id(coco: CocoFile, log: FaultLog) -> dict[int, _Row]:
+def rows_by_id(coco: CocoFile, log: FaultLog) -> dict[int, Row]:
     """Image id -> its entry."""
-    rows: dict[int, _Row] = {}
+    rows: dict[int, Row] = {}
     for index, content in enumerate(coco.images):
         with log:
-            row = _Row(coco.path, "images", index, content)
+            row = Row(coco.path, "images", index, content)
             image_id = row.whole("id")
             if image_id in rows:
                 detail = f"the image id {image_id} stands twice; give every image its own"
@@ -200,7 +205,7 @@ def _objects_by_image(
     objects: dict[int, list[ObjectRecord]] = {image_id: [] for image_id in image_ids}
     known, seen = set(categories.ids), set()
     for index, content in enumerate(coco.annotations):
-        row = _Row(coco.path, "annotations", index, content)
+        row = Row(coco.path, "annotations", index, content)
         with log:
             thing = _object_record(row)
             image_id = row.whole("image_id")
@@ -214,7 +219,7 @@ def _objects_by_image(
             if thing.id in seen:
                 remarks.append(Remark(Kind.REPEATED_ID, str(coco.path), row.at))
             seen.add(thing.id)
-            if "area" in content and not _is_area(content["area"]):
+            if "area" in content and not is_area(content["area"]):
                 remarks.append(
                     Remark(Kind.BAD_AREA, str(coco.path), row.at, f"'area' is {_shortened(content['area'])}")
                 )
@@ -223,21 +228,21 @@ def _objects_by_image(
     return objects
 
 
-def _object_record(row: _Row) -> ObjectRecord:
+def _object_record(row: Row) -> ObjectRecord:
     box = row.box()
     area = row.content.get("area")
     return ObjectRecord(
         id=row.whole("id") if "id" in row.content else row.index,
         category_id=row.whole("category_id"),
         box=box,
-        area=float(area) if _is_area(area) else box[2] * box[3],
+        area=float(area) if is_area(area) else box[2] * box[3],
         crowd=row.content.get("iscrowd") == 1,
         difficult=row.content.get("difficult") == 1,
         segmentation=row.content.get("segmentation") or None,
     )
 
 
-def _image_record(row: _Row, path: Path, objects: list[ObjectRecord], remarks: list[Remark]) -> ImageRecord | None:
+def image_record(row: Row, path: Path, objects: list[ObjectRecord], remarks: list[Remark]) -> ImageRecord | None:
     """The record of an image; None, and a remark, for a file without a picture."""
     if file_length(path, row.path, row.at) == 0:
         remarks.append(Remark(Kind.EMPTY_FILE, str(path)))
@@ -270,7 +275,8 @@ def _is_whole(value: Any) -> TypeGuard[int | float]:
     return _is_number(value) and float(value).is_integer()
 
 
-def _is_area(value: Any) -> TypeGuard[int | float]:
+def is_area(value: Any) -> TypeGuard[int | float]:
+    """Whether a value from a file can be an area."""
     return _is_number(value) and 0 < value < math.inf
 
 

@@ -6,10 +6,12 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 Augment = Literal["detr", "colour", "mosaic", "copy-paste", "strong"]
+Masks = Literal["none", "auto", "instances", "panoptic"]
 
 # DETR's numbers are for this short side; other image sizes scale them.
 _REFERENCE_SIZE = 800
 _REFERENCE_MAX_SIZE = 1333
+_AUGMENT_WITH_MASKS = ("detr", "colour")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +83,9 @@ class DataConfig:
             above half of the machine's memory. Where processes are forked (Linux) those that load share it, where they
             are spawned (Windows, macOS) each has a copy.
         strict: refuse faulty annotations and unreadable images instead of skipping them.
+        masks: what the masks of objects are read from, for models that learn them or are scored by them: "instances"
+            outlines (polygons, run lengths), "panoptic" panoptic maps, with things and stuff, "auto" such maps where
+            the data set has them, else outlines, "none" nothing. With masks `augment` is "detr" or "colour".
     """
 
     image_size: int = _REFERENCE_SIZE
@@ -94,6 +99,7 @@ class DataConfig:
     num_workers: int = 2
     cache: Literal["none", "ram"] = "none"
     strict: bool = False
+    masks: Masks = "none"
 
     def __post_init__(self) -> None:
         if not 1 <= self.image_size <= self.max_size:
@@ -106,6 +112,13 @@ class DataConfig:
             raise ValueError(f"data: augment is {self.augment!r}; give one of {', '.join(get_args(Augment))}")
         if self.batch_pixels is not None and self.batch_pixels < 1:
             raise ValueError(f"data: batch_pixels is {self.batch_pixels}; give 1 or more")
+        if self.masks not in get_args(Masks):
+            raise ValueError(f"data: masks is {self.masks!r}; give one of {', '.join(get_args(Masks))}")
+        if self.masks != "none" and self.augment not in _AUGMENT_WITH_MASKS:
+            raise ValueError(
+                f"data: augment {self.augment!r} puts boxes together, not masks; with masks give "
+                f"{' or '.join(_AUGMENT_WITH_MASKS)}"
+            )
         if self.cache not in ("none", "ram"):
             raise ValueError(f"data: cache is {self.cache!r}; give 'none' or 'ram'")
 

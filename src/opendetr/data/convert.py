@@ -23,12 +23,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain, count
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from opendetr.categories import Categories
 from opendetr.data.extras import FILE_NAME, Extras, image_extra, write_extras
-from opendetr.data.formats import Format, read_splits
+from opendetr.data.formats import Format, find_panoptic, read_splits
 from opendetr.data.images import ImageFileError, image_size
 from opendetr.data.kinds import counted
 from opendetr.data.paths import IMAGE_SUFFIXES, require_new
@@ -89,7 +90,16 @@ def convert(
     source: str | Path, folder: str | Path, to: Format, *, link: bool = False, progress: Progress | None = None
 ) -> tuple[str, ...]:
     """Write a data set in another format; see `write_data`."""
-    return write_data(read_splits(source), folder, to, link=link, progress=progress)
+    splits = read_splits(source)
+    notes = write_data(splits, folder, to, link=link, progress=progress)
+    return (*notes, *maps_left_behind(source, splits))
+
+
+def maps_left_behind(source: str | Path, splits: Mapping[str, DetectionData]) -> tuple[str, ...]:
+    """A line that says so where a data set has panoptic maps beside the splits that were written."""
+    if any(image.panoptic_map for data in splits.values() for image in data.images) or not find_panoptic(source):
+        return ()
+    return ("panoptic maps beside the boxes, left behind",)
 
 
 def write_data(
@@ -204,7 +214,10 @@ def _unique_names(images: Sequence[_Placed], to: Format) -> list[str]:
 
 
 def _write_coco(folder: Path, content: _Content) -> _Written:
-    """`annotations/instances_<split>.json`; its names of images start from `images/<split>`, or else from `images`."""
+    """`annotations/instances_<split>.json`; its names of images start from `images/<split>`, or else from `images`.
+
+    A split with panoptic maps becomes `annotations/panoptic_<split>.json` and a folder of that name with them.
+    """
     (folder / "annotations").mkdir()
     for split, data in content.splits.items():
         home = content.is_home(split)
@@ -215,8 +228,29 @@ def _write_coco(folder: Path, content: _Content) -> _Written:
         ids = (thing.id for image in data.images for thing in image.objects)
         for row, id_ in zip(rows["annotations"], ids, strict=True):
             row["id"] = id_
-        (folder / "annotations" / f"instances_{split}.json").write_text(json.dumps(rows), encoding="utf-8")
+        name = f"instances_{split}"
+        if all(image.panoptic_map for image in data.images):
+            name = f"panoptic_{split}"
+            rows["annotations"] = _write_maps(folder / "annotations" / name, data)
+        (folder / "annotations" / f"{name}.json").write_text(json.dumps(rows), encoding="utf-8")
     return _Written([f"images/{image.splits[0]}/{image.name}" for image in content.images], Extras())
+
+
+def _write_maps(folder: Path, data: DetectionData) -> list[dict[str, Any]]:
+    """Copies of a split's panoptic maps, named after the ids of the images; the annotations that go with them."""
+    folder.mkdir()
+    annotations = []
+    for image in data.images:
+        assert image.panoptic_map is not None
+        name = f"{image.id:012d}.png"
+        shutil.copyfile(image.panoptic_map, folder / name)
+        segments = [
+            {"id": thing.segment, "category_id": thing.category_id, "bbox": list(thing.box), "area": thing.area,
+             "iscrowd": int(thing.crowd)}
+            for thing in image.objects
+        ]  # fmt: skip
+        annotations.append({"image_id": image.id, "file_name": name, "segments_info": segments})
+    return annotations
 
 
 # ----------------------------------------------------------------------------------------------------------------- VOC
@@ -359,7 +393,9 @@ def _notes(splits: Mapping[str, DetectionData], content: _Content, written: _Wri
     rowless = [thing for image in images for thing in image.rowless]
     rows = [thing for image in images for thing in image.objects]
     kept = f"kept in {FILE_NAME}, which other programs do not read"
+    maps = sum(image.record.panoptic_map is not None for image in content.images) if written.extras.names else 0
     told = (
+        (maps, "panoptic map", "left behind, for which the format has no place"),
         (len(splits) - len(content.splits), "split", "without images, left out"),
         (sum(image.name != image.record.path.name for image in content.images), "image", "under a new name"),
         (sum(thing.crowd for thing in rowless), "crowd region", kept),

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from opendetr.categories import Categories
 from opendetr.data.coco import CocoFile, NotCocoError, parse_coco, read_coco
+from opendetr.data.config import Masks
 from opendetr.data.kinds import Effect
+from opendetr.data.masks import with_outlines
+from opendetr.data.panoptic import PREFIX, CocoPaths, described_files, is_panoptic, panoptic_files, read_panoptic
 from opendetr.data.paths import first_folder_holding, is_file, is_inside, require_folder
 from opendetr.data.records import (
     STOP_AT_FAULTS,
@@ -54,11 +58,13 @@ class Source:
         format: what it is.
         splits: the names of its splits.
         read: gives some of them, with common classes.
+        panoptic: whether its objects are the segments of panoptic maps.
     """
 
     format: Format
     splits: tuple[str, ...]
     read: Callable[[tuple[str, ...]], dict[str, DetectionData]]
+    panoptic: bool = False
 
 
 def open_data(
@@ -69,6 +75,7 @@ def open_data(
     train_split: str | None = None,
     val_split: str | None = None,
     strict: bool = False,
+    masks: Masks = "none",
 ) -> dict[str, DetectionData]:
     """All splits of a data set, in COCO, Pascal VOC or YOLO format, or as a table.
 
@@ -78,14 +85,15 @@ def open_data(
         seed: chooses those images; with the names of the files alone, so that their order does not matter.
         train_split: the split to give as "train"; else "train", "trainval" or the only one there is.
         val_split: the split to give as "val".
-        strict: refuse boxes with NaN, negative or inverted sides and image files of zero bytes instead of skipping.
+        strict: refuse faults such as boxes with NaN and image files of zero bytes instead of skipping them.
+        masks: what masks to read, as `DataConfig.masks`.
 
     Returns the splits by name; "train" and "val" are always among them. Raises DataError, one line, for whatever is
     wrong with the folder.
     """
     if not 0 < val_fraction < 1:
         raise DataError(f"the share of images for validation is {val_fraction}; give one between 0 and 1")
-    source = recognise(folder)
+    source = recognise(folder, masks=masks)
     data = source.read(source.splits)
     chosen = choose_splits(
         data, folder, val_fraction=val_fraction, seed=seed, train_split=train_split, val_split=val_split
@@ -118,13 +126,20 @@ def choose_splits(
 
 
 def open_split(
-    folder: str | Path, split: str, *, val_fraction: float = 0.1, seed: int = 0, strict: bool = False
+    folder: str | Path,
+    split: str,
+    *,
+    val_fraction: float = 0.1,
+    seed: int = 0,
+    strict: bool = False,
+    masks: Masks = "none",
 ) -> DetectionData:
     """One split of a data set folder, other splits unread where they can be; "all" is the whole of a set without any.
 
-    A "train" or "val" that the folder does not hold is made as `open_data` makes it. Raises DataError.
+    A "train" or "val" that the folder does not hold is made as `open_data` makes it. The other arguments are its own.
+    Raises DataError.
     """
-    source = recognise(folder)
+    source = recognise(folder, masks=masks)
     if split in source.splits and not (split == "train" and "val" not in source.splits):
         data = source.read((split,))[split]
         _require_objects(data)
@@ -133,27 +148,65 @@ def open_split(
         return data
     if split not in ("train", "val"):
         raise DataError(f"{folder}: no split '{split}'; it has {', '.join(source.splits)}")
-    return open_data(folder, val_fraction=val_fraction, seed=seed, strict=strict)[split]
+    return open_data(folder, val_fraction=val_fraction, seed=seed, strict=strict, masks=masks)[split]
 
 
-def read_splits(folder: str | Path, log: FaultLog = STOP_AT_FAULTS) -> dict[str, DetectionData]:
+def read_splits(
+    folder: str | Path, log: FaultLog = STOP_AT_FAULTS, *, masks: Masks = "none"
+) -> dict[str, DetectionData]:
     """All splits of a data set folder as they stand: none is chosen, made or required to hold objects.
 
     What `open_data` would stop at goes to the log; a split that cannot be read at all is left out.
     """
     with log:
-        source = recognise(folder, log)
+        source = recognise(folder, log, masks=masks)
         return source.read(source.splits)
     return {}
 
 
-def recognise(folder: str | Path, log: FaultLog = STOP_AT_FAULTS) -> Source:
+def recognise(folder: str | Path, log: FaultLog = STOP_AT_FAULTS, *, masks: Masks = "none") -> Source:
     """The format of a data set, by looking. What names itself goes first, then what merely lies there.
 
-    Raises DataError when the format is none that is known.
+    Args:
+        folder: the data set; or the file that describes it.
+        log: what to do at a fault.
+        masks: what masks to read, as `DataConfig.masks`; without them such files are read where no others are.
+
+    Raises DataError when the format is none that is known, or when it has no such masks.
     """
     folder = Path(folder)
     require_folder(folder)
+    panoptic = find_panoptic(folder) if masks in ("auto", "panoptic") else {}
+    if panoptic:
+        return _coco_source(folder if folder.is_dir() else folder.parent, panoptic, log, masks=True)
+    if masks == "panoptic":
+        raise DataError(
+            f"{folder}: holds no panoptic annotations (annotations/{PREFIX}train.json and its maps); set data.masks to "
+            "auto to read outlines"
+        )
+    source = _without_maps(folder, log)
+    return source if masks == "none" else replace(source, read=lambda splits: _with_outlines(source, splits))
+
+
+def find_panoptic(folder: str | Path) -> dict[str, CocoPaths]:
+    """Split name -> the panoptic annotations of a data set; empty where there are none."""
+    folder = Path(folder)
+    described = described_files(folder)
+    if described:
+        return {split: paths for split, paths in described.items() if paths.maps is not None}
+    files = panoptic_files(folder) if folder.is_dir() else []
+    return {split: CocoPaths(path) for split, path in _named_splits(files, folder).items()}
+
+
+def _with_outlines(source: Source, splits: tuple[str, ...]) -> dict[str, DetectionData]:
+    return {name: with_outlines(data) for name, data in source.read(splits).items()}
+
+
+def _without_maps(folder: Path, log: FaultLog) -> Source:
+    """The data set as boxes, with outlines where it has some."""
+    described = described_files(folder)
+    if described:
+        return _coco_source(folder if folder.is_dir() else folder.parent, described, log)
     if is_file(folder):
         return _source_of_file(folder, log)
     if (folder / "Annotations").is_dir() and any((folder / "Annotations").glob("*.xml")):
@@ -164,7 +217,7 @@ def recognise(folder: str | Path, log: FaultLog = STOP_AT_FAULTS) -> Source:
     tables = {} if files else find_tables(folder)
     files = files or ([] if tables else _loose_coco_files(folder))
     if files:
-        return _coco_source(folder, _named_splits(files, folder), log)
+        return _coco_source(folder, {name: CocoPaths(path) for name, path in _named_splits(files, folder).items()}, log)
     if not tables and (others := sorted(folder.glob("*.csv"))):
         tables = {ALL: others[0]}  # reading it says which columns are missing
     if not tables:
@@ -198,21 +251,25 @@ def _voc_source(folder: Path, log: FaultLog) -> Source:
     return Source(Format.VOC, tuple(voc.splits), lambda splits: {split: read_voc(voc, split, log) for split in splits})
 
 
-def _coco_source(folder: Path, files: Mapping[str, Path], log: FaultLog) -> Source:
+def _coco_source(folder: Path, files: Mapping[str, CocoPaths], log: FaultLog, *, masks: bool = False) -> Source:
     def read(splits: tuple[str, ...]) -> dict[str, DetectionData]:
         parsed = {}
         for split in splits:
             with log:
-                parsed[split] = parse_coco(files[split])
+                parsed[split] = parse_coco(files[split].annotations)
         categories = _common_categories(parsed.values())
         data = {}
         for split, coco in parsed.items():
             with log:
-                images = _images_folder(coco, split, folder)
-                data[split] = read_coco(coco, images, split=split, folder=folder, categories=categories, log=log)
+                images = files[split].images or _images_folder(coco, split, folder)
+                reader: Callable[..., DetectionData] = read_coco
+                if is_panoptic(coco):
+                    reader = partial(read_panoptic, maps_folder=files[split].maps, masks=masks)
+                data[split] = reader(coco, images, split=split, folder=folder, categories=categories, log=log)
         return data
 
-    return Source(Format.COCO, tuple(files), read)
+    panoptic = any(paths.maps or paths.annotations.name.startswith(PREFIX) for paths in files.values())
+    return Source(Format.COCO, tuple(files), read, panoptic)
 
 
 def _usual_coco_files(folder: Path) -> list[Path]:
@@ -221,9 +278,10 @@ def _usual_coco_files(folder: Path) -> list[Path]:
 
 
 def _loose_coco_files(folder: Path) -> list[Path]:
-    """JSON files of any name that are COCO."""
+    """JSON files of any name that are COCO; panoptic ones where there are no others."""
     paths = sorted((folder / "annotations").glob("*.json")) + sorted(folder.glob("*.json"))
-    return paths if len(paths) == 1 else _only_coco(paths)
+    found = paths if len(paths) == 1 else _only_coco(paths)
+    return [path for path in found if not path.name.startswith(PREFIX)] or found
 
 
 def _named_splits(paths: Sequence[Path], folder: Path) -> dict[str, Path]:
@@ -252,13 +310,18 @@ def _only_coco(paths: list[Path]) -> list[Path]:
 def _split_name(path: Path, folder: Path) -> str:
     """Such as "train" of instances_train2017.json, "val" of valid/_annotations.coco.json, "cells" of cells.json."""
     beside_images = path.name.startswith("_annotations") and path.parent != folder
-    name = path.parent.name if beside_images else path.stem.removeprefix("instances_")
+    name = path.parent.name if beside_images else _stem(path)
     return usual_split(name)
+
+
+def _stem(path: Path) -> str:
+    """A file's name without what COCO puts before that of the split."""
+    return path.stem.removeprefix("instances_").removeprefix(PREFIX)
 
 
 def _images_folder(coco: CocoFile, split: str, folder: Path) -> Path:
     """The folder with the file's images. Raises DataError that names the folders looked into."""
-    stem = coco.path.stem.removeprefix("instances_")
+    stem = _stem(coco.path)
     spellings = (stem, split, *(word for word, meaning in SPELLINGS.items() if meaning == split))
     named = [base / name for base in (folder, folder / "images") for name in dict.fromkeys(spellings)]
     candidates = [*named, coco.path.parent, coco.path.parent / "images", folder / "images", folder]

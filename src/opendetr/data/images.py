@@ -24,6 +24,7 @@ _DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, KeyError, 
 _SIDEWAYS = frozenset({5, 6, 7, 8})
 _WIDE_MODES = frozenset({"I", "I;16", "I;16L", "I;16B", "I;16N"})
 _MAX_16_BIT = 65535
+_GREY = 2  # dimensions of a picture without channels
 # What pictures come in. Pillow knows more, some of which start other programs (EPS) or have no mark of their own (TGA).
 _FORMATS = ("AVIF", "BMP", "DIB", "GIF", "HEIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 # A file of some bytes can ask for gigabytes of memory. Up to so many pixels any may have; larger pictures must have the
@@ -84,6 +85,32 @@ def image_size(path: str | Path) -> tuple[int, int]:
     except _DAMAGED as error:
         raise _file_error(Path(path), error) from None
     return (width, height) if sideways else (height, width)
+
+
+def read_map(path: str | Path) -> np.ndarray:
+    """A panoptic map as (H, W) int32 numbers of segments: red + 256 green + 65536 blue, or the values of a grey PNG.
+
+    Raises ImageError for a file that is missing, damaged, or no such picture.
+    """
+    path = Path(path)
+    try:
+        with _opened(path) as image:
+            values = np.asarray(image)
+    except _DAMAGED as error:
+        fault = _file_error(path, error).remark
+        raise ImageFileError(Kind.UNREADABLE_MAP, path, "", fault.detail) from None
+    if values.ndim == _GREY and values.dtype.kind in "ui":
+        return values.astype(np.int32)
+    if values.ndim == _GREY or values.dtype != np.uint8 or values.shape[2] not in (3, 4):
+        raise ImageFileError(Kind.UNREADABLE_MAP, path, "", "neither grey nor 8-bit RGB: save it as COCO's PNG")
+    red, green, blue = (values[:, :, channel].astype(np.int32) for channel in range(3))
+    return red | green << 8 | blue << 16
+
+
+def write_map(path: str | Path, segments: np.ndarray) -> None:
+    """Write numbers of segments (H, W), 0 to 2^24 - 1, as the PNG that `read_map` reads."""
+    channels = [(segments >> shift & 255).astype(np.uint8) for shift in (0, 8, 16)]
+    Image.fromarray(np.stack(channels, axis=-1)).save(path, "PNG", compress_level=1)
 
 
 def is_animated(path: str | Path) -> bool:

@@ -40,7 +40,16 @@ class Kind(StrEnum):
     PIXEL_ROW = "pixel_row"
     INVALID_BOX = "invalid_box"
     NO_AREA = "no_area"
+    INVALID_OUTLINE = "invalid_outline"
+    NO_OUTLINE = "no_outline"
+    EMPTY_MASK = "empty_mask"
+    MASK_SIZE = "mask_size"
+    UNREADABLE_MAP = "unreadable_map"
+    MISSING_SEGMENT = "missing_segment"
+    REPEATED_SEGMENT = "repeated_segment"
     OUT_OF_IMAGE = "out_of_image"
+    UNLISTED_SEGMENT = "unlisted_segment"
+    SEGMENT_AREA = "segment_area"
     NAMELESS_CLASS = "nameless_class"
     STALE_EXTRA = "stale_extra"
     NO_SIZE = "no_size"
@@ -51,6 +60,7 @@ class Kind(StrEnum):
     UNLABELLED_IMAGE = "unlabelled_image"
     OMITTED_IMAGE = "omitted_image"
     NO_OBJECTS = "no_objects"
+    VOID_MAP = "void_map"
     IN_TRAINING = "in_training"
     COPY_IN_TRAINING = "copy_in_training"
     COPY_IN_SPLIT = "copy_in_split"
@@ -112,6 +122,7 @@ class _About(NamedTuple):
 
 
 _STOPPED = "training stops"
+_WITH_MASKS = "skipped by training with masks"
 _ABOUT = {
     Kind.NO_DATA: _About(Effect.STOPS, "place", "without a data set to train on", _STOPPED),
     Kind.BROKEN_FILE: _About(Effect.STOPS, "annotation file", "that cannot be parsed", _STOPPED),
@@ -137,9 +148,18 @@ _ABOUT = {
     ),
     Kind.INVALID_BOX: _About(Effect.SKIPS, "box", "with NaN, negative or inverted sides", "skipped", mendable=True),
     Kind.NO_AREA: _About(Effect.SKIPS, "box", "without area inside the image", "skipped", mendable=True),
+    Kind.INVALID_OUTLINE: _About(Effect.SKIPS, "outline", "that cannot be drawn", _WITH_MASKS, mendable=True),
+    Kind.NO_OUTLINE: _About(Effect.SKIPS, "object", "without an outline", _WITH_MASKS),
+    Kind.EMPTY_MASK: _About(Effect.SKIPS, "outline", "around no pixel", _WITH_MASKS, mendable=True),
+    Kind.MASK_SIZE: _About(Effect.SKIPS, "mask", "of another size than its image", _WITH_MASKS, mendable=True),
+    Kind.UNREADABLE_MAP: _About(Effect.SKIPS, "panoptic map", "that cannot be read", _WITH_MASKS, mendable=True),
+    Kind.MISSING_SEGMENT: _About(Effect.SKIPS, "segment", "that its map does not show", _WITH_MASKS, mendable=True),
+    Kind.REPEATED_SEGMENT: _About(Effect.SKIPS, "segment", "on the pixels of another one", "skipped", mendable=True),
     Kind.OUT_OF_IMAGE: _About(
         Effect.ADJUSTS, "box", "reaching out of the image", "clamped for training", mendable=True
     ),
+    Kind.UNLISTED_SEGMENT: _About(Effect.ADJUSTS, "segment", "that only its map knows", "taken as void"),
+    Kind.SEGMENT_AREA: _About(Effect.ADJUSTS, "segment", "of another area than annotated", "that of its map taken"),
     Kind.NAMELESS_CLASS: _About(Effect.ADJUSTS, "class", "without a name", "named by number"),
     Kind.STALE_EXTRA: _About(
         Effect.ADJUSTS,
@@ -160,6 +180,7 @@ _ABOUT = {
     Kind.UNLABELLED_IMAGE: _About(Effect.KEEPS, "image", "without a label file", "taken as one without objects"),
     Kind.OMITTED_IMAGE: _About(Effect.KEEPS, "image", "without a label file", "left out, as the data set asks"),
     Kind.NO_OBJECTS: _About(Effect.KEEPS, "image", "without objects", "kept"),
+    Kind.VOID_MAP: _About(Effect.KEEPS, "panoptic map", "that is void only", "kept as an image without objects"),
     Kind.IN_TRAINING: _About(Effect.KEEPS, "image", "also in the training split", "scored as well", mendable=True),
     Kind.COPY_IN_TRAINING: _About(
         Effect.KEEPS, "image", "of which the training split has a copy", "scored as well", mendable=True

@@ -15,7 +15,7 @@ import pickle
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from types import FrameType
 from typing import Any, ClassVar, NamedTuple, overload
@@ -30,9 +30,10 @@ from opendetr.data.augment import training_transform
 from opendetr.data.batching import Shapes, bounded_batches, equal_batches, exactly, padded_pixels
 from opendetr.data.config import DataConfig
 from opendetr.data.images import ImageError, read_record
+from opendetr.data.masks import empty_mask, read_masks
 from opendetr.data.records import DataError, DetectionData, ImageRecord
 from opendetr.data.transforms import LabelledImage, Transform, evaluation_transform, normalise
-from opendetr.structures import Batch, ImageBatch
+from opendetr.structures import Batch, ImageBatch, Target
 
 # Images of like shape meet among the images of this many batches, or of half an epoch where that is less: enough to
 # leave little padding (COCO, batches of 8: 45 % without, 8 % with), few enough that a batch is still a chance meeting.
@@ -66,6 +67,7 @@ class _Loaded:
         described: the pickled targets and names. As tensors each would cost a shared memory file of its own.
         shape: height and width to pad to.
         unreadable: image id and message of the images that could not be read.
+        unseen: image id and message of the images with objects whose mask holds no pixel.
         error: what is wrong with the data set, when it cannot be used at all.
     """
 
@@ -73,7 +75,31 @@ class _Loaded:
     described: bytes = b""
     shape: tuple[int, int] = (0, 0)
     unreadable: tuple[tuple[int, str], ...] = ()
+    unseen: tuple[tuple[int, str], ...] = ()
     error: str | None = None
+
+
+class _Described(NamedTuple):
+    """What belongs to the pixels of an image: its target without masks, its name, and the bits of the masks."""
+
+    target: Target
+    name: str
+    masks: np.ndarray | None
+
+    @classmethod
+    def of(cls, target: Target, name: str) -> _Described:
+        """A target as it is sent: eight pixels of a mask in a byte."""
+        if target.masks is None:
+            return cls(target, name, None)
+        return cls(replace(target, masks=None), name, np.packbits(target.masks.numpy(), axis=None))
+
+    def whole(self) -> Target:
+        """The target as it was."""
+        if self.masks is None:
+            return self.target
+        shape = (len(self.target), *self.target.size)
+        bits = np.unpackbits(self.masks, count=math.prod(shape))
+        return replace(self.target, masks=torch.from_numpy(bits.view(bool).reshape(shape)))
 
 
 class _Records(Sequence[ImageRecord]):
@@ -134,13 +160,17 @@ class RamCache:
 class _Images(Dataset[_Loaded]):
     """Loads a draw; runs in the loader processes. What a user can cause is returned, so that it arrives as one line."""
 
-    def __init__(self, data: DetectionData, transform: Transform, read: _Read, seed: int, *, substitute: bool) -> None:
+    def __init__(
+        self, data: DetectionData, transform: Transform, read: _Read, seed: int, *, substitute: bool, masks: bool
+    ) -> None:
         self._records = _Records(data.images)
         self._categories = data.categories
         self._transform = transform
         self._read = read
         self._seed = seed
         self._substitute = substitute
+        self._masks = masks
+        self._unseen: dict[int, str] = {}
 
     def __getitem__(self, draw: _Draw) -> _Loaded:
         unreadable: dict[int, str] = {}
@@ -152,11 +182,13 @@ class _Images(Dataset[_Loaded]):
                 if labelled is not None:
                     image, target = self._transform(labelled, sample_rng(self._seed, draw.epoch, index), others)
                     images.append(image.numpy().ravel())
-                    described.append((target, str(record.path)))
+                    described.append(_Described.of(target, str(record.path)))
         except DataError as error:
             return _Loaded(error=str(error))
         pixels = torch.from_numpy(np.concatenate(images)) if images else None
-        return _Loaded(pixels, pickle.dumps(described), draw.shape, tuple(unreadable.items()))
+        unseen = tuple(self._unseen.items())
+        self._unseen.clear()
+        return _Loaded(pixels, pickle.dumps(described), draw.shape, tuple(unreadable.items()), unseen)
 
     def __len__(self) -> int:
         return len(self._records)
@@ -170,12 +202,25 @@ class _Images(Dataset[_Loaded]):
         for offset in range(count if self._substitute else 1):
             record = self._records[(index + offset) % count]
             try:
-                return record, LabelledImage.from_record(record, self._read(record), self._categories)
+                return record, self._labelled(record)
             except ImageError as error:
                 unreadable[record.id] = str(error)
         if self._substitute:
             raise DataError(f"none of {count} images can be read; the first: {next(iter(unreadable.values()))}")
         return record, None
+
+    def _labelled(self, record: ImageRecord) -> LabelledImage:
+        """The image, with masks where they are asked for. Raises ImageError when it cannot be read."""
+        labelled = LabelledImage.from_record(record, self._read(record), self._categories)
+        if not self._masks:
+            return labelled
+        things = [thing for thing in record.objects if not thing.crowd]
+        masks = read_masks(record, things)
+        empty = [thing for thing, mask in zip(things, masks, strict=True) if not mask.any()]
+        if empty:
+            remark = empty_mask(record, empty[0])
+            self._unseen[record.id] = f"{remark.kind.counted(len(empty))} (first: {remark.place})"
+        return labelled.with_masks(masks)
 
 
 class _Others(Sequence[LabelledImage]):
@@ -227,9 +272,11 @@ class _Loader:
         share: the number of this process and how many there are. All form the same batches, padded the same, and each
             loads its part of every batch.
         device: where batches are put together, and lie.
+        masks: give the masks of objects; the data is read with them (see `DetectionData.masks`).
 
     Attributes:
         unreadable: image id -> why it could not be read; grows while images are loaded.
+        unseen: image id -> which of its objects were left out because their mask holds no pixel; likewise.
     """
 
     _substitute: ClassVar[bool]  # whether another image takes the place of one that cannot be read
@@ -246,12 +293,16 @@ class _Loader:
         cache: bool = False,
         share: tuple[int, int] = (0, 1),
         device: torch.device | str = "cpu",
+        masks: bool = False,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"the batch size is {batch_size}; give 1 or more")
         if not len(data):
             raise DataError(f"{data.folder}: the split '{data.split}' holds no images")
+        if masks and data.masks == "none":
+            raise DataError(f"{data.folder}: the split '{data.split}' was read without masks; open it with masks")
         self.unreadable: dict[int, str] = {}
+        self.unseen: dict[int, str] = {}
         self._data = data
         self._transform = transform
         self._batch_size = min(batch_size, len(data))
@@ -263,7 +314,7 @@ class _Loader:
         self._running: object = None
         read = RamCache(data.images) if cache else read_record
         self._loader = DataLoader(
-            _Images(data, transform, read, seed, substitute=self._substitute),
+            _Images(data, transform, read, seed, substitute=self._substitute, masks=masks),
             batch_size=None,
             sampler=self._schedule,
             num_workers=num_workers,
@@ -306,11 +357,16 @@ class _Loader:
             if image_id not in self.unreadable:
                 self.unreadable[image_id] = message
                 _log.warning("skipped: %s", message)
+        for image_id, message in loaded.unseen:
+            if image_id not in self.unseen:
+                self.unseen[image_id] = message
+                _log.warning("skipped: %s", message)
         if loaded.pixels is None:
             return None
-        targets, names = zip(*pickle.loads(loaded.described), strict=True)
-        return Batch(_padded(loaded.pixels.to(self._device), [target.size for target in targets], loaded.shape),
-                     targets, names)  # fmt: skip
+        described: list[_Described] = pickle.loads(loaded.described)
+        sizes = [each.target.size for each in described]
+        images = _padded(loaded.pixels.to(self._device), sizes, loaded.shape)
+        return Batch(images, tuple(each.whole() for each in described), tuple(each.name for each in described))
 
     def _shapes(self, epoch: int, indices: Sequence[int]) -> dict[int, tuple[int, int]]:
         """Index -> height and width that the image will have in an epoch."""
@@ -449,7 +505,8 @@ def train_loader(
             "start fewer processes"
         )
     transform = training_transform(config)
-    options = {**_options(config), "batch_size": batch_size, "seed": seed, "share": share, "device": device}
+    options = {**_options(config), "batch_size": batch_size, "seed": seed, "share": share, "device": device,
+               "masks": config.masks != "none"}  # fmt: skip
     if config.batch_pixels is None:
         return TrainLoader(data, transform, **options)
     short, long = transform.largest_shape
@@ -469,7 +526,10 @@ def eval_loader(
     share: tuple[int, int] = (0, 1),
     device: torch.device | str = "cpu",
 ) -> EvalLoader:
-    """The loader that a configuration describes, for evaluation; the arguments are those of `train_loader`."""
+    """The loader that a configuration describes, for evaluation; the arguments are those of `train_loader`.
+
+    It gives no masks: what is found is scored against the data set's own (see `data.masks`).
+    """
     return EvalLoader(
         data, evaluation_transform(config), batch_size=batch_size, share=share, device=device, **_options(config)
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +13,8 @@ from opendetr.data.formats import Format
 from opendetr.data.kinds import Kind
 from opendetr.data.records import DetectionData, ImageRecord, ObjectRecord
 
-_UNUSABLE = (Kind.UNREADABLE_IMAGE, Kind.OVERSIZED_IMAGE, Kind.SIZE_MISMATCH)
+_UNUSABLE = (Kind.UNREADABLE_IMAGE, Kind.OVERSIZED_IMAGE, Kind.SIZE_MISMATCH, Kind.UNREADABLE_MAP, Kind.MASK_SIZE)
+_UNUSABLE_OBJECTS = (Kind.INVALID_OUTLINE, Kind.EMPTY_MASK, Kind.MASK_SIZE, Kind.MISSING_SEGMENT)
 
 
 def write_mended(report: DataReport, folder: str | Path, progress: Progress | None = None) -> dict[str, DetectionData]:
@@ -33,23 +34,33 @@ def mended(report: DataReport) -> dict[str, DetectionData]:
     What cannot be used is left out. Boxes are cut at the edges of their images, repeated ones left out, and training
     images that a scored split holds too.
     """
-    unusable = {Path(remark.file) for kind in _UNUSABLE for remark in report.remarks.get(kind, ())}
+    unusable = {Path(remark.file) for kind in _UNUSABLE for remark in report.remarks.get(kind, ()) if not remark.at}
+    objects = {(remark.file, remark.at) for kind in _UNUSABLE_OBJECTS for remark in report.remarks.get(kind, ())}
     train = train_split(report.splits)
     numbers = itertools.count(1) if Kind.REPEATED_ID in report.remarks else None
     splits = {}
     for name, data in report.splits.items():
         left_out = unusable | report.leaks if name == train else unusable
-        images = [_mended(image, numbers) for image in data.images if image.path not in left_out]
+        kept = (image for image in data.images if not {image.path, image.panoptic_map} & left_out)
+        images = [_mended(image, objects, numbers) for image in kept]
         if images:
             splits[name] = data.subset(images, name)
     return splits
 
 
-def _mended(image: ImageRecord, numbers: Iterator[int] | None) -> ImageRecord:
-    """The image with its usable objects cut to it; they are numbered anew when there are `numbers`."""
+def _mended(image: ImageRecord, unusable: Set[tuple[str, str]], numbers: Iterator[int] | None) -> ImageRecord:
+    """The image with its usable objects cut to it; they are numbered anew when there are `numbers`.
+
+    Args:
+        image: as it was read.
+        unusable: file and position of the objects to leave out.
+        numbers: of the objects.
+    """
+    files = (image.source or str(image.path), str(image.panoptic_map))
     pairs = repeated_boxes(image)
     repeated = {id(thing) for earlier, thing in pairs if earlier.category_id == thing.category_id}
-    objects = [_cut(thing, image) for thing in image.objects if id(thing) not in repeated]
+    left = (thing for thing in image.objects if not any((file, thing.position) in unusable for file in files))
+    objects = [_cut(thing, image) for thing in left if id(thing) not in repeated]
     if numbers is not None:
         objects = [replace(thing, id=next(numbers)) for thing in objects]
     return replace(image, objects=tuple(objects))

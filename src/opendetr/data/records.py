@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from opendetr.categories import Categories
 from opendetr.data.kinds import Kind, counted
@@ -21,7 +21,8 @@ MAX_SIDE = 2**31
 # What `strict` refuses: faults of the data. The other kinds are ordinary cases.
 _FAULTS = frozenset(
     {Kind.EMPTY_FILE, Kind.UNREADABLE_IMAGE, Kind.OVERSIZED_IMAGE, Kind.INVALID_ROW, Kind.UNLISTED_CLASS,
-     Kind.PIXEL_ROW, Kind.INVALID_BOX}
+     Kind.PIXEL_ROW, Kind.INVALID_BOX, Kind.INVALID_OUTLINE, Kind.MASK_SIZE, Kind.UNREADABLE_MAP,
+     Kind.REPEATED_SEGMENT}
 )  # fmt: skip
 _UNUSABLE = frozenset({Kind.INVALID_BOX, Kind.NO_AREA})
 
@@ -141,6 +142,7 @@ class ObjectRecord:
         crowd: True for a region of many objects: neither trained on nor counted as missed.
         difficult: VOC's mark of an object that is hard to see; it is an object like any other.
         segmentation: COCO polygons or run lengths as found, or None.
+        segment: its number in the panoptic map of its image, or None.
         at: where the annotation file has it, such as "line 3", when its id does not tell.
     """
 
@@ -151,6 +153,7 @@ class ObjectRecord:
     crowd: bool = False
     difficult: bool = False
     segmentation: Any = None
+    segment: int | None = None
     at: str = field(default="", compare=False)
 
     @property
@@ -177,6 +180,7 @@ class ImageRecord:
         objects: what is annotated in it.
         remarks: what was noticed while reading it.
         source: the file to name in messages about its objects: their own annotation file, else the image.
+        panoptic_map: the file that says which segment each pixel belongs to, or None (see `data.masks`).
     """
 
     id: int
@@ -186,6 +190,7 @@ class ImageRecord:
     objects: tuple[ObjectRecord, ...] = ()
     remarks: tuple[Remark, ...] = ()
     source: str = field(default="", compare=False)
+    panoptic_map: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,6 +203,8 @@ class DetectionData:
         split: the name under which the data set holds this split ("train", "trainval", ...).
         folder: the data set's folder; file names are told relative to it.
         findings: what was counted or skipped while reading.
+        masks: what it was read with: every object has an outline ("instances"), or is a segment of its image's map
+            ("panoptic").
     """
 
     categories: Categories
@@ -205,6 +212,7 @@ class DetectionData:
     split: str
     folder: Path
     findings: tuple[Finding, ...] = ()
+    masks: Literal["none", "instances", "panoptic"] = "none"
 
     def __len__(self) -> int:
         return len(self.images)

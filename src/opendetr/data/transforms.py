@@ -1,8 +1,8 @@
 """From a picture with its objects to what a model is given; DETR's augmentation.
 
 Shape letters: h w image, n objects. Until the very end boxes are (n, 4) xyxy in pixels of the picture as it is at that
-step. A transform first plans its steps from the picture's size and a random generator, then takes them: so the shape of
-the result is known before anything is read, and batches can be formed of like shapes.
+step, and masks are of its size. A transform first plans its steps from the picture's size and a random generator, then
+takes them: so the shape of the result is known before anything is read, and batches can be formed of like shapes.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import compress
 from typing import Any, Protocol
 
 import numpy as np
@@ -40,6 +41,7 @@ class LabelledImage:
         image_id: the data set's own id of the image.
         original_size: height and width before any step.
         segmentations: of each object as annotated, in pixels of the picture as it was read; empty after any step.
+        masks: (n, h, w) bool, the pixels of each object; None where no masks are asked for.
     """
 
     pixels: np.ndarray
@@ -49,6 +51,7 @@ class LabelledImage:
     image_id: int
     original_size: tuple[int, int]
     segmentations: tuple[Any, ...] = ()
+    masks: np.ndarray | None = None
 
     @classmethod
     def from_record(cls, record: ImageRecord, pixels: np.ndarray, categories: Categories) -> LabelledImage:
@@ -62,6 +65,25 @@ class LabelledImage:
         segmentations = tuple(thing.segmentation for thing in things)
         return cls(pixels, boxes, labels, area, record.id, (record.height, record.width), segmentations)
 
+    def with_masks(self, masks: np.ndarray) -> LabelledImage:
+        """The objects of which something is seen, with their masks (n, h, w)."""
+        return replace(self, masks=masks).seen()
+
+    def seen(self) -> LabelledImage:
+        """Without the objects whose mask has no pixel."""
+        assert self.masks is not None
+        seen = np.asarray(self.masks.any((1, 2)))
+        if seen.all():
+            return self
+        return replace(
+            self,
+            boxes=self.boxes[seen],
+            labels=self.labels[seen],
+            area=self.area[seen],
+            segmentations=tuple(compress(self.segmentations, seen)),
+            masks=self.masks[seen],
+        )
+
     def target(self) -> Target:
         """The objects in the frame that models are trained in."""
         height, width = self.pixels.shape[:2]
@@ -72,6 +94,7 @@ class LabelledImage:
             size=(height, width),
             original_size=self.original_size,
             image_id=self.image_id,
+            masks=None if self.masks is None else torch.from_numpy(np.ascontiguousarray(self.masks)),
             area=torch.from_numpy(self.area).float(),
         )
 
@@ -89,7 +112,8 @@ class Flip:
         boxes = image.boxes.copy()
         boxes[:, [near, far]] = image.pixels.shape[axis] - image.boxes[:, [far, near]]
         pixels = torch.from_numpy(image.pixels).flip(axis).numpy()
-        return replace(image, pixels=pixels, boxes=boxes, segmentations=())
+        masks = None if image.masks is None else np.flip(image.masks, axis + 1)
+        return replace(image, pixels=pixels, boxes=boxes, segmentations=(), masks=masks)
 
 
 @dataclass(frozen=True)
@@ -106,7 +130,8 @@ class Resize:
         y, x = self.height / height, self.width / width
         pixels = (resize if self.exact else resize_fast)(image.pixels, self.height, self.width)
         boxes = image.boxes * np.array([x, y, x, y])
-        return replace(image, pixels=pixels, boxes=boxes, area=image.area * (x * y), segmentations=())
+        masks = None if image.masks is None else resize_masks(image.masks, self.height, self.width)
+        return replace(image, pixels=pixels, boxes=boxes, area=image.area * (x * y), segmentations=(), masks=masks)
 
 
 @dataclass(frozen=True)
@@ -119,14 +144,23 @@ class Crop:
     width: int
 
     def apply(self, image: LabelledImage) -> LabelledImage:
-        """The cut-out; boxes are clipped, those without area dropped, areas become those of the boxes."""
+        """The cut-out; boxes are clipped, those without area dropped, areas become those of the boxes.
+
+        Objects with masks are dropped, too, when none of their pixels is left, and their boxes shrink to what is.
+        """
+        cut = self._cut(image)
+        return cut if cut.masks is None else _shrunk(cut)
+
+    def _cut(self, image: LabelledImage) -> LabelledImage:
         boxes = image.boxes - np.array([self.left, self.top] * 2, dtype=np.float64)
         boxes = boxes.clip(0, np.array([self.width, self.height] * 2, dtype=np.float64))
         sides = boxes[:, 2:] - boxes[:, :2]
         kept = (sides > 0).all(1)
+        rows, columns = slice(self.top, self.top + self.height), slice(self.left, self.left + self.width)
         return replace(
             image,
-            pixels=image.pixels[self.top : self.top + self.height, self.left : self.left + self.width],
+            pixels=image.pixels[rows, columns],
+            masks=None if image.masks is None else image.masks[kept, rows, columns],
             boxes=boxes[kept],
             labels=image.labels[kept],
             area=sides[kept].prod(1),
@@ -281,6 +315,21 @@ def resize_fast(image: np.ndarray, height: int, width: int) -> np.ndarray:
     return interpolate(channels[None], (height, width), mode="bilinear", antialias=True)[0].permute(1, 2, 0).numpy()
 
 
+def resize_masks(masks: np.ndarray, height: int, width: int) -> np.ndarray:
+    """(n, H, W) -> (n, height, width), each pixel that of the nearest centre.
+
+    So masks keep to the pixels, which are resized about the same centres. The original's rule begins at the upper left
+    corner, and moves masks by up to half a pixel.
+    """
+    if masks.shape[1:] == (height, width):
+        return masks
+    rows, columns = (
+        ((np.arange(new) + 0.5) * (old / new)).astype(np.intp)
+        for new, old in zip((height, width), masks.shape[1:], strict=True)
+    )
+    return masks.take(rows, axis=1).take(columns, axis=2)
+
+
 def normalise(pixels: Tensor, out: Tensor | None = None) -> Tensor:
     """(3, h, w) uint8 RGB -> float32 with ImageNet's mean taken away, divided by its standard deviation.
 
@@ -301,6 +350,21 @@ def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
 def _channels_first(pixels: np.ndarray) -> Tensor:
     """(h, w, 3) -> (3, h, w) without a copy."""
     return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def _shrunk(image: LabelledImage) -> LabelledImage:
+    """Boxes cut to the pixels of their masks, objects without any dropped."""
+    image = image.seen()
+    masks = image.masks
+    assert masks is not None
+    rows, columns = np.asarray(masks.any(2)), np.asarray(masks.any(1))
+    height, width = masks.shape[1:]
+    right, bottom = width - columns[:, ::-1].argmax(1), height - rows[:, ::-1].argmax(1)
+    inner = np.stack([columns.argmax(1), rows.argmax(1), right, bottom], axis=1)
+    low, high = np.maximum(image.boxes[:, :2], inner[:, :2]), np.minimum(image.boxes[:, 2:], inner[:, 2:])
+    # An outline may lie beside its box; then it is the outline that counts.
+    boxes = np.where((low < high).all(1, keepdims=True), np.concatenate([low, high], axis=1), inner)
+    return replace(image, boxes=boxes, area=masks.sum((1, 2), dtype=np.float64))
 
 
 def _plan_crop(height: int, width: int, sides: tuple[int, int], rng: np.random.Generator) -> Crop:

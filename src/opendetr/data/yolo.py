@@ -45,7 +45,7 @@ from opendetr.data.splits import ALL, SPELLINGS
 from opendetr.data.text import pixels, read_text
 
 YAML_SUFFIXES = (".yaml", ".yml")
-_USUAL_NAMES = ("data.yaml", "dataset.yaml", "data.yml", "dataset.yml", "config.yaml")
+USUAL_NAMES = ("data.yaml", "dataset.yaml", "data.yml", "dataset.yml", "config.yaml")
 _NAME_LISTS = ("classes.txt", "labels/classes.txt", "obj.names")
 _NO_SPLITS = frozenset({"path", "names", "nc"})
 _SKIP_UNLABELLED = "skip_if_label_file_missing"
@@ -163,16 +163,16 @@ def find_description(folder: Path) -> Path | None:
     """
     paths = sorted(path for path in folder.iterdir() if path.suffix in YAML_SUFFIXES and path.is_file())
     found = []
-    for path in sorted(paths, key=lambda path: path.name not in _USUAL_NAMES):
+    for path in sorted(paths, key=lambda path: path.name not in USUAL_NAMES):
         try:
-            content = _parse_yaml(path)
+            content = parse_yaml(path)
         except FaultError:
-            if path.name in _USUAL_NAMES:
+            if path.name in USUAL_NAMES:
                 raise
         else:
             if _describes(content):
                 found.append(path)
-    if len(found) > 1 and found[0].name not in _USUAL_NAMES:
+    if len(found) > 1 and found[0].name not in USUAL_NAMES:
         names = ", ".join(path.name for path in found)
         raise DataError(f"{folder}: {names} each describe a data set; name the one to use")
     return found[0] if found else None
@@ -192,7 +192,7 @@ def parse_yolo(source: Path, log: FaultLog = STOP_AT_FAULTS) -> YoloFolder:
     """
     description = source if source.is_file() else find_description(source)
     folder = source.parent if source.is_file() else source
-    content = _parse_yaml(description) if description else {}
+    content = parse_yaml(description) if description else {}
     if description and not _describes(content):
         detail = "describes no data set; give 'train' and 'val', and 'names'"
         raise FaultError(Kind.WRONG_STRUCTURE, description, "", detail)
@@ -255,7 +255,7 @@ def label_file(image: PurePosixPath) -> PurePosixPath:
 # ----------------------------------------------------------------------------------------------------- the description
 
 
-def _parse_yaml(path: Path) -> Any:
+def parse_yaml(path: Path) -> Any:
     """The content, every value a text: YAML would take a class named `no` for False."""
     text = read_text(path, max_bytes=_MAX_DESCRIPTION_BYTES)
     try:

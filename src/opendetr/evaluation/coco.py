@@ -1,4 +1,4 @@
-"""The COCO box score: average precision and recall over ten IoU thresholds, in double precision.
+"""The COCO score of boxes or masks: average precision and recall over ten IoU thresholds, in double precision.
 
 Shape letters: n detections of one image, T IoU thresholds, R recall steps, K categories, A area ranges, M limits.
 """
@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
+from faster_coco_eval.core import mask as coder
 
 from opendetr.distributed import gather
 from opendetr.structures import Detections
@@ -33,11 +35,11 @@ METRICS = {
 
 
 class CocoEvaluator:
-    """Collects detections and scores them against a COCO truth.
+    """Collects detections and scores their boxes, or their masks, against a COCO truth.
 
     Every image of `truth` counts: one that no `update` names is an image on which nothing was found. Detections of
     categories that the truth does not list are left out, as COCO does. An image given again replaces what was there,
-    so that the repeats with which a distributed sampler fills its last batch do no harm.
+    so that the repeats with which a distributed sampler fills its last batch do no harm. Masks are held as run lengths.
 
     Example:
         >>> evaluator = CocoEvaluator(data.to_coco())
@@ -46,27 +48,34 @@ class CocoEvaluator:
         0.731
     """
 
-    def __init__(self, truth: dict[str, Any], *, max_detections: int = 100) -> None:
+    def __init__(self, truth: dict[str, Any], *, max_detections: int = 100, masks: bool = False) -> None:
         """Score against `truth`.
 
         Args:
             truth: a COCO detection file as a dict: `images` (id), `categories` (id, name) and `annotations` (image_id,
                 category_id, bbox in x, y, w, h pixels; `area` is w * h and `iscrowd` 0 where absent). Ids may have
-                holes and start at 0. It is read, never changed.
+                holes and start at 0. It is read, never changed. For masks: also the images' height and width, and
+                polygons or run lengths as the annotations' `segmentation`.
             max_detections: of each image and category only so many, the best scored, count. COCO's own is 100.
+            masks: compare masks instead of boxes.
 
         Raises:
-            ValueError: a key of `truth` is missing, or `max_detections` is not above 10.
+            ValueError: a key of `truth` is missing, an annotation has no outline where masks are compared, or
+                `max_detections` is not above 10.
         """
         for key in ("images", "annotations", "categories"):
             if key not in truth:
                 raise ValueError(f"the truth has no '{key}'; pass the content of a COCO detection file")
         if max_detections <= 10:  # the limits of AR1 and AR10 lie below it
             raise ValueError(f"max_detections: expected more than 10, got {max_detections}")
+        if masks:
+            _require_outlines(truth)
         self.truth = truth
+        self.masks = masks
         self.max_detections = max_detections
         self._image_ids = {image["id"] for image in truth["images"]}
         self._rows: dict[int, np.ndarray] = {}  # image id -> (n, 6) float64: category id, x, y, w, h, score
+        self._outlines: dict[int, list[dict[str, Any]]] = {}  # image id -> run lengths of the n masks
 
     def update(self, image_ids: Sequence[int], results: Sequence[Detections]) -> None:
         """Add the detections of some images.
@@ -76,30 +85,45 @@ class CocoEvaluator:
             results: one `Detections` for each; their `categories` give the labels the data set's category ids.
 
         Raises:
-            ValueError: an image is not in the truth, a score or box is not finite, or the lengths differ.
+            ValueError: an image is not in the truth, a score or box is not finite, masks are compared and there are
+                none, or the lengths differ.
         """
         for image_id, detections in zip(image_ids, results, strict=True):
             if image_id not in self._image_ids:
                 raise ValueError(f"image {image_id} is not in the truth; evaluate against the split it comes from")
-            rows = [[row["category_id"], *row["bbox"], row["score"]] for row in detections.to_coco(image_id)]
+            if self.masks and detections.masks is None:
+                raise ValueError(f"image {image_id}: no masks were found to compare; take a model that gives them")
+            found = (detections if self.masks else replace(detections, masks=None)).to_coco(image_id)
+            rows = [[row["category_id"], *row["bbox"], row["score"]] for row in found]
             array = np.array(rows, dtype=np.float64).reshape(-1, 6)
             if not np.isfinite(array).all():
                 raise ValueError(f"image {image_id}: a score or box is not finite; the weights have diverged")
             self._rows[image_id] = array
+            if self.masks:
+                self._outlines[image_id] = [row["segmentation"] for row in found]
 
     def gather(self) -> None:
         """Take in what the other processes have collected, of other images."""
-        for rows in gather(self._rows):
+        for rows, outlines in gather((self._rows, self._outlines)):
             self._rows.update(rows)
+            self._outlines.update(outlines)
 
     @property
     def results(self) -> list[dict[str, Any]]:
-        """The rows of a COCO results file: `image_id`, `category_id`, `bbox` in x, y, w, h pixels, `score`."""
-        return [
+        """The rows of a COCO results file: `image_id`, `category_id`, `bbox` in x, y, w, h pixels, `score`.
+
+        Where masks are compared each has its run lengths as `segmentation`.
+        """
+        found: list[dict[str, Any]] = [
             {"image_id": image_id, "category_id": int(category_id), "bbox": box, "score": score}
             for image_id, rows in self._rows.items()
             for category_id, *box, score in rows.tolist()
         ]
+        if self.masks:
+            outlines = (outline for image_id in self._rows for outline in self._outlines[image_id])
+            for row, outline in zip(found, outlines, strict=True):
+                row["segmentation"] = outline
+        return found
 
     def compute(self) -> dict[str, Any]:
         """The score of what was collected so far.
@@ -110,7 +134,8 @@ class CocoEvaluator:
             are in 0..1, or None where the truth holds nothing to find: a class, or a range of sizes, without objects.
             (COCO writes -1 there; None cannot slip into a mean.)
         """
-        evaluation = COCOeval_faster(self._indexed(self._truth_rows()), self._indexed(self._result_rows()), "bbox")
+        truth, results = self._indexed(self._truth_rows()), self._indexed(self._result_rows())
+        evaluation = COCOeval_faster(truth, results, "segm" if self.masks else "bbox")
         evaluation.params.maxDets = [1, 10, self.max_detections]
         evaluation.run()
         names = [f"AR{self.max_detections}" if name == "AR100" else name for name in METRICS]
@@ -125,27 +150,28 @@ class CocoEvaluator:
         rows = []
         for number, annotation in enumerate(self.truth["annotations"], 1):
             width, height = annotation["bbox"][2:]
-            rows.append(
-                {
-                    "id": number,
-                    "image_id": annotation["image_id"],
-                    "category_id": annotation["category_id"],
-                    "bbox": annotation["bbox"],
-                    "area": annotation.get("area", width * height),
-                    "iscrowd": int(annotation.get("iscrowd", 0)),
-                }
-            )
+            row = {
+                "id": number,
+                "image_id": annotation["image_id"],
+                "category_id": annotation["category_id"],
+                "bbox": annotation["bbox"],
+                "area": annotation.get("area", width * height),
+                "iscrowd": int(annotation.get("iscrowd", 0)),
+            }
+            rows.append(row | {"segmentation": annotation["segmentation"]} if self.masks else row)
         return rows
 
     def _result_rows(self) -> list[dict[str, Any]]:
         rows = self.results
         for number, row in enumerate(rows, 1):
-            row.update(id=number, area=row["bbox"][2] * row["bbox"][3], iscrowd=0)
+            area = float(coder.area(row["segmentation"])) if self.masks else row["bbox"][2] * row["bbox"][3]
+            row.update(id=number, area=area, iscrowd=0)
         return rows
 
     def _indexed(self, annotations: list[dict[str, Any]]) -> COCO:
         """Annotations as faster-coco-eval reads them. Its `loadRes` does the same, but fails without detections."""
-        images = [{"id": image_id} for image_id in self._image_ids]
+        sides = ("height", "width") if self.masks else ()
+        images = [{key: image[key] for key in ("id", *sides)} for image in self.truth["images"]]
         categories = [{"id": category["id"]} for category in self.truth["categories"]]
         return COCO({"images": images, "annotations": annotations, "categories": categories})
 
@@ -161,6 +187,15 @@ class CocoEvaluator:
             mean = _defined(values.mean())  # a class without objects is -1 throughout
             per_class[name if counts[name] == 1 else f"{name} ({category_id})"] = mean
         return per_class
+
+
+def _require_outlines(truth: dict[str, Any]) -> None:
+    """Raise ValueError for an annotation without an outline."""
+    without = next((row for row in truth["annotations"] if not row.get("segmentation")), None)
+    if without is not None:
+        raise ValueError(
+            f"image {without['image_id']}: an annotation has no outline to compare masks with; read the data with masks"
+        )
 
 
 def _defined(value: float) -> float | None:

@@ -48,3 +48,17 @@ def sigmoid_focal(logits: Tensor, truth: Tensor, alpha: float = 0.25, gamma: flo
     probability = logits.sigmoid()
     missed = probability + truth - 2 * probability * truth  # 1 - p of what is right
     return (alpha * truth + (1 - alpha) * (1 - truth)) * missed**gamma * entropy
+
+
+def dice(logits: Tensor, truth: Tensor) -> Tensor:
+    """One minus the overlap of soft masks, smoothed by 1 (Milletari et al., V-Net, 2016, section 3).
+
+    Args:
+        logits: (..., N).
+        truth: the same shape, 0 or 1.
+
+    Returns:
+        (...), in 0..1.
+    """
+    probability = logits.sigmoid()
+    return 1 - (2 * (probability * truth).sum(-1) + 1) / (probability.sum(-1) + truth.sum(-1) + 1)

@@ -6,6 +6,7 @@ Shape letters: B batch, Q queries, C class logits, K classes.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -22,6 +23,7 @@ class SoftmaxNoObject:
     """
 
     strict: bool = False
+    panoptic_score: ClassVar = 0.85  # as published
 
     def strictly(self) -> SoftmaxNoObject:
         """The same with `strict` on."""
@@ -35,6 +37,12 @@ class SoftmaxNoObject:
         """(..., K + 1) -> (..., K)."""
         return logits.softmax(-1)[..., :-1]
 
+    def best(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """(..., K + 1) -> score and label of the best class, (...) each; 0 where "no object" is more probable."""
+        probabilities = logits.softmax(-1)
+        scores, labels = probabilities[..., :-1].max(-1)
+        return scores.masked_fill(probabilities[..., -1] > scores, 0.0), labels
+
     def select(self, logits: Tensor, k: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """The best class of each query, and the k best queries.
 
@@ -45,10 +53,7 @@ class SoftmaxNoObject:
         Returns:
             scores, labels and query indices, (B, k) or (B, Q) each.
         """
-        probabilities = logits.softmax(-1)
-        scores, labels = probabilities[..., :-1].max(-1)
-        if self.strict:
-            scores = scores.masked_fill(probabilities[..., -1] > scores, 0.0)
+        scores, labels = self.best(logits) if self.strict else self.probabilities(logits).max(-1)
         queries = scores.argsort(dim=1, descending=True, stable=True)[:, :k]
         if k is None:
             queries = queries.sort(dim=1).values
@@ -58,6 +63,8 @@ class SoftmaxNoObject:
 @dataclass(frozen=True)
 class Sigmoid:
     """A sigmoid for each of K classes, no "no object": the scoring of Deformable and Conditional DETR."""
+
+    panoptic_score: ClassVar = 0.4  # focal loss leaves scores low
 
     def strictly(self) -> Sigmoid:
         """Raises ValueError: there is no "no object" to be strict about."""
@@ -70,6 +77,11 @@ class Sigmoid:
     def probabilities(self, logits: Tensor) -> Tensor:
         """(..., K) -> (..., K)."""
         return logits.sigmoid()
+
+    def best(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """(..., K) -> score and label of the best class, (...) each."""
+        scores, labels = logits.sigmoid().max(-1)
+        return scores, labels
 
     def select(self, logits: Tensor, k: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """The best pairs of query and class, best first; a query may come with several classes.

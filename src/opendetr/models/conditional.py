@@ -199,7 +199,7 @@ class ConditionalDecoder(nn.Module):
 class ConditionalDETR(DETR):
     """The detector; its arguments are DETR's."""
 
-    family: ClassVar = "conditional-detr"
+    family = "conditional-detr"
     decoder_type: ClassVar = ConditionalDecoder
     decoder: ConditionalDecoder
 

@@ -14,7 +14,6 @@ import copy
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -252,13 +251,14 @@ class DeformableDETR(Detector):
         scoring: what the logits mean.
     """
 
-    family: ClassVar = "deformable-detr"
+    family = "deformable-detr"
 
     def __init__(self, config: DeformableDETRConfig, num_logits: int, scoring: Scoring) -> None:
         super().__init__()
         transformer, width = config.transformer, config.transformer.width
         self.scoring = scoring
         self.refine = config.refine
+        self.first_level = 4 - min(transformer.num_levels, 3)
         self.backbone = Backbone(config.backbone)
         self.position = SinePosition(width, shift=-0.5)
         self.projections = nn.ModuleList(_projections(self.backbone.num_channels, transformer.num_levels, width))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -20,14 +19,16 @@ class Detector(nn.Module):
         objectness_rows: names of the tensors that have as many rows, of which only the first is used: whether there is
             an object of any class.
         query_rows: names of the tensors that have a row a learned query.
+        first_level: the stage of the backbone (0 to 3) that the finest of `levels` is made from.
         scoring: what the class logits mean; it travels with the predictions.
         backbone: the CNN.
     """
 
-    family: ClassVar[str]
+    family: str
     class_rows: tuple[str, ...]
     objectness_rows: tuple[str, ...] = ()
     query_rows: tuple[str, ...] = ("queries.weight",)
+    first_level: int = 3
     scoring: Scoring
     backbone: Backbone
 

@@ -58,7 +58,7 @@ class DETR(Detector):
         decoder_type: what decodes, from the same arguments as `Decoder`; a member with another decoder names its own.
     """
 
-    family: ClassVar = "detr"
+    family = "detr"
     decoder_type: ClassVar[type[nn.Module]] = Decoder
     class_rows = ("class_head.weight", "class_head.bias")
 

@@ -1,1 +1,3 @@
-"""What is written of detections: pictures, videos, crops, COCO JSON, CSV and YOLO labels; memory stays flat."""
+"""What is written of detections and panoptic maps: pictures, videos, crops, COCO JSON, CSV and YOLO labels; memory
+stays flat.
+"""

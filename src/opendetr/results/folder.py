@@ -7,18 +7,22 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePath
+from typing import TypeVar
 
 from opendetr.categories import Categories
 from opendetr.results.background import Background
 from opendetr.results.names import OutputNames
-from opendetr.results.pictures import crops, drawn_pictures
-from opendetr.results.tables import Entry, Sink, coco_json, csv_table, yolo_labels
+from opendetr.results.pictures import crops, drawn_pictures, panoptic_map_name, panoptic_maps
+from opendetr.results.tables import Entry, Sink, coco_json, csv_table, panoptic_json, yolo_labels
 from opendetr.results.video import annotated_videos
-from opendetr.structures import Detections
+from opendetr.structures import Detections, Panoptic
 
 COCO_FILE = "predictions.json"
 CSV_FILE = "predictions.csv"
+PANOPTIC_FILE, PANOPTIC_FOLDER = "panoptic.json", "panoptic"
 _NUM_WRITERS = min(4, os.cpu_count() or 1)
+
+Result = TypeVar("Result", Detections, Panoptic)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +64,8 @@ def results_folder(
     folder.mkdir(parents=True, exist_ok=True)
     background = Background(_NUM_WRITERS, waiting=4 * _NUM_WRITERS)
     with ExitStack() as stack:
-        sinks: list[Sink] = [stack.enter_context(coco_json(folder / COCO_FILE, categories, pictures=config.pictures))]
+        tables = coco_json(folder / COCO_FILE, categories, pictures=config.pictures)
+        sinks: list[Sink[Detections]] = [stack.enter_context(tables)]
         if config.csv:
             sinks.append(stack.enter_context(csv_table(folder / CSV_FILE)))
         if config.yolo:
@@ -71,14 +76,49 @@ def results_folder(
             sinks.append(drawn_pictures(folder, background))
             sinks.append(stack.enter_context(annotated_videos(folder, background)))
         stack.enter_context(background)  # last, so that it is done before the others end
-        entries = _Entries(OutputNames(roots))
+        yield _writer(sinks, roots)
 
-        def write(detections: Detections) -> None:
-            entry = entries.of(detections)
-            for sink in sinks:
-                sink(entry)
 
-        yield write
+@contextmanager
+def panoptic_folder(
+    folder: Path, categories: Categories, *, pictures: bool, roots: Sequence[Path] = ()
+) -> Iterator[Callable[[Panoptic], None]]:
+    """Gives a function that writes the panoptic map of one picture, called in the order of the pictures.
+
+    `panoptic.json` and the PNG files in `panoptic/` are COCO's panoptic format; pictures and videos as in
+    `results_folder`, and so is what is said there of files and memory.
+
+    Args:
+        folder: made where it is missing.
+        categories: of the detector.
+        pictures: draw the segments on every picture and video.
+        roots: as in `results_folder`.
+
+    Raises:
+        OSError: something cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    background = Background(_NUM_WRITERS, waiting=4 * _NUM_WRITERS)
+    with ExitStack() as stack:
+        table = panoptic_json(folder / PANOPTIC_FILE, categories, pictures=pictures, map_name=panoptic_map_name)
+        sinks: list[Sink[Panoptic]] = [stack.enter_context(table), panoptic_maps(folder / PANOPTIC_FOLDER, background)]
+        if pictures:
+            sinks.append(drawn_pictures(folder, background))
+            sinks.append(stack.enter_context(annotated_videos(folder, background)))
+        stack.enter_context(background)  # last, so that it is done before the others end
+        yield _writer(sinks, roots)
+
+
+def _writer(sinks: Sequence[Sink[Result]], roots: Sequence[Path]) -> Callable[[Result], None]:
+    """A function that hands what was found in one picture to all sinks."""
+    entries = _Entries(OutputNames(roots))
+
+    def write(found: Result) -> None:
+        entry = entries.of(found)
+        for sink in sinks:
+            sink(entry)
+
+    return write
 
 
 class _Entries:
@@ -89,12 +129,12 @@ class _Entries:
         self._number = 0
         self._video: tuple[str, PurePath] | None = None
 
-    def of(self, detections: Detections) -> Entry:
+    def of(self, found: Result) -> Entry[Result]:
         """The entry of the next picture."""
         self._number += 1
-        source = detections.source or "picture"
-        if detections.frame is None:
-            return Entry(self._number, self._names.name(source), detections)
-        if self._video is None or self._video[0] != source or detections.frame == 0:
+        source = found.source or "picture"
+        if found.frame is None:
+            return Entry(self._number, self._names.name(source), found)
+        if self._video is None or self._video[0] != source or found.frame == 0:
             self._video = source, self._names.name(source)
-        return Entry(self._number, self._video[1], detections)
+        return Entry(self._number, self._video[1], found)

@@ -1,4 +1,4 @@
-"""Detections as pictures, drawn or cut out; threads do it beside the model."""
+"""What was found as pictures: drawn, cut out, or as a map; threads do it beside the model."""
 
 from __future__ import annotations
 
@@ -8,27 +8,28 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from opendetr.categories import Categories
 from opendetr.results.background import Background
 from opendetr.results.names import FORMATS, class_folders
 from opendetr.results.tables import Entry, Sink
 from opendetr.results.whole import write_whole
-from opendetr.structures import Detections
+from opendetr.structures import Detections, Panoptic
 
 
-def drawn_pictures(folder: Path, background: Background) -> Sink:
-    """Saves each picture with its detections drawn on it."""
+def drawn_pictures(folder: Path, background: Background) -> Sink[Detections | Panoptic]:
+    """Saves each picture with what was found drawn on it."""
 
-    def add(entry: Entry) -> None:
-        if entry.detections.frame is None:
-            background.submit(partial(draw, folder / entry.name, entry.detections))
+    def add(entry: Entry[Detections | Panoptic]) -> None:
+        if entry.found.frame is None:
+            background.submit(partial(draw, folder / entry.name, entry.found), size=entry.num_bytes)
 
     return add
 
 
-def draw(path: Path, found: Detections) -> None:
-    """Save the picture with its detections drawn on it."""
+def draw(path: Path, found: Detections | Panoptic) -> None:
+    """Save the picture with what was found drawn on it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     _save(found.plot(), path)
 
@@ -47,18 +48,18 @@ def _encoded(picture: Image.Image, form: str) -> bytes:
     return content.getvalue()
 
 
-def crops(folder: Path, categories: Categories, background: Background) -> Sink:
+def crops(folder: Path, categories: Categories, background: Background) -> Sink[Detections]:
     """Saves each detection, cut out of its picture, as `crops/CLASS/NAME-NUMBER`; numbers count from 0, best first."""
     folders = [folder / "crops" / name for name in class_folders(categories)]
 
-    def add(entry: Entry) -> None:
-        background.submit(partial(_cut, entry, folders))
+    def add(entry: Entry[Detections]) -> None:
+        background.submit(partial(_cut, entry, folders), size=entry.num_bytes)
 
     return add
 
 
-def _cut(entry: Entry, folders: list[Path]) -> None:
-    found = entry.detections
+def _cut(entry: Entry[Detections], folders: list[Path]) -> None:
+    found = entry.found
     picture = Image.fromarray(np.ascontiguousarray(found.image))
     suffix = entry.name.suffix if entry.name.suffix.lower() in FORMATS else ".jpg"
     for number, (label, box) in enumerate(zip(found.labels.tolist(), found.boxes.tolist(), strict=True)):
@@ -74,3 +75,26 @@ def _whole_pixels(box: list[float], size: tuple[int, int]) -> tuple[int, int, in
     low = [max(0, int(np.floor(value))) for value in box[:2]]
     high = [min(limit, int(np.ceil(value))) for value, limit in zip(box[2:], size, strict=True)]
     return (low[0], low[1], high[0], high[1]) if low[0] < high[0] and low[1] < high[1] else None
+
+
+def panoptic_maps(folder: Path, background: Background) -> Sink[Panoptic]:
+    """Saves the map of each picture as COCO's PNG, under the name that `panoptic_map_name` gives."""
+
+    def add(entry: Entry[Panoptic]) -> None:
+        segments = entry.found.segments
+        background.submit(partial(_save_map, folder / panoptic_map_name(entry), segments), size=segments.nbytes)
+
+    return add
+
+
+def panoptic_map_name(entry: Entry[Panoptic]) -> str:
+    """The name of a picture's map in the folder of maps."""
+    return entry.stem.with_name(entry.stem.name + ".png").as_posix()
+
+
+def _save_map(path: Path, segments: Tensor) -> None:
+    """Save ids (H, W) as colours: red + 256 green + 65536 blue."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ids = segments.numpy()
+    colours = np.stack((ids & 255, ids >> 8 & 255, ids >> 16 & 255), -1).astype(np.uint8)
+    write_whole(path, _encoded(Image.fromarray(colours), "PNG"))

@@ -17,15 +17,15 @@ from opendetr.results.background import Background
 from opendetr.results.tables import Entry, Sink
 from opendetr.results.whole import whole_file
 from opendetr.sources.video import library
-from opendetr.structures import Detections
+from opendetr.structures import Detections, Panoptic
 
 _CODECS = ("libx264", "mpeg4")  # the first one that this build of FFmpeg has
 _TICKS = 1000  # to the second: the times of frames are kept, also where they are not even
 
 
 @contextmanager
-def annotated_videos(folder: Path, background: Background) -> Iterator[Sink]:
-    """Writes the frames of each video, with the detections drawn on them, as a video without sound.
+def annotated_videos(folder: Path, background: Background) -> Iterator[Sink[Detections | Panoptic]]:
+    """Writes the frames of each video, with what was found drawn on them, as a video without sound.
 
     A video is whole when the next one begins or the context ends; after an error nothing of it is left.
     """
@@ -33,23 +33,23 @@ def annotated_videos(folder: Path, background: Background) -> Iterator[Sink]:
     writer: VideoWriter | None = None
     with ExitStack() as current:
 
-        def write(entry: Entry, pixels: np.ndarray) -> None:
+        def write(entry: Entry[Detections | Panoptic], pixels: np.ndarray) -> None:
             nonlocal name, writer
             if writer is None or entry.name != name:
                 current.close()
                 name, path = entry.name, folder / entry.name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 writer = current.enter_context(video_writer(path))
-            writer.write(pixels, entry.detections.time or 0.0)
+            writer.write(pixels, entry.found.time or 0.0)
 
-        def add(entry: Entry) -> None:
-            if entry.detections.frame is not None:
-                background.submit(partial(_drawn, entry.detections), partial(write, entry))
+        def add(entry: Entry[Detections | Panoptic]) -> None:
+            if entry.found.frame is not None:
+                background.submit(partial(_drawn, entry.found), partial(write, entry), size=entry.num_bytes)
 
         yield add
 
 
-def _drawn(found: Detections) -> np.ndarray:
+def _drawn(found: Detections | Panoptic) -> np.ndarray:
     return np.asarray(found.plot())
 
 

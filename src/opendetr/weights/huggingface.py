@@ -10,18 +10,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from opendetr.categories import Categories
+from opendetr.categories import Categories, coco_panoptic_categories
+from opendetr.layouts import WITH_MASKS
 from opendetr.weights.errors import WeightsError
 from opendetr.weights.reading import read_json
 
 CONFIG = "config.json"
 PREPROCESSOR = "preprocessor_config.json"
 
-# By family: the type in config.json, and how their classes begin.
+# By family: the type in config.json, how their classes begin, and what that of the model ends in.
+_DETECTION, _SEGMENTATION = "ForObjectDetection", "ForSegmentation"
 _TYPES = {
-    "detr": ("detr", "Detr"),
-    "conditional-detr": ("conditional_detr", "ConditionalDetr"),
-    "deformable-detr": ("deformable_detr", "DeformableDetr"),
+    "detr": ("detr", "Detr", _DETECTION),
+    "conditional-detr": ("conditional_detr", "ConditionalDetr", _DETECTION),
+    "deformable-detr": ("deformable_detr", "DeformableDetr", _DETECTION),
+    f"detr{WITH_MASKS}": ("detr", "Detr", _SEGMENTATION),
 }
 # A setting of our model, and the names of theirs that mean it.
 _SETTINGS: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -39,7 +42,7 @@ _DEFORMABLE_SETTINGS = (
     ("refine", ("with_box_refine",)),
 )
 _LAYERS = {18: ("basic", [2, 2, 2, 2]), 50: ("bottleneck", [3, 4, 6, 3]), 101: ("bottleneck", [3, 4, 23, 3])}
-_UNUSED = "N/A"
+_UNUSED, _GENERIC = "N/A", "LABEL_"
 _MEAN, _DEVIATION = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 _BILINEAR = 2
 
@@ -49,7 +52,7 @@ def config_beside(path: Path) -> Path | None:
     config = path.parent / CONFIG
     if not config.is_file():
         return None
-    return config if read_json(config).get("model_type") in {kind for kind, _ in _TYPES.values()} else None
+    return config if read_json(config).get("model_type") in {kind for kind, *_ in _TYPES.values()} else None
 
 
 # ------------------------------------------------------------------------------------------------------------- reading
@@ -65,19 +68,34 @@ def settings_of(path: Path) -> tuple[dict[str, Any], Categories]:
         WeightsError: it describes a model that there is none of here.
     """
     config = read_json(path)
-    family = next(family for family, (kind, _) in _TYPES.items() if kind == config["model_type"])
+    family = next(family for family, (kind, *_) in _TYPES.items() if kind == config["model_type"])
+    has_masks = f"{_TYPES['detr'][1]}{_SEGMENTATION}" in (config.get("architectures") or ())
     try:
         model = _model_of(config, family, path)
         categories = _categories_of(config)
+        if has_masks:
+            categories = _panoptic(categories)
     except (TypeError, ValueError, AttributeError, LookupError) as error:
         if isinstance(error, WeightsError):
             raise
         raise WeightsError(f"{path}: describes no model that can be read ({error!r})") from None
-    settings: dict[str, Any] = {
-        "name": _preset_name(family, model, two_stage=bool(config.get("two_stage"))), "model": model,
-    }  # fmt: skip
-    data = _sizes(path.parent / PREPROCESSOR)
+    name = _preset_name(family, model, two_stage=bool(config.get("two_stage")), has_masks=has_masks)
+    settings: dict[str, Any] = {"name": name, "model": model}
+    data: dict[str, Any] = _sizes(path.parent / PREPROCESSOR)
+    if has_masks:
+        settings["masks"] = {"num_heads": model["transformer"].get("num_heads", 8)}
+        data["masks"] = "auto"
     return settings | ({"data": data} if data else {}), categories
+
+
+def _panoptic(categories: Categories) -> Categories:
+    """The published segmentation models have COCO panoptic's rows, of which their files say less than there is."""
+    known = coco_panoptic_categories()
+    fits = len(categories) == len(known) and all(
+        name in (other, _UNUSED) or name.startswith(_GENERIC)
+        for name, other in zip(categories.names, known.names, strict=True)
+    )
+    return known if fits else categories
 
 
 def _model_of(config: Mapping[str, Any], family: str, path: Path) -> dict[str, Any]:
@@ -137,9 +155,11 @@ def _categories_of(config: Mapping[str, Any]) -> Categories:
     return Categories(all_names, tuple(labels), used=tuple(name != _UNUSED for name in all_names))
 
 
-def _preset_name(family: str, model: Mapping[str, Any], *, two_stage: bool) -> str:
+def _preset_name(family: str, model: Mapping[str, Any], *, two_stage: bool, has_masks: bool) -> str:
     """The model of the catalogue that is nearest."""
     suffix = "-dc5" if model["backbone"]["dilation"] else ""
+    if has_masks:
+        return "detr-r101-panoptic" if model["backbone"]["depth"] == 101 else f"detr-r50{suffix}-panoptic"
     if family != "deformable-detr":
         return f"{family}-r{101 if model['backbone']['depth'] == 101 else 50}{suffix}"
     if two_stage:
@@ -149,7 +169,7 @@ def _preset_name(family: str, model: Mapping[str, Any], *, two_stage: bool) -> s
     return f"{family}-r50-refine" if model.get("refine") else f"{family}-r50"
 
 
-def _sizes(path: Path) -> dict[str, int]:
+def _sizes(path: Path) -> dict[str, Any]:
     """Sizes of the images; nothing where no file says any."""
     if not path.is_file():
         return {}
@@ -166,13 +186,18 @@ def _sizes(path: Path) -> dict[str, int]:
 # ------------------------------------------------------------------------------------------------------------- writing
 
 
-def unwritable(family: str, model: Mapping[str, Any]) -> str | None:
+def unwritable(family: str, model: Mapping[str, Any], masks: Mapping[str, Any] | None = None) -> str | None:
     """Why transformers cannot hold a model, in a few words; None when it can.
 
     Args:
         family: of the model.
-        model: its settings as plain values.
+        model: the settings of its detector as plain values.
+        masks: those of its mask head, where it has one.
     """
+    if family not in _TYPES:  # its ConditionalDetrForSegmentation leaves the reference points out of the boxes
+        return "transformers has masks for DETR alone"
+    if masks is not None and masks["num_heads"] != model["transformer"]["num_heads"]:
+        return f"transformers' masks have as many heads as its encoder, {model['transformer']['num_heads']}"
     backbone, transformer = model["backbone"], model["transformer"]
     reasons = {
         "transformers has no group norm in a ResNet": backbone["norm"] == "group",
@@ -196,12 +221,12 @@ def config_json(family: str, model: Mapping[str, Any], categories: Categories, *
         categories: what its labels stand for.
         two_stage: whether the encoder proposes the boxes to start from.
     """
-    kind, prefix = _TYPES[family]
+    kind, prefix, ending = _TYPES[family]
     is_deformable = family == "deformable-detr"
     names = [name if used else _UNUSED for name, used in zip(categories.names, categories.used, strict=True)]
     config: dict[str, Any] = {
         "model_type": kind,
-        "architectures": [f"{prefix}ForObjectDetection"],
+        "architectures": [f"{prefix}{ending}"],
         "id2label": {str(label): name for label, name in enumerate(names)},
         "label2id": {name: label for label, name in enumerate(names)},
         "position_embedding_type": "sine",
@@ -216,7 +241,10 @@ def config_json(family: str, model: Mapping[str, Any], categories: Categories, *
             "two_stage_num_proposals": model["num_queries"],
             "tie_word_embeddings": False,
         }
-    return config | _backbone_json(model, is_deformable)
+    first_stage = 1
+    if ending == _DETECTION:
+        first_stage = 5 - (min(model["transformer"]["num_levels"], 3) if is_deformable else 1)
+    return config | _backbone_json(model, first_stage)
 
 
 def _get(tree: Mapping[str, Any], name: str) -> Any:
@@ -225,16 +253,15 @@ def _get(tree: Mapping[str, Any], name: str) -> Any:
     return tree
 
 
-def _backbone_json(model: Mapping[str, Any], is_deformable: bool) -> dict[str, Any]:
+def _backbone_json(model: Mapping[str, Any], first_stage: int) -> dict[str, Any]:
     depth, half_width = model["backbone"]["depth"], model["backbone"]["half_width"]
     if model["backbone"]["dilation"]:
         return {"use_timm_backbone": True, "use_pretrained_backbone": False, "backbone": f"resnet{depth}",
                 "backbone_config": None, "dilation": True}  # fmt: skip
     (layer_type, depths), (stem, widths) = _LAYERS[depth], _widths(depth, half_width)
-    num_levels = min(model["transformer"]["num_levels"], 3) if is_deformable else 1
     resnet = {
         "model_type": "resnet", "layer_type": layer_type, "depths": depths, "embedding_size": stem,
-        "hidden_sizes": widths, "out_features": [f"stage{stage}" for stage in range(5 - num_levels, 5)],
+        "hidden_sizes": widths, "out_features": [f"stage{stage}" for stage in range(first_stage, 5)],
     }  # fmt: skip
     return {"use_timm_backbone": False, "use_pretrained_backbone": False, "backbone": None, "backbone_config": resnet,
             "dilation": False}  # fmt: skip
@@ -242,9 +269,10 @@ def _backbone_json(model: Mapping[str, Any], is_deformable: bool) -> dict[str, A
 
 def preprocessor_json(family: str, image_size: int, max_size: int) -> dict[str, Any]:
     """preprocessor_config.json of a model whose images have these short and long sides."""
+    _, prefix, ending = _TYPES[family]
     return {
-        "image_processor_type": f"{_TYPES[family][1]}ImageProcessor",
-        "format": "coco_detection",
+        "image_processor_type": f"{prefix}ImageProcessor",
+        "format": "coco_detection" if ending == _DETECTION else "coco_panoptic",
         "do_resize": True,
         "size": {"shortest_edge": image_size, "longest_edge": max_size},
         "resample": _BILINEAR,

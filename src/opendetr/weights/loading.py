@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from opendetr.categories import Categories
-from opendetr.layouts import TABLES, Layout, layout_of, our_name, packed
+from opendetr.layouts import INSIDE, TABLES, Layout, has_masks, layout_of, our_name, packed
 from opendetr.models.detector import Detector
+from opendetr.models.masks import MaskedDetector
 from opendetr.weights.errors import WeightsError
 from opendetr.weights.reading import read_state
 from opendetr.weights.sources import local_file
@@ -44,27 +45,37 @@ class TransferReport:
         kept: in both, by name: their rows were copied.
         new: only in the new model: their rows are random.
         dropped: only in the old one.
+        new_parts: of the model, which the old one did not have: they are random.
     """
 
     kept: tuple[str, ...]
     new: tuple[str, ...]
     dropped: tuple[str, ...]
+    new_parts: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         parts = [
             f"{len(names)} {what}" + (f" ({', '.join(names[:8])}{', ...' if len(names) > 8 else ''})" if names else "")
             for what, names in (("kept", self.kept), ("new", self.new), ("dropped", self.dropped))
         ]
-        return "classes: " + ", ".join(parts)
+        around = f"; new and random: {', '.join(self.new_parts)}" if self.new_parts else ""
+        return "classes: " + ", ".join(parts) + around
 
 
 def in_our_layout(model: Detector, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A state dict in our layout, whatever layout it came in.
 
+    That of a detector without a mask head, for a model with one, becomes the part of the model's that it is.
+
     Raises:
         WeightsError: the layout has no names for such a model, or two names mean one parameter of it, with different
-            values.
+            values; or the weights are those of a mask head, too, that the model does not have.
     """
+    if isinstance(model, MaskedDetector) and not has_masks(state):
+        of_detector = in_our_layout(model.detector, state)
+        return {f"{INSIDE}{name}": value for name, value in of_detector.items()}
+    if has_masks(state) and not isinstance(model, MaskedDetector):
+        raise WeightsError("weights of a model with a mask head, and this one has none; choose one that has")
     layout = layout_of(state)
     if layout == "opendetr":
         return dict(state)
@@ -108,10 +119,11 @@ def load_weights(model: nn.Module, source: str | Path | Mapping[str, Tensor]) ->
     assert isinstance(state, Mapping)
     own, layout = model.state_dict(), layout_of(state)
     if isinstance(model, Detector):
-        if layout == "opendetr" and not own.keys() & state.keys():
-            names = ", ".join(list(state)[:3])
-            raise WeightsError(f"{where}in no known layout (opendetr, {', '.join(TABLES)}); its first names: {names}")
+        first_names = ", ".join(list(state)[:3])
         state = in_our_layout(model, state)
+        if layout == "opendetr" and not own.keys() & state.keys():
+            known = ", ".join(TABLES)
+            raise WeightsError(f"{where}in no known layout (opendetr, {known}); its first names: {first_names}")
     else:
         layout = "opendetr"
     # A frozen norm has no count of batches, and a trainable one does not need it.
@@ -140,17 +152,22 @@ def transfer(model: Detector, state: Mapping[str, Tensor], old: Categories, new:
 
     Rows behind the classes ("no object") are copied too. Where a head has as many rows and only the first of them is
     used, that one is copied. With another number of learned queries the first ones are kept, and new ones split from
-    them.
+    them. Weights of a detector are enough for a model that adds a mask head to it, which then stays random.
 
     Args:
-        model: the new model; its state dict is that of `state` but for the number of classes.
-        state: our layout.
+        model: the new model; its tensors are those of `state` but for the number of classes.
+        state: any layout.
         old, new: what the rows of `state` and of `model` stand for.
 
     Raises:
         WeightsError: anything else does not fit.
     """
-    state, own = dict(state), model.state_dict()
+    state, own = in_our_layout(model, state), model.state_dict()
+    new_parts: tuple[str, ...] = ()
+    if isinstance(model, MaskedDetector) and all(name.startswith(INSIDE) for name in state):
+        around = {name: value for name, value in own.items() if not name.startswith(INSIDE)}
+        new_parts = tuple(dict.fromkeys(name.partition(".")[0] for name in around))
+        state |= around
     kept = [name for name in new.names if name in old.names]
     num_others = model.num_logits - len(new)
     of = [old.label_of_name(name) for name in kept] + [len(old) + other for other in range(num_others)]
@@ -170,6 +187,7 @@ def transfer(model: Detector, state: Mapping[str, Tensor], old: Categories, new:
         tuple(kept),
         tuple(name for name in new.names if name not in old.names),
         tuple(name for name, used in zip(old.names, old.used, strict=True) if used and name not in new.names),
+        new_parts,
     )
 
 

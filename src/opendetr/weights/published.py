@@ -20,6 +20,8 @@ class PublishedWeights:
         file: its name in the cache.
         place: its address; where that carries no hash to compare with, the place to get it from by hand.
         ap: AP on COCO val2017 that its authors give, in 0..1.
+        mask_ap: AP of its masks there, where it has any, in 0..1.
+        pq: panoptic quality on COCO panoptic val2017, likewise.
         megabytes: its size in MiB, where its authors give one.
         hub: the same weights as a repository of Hugging Face's, where there is one that the authors name.
         is_checked: whether the name carries the hash, so that it can be downloaded and checked.
@@ -28,6 +30,8 @@ class PublishedWeights:
     file: str
     place: str
     ap: float
+    mask_ap: float | None = None
+    pq: float | None = None
     megabytes: int | None = None
     hub: str | None = None
     is_checked: bool = False
@@ -57,9 +61,11 @@ class PublishedWeights:
         )
 
 
-def _detr(file: str, ap: float, megabytes: int) -> PublishedWeights:
+def _detr(
+    file: str, ap: float, megabytes: int, *, mask_ap: float | None = None, pq: float | None = None
+) -> PublishedWeights:
     place = f"https://dl.fbaipublicfiles.com/detr/{file}"
-    return PublishedWeights(file=file, place=place, ap=ap, megabytes=megabytes, is_checked=True)
+    return PublishedWeights(file=file, place=place, ap=ap, mask_ap=mask_ap, pq=pq, megabytes=megabytes, is_checked=True)
 
 
 def _conditional(variant: str, ap: float, hub: str | None = None) -> PublishedWeights:
@@ -79,6 +85,9 @@ PUBLISHED: Mapping[str, PublishedWeights] = {
     "detr-r50-dc5": _detr("detr-r50-dc5-f0fb7ef5.pth", 0.433, 159),
     "detr-r101": _detr("detr-r101-2c7b67e5.pth", 0.435, 232),
     "detr-r101-dc5": _detr("detr-r101-dc5-a2e86def.pth", 0.449, 232),
+    "detr-r50-panoptic": _detr("detr-r50-panoptic-00ce5173.pth", 0.388, 165, mask_ap=0.311, pq=0.434),
+    "detr-r50-dc5-panoptic": _detr("detr-r50-dc5-panoptic-da08f1b1.pth", 0.402, 165, mask_ap=0.319, pq=0.446),
+    "detr-r101-panoptic": _detr("detr-r101-panoptic-40021d53.pth", 0.401, 237, mask_ap=0.330, pq=0.451),
     "conditional-detr-r50": _conditional("r50", 0.410, hub="microsoft/conditional-detr-resnet-50"),
     "conditional-detr-r50-dc5": _conditional("r50dc5", 0.437),
     "conditional-detr-r101": _conditional("r101", 0.428),

@@ -1,6 +1,6 @@
 """From a decoder layer's predictions to detections in pixels of the original images.
 
-Shape letters: B batch, Q queries, C class logits, k picks an image.
+Shape letters: B batch, Q queries, C class logits, K classes, k picks an image, n detections of one.
 """
 
 from __future__ import annotations
@@ -13,14 +13,13 @@ from opendetr.categories import Categories
 from opendetr.structures import Detections, Predictions
 
 
-@torch.no_grad()
 def detect(
     predictions: Predictions,
     sizes: Tensor,
     categories: Categories,
     *,
     top_k: int | None = None,
-    min_score: float = 0.0,
+    min_score: float | Tensor = 0.0,
     raw: bool = False,
 ) -> list[Detections]:
     """The detections of each image, best first, on the CPU.
@@ -33,13 +32,28 @@ def detect(
         sizes: (B, 2), height and width of each original image in pixels.
         categories: what the labels stand for.
         top_k: picks an image; as many as the published post-processing picks when omitted.
-        min_score: detections that score below it are left out.
+        min_score: detections that score below it are left out; (K,) gives every class its own.
         raw: the published rule to the letter: in the order in which the scoring picks (for DETR that of the queries),
             with categories that are marked unused and with scores of 0. Without it neither is ever emitted.
 
     Raises:
         ValueError: `sizes` does not fit the batch, or a label has no category.
     """
+    found = detect_with_queries(predictions, sizes, categories, top_k=top_k, min_score=min_score, raw=raw)
+    return [detections for detections, _ in found]
+
+
+@torch.no_grad()
+def detect_with_queries(
+    predictions: Predictions,
+    sizes: Tensor,
+    categories: Categories,
+    *,
+    top_k: int | None = None,
+    min_score: float | Tensor = 0.0,
+    raw: bool = False,
+) -> list[tuple[Detections, Tensor]]:
+    """The detections of each image as `detect` gives them, and (n,) int64 the query that each comes from."""
     batch_size = len(predictions.logits)
     if tuple(sizes.shape) != (batch_size, 2):
         raise ValueError(f"detect: expected sizes of ({batch_size}, 2), got {tuple(sizes.shape)}")
@@ -47,25 +61,28 @@ def detect(
     picked = predictions.boxes.float().gather(1, queries[..., None].expand(-1, -1, 4))
     height, width = sizes.to(picked).unbind(1)
     boxes = cxcywh_to_xyxy(picked) * torch.stack((width, height, width, height), 1)[:, None]
-    scores, labels, boxes = scores.cpu(), labels.cpu(), boxes.cpu()
+    scores, labels, boxes, queries = scores.cpu(), labels.cpu(), boxes.cpu(), queries.cpu()
     if labels.numel() and int(labels.max()) >= len(categories):
         raise ValueError(
             f"detect: the model found label {int(labels.max())}, but there are {len(categories)} categories; "
             "pass the categories that it was trained with"
         )
-    shapes = [(int(height), int(width)) for height, width in sizes.tolist()]
-    found = [
-        Detections(boxes[index], scores[index], labels[index], categories, shapes[index]) for index in range(batch_size)
-    ]
-    kept = [detections[detections.scores >= min_score] for detections in found]
-    return kept if raw else [_public(detections) for detections in kept]
+    least = torch.as_tensor(min_score, dtype=scores.dtype).expand(len(categories))
+    found = []
+    for index, (height_in_pixels, width_in_pixels) in enumerate(sizes.tolist()):
+        size = (int(height_in_pixels), int(width_in_pixels))
+        every = Detections(boxes[index], scores[index], labels[index], categories, size)
+        kept = (every.scores >= least[every.labels]).nonzero()[:, 0]
+        kept = kept if raw else _public(every, kept)
+        found.append((every[kept], queries[index, kept]))
+    return found
 
 
-def _public(detections: Detections) -> Detections:
-    """Best first, without unused categories and without what the scoring gave a 0.
+def _public(detections: Detections, kept: Tensor) -> Tensor:
+    """The kept indices best first, without unused categories and without what the scoring gave a 0.
 
     Equal scores keep their order, so that COCO's AP is that of the raw detections.
     """
-    used = torch.tensor(detections.categories.used, dtype=torch.bool)[detections.labels]
-    detections = detections[used & (detections.scores > 0)]
-    return detections[detections.scores.argsort(descending=True, stable=True)]
+    used = torch.tensor(detections.categories.used, dtype=torch.bool)[detections.labels[kept]]
+    kept = kept[used & (detections.scores[kept] > 0)]
+    return kept[detections.scores[kept].argsort(descending=True, stable=True)]

@@ -1,0 +1,108 @@
+"""A panoptic map from detr-r50-panoptic at 800x1066, beside transformers' DetrForSegmentation with the same weights.
+
+The weights are random, but for the biases of the classes: they are set so that 20 of the 100 queries pass. From the
+normalised pixels to the map, one image. Memory is what a fresh process grows by over the model and the image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from opendetr.bench.figure import Figure
+from opendetr.bench.measuring import in_fresh_process, interleaved, peak_bytes_above
+from opendetr.categories import coco_panoptic_categories
+from opendetr.export import export_huggingface
+from opendetr.losses.scoring import SoftmaxNoObject
+from opendetr.models.masks import MaskedDetector
+from opendetr.postprocess import candidates, mask_frames, mask_logits, panoptic_map
+from opendetr.predictor import load
+from opendetr.presets import build_model, get_preset
+from opendetr.structures import ImageBatch
+
+_HEIGHT, _WIDTH = 800, 1066
+_PASSING = 20
+_CLASS = 1  # a thing, so that no two segments are merged
+
+Run = Callable[[], Any]
+
+
+def measure(repeats: int) -> Iterator[Figure]:
+    """Seconds, then memory."""
+    contestants: dict[str, Callable[[Path], Run]] = {"opendetr": _ours, "transformers": _theirs}
+    with TemporaryDirectory() as place:
+        folder = Path(place) / "model"
+        _write(folder)
+        runs = {name: contestant(folder) for name, contestant in contestants.items()}
+        seconds = interleaved(runs, repeats)
+        yield Figure.of_seconds("one image", seconds, expected=3.0)
+        peaks = [
+            in_fresh_process(_peak_bytes, contestant, folder, torch.get_num_threads())
+            for contestant in contestants.values()
+        ]
+        yield Figure.of_bytes("memory, one image", peaks[0], "transformers", peaks[1], expected=3.0)
+
+
+def _pixels() -> Tensor:
+    return torch.randn(1, 3, _HEIGHT, _WIDTH, generator=torch.Generator().manual_seed(0))
+
+
+def _write(folder: Path) -> None:
+    """The model, in the layout that both read."""
+    torch.manual_seed(0)
+    preset, categories = get_preset("detr-r50-panoptic"), coco_panoptic_categories()
+    model = build_model(preset, len(categories)).eval()
+    assert isinstance(model, MaskedDetector)
+    bias = model.get_parameter(model.class_rows[1])
+    with torch.inference_mode():
+        logits = model(ImageBatch.from_images(list(_pixels()))).final.logits[0]
+    lead, _ = (logits[:, _CLASS] - logits[:, -1]).sort(descending=True)
+    middle = (lead[_PASSING - 1] + lead[_PASSING]) / 2
+    with torch.no_grad():
+        bias[_CLASS] += 30.0  # over all other classes
+        bias[-1] += 30.0 + middle - torch.tensor(model.scoring.panoptic_score).logit()
+    export_huggingface(model, preset, categories, folder)
+
+
+def _ours(folder: Path) -> Run:
+    detector = load(folder, device="cpu")
+    model, images = detector.model, ImageBatch.from_images(list(_pixels()))
+    assert isinstance(model, MaskedDetector)
+    sizes = torch.tensor([[_HEIGHT, _WIDTH]])
+
+    @torch.inference_mode()
+    def run() -> Any:
+        output = model(images)
+        (kept,) = candidates(output.final, detector.categories)
+        assert len(kept) == _PASSING
+        (logits,), (frame,) = mask_logits(model, output, [kept.queries]), mask_frames(images, sizes)
+        return panoptic_map(kept, logits, frame, detector.categories)
+
+    return run
+
+
+def _theirs(folder: Path) -> Run:
+    from transformers import DetrForSegmentation, DetrImageProcessor
+
+    model = DetrForSegmentation.from_pretrained(folder).eval()
+    processor, pixels = DetrImageProcessor.from_pretrained(folder), _pixels()
+    mask = torch.ones(1, _HEIGHT, _WIDTH, dtype=torch.int64)
+
+    @torch.inference_mode()
+    def run() -> Any:
+        output = model(pixel_values=pixels, pixel_mask=mask)
+        return processor.post_process_panoptic_segmentation(
+            output, threshold=SoftmaxNoObject.panoptic_score, label_ids_to_fuse=set(), target_sizes=[(_HEIGHT, _WIDTH)]
+        )
+
+    return run
+
+
+def _peak_bytes(contestant: Callable[[Path], Run], folder: Path, num_threads: int) -> int:
+    torch.set_num_threads(num_threads)
+    return peak_bytes_above(contestant(folder))

@@ -1,0 +1,303 @@
+"""Masks of objects: COCO's polygons and run lengths, and panoptic maps. All are decoded when they are asked for.
+
+A panoptic map gives every pixel of an image the number of a segment, 0 where nobody looked ("void"). Segments are
+things, one each, and stuff, one for each class in the image.
+
+Shape letters: H W picture, n objects.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import repeat
+from typing import Any, NamedTuple
+
+import numpy as np
+from faster_coco_eval.core import mask as coder
+
+from opendetr.categories import Categories
+from opendetr.data.images import ImageFileError, read_map
+from opendetr.data.kinds import Kind
+from opendetr.data.records import DataError, DetectionData, ImageRecord, ObjectRecord, Remark, count_findings
+
+_POINT_NUMBERS, _FEWEST_NUMBERS = 2, 6
+_OUTLINE_FAULTS = frozenset({Kind.INVALID_OUTLINE, Kind.NO_OUTLINE, Kind.MASK_SIZE})
+# With these a score would be of something else than what is annotated.
+_UNSCORABLE = _OUTLINE_FAULTS | {Kind.EMPTY_MASK, Kind.UNREADABLE_MAP, Kind.MISSING_SEGMENT, Kind.REPEATED_SEGMENT,
+                                 Kind.UNLISTED_SEGMENT}  # fmt: skip
+
+
+class TrueSegment(NamedTuple):
+    """One segment of an annotated panoptic map.
+
+    Attributes:
+        id: its number in the map, from 1.
+        label: its class, in 0..K-1.
+        crowd: whether it is a region of many things, which nothing has to match.
+        area: in pixels of the map.
+    """
+
+    id: int
+    label: int
+    crowd: bool
+    area: int
+
+
+# ------------------------------------------------------------------------------------------------------------ outlines
+
+
+def outline_fault(thing: ObjectRecord, height: int, width: int) -> tuple[Kind, str] | None:
+    """What is wrong with the outline of an object in an image of `height` x `width`, and words; None for a good one."""
+    outline = thing.segmentation
+    if outline is None:
+        return Kind.NO_OUTLINE, ""
+    if isinstance(outline, dict):
+        return _run_length_fault(outline, height, width)
+    if not isinstance(outline, list):
+        return Kind.INVALID_OUTLINE, "neither polygons nor run lengths"
+    return next(((Kind.INVALID_OUTLINE, fault) for fault in map(_polygon_fault, outline) if fault), None)
+
+
+def run_lengths(thing: ObjectRecord, height: int, width: int) -> dict[str, Any]:
+    """The outline of an object as COCO's compressed run lengths of a picture of `height` x `width`.
+
+    Raises ValueError for an outline that `outline_fault` finds fault with.
+    """
+    fault = outline_fault(thing, height, width)
+    if fault is not None:
+        kind, detail = fault
+        raise ValueError(f"{thing.position}: {kind.counted(1)}{': ' if detail else ''}{detail}")
+    outline = thing.segmentation
+    if isinstance(outline, list):
+        return coder.merge(coder.frPyObjects(outline, height, width))
+    return _compressed(outline)
+
+
+def outline_area(thing: ObjectRecord, height: int, width: int) -> int:
+    """Pixels within the outline of an object; the arguments and errors are those of `run_lengths`."""
+    return int(coder.area(run_lengths(thing, height, width)))
+
+
+def with_outlines(data: DetectionData) -> DetectionData:
+    """The data for training with masks: objects without a good outline are left out and counted.
+
+    Raises DataError where no object has an outline.
+    """
+    if any(image.panoptic_map for image in data.images):
+        raise DataError(f"{data.folder}: has panoptic maps and no outlines; set data.masks to auto or panoptic")
+    if data.num_objects and not any(thing.segmentation for image in data.images for thing in image.objects):
+        raise DataError(
+            f"{data.folder}: the split '{data.split}' has boxes alone and no outlines of objects; take a model without "
+            "masks, or set data.masks to none"
+        )
+    pairs = [_with_outlines(image) for image in data.images]
+    remarks = [remark for finding in data.findings for remark in finding.remarks]
+    remarks += [remark for _, found in pairs for remark in found]
+    images = tuple(image for image, _ in pairs)
+    return replace(data, images=images, findings=count_findings(remarks), masks="instances")
+
+
+def outline_remarks(image: ImageRecord) -> dict[int, Remark]:
+    """Position of an object in `image.objects` -> what is wrong with its outline."""
+    faults = ((index, outline_fault(thing, image.height, image.width)) for index, thing in enumerate(image.objects))
+    file = image.source or str(image.path)
+    return {index: Remark(fault[0], file, image.objects[index].position, fault[1]) for index, fault in faults if fault}
+
+
+def _with_outlines(image: ImageRecord) -> tuple[ImageRecord, list[Remark]]:
+    faults = outline_remarks(image)
+    if not faults:
+        return image, []
+    kept = tuple(thing for index, thing in enumerate(image.objects) if index not in faults)
+    remarks = list(faults.values())
+    return replace(image, objects=kept, remarks=(*image.remarks, *remarks)), remarks
+
+
+def _polygon_fault(polygon: Any) -> str:
+    """What is wrong with one polygon; empty for a good one."""
+    if not isinstance(polygon, list) or not {int, float}.issuperset(map(type, polygon)):
+        return "a polygon is no list of numbers"
+    if len(polygon) % _POINT_NUMBERS:
+        return f"a polygon of {len(polygon)} numbers; expected x and y of every point"
+    if len(polygon) < _FEWEST_NUMBERS:
+        return f"a polygon of {len(polygon) // _POINT_NUMBERS} points; expected 3 or more"
+    return "" if all(map(math.isfinite, polygon)) else "a polygon with a number that is not finite"
+
+
+def _run_length_fault(outline: Mapping[str, Any], height: int, width: int) -> tuple[Kind, str] | None:
+    size, counts = outline.get("size"), outline.get("counts")
+    if size != [height, width]:
+        return Kind.MASK_SIZE, f"run lengths of a picture of {_size_text(size)}, the image has {width}x{height}"
+    if not isinstance(counts, list | str | bytes):
+        return Kind.INVALID_OUTLINE, "no run lengths"
+    if isinstance(counts, list) and not all(isinstance(n, int) and n >= 0 for n in counts):
+        return Kind.INVALID_OUTLINE, "run lengths with something else than whole numbers"
+    if isinstance(counts, list) and sum(counts) != height * width:
+        return Kind.INVALID_OUTLINE, f"run lengths of {sum(counts)} pixels, the image has {height * width}"
+    try:
+        coder.decode(_compressed(outline))
+    except (ValueError, TypeError, RuntimeError, AttributeError):
+        return Kind.INVALID_OUTLINE, "run lengths that cannot be decoded"
+    return None
+
+
+def _size_text(size: Any) -> str:
+    known = isinstance(size, list) and len(size) == _POINT_NUMBERS and all(isinstance(side, int) for side in size)
+    return f"{size[1]}x{size[0]}" if known else "no size"
+
+
+def _compressed(outline: Mapping[str, Any]) -> dict[str, Any]:
+    """Run lengths as faster-coco-eval takes them."""
+    height, width = outline["size"]
+    counts = outline["counts"]
+    if isinstance(counts, list):
+        return coder.frPyObjects({"size": [height, width], "counts": counts}, height, width)
+    return {"size": [height, width], "counts": counts.encode("ascii") if isinstance(counts, str) else counts}
+
+
+# -------------------------------------------------------------------------------------------------------------- masks
+
+
+def read_masks(image: ImageRecord, things: Sequence[ObjectRecord]) -> np.ndarray:
+    """(n, H, W) bool, the masks of some objects of an image, in its own pixels.
+
+    Raises ImageError for a panoptic map that cannot be read or is of another size, DataError for a bad outline.
+    """
+    if image.panoptic_map is not None:
+        segments = panoptic_map(image)
+        return np.stack([segments == thing.segment for thing in things]) if things else _no_masks(image)
+    try:
+        encoded = [run_lengths(thing, image.height, image.width) for thing in things]
+    except ValueError as error:
+        file = image.source or image.path
+        raise DataError(f"{file}, {error}; open the data with masks, which leaves it out") from None
+    if not encoded:
+        return _no_masks(image)
+    return np.ascontiguousarray(coder.decode(encoded).transpose(2, 0, 1)).view(bool)
+
+
+def _no_masks(image: ImageRecord) -> np.ndarray:
+    return np.zeros((0, image.height, image.width), dtype=bool)
+
+
+def panoptic_map(image: ImageRecord) -> np.ndarray:
+    """The (H, W) int32 map of an image that has one. Raises ImageError when it cannot be read or is of another size."""
+    assert image.panoptic_map is not None
+    segments = read_map(image.panoptic_map)
+    if segments.shape != (image.height, image.width):
+        height, width = segments.shape
+        detail = f"the map is {width}x{height}, its image {image.width}x{image.height}; draw it anew in that size"
+        raise ImageFileError(Kind.MASK_SIZE, image.panoptic_map, "", detail)
+    return segments
+
+
+def empty_mask(image: ImageRecord, thing: ObjectRecord) -> Remark:
+    """The remark on an object whose mask holds no pixel."""
+    if image.panoptic_map is not None:
+        return Remark(Kind.MISSING_SEGMENT, str(image.panoptic_map), thing.position)
+    return Remark(Kind.EMPTY_MASK, image.source or str(image.path), thing.position)
+
+
+# ------------------------------------------------------------------------------------------------------------ the truth
+
+
+def panoptic_truth(image: ImageRecord, categories: Categories) -> tuple[np.ndarray, tuple[TrueSegment, ...]]:
+    """The annotated map of an image (H, W) int32 and what its numbers stand for, to score against.
+
+    Raises DataError, one line, for a map that does not fit its annotation: the score would be wrong.
+    """
+    segments = panoptic_map(image)
+    areas = segment_areas(segments)
+    for remark in map_remarks(image, areas):
+        if remark.kind in _UNSCORABLE:
+            raise _unscorable(remark)
+    return segments, tuple(
+        TrueSegment(thing.segment, categories.label_of_id(thing.category_id), thing.crowd, areas[thing.segment])
+        for thing in image.objects
+        if thing.segment is not None
+    )
+
+
+def coco_truth(data: DetectionData, *, masks: bool = True) -> dict[str, Any]:
+    """The COCO truth of boxes, and of masks where `masks`, of the things in the data: stuff is scored as a map only.
+
+    Of a panoptic split the masks are run lengths made of its maps, image by image. Raises DataError, one line, where
+    annotations were left out because of their masks, or a map does not fit its annotation.
+    """
+    _require_whole(data)
+    from_maps = masks and data.masks == "panoptic"
+    images = tuple(_things_of(image, data.categories, masks=from_maps) for image in data.images)
+    truth = replace(data, images=images).to_coco()
+    return truth | {"categories": [row for row in truth["categories"] if row["isthing"]]}
+
+
+def require_scorable(data: DetectionData) -> None:
+    """Raise DataError, one line, for the first fault that makes a score one of something else than is annotated.
+
+    Reads all panoptic maps.
+    """
+    _require_whole(data)
+    if data.masks == "panoptic":
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as executor:
+            for _ in executor.map(_require_scorable_map, data.images, repeat(data.categories)):
+                pass
+
+
+def _require_scorable_map(image: ImageRecord, categories: Categories) -> None:
+    panoptic_truth(image, categories)
+
+
+def _require_whole(data: DetectionData) -> None:
+    """Raise DataError when something was left out that would be scored."""
+    for finding in data.findings:
+        if data.masks != "none" and finding.kind in _UNSCORABLE:
+            raise _unscorable(finding.remarks[0])
+
+
+def map_remarks(image: ImageRecord, areas: Mapping[int, int]) -> Iterator[Remark]:
+    """Where a panoptic map and its annotation say different things; `areas` are those of `segment_areas`."""
+    file = str(image.panoptic_map)
+    listed = {thing.segment for thing in image.objects}
+    for number in areas:
+        if number not in listed:
+            yield Remark(Kind.UNLISTED_SEGMENT, file, f"segment {number}", f"{areas[number]} pixels")
+    for thing in image.objects:
+        found = areas.get(thing.segment or 0, 0)
+        if not found:
+            yield Remark(Kind.MISSING_SEGMENT, file, thing.position)
+        elif found != thing.area:
+            detail = f"{thing.area:g} pixels annotated, {found} in the map"
+            yield Remark(Kind.SEGMENT_AREA, file, thing.position, detail)
+    if image.objects and not areas:
+        yield Remark(Kind.VOID_MAP, file)
+
+
+def segment_areas(segments: np.ndarray) -> dict[int, int]:
+    """Number of each segment in a map (H, W), void left out -> its pixels."""
+    flat = segments.ravel()
+    starts = np.flatnonzero(np.concatenate(([True], flat[1:] != flat[:-1])))  # of runs: far fewer than pixels
+    lengths = np.diff(starts, append=flat.size)
+    numbers, index = np.unique(flat[starts], return_inverse=True)
+    areas = np.bincount(index, weights=lengths).astype(np.int64)
+    return {number: area for number, area in zip(numbers.tolist(), areas.tolist(), strict=True) if number}
+
+
+def _things_of(image: ImageRecord, categories: Categories, *, masks: bool) -> ImageRecord:
+    """The image with its things alone, their masks as run lengths where `masks`."""
+    things = [thing for thing in image.objects if categories.isthing[categories.label_of_id(thing.category_id)]]
+    if masks and things:
+        segments, _ = panoptic_truth(image, categories)
+        columns = segments.T  # run lengths go down the columns
+        masks_of_things = np.stack([columns == thing.segment for thing in things]).view(np.uint8)
+        encoded = coder.encode(masks_of_things.transpose(2, 1, 0))
+        things = [replace(thing, segmentation=dict(rle)) for thing, rle in zip(things, encoded, strict=True)]
+    return replace(image, objects=tuple(things))
+
+
+def _unscorable(remark: Remark) -> DataError:
+    what = f"{remark.kind.counted(1)}{': ' if remark.detail else ''}{remark.detail}"
+    return DataError(f"{remark.place}: {what}; the score would be wrong: mend it, or take the image out")

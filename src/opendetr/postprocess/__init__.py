@@ -1,0 +1,19 @@
+"""From a decoder layer's predictions to what users see, in pixels of the original images."""
+
+from opendetr.postprocess.detections import detect, detect_with_queries
+from opendetr.postprocess.masks import GivesMasks, MaskFrame, instance_masks, mask_frames, mask_logits
+from opendetr.postprocess.panoptic import Candidates, Merge, candidates, panoptic_map
+
+__all__ = [
+    "Candidates",
+    "GivesMasks",
+    "MaskFrame",
+    "Merge",
+    "candidates",
+    "detect",
+    "detect_with_queries",
+    "instance_masks",
+    "mask_frames",
+    "mask_logits",
+    "panoptic_map",
+]

@@ -1,0 +1,247 @@
+"""A detector with a mask head in use: masks for what is found alone, whatever else is in the batch; panoptic maps."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from faster_coco_eval.core import mask as run_length_coder
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from folders import picture, save_picture
+from opendetr.categories import Categories
+from opendetr.cli.main import app
+from opendetr.config import ConfigError, to_dict
+from opendetr.postprocess import instance_masks
+from opendetr.predictor import Predictor
+from opendetr.presets import build_model, miniature
+from opendetr.structures import Detections
+from opendetr.weights import ModelCard, save_weights
+
+CATEGORIES = Categories(("cat", "dog", "sky", "sea"), (3, 7, 20, 30), isthing=(True, True, False, False))
+SIZES = ((48, 64), (64, 48), (30, 90), (48, 64), (64, 64))
+
+
+@pytest.fixture(scope="module")
+def detector() -> Predictor:
+    torch.manual_seed(0)
+    preset = miniature("detr-tiny-panoptic")
+    model = build_model(preset, len(CATEGORIES))
+    for name in model.class_rows:
+        model.get_parameter(name).data[-1] = -3.0  # "no object" is never the best answer
+    return Predictor(model, preset, CATEGORIES, device="cpu")
+
+
+@pytest.fixture
+def pictures() -> list[np.ndarray]:
+    return [picture(height, width, seed) for seed, (height, width) in enumerate(SIZES)]
+
+
+@pytest.fixture
+def asked(detector, monkeypatch) -> list[int]:
+    """How many masks the model was asked for, batch by batch."""
+    numbers: list[int] = []
+    masks = detector.model.masks
+
+    def counted(output, image, query):
+        numbers.append(len(query))
+        return masks(output, image, query)
+
+    monkeypatch.setattr(detector.model, "masks", counted)
+    return numbers
+
+
+# ---------------------------------------------------------------------------------------------------------- detections
+
+
+def test_detections_have_masks_of_the_pictures_own_size(detector, pictures):
+    for given, found in zip(pictures, detector.predict(pictures, min_score=0), strict=True):
+        assert found.masks is not None
+        assert found.masks.shape == (len(found), *given.shape[:2])
+        assert found.masks.dtype == torch.bool
+        assert len(found) > 0
+        assert 0 < found.masks.float().mean() < 1
+
+
+def test_masks_are_computed_for_what_is_found_alone(detector, asked):
+    everything = detector.predict(picture(), min_score=0)
+    least = float(everything.scores[2])
+    some = detector.predict(picture(), min_score=least)
+    assert asked == [len(everything), 3]
+    assert torch.equal(some.masks, everything.masks[:3])
+    label = int(everything.labels[0])
+    by_class = detector.predict(picture(), min_score=1, class_min_scores={CATEGORIES.names[label]: 0})
+    assert asked[-1] == len(by_class) == int((everything.labels == label).sum()) > 0
+    none = detector.predict(picture(), min_score=1)
+    assert none.masks.shape == (0, 48, 64)
+
+
+@pytest.mark.parametrize("panoptic", [False, True])
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+def test_neighbours_in_a_batch_change_nothing(detector, pictures, batch_size, panoptic):
+    alone = [detector.predict(each, min_score=0, panoptic=panoptic) for each in pictures]
+    together = list(detector.predict(pictures, min_score=0, panoptic=panoptic, batch_size=batch_size))
+    for one, several in zip(alone, together, strict=True):
+        a, b = (each.segments if panoptic else each.masks for each in (one, several))
+        assert (a != b).float().mean() < 1e-3  # pixels where two masks, or both answers, are equally good
+        assert len(one) == len(several)
+
+
+def test_masks_are_brought_to_their_size_one_picture_at_a_time(detector, monkeypatch):
+    """Large masks of a whole batch need not be held at once."""
+    made = 0
+
+    def counted(*given):
+        nonlocal made
+        made += 1
+        return instance_masks(*given)
+
+    monkeypatch.setattr("opendetr.predictor.instance_masks", counted)
+    for number, _ in enumerate(detector.predict([picture()] * 8, min_score=0, batch_size=4), 1):
+        assert made == number
+
+
+def test_a_model_without_mask_head_gives_neither():
+    preset = miniature("detr-tiny")
+    plain = Predictor(build_model(preset, len(CATEGORIES)), preset, CATEGORIES, device="cpu")
+    assert plain.predict(picture(), min_score=0).masks is None
+    with pytest.raises(ConfigError, match="has no mask head"):
+        plain.predict(picture(), panoptic=True)
+
+
+def test_detections_with_masks_can_be_chosen_written_and_handed_on(detector):
+    found = detector.predict(picture(), min_score=0)
+    first = found[found.scores >= found.scores[1]]
+    assert torch.equal(first.masks, found.masks[:2])
+    assert torch.equal(found[[2, 0]].masks, found.masks[[2, 0]])
+    assert found[1].masks.shape == (1, 48, 64)
+    for row, mask in zip(found.to_coco(5), found.masks, strict=True):
+        assert row["segmentation"]["size"] == [48, 64]
+        np.testing.assert_array_equal(run_length_coder.decode(row["segmentation"]), mask.numpy())
+    json.dumps(found.to_coco(5))
+    assert found.to_supervision().mask.shape == (len(found), 48, 64)
+    assert len(found[:0].to_supervision()) == 0
+    assert isinstance(found.plot(), Image.Image)
+    assert isinstance(found[:0].plot(), Image.Image)
+    with pytest.raises(ValueError, match=r"Detections.masks: expected \(12, 48, 64\), got \(12, 64, 48\)"):
+        Detections(found.boxes, found.scores, found.labels, CATEGORIES, (48, 64), masks=torch.zeros(12, 64, 48))
+
+
+# -------------------------------------------------------------------------------------------------------- panoptic maps
+
+
+def test_a_panoptic_map_covers_the_picture(detector, pictures):
+    for given, found in zip(pictures, detector.predict(pictures, panoptic=True, min_score=0), strict=True):
+        assert found.size == given.shape[:2]
+        np.testing.assert_array_equal(found.image, given)
+        assert sorted(found.segments.unique().tolist()) == [segment.id for segment in found.info]
+        stuff = [segment.label for segment in found.info if not segment.isthing]
+        assert len(stuff) == len(set(stuff))
+
+
+def test_the_usual_threshold_of_maps_is_the_published_one(detector, asked):
+    assert len(detector.predict(picture(), panoptic=True)) == 0
+    assert asked == [0]
+
+
+def test_both_rules_are_there(detector):
+    for merge in ("default", "published"):
+        found = detector.predict(picture(), panoptic=True, merge=merge, min_score=0.2)
+        assert sum(segment.area for segment in found.info) in (0, 48 * 64)
+
+
+# ---------------------------------------------------------------------------------------------------------- the command
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory, detector) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "detector.safetensors"
+    save_weights(path, detector.model, ModelCard(to_dict(detector.preset), CATEGORIES, {}))
+    return path
+
+
+def predict(weights: Path, out: Path, *options: Any, code: int = 0) -> Result:
+    given = ["predict", *map(str, options), "--weights", str(weights), "--out", str(out), "--device", "cpu"]
+    result = CliRunner().invoke(app, given)
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == code, result.output
+    return result
+
+
+def test_the_command_writes_masks_as_run_lengths(weights, tmp_path):
+    save_picture(tmp_path / "in" / "x.png")
+    predict(weights, tmp_path / "out", tmp_path / "in", "--min-score", 0)
+    content = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert {tuple(row["segmentation"]["size"]) for row in content["annotations"]} == {(48, 64)}
+    with Image.open(tmp_path / "out" / "x.png") as drawn:
+        assert np.abs(np.asarray(drawn.resize((64, 48))).astype(int) - picture()).mean() > 3
+
+
+def test_the_command_writes_cocos_panoptic_format(weights, tmp_path):
+    for name in ("x.png", "a/y.png"):
+        save_picture(tmp_path / "in" / name)
+    result = predict(weights, tmp_path / "out", tmp_path / "in", "--panoptic", "--min-score", 0, "--json")
+    out = tmp_path / "out"
+    content = json.loads((out / "panoptic.json").read_text())
+    assert [row["file_name"] for row in content["annotations"]] == ["a/y.png", "x.png"]
+    assert content["categories"][2] == {
+        "id": 20, "name": "sky", "isthing": 0, "color": list(CATEGORIES.colours[2])
+    }  # fmt: skip
+    for row in content["annotations"]:
+        red, green, blue = np.asarray(Image.open(out / "panoptic" / row["file_name"])).astype(int).transpose(2, 0, 1)
+        ids, areas = np.unique(red + 256 * green + 65536 * blue, return_counts=True)
+        wanted = {segment["id"]: segment["area"] for segment in row["segments_info"]}
+        assert dict(zip(ids.tolist(), areas.tolist(), strict=True)) == wanted
+    assert {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()} == {
+        "panoptic.json", "panoptic/x.png", "panoptic/a/y.png", "x.png", "a/y.png"
+    }  # fmt: skip
+    answer = json.loads(result.stdout)
+    assert answer["annotations"] == content["annotations"]
+    assert answer["failed"] == []
+
+
+def test_ids_above_a_byte_become_colours(tmp_path):
+    from opendetr.results.pictures import _save_map
+
+    ids = torch.tensor([[0, 255, 256], [70_000, 65_536, 1]], dtype=torch.int32)
+    _save_map(tmp_path / "map.png", ids)
+    red, green, blue = np.asarray(Image.open(tmp_path / "map.png")).astype(int).transpose(2, 0, 1)
+    np.testing.assert_array_equal(red + 256 * green + 65536 * blue, ids)
+
+
+def test_options_that_do_not_go_together(weights, tmp_path):
+    save_picture(tmp_path / "x.png")
+    line = predict(weights, tmp_path / "out", tmp_path / "x.png", "--panoptic", "--csv", code=2).stderr
+    assert "leave them out with --panoptic" in line.replace("\n", " ").replace("│", "").replace("  ", " ")
+
+
+def test_a_detector_without_mask_head_is_one_line(tmp_path):
+    save_picture(tmp_path / "x.png")
+    preset = miniature("detr-tiny")
+    plain = tmp_path / "plain.safetensors"
+    save_weights(plain, build_model(preset, len(CATEGORIES)), ModelCard(to_dict(preset), CATEGORIES, {}))
+    line = predict(plain, tmp_path / "out", tmp_path / "x.png", "--panoptic", code=1).stderr
+    assert line.startswith("error: the detector has no mask head")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_demo_shows_maps_of_a_model_with_masks(tmp_path, monkeypatch):
+    from opendetr.data.scenes import CATEGORIES as SCENES
+
+    torch.manual_seed(0)
+    preset, categories = miniature("detr-tiny-panoptic"), Categories.from_coco(SCENES)
+    shipped = Predictor(build_model(preset, len(categories)), preset, categories, device="cpu")
+    monkeypatch.setattr("opendetr.predictor.load", lambda *_given, **_options: shipped)
+    result = CliRunner().invoke(app, ["demo", "--out", str(tmp_path), "--images", "2"], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    page = (tmp_path / "index.html").read_text()
+    assert "PQ by class" in page
+    assert "panoptic quality of things" in page
+    assert page.count("<figure>") == 2
+    assert "PQ 0.0" in result.stdout

@@ -1,0 +1,208 @@
+"""The score of boxes, masks and maps together, of a detector that says what is there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+from typer.testing import CliRunner
+
+from folders import save_picture
+from opendetr.categories import Categories
+from opendetr.cli.main import app
+from opendetr.config import to_dict
+from opendetr.data.formats import open_split
+from opendetr.data.loader import eval_loader
+from opendetr.data.masks import panoptic_truth
+from opendetr.data.records import DataError, DetectionData
+from opendetr.losses.scoring import SoftmaxNoObject
+from opendetr.models.masks import MaskedDetector
+from opendetr.presets import build_model, miniature
+from opendetr.scorer import Evaluation, Scorer
+from opendetr.structures import ImageBatch, Output, Predictions, Target
+from opendetr.weights import ModelCard, save_weights
+
+SIZES = ((64, 96), (96, 64), (64, 64), (40, 96))
+RECORDS = (("cat", 3, 1), ("dog", 7, 1), ("sky", 20, 0), ("sea", 30, 0))
+ROWS = [{"id": id_, "name": name, "isthing": isthing} for name, id_, isthing in RECORDS]
+CATEGORIES = Categories.from_coco(ROWS)
+
+
+def true_map(height: int, width: int) -> np.ndarray:
+    """Sky (1) above the sea (2), and before them a cat (3) and a dog (4)."""
+    segments = np.ones((height, width), dtype=np.int32)
+    segments[height // 2 :] = 2
+    segments[height // 4 : height * 3 // 4, width // 8 : width // 2] = 3
+    segments[height // 8 : height // 2, width * 5 // 8 : width * 7 // 8] = 4
+    return segments
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A panoptic data set of four pictures of different shapes."""
+    root = tmp_path_factory.mktemp("data")
+    maps = root / "annotations" / "panoptic_val"
+    maps.mkdir(parents=True)
+    images, annotations = [], []
+    for number, (height, width) in enumerate(SIZES, 1):
+        save_picture(root / "val" / f"{number}.png", height, width, number)
+        segments = true_map(height, width)
+        Image.fromarray(np.stack((segments, 0 * segments, 0 * segments), -1).astype(np.uint8)).save(
+            maps / f"{number}.png"
+        )
+        images.append({"id": number, "file_name": f"{number}.png", "height": height, "width": width})
+        info = [_segment(segments, id_, category) for id_, category in ((1, 20), (2, 30), (3, 3), (4, 7))]
+        annotations.append({"image_id": number, "file_name": f"{number}.png", "segments_info": info})
+    content = {"images": images, "annotations": annotations, "categories": ROWS}
+    (root / "annotations" / "panoptic_val.json").write_text(json.dumps(content))
+    return root
+
+
+def _segment(segments: np.ndarray, id_: int, category: int) -> dict:
+    rows, columns = np.nonzero(segments == id_)
+    left, top = int(columns.min()), int(rows.min())
+    box = [left, top, int(columns.max()) + 1 - left, int(rows.max()) + 1 - top]
+    return {"id": id_, "category_id": category, "bbox": box, "area": len(rows), "iscrowd": 0}
+
+
+class Oracle(MaskedDetector):
+    """Says of each image what the data says; labels are moved on by `shift`."""
+
+    def __init__(self, data: DetectionData, shift: int = 0) -> None:
+        nn.Module.__init__(self)
+        self.scoring = SoftmaxNoObject()
+        self.records = {image.id: image for image in data.images}
+        self.shift = shift
+        self.targets: Sequence[Target] = ()
+        self.padded = (0, 0)
+
+    def forward(self, images: ImageBatch) -> Output:
+        self.padded = tuple(images.pixels.shape[-2:])
+        logits = torch.full((len(images), 5, 5), -9.0)
+        logits[:, 4, 4] = 9.0  # one query finds nothing
+        for index, target in enumerate(self.targets):
+            logits[index, torch.arange(4), (target.labels + self.shift) % 4] = 9.0
+        boxes = torch.stack([F.pad(target.boxes, (0, 0, 0, 1), value=0.5) for target in self.targets])
+        return Output((Predictions(logits, boxes, self.scoring),), torch.zeros(1, 1, 1, 1), (), ())
+
+    def masks(self, output: Output, image: Tensor, query: Tensor) -> Tensor:
+        logits = []
+        for index, number in zip(image.tolist(), query.tolist(), strict=True):
+            target = self.targets[index]
+            segments, info = panoptic_truth(self.records[target.image_id], CATEGORIES)
+            mask = torch.zeros(self.padded)
+            if number < len(info):
+                true = torch.from_numpy(segments == info[number].id).float()[None, None]
+                mask[: target.size[0], : target.size[1]] = F.interpolate(true, target.size)[0, 0]
+            logits.append(F.avg_pool2d(mask[None], 4)[0] * 20 - 10)
+        return torch.stack(logits) if logits else torch.zeros(0, self.padded[0] // 4, self.padded[1] // 4)
+
+
+def score(data: DetectionData, oracle: Oracle, categories: Categories = CATEGORIES, **options) -> Evaluation:
+    scorer = Scorer(oracle, categories, data, **options)
+    config = replace(miniature("detr-tiny-panoptic").data, image_size=96, max_size=160, num_workers=0)
+    loader = eval_loader(data, config, batch_size=4)
+    for batch in loader:
+        oracle.targets = batch.targets
+        scorer.update(batch, batch.images)
+    scorer.leave_out(loader.unreadable)
+    return scorer.compute(loader.unreadable.values())
+
+
+@pytest.fixture
+def data(folder) -> DetectionData:
+    return open_split(folder, "val", masks="panoptic")
+
+
+def test_what_is_there_scores_high_and_what_is_not_scores_nothing(data):
+    right = score(data, Oracle(data))
+    assert right.metrics["AP"] == pytest.approx(1.0)
+    assert right.metrics["mask_AP"] > 0.7
+    assert right.metrics["PQ"] > 0.9
+    assert right.metrics["PQ_things"] > 0.85
+    assert set(right.per_class) == set(right.mask_per_class) == {"cat", "dog"}  # stuff has neither
+    assert right.panoptic_per_class["sea"]["PQ"] > 0.9
+    wrong = score(data, Oracle(data, shift=2))
+    assert (wrong.metrics["AP"], wrong.metrics["mask_AP"], wrong.metrics["PQ"]) == (0, 0, 0)
+
+
+def test_padding_spoils_the_published_rule_alone(data):
+    """The four pictures are one batch, padded to 144 x 160 pixels."""
+    default, published = (score(data, Oracle(data), merge=merge).metrics["PQ"] for merge in ("default", "published"))
+    assert default > 0.9
+    assert published < 0.75
+
+
+def test_results_have_boxes_and_masks(data):
+    rows = score(data, Oracle(data)).results
+    assert {row["category_id"] for row in rows} == {3, 7}
+    assert all(row["segmentation"]["size"] == list(SIZES[row["image_id"] - 1]) for row in rows)
+
+
+def test_classes_are_paired_by_name(data):
+    """The detector counts its classes in another order, and knows one more."""
+    theirs = Categories(("sea", "cow", "cat", "dog", "sky"), (1, 2, 3, 4, 5), isthing=(False, True, True, True, False))
+    names = dict(enumerate(CATEGORIES.names))
+
+    class Reordered(Oracle):
+        def forward(self, images: ImageBatch) -> Output:
+            output = super().forward(images)
+            logits = torch.full((len(images), 5, 6), -9.0)
+            for label, name in names.items():
+                logits[..., theirs.names.index(name)] = output.final.logits[..., label]
+            logits[..., -1] = output.final.logits[..., -1]
+            return replace(output, layers=(replace(output.final, logits=logits),))
+
+    assert score(data, Reordered(data), theirs).metrics["PQ"] > 0.9
+    pigs = Categories(("sea", "cow", "cat", "pig", "sky"), (1, 2, 3, 4, 5), isthing=(False, True, True, True, False))
+    without_dogs = score(data, Reordered(data), pigs).panoptic_per_class
+    assert without_dogs["dog"]["PQ"] == 0  # what is found in its place is called a pig, which the data does not know
+    assert without_dogs["cat"]["PQ"] > 0.8
+    with pytest.raises(DataError, match="no class in common"):
+        score(data, Oracle(data), Categories.from_names(("a", "b")))
+
+
+def test_an_image_that_cannot_be_read_is_one_with_nothing_found(data, tmp_path):
+    gone = tmp_path / "gone.png"
+    gone.write_bytes(b"no picture")
+    first, *others = data.images
+    broken = replace(data, images=(replace(first, path=gone), *others))
+    scores = score(broken, Oracle(broken))
+    assert len(scores.unreadable) == 1
+    assert scores.panoptic_per_class["sea"]["RQ"] == pytest.approx(3 / 3.5)
+
+
+def test_masks_are_scored_where_both_have_them(folder, data):
+    boxes = score(open_split(folder, "val"), Oracle(data))
+    assert not [name for name in boxes.metrics if name.startswith(("mask", "PQ"))]
+    assert boxes.mask_per_class == boxes.panoptic_per_class == {}
+    assert boxes.metrics["AP"] == pytest.approx(1.0)
+
+
+def test_the_command_prints_all_scores(folder, tmp_path):
+    torch.manual_seed(0)
+    preset = miniature("detr-tiny-panoptic")
+    path = tmp_path / "detector.safetensors"
+    save_weights(path, build_model(preset, len(CATEGORIES)), ModelCard(to_dict(preset), CATEGORIES, {}))
+
+    def run(*options: str) -> str:
+        given = ["eval", str(folder), "--weights", str(path), "--device", "cpu", *options]
+        result = CliRunner().invoke(app, given, catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        return result.stdout
+
+    table = run("--merge", "published", "--panoptic-score", "0.1")
+    for word in ("mask_AP50 ", "PQ_stuff ", "panoptic quality of stuff", "class  AP     mask AP  PQ     SQ     RQ"):
+        assert word in table
+    answer = json.loads(run("--json", "--layers"))
+    assert {"AP", "mask_AP", "PQ"} <= set(answer["metrics"])
+    assert set(answer["panoptic_per_class"]["sea"]) == {"PQ", "SQ", "RQ"}
+    assert "mask_AP" not in run("--masks", "none")
