@@ -19,6 +19,7 @@ ROWS = (
     "tasks weights report observers sources scorer",
     "presets results",
     "predictor trainer export",
+    "comparison",
     "training push",
     "bench",
     "cli",

@@ -17,7 +17,6 @@ from opendetr.visualize import (
     draw_panoptic,
     draw_segments,
     draw_truth,
-    side_by_side,
 )
 
 RED, BLUE = (230, 40, 40), (30, 60, 230)
@@ -272,12 +271,6 @@ def test_sheets_hold_every_picture():
     corners = [where(sheet, colour)[:2] for colour in colours]
     assert len({x for x, _ in corners}) == 2 and len({y for _, y in corners}) == 3
     assert not same(sheet, contact_sheet(pictures, 2, [""] * 5))
-
-
-def test_side_by_side_levels_heights():
-    row = side_by_side([Image.new("RGB", (100, 50), RED), Image.new("RGB", (100, 100), BLUE)], ["truth", "prediction"])
-    (_, top, _, bottom), (_, blue_top, _, blue_bottom) = where(row, RED), where(row, BLUE)
-    assert (top, bottom) == (blue_top, blue_bottom) and bottom - top == 99
 
 
 def test_curves_rise_where_the_values_do():

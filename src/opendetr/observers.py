@@ -33,7 +33,9 @@ TABLE_FILE = "metrics.csv"
 CLASS_AP = "AP/"  # what the name of a class's score begins with
 _MOST_CLASSES = 12
 _MOST_STEP_LINES = 5000
-_SHOWN = 3  # scores of an evaluation that fit a line
+# Scores of an evaluation that fit a line.
+_SHOWN = ("AP", "AP50", "AP75")
+_SHOWN_WITH_MASKS = ("AP", "mask_AP", "PQ")
 
 
 class Progress(Observer):
@@ -89,7 +91,9 @@ class Progress(Observer):
     def on_evaluation(self, event: Evaluated) -> None:
         """Give the first scores."""
         self._metrics = event.metrics
-        numbers = [f"{name} {value:.3f}" for name, value in event.metrics.items() if isinstance(value, float)][:_SHOWN]
+        shown = _SHOWN_WITH_MASKS if any(name in event.metrics for name in _SHOWN_WITH_MASKS[1:]) else _SHOWN
+        scores = ((name, event.metrics.get(name)) for name in shown)
+        numbers = [f"{name} {value:.3f}" for name, value in scores if isinstance(value, float)]
         best = ", the best so far" if event.best else ""
         self._say(f"epoch {event.epoch:.1f}, step {event.step}: {' '.join(numbers)} ({_clock(event.seconds)}{best})")
 

@@ -212,7 +212,8 @@ def deformable_detr_tiny() -> Preset:
 def _with_masks(detector: Preset, masks: MaskHeadConfig) -> Preset:
     """A detector with a mask head, trained on panoptic annotations, or on instances where there are no others."""
     data = replace(detector.data, masks="auto")
-    return replace(detector, name=f"{detector.name}{_WITH_MASKS}", masks=masks, data=data)
+    recipe = replace(detector.recipe, best_by="auto")
+    return replace(detector, name=f"{detector.name}{_WITH_MASKS}", masks=masks, data=data, recipe=recipe)
 
 
 def detr_r50_panoptic() -> Preset:

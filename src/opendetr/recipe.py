@@ -42,7 +42,8 @@ class Recipe:
         freeze: parts of the model that stay as they are, such as "backbone" or "encoder.layers.0".
         ema_decay: decay of the moving average of the weights, which is then what is evaluated and deployed; 0 for none.
         num_evaluations: evaluations, spread evenly over the run; the last one is at its end.
-        best_by: the score of which the best checkpoint has most: "AP", "AP50", ..., or "AP/" and the name of a class.
+        best_by: the score of which the best checkpoint has most: "AP", "AP50", ..., or "AP/" and the name of a class;
+            "auto" is PQ where maps are scored, mask_AP where masks are, else AP.
         patience: the run ends when so many evaluations in a row were not the best so far; 0 for never.
         save_every: seconds between checkpoints; every evaluation makes one too.
         tensorboard: write what TensorBoard reads into the run folder, too.

@@ -25,15 +25,17 @@ from torchvision.models import get_model_weights
 
 from opendetr.categories import Categories
 from opendetr.checkpoint import find_checkpoint, writing
+from opendetr.comparison import compare
 from opendetr.config import ConfigError, parse_assignment, replaced, to_dict
 from opendetr.data.formats import open_data
-from opendetr.data.images import ImageError, read_record
 from opendetr.data.loader import train_loader
 from opendetr.data.masks import require_scorable
 from opendetr.data.paths import require_folder
 from opendetr.data.records import DataError, DetectionData, ImageRecord
 from opendetr.distributed import from_main, is_main, join_processes, rank, together, world_size
 from opendetr.evaluation import METRICS
+from opendetr.evaluation.names import MASK_PREFIX
+from opendetr.evaluation.panoptic import PANOPTIC_METRICS
 from opendetr.events import Observer
 from opendetr.layouts import has_masks
 from opendetr.models.detector import Detector
@@ -58,7 +60,6 @@ from opendetr.presets import (
 from opendetr.recipe import parse_duration
 from opendetr.tasks import DetectionTask, MaskTask
 from opendetr.trainer import RunResult, Trainer
-from opendetr.visualize import draw_detections, draw_truth, side_by_side
 from opendetr.weights import (
     ModelCard,
     WeightsError,
@@ -77,7 +78,6 @@ CONFIG_FILE = "config.yaml"
 _NOTHING, _IMAGENET, _PUBLISHED = "none", "imagenet", "published"
 _CHOICES = "choose other weights: none, imagenet, published, or a run folder or file of weights"
 _NUM_PICTURES = 4
-_SHOWN_SCORE = 0.3
 
 Say = Callable[[str], object]
 
@@ -534,18 +534,22 @@ def _trainer(
     def save(path: Path, trained: nn.Module) -> None:
         save_weights(path, trained.model, card)  # type: ignore[arg-type]
 
+    def pictures(trained: nn.Module) -> Iterator[tuple[str, Image.Image]]:
+        for record, picture in compare(predictor(trained), val, chosen):
+            yield f"{record.id}-{record.path.stem}", picture
+
     chosen = _for_pictures(val.images)
+    recipe = replace(preset.recipe, best_by=_best_by(preset.recipe.best_by, task, val))
     observers: list[Observer] = [
-        Progress(metric=preset.recipe.best_by),
+        Progress(metric=recipe.best_by),
         MetricsFile(),
         MetricsTable(),
         Curves(),
-        Pictures(lambda trained: _pictures(predictor(trained), chosen, categories)),
+        Pictures(pictures),
     ]
     if preset.recipe.tensorboard:
         observers.append(TensorBoard())
     with together():
-        _require_score(preset.recipe.best_by, val)
         if preset.recipe.tensorboard and not importlib.util.find_spec("tensorboard"):
             raise ConfigError("recipe.tensorboard: TensorBoard is not installed; `pip install opendetr[log]`")
         loader = train_loader(
@@ -560,7 +564,7 @@ def _trainer(
         return Trainer(
             task,
             loader,
-            preset.recipe,
+            recipe,
             folder,
             evaluate=evaluate,
             save_model=save,
@@ -569,14 +573,24 @@ def _trainer(
         )
 
 
-def _require_score(name: str, val: DetectionData) -> None:
-    """Raise ConfigError when the validation data cannot give the score by which the best checkpoint is chosen."""
+def _best_by(name: str, task: DetectionTask | MaskTask, val: DetectionData) -> str:
+    """The score by which the best checkpoint is chosen; "auto" is the one that the model and the data are about.
+
+    Raises:
+        ConfigError: the validation data cannot give it.
+    """
+    names = list(METRICS)
+    if isinstance(task, MaskTask) and val.masks != "none":
+        names += [f"{MASK_PREFIX}{metric}" for metric in METRICS]
+        names += PANOPTIC_METRICS if val.masks == "panoptic" else ()
+    if name == "auto":
+        return next(each for each in ("PQ", f"{MASK_PREFIX}AP", "AP") if each in names)
     with_objects = {thing.category_id for image in val.images for thing in image.objects}
     classes = (each["name"] for each in val.to_coco()["categories"] if each["id"] in with_objects)
-    known = [*METRICS, *(f"{CLASS_AP}{each}" for each in classes)]
-    if name not in known:
-        choices = f"{', '.join(METRICS)}, and {CLASS_AP} with the name of a class"
+    if name not in (*names, *(f"{CLASS_AP}{each}" for each in classes)):
+        choices = f"{', '.join(names)}, and {CLASS_AP} with the name of a class"
         raise ConfigError(f"recipe.best_by: no score of the validation data is called {name!r}; there are {choices}")
+    return name
 
 
 def _for_pictures(images: Sequence[ImageRecord]) -> list[ImageRecord]:
@@ -584,17 +598,3 @@ def _for_pictures(images: Sequence[ImageRecord]) -> list[ImageRecord]:
     candidates = [image for image in images if image.objects]
     step = max(1, len(candidates) // _NUM_PICTURES)
     return candidates[::step][:_NUM_PICTURES]
-
-
-def _pictures(
-    predictor: Predictor, images: Iterable[ImageRecord], categories: Categories
-) -> Iterator[tuple[str, Image.Image]]:
-    """Truth beside prediction for every image that can be read."""
-    for record in images:
-        try:
-            pixels = read_record(record)
-        except ImageError:
-            continue  # the evaluation has named it
-        found = next(iter(predictor.predict([pixels], min_score=_SHOWN_SCORE)))
-        pair = (draw_truth(pixels, record.objects, categories), draw_detections(found))
-        yield f"{record.id}-{record.path.stem}", side_by_side(pair, ("truth", "prediction"))

@@ -228,16 +228,6 @@ def draw_segments(
     return _named(picture, enlarged, names, colours, font)
 
 
-def side_by_side(pictures: Sequence[Image.Image], titles: Sequence[str] = ()) -> Image.Image:
-    """Pictures in a row, brought to one height, each under its title."""
-    height = max(picture.height for picture in pictures)
-    level = [
-        picture.resize((round(picture.width * height / picture.height), height), Image.Resampling.LANCZOS)
-        for picture in pictures
-    ]
-    return contact_sheet(level, len(level), titles)
-
-
 def contact_sheet(pictures: Sequence[Image.Image], columns: int, titles: Sequence[str] = ()) -> Image.Image:
     """Pictures in rows of `columns`, each under its title; a row is as high as its highest picture.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,15 +14,12 @@ from opendetr.cli.output import DEFAULT_MODEL, JsonOption, answer, command, numb
 if TYPE_CHECKING:
     from PIL import Image
 
-    from opendetr.data.records import DetectionData, ImageRecord
+    from opendetr.data.records import DetectionData
     from opendetr.predictor import Predictor
-
-    Pair = tuple[Image.Image, Image.Image]
 
 PAGE = "index.html"
 _SPLIT, _SEED = "val", 0  # training scenes are of another split, so that none of these was ever seen
 _NUM_PICTURES = 12
-_SHOWN_SCORE = 0.3
 
 
 @command
@@ -83,38 +80,9 @@ def demo(
 
 
 def _pictures(detector: Predictor, data: DetectionData) -> Iterator[tuple[str, Image.Image]]:
-    """Truth beside prediction for scenes spread over the data; with panoptic maps, where the detector gives them."""
-    from opendetr.visualize import contact_sheet
+    """Truth beside prediction for scenes spread over the data."""
+    from opendetr.comparison import compare
 
     chosen = data.images[:: max(1, len(data) // _NUM_PICTURES)][:_NUM_PICTURES]
-    rows = [_with_boxes(detector, data, chosen)]
-    if detector.has_masks:
-        rows.append(_with_maps(detector, data, chosen))
-    for record, *pairs in zip(chosen, *rows, strict=True):
-        titles = ("truth", "prediction") * len(pairs)
-        yield f"Scene {record.id}", contact_sheet([picture for pair in pairs for picture in pair], 2, titles)
-
-
-def _with_boxes(detector: Predictor, data: DetectionData, chosen: Sequence[ImageRecord]) -> Iterator[Pair]:
-    from opendetr.data.images import read_record
-    from opendetr.visualize import draw_detections, draw_truth
-
-    categories = data.categories
-    stream = detector.predict([record.path for record in chosen], min_score=_SHOWN_SCORE)
-    for record, found in zip(chosen, stream, strict=True):
-        things = [each for each in record.objects if categories.isthing[categories.label_of_id(each.category_id)]]
-        yield draw_truth(read_record(record), things, categories), draw_detections(found)
-
-
-def _with_maps(detector: Predictor, data: DetectionData, chosen: Sequence[ImageRecord]) -> Iterator[Pair]:
-    from opendetr.data.images import read_record
-    from opendetr.data.masks import panoptic_truth
-    from opendetr.visualize import draw_panoptic, draw_segments
-
-    stream = detector.predict([record.path for record in chosen], panoptic=True)
-    assert isinstance(stream, Iterator)  # of several pictures
-    for record, found in zip(chosen, stream, strict=True):
-        segments, info = panoptic_truth(record, data.categories)
-        labels = {segment.id: segment.label for segment in info}
-        truth = draw_segments(read_record(record), segments, labels, data.categories)
-        yield truth, draw_panoptic(found)
+    for record, picture in compare(detector, data, chosen):
+        yield f"Scene {record.id}", picture

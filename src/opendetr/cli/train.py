@@ -109,7 +109,9 @@ def train(
     ] = None,
     best_by: Annotated[
         str | None,
-        typer.Option(help="Score that the best checkpoint has most of: AP, AP50, AP/cat, ...", show_default=False),
+        typer.Option(
+            help="Score that the best checkpoint has most of: AP, AP50, AP/cat, mask_AP, PQ, ...", show_default=False
+        ),
     ] = None,
     patience: Annotated[
         int | None, typer.Option(help="Stop after so many evaluations without a new best one.", show_default=False)
