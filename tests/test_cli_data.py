@@ -98,6 +98,23 @@ def test_show(voc, tmp_path):
     opendetr("data", "show", voc, "--out", "sheet.txt", code=2)
 
 
+def test_show_draws_masks_where_there_are_some(tmp_path):
+    scenes = tmp_path / "scenes"
+    opendetr("data", "make", scenes, "--train", 2, "--val", 1, "--size", 64)
+    show = ("data", "show", scenes, "--images", 2, "--out")
+    opendetr(*show, tmp_path / "outlines.png")
+    for path in (scenes / "annotations").glob("instances_*.json"):
+        content = json.loads(path.read_text())
+        for row in content["annotations"]:
+            del row["segmentation"]
+        path.write_text(json.dumps(content))
+    opendetr(*show, tmp_path / "boxes.png")
+    for path in (scenes / "annotations").glob("instances_*.json"):
+        path.unlink()
+    opendetr(*show, tmp_path / "maps.png")
+    assert len({(tmp_path / f"{name}.png").read_bytes() for name in ("outlines", "boxes", "maps")}) == 3
+
+
 def test_show_passes_over_what_cannot_be_read(voc, tmp_path):
     for index in range(9):
         (voc / "JPEGImages" / f"image_{index}.jpg").write_bytes(b"no picture")

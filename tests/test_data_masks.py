@@ -23,7 +23,7 @@ from opendetr.data.formats import Format, open_data, open_split, recognise
 from opendetr.data.images import ImageError, read_map, read_record, write_map
 from opendetr.data.kinds import Kind
 from opendetr.data.loader import eval_loader, train_loader
-from opendetr.data.masks import coco_truth, panoptic_truth, read_masks
+from opendetr.data.masks import coco_truth, panoptic_truth, read_masks, require_scorable
 from opendetr.data.records import DataError
 from opendetr.data.scenes import SceneConfig, mask_to_polygons, mask_to_rle, write_scenes
 from opendetr.data.transforms import Crop, Flip, LabelledImage, Resize, resize_masks
@@ -387,6 +387,9 @@ def test_training_goes_on_without_and_scoring_refuses(
         for image in data.images:
             panoptic_truth(image, data.categories)
     one_line(error.value)
+    with pytest.raises(DataError, match=message):
+        require_scorable(data)
+    require_scorable(open_data(own_scenes, masks="auto")["val"])
 
 
 def test_objects_without_a_pixel_are_named_once(own_scenes, caplog):

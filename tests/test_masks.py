@@ -203,7 +203,7 @@ def test_a_mask_head_starts_as_published():
     """Xavier for the attention (Glorot and Bengio 2010), for convolutions He et al. 2015 with a slope of 1."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = build_model(get_preset("detr-tiny-panoptic"), 3)
+        model = build_model(replaced(get_preset("detr-tiny-panoptic"), {"masks": {"attention_gain": 1.0}}), 3)
     for name, parameter in model.named_parameters():
         if not name.startswith(("attention.", "head.")):
             continue
@@ -215,6 +215,19 @@ def test_a_mask_head_starts_as_published():
         spread = (2 / (parameter.shape[0] + fan_in)) ** 0.5 if parameter.ndim == 2 else fan_in**-0.5
         assert parameter.std().item() == pytest.approx(spread, rel=5 / parameter.numel() ** 0.5), name
         assert parameter.abs().max() <= 3**0.5 * spread * 1.0001, name
+
+
+def test_the_weights_of_attention_maps_begin_enlarged():
+    with torch.random.fork_rng():
+        spreads = []
+        for gain in (1.0, 50.0):
+            torch.manual_seed(0)
+            model = build_model(replaced(miniature("detr-tiny-panoptic"), {"masks": {"attention_gain": gain}}), 3)
+            assert isinstance(model, MaskedDetector)
+            first = model.head.convolutions[0].weight
+            spreads.append((model.head.of_attention().std(), first[:, : model.head.width].std()))
+    torch.testing.assert_close(spreads[1][0], 50 * spreads[0][0])
+    torch.testing.assert_close(spreads[1][1], spreads[0][1])
 
 
 # -------------------------------------------------------------------------------------------------------------- losses

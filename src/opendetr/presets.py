@@ -233,12 +233,12 @@ def detr_r50_dc5_panoptic() -> Preset:
 
 def detr_tiny_panoptic() -> Preset:
     """`detr_tiny` with a mask head."""
-    return _with_masks(detr_tiny(), MaskHeadConfig())
+    return _with_masks(detr_tiny(), MaskHeadConfig(attention_gain=2000.0))
 
 
 def deformable_detr_tiny_panoptic() -> Preset:
     """`deformable_detr_tiny` with a mask head that begins at stride 16."""
-    return _with_masks(deformable_detr_tiny(), MaskHeadConfig(level=2))
+    return _with_masks(deformable_detr_tiny(), MaskHeadConfig(level=2, attention_gain=2000.0))
 
 
 _PRESETS: dict[str, Callable[[], Preset]] = {

@@ -257,12 +257,16 @@ def contact_sheet(pictures: Sequence[Image.Image], columns: int, titles: Sequenc
 
 
 def truth_sheet(
-    pictures: Iterable[tuple[str, Any, Iterable[TruthObject]]], categories: Categories, *, columns: int, side: int = 480
+    pictures: Iterable[tuple[str, Any, Iterable[TruthObject], np.ndarray | None]],
+    categories: Categories,
+    *,
+    columns: int,
+    side: int = 480,
 ) -> Image.Image:
-    """A contact sheet of a data set: every picture with the boxes and names of its objects.
+    """A contact sheet of a data set: every picture with the boxes or masks of its objects, and their names.
 
     Args:
-        pictures: title, image and objects of each; image and objects as in `draw_truth`.
+        pictures: title, image, objects and masks of each, as in `draw_truth`.
         categories: gives names and colours to the objects' category ids.
         columns: pictures in a row.
         side: pixels of the longer side of every picture on the sheet.
@@ -271,9 +275,10 @@ def truth_sheet(
         ValueError: there is no picture.
     """
     titles, drawn = [], []
-    for title, image, objects in pictures:
+    for title, image, objects, masks in pictures:
         titles.append(title)
-        drawn.append(draw_truth(image, objects, categories, scale=side / max(np.asarray(image).shape[:2])))
+        scale = side / max(np.asarray(image).shape[:2])
+        drawn.append(draw_truth(image, objects, categories, masks=masks, scale=scale))
     return contact_sheet(drawn, columns, titles)
 
 

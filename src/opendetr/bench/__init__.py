@@ -10,7 +10,7 @@ from typing import cast
 
 from opendetr.bench.figure import Benchmark
 
-BENCHMARKS = ("panoptic", "deformable-attention", "training-step")
+BENCHMARKS = ("panoptic", "panoptic-quality", "deformable-attention", "training-step")
 
 
 def load_benchmark(name: str) -> Benchmark:

@@ -109,7 +109,7 @@ def show(
     seed: Annotated[int, typer.Option(help="Another one chooses others.")] = 0,
     as_json: JsonOption = False,
 ) -> Exit:
-    """Draw a contact sheet: images of a data set with their boxes and names.
+    """Draw a contact sheet: images of a data set with the masks, or else the boxes, of their objects.
 
     Examples:
 
@@ -228,14 +228,15 @@ def _some(images: Iterable[ImageRecord], number: int, seed: int) -> list[ImageRe
     return [every[index] for index in sorted(chosen)]
 
 
-def _readable(records: Iterable[ImageRecord], failures: list[str]) -> Iterator[tuple[str, Any, Any]]:
-    """Name, picture and objects of each record, one at a time; a line for each that cannot be read."""
+def _readable(records: Iterable[ImageRecord], failures: list[str]) -> Iterator[tuple[str, Any, Any, Any]]:
+    """Name, picture, objects and masks of each record, one at a time; a line for each that cannot be read."""
     from opendetr.data.images import read_record
+    from opendetr.data.masks import known_masks
     from opendetr.data.records import DataError
 
     for record in records:
         try:
-            yield record.path.name, read_record(record), record.objects
+            yield record.path.name, read_record(record), record.objects, known_masks(record)
         except DataError as error:
             failures.append(str(error))
 

@@ -180,6 +180,22 @@ def read_masks(image: ImageRecord, things: Sequence[ObjectRecord]) -> np.ndarray
     return np.ascontiguousarray(coder.decode(encoded).transpose(2, 0, 1)).view(bool)
 
 
+def known_masks(image: ImageRecord) -> np.ndarray | None:
+    """(n, H, W) bool masks of an image's objects, all False where an outline is missing or at fault; None without any.
+
+    Raises ImageError as `read_masks` does.
+    """
+    if image.panoptic_map is not None:
+        return read_masks(image, image.objects)
+    faults = outline_remarks(image)
+    known = [index for index in range(len(image.objects)) if index not in faults]
+    if not known:
+        return None
+    masks = np.zeros((len(image.objects), image.height, image.width), dtype=bool)
+    masks[known] = read_masks(image, [image.objects[index] for index in known])
+    return masks
+
+
 def _no_masks(image: ImageRecord) -> np.ndarray:
     return np.zeros((0, image.height, image.width), dtype=bool)
 
