@@ -182,8 +182,10 @@ def test_attention_runs_over_heads_and_cells_together():
 @pytest.mark.parametrize(
     ("name", "assignment", "message"),
     [
-        ("detr-tiny-panoptic", "masks.level=2", "masks.level: expected 3 to 3"),
+        ("detr-tiny-panoptic", "masks.level=2", "masks.level: expected 3 for"),
         ("deformable-detr-tiny-panoptic", "masks.level=0", "masks.level: expected 1 to 3"),
+        ("detr-tiny-panoptic", "masks.num_heads=0", "masks.num_heads: expected at least 1"),
+        ("detr-tiny-panoptic", "model.transformer.width=8", "width of 8 is too small"),
         ("detr-tiny-panoptic", "masks.num_heads=7", "masks.num_heads: 7 does not divide the detector's width of 128"),
         ("detr-tiny", "masks.num_head=4", "did you mean masks.num_heads"),
     ],
@@ -252,6 +254,11 @@ def test_losses_by_hand():
         overlap += (1 - (2 * (probability * truth).sum() + 1) / (probability.sum() + truth.sum() + 1)).item()
     assert losses["mask"].tolist() == pytest.approx([focal / 4])
     assert losses["dice"].tolist() == pytest.approx([overlap / 4])
+
+
+def test_each_loss_of_masks_has_its_weight():
+    losses = {"class": torch.ones(3), "mask": torch.tensor([5.0]), "dice": torch.tensor([7.0])}
+    assert MaskCriterion(MaskCriterionConfig(mask_weight=2.0, dice_weight=3.0)).total(losses) == 31.0
 
 
 @with_masks
@@ -448,8 +455,10 @@ def _saved(folder, name: str):
     return path
 
 
-def _set_up(tmp_path, model, weights, *, freeze_detector=True):
-    return training._set_up(tmp_path, model, weights, None, freeze_detector=freeze_detector)[0].preset
+def _set_up(tmp_path, model, weights, *, freeze_detector=True, config=None):
+    setup, origin = training._set_up(tmp_path, model, weights, config, freeze_detector=freeze_detector)
+    training._require_lessons(setup.preset, origin)
+    return setup.preset
 
 
 def test_what_a_frozen_detector_is_wrapped_in(tmp_path):
@@ -460,6 +469,11 @@ def test_what_a_frozen_detector_is_wrapped_in(tmp_path):
         "detr-tiny-panoptic", miniature("detr-tiny").model, ("detector",),
     )  # fmt: skip
     assert preset.masks == get_preset("detr-tiny-panoptic").masks
+    assert preset.data.image_size == miniature("detr-tiny").data.image_size != get_preset("detr-tiny").data.image_size
+    assert preset.recipe.epochs == 25
+    (tmp_path / "own.yaml").write_text("recipe: {epochs: 3, freeze: []}", encoding="utf-8")
+    shorter = _set_up(tmp_path, None, plain, config=tmp_path / "own.yaml").recipe
+    assert (shorter.epochs, shorter.freeze) == (3, ("detector",))
     assert _set_up(tmp_path, None, masked).name == "deformable-detr-tiny-panoptic"
     assert _set_up(tmp_path, "detr-tiny-panoptic", plain, freeze_detector=False).recipe.freeze == ()
     assert _set_up(tmp_path, None, plain, freeze_detector=False).masks is None
@@ -490,6 +504,9 @@ def test_a_frozen_detector_must_know_the_classes(tmp_path):
     others = Categories.from_names(("cat", "sea", "sky"))
     with pytest.raises(ConfigError, match="a frozen detector cannot learn sea; train it on this data first"):
         training._transferred(model, path, preset, others)
+    with_stuff = replace(others, isthing=(True, False, True))
+    with pytest.raises(ConfigError, match=r"cannot learn sea; set data\.masks to instances, or"):
+        training._transferred(model, path, preset, with_stuff)
 
 
 def test_a_family_without_masks_in_the_catalogue():
@@ -500,9 +517,12 @@ def test_a_family_without_masks_in_the_catalogue():
 
 def test_a_mask_head_wants_masks_to_be_read():
     preset = get_preset("detr-tiny-panoptic")
-    training._require_masks(preset)
+    training._require_lessons(preset, "none")
     with pytest.raises(ConfigError, match=r"set data\.masks to auto"):
-        training._require_masks(replace(preset, data=replace(preset.data, masks="none")))
+        training._require_lessons(replace(preset, data=replace(preset.data, masks="none")), "none")
+    frozen = replace(preset, recipe=replace(preset.recipe, freeze=("detector",)))
+    with pytest.raises(ConfigError, match="a frozen detector learns nothing"):
+        training._require_lessons(frozen, "none")
 
 
 def test_half_precision_stays_below_16_megabytes(tmp_path):

@@ -150,6 +150,11 @@ def test_padding_distorts_published_maps_and_not_the_default_ones():
     assert torch.equal(maps["default", "alone"][0], torch.arange(1, 4, dtype=torch.int32).repeat_interleave(40))
 
 
+def test_a_rule_that_is_none():
+    with pytest.raises(ValueError, match="merge: expected default or published, got 'Published'"):
+        panoptic_map(found([SKY]), torch.zeros(1, 8, 24), frame((8, 24)), CATEGORIES, merge="Published")
+
+
 def test_stuff_of_one_class_stays_merged():
     """Sky is found by two queries, one for each side of a cat; the cat's mask is the second best on the right side."""
     logits = split_in_three()

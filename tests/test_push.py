@@ -123,7 +123,7 @@ def hub(tmp_path):
     server.server_close()
 
 
-@pytest.fixture(params=["detr-r50", "deformable-detr-tiny"])
+@pytest.fixture(params=["detr-r50", "deformable-detr-tiny-panoptic"])
 def weights(tmp_path, request):
     torch.manual_seed(0)
     preset = miniature(request.param)
@@ -153,6 +153,7 @@ def test_what_is_pushed_loads_from_the_hub(tmp_path, hub, weights):
     assert json.loads(done.stdout)["repository"] == "anna/cells"
     assert hub.made.get("private") is True or hub.made.get("visibility") == "private"
     page = (hub.folder / "README.md").read_text(encoding="utf-8")
+    assert ("image-segmentation" in page) == ("panoptic" in page)
     assert 'opendetr.load("hf:anna/cells")' in page and "red, white" in page
 
     fetched = tmp_path / "fetched.pth"
@@ -178,3 +179,7 @@ def test_refusals_are_one_line(tmp_path, hub, weights):
         assert done.returncode == 1
         assert done.stderr.count("\n") == 1 and expected in done.stderr, done.stderr
     assert not any(hub.folder.iterdir())
+    hub.address = "http://127.0.0.1:9"  # nobody listens there
+    done = opendetr(tmp_path, hub, "push", weights, "anna/cells")
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1 and "cannot be uploaded" in done.stderr, done.stderr

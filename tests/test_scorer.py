@@ -136,9 +136,16 @@ def test_what_is_there_scores_high_and_what_is_not_scores_nothing(data):
 
 def test_padding_spoils_the_published_rule_alone(data):
     """The four pictures are one batch, padded to 144 x 160 pixels."""
-    default, published = (score(data, Oracle(data), merge=merge).metrics["PQ"] for merge in ("default", "published"))
-    assert default > 0.9
-    assert published < 0.75
+    default, published = (score(data, Oracle(data), merge=merge).metrics for merge in ("default", "published"))
+    assert default["PQ"] > 0.9
+    assert published["PQ"] < 0.75
+    assert published["mask_AP"] != default["mask_AP"]  # instances follow the rule, too
+
+
+def test_the_threshold_of_maps_is_theirs_alone(data):
+    metrics = score(data, Oracle(data), panoptic_score=1.0).metrics
+    assert metrics["PQ"] == 0
+    assert metrics["AP"] == pytest.approx(1.0)
 
 
 def test_results_have_boxes_and_masks(data):

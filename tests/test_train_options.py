@@ -79,7 +79,7 @@ def test_patience_ends_a_run_that_no_longer_improves(tmp_path):
     progress = Progress(Console(file=screen, width=200))
     _, result, recorder = run(tmp_path, recipe, evaluate=lambda _: {"AP": next(scores)}, observers=[progress])
     assert result.step == 8 and not result.interrupted
-    assert result.best == {"AP": 0.2, "step": 4}
+    assert result.best == {"AP": 0.2, "step": 6}
     assert recorder.events[-1].outcome == "early"
     assert "done early" in screen.getvalue()
     _, result, recorder = run(tmp_path, recipe, resume=True, evaluate=lambda _: pytest.fail("it is over"))
@@ -267,6 +267,14 @@ def test_the_best_checkpoint_is_chosen_by_any_score(tmp_path):
     assert result.best == {"AP": 0.2, "AP50": 0.6, "step": 14}
     assert [event.best for event in recorder.of(Evaluated)] == [True, True, False]
     assert load_checkpoint(tmp_path / "best").facts["step"] == 14
+
+
+def test_of_equal_scores_the_later_is_best_but_patience_ends(tmp_path):
+    """As long as nothing is found every score is 0, and what has learned longest is what to keep."""
+    recipe = replace(RECIPE, num_evaluations=5, best_by="PQ", patience=2)
+    _, result, recorder = run(tmp_path, recipe, evaluate=lambda _: {"PQ": 0.0})
+    assert [event.best for event in recorder.of(Evaluated)] == [True, True, True]
+    assert result.best["step"] == result.step == load_checkpoint(tmp_path / "best").facts["step"]
 
 
 # ----------------------------------------------------------------------------------------------------------------- fp16

@@ -350,8 +350,13 @@ def with_frozen_detector(preset: Preset) -> Preset:
     """
     if preset.masks is None:
         raise ConfigError(f"{preset.name}: has no mask head to train; choose a model whose name ends in {_WITH_MASKS}")
+    return frozen(replace(preset, recipe=replace(preset.recipe, epochs=25, step_at=15 / 25)))
+
+
+def frozen(preset: Preset) -> Preset:
+    """The preset with the detector in it frozen, so that its mask head alone is trained."""
     freeze = tuple(dict.fromkeys((*preset.recipe.freeze, _DETECTOR)))
-    return replace(preset, recipe=replace(preset.recipe, epochs=25, step_at=15 / 25, freeze=freeze))
+    return replace(preset, recipe=replace(preset.recipe, freeze=freeze))
 
 
 def has_frozen_detector(preset: Preset) -> bool:

@@ -14,13 +14,14 @@ from opendetr.export import WEIGHTS, export_huggingface
 from opendetr.models.detector import Detector
 from opendetr.presets import Preset
 from opendetr.weights import ModelCard, WeightsError, save_weights
+from opendetr.weights.sources import hub_errors
 
 _CARD = """---
 library_name: opendetr
-pipeline_tag: object-detection
+pipeline_tag: {task}
 tags:
 - detr
-- object-detection
+- {task}
 ---
 
 # {name}
@@ -79,7 +80,7 @@ def push(
             hub = HfApi()
             address = hub.create_repo(repository, private=private, exist_ok=True)
             hub.upload_folder(repo_id=repository, folder_path=folder, commit_message=f"{preset.name} from OpenDETR")
-        except (OSError, ValueError) as error:  # all errors of huggingface_hub are one of these
+        except hub_errors() as error:
             raise WeightsError(f"hf:{repository}: {_reason(error)}") from None
     return str(address)
 
@@ -99,6 +100,7 @@ def _page(preset: Preset, categories: Categories, name: str, scores: Mapping[str
     rows = "".join(f"| {score} | {value:.3f} |\n" for score, value in scores.items())
     return _CARD.format(
         name=name,
+        task="object-detection" if preset.masks is None else "image-segmentation",
         preset=preset.name,
         count=len(used),
         classes=textwrap.shorten(", ".join(used), 400, placeholder=" ..."),

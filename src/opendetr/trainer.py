@@ -436,9 +436,10 @@ class Trainer:
             return None
         else:
             value = metrics.get(self.recipe.best_by)  # None where the data has nothing to be measured on
-            is_best = value is not None and value > state.best.get(self.recipe.best_by, -math.inf)
+            before = state.best.get(self.recipe.best_by, -math.inf)
+            is_best = value is not None and value >= before  # of equals the one that has learned longer
             state.evaluated, state.metrics = state.step, metrics
-            state.worse = 0 if is_best else state.worse + 1
+            state.worse = 0 if value is not None and value > before else state.worse + 1
             if is_best:
                 state.best = {**metrics, "step": state.step}
                 self._save_best()

@@ -46,6 +46,7 @@ from opendetr.presets import (
     Preset,
     build_model,
     build_task,
+    frozen,
     get_preset,
     has_frozen_detector,
     name_with_masks,
@@ -177,7 +178,7 @@ def train(
         preset = replaced(setup.preset, _nested(changes))
         preset = _adjusted(preset, lengths, batch_size, learning_rate, image_size, num_queries, seed)
         setup = replace(setup, preset=preset)
-        _require_masks(preset)
+        _require_lessons(preset, origin)
         if origin == _NOTHING:
             say("weights: none, so the backbone is trained whole: batch norm, nothing frozen, the full learning rate")
         parts = _open(setup, say)
@@ -258,12 +259,13 @@ def _set_up(
     elif card is not None:
         of_card = preset_from_dict(card.config)
         preset = replace(preset, model=of_card.model, masks=of_card.masks or preset.masks)
-    preset = replaced(preset, record)
+        if freeze_detector:  # it sees images of the size that it was trained for
+            seen = replace(preset.data, image_size=of_card.data.image_size, max_size=of_card.data.max_size)
+            preset = replace(preset, data=seen, criterion=of_card.criterion)
     if freeze_detector:
-        if not isinstance(origin, Path):
-            raise ConfigError("a frozen detector learns nothing: give a trained one, weights RUN, FILE or published")
         preset = with_frozen_detector(preset)
-    return _Setup(preset, data.resolve(), choice), origin
+    preset = replaced(preset, record)
+    return _Setup(frozen(preset) if freeze_detector else preset, data.resolve(), choice), origin
 
 
 def _model_name(name: str | None, card: ModelCard | None, origin: str | Path, *, with_masks: bool) -> str:
@@ -275,10 +277,12 @@ def _model_name(name: str | None, card: ModelCard | None, origin: str | Path, *,
     return name_with_masks(found) if with_masks and name is None else found
 
 
-def _require_masks(preset: Preset) -> None:
+def _require_lessons(preset: Preset, origin: str | Path) -> None:
     """Raise ConfigError for a mask head that would get nothing to learn from."""
     if preset.masks is not None and preset.data.masks == "none":
         raise ConfigError(f"{preset.name}: has a mask head, but no masks are read; set data.masks to auto")
+    if has_frozen_detector(preset) and not isinstance(origin, Path):
+        raise ConfigError("a frozen detector learns nothing: give a trained one, weights RUN, FILE or published")
 
 
 def _one_of(wanted: str | None, found: str | None, where: str) -> str | None:
@@ -485,8 +489,13 @@ def _transferred(model: Detector, path: Path, preset: Preset, categories: Catego
         )
     report = transfer(model, state, known, categories)
     if report.new and has_frozen_detector(preset):
-        names = ", ".join(report.new[:5])
-        raise ConfigError(f"{path}: a frozen detector cannot learn {names}; train it on this data first")
+        isthing = dict(zip(categories.names, categories.isthing, strict=True))
+        mend = (
+            "train it on this data first"
+            if any(isthing[name] for name in report.new)
+            else "set data.masks to instances, or train the detector with data.masks set to panoptic first"
+        )
+        raise ConfigError(f"{path}: a frozen detector cannot learn {', '.join(report.new[:5])}; {mend}")
     return str(report)
 
 

@@ -51,10 +51,10 @@ def push(
 
 
 def _scores(folder: Path) -> dict[str, float]:
-    """AP, AP50 and the like of a run folder's best weights; none where there is no run."""
+    """AP, AP50, mask_AP, PQ and the like of a run folder's best weights; none where there is no run."""
     from opendetr.checkpoint import find_checkpoint, load_checkpoint
-    from opendetr.evaluation import METRICS
+    from opendetr.evaluation.names import meaning
 
     best = find_checkpoint(folder / "best")
     metrics = {} if best is None else load_checkpoint(best).facts["metrics"]
-    return {name: metrics[name] for name in METRICS if metrics.get(name) is not None}
+    return {name: value for name, value in metrics.items() if value is not None and meaning(name)}

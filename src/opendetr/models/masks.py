@@ -52,6 +52,14 @@ class MaskHeadConfig:
     level: int = 3
     attention_gain: float = 1.0
 
+    def __post_init__(self) -> None:
+        if self.num_heads < 1:
+            raise ValueError(f"masks.num_heads: expected at least 1, got {self.num_heads}")
+        if not 1 <= self.level <= 3:
+            raise ValueError(f"masks.level: expected 1 to 3, got {self.level}")
+        if self.attention_gain <= 0:
+            raise ValueError(f"masks.attention_gain: expected more than 0, got {self.attention_gain}")
+
     def build(
         self, detector: DETRConfig | ConditionalDETRConfig | DeformableDETRConfig, num_logits: int, scoring: Scoring
     ) -> MaskedDetector:
@@ -185,8 +193,13 @@ class MaskedDetector(Detector):
         super().__init__()
         if width % config.num_heads:
             raise ValueError(f"masks.num_heads: {config.num_heads} does not divide the detector's width of {width}")
-        if not max(detector.first_level, 1) <= config.level <= 3:
-            raise ValueError(f"masks.level: expected {detector.first_level} to 3 for this detector, got {config.level}")
+        if width < 2 ** (config.level + 1):
+            raise ValueError(
+                f"masks: a width of {width} is too small for a head that halves it {config.level + 1} times"
+            )
+        if config.level < detector.first_level:
+            expected = "3" if detector.first_level == 3 else f"{detector.first_level} to 3"
+            raise ValueError(f"masks.level: expected {expected} for this detector, got {config.level}")
         self.level = config.level
         self.scoring = detector.scoring
         self.family = f"{detector.family}{WITH_MASKS}"

@@ -7,7 +7,7 @@ original image.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -96,8 +96,10 @@ def panoptic_map(
         merge: the rule.
 
     Raises:
-        ValueError: there are not as many masks as queries.
+        ValueError: there are not as many masks as queries, or the rule is none.
     """
+    if merge not in get_args(Merge):
+        raise ValueError(f"merge: expected {' or '.join(get_args(Merge))}, got {merge!r}")
     if logits.ndim != 3 or len(logits) != len(found):
         raise ValueError(f"panoptic_map: expected logits of ({len(found)}, h, w), got {tuple(logits.shape)}")
     isthing = [categories.isthing[label] for label in found.labels.tolist()]

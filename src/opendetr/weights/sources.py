@@ -36,6 +36,13 @@ def local_file(source: str | Path) -> Path:
     return weights_file(_from_hub(text[len(_HUB) :])) if text.lower().startswith(_HUB) else download(text)
 
 
+def hub_errors() -> tuple[type[Exception], ...]:
+    """What huggingface_hub raises: mostly OSError and ValueError, and errors of the HTTP client that it uses."""
+    from huggingface_hub import errors
+
+    return OSError, ValueError, getattr(errors, "HTTPError", OSError)
+
+
 def _from_hub(name: str) -> Path:
     """The folder with the files of a repository, in the cache of huggingface_hub."""
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
@@ -48,7 +55,7 @@ def _from_hub(name: str) -> Path:
             folder = Path(snapshot_download(name, allow_patterns=[*_SETTINGS_FILES, *files], local_files_only=offline))
             if any(folder.glob(files[0])):
                 return folder
-    except (OSError, ValueError) as error:  # all errors of huggingface_hub are one of these
+    except hub_errors() as error:
         reason = (
             f"{OFFLINE} is set, and it is not in the cache"
             if offline
