@@ -5,7 +5,9 @@
 First the backbone learns to name objects, as the published models' backbones learned from ImageNet: from cut-outs, some
 900 objects a second on one core where the whole detector sees 80. Then the detector is trained, the backbone still
 naming beside it. WORK/detector.safetensors is the moving average of the weights; `opendetr demo` scores it on 300
-unseen scenes. To go on from the detector that ships:
+unseen scenes: AP 0.543, AP50 0.746, AP of small objects 0.430. That one began with an earlier detector (AP 0.400, of
+two hours and a half), whose backbone then named objects for 22 minutes; 118 minutes of the second stage followed,
+11,600 steps on one busy core. To go on from the detector that ships:
 
     python runs/scenes_detector.py --folder WORK --start src/opendetr/assets/scenes-deformable-detr-tiny.safetensors
 """

@@ -228,13 +228,15 @@ def test_the_page_names_every_option(page, command):
 
 def test_the_page_lists_every_model_with_its_figures():
     text = page_text("models.md")
-    rows = re.findall(r"^\| `([\w-]+)` \| ([\d.]+) M \| (\d+) \| .* \| ([\d.]+|-) \|$", text, flags=re.M)
+    rows = re.findall(r"^\| `([\w-]+)` \| ([\d.]+) M \| (\d+) \| .* \| ([\d.]+|-) \| ([\d.]+|-) \|$", text, flags=re.M)
     assert sorted(name for name, *_ in rows) == sorted(list_models())
-    for name, parameters, queries, ap in rows:
+    for name, parameters, queries, pq, ap in rows:
         with torch.device("meta"):
             model = create(name)
         assert parameters == f"{sum(parameter.numel() for parameter in model.parameters()) / 1e6:.1f}", name
         assert int(queries) == get_preset(name).model.num_queries
+        with_masks = name in PUBLISHED and PUBLISHED[name].pq
+        assert pq == (f"{100 * PUBLISHED[name].pq:.1f}" if with_masks else "-"), name
         assert ap == (f"{100 * PUBLISHED[name].ap:.1f}" if name in PUBLISHED else "-"), name
 
 
