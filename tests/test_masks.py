@@ -280,6 +280,34 @@ def test_a_step_in_parts_is_the_same_step(name):
     torch.testing.assert_close(summed, task.total(whole), atol=1e-4, rtol=1e-5)
 
 
+@with_masks
+def test_every_layer_is_matched_once(name, monkeypatch):
+    task = build_task(miniature(name), _model(miniature(name)), len(CLASSES)).eval()
+    matched: list[int] = []
+    match = task.detection.criterion.match
+
+    def counted(output, targets):
+        matched.append(len(output.layers))
+        return match(output, targets)
+
+    monkeypatch.setattr(task.detection.criterion, "match", counted)
+    targets = _batch(3, 1).targets
+    output = task.model(_batch(3, 1).images)
+    for jointly, plain in (
+        (task.losses, task.detection.losses),
+        (task.training_losses, task.detection.training_losses),
+    ):
+        plain(output, targets)
+        of_detection, matched[:] = list(matched), []
+        losses = jointly(output, targets)
+        assert matched == of_detection
+        matched.clear()
+        alone = task.mask_losses(output, targets, task.normaliser([3, 1]))
+        assert matched == [1]  # where the detector is frozen, the last layer is all that is matched
+        assert all(torch.equal(losses[part], values) for part, values in alone.items())
+        matched.clear()
+
+
 # ------------------------------------------------------------------------------------------------------------ training
 
 

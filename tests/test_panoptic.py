@@ -65,7 +65,7 @@ def test_golden_maps_of_made_up_masks(case, image):
     golden = Golden("detr/panoptic_synthetic")
     record, arrays = golden["results"][case], golden.arrays
     predictions = Predictions(arrays["logits"], arrays["boxes"], SoftmaxNoObject())
-    kept = candidates(predictions, coco_panoptic_categories(), min_score=golden["threshold"], raw=True)[image]
+    kept = candidates(predictions, coco_panoptic_categories(), min_score=golden["threshold"], merge="published")[image]
     lies = frame(tuple(record["processed"][image]), (64, 80), tuple(record["target"][image]))
     logits = arrays["masks"][image][kept.queries]
     result = panoptic_map(kept, logits, lies, coco_panoptic_categories(), merge="published")
@@ -90,7 +90,7 @@ def test_golden_instance_masks(run, image):
     with torch.inference_mode():
         logits = mask_logits(model, output, queries)[image]
     lies = frame(tuple(sizes[image]), tuple(golden.images().pixels.shape[-2:]), tuple(originals[image]))
-    masks = instance_masks(logits, lies, raw=True)
+    masks = instance_masks(logits, lies, merge="published")
     areas = golden.arrays[f"segm{image}_area"]
     assert (masks.sum((1, 2)) - areas).abs().max() <= 2  # pixels on the very border of one half
     bits = np.unpackbits(golden.arrays[f"segm{image}_first4_packed"].numpy(), axis=1)
@@ -105,7 +105,7 @@ def test_golden_maps_of_a_model(run, image, name, sizes):
     processed = golden.images().sizes.tolist()
     target = golden["inputs"]["orig_sizes_hw"] if sizes == "original" else processed
     categories = coco_panoptic_categories()
-    kept = candidates(output.final, categories, min_score=golden["panoptic_threshold"], raw=True)
+    kept = candidates(output.final, categories, min_score=golden["panoptic_threshold"], merge="published")
     with torch.inference_mode():
         logits = mask_logits(model, output, [each.queries for each in kept])[image]
     lies = frame(tuple(processed[image]), tuple(golden.images().pixels.shape[-2:]), tuple(target[image]))
@@ -115,7 +115,7 @@ def test_golden_maps_of_a_model(run, image, name, sizes):
         (row["category_id"], row["isthing"]) for row in expected
     ]
     same = (result.segments - 1).clamp(min=0) == golden.arrays[f"{name}{image}_ids"].int()
-    assert same.float().mean() > (0.999, 0.95)[image]
+    assert same.float().mean() > (0.999, 0.9)[image]
     labels = kept[image].labels.tolist()
     distinct = [i for i, label in enumerate(labels) if categories.isthing[label] or labels.index(label) == i]
     sure = ahead(logits[distinct], lies) > 2e-5
@@ -290,7 +290,7 @@ def test_candidates_are_sure_of_a_class():
     (by_class,) = candidates(predictions, CATEGORIES, min_score=torch.tensor([0.95, 0.95, 0.95, 0.4]))
     assert by_class.labels.tolist() == [SEA]
     unused = Categories(CATEGORIES.names, CATEGORIES.ids, used=(False, True, True, True))
-    assert [len(candidates(predictions, unused, raw=raw)[0]) for raw in (False, True)] == [0, 1]
+    assert [len(candidates(predictions, unused, merge=merge)[0]) for merge in ("default", "published")] == [0, 1]
 
 
 def test_a_query_scored_by_sigmoids_has_one_class():
@@ -317,10 +317,10 @@ def test_masks_are_cut_to_the_image_before_they_are_resized():
 def test_a_few_masks_at_a_time_are_the_same(monkeypatch):
     logits = torch.randn(9, 10, 12, generator=torch.Generator().manual_seed(1))
     lies = frame((37, 48), (40, 48), (61, 50))
-    for raw in (False, True):
-        whole = instance_masks(logits, lies, raw=raw)
+    for merge in ("default", "published"):
+        whole = instance_masks(logits, lies, merge=merge)
         monkeypatch.setattr(masks_module, "_PIXELS_AT_ONCE", 2 * 61 * 50)
-        assert torch.equal(instance_masks(logits, lies, raw=raw), whole)
+        assert torch.equal(instance_masks(logits, lies, merge=merge), whole)
         monkeypatch.undo()
     assert instance_masks(logits[:0], lies).shape == (0, 61, 50)
 

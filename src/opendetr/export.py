@@ -65,10 +65,10 @@ def export_huggingface(model: Detector, preset: Preset, categories: Categories, 
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise ConfigError(f"{folder}: is not an empty folder; give the name of a new one")
     _refuse_group_norm(preset)
-    settings = to_dict(preset)
-    reason = unwritable(model.family, settings["model"], settings["masks"])
+    reason = not_for_huggingface(model, preset)
     if reason:
         raise ConfigError(f"{preset.name}: cannot be written for Hugging Face: {reason}; --format official can hold it")
+    settings = to_dict(preset)
     tables = HUGGING_FACE_TIMM if preset.model.backbone.dilation else HUGGING_FACE_RESNET
     state = unpacked(_named(model, preset, tables[model.family]))
     is_two_stage = isinstance(preset.model, TwoStageDETRConfig)
@@ -81,6 +81,12 @@ def export_huggingface(model: Detector, preset: Preset, categories: Categories, 
     # Each tensor in a place of its own: safetensors refuses those that share one.
     content = save({name: value.clone() for name, value in state.items()}, {"format": "pt"} | card.to_metadata())
     write_whole(folder / WEIGHTS, content)
+
+
+def not_for_huggingface(model: Detector, preset: Preset) -> str | None:
+    """Why transformers cannot hold a detector, in a few words; None when it can."""
+    settings = to_dict(preset)
+    return unwritable(model.family, settings["model"], settings["masks"])
 
 
 def _refuse_group_norm(preset: Preset) -> None:

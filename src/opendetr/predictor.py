@@ -222,7 +222,7 @@ class Predictor:
         assert isinstance(self.model, MaskedDetector)
         images, sizes = self._batch(batch)
         output = self.model(images)
-        found = candidates(output.final, self.categories, min_score=thresholds, raw=merge == "published")
+        found = candidates(output.final, self.categories, min_score=thresholds, merge=merge)
         logits = mask_logits(self.model, output, [each.queries for each in found])
         frames = mask_frames(images, sizes)
 

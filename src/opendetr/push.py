@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 
 from opendetr.categories import Categories
 from opendetr.config import ConfigError, to_dict
-from opendetr.export import WEIGHTS, export_huggingface
+from opendetr.export import WEIGHTS, export_huggingface, not_for_huggingface
 from opendetr.models.detector import Detector
 from opendetr.presets import Preset
 from opendetr.weights import ModelCard, WeightsError, save_weights
@@ -87,12 +87,12 @@ def push(
 
 def _write(model: Detector, preset: Preset, categories: Categories, folder: Path) -> str:
     """Write the files; returns the sentence that says who can read them."""
-    try:
+    reason = not_for_huggingface(model, preset)
+    if reason is None:
         export_huggingface(model, preset, categories, folder)
-    except ConfigError as error:
-        save_weights(folder / WEIGHTS, model, ModelCard(to_dict(preset), categories, {}))
-        return _OURS_ALONE.format(reason=str(error).split(": ", 2)[-1].split(";")[0])
-    return _READABLE
+        return _READABLE
+    save_weights(folder / WEIGHTS, model, ModelCard(to_dict(preset), categories, {}))
+    return _OURS_ALONE.format(reason=reason)
 
 
 def _page(preset: Preset, categories: Categories, name: str, scores: Mapping[str, float], transformers: str) -> str:

@@ -191,17 +191,17 @@ class Scorer:
             yield from ((None, None) for _ in queries)
             return
         assert isinstance(self._model, MaskedDetector)
-        raw = self._merge == "published"
-        least = 1.0 if self._panoptic is None else self._panoptic_score  # above 1 there is nothing
-        kept = candidates(output.final, self._categories, min_score=least, raw=raw)
+        frames, merge = mask_frames(images, sizes), self._merge
+        if self._panoptic is None:
+            for logits, frame in zip(mask_logits(self._model, output, queries), frames, strict=True):
+                yield instance_masks(logits, frame, merge=merge), None
+            return
+        kept = candidates(output.final, self._categories, min_score=self._panoptic_score, merge=merge)
         asked = [torch.cat((some, others.queries)) for some, others in zip(queries, kept, strict=True)]
-        logits = mask_logits(self._model, output, asked)
-        for some, of_image, frame in zip(kept, logits, mask_frames(images, sizes), strict=True):
-            of_detections, of_map = of_image.split((len(of_image) - len(some), len(some)))
-            panoptic = None
-            if self._panoptic is not None:
-                panoptic = panoptic_map(some, of_map, frame, self._categories, merge=self._merge)
-            yield instance_masks(of_detections, frame, raw=raw), panoptic
+        for some, logits, frame in zip(kept, mask_logits(self._model, output, asked), frames, strict=True):
+            of_detections, of_map = logits.split((len(logits) - len(some), len(some)))
+            panoptic = panoptic_map(some, of_map, frame, self._categories, merge=merge)
+            yield instance_masks(of_detections, frame, merge=merge), panoptic
 
     def _scored(self, found: Detections, queries: Tensor | None = None) -> tuple[Detections, Tensor]:
         """The detections of things that the data knows, under its labels, and their queries."""

@@ -39,20 +39,31 @@ class DetectionTask(nn.Module):
         return self.training_losses(self.model(batch.images), batch.targets, normaliser)
 
     def training_losses(
-        self, output: Output, targets: Sequence[Target], normaliser: Normaliser | None = None
+        self,
+        output: Output,
+        targets: Sequence[Target],
+        normaliser: Normaliser | None = None,
+        matches: Matches | None = None,
     ) -> dict[str, Tensor]:
         """What `losses` gives, and "dense" (1,) where the encoder is supervised."""
         normaliser = normaliser or self.normaliser(list(map(len, targets)))
-        losses = self.losses(output, targets, normaliser)
+        losses = self.losses(output, targets, normaliser, matches)
         if self.dense is not None:
             losses["dense"] = self.dense(output.memory[0], targets, normaliser.objects)[None]
         return losses
 
     def losses(
-        self, output: Output, targets: Sequence[Target], normaliser: Normaliser | None = None
+        self,
+        output: Output,
+        targets: Sequence[Target],
+        normaliser: Normaliser | None = None,
+        matches: Matches | None = None,
     ) -> dict[str, Tensor]:
-        """Unweighted losses: {"class": (L,), "l1": (L,), "giou": (L,)}, one value a decoder layer, last = final."""
-        return self.criterion.losses(output, targets, normaliser)
+        """Unweighted losses: {"class": (L,), "l1": (L,), "giou": (L,)}, one value a decoder layer, last = final.
+
+        `matches` are those of every layer, where they are known already.
+        """
+        return self.criterion.losses(output, targets, normaliser, matches)
 
     def normaliser(self, num_objects: Sequence[int]) -> Normaliser:
         """Divisors for a step that sees images with so many objects each, in all parts and processes."""
@@ -72,11 +83,15 @@ class TwoStageTask(DetectionTask):
     """Detection by a model that proposes boxes first: the proposals are matched and scored as well, without classes."""
 
     def losses(
-        self, output: Output, targets: Sequence[Target], normaliser: Normaliser | None = None
+        self,
+        output: Output,
+        targets: Sequence[Target],
+        normaliser: Normaliser | None = None,
+        matches: Matches | None = None,
     ) -> dict[str, Tensor]:
         """Those of every layer, and "proposal_class", "proposal_l1", "proposal_giou", (1,) each."""
         assert isinstance(output, TwoStageOutput)
-        losses = super().losses(output, targets, normaliser)
+        losses = super().losses(output, targets, normaliser, matches)
         objects = [replace(target, labels=torch.zeros_like(target.labels)) for target in targets]
         proposals = self.criterion.losses(replace(output, layers=(output.proposals,)), objects, normaliser)
         return losses | {f"{_PROPOSAL}{name}": value for name, value in proposals.items()}
@@ -121,8 +136,9 @@ class MaskTask(nn.Module):
     ) -> dict[str, Tensor]:
         """What detection is trained by, and the losses of masks; `size` as in `losses`."""
         normaliser = normaliser or self.normaliser(list(map(len, targets)))
-        losses = self.detection.training_losses(output, targets, normaliser)
-        return losses | self.mask_losses(output, targets, normaliser, size)
+        matches = self.match(output, targets)
+        losses = self.detection.training_losses(output, targets, normaliser, matches)
+        return losses | self.mask_losses(output, targets, normaliser, size, matches)
 
     def losses(
         self,
@@ -143,18 +159,30 @@ class MaskTask(nn.Module):
             ValueError: objects without masks.
         """
         normaliser = normaliser or self.normaliser(list(map(len, targets)))
-        losses = self.detection.losses(output, targets, normaliser)
-        return losses | self.mask_losses(output, targets, normaliser, size)
+        matches = self.match(output, targets)
+        losses = self.detection.losses(output, targets, normaliser, matches)
+        return losses | self.mask_losses(output, targets, normaliser, size, matches)
 
     def mask_losses(
-        self, output: Output, targets: Sequence[Target], normaliser: Normaliser, size: tuple[int, int] | None = None
+        self,
+        output: Output,
+        targets: Sequence[Target],
+        normaliser: Normaliser,
+        size: tuple[int, int] | None = None,
+        matches: Matches | None = None,
     ) -> dict[str, Tensor]:
-        """ "mask" and "dice" alone; masks are computed for the matched queries only. Arguments as in `losses`."""
+        """ "mask" and "dice" alone; masks are computed for the matched queries only.
+
+        `matches` are those of every layer, where they are known already; the other arguments are as in `losses`.
+        """
         if size is None:
             size = max(target.size[0] for target in targets), max(target.size[1] for target in targets)
-        matches = self.match(replace(output, layers=output.layers[-1:]), targets)
-        masks = self.model.masks(output, matches.image, matches.query)
-        return self.mask_criterion.losses(masks, matches, targets, normaliser.objects, size)
+        if matches is None:
+            final = self.match(replace(output, layers=output.layers[-1:]), targets)
+        else:
+            final = matches.of_layer(len(output.layers) - 1)
+        masks = self.model.masks(output, final.image, final.query)
+        return self.mask_criterion.losses(masks, final, targets, normaliser.objects, size)
 
     def normaliser(self, num_objects: Sequence[int]) -> Normaliser:
         """As of detection; masks are divided by the number of objects."""

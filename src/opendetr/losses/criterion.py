@@ -68,7 +68,11 @@ class SetCriterion:
         return Normaliser(max(float(sum(counts)), 1.0), self.classification.normaliser(counts, num_queries))
 
     def losses(
-        self, output: Output, targets: Sequence[Target], normaliser: Normaliser | None = None
+        self,
+        output: Output,
+        targets: Sequence[Target],
+        normaliser: Normaliser | None = None,
+        matches: Matches | None = None,
     ) -> dict[str, Tensor]:
         """Unweighted losses of every layer.
 
@@ -76,13 +80,15 @@ class SetCriterion:
             output: predictions of L layers.
             targets: B targets; images without objects and more objects than queries are ordinary.
             normaliser: divisors; those of `targets` when omitted.
+            matches: what `match` gives, where it is known already.
 
         Returns:
             "class", "l1" and "giou", each (L,), last = final layer. Finite for every finite prediction.
         """
         if normaliser is None:
             normaliser = self.normaliser(list(map(len, targets)), output.final.logits.shape[1])
-        matches = self.match(output, targets)
+        if matches is None:
+            matches = self.match(output, targets)
         logits = torch.stack([layer.logits for layer in output.layers])
         boxes = torch.stack([layer.boxes for layer in output.layers])
         labels, wanted = _of_matches(targets, matches)

@@ -204,8 +204,9 @@ class MaskedDetector(Detector):
         self.scoring = detector.scoring
         self.family = f"{detector.family}{WITH_MASKS}"
         self.first_level = detector.first_level
-        for rows in ("class_rows", "objectness_rows", "query_rows"):
-            setattr(self, rows, tuple(f"{INSIDE}{name}" for name in getattr(detector, rows)))
+        self.class_rows = _inside(detector.class_rows)
+        self.objectness_rows = _inside(detector.objectness_rows)
+        self.query_rows = _inside(detector.query_rows)
         self.detector = detector
         self.attention = MaskAttention(width, config.num_heads)
         self.head = MaskHead(width, config.num_heads, detector.backbone.num_channels[: config.level])
@@ -266,3 +267,7 @@ class MaskedDetector(Detector):
         attention = self.attention(output.queries[-1, image, query], key, padding)
         shared = self.head.share(projected[here], [level.values[here] for level in output.features[: self.level]])
         return self.head(shared, attention.unflatten(-1, memory.values.shape[-2:]))
+
+
+def _inside(names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(f"{INSIDE}{name}" for name in names)

@@ -1,8 +1,8 @@
 """From a decoder layer's predictions to what users see, in pixels of the original images."""
 
 from opendetr.postprocess.detections import detect, detect_with_queries
-from opendetr.postprocess.masks import GivesMasks, MaskFrame, instance_masks, mask_frames, mask_logits
-from opendetr.postprocess.panoptic import Candidates, Merge, candidates, panoptic_map
+from opendetr.postprocess.masks import GivesMasks, MaskFrame, Merge, instance_masks, mask_frames, mask_logits
+from opendetr.postprocess.panoptic import Candidates, candidates, panoptic_map
 
 __all__ = [
     "Candidates",

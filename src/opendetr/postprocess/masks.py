@@ -8,13 +8,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from opendetr.structures import ImageBatch, Output
+
+Merge = Literal["default", "published"]
 
 # So many values of resized masks are held at a time: 64 MiB of float32, and where each is read once 16 MiB.
 _PIXELS_AT_ONCE = 2**24
@@ -122,24 +124,25 @@ def mask_frames(images: ImageBatch, sizes: Tensor) -> list[MaskFrame]:
 
 
 @torch.no_grad()
-def instance_masks(logits: Tensor, frame: MaskFrame, *, raw: bool = False) -> Tensor:
+def instance_masks(logits: Tensor, frame: MaskFrame, *, merge: Merge = "default") -> Tensor:
     """The masks of one image in its original pixels, on the CPU.
 
-    The logits are cut to the image and resized once, bilinearly; a mask is where they are positive, that is where its
-    probability is above one half.
+    "default" cuts the logits to the image and resizes them once, bilinearly; a mask is where they are positive, that is
+    where its probability is above one half. "published" is DETR's rule to the letter: bilinear to the padded batch, cut
+    to the image, and the nearest pixel of that for each pixel of the original.
 
     Args:
         logits: (m, h, w) float, of the padded batch.
         frame: where they lie.
-        raw: the published rule to the letter: bilinear to the padded batch, cut to the image, and the nearest pixel of
-            that for each pixel of the original.
+        merge: the rule.
 
     Returns:
         (m, H, W) bool.
     """
     masks = torch.empty(len(logits), *frame.original, dtype=torch.bool)
     for chunk in frame.chunks(len(logits)):
-        masks[chunk] = _published_masks(logits[chunk], frame) if raw else frame.resized(logits[chunk]) > 0
+        some = logits[chunk]
+        masks[chunk] = _published_masks(some, frame) if merge == "published" else frame.resized(some) > 0
     return masks
 
 

@@ -7,7 +7,7 @@ original image.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 import torch
@@ -16,10 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 from opendetr.categories import Categories
-from opendetr.postprocess.masks import MaskFrame
+from opendetr.postprocess.masks import MaskFrame, Merge
 from opendetr.structures import Panoptic, Predictions, Segment
-
-Merge = Literal["default", "published"]
 
 # Segments of so many pixels or fewer are dropped (Carion et al., 2020, in the published code).
 _NEGLIGIBLE_AREA = 4
@@ -45,7 +43,11 @@ class Candidates:
 
 @torch.no_grad()
 def candidates(
-    predictions: Predictions, categories: Categories, *, min_score: float | Tensor | None = None, raw: bool = False
+    predictions: Predictions,
+    categories: Categories,
+    *,
+    min_score: float | Tensor | None = None,
+    merge: Merge = "default",
 ) -> list[Candidates]:
     """The queries of each image whose best answer is a class, not "no object", with a score above `min_score`.
 
@@ -53,7 +55,7 @@ def candidates(
         predictions: one decoder layer's logits (B, Q, C).
         categories: what the labels stand for.
         min_score: of a query; (K,) gives every class its own; what the scoring says when omitted.
-        raw: also categories that are marked unused, as the published rule does.
+        merge: the rule of the map; the published one keeps categories that are marked unused.
 
     Raises:
         ValueError: a label has no category.
@@ -66,7 +68,7 @@ def candidates(
             "pass the categories that it was trained with"
         )
     kept = scores > torch.as_tensor(min_score, dtype=scores.dtype).expand(len(categories))[labels]
-    if not raw:
+    if merge != "published":
         kept &= torch.tensor(categories.used, dtype=torch.bool)[labels]
     return [
         Candidates(chosen.nonzero()[:, 0], of_image[chosen], scored[chosen])
