@@ -475,8 +475,8 @@ def test_masks_are_not_left_out_in_silence():
 # ------------------------------------------------------------------------------------------------------------ settings
 
 
-def _saved(folder, name: str):
-    preset = miniature(name)
+def _saved(folder, given: str | Preset):
+    preset = miniature(given) if isinstance(given, str) else given
     folder.mkdir()
     path = folder / "model.safetensors"
     save_weights(path, build_model(preset, len(CLASSES)), ModelCard(to_dict(preset), CLASSES, {}))
@@ -503,6 +503,9 @@ def test_what_a_frozen_detector_is_wrapped_in(tmp_path):
     shorter = _set_up(tmp_path, None, plain, config=tmp_path / "own.yaml").recipe
     assert (shorter.epochs, shorter.freeze) == (3, ("detector",))
     assert _set_up(tmp_path, None, masked).name == "deformable-detr-tiny-panoptic"
+    by_setting = replaced(miniature("conditional-detr-tiny"), {"masks": {"level": 3}, "data": {"masks": "instances"}})
+    again = _set_up(tmp_path, None, _saved(tmp_path / "set", by_setting))
+    assert (again.name, again.masks, again.data.masks) == ("conditional-detr-tiny", by_setting.masks, "instances")
     assert _set_up(tmp_path, "detr-tiny-panoptic", plain, freeze_detector=False).recipe.freeze == ()
     assert _set_up(tmp_path, None, plain, freeze_detector=False).masks is None
     assert _set_up(tmp_path, None, "published").name == "deformable-detr-tiny-panoptic"  # the package has its detector

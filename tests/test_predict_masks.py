@@ -17,11 +17,12 @@ from folders import picture, save_picture
 from opendetr.categories import Categories
 from opendetr.cli.main import app
 from opendetr.config import ConfigError, to_dict
+from opendetr.export import export_official
 from opendetr.postprocess import instance_masks
-from opendetr.predictor import Predictor
-from opendetr.presets import build_model, miniature
+from opendetr.predictor import Predictor, load
+from opendetr.presets import build_model, get_preset, miniature
 from opendetr.structures import Detections
-from opendetr.weights import ModelCard, save_weights
+from opendetr.weights import ModelCard, WeightsError, save_weights
 
 CATEGORIES = Categories(("cat", "dog", "sky", "sea"), (3, 7, 20, 30), isthing=(True, True, False, False))
 SIZES = ((48, 64), (64, 48), (30, 90), (48, 64), (64, 64))
@@ -219,6 +220,48 @@ def test_options_that_do_not_go_together(weights, tmp_path):
     save_picture(tmp_path / "x.png")
     line = predict(weights, tmp_path / "out", tmp_path / "x.png", "--panoptic", "--csv", code=2).stderr
     assert "leave them out with --panoptic" in line.replace("\n", " ").replace("│", "").replace("  ", " ")
+
+
+def test_a_rule_of_maps_wants_maps(weights, tmp_path):
+    save_picture(tmp_path / "x.png")
+    line = predict(weights, tmp_path / "out", tmp_path / "x.png", "--merge", "published", code=2).stderr
+    assert "give --panoptic, too" in " ".join(line.replace("│", "").split())
+
+
+def test_a_rule_of_maps_wants_maps_in_python(detector, pictures):
+    with pytest.raises(ConfigError, match="give panoptic=True, too"):
+        detector.predict(pictures[0], merge="published")
+
+
+def test_an_official_file_of_other_classes_says_so(tmp_path):
+    preset = get_preset("detr-tiny-panoptic")
+    export_official(build_model(preset, len(CATEGORIES)), preset, tmp_path / "official.pth")
+    save_picture(tmp_path / "x.png")
+    words = ["--model", "detr-tiny-panoptic"]
+    line = predict(tmp_path / "official.pth", tmp_path / "out", tmp_path / "x.png", *words, code=1).stderr
+    assert f"has {len(CATEGORIES)} classes and does not say which" in line and line.count("\n") == 1
+    assert load(tmp_path / "official.pth", model="detr-tiny-panoptic", categories=CATEGORIES).has_masks
+    with pytest.raises(WeightsError, match="has 4 classes and does not say which, and 2 are named"):
+        load(tmp_path / "official.pth", model="detr-tiny-panoptic", categories=Categories.from_names(("cat", "dog")))
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (("--masks", "instances"), "--masks"),
+        (("--masks", "auto"), "--masks"),
+        (("--merge", "published"), "--merge"),
+        (("--panoptic-score", "0.2", "--merge", "published"), "--merge and --panoptic-score"),
+    ],
+)
+def test_eval_refuses_what_a_detector_without_mask_head_has_no_use_for(tmp_path, words, named):
+    preset = miniature("detr-tiny")
+    plain = tmp_path / "plain.safetensors"
+    save_weights(plain, build_model(preset, len(CATEGORIES)), ModelCard(to_dict(preset), CATEGORIES, {}))
+    result = CliRunner().invoke(app, ["eval", str(tmp_path), "--weights", str(plain), *words])
+    assert result.exit_code == 1
+    assert result.stderr.endswith(f"has no mask head, only boxes are scored: leave out {named}\n")
+    assert result.stderr.count("\n") == 1
 
 
 def test_a_detector_without_mask_head_is_one_line(tmp_path):

@@ -200,11 +200,11 @@ def test_the_command_prints_all_scores(folder, tmp_path):
     path = tmp_path / "detector.safetensors"
     save_weights(path, build_model(preset, len(CATEGORIES)), ModelCard(to_dict(preset), CATEGORIES, {}))
 
-    def run(*options: str) -> str:
+    def run(*options: str, code: int = 0) -> str:
         given = ["eval", str(folder), "--weights", str(path), "--device", "cpu", *options]
         result = CliRunner().invoke(app, given, catch_exceptions=False)
-        assert result.exit_code == 0, result.output
-        return result.stdout
+        assert result.exit_code == code, result.output
+        return result.stderr if code else result.stdout
 
     table = run("--merge", "published", "--panoptic-score", "0.1")
     for word in ("mask_AP50 ", "PQ_stuff ", "panoptic quality of stuff", "class  AP     mask AP  PQ     SQ     RQ"):
@@ -213,3 +213,5 @@ def test_the_command_prints_all_scores(folder, tmp_path):
     assert {"AP", "mask_AP", "PQ"} <= set(answer["metrics"])
     assert set(answer["panoptic_per_class"]["sea"]) == {"PQ", "SQ", "RQ"}
     assert "mask_AP" not in run("--masks", "none")
+    assert "read without masks, only boxes are scored" in run("--masks", "none", "--merge", "published", code=1)
+    assert "read without panoptic maps" in run("--masks", "none", "--panoptic-score", "0.2", code=1)

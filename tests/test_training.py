@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -18,6 +19,7 @@ from opendetr import training
 from opendetr.categories import Categories
 from opendetr.config import ConfigError, to_dict
 from opendetr.data.formats import open_data
+from opendetr.data.images import read_map, write_map
 from opendetr.data.records import DataError
 from opendetr.data.scenes import write_scenes
 from opendetr.predictor import load
@@ -135,6 +137,34 @@ def test_resume_refuses_other_data(scenes, tmp_path, monkeypatch):
         training.resume(tmp_path / "run", say=lambda line: None)
     with pytest.raises(ConfigError, match="no such file"):
         training.resume(tmp_path / "nothing", say=lambda line: None)
+
+
+def _other_outline(data: Path) -> None:
+    path = data / "annotations" / "instances_train.json"
+    content = json.loads(path.read_text())
+    content["annotations"][0]["segmentation"] = content["annotations"][1]["segmentation"]
+    path.write_text(json.dumps(content))
+
+
+def _other_map(data: Path) -> None:
+    path = sorted((data / "annotations" / "panoptic_train").iterdir())[0]
+    segments = read_map(path)
+    write_map(path, np.where(segments == segments[0, 0], segments[-1, -1], segments))
+
+
+@pytest.mark.parametrize(("masks", "change"), [("instances", _other_outline), ("panoptic", _other_map)])
+def test_resume_notices_masks_where_they_are_learned(scenes, tmp_path, masks, change):
+    data = tmp_path / "data"
+    shutil.copytree(scenes, data)
+
+    def fingerprint(of: str) -> str:
+        return training._fingerprint(open_data(data, masks=of))
+
+    before, boxes = fingerprint(masks), fingerprint("none")
+    assert fingerprint(masks) == before
+    change(data)
+    assert fingerprint(masks) != before
+    assert fingerprint("none") == boxes
 
 
 # ---------------------------------------------------------------------------------------------------------- the weights

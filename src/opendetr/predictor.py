@@ -53,7 +53,15 @@ from opendetr.sources.ahead import in_order
 from opendetr.sources.picture import Picture
 from opendetr.sources.reading import Source, each_picture, is_one_picture, read_picture
 from opendetr.structures import Detections, ImageBatch, Panoptic
-from opendetr.weights import WeightsError, load_weights, local_file, read_card, read_state
+from opendetr.weights import (
+    WeightsError,
+    in_our_layout,
+    load_weights,
+    local_file,
+    read_card,
+    read_state,
+    require_classes,
+)
 
 DETECTION_SCORE = 0.5
 """Detections that score less are left out, unless another threshold is given."""
@@ -147,8 +155,8 @@ class Predictor:
 
         Raises:
             DataError: nothing is there, or a picture cannot be read.
-            ConfigError: the detector knows no class of a name in `class_min_scores`, or it has no mask head and a
-                panoptic map is asked for.
+            ConfigError: the detector knows no class of a name in `class_min_scores`, it has no mask head and a panoptic
+                map is asked for, or a merge rule is given and no panoptic map is asked for.
         """
         usual = self.model.scoring.panoptic_score if panoptic else DETECTION_SCORE
         thresholds = self._thresholds(usual if min_score is None else min_score, class_min_scores or {})
@@ -156,6 +164,8 @@ class Predictor:
             self._require_masks()
             merging = partial(self._panoptic, thresholds=thresholds, merge=merge)
             return self._predict(source, merging, batch_size, on_unreadable)
+        if merge != "default":
+            raise ConfigError(f"merge={merge!r} is a rule of panoptic maps: give panoptic=True, too, or leave it out")
         return self._predict(source, partial(self._detect, thresholds=thresholds), batch_size, on_unreadable)
 
     @property
@@ -372,5 +382,9 @@ def load(
     else:
         raise WeightsError(f"{path}: does not say which model it is; name it, for example model='detr-r50'")
     network = build_model(preset, len(known), strict_no_object=strict_no_object)
-    load_weights(network, read_state(path))
+    state = read_state(path)
+    if card is None:
+        ours = in_our_layout(network, state)
+        require_classes(path, network, ours, len(known), num_others=network.num_logits - len(known))
+    load_weights(network, state)
     return Predictor(network, preset, known, device=device)

@@ -29,7 +29,7 @@ from opendetr.comparison import compare
 from opendetr.config import ConfigError, parse_assignment, replaced, to_dict
 from opendetr.data.formats import open_data
 from opendetr.data.loader import train_loader
-from opendetr.data.masks import require_scorable
+from opendetr.data.masks import map_hashes, require_scorable
 from opendetr.data.paths import require_folder
 from opendetr.data.records import DataError, DetectionData, ImageRecord
 from opendetr.distributed import from_main, is_main, join_processes, rank, together, world_size
@@ -71,6 +71,7 @@ from opendetr.weights import (
     local_file,
     read_card,
     read_state,
+    require_classes,
     save_weights,
     transfer,
 )
@@ -261,6 +262,8 @@ def _set_up(
         preset = replace(preset, model=of_card.model, masks=of_card.masks or preset.masks)
         if freeze_detector:  # it sees images of the size that it was trained for
             seen = replace(preset.data, image_size=of_card.data.image_size, max_size=of_card.data.max_size)
+            if of_card.masks is not None:
+                seen = replace(seen, masks=of_card.data.masks)
             preset = replace(preset, data=seen, criterion=of_card.criterion)
     if freeze_detector:
         preset = with_frozen_detector(preset)
@@ -274,7 +277,8 @@ def _model_name(name: str | None, card: ModelCard | None, origin: str | Path, *,
     if name and of_card == name_without_masks(name):
         return name
     found = _one_of(name, of_card, f"{origin}: holds {of_card}") or DEFAULT_MODEL
-    return name_with_masks(found) if with_masks and name is None else found
+    has_head = card is not None and card.config.get("masks") is not None  # put there by a setting, perhaps
+    return name_with_masks(found) if with_masks and name is None and not has_head else found
 
 
 def _require_lessons(preset: Preset, origin: str | Path) -> None:
@@ -435,13 +439,18 @@ def _open(setup: _Setup, say: Say) -> dict[str, DetectionData]:
 
 
 def _fingerprint(parts: Mapping[str, DetectionData]) -> str:
-    """A hash of what a run sees of the data: classes, files, boxes."""
+    """A hash of what a run sees of the data: classes, files, boxes, and outlines and maps where masks are learned."""
     digest = hashlib.sha256()
     for role in ("train", "val"):
-        digest.update(repr((role, parts[role].categories.to_dict())).encode())
-        for image in parts[role].images:
+        part = parts[role]
+        digest.update(repr((role, part.categories.to_dict())).encode())
+        for image in part.images:
             objects = [(thing.category_id, thing.box, thing.crowd) for thing in image.objects]
-            digest.update(repr((image.id, parts[role].file_name(image), objects)).encode())
+            digest.update(repr((image.id, part.file_name(image), objects)).encode())
+        if part.masks != "none":
+            for image, drawn in zip(part.images, map_hashes(part.images), strict=True):
+                outlines = [(thing.segmentation, thing.segment) for thing in image.objects]
+                digest.update(repr((outlines, drawn)).encode())
     return digest.hexdigest()
 
 
@@ -480,13 +489,7 @@ def _transferred(model: Detector, path: Path, preset: Preset, categories: Catego
     state = in_our_layout(model, given := read_state(path))
     name = preset.name if has_masks(given) else name_without_masks(preset.name)
     known = card.categories if card else published_categories(name)
-    rows = state.get(model.class_rows[0])
-    num_others = model.num_logits - len(categories)  # "no object"
-    if rows is not None and len(rows) != len(known) + num_others:
-        raise WeightsError(
-            f"{path}: has {len(rows) - num_others} classes and does not say which; load it with opendetr.load and its "
-            "categories, and save it with opendetr.weights.save_weights"
-        )
+    require_classes(path, model, state, len(known), num_others=model.num_logits - len(categories))
     report = transfer(model, state, known, categories)
     if report.new and has_frozen_detector(preset):
         isthing = dict(zip(categories.names, categories.isthing, strict=True))

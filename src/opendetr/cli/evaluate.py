@@ -93,10 +93,19 @@ def evaluate(
 
         opendetr eval my-data --weights detr-r50-panoptic --merge published --batch-size 1
     """
+    from opendetr.config import ConfigError
     from opendetr.data.formats import open_split
     from opendetr.predictor import load
 
     detector = load(weights, model=model, device=device, strict_no_object=strict_no_object)
+    given = {
+        "--masks": masks not in (None, MaskSource.NONE),
+        "--merge": merge is not MergeRule.DEFAULT,
+        "--panoptic-score": panoptic_score is not None,
+    }
+    of_masks = [option for option, is_given in given.items() if is_given]
+    if of_masks and not detector.has_masks:
+        raise ConfigError(f"{weights}: has no mask head, only boxes are scored: leave out {' and '.join(of_masks)}")
     config = detector.preset.data
     chosen = split or config.val_split or "val"
     split_data = open_split(
@@ -106,6 +115,10 @@ def evaluate(
         strict=config.strict,
         masks=masks.value if masks else config.masks,
     )
+    if merge is not MergeRule.DEFAULT and split_data.masks == "none":
+        raise ConfigError(f"{data}: was read without masks, only boxes are scored: leave out --merge")
+    if panoptic_score is not None and split_data.masks != "panoptic":
+        raise ConfigError(f"{data}: was read without panoptic maps, none are scored: leave out --panoptic-score")
     say(f"{chosen}: {split_data.summary()}")
     with progress_bar("evaluating") as progress:
         scores = detector.evaluate(

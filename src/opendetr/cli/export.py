@@ -29,7 +29,8 @@ def export(
     """Write a detector for others: a folder for transformers, or a file as the original implementations have it.
 
     transformers reads the folder with from_pretrained of AutoModelForObjectDetection and AutoImageProcessor, and this
-    command line as --weights FOLDER. An official file holds neither classes nor settings: to read it takes --model.
+    command line as --weights FOLDER. An official file holds neither classes nor settings: to read it takes
+    --model and, for other classes than COCO's, opendetr.load(..., categories=...).
 
     Examples:
 

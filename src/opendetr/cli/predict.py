@@ -90,6 +90,8 @@ def predict(
     least, by_class = _scores(min_score or [])
     if panoptic and (crops or csv or yolo):
         raise typer.BadParameter("--crops, --csv and --yolo are of detections: leave them out with --panoptic")
+    if merge is not MergeRule.DEFAULT and not panoptic:
+        raise typer.BadParameter("--merge is a rule of panoptic maps: give --panoptic, too")
 
     from opendetr.predictor import load
     from opendetr.results.folder import OutputConfig

@@ -8,6 +8,7 @@ Shape letters: H W picture, n objects.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +25,7 @@ from opendetr.data.images import ImageFileError, read_map
 from opendetr.data.kinds import Kind
 from opendetr.data.records import DataError, DetectionData, ImageRecord, ObjectRecord, Remark, count_findings
 
+_NUM_READERS = min(8, os.cpu_count() or 1)
 _POINT_NUMBERS, _FEWEST_NUMBERS = 2, 6
 _OUTLINE_FAULTS = frozenset({Kind.INVALID_OUTLINE, Kind.NO_OUTLINE, Kind.MASK_SIZE})
 # With these a score would be of something else than what is annotated.
@@ -211,6 +213,19 @@ def panoptic_map(image: ImageRecord) -> np.ndarray:
     return segments
 
 
+def map_hashes(images: Sequence[ImageRecord]) -> Iterator[str]:
+    """What tells the content of each image's panoptic map from any other; empty without a map that can be read."""
+    with ThreadPoolExecutor(_NUM_READERS) as executor:
+        yield from executor.map(_map_hash, images)
+
+
+def _map_hash(image: ImageRecord) -> str:
+    try:
+        return hashlib.sha256(image.panoptic_map.read_bytes()).hexdigest() if image.panoptic_map else ""
+    except OSError:  # the loader says so
+        return ""
+
+
 def empty_mask(image: ImageRecord, thing: ObjectRecord) -> Remark:
     """The remark on an object whose mask holds no pixel."""
     if image.panoptic_map is not None:
@@ -258,7 +273,7 @@ def require_scorable(data: DetectionData) -> None:
     """
     _require_whole(data)
     if data.masks == "panoptic":
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as executor:
+        with ThreadPoolExecutor(_NUM_READERS) as executor:
             for _ in executor.map(_require_scorable_map, data.images, repeat(data.categories)):
                 pass
 

@@ -5,7 +5,14 @@ from __future__ import annotations
 from opendetr.weights.card import ModelCard, read_card, save_weights
 from opendetr.weights.download import cache_folder, download
 from opendetr.weights.errors import WeightsError
-from opendetr.weights.loading import LoadReport, TransferReport, in_our_layout, load_weights, transfer
+from opendetr.weights.loading import (
+    LoadReport,
+    TransferReport,
+    in_our_layout,
+    load_weights,
+    require_classes,
+    transfer,
+)
 from opendetr.weights.reading import read_state, weights_file
 from opendetr.weights.sources import is_remote, local_file
 
@@ -22,6 +29,7 @@ __all__ = [
     "local_file",
     "read_card",
     "read_state",
+    "require_classes",
     "save_weights",
     "transfer",
     "weights_file",

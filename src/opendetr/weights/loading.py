@@ -93,6 +93,21 @@ def in_our_layout(model: Detector, state: Mapping[str, Tensor]) -> dict[str, Ten
     return ours | _shared_heads(ours, own) if layout == "huggingface" else ours
 
 
+def require_classes(
+    path: Path, model: Detector, state: Mapping[str, Tensor], num_known: int, *, num_others: int
+) -> None:
+    """Raise WeightsError for weights in our layout that have other classes than the `num_known` whose names are known.
+
+    `num_others` outputs of a class head are of no class ("no object").
+    """
+    rows = state.get(model.class_rows[0])
+    if rows is not None and len(rows) != num_known + num_others:
+        raise WeightsError(
+            f"{path}: has {len(rows) - num_others} classes and does not say which, and {num_known} are named; give "
+            "opendetr.load its own categories, and save it with opendetr.weights.save_weights"
+        )
+
+
 def _shared_heads(ours: Mapping[str, Tensor], own: Collection[str]) -> dict[str, Tensor]:
     """Heads of later layers: transformers saves the first one alone where all are equal."""
     shared: dict[str, Tensor] = {}
