@@ -16,6 +16,7 @@ from PIL import Image
 
 from folders import coco_content, one_line, picture, write_coco_folder
 from opendetr.boxes import cxcywh_to_xyxy
+from opendetr.categories import Categories
 from opendetr.data.augment import training_transform
 from opendetr.data.config import AugmentationConfig, DataConfig
 from opendetr.data.convert import convert
@@ -23,8 +24,8 @@ from opendetr.data.formats import Format, open_data, open_split, recognise
 from opendetr.data.images import ImageError, read_map, read_record, write_map
 from opendetr.data.kinds import Kind
 from opendetr.data.loader import eval_loader, train_loader
-from opendetr.data.masks import coco_truth, panoptic_truth, read_masks, require_scorable
-from opendetr.data.records import DataError
+from opendetr.data.masks import coco_truth, panoptic_truth, read_masks, require_scorable, thing_outlines
+from opendetr.data.records import DataError, ImageRecord, ObjectRecord
 from opendetr.data.scenes import SceneConfig, mask_to_polygons, mask_to_rle, write_scenes
 from opendetr.data.transforms import Crop, Flip, LabelledImage, Resize, resize_masks
 
@@ -259,10 +260,23 @@ def test_the_coco_truth_of_maps_is_run_lengths_of_things(scenes):
     rows = iter(truth["annotations"])
     for image in data.images:
         things = [thing for thing in image.objects if data.categories.isthing[_label(data, thing)]]
-        for mask in read_masks(image, things):
-            assert (coder.decode(next(rows)["segmentation"]) == mask).all()
+        outlines = thing_outlines(image, data.categories, panoptic_truth(image, data.categories)[0])
+        for thing, outline, mask in zip(things, outlines, read_masks(image, things), strict=True):
+            row = next(rows)
+            assert (row["image_id"], row["bbox"]) == (image.id, list(thing.box)) and "segmentation" not in row
+            assert outline == coder.encode(np.asfortranarray(mask.view(np.uint8)))
     assert next(rows, None) is None
-    assert not any("segmentation" in row for row in coco_truth(data, masks=False)["annotations"])
+
+
+def test_things_at_the_corners_of_a_map_have_run_lengths():
+    segments = np.array([[1, 0, 2], [1, 2, 2], [3, 0, 4]], dtype=np.int32)
+    things = tuple(ObjectRecord(id=n, category_id=1, box=(0, 0, 1, 1), area=1, segment=n) for n in (4, 1, 2, 3))
+    image = ImageRecord(id=1, path=Path("a.png"), height=3, width=3, objects=things)
+    outlines = thing_outlines(image, Categories(("cat",), (1,)), segments)
+    for thing, outline in zip(things, outlines, strict=True):
+        mask = segments == thing.segment
+        assert outline == coder.encode(np.asfortranarray(mask.view(np.uint8)))
+        assert (coder.decode(outline) == mask).all()
 
 
 def _label(data, thing):

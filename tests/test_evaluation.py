@@ -14,7 +14,7 @@ from pycocotools.cocoeval import COCOeval
 
 from opendetr.categories import Categories
 from opendetr.data.scenes import mask_to_polygons, mask_to_rle
-from opendetr.evaluation import METRICS, CocoEvaluator
+from opendetr.evaluation import METRICS, CocoEvaluator, coco
 from opendetr.structures import Detections
 
 CATEGORIES = Categories(("cell", "unseen", "cat", "rare"), (0, 3, 7, 90))  # holes, and an id of 0
@@ -286,3 +286,30 @@ def test_masks_are_compared_where_there_are_some():
     boxes = CocoEvaluator(truth)
     boxes.update([1], [found])
     assert all("segmentation" not in row for row in boxes.results)
+
+
+def test_true_outlines_may_follow_and_come_from_all_processes(monkeypatch):
+    """Image by image, each in the process that scores it."""
+    rng = np.random.default_rng(5)
+    truth = masked_truth(rng)
+    by_image = {image["id"]: [] for image in truth["images"]}
+    for row in truth["annotations"]:
+        by_image[row["image_id"]].append(row["segmentation"])
+    bare = truth | {"annotations": [{**row, "segmentation": None} for row in truth["annotations"]]}
+    found = {image_id: masked_detections(rng, truth, image_id) for image_id in by_image}
+    whole = CocoEvaluator(truth, masks=True)
+    whole.update(list(found), list(found.values()))
+    parts = [CocoEvaluator(bare, masks=True, outlines_follow=True) for _ in range(2)]
+    for index, (image_id, detections) in enumerate(found.items()):
+        parts[index % 2].update([image_id], [detections])
+        parts[index % 2].outline(image_id, by_image[image_id])
+    with pytest.raises(ValueError, match="its true outlines are missing; give them with `outline`"):
+        parts[0].compute()
+    with pytest.raises(ValueError, match=f"image 1: expected outlines of {len(by_image[1])} annotations, got 0"):
+        parts[0].outline(1, [])
+    collected = [(part._rows, part._outlines, part._true_outlines) for part in parts]
+    monkeypatch.setattr(coco, "gather", lambda own: collected)
+    parts[0].gather()
+    assert parts[0].without_outlines == []
+    assert parts[0].compute() == whole.compute()
+    assert whole.compute()["AP"] > 0.05

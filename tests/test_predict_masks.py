@@ -97,12 +97,12 @@ def test_masks_are_brought_to_their_size_one_picture_at_a_time(detector, monkeyp
     """Large masks of a whole batch need not be held at once."""
     made = 0
 
-    def counted(*given):
+    def counted(*given, **options):
         nonlocal made
         made += 1
-        return instance_masks(*given)
+        return instance_masks(*given, **options)
 
-    monkeypatch.setattr("opendetr.predictor.instance_masks", counted)
+    monkeypatch.setattr("opendetr.postprocess.finishing.instance_masks", counted)
     for number, _ in enumerate(detector.predict([picture()] * 8, min_score=0, batch_size=4), 1):
         assert made == number
 

@@ -19,7 +19,9 @@ from folders import save_picture
 from opendetr.categories import Categories
 from opendetr.cli.main import app
 from opendetr.config import to_dict
+from opendetr.data import masks as data_masks
 from opendetr.data.formats import open_split
+from opendetr.data.images import write_map
 from opendetr.data.loader import eval_loader
 from opendetr.data.masks import panoptic_truth
 from opendetr.data.records import DataError, DetectionData
@@ -79,7 +81,7 @@ class Oracle(MaskedDetector):
     def __init__(self, data: DetectionData, shift: int = 0) -> None:
         nn.Module.__init__(self)
         self.scoring = SoftmaxNoObject()
-        self.records = {image.id: image for image in data.images}
+        self.truths = {image.id: panoptic_truth(image, CATEGORIES) for image in data.images}
         self.shift = shift
         self.targets: Sequence[Target] = ()
         self.padded = (0, 0)
@@ -97,7 +99,7 @@ class Oracle(MaskedDetector):
         logits = []
         for index, number in zip(image.tolist(), query.tolist(), strict=True):
             target = self.targets[index]
-            segments, info = panoptic_truth(self.records[target.image_id], CATEGORIES)
+            segments, info = self.truths[target.image_id]
             mask = torch.zeros(self.padded)
             if number < len(info):
                 true = torch.from_numpy(segments == info[number].id).float()[None, None]
@@ -185,6 +187,43 @@ def test_an_image_that_cannot_be_read_is_one_with_nothing_found(data, tmp_path):
     scores = score(broken, Oracle(broken))
     assert len(scores.unreadable) == 1
     assert scores.panoptic_per_class["sea"]["RQ"] == pytest.approx(3 / 3.5)
+
+
+@pytest.fixture
+def maps_read(monkeypatch) -> list[Path]:
+    """The files of the maps that are read, each as often as it is."""
+    files: list[Path] = []
+    read = data_masks.read_map
+
+    def counted(path):
+        files.append(path)
+        return read(path)
+
+    monkeypatch.setattr(data_masks, "read_map", counted)
+    return files
+
+
+def test_every_map_is_read_once_when_its_image_is_scored(data, tmp_path, maps_read):
+    gone = tmp_path / "gone.png"
+    gone.write_bytes(b"no picture")
+    broken = replace(data, images=(replace(data.images[0], path=gone), *data.images[1:]))
+    oracle = Oracle(broken)
+    maps_read.clear()
+    scorer = Scorer(oracle, CATEGORIES, broken)
+    assert maps_read == []
+    assert scorer.compute().metrics["mask_AP"] == 0  # nothing was found in images that nobody has scored
+    assert len(maps_read) == len(data)
+    maps_read.clear()
+    assert 0 < score(broken, oracle).metrics["mask_AP"] < score(data, oracle).metrics["mask_AP"]
+    assert sorted(maps_read) == sorted([image.panoptic_map for image in data.images] * 2)
+
+
+def test_a_map_that_does_not_fit_its_annotation_is_one_line(data, tmp_path):
+    drawn = tmp_path / "other.png"
+    write_map(drawn, np.where(true_map(*SIZES[0]) == 3, 2, true_map(*SIZES[0])))
+    oracle = Oracle(data)
+    with pytest.raises(DataError, match=r"other.png, segment 3: 1 segment that its map does not show; the score"):
+        score(replace(data, images=(replace(data.images[0], panoptic_map=drawn), *data.images[1:])), oracle)
 
 
 def test_masks_are_scored_where_both_have_them(folder, data):

@@ -28,17 +28,7 @@ from opendetr.data.transforms import evaluation_transform
 from opendetr.distributed import best_device, rank, world_size
 from opendetr.models.detector import Detector
 from opendetr.models.masks import MaskedDetector
-from opendetr.postprocess import (
-    Candidates,
-    MaskFrame,
-    Merge,
-    candidates,
-    detect_with_queries,
-    instance_masks,
-    mask_frames,
-    mask_logits,
-    panoptic_map,
-)
+from opendetr.postprocess import ImageMasks, Merge, candidates, detect_with_queries, image_masks
 from opendetr.presets import (
     Preset,
     build_model,
@@ -222,9 +212,8 @@ class Predictor:
         pictured = [_pictured(each.picture, some) for each, (some, _) in zip(batch, found, strict=True)]
         if not isinstance(self.model, MaskedDetector):
             return [partial(_unchanged, each) for each in pictured]
-        logits = mask_logits(self.model, output, [queries for _, queries in found])
-        frames = mask_frames(images, sizes)
-        return [partial(_with_masks, *each) for each in zip(pictured, logits, frames, strict=True)]
+        masks = image_masks(self.model, output, images, sizes, queries=[queries for _, queries in found])
+        return [partial(_with_masks, *each) for each in zip(pictured, masks, strict=True)]
 
     @torch.inference_mode()
     def _panoptic(self, batch: Sequence[_Prepared], thresholds: Tensor, merge: Merge) -> list[Callable[[], Panoptic]]:
@@ -233,14 +222,13 @@ class Predictor:
         images, sizes = self._batch(batch)
         output = self.model(images)
         found = candidates(output.final, self.categories, min_score=thresholds, merge=merge)
-        logits = mask_logits(self.model, output, [each.queries for each in found])
-        frames = mask_frames(images, sizes)
 
-        def finish(picture: Picture, some: Candidates, of_image: Tensor, frame: MaskFrame) -> Panoptic:
-            return _pictured(picture, panoptic_map(some, of_image, frame, self.categories, merge=merge))
+        def finish(picture: Picture, masks: ImageMasks) -> Panoptic:
+            return _pictured(picture, masks.panoptic(self.categories, merge=merge))
 
         pictures = [each.picture for each in batch]
-        return [partial(finish, *each) for each in zip(pictures, found, logits, frames, strict=True)]
+        masks = image_masks(self.model, output, images, sizes, found=found)
+        return [partial(finish, *each) for each in zip(pictures, masks, strict=True)]
 
     def _batch(self, batch: Sequence[_Prepared]) -> tuple[ImageBatch, Tensor]:
         """The model's input, and (B, 2) the sizes of the pictures."""
@@ -316,8 +304,8 @@ def _by_shape(
     return (finishing.pop(place)() for place in range(len(batch)))
 
 
-def _with_masks(found: Detections, logits: Tensor, frame: MaskFrame) -> Detections:
-    return replace(found, masks=instance_masks(logits, frame))
+def _with_masks(found: Detections, masks: ImageMasks) -> Detections:
+    return replace(found, masks=masks.instances())
 
 
 def _unchanged(found: Detections) -> Detections:

@@ -15,23 +15,14 @@ import torch
 from torch import Tensor
 
 from opendetr.categories import Categories
-from opendetr.data.masks import coco_truth, panoptic_truth
+from opendetr.data.masks import TrueSegment, coco_truth, panoptic_truth, thing_outlines
 from opendetr.data.records import DataError, DetectionData
 from opendetr.evaluation import CocoEvaluator
 from opendetr.evaluation.names import MASK_PREFIX
 from opendetr.evaluation.panoptic import PANOPTIC_METRICS, PanopticEvaluation, Quality
 from opendetr.models.detector import Detector
 from opendetr.models.masks import MaskedDetector
-from opendetr.postprocess import (
-    Merge,
-    candidates,
-    detect,
-    detect_with_queries,
-    instance_masks,
-    mask_frames,
-    mask_logits,
-    panoptic_map,
-)
+from opendetr.postprocess import Merge, candidates, detect, detect_with_queries, image_masks
 from opendetr.structures import Batch, Detections, ImageBatch, Output, Panoptic, Segment
 
 _NO_QUALITY = dict.fromkeys(Quality._fields)  # of a class that is nowhere
@@ -80,7 +71,8 @@ class _Found:
 class Scorer:
     """Collects what a model finds in a data set, and scores it. Classes are paired by name.
 
-    Masks are brought to the size of their image and encoded one image at a time, so that memory stays flat.
+    Masks are brought to the size of their image and encoded one image at a time, and each panoptic map of the data is
+    read once, when its image is scored, so that memory stays flat.
 
     Args:
         model: its answers are scored.
@@ -92,7 +84,8 @@ class Scorer:
         panoptic_score: queries that score less have no part in a map; what the model's scoring says when omitted.
 
     Raises:
-        DataError: model and data have no class in common, or the data's masks are such that a score would be wrong.
+        DataError: model and data have no class in common, or the data's masks are such that a score would be wrong:
+            here, as far as the annotations show it, and where an image is scored whose map does not fit them.
     """
 
     def __init__(
@@ -116,10 +109,11 @@ class Scorer:
         self._tells_layers = num_layers is not None
         self._records = {image.id: image for image in data.images}
         has_masks = isinstance(model, MaskedDetector) and data.masks != "none"
-        truth = coco_truth(data, masks=has_masks)
+        has_maps = has_masks and data.masks == "panoptic"
+        truth = coco_truth(data)
         self._evaluators = [CocoEvaluator(truth) for _ in range(num_layers or 1)]
-        self._mask_evaluator = CocoEvaluator(truth, masks=True) if has_masks else None
-        self._panoptic = PanopticEvaluation(data.categories) if has_masks and data.masks == "panoptic" else None
+        self._mask_evaluator = CocoEvaluator(truth, masks=True, outlines_follow=has_maps) if has_masks else None
+        self._panoptic = PanopticEvaluation(data.categories) if has_maps else None
         self._seconds = 0.0
         self._num_images = 0
 
@@ -137,7 +131,7 @@ class Scorer:
         """Score images that could not be read as ones in which nothing was found."""
         if self._panoptic is not None:
             for image_id in image_ids:
-                segments, info = panoptic_truth(self._records[image_id], self._data.categories)
+                segments, info = self._true_map(image_id)
                 self._panoptic.update(segments, info, np.zeros_like(segments), ())
 
     def compute(self, unreadable: Iterable[str] = ()) -> Evaluation:
@@ -150,6 +144,8 @@ class Scorer:
         masks: dict[str, Any] = {"per_class": {}}
         if self._mask_evaluator is not None:
             self._mask_evaluator.gather()
+            for image_id in self._mask_evaluator.without_outlines:  # nobody has scored them
+                self._true_map(image_id)
             masks = self._mask_evaluator.compute()
         panoptic: dict[str, Any] = {}
         qualities: dict[str, Quality | None] = {}
@@ -191,17 +187,11 @@ class Scorer:
             yield from ((None, None) for _ in queries)
             return
         assert isinstance(self._model, MaskedDetector)
-        frames, merge = mask_frames(images, sizes), self._merge
-        if self._panoptic is None:
-            for logits, frame in zip(mask_logits(self._model, output, queries), frames, strict=True):
-                yield instance_masks(logits, frame, merge=merge), None
-            return
-        kept = candidates(output.final, self._categories, min_score=self._panoptic_score, merge=merge)
-        asked = [torch.cat((some, others.queries)) for some, others in zip(queries, kept, strict=True)]
-        for some, logits, frame in zip(kept, mask_logits(self._model, output, asked), frames, strict=True):
-            of_detections, of_map = logits.split((len(logits) - len(some), len(some)))
-            panoptic = panoptic_map(some, of_map, frame, self._categories, merge=merge)
-            yield instance_masks(of_detections, frame, merge=merge), panoptic
+        merge, found = self._merge, None
+        if self._panoptic is not None:
+            found = candidates(output.final, self._categories, min_score=self._panoptic_score, merge=merge)
+        for masks in image_masks(self._model, output, images, sizes, queries=queries, found=found):
+            yield masks.instances(merge=merge), None if found is None else masks.panoptic(self._categories, merge=merge)
 
     def _scored(self, found: Detections, queries: Tensor | None = None) -> tuple[Detections, Tensor]:
         """The detections of things that the data knows, under its labels, and their queries."""
@@ -216,8 +206,15 @@ class Scorer:
         if self._mask_evaluator is not None:
             self._mask_evaluator.update([image_id], [found.layers[-1]])
         if self._panoptic is not None and found.panoptic is not None:
-            truth, true_segments = panoptic_truth(self._records[image_id], self._data.categories)
-            self._panoptic.update(truth, true_segments, *self._known_segments(found.panoptic))
+            self._panoptic.update(*self._true_map(image_id), *self._known_segments(found.panoptic))
+
+    def _true_map(self, image_id: int) -> tuple[np.ndarray, tuple[TrueSegment, ...]]:
+        """The annotated map of an image, of which the outlines of its things are made, too."""
+        record, categories = self._records[image_id], self._data.categories
+        segments, info = panoptic_truth(record, categories)
+        assert self._mask_evaluator is not None
+        self._mask_evaluator.outline(image_id, thing_outlines(record, categories, segments))
+        return segments, info
 
     def _known_segments(self, found: Panoptic) -> tuple[np.ndarray, tuple[Segment, ...]]:
         """A map and its segments under the labels of the data; what those do not know becomes void."""

@@ -20,7 +20,7 @@ from opendetr.categories import coco_panoptic_categories
 from opendetr.export import export_huggingface
 from opendetr.losses.scoring import SoftmaxNoObject
 from opendetr.models.masks import MaskedDetector
-from opendetr.postprocess import candidates, mask_frames, mask_logits, panoptic_map
+from opendetr.postprocess import candidates, image_masks
 from opendetr.predictor import load
 from opendetr.presets import build_model, get_preset
 from opendetr.structures import ImageBatch
@@ -78,10 +78,9 @@ def _ours(folder: Path) -> Run:
     @torch.inference_mode()
     def run() -> Any:
         output = model(images)
-        (kept,) = candidates(output.final, detector.categories)
-        assert len(kept) == _PASSING
-        (logits,), (frame,) = mask_logits(model, output, [kept.queries]), mask_frames(images, sizes)
-        return panoptic_map(kept, logits, frame, detector.categories)
+        found = candidates(output.final, detector.categories)
+        assert len(found[0]) == _PASSING
+        return image_masks(model, output, images, sizes, found=found)[0].panoptic(detector.categories)
 
     return run
 

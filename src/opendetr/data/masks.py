@@ -253,17 +253,36 @@ def panoptic_truth(image: ImageRecord, categories: Categories) -> tuple[np.ndarr
     )
 
 
-def coco_truth(data: DetectionData, *, masks: bool = True) -> dict[str, Any]:
-    """The COCO truth of boxes, and of masks where `masks`, of the things in the data: stuff is scored as a map only.
+def coco_truth(data: DetectionData) -> dict[str, Any]:
+    """The COCO truth of the things in the data: stuff is scored as a map only.
 
-    Of a panoptic split the masks are run lengths made of its maps, image by image. Raises DataError, one line, where
-    annotations were left out because of their masks, or a map does not fit its annotation.
+    Outlines are those of the annotations; of a panoptic split `thing_outlines` makes them, image by image. Raises
+    DataError, one line, where annotations were left out because of their masks.
     """
     _require_whole(data)
-    from_maps = masks and data.masks == "panoptic"
-    images = tuple(_things_of(image, data.categories, masks=from_maps) for image in data.images)
-    truth = replace(data, images=images).to_coco()
+    images = (replace(image, objects=tuple(_things(image, data.categories))) for image in data.images)
+    truth = replace(data, images=tuple(images)).to_coco()
     return truth | {"categories": [row for row in truth["categories"] if row["isthing"]]}
+
+
+def thing_outlines(image: ImageRecord, categories: Categories, segments: np.ndarray) -> list[dict[str, Any]]:
+    """The things of a panoptic map (H, W) as run lengths, in the order of the image's annotations in `coco_truth`."""
+    columns = segments.T.ravel()  # run lengths go down the columns
+    starts = np.flatnonzero(np.concatenate(([True], columns[1:] != columns[:-1])))
+    numbers, edges = columns[starts], np.append(starts, columns.size)
+    outlines = []
+    for thing in _things(image, categories):
+        runs = np.flatnonzero(numbers == thing.segment)
+        borders = np.stack((edges[runs], edges[runs + 1]), 1).ravel()
+        counts = np.diff(borders, prepend=0, append=columns.size).tolist()
+        counts = counts if counts[-1] else counts[:-1]  # as if the mask had been encoded pixel by pixel
+        height, width = segments.shape
+        outlines.append(coder.frPyObjects({"size": [height, width], "counts": counts}, height, width))
+    return outlines
+
+
+def _things(image: ImageRecord, categories: Categories) -> list[ObjectRecord]:
+    return [thing for thing in image.objects if categories.isthing[categories.label_of_id(thing.category_id)]]
 
 
 def require_scorable(data: DetectionData) -> None:
@@ -315,18 +334,6 @@ def segment_areas(segments: np.ndarray) -> dict[int, int]:
     numbers, index = np.unique(flat[starts], return_inverse=True)
     areas = np.bincount(index, weights=lengths).astype(np.int64)
     return {number: area for number, area in zip(numbers.tolist(), areas.tolist(), strict=True) if number}
-
-
-def _things_of(image: ImageRecord, categories: Categories, *, masks: bool) -> ImageRecord:
-    """The image with its things alone, their masks as run lengths where `masks`."""
-    things = [thing for thing in image.objects if categories.isthing[categories.label_of_id(thing.category_id)]]
-    if masks and things:
-        segments, _ = panoptic_truth(image, categories)
-        columns = segments.T  # run lengths go down the columns
-        masks_of_things = np.stack([columns == thing.segment for thing in things]).view(np.uint8)
-        encoded = coder.encode(masks_of_things.transpose(2, 1, 0))
-        things = [replace(thing, segmentation=dict(rle)) for thing, rle in zip(things, encoded, strict=True)]
-    return replace(image, objects=tuple(things))
 
 
 def _unscorable(remark: Remark) -> DataError:

@@ -48,7 +48,9 @@ class CocoEvaluator:
         0.731
     """
 
-    def __init__(self, truth: dict[str, Any], *, max_detections: int = 100, masks: bool = False) -> None:
+    def __init__(
+        self, truth: dict[str, Any], *, max_detections: int = 100, masks: bool = False, outlines_follow: bool = False
+    ) -> None:
         """Score against `truth`.
 
         Args:
@@ -58,17 +60,18 @@ class CocoEvaluator:
                 polygons or run lengths as the annotations' `segmentation`.
             max_detections: of each image and category only so many, the best scored, count. COCO's own is 100.
             masks: compare masks instead of boxes.
+            outlines_follow: the annotations have no outlines yet: `outline` gives them, image by image.
 
         Raises:
-            ValueError: a key of `truth` is missing, an annotation has no outline where masks are compared, or
-                `max_detections` is not above 10.
+            ValueError: a key of `truth` is missing, an annotation has no outline where masks are compared and none
+                follow, or `max_detections` is not above 10.
         """
         for key in ("images", "annotations", "categories"):
             if key not in truth:
                 raise ValueError(f"the truth has no '{key}'; pass the content of a COCO detection file")
         if max_detections <= 10:  # the limits of AR1 and AR10 lie below it
             raise ValueError(f"max_detections: expected more than 10, got {max_detections}")
-        if masks:
+        if masks and not outlines_follow:
             _require_outlines(truth)
         self.truth = truth
         self.masks = masks
@@ -76,6 +79,8 @@ class CocoEvaluator:
         self._image_ids = {image["id"] for image in truth["images"]}
         self._rows: dict[int, np.ndarray] = {}  # image id -> (n, 6) float64: category id, x, y, w, h, score
         self._outlines: dict[int, list[dict[str, Any]]] = {}  # image id -> run lengths of the n masks
+        self._following = Counter(row["image_id"] for row in truth["annotations"]) if outlines_follow else Counter()
+        self._true_outlines: dict[int, Sequence[dict[str, Any]]] = {}  # image id -> those of its annotations
 
     def update(self, image_ids: Sequence[int], results: Sequence[Detections]) -> None:
         """Add the detections of some images.
@@ -102,11 +107,27 @@ class CocoEvaluator:
             if self.masks:
                 self._outlines[image_id] = [row["segmentation"] for row in found]
 
+    def outline(self, image_id: int, outlines: Sequence[dict[str, Any]]) -> None:
+        """Give the true outlines of an image, where they follow: polygons or run lengths of its annotations, in order.
+
+        Raises ValueError when there are not as many as annotations.
+        """
+        expected = self._following[image_id]
+        if len(outlines) != expected:
+            raise ValueError(f"image {image_id}: expected outlines of {expected} annotations, got {len(outlines)}")
+        self._true_outlines[image_id] = outlines
+
+    @property
+    def without_outlines(self) -> list[int]:
+        """The images whose true outlines are still to be given by `outline`."""
+        return [image_id for image_id in self._following if image_id not in self._true_outlines]
+
     def gather(self) -> None:
         """Take in what the other processes have collected, of other images."""
-        for rows, outlines in gather((self._rows, self._outlines)):
+        for rows, outlines, true_outlines in gather((self._rows, self._outlines, self._true_outlines)):
             self._rows.update(rows)
             self._outlines.update(outlines)
+            self._true_outlines.update(true_outlines)
 
     @property
     def results(self) -> list[dict[str, Any]]:
@@ -133,7 +154,14 @@ class CocoEvaluator:
             `max_detections`), and under "per_class" the AP of each category by name, in the order of their ids. All
             are in 0..1, or None where the truth holds nothing to find: a class, or a range of sizes, without objects.
             (COCO writes -1 there; None cannot slip into a mean.)
+
+        Raises:
+            ValueError: true outlines that were to follow are still missing.
         """
+        if self.without_outlines:
+            raise ValueError(
+                f"image {self.without_outlines[0]}: its true outlines are missing; give them with `outline`"
+            )
         truth, results = self._indexed(self._truth_rows()), self._indexed(self._result_rows())
         evaluation = COCOeval_faster(truth, results, "segm" if self.masks else "bbox")
         evaluation.params.maxDets = [1, 10, self.max_detections]
@@ -148,6 +176,7 @@ class CocoEvaluator:
     def _truth_rows(self) -> list[dict[str, Any]]:
         """The annotations, numbered from 1: the matching takes an annotation id of 0 for `nothing matched`."""
         rows = []
+        following = {image_id: iter(outlines) for image_id, outlines in self._true_outlines.items()}
         for number, annotation in enumerate(self.truth["annotations"], 1):
             width, height = annotation["bbox"][2:]
             row = {
@@ -158,7 +187,10 @@ class CocoEvaluator:
                 "area": annotation.get("area", width * height),
                 "iscrowd": int(annotation.get("iscrowd", 0)),
             }
-            rows.append(row | {"segmentation": annotation["segmentation"]} if self.masks else row)
+            if self.masks:
+                given = following.get(annotation["image_id"])
+                row["segmentation"] = annotation["segmentation"] if given is None else next(given)
+            rows.append(row)
         return rows
 
     def _result_rows(self) -> list[dict[str, Any]]:

@@ -1,17 +1,20 @@
 """From a decoder layer's predictions to what users see, in pixels of the original images."""
 
 from opendetr.postprocess.detections import detect, detect_with_queries
+from opendetr.postprocess.finishing import ImageMasks, image_masks
 from opendetr.postprocess.masks import GivesMasks, MaskFrame, Merge, instance_masks, mask_frames, mask_logits
 from opendetr.postprocess.panoptic import Candidates, candidates, panoptic_map
 
 __all__ = [
     "Candidates",
     "GivesMasks",
+    "ImageMasks",
     "MaskFrame",
     "Merge",
     "candidates",
     "detect",
     "detect_with_queries",
+    "image_masks",
     "instance_masks",
     "mask_frames",
     "mask_logits",

@@ -37,6 +37,11 @@ class Candidates:
     labels: Tensor
     scores: Tensor
 
+    @classmethod
+    def none(cls) -> Candidates:
+        """No queries."""
+        return cls(*(torch.empty(0, dtype=dtype) for dtype in (torch.int64, torch.int64, torch.float32)))
+
     def __len__(self) -> int:
         return len(self.queries)
 
