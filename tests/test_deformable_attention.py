@@ -1,4 +1,4 @@
-"""Deformable attention against the original's numbers, against brute force, and its two implementations alike."""
+"""Deformable attention against the original's numbers, against brute force, and its three implementations alike."""
 
 from __future__ import annotations
 
@@ -7,10 +7,23 @@ import torch
 from torch import Tensor
 
 from golden import Golden, rule
-from opendetr.nn.deformable_attention import DeformableAttention, _sample_levels, sample_and_sum
+from opendetr.nn.deformable_attention import DeformableAttention, _sample_levels, _SampleRows, sample_and_sum
+from opendetr.nn.native import SampleNative, library
 
 SHAPES = ((6, 4), (3, 2), (2, 5))
-both = pytest.mark.parametrize("sample", [sample_and_sum, _sample_levels], ids=["rows", "levels"])
+
+
+def rows(value: Tensor, shapes: tuple, locations: Tensor, weights: Tensor) -> Tensor:
+    return _SampleRows.apply(value, shapes, locations, weights)
+
+
+def native(value: Tensor, shapes: tuple, locations: Tensor, weights: Tensor) -> Tensor:
+    if library() is None:
+        pytest.skip("needs a C compiler")
+    return SampleNative.apply(value, shapes, locations, weights)
+
+
+every = pytest.mark.parametrize("sample", [native, rows, _sample_levels])
 
 
 def brute_force(value: Tensor, shapes: tuple, locations: Tensor, weights: Tensor) -> Tensor:
@@ -39,7 +52,7 @@ def inputs(batch: int = 2, queries: int = 3, heads: int = 2, points: int = 2, wi
     return value, locations, weights
 
 
-@both
+@every
 def test_equals_brute_force(sample):
     value, locations, weights = inputs()
     locations[0, 0, 0, 0, 0] = torch.tensor([0.0, 1.0])  # on the edges and far outside
@@ -48,7 +61,7 @@ def test_equals_brute_force(sample):
     torch.testing.assert_close(sample(value, SHAPES, locations, weights).double(), expected, atol=2e-6, rtol=0)
 
 
-@both
+@every
 @pytest.mark.parametrize("heads", [1, 2, 3])
 def test_a_place_that_is_not_a_number_spoils_its_own_query_alone(sample, heads):
     value, locations, weights = inputs(heads=heads)
@@ -58,9 +71,10 @@ def test_a_place_that_is_not_a_number_spoils_its_own_query_alone(sample, heads):
     expected[1, 2, 0] = out[1, 2, 0]  # whatever it is
     torch.testing.assert_close(out, expected, equal_nan=True)
     out.sum().backward()
+    assert locations.grad.isfinite().all(0).flatten(1).any()
 
 
-@both
+@every
 def test_core_op_equals_the_original(sample):
     golden = Golden("deformable/core_op")
     arrays = {name: value.clone() for name, value in golden.arrays.items()}
@@ -73,13 +87,47 @@ def test_core_op_equals_the_original(sample):
         torch.testing.assert_close(leaf.grad, arrays[f"grad_{name}"], atol=2e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("width", [1, 4, 16, 32, 40, 64, 80])
+def test_native_sums_and_gradients_agree_at_any_width_and_number_of_threads(width):
+    leaves = [leaf.requires_grad_() for leaf in inputs(batch=1, queries=37, heads=3, width=width)]
+    gradient = torch.randn(1, 37, 3 * width, generator=torch.Generator().manual_seed(1))
+    expected = _sample_levels(leaves[0], SHAPES, *leaves[1:])
+    expected = expected, *torch.autograd.grad(expected, leaves, gradient)
+    threads, found = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            sums = native(leaves[0], SHAPES, *leaves[1:])
+            found.append((sums, *torch.autograd.grad(sums, leaves, gradient)))
+    finally:
+        torch.set_num_threads(threads)
+    for one, two, five, other in zip(*found, expected, strict=True):
+        assert torch.equal(one, two)
+        assert torch.equal(one, five)
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+def test_native_takes_views_as_they_come():
+    value, locations, weights = inputs()
+    expected = native(value, SHAPES, locations, weights)
+    turned = value.transpose(1, 2).contiguous().transpose(1, 2)
+    assert torch.equal(native(turned, SHAPES, locations, weights), expected)
+
+
+def test_where_native_code_is_built_it_is_used(monkeypatch):
+    if library() is None:
+        pytest.skip("needs a C compiler")
+    monkeypatch.setattr("opendetr.nn.deformable_attention._SampleRows", None)
+    sample_and_sum(*inputs()[:1], SHAPES, *inputs()[1:])
+
+
 def test_gradients_of_both_implementations_agree_at_any_piece_size(monkeypatch):
     leaves = [leaf.requires_grad_() for leaf in inputs(batch=3, queries=7)]
     out = torch.randn(3, 7, 8, generator=torch.Generator().manual_seed(1))
     expected = torch.autograd.grad(_sample_levels(leaves[0], SHAPES, *leaves[1:]), leaves, out)
     for samples_at_once in (1, 50, 1 << 20):
         monkeypatch.setattr("opendetr.nn.deformable_attention._SAMPLES_AT_ONCE", samples_at_once)
-        actual = torch.autograd.grad(sample_and_sum(leaves[0], SHAPES, *leaves[1:]), leaves, out)
+        actual = torch.autograd.grad(rows(leaves[0], SHAPES, *leaves[1:]), leaves, out)
         for one, other in zip(actual, expected, strict=True):
             torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
 

@@ -13,7 +13,7 @@ PACKAGE = Path(opendetr.__file__).parent
 
 # Rooms from bottom to top; those of a row do not know each other.
 ROWS = (
-    "structures categories boxes distributed config recipe checkpoint stopping layouts plan averaging recompute",
+    "structures categories boxes cache distributed config recipe checkpoint stopping layouts plan averaging recompute",
     "nn events freezing run_state stepping",
     "models losses data evaluation postprocess visualize",
     "tasks weights report observers sources scorer",

@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 
 from opendetr import presets
-from opendetr.weights import WeightsError, cache_folder, download, local_file
+from opendetr.cache import cache_folder
+from opendetr.weights import WeightsError, download, local_file
 from opendetr.weights.download import cached_path
 from opendetr.weights.published import PUBLISHED
 from web import Answer, Server, redirects, sends, sends_raw, serving

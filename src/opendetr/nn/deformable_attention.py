@@ -19,6 +19,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from opendetr.nn.native import SampleNative, library
+
 Shapes = Sequence[tuple[int, int]]
 
 _SAMPLES_AT_ONCE = 1 << 18  # bounds what is held at a time; fewer cost more passes over the table in backward
@@ -37,9 +39,9 @@ def sample_and_sum(value: Tensor, shapes: Shapes, locations: Tensor, weights: Te
         (B, Q, H d) float32.
     """
     value, locations, weights = value.float(), locations.float(), weights.float()
-    if value.device.type == "cpu" and not _is_traced():
-        return _SampleRows.apply(value, tuple(shapes), locations, weights)
-    return _sample_levels(value, shapes, locations, weights)
+    if value.device.type != "cpu" or _is_traced():
+        return _sample_levels(value, shapes, locations, weights)
+    return (SampleNative if library() else _SampleRows).apply(value, tuple(shapes), locations, weights)
 
 
 def _is_traced() -> bool:
@@ -71,7 +73,7 @@ def _sample_level(level: Tensor, shape: tuple[int, int], locations: Tensor, weig
     return summed.unflatten(0, (level.shape[0], -1)).permute(0, 3, 1, 2).flatten(2)
 
 
-# -------------------------------------------------------------------------------------------------------------- on CPUs
+# -------------------------------------------------------------------------------------- on CPUs that have no compiler
 
 
 class _Table:

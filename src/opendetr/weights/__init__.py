@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from opendetr.weights.card import ModelCard, read_card, save_weights
-from opendetr.weights.download import cache_folder, download
+from opendetr.weights.download import download
 from opendetr.weights.errors import WeightsError
 from opendetr.weights.loading import (
     LoadReport,
@@ -21,7 +21,6 @@ __all__ = [
     "ModelCard",
     "TransferReport",
     "WeightsError",
-    "cache_folder",
     "download",
     "in_our_layout",
     "is_remote",

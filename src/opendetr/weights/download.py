@@ -23,6 +23,7 @@ from urllib.parse import unquote, urldefrag, urlsplit
 from filelock import FileLock
 
 from opendetr import __version__
+from opendetr.cache import cache_folder
 from opendetr.weights.errors import WeightsError
 
 OFFLINE = "OPENDETR_OFFLINE"
@@ -42,11 +43,6 @@ class _FetchError(OSError):
 
 class _BrokenOffError(_FetchError):
     """A transfer that stopped, and may be gone on with."""
-
-
-def cache_folder() -> Path:
-    """Where downloads are kept: what the environment variable OPENDETR_CACHE names, else ~/.cache/opendetr."""
-    return Path(os.environ.get("OPENDETR_CACHE") or Path.home() / ".cache" / "opendetr")
 
 
 def is_offline() -> bool:

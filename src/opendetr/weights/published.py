@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from opendetr.weights.download import cache_folder, download
+from opendetr.cache import cache_folder
+from opendetr.weights.download import download
 from opendetr.weights.errors import WeightsError
 
 LICENCE = "Apache-2.0"  # of all of them
