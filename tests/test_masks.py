@@ -23,6 +23,7 @@ from opendetr.losses.functional import sigmoid_focal
 from opendetr.losses.masks import MaskCriterion, MaskCriterionConfig
 from opendetr.models import masks as mask_models
 from opendetr.models.masks import MaskedDetector, MaskHeadConfig
+from opendetr.predictor import load
 from opendetr.presets import (
     Preset,
     build_model,
@@ -462,6 +463,44 @@ def test_a_detector_is_enough_to_start_from(tmp_path, name, layout):
         load_weights(model, state)
 
 
+@with_masks
+@pytest.mark.parametrize("layout", ["opendetr", "official"])
+def test_a_model_with_a_mask_head_is_enough_for_its_detector(tmp_path, name, layout):
+    preset = miniature(name)
+    torch.manual_seed(1)
+    model, detector = _model(preset), build_model(replace(preset, masks=None), len(CLASSES))
+    state = model.state_dict()
+    if layout == "official":
+        export_official(model, preset, tmp_path / "official.pth")
+        state = torch.load(tmp_path / "official.pth", weights_only=True)["model"]
+    report = transfer(detector, state, CLASSES, CLASSES)
+    assert str(report) == "classes: 3 kept (cat, dog, sky), 0 new, 0 dropped; left out: the mask head"
+    images = ImageBatch.from_images([torch.randn(3, *size) for size in SIZES])
+    with torch.no_grad():
+        one, other = detector.eval()(images).final, model.eval()(images).final
+    assert torch.equal(one.logits, other.logits)
+    assert torch.equal(one.boxes, other.boxes)
+
+
+def test_a_file_with_a_mask_head_opens_as_its_detector_for_things(tmp_path):
+    preset, categories = miniature("deformable-detr-tiny-panoptic"), replace(CLASSES, isthing=(True, False, True))
+    torch.manual_seed(0)
+    model = build_model(preset, len(categories))
+    torch.nn.init.normal_(model.detector.class_heads[-1].weight)
+    path = tmp_path / "model.safetensors"
+    save_weights(path, model, ModelCard(to_dict(preset), categories, {}))
+    whole, alone = load(path, device="cpu"), load(path, model="deformable-detr-tiny", device="cpu")
+    assert (whole.preset.name, whole.has_masks) == ("deformable-detr-tiny-panoptic", True)
+    assert (alone.preset.name, alone.has_masks, alone.preset.data.masks) == ("deformable-detr-tiny", False, "none")
+    assert alone.categories.names == ("cat", "sky")
+    assert alone.preset.model == whole.preset.model
+    picture = torch.rand(3, 64, 64)
+    every, things = (each.predict(picture, min_score=0.0) for each in (whole, alone))
+    assert set(things.names) == {"cat", "sky"}
+    found = {(name, tuple(box.tolist())) for name, box in zip(every.names, every.boxes, strict=True)}
+    assert {(name, tuple(box.tolist())) for name, box in zip(things.names, things.boxes, strict=True)} & found
+
+
 def test_masks_are_not_left_out_in_silence():
     preset = miniature("detr-tiny-panoptic")
     model = _model(preset)
@@ -508,7 +547,23 @@ def test_what_a_frozen_detector_is_wrapped_in(tmp_path):
     assert (again.name, again.masks, again.data.masks) == ("conditional-detr-tiny", by_setting.masks, "instances")
     assert _set_up(tmp_path, "detr-tiny-panoptic", plain, freeze_detector=False).recipe.freeze == ()
     assert _set_up(tmp_path, None, plain, freeze_detector=False).masks is None
-    assert _set_up(tmp_path, None, "published").name == "deformable-detr-tiny-panoptic"  # the package has its detector
+    assert _set_up(tmp_path, None, "published").name == "deformable-detr-tiny-panoptic"
+
+
+@pytest.mark.parametrize(
+    ("model", "weights", "expected", "has_head"),
+    [
+        (None, "published", "deformable-detr-tiny", False),  # though the file in the package has a mask head
+        ("deformable-detr-tiny-panoptic", "published", "deformable-detr-tiny-panoptic", True),
+        (None, "masked", "detr-tiny-panoptic", True),
+        ("detr-tiny", "masked", "detr-tiny", False),
+        ("detr-tiny-panoptic", "masked", "detr-tiny-panoptic", True),
+    ],
+)
+def test_a_mask_head_that_is_not_asked_for_is_left_out(tmp_path, model, weights, expected, has_head):
+    source = _saved(tmp_path / "run", "detr-tiny-panoptic") if weights == "masked" else weights
+    preset = _set_up(tmp_path, model, source, freeze_detector=False)
+    assert (preset.name, preset.masks is not None) == (expected, has_head)
 
 
 @pytest.mark.parametrize(

@@ -229,6 +229,16 @@ def test_foreign_folders_are_refused(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
+def test_only_the_classes_asked_for_are_drawn_and_listed(tmp_path: Path) -> None:
+    """Their ids stay, stuff stays, and the default draws what it always drew."""
+    config = SceneConfig(size=64, classes=("star", "disc"))
+    write_scenes(tmp_path, counts={"val": 12}, config=config)
+    content = json.loads((tmp_path / "annotations" / "panoptic_val.json").read_text())
+    assert [each["name"] for each in content["categories"]] == ["disc", "star", "sky", "grass", "water", "sand"]
+    seen = {segment["category_id"] for each in content["annotations"] for segment in each["segments_info"]}
+    assert {category_id for category_id in seen if category_id < 20} == {1, 9} == set(config.category_ids)
+
+
 @pytest.mark.parametrize("counts", [{"annotations": 1}, {"a/b": 1}, {"val": -1}])
 def test_bad_counts_are_refused(tmp_path: Path, counts: dict[str, int]) -> None:
     """Split names become file names, counts are not negative."""
@@ -247,6 +257,10 @@ def test_bad_counts_are_refused(tmp_path: Path, counts: dict[str, int]) -> None:
         {"max_scale": 1.5},
         {"clustering": 2.0},
         {"crowd_visibility": -0.1},
+        {"classes": ("disc", "cat")},
+        {"classes": ()},
+        {"classes": ("disc", "disc")},
+        {"max_objects": 27, "classes": ("disc", "star")},
     ],
 )
 def test_bad_settings_are_refused(settings: dict[str, float]) -> None:

@@ -255,6 +255,13 @@ class Categories:
         pairs = zip(self.names, self.ids, strict=True)
         return tuple(name if counts[name] == 1 else f"{name} ({id_})" for name, id_ in pairs)
 
+    @property
+    def things(self) -> Categories:
+        """The things among them, in their order."""
+        kept = [label for label, isthing in enumerate(self.isthing) if isthing]
+        columns = (self.names, self.ids, self.isthing, self.used, self.colours)
+        return Categories(*(tuple(column[label] for label in kept) for column in columns))  # type: ignore[arg-type]
+
     def label_of_id(self, category_id: int) -> int:
         """Label of a data set id. Raises KeyError when the id is unknown."""
         return self._labels[category_id]

@@ -21,6 +21,7 @@ Rows = tuple[tuple[str, str], ...]
 # A detector with a mask head is of a family of its own, and holds the detector without as a part.
 WITH_MASKS = "-masks"
 INSIDE = "detector."
+_INSIDE_OTHERS = "detr."  # the same in the layouts of others
 Layout = Literal["opendetr", "official", "detectron2", "huggingface"]
 
 _BACKBONE: Rows = (("backbone.0.body.", "backbone.body."),)
@@ -204,7 +205,7 @@ _OFFICIAL: Mapping[str, Rows] = {
         ("input_proj.{n}.", "projections.{n}."),
     ),
 }
-OFFICIAL = _with_masks(_OFFICIAL, dict.fromkeys(_OFFICIAL, "detr."))
+OFFICIAL = _with_masks(_OFFICIAL, dict.fromkeys(_OFFICIAL, _INSIDE_OTHERS))
 
 
 _HF_HEADS: Mapping[str, Rows] = {
@@ -285,6 +286,12 @@ def layout_of(names: Collection[str]) -> Layout:
 def has_masks(names: Iterable[str]) -> bool:
     """Whether these names, of any layout, are those of a detector with a mask head."""
     return any(name.startswith(INSIDE) or "bbox_attention." in name for name in names)
+
+
+def of_detector(names: Iterable[str]) -> dict[str, str]:
+    """Of the names of a detector with a mask head, in any layout: those of the detector -> what it calls them alone."""
+    prefixes = INSIDE, _INSIDE_OTHERS
+    return {name: name.removeprefix(prefix) for name in names for prefix in prefixes if name.startswith(prefix)}
 
 
 def our_name(name: str, rows: Rows, own: Collection[str]) -> str:

@@ -32,8 +32,10 @@ from opendetr.postprocess import ImageMasks, Merge, candidates, detect_with_quer
 from opendetr.presets import (
     Preset,
     build_model,
+    detector_alone,
     get_preset,
     list_models,
+    name_without_masks,
     preset_from_dict,
     published_categories,
     published_weights,
@@ -51,6 +53,7 @@ from opendetr.weights import (
     read_card,
     read_state,
     require_classes,
+    transfer,
 )
 
 DETECTION_SCORE = 0.5
@@ -342,7 +345,8 @@ def load(
     Args:
         source: a name (its weights come with the package or are downloaded once), a run folder, a .safetensors or
             .pth file, a folder that transformers reads, an http(s) address, or "hf:owner/name".
-        model: the catalogue's name of a file that does not say itself what it holds.
+        model: the catalogue's name of a file that does not say itself what it holds; or that of the detector alone, for
+            one that says that it has a mask head.
         categories: of such a file; COCO's 91 rows when omitted, or COCO panoptic's 250 for a model with a mask head.
         device: "auto", "cpu", "cuda" or "mps".
         strict_no_object: leave out queries for which "no object" is the best answer, which the published rule does not.
@@ -365,6 +369,8 @@ def load(
     card = read_card(path)
     if card is not None:
         preset, known = preset_from_dict(card.config), card.categories
+        if preset.name != model == name_without_masks(preset.name):  # the catalogue has one file for both
+            return _detector_of(preset, known, path, device=device, strict_no_object=strict_no_object)
     elif model is not None:
         preset, known = get_preset(model), categories or published_categories(model)
     else:
@@ -376,3 +382,13 @@ def load(
         require_classes(path, network, ours, len(known), num_others=network.num_logits - len(known))
     load_weights(network, state)
     return Predictor(network, preset, known, device=device)
+
+
+def _detector_of(
+    preset: Preset, categories: Categories, path: Path, *, device: str, strict_no_object: bool
+) -> Predictor:
+    """The detector in a model with a mask head, for things alone."""
+    alone, things = detector_alone(preset), categories.things
+    network = build_model(alone, len(things), strict_no_object=strict_no_object)
+    transfer(network, read_state(path), categories, things)
+    return Predictor(network, alone, things, device=device)

@@ -383,6 +383,12 @@ def name_without_masks(name: str) -> str:
     return name.removesuffix(_WITH_MASKS)
 
 
+def detector_alone(preset: Preset) -> Preset:
+    """The preset of the detector that a model with a mask head has in it."""
+    plain = get_preset(name_without_masks(preset.name))
+    return replace(preset, name=plain.name, masks=None, data=replace(preset.data, masks=plain.data.masks))
+
+
 def published_categories(name: str) -> Categories:
     """The classes of the published weights of a model: COCO panoptic's with a mask head, else those of COCO."""
     return coco_categories() if get_preset(name).masks is None else coco_panoptic_categories()

@@ -65,6 +65,7 @@ from opendetr.weights import (
     ModelCard,
     WeightsError,
     download,
+    fitting_part,
     in_our_layout,
     is_remote,
     load_weights,
@@ -254,12 +255,14 @@ def _set_up(
     choice = _choice(name or DEFAULT_MODEL, weights)
     origin = _origin(name or DEFAULT_MODEL, choice)
     card = read_card(origin) if isinstance(origin, Path) else None
-    preset = get_preset(_model_name(name, card, origin, with_masks=freeze_detector))
+    asked = name or (DEFAULT_MODEL if choice == _PUBLISHED else None)
+    preset = get_preset(_model_name(asked, card, origin, with_masks=freeze_detector and name is None))
     if origin == _NOTHING:
         preset = trained_from_nothing(preset)
     elif card is not None:
         of_card = preset_from_dict(card.config)
-        preset = replace(preset, model=of_card.model, masks=of_card.masks or preset.masks)
+        masks = None if preset.name == name_without_masks(of_card.name) != of_card.name else of_card.masks
+        preset = replace(preset, model=of_card.model, masks=masks or preset.masks)
         if freeze_detector:  # it sees images of the size that it was trained for
             seen = replace(preset.data, image_size=of_card.data.image_size, max_size=of_card.data.max_size)
             if of_card.masks is not None:
@@ -272,13 +275,17 @@ def _set_up(
 
 
 def _model_name(name: str | None, card: ModelCard | None, origin: str | Path, *, with_masks: bool) -> str:
-    """The model that the user has named, or that of the weights; a detector's weights do for one with a mask head."""
+    """The model that is asked for, or that of the weights; `with_masks` when it is to have a mask head in any case.
+
+    A detector's weights do for the model with a mask head around it, and those of that model for the detector.
+    """
     of_card = str(card.config.get("name")) if card else None
-    if name and of_card == name_without_masks(name):
-        return name
-    found = _one_of(name, of_card, f"{origin}: holds {of_card}") or DEFAULT_MODEL
-    has_head = card is not None and card.config.get("masks") is not None  # put there by a setting, perhaps
-    return name_with_masks(found) if with_masks and name is None and not has_head else found
+    if name and of_card and name_without_masks(name) == name_without_masks(of_card):
+        found = name
+    else:
+        found = _one_of(name, of_card, f"{origin}: holds {of_card}") or DEFAULT_MODEL
+    has_head = card is not None and of_card == found and card.config.get("masks") is not None  # by a setting, perhaps
+    return name_with_masks(found) if with_masks and not has_head else found
 
 
 def _require_lessons(preset: Preset, origin: str | Path) -> None:
@@ -486,10 +493,12 @@ def _start(model: Detector, origin: str | Path, preset: Preset, categories: Cate
 def _transferred(model: Detector, path: Path, preset: Preset, categories: Categories) -> str:
     """Load a detector's weights, its classes fitted by name; returns what became of them."""
     card = read_card(path)
-    state = in_our_layout(model, given := read_state(path))
-    name = preset.name if has_masks(given) else name_without_masks(preset.name)
+    state = read_state(path)
+    base = name_without_masks(preset.name)
+    name = name_with_masks(base) if has_masks(state) and card is None else base
     known = card.categories if card else published_categories(name)
-    require_classes(path, model, state, len(known), num_others=model.num_logits - len(categories))
+    part = in_our_layout(model, fitting_part(model, state))
+    require_classes(path, model, part, len(known), num_others=model.num_logits - len(categories))
     report = transfer(model, state, known, categories)
     if report.new and has_frozen_detector(preset):
         isthing = dict(zip(categories.names, categories.isthing, strict=True))

@@ -54,6 +54,7 @@ DEFAULT_COUNTS: Mapping[str, int] = MappingProxyType({"train": 2000, "val": 300}
 """Scenes per split that :func:`write_scenes` draws unless told otherwise."""
 
 _CATEGORY_NAMES = {category["id"]: category["name"] for category in CATEGORIES}
+_THING_NAMES = tuple(name for members in _THINGS.values() for name in members)
 _THING_IDS = [category["id"] for category in CATEGORIES if category["isthing"]]
 _STUFF_IDS = [category["id"] for category in CATEGORIES if not category["isthing"]]
 _GENERATOR = "OpenDETR scenes 1"
@@ -87,6 +88,7 @@ class SceneConfig:
         max_per_category: most objects of one class in a scene.
         clustering: probability that an object is placed next to an earlier one and not just anywhere.
         crowd_visibility: an object of which a smaller fraction is visible is marked crowd.
+        classes: names of the things that are drawn, all of them by default; fewer are easier to tell apart.
     """
 
     size: int = 256
@@ -97,15 +99,19 @@ class SceneConfig:
     max_per_category: int = 13
     clustering: float = 0.4
     crowd_visibility: float = 0.2
+    classes: tuple[str, ...] = _THING_NAMES
 
     def __post_init__(self) -> None:
         """Refuse settings that cannot be drawn."""
-        most = self.max_per_category * len(_THING_IDS)
+        unknown = [name for name in self.classes if name not in _THING_NAMES]
+        _require(not unknown, f"classes: {', '.join(unknown)} cannot be drawn; choose of {', '.join(_THING_NAMES)}")
+        _require(len(set(self.classes)) == len(self.classes) > 0, f"classes={self.classes}: name some, each once")
+        most = self.max_per_category * len(self.classes)
         _require(self.size >= _SMALLEST_SIZE, f"size={self.size}: must be at least {_SMALLEST_SIZE} pixels")
         _require(
             1 <= self.min_objects <= self.max_objects <= most,
             f"min_objects={self.min_objects}, max_objects={self.max_objects}: need 1 <= min <= max <= {most}, "
-            f"which is {len(_THING_IDS)} classes times max_per_category={self.max_per_category}",
+            f"which is {len(self.classes)} classes times max_per_category={self.max_per_category}",
         )
         _require(
             0 < self.min_scale <= self.max_scale <= 1,
@@ -113,6 +119,11 @@ class SceneConfig:
         )
         for name in ("clustering", "crowd_visibility"):
             _require(0 <= getattr(self, name) <= 1, f"{name}={getattr(self, name)}: must lie in [0, 1]")
+
+    @property
+    def category_ids(self) -> list[int]:
+        """The ids of `classes`, ascending."""
+        return [category_id for category_id in _THING_IDS if _CATEGORY_NAMES[category_id] in self.classes]
 
     @classmethod
     def hard(cls) -> "SceneConfig":
@@ -242,7 +253,7 @@ def write_scenes(
     _check_counts(counts)
     _claim(folder)
     info = {"description": _GENERATOR, "seed": seed, "config": asdict(config)}
-    writers = {split: _SplitWriter(folder, split, info | {"split": split}) for split in counts}
+    writers = {split: _SplitWriter(folder, split, info | {"split": split}, config) for split in counts}
     done, total = 0, sum(counts.values())
     for split, count in counts.items():
         for index in range(count):
@@ -388,7 +399,7 @@ def _place_shapes(rng: np.random.Generator, config: SceneConfig) -> list[_Shape]
     count = int(_log_uniform(rng, config.min_objects, config.max_objects + 1))
     placed: list[tuple[float, _Shape]] = []
     boxes: list[np.ndarray] = []
-    for category_id in _choose_categories(rng, count, config.max_per_category):
+    for category_id in _choose_categories(rng, count, config):
         side = config.size * _log_uniform(rng, config.min_scale, config.max_scale)
         angle = _uniform(rng, 0, 2 * math.pi)
         outline = _pose(_OUTLINES[_CATEGORY_NAMES[category_id]](rng), _log_uniform(rng, 0.6, 1.67), angle, side)
@@ -401,13 +412,14 @@ def _place_shapes(rng: np.random.Generator, config: SceneConfig) -> list[_Shape]
     return [shape for _, shape in sorted(placed, key=lambda pair: -pair[0])]
 
 
-def _choose_categories(rng: np.random.Generator, count: int, most: int) -> list[int]:
+def _choose_categories(rng: np.random.Generator, count: int, config: SceneConfig) -> list[int]:
     """Classes of a scene's objects; in one scene of four a single class prevails, as in a herd."""
-    prevailing = _THING_IDS[_integer(rng, 0, len(_THING_IDS) - 1)]
+    known = config.category_ids
+    prevailing = known[_integer(rng, 0, len(known) - 1)]
     share = 0.75 if _chance(rng, 0.25) else 0.0
     chosen: list[int] = []
     for _ in range(count):
-        free = [category_id for category_id in _THING_IDS if chosen.count(category_id) < most]
+        free = [category_id for category_id in known if chosen.count(category_id) < config.max_per_category]
         category_id = free[_integer(rng, 0, len(free) - 1)]
         if _chance(rng, share) and prevailing in free:
             category_id = prevailing
@@ -937,15 +949,16 @@ def _claim(folder: Path) -> None:
 class _SplitWriter:
     """Writes the pictures of a split one by one and its COCO files at the end."""
 
-    def __init__(self, folder: Path, split: str, info: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, split: str, info: dict[str, Any], config: SceneConfig) -> None:
         self._pictures = folder / split
         self._annotations = folder / "annotations"
         self._split = split
         images: list[dict[str, Any]] = []
-        things = [{key: record[key] for key in ("id", "name", "supercategory")} for record in CATEGORIES]
-        things = things[: len(_THING_IDS)]
+        categories = [each for each in CATEGORIES if not each["isthing"] or each["name"] in config.classes]
+        of_things = [each for each in categories if each["isthing"]]
+        things = [{key: record[key] for key in ("id", "name", "supercategory")} for record in of_things]
         self._instances: dict[str, Any] = {"info": info, "images": images, "annotations": [], "categories": things}
-        self._panoptic: dict[str, Any] = {"info": info, "images": images, "annotations": [], "categories": CATEGORIES}
+        self._panoptic: dict[str, Any] = {"info": info, "images": images, "annotations": [], "categories": categories}
         self._clear()
 
     def _clear(self) -> None:

@@ -8,6 +8,7 @@ from opendetr.weights.errors import WeightsError
 from opendetr.weights.loading import (
     LoadReport,
     TransferReport,
+    fitting_part,
     in_our_layout,
     load_weights,
     require_classes,
@@ -22,6 +23,7 @@ __all__ = [
     "TransferReport",
     "WeightsError",
     "download",
+    "fitting_part",
     "in_our_layout",
     "is_remote",
     "load_weights",

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from opendetr.categories import Categories
-from opendetr.layouts import INSIDE, TABLES, Layout, has_masks, layout_of, our_name, packed
+from opendetr.layouts import INSIDE, TABLES, Layout, has_masks, layout_of, of_detector, our_name, packed
 from opendetr.models.detector import Detector
 from opendetr.models.masks import MaskedDetector
 from opendetr.weights.errors import WeightsError
@@ -46,12 +46,14 @@ class TransferReport:
         new: only in the new model: their rows are random.
         dropped: only in the old one.
         new_parts: of the model, which the old one did not have: they are random.
+        left_out: parts of the old one, which the new model does not have.
     """
 
     kept: tuple[str, ...]
     new: tuple[str, ...]
     dropped: tuple[str, ...]
     new_parts: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         parts = [
@@ -59,7 +61,8 @@ class TransferReport:
             for what, names in (("kept", self.kept), ("new", self.new), ("dropped", self.dropped))
         ]
         around = f"; new and random: {', '.join(self.new_parts)}" if self.new_parts else ""
-        return "classes: " + ", ".join(parts) + around
+        without = f"; left out: {', '.join(self.left_out)}" if self.left_out else ""
+        return "classes: " + ", ".join(parts) + around + without
 
 
 def in_our_layout(model: Detector, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -91,6 +94,13 @@ def in_our_layout(model: Detector, state: Mapping[str, Tensor]) -> dict[str, Ten
             raise WeightsError(f"{theirs}: this model shares {name} between layers, but these weights do not")
         ours[name] = value
     return ours | _shared_heads(ours, own) if layout == "huggingface" else ours
+
+
+def fitting_part(model: Detector, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The state dict, in its own layout, without a mask head that the model does not have."""
+    if isinstance(model, MaskedDetector) or not has_masks(state):
+        return state
+    return {alone: state[name] for name, alone in of_detector(state).items()}
 
 
 def require_classes(
@@ -167,7 +177,8 @@ def transfer(model: Detector, state: Mapping[str, Tensor], old: Categories, new:
 
     Rows behind the classes ("no object") are copied too. Where a head has as many rows and only the first of them is
     used, that one is copied. With another number of learned queries the first ones are kept, and new ones split from
-    them. Weights of a detector are enough for a model that adds a mask head to it, which then stays random.
+    them. Weights of a detector are enough for a model that adds a mask head to it, which then stays random; those of a
+    model with a mask head do for the detector in it.
 
     Args:
         model: the new model; its tensors are those of `state` but for the number of classes.
@@ -177,7 +188,9 @@ def transfer(model: Detector, state: Mapping[str, Tensor], old: Categories, new:
     Raises:
         WeightsError: anything else does not fit.
     """
-    state, own = in_our_layout(model, state), model.state_dict()
+    part = fitting_part(model, state)
+    left_out = () if part is state else ("the mask head",)
+    state, own = in_our_layout(model, part), model.state_dict()
     new_parts: tuple[str, ...] = ()
     if isinstance(model, MaskedDetector) and all(name.startswith(INSIDE) for name in state):
         around = {name: value for name, value in own.items() if not name.startswith(INSIDE)}
@@ -203,6 +216,7 @@ def transfer(model: Detector, state: Mapping[str, Tensor], old: Categories, new:
         tuple(name for name in new.names if name not in old.names),
         tuple(name for name, used in zip(old.names, old.used, strict=True) if used and name not in new.names),
         new_parts,
+        left_out,
     )
 
 
