@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
 
 from golden import Golden, rule
 from opendetr.nn.deformable_attention import DeformableAttention, _sample_levels, _SampleRows, sample_and_sum
-from opendetr.nn.native import SampleNative, library
+from opendetr.nn.native import library, sample_native
 
 SHAPES = ((6, 4), (3, 2), (2, 5))
 
@@ -20,7 +23,7 @@ def rows(value: Tensor, shapes: tuple, locations: Tensor, weights: Tensor) -> Te
 def native(value: Tensor, shapes: tuple, locations: Tensor, weights: Tensor) -> Tensor:
     if library() is None:
         pytest.skip("needs a C compiler")
-    return SampleNative.apply(value, shapes, locations, weights)
+    return sample_native(value, shapes, locations, weights)
 
 
 every = pytest.mark.parametrize("sample", [native, rows, _sample_levels])
@@ -67,11 +70,24 @@ def test_a_place_that_is_not_a_number_spoils_its_own_query_alone(sample, heads):
     value, locations, weights = inputs(heads=heads)
     expected = sample(value, SHAPES, locations, weights).clone().unflatten(-1, (heads, -1))
     locations[1, 2, 0, 0, 0, 0] = torch.nan
-    out = sample(value, SHAPES, locations.requires_grad_(), weights).unflatten(-1, (heads, -1))
-    expected[1, 2, 0] = out[1, 2, 0]  # whatever it is
+    out = sample(value.requires_grad_(), SHAPES, locations.requires_grad_(), weights).unflatten(-1, (heads, -1))
+    assert out[1, 2, 0].isnan().all()
+    expected[1, 2, 0] = torch.nan
     torch.testing.assert_close(out, expected, equal_nan=True)
     out.sum().backward()
-    assert locations.grad.isfinite().all(0).flatten(1).any()
+    broken = (~locations.grad.isfinite()).flatten(3).any(-1)
+    assert broken.nonzero().tolist() in ([], [[1, 2, 0]])
+    assert value.grad[0].isfinite().all()
+
+
+@pytest.mark.parametrize("sample", [native, rows])
+def test_whatever_is_not_finite_is_seen(sample):
+    for place, weight in ((torch.inf, 1.0), (-torch.inf, 1.0), (torch.nan, 1.0), (0.5, torch.nan), (7.0, torch.nan)):
+        value, locations, weights = inputs(heads=1)
+        locations[0, 1, 0, 2, 0], weights[0, 1, 0, 2, 0] = place, weight
+        out = sample(value, SHAPES, locations, weights)
+        assert out[0, 1].isnan().all() == (sample is native or not math.isinf(place)), (place, weight)
+        assert out[1].isfinite().all()
 
 
 @every
@@ -108,17 +124,50 @@ def test_native_sums_and_gradients_agree_at_any_width_and_number_of_threads(widt
 
 
 def test_native_takes_views_as_they_come():
-    value, locations, weights = inputs()
-    expected = native(value, SHAPES, locations, weights)
-    turned = value.transpose(1, 2).contiguous().transpose(1, 2)
-    assert torch.equal(native(turned, SHAPES, locations, weights), expected)
+    leaves = [leaf.requires_grad_() for leaf in inputs()]
+    turned = [leaf.transpose(1, 2).contiguous().transpose(1, 2) for leaf in leaves]
+    expected, out = (native(each[0], SHAPES, *each[1:]) for each in (leaves, turned))
+    assert torch.equal(out, expected)
+    gradient = torch.randn(1, 1, 8).expand_as(out)
+    for one, other in zip(*(torch.autograd.grad(each, leaves, gradient) for each in (out, expected)), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_where_native_code_is_built_it_is_used(monkeypatch):
     if library() is None:
         pytest.skip("needs a C compiler")
     monkeypatch.setattr("opendetr.nn.deformable_attention._SampleRows", None)
+    monkeypatch.setattr("opendetr.nn.deformable_attention._sample_levels", None)
     sample_and_sum(*inputs()[:1], SHAPES, *inputs()[1:])
+
+
+def test_native_refuses_what_does_not_belong_together():
+    value, locations, weights = inputs()
+    for others in (
+        (value[:, 1:], locations, weights),
+        (value[:1], locations, weights),
+        (value, locations[:, :, :, :2], weights[:, :, :, :2]),
+        (value, locations[..., :1, :], weights),
+        (value, locations, weights[:, :, :1]),
+    ):
+        with pytest.raises(ValueError, match="deformable attention: expected"):
+            native(others[0], SHAPES, *others[1:])
+
+
+def test_native_takes_nothing_for_nothing():
+    value, locations, weights = inputs()
+    assert native(value, SHAPES, locations[:, :0], weights[:, :0]).shape == (2, 0, 8)
+    assert native(value[:0], SHAPES, locations[:0], weights[:0]).shape == (0, 3, 8)
+
+
+def test_native_is_an_operator_of_torch():
+    value, locations, weights = (leaf.requires_grad_() for leaf in inputs())
+    sides = [side for shape in SHAPES for side in shape]
+    native(value, SHAPES, locations, weights)
+    torch.library.opcheck(torch.ops.opendetr.sum_samples.default, (value, sides, locations, weights))
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        fakes = [mode.from_tensor(leaf.detach()) for leaf in (value, locations, weights)]
+        assert sample_and_sum(fakes[0], SHAPES, *fakes[1:]).shape == (2, 3, 8)
 
 
 def test_gradients_of_both_implementations_agree_at_any_piece_size(monkeypatch):

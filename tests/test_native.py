@@ -27,6 +27,10 @@ def unbuilt(monkeypatch, tmp_path):
     return tmp_path
 
 
+def no_home() -> Path:
+    raise RuntimeError("Could not determine home directory.")
+
+
 def compiler(folder: Path, script: str) -> str:
     """A PATH whose cc is a script."""
     bin_folder = folder / "bin"
@@ -63,8 +67,8 @@ def test_without_a_compiler_nothing_is_said(unbuilt, monkeypatch):
 
 
 def test_a_compiler_that_fails_is_named_and_sampling_goes_on(unbuilt, monkeypatch):
-    monkeypatch.setenv("PATH", compiler(unbuilt, "echo no such header >&2; exit 1"))
-    with pytest.warns(UserWarning, match=r"bin/cc: could not build .* no such header"):
+    monkeypatch.setenv("PATH", compiler(unbuilt, "printf 'no such header \\377' >&2; exit 1"))
+    with pytest.warns(UserWarning, match=r"bin/cc: no sampling .* no such header"):
         assert native.library() is None
     monkeypatch.setattr("opendetr.nn.deformable_attention.library", native.library)
     sums = sample_and_sum(
@@ -85,5 +89,26 @@ def test_a_compiler_that_does_not_know_this_processor_builds_for_any(unbuilt, mo
 @needs_compiler
 def test_a_folder_that_cannot_be_written_is_named(unbuilt, monkeypatch):
     (unbuilt / "cache").write_text("a file")
-    with pytest.warns(UserWarning, match="could not build"):
+    with pytest.warns(UserWarning, match="no sampling"):
         assert native.library() is None
+
+
+@needs_compiler
+def test_without_a_home_sampling_goes_on(unbuilt, monkeypatch):
+    monkeypatch.delenv("OPENDETR_CACHE")
+    monkeypatch.setattr(Path, "home", no_home)
+    with pytest.warns(UserWarning, match="no sampling.* home"):
+        assert native.library() is None
+
+
+@needs_compiler
+def test_a_library_that_was_cut_off_is_built_again(tmp_path):
+    environment = {**os.environ, "OPENDETR_CACHE": str(tmp_path)}
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, check=True, text=True
+        )
+        assert (done.stdout.strip(), done.stderr) == ("True", "")
+        (built,) = (tmp_path / "native").iterdir()
+        assert built.stat().st_size > 0
+        built.write_bytes(b"")

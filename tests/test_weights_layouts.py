@@ -28,7 +28,7 @@ from opendetr.postprocess import detect
 from opendetr.predictor import Predictor
 from opendetr.presets import Preset, build_model, get_preset, list_models, miniature
 from opendetr.structures import ImageBatch
-from opendetr.weights import WeightsError, load_weights, read_card, read_state, weights_file
+from opendetr.weights import WeightsError, load_weights, read_card, read_state, transfer, weights_file
 
 CLASSES = Categories.from_names(("cat", "dog", "red fox"))
 
@@ -526,6 +526,29 @@ def test_detectron2_wrapper_with_masks(tmp_path):
     again = build_model(preset, len(CLASSES))
     assert load_weights(again, theirs).layout == "detectron2"
     assert same(again.state_dict(), model.state_dict())
+
+
+@pytest.mark.parametrize("layout", ["official", "detectron2", "huggingface"])
+def test_a_file_with_masks_opens_as_its_detector(tmp_path, monkeypatch, layout):
+    model, things = filled(MASKED), replace(CLASSES, isthing=(True,) * (len(CLASSES) - 1) + (False,))
+    if layout == "huggingface":
+        export_huggingface(model, MASKED, CLASSES, tmp_path / "folder")
+        state = load_file(tmp_path / "folder" / "model.safetensors")
+    else:
+        export_official(model, MASKED, tmp_path / "official.pth")
+        state = torch.load(tmp_path / "official.pth", weights_only=True)["model"]
+    if layout == "detectron2":
+        state = {f"detr.{_masked_detectron2_name(name)}": value for name, value in state.items()}
+    assert layout_of(state) == layout
+    detector = build_model(replace(MASKED, masks=None), len(CLASSES))
+    assert transfer(detector, state, CLASSES, CLASSES).left_out == ("the mask head",)
+    assert same(detector.state_dict(), model.detector.state_dict())
+    torch.save({"model": state}, tmp_path / "theirs.pth")
+    monkeypatch.setattr("opendetr.predictor.get_preset", lambda _name: replace(MASKED, masks=None))
+    found = opendetr.load(tmp_path / "theirs.pth", model="detr-r50", categories=things, device="cpu")
+    assert not found.has_masks
+    assert found.categories.used == things.isthing
+    assert same(found.model.state_dict(), model.detector.state_dict())
 
 
 def _masked_detectron2_name(name: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import colorsys
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 # COCO's 91 detection rows. The published models have a logit for each, the 11 that no image uses included.
@@ -256,11 +256,10 @@ class Categories:
         return tuple(name if counts[name] == 1 else f"{name} ({id_})" for name, id_ in pairs)
 
     @property
-    def things(self) -> Categories:
-        """The things among them, in their order."""
-        kept = [label for label, isthing in enumerate(self.isthing) if isthing]
-        columns = (self.names, self.ids, self.isthing, self.used, self.colours)
-        return Categories(*(tuple(column[label] for label in kept) for column in columns))  # type: ignore[arg-type]
+    def only_things(self) -> Categories:
+        """The same rows, of which those of stuff are never emitted."""
+        used = tuple(used and isthing for used, isthing in zip(self.used, self.isthing, strict=True))
+        return replace(self, used=used)
 
     def label_of_id(self, category_id: int) -> int:
         """Label of a data set id. Raises KeyError when the id is unknown."""

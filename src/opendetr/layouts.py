@@ -291,7 +291,8 @@ def has_masks(names: Iterable[str]) -> bool:
 def of_detector(names: Iterable[str]) -> dict[str, str]:
     """Of the names of a detector with a mask head, in any layout: those of the detector -> what it calls them alone."""
     prefixes = INSIDE, _INSIDE_OTHERS
-    return {name: name.removeprefix(prefix) for name in names for prefix in prefixes if name.startswith(prefix)}
+    inside = {name: name.removeprefix(prefix) for name in names for prefix in prefixes if name.startswith(prefix)}
+    return {name: alone for name, alone in inside.items() if not alone.startswith(("bbox_attention.", "mask_head."))}
 
 
 def our_name(name: str, rows: Rows, own: Collection[str]) -> str:

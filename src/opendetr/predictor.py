@@ -26,6 +26,7 @@ from opendetr.data.loader import eval_loader
 from opendetr.data.records import DetectionData
 from opendetr.data.transforms import evaluation_transform
 from opendetr.distributed import best_device, rank, world_size
+from opendetr.layouts import has_masks
 from opendetr.models.detector import Detector
 from opendetr.models.masks import MaskedDetector
 from opendetr.postprocess import ImageMasks, Merge, candidates, detect_with_queries, image_masks
@@ -37,7 +38,6 @@ from opendetr.presets import (
     list_models,
     name_without_masks,
     preset_from_dict,
-    published_categories,
     published_weights,
 )
 from opendetr.scorer import Evaluation, Scorer
@@ -47,13 +47,14 @@ from opendetr.sources.reading import Source, each_picture, is_one_picture, read_
 from opendetr.structures import Detections, ImageBatch, Panoptic
 from opendetr.weights import (
     WeightsError,
+    fitting_part,
     in_our_layout,
     load_weights,
     local_file,
     read_card,
     read_state,
     require_classes,
-    transfer,
+    usual_categories,
 )
 
 DETECTION_SCORE = 0.5
@@ -345,8 +346,8 @@ def load(
     Args:
         source: a name (its weights come with the package or are downloaded once), a run folder, a .safetensors or
             .pth file, a folder that transformers reads, an http(s) address, or "hf:owner/name".
-        model: the catalogue's name of a file that does not say itself what it holds; or that of the detector alone, for
-            one that says that it has a mask head.
+        model: the catalogue's name of a file that does not say itself what it holds; or that of a detector without mask
+            head, for a file that holds one around it.
         categories: of such a file; COCO's 91 rows when omitted, or COCO panoptic's 250 for a model with a mask head.
         device: "auto", "cpu", "cuda" or "mps".
         strict_no_object: leave out queries for which "no object" is the best answer, which the published rule does not.
@@ -367,28 +368,22 @@ def load(
     else:
         path = local_file(source)
     card = read_card(path)
+    state: Mapping[str, Tensor] = read_state(path)
     if card is not None:
         preset, known = preset_from_dict(card.config), card.categories
-        if preset.name != model == name_without_masks(preset.name):  # the catalogue has one file for both
-            return _detector_of(preset, known, path, device=device, strict_no_object=strict_no_object)
+        if model not in (None, preset.name, name_without_masks(preset.name)):
+            raise ConfigError(f"{path}: holds {preset.name}, not {model}; leave the model out, or give another file")
+        preset = preset if model in (None, preset.name) else detector_alone(preset)
     elif model is not None:
-        preset, known = get_preset(model), categories or published_categories(model)
+        preset = get_preset(model)
+        known = categories or usual_categories(state)
     else:
         raise WeightsError(f"{path}: does not say which model it is; name it, for example model='detr-r50'")
     network = build_model(preset, len(known), strict_no_object=strict_no_object)
-    state = read_state(path)
+    if has_masks(state) and preset.masks is None:  # the detector alone finds no stuff, but tells it from things
+        state, known = fitting_part(network, state), known.only_things
     if card is None:
         ours = in_our_layout(network, state)
         require_classes(path, network, ours, len(known), num_others=network.num_logits - len(known))
     load_weights(network, state)
     return Predictor(network, preset, known, device=device)
-
-
-def _detector_of(
-    preset: Preset, categories: Categories, path: Path, *, device: str, strict_no_object: bool
-) -> Predictor:
-    """The detector in a model with a mask head, for things alone."""
-    alone, things = detector_alone(preset), categories.things
-    network = build_model(alone, len(things), strict_no_object=strict_no_object)
-    transfer(network, read_state(path), categories, things)
-    return Predictor(network, alone, things, device=device)

@@ -37,7 +37,6 @@ from opendetr.evaluation import METRICS
 from opendetr.evaluation.names import MASK_PREFIX
 from opendetr.evaluation.panoptic import PANOPTIC_METRICS
 from opendetr.events import Observer
-from opendetr.layouts import has_masks
 from opendetr.models.detector import Detector
 from opendetr.observers import CLASS_AP, Curves, MetricsFile, MetricsTable, Pictures, Progress, TensorBoard
 from opendetr.predictor import Predictor
@@ -52,7 +51,6 @@ from opendetr.presets import (
     name_with_masks,
     name_without_masks,
     preset_from_dict,
-    published_categories,
     published_weights,
     trained_from_nothing,
     weights_origin,
@@ -75,6 +73,7 @@ from opendetr.weights import (
     require_classes,
     save_weights,
     transfer,
+    usual_categories,
 )
 
 CONFIG_FILE = "config.yaml"
@@ -494,9 +493,7 @@ def _transferred(model: Detector, path: Path, preset: Preset, categories: Catego
     """Load a detector's weights, its classes fitted by name; returns what became of them."""
     card = read_card(path)
     state = read_state(path)
-    base = name_without_masks(preset.name)
-    name = name_with_masks(base) if has_masks(state) and card is None else base
-    known = card.categories if card else published_categories(name)
+    known = card.categories if card else usual_categories(state)
     part = in_our_layout(model, fitting_part(model, state))
     require_classes(path, model, part, len(known), num_others=model.num_logits - len(categories))
     report = transfer(model, state, known, categories)

@@ -2,8 +2,8 @@
 
    Arrays are float32 and contiguous, laid out as in deformable_attention.py: value (B, N, H, d), locations
    (B, Q, H, L, P, 2), weights (B, Q, H, L, P), sums (B, Q, H, d). A "pair" is an image and a head, b * H + h: pairs share
-   nothing, so that threads may take one each. What lies outside a level is zero; a place that is not a number makes the
-   sum of its own query and head not a number. */
+   nothing, so that threads may take one each. What lies outside a level is zero. A place or weight that is not a finite
+   number makes the sum of its own query and head not a number. */
 
 #include <math.h>
 #include <stdint.h>
@@ -21,10 +21,10 @@ typedef struct {
 
 #define INLINE static inline __attribute__((always_inline))
 
-/* 1: inside, 0: outside, so that the sample is zero, -1: not a number. */
+/* 1: inside, 0: outside, so that the sample is zero, -1: not a finite number. */
 INLINE int find(const float *location, int64_t h, int64_t w, Place *place) {
     float x = location[0] * (float)w - 0.5f, y = location[1] * (float)h - 0.5f;
-    if (!(x > -1.0f && y > -1.0f && x < (float)w && y < (float)h)) return isnan(x) || isnan(y) ? -1 : 0;
+    if (!(x > -1.0f && y > -1.0f && x < (float)w && y < (float)h)) return isfinite(x) && isfinite(y) ? 0 : -1;
     place->x = (int64_t)(x + 1.0f) - 1;
     place->y = (int64_t)(y + 1.0f) - 1;
     place->right = x - (float)place->x;
@@ -63,8 +63,8 @@ INLINE void sum_query(const Sizes *s, int64_t d, const float *value, const float
         for (int64_t point = 0; point < s->points; point++, locations += 2, weights++) {
             Place place;
             int found = find(locations, h, w, &place);
-            if (found == 0) continue;
-            if (found < 0) {
+            if (found == 0 && isfinite(*weights)) continue;
+            if (found <= 0) {
                 for (int64_t i = 0; i < blocks; i++) total[i] += NAN;
                 for (int64_t i = rest; i < d; i++) sums[i] = NAN;
                 continue;

@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from opendetr.nn.native import SampleNative, library
+from opendetr.nn.native import library, sample_native
 
 Shapes = Sequence[tuple[int, int]]
 
@@ -41,7 +41,9 @@ def sample_and_sum(value: Tensor, shapes: Shapes, locations: Tensor, weights: Te
     value, locations, weights = value.float(), locations.float(), weights.float()
     if value.device.type != "cpu" or _is_traced():
         return _sample_levels(value, shapes, locations, weights)
-    return (SampleNative if library() else _SampleRows).apply(value, tuple(shapes), locations, weights)
+    if library() is not None:
+        return sample_native(value, shapes, locations, weights)
+    return _SampleRows.apply(value, tuple(shapes), locations, weights)
 
 
 def _is_traced() -> bool:

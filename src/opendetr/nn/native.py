@@ -26,13 +26,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from opendetr.cache import cache_folder
 
 SWITCH = "OPENDETR_NATIVE"
 _SOURCE = "deformable_attention.c"
-# Sums keep their order, but for the dot products that the source marks; -march=native is left out where it is unknown.
+# Sums keep their order, but for the dot products that the source marks.
 _FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-shared", "-fopenmp-simd", "-ffp-contract=fast")
 _SECONDS = 60
 
@@ -52,21 +51,34 @@ class _Sizes(ctypes.Structure):
 @cache
 def library() -> ctypes.CDLL | None:
     """The compiled functions, or None where they are not wanted or cannot be had."""
+    wanted = os.environ.get(SWITCH, "").lower() not in ("0", "no", "off", "false")
     compiler = next((path for name in ("cc", "gcc", "clang") if (path := shutil.which(name))), None)
-    if os.environ.get(SWITCH, "").lower() in ("0", "no", "false") or compiler is None:
+    if os.name != "posix" or not wanted or compiler is None:
         return None
-    source = (resources.files("opendetr") / "nn" / _SOURCE).read_text(encoding="utf-8")
-    key = hashlib.sha256("\n".join((source, *_FLAGS, platform.platform(), _processor())).encode()).hexdigest()[:16]
     try:
-        return ctypes.CDLL(str(_built(compiler, source, cache_folder() / "native" / f"deformable_attention-{key}.so")))
-    except (OSError, subprocess.SubprocessError) as error:
+        return _loaded(compiler)
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         reason = getattr(error, "stderr", None) or error
         warnings.warn(
-            f"{compiler}: could not build the sampling of deformable attention, which stays slower: "
+            f"{compiler}: no sampling of deformable attention in C, which stays slower: "
             f"{' '.join(str(reason).split())[:300]}",
             stacklevel=2,
         )
         return None
+
+
+def _loaded(compiler: str) -> ctypes.CDLL:
+    """The library from the cache, where it is built first if it is not there or cannot be loaded."""
+    source = (resources.files("opendetr") / "nn" / _SOURCE).read_text(encoding="utf-8")
+    key = hashlib.sha256("\n".join((source, *_FLAGS, platform.platform(), _processor())).encode()).hexdigest()[:16]
+    path = cache_folder() / "native" / f"deformable_attention-{key}.so"
+    if path.is_file():
+        try:
+            return ctypes.CDLL(str(path))
+        except OSError:  # cut off, perhaps
+            path.unlink()
+    _build(compiler, source, path)
+    return ctypes.CDLL(str(path))
 
 
 def _processor() -> str:
@@ -78,65 +90,126 @@ def _processor() -> str:
     return next((line for line in lines if line.startswith(("flags", "Features"))), platform.machine())
 
 
-def _built(compiler: str, source: str, path: Path) -> Path:
-    """The library's file, made whole or not at all: several processes may build it at the same time."""
-    if path.is_file():
-        return path
+def _build(compiler: str, source: str, path: Path) -> None:
+    """Write the library's file, whole or not at all: several processes may build it at the same time."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         code, made = Path(folder) / _SOURCE, Path(folder) / path.name
         code.write_text(source, encoding="utf-8")
         command = [compiler, *_FLAGS, str(code), "-o", str(made), "-lm"]
-        tries = [[*command, "-march=native"], command]
-        for attempt in tries:
-            done = subprocess.run(attempt, capture_output=True, text=True, timeout=_SECONDS, check=attempt is command)
-            if done.returncode == 0:
-                break
+        if _run([*command, "-march=native"]).returncode:  # which some compilers do not know
+            _run(command).check_returncode()
         made.replace(path)
-    return path
+
+
+def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, capture_output=True, text=True, errors="replace", timeout=_SECONDS, check=False, env=None
+    )
 
 
 # -------------------------------------------------------------------------------------------------------------- calling
 
 
-class SampleNative(torch.autograd.Function):
-    """`sample_and_sum` by the library, which must be there. Nothing is kept for backward but the arguments."""
+def sample_native(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
+    """`sample_and_sum` by the library, which must be there, for float32 on the CPU.
 
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
-        """(B, N, H, d), L pairs h w, (B, Q, H, L, P, 2), (B, Q, H, L, P) -> (B, Q, H d), float32 throughout."""
-        value, locations, weights = value.contiguous(), locations.contiguous(), weights.contiguous()
-        ctx.save_for_backward(value, locations, weights)
-        ctx.shapes = shapes
-        batch, num_queries, heads = weights.shape[:3]
-        sums = value.new_empty(batch, num_queries, heads * value.shape[3])
-        sizes, pointers = _sizes(value, shapes, weights), _pointers(value, locations, weights, sums)
-        pairs = batch * heads
-        parts = -(-torch.get_num_threads() // pairs)  # of the queries, where there are fewer pairs than threads
+    Nothing is kept for backward but the arguments.
 
-        def work(part: int) -> None:
-            pair, queries = part // parts, part % parts
-            first, last = queries * num_queries // parts, (queries + 1) * num_queries // parts
-            _functions().opendetr_sum(sizes, *map(ctypes.c_int64, (pair, pair + 1, first, last)), *pointers)
+    Raises:
+        ValueError: shapes that do not belong together; the library would read what is not there.
+    """
+    _require_alike(value, shapes, locations, weights)
+    return _sum_samples(value, [side for shape in shapes for side in shape], locations, weights)
 
-        _in_threads(work, pairs * parts)
-        return sums
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, Tensor, Tensor]:
-        """The gradients of value, locations and weights."""
-        value, locations, weights = ctx.saved_tensors
-        gradient = gradient.contiguous()
-        found = torch.zeros_like(value), torch.empty_like(locations), torch.empty_like(weights)
-        sizes = _sizes(value, ctx.shapes, weights)
+def _require_alike(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> None:
+    batch, num_tokens, heads, _ = value.shape
+    expected = (batch, weights.shape[1], heads, len(shapes), weights.shape[-1])
+    if tuple(weights.shape) != expected or tuple(locations.shape) != (*expected, 2):
+        raise ValueError(
+            f"deformable attention: expected weights {expected} and locations {(*expected, 2)} for value "
+            f"{tuple(value.shape)} and {len(shapes)} levels, got {tuple(weights.shape)} and {tuple(locations.shape)}"
+        )
+    if num_tokens != sum(h * w for h, w in shapes):
+        raise ValueError(f"deformable attention: expected the tokens of levels {tuple(shapes)}, got {num_tokens}")
+
+
+# Operators of torch, so that fake tensors and whatever else traces or counts operators sees them as one each.
+
+
+@torch.library.custom_op(
+    "opendetr::sum_samples",
+    mutates_args=(),
+    device_types="cpu",
+    schema="(Tensor value, int[] sides, Tensor locations, Tensor weights) -> Tensor",
+)
+def _sum_samples(value: Tensor, sides: Sequence[int], locations: Tensor, weights: Tensor) -> Tensor:
+    """(B, N, H, d), h and w of each level, (B, Q, H, L, P, 2), (B, Q, H, L, P) -> (B, Q, H d)."""
+    value, locations, weights = value.contiguous(), locations.contiguous(), weights.contiguous()
+    sums = _sums_like(value, sides, locations, weights)
+    batch, num_queries, heads = weights.shape[:3]
+    sizes = _sizes(value, sides, weights)
+    pairs = batch * heads
+    parts = -(-torch.get_num_threads() // max(pairs, 1))  # of the queries, where there are fewer pairs than threads
+
+    def work(part: int) -> None:
+        pair, queries = part // parts, part % parts
+        first, last = queries * num_queries // parts, (queries + 1) * num_queries // parts
+        numbers = map(ctypes.c_int64, (pair, pair + 1, first, last))
+        _functions().opendetr_sum(ctypes.byref(sizes), *numbers, *_pointers(value, locations, weights, sums))
+
+    _in_threads(work, pairs * parts)
+    return sums
+
+
+@_sum_samples.register_fake
+def _sums_like(value: Tensor, sides: Sequence[int], locations: Tensor, weights: Tensor) -> Tensor:
+    return value.new_empty(*weights.shape[:2], value.shape[2] * value.shape[3])
+
+
+@torch.library.custom_op(
+    "opendetr::spread_samples",
+    mutates_args=(),
+    device_types="cpu",
+    schema="(Tensor value, int[] sides, Tensor locations, Tensor weights, Tensor gradient) -> (Tensor, Tensor, Tensor)",
+)
+def _spread_samples(
+    value: Tensor, sides: Sequence[int], locations: Tensor, weights: Tensor, gradient: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of value, locations and weights, by that of the sums (B, Q, H d)."""
+    value, locations, weights = value.contiguous(), locations.contiguous(), weights.contiguous()
+    gradient = gradient.contiguous()
+    found = torch.zeros_like(value), torch.empty_like(locations), torch.empty_like(weights)
+    sizes = _sizes(value, sides, weights)
+
+    def work(pair: int) -> None:
         pointers = _pointers(value, locations, weights, gradient, *found)
+        _functions().opendetr_spread(ctypes.byref(sizes), ctypes.c_int64(pair), ctypes.c_int64(pair + 1), *pointers)
 
-        def work(pair: int) -> None:
-            _functions().opendetr_spread(sizes, ctypes.c_int64(pair), ctypes.c_int64(pair + 1), *pointers)
+    _in_threads(work, weights.shape[0] * weights.shape[2])
+    return found
 
-        _in_threads(work, weights.shape[0] * weights.shape[2])
-        return found[0], None, found[1], found[2]
+
+@_spread_samples.register_fake
+def _gradients_like(
+    value: Tensor, sides: Sequence[int], locations: Tensor, weights: Tensor, gradient: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(value), torch.empty_like(locations), torch.empty_like(weights)
+
+
+def _keep(ctx: Any, inputs: tuple[Tensor, list[int], Tensor, Tensor], output: Tensor) -> None:
+    value, ctx.sides, locations, weights = inputs
+    ctx.save_for_backward(value, locations, weights)
+
+
+def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, Tensor, Tensor]:
+    value, locations, weights = ctx.saved_tensors
+    of_value, of_locations, of_weights = _spread_samples(value, ctx.sides, locations, weights, gradient)
+    return of_value, None, of_locations, of_weights
+
+
+_sum_samples.register_autograd(_backward, setup_context=_keep)
 
 
 def _functions() -> ctypes.CDLL:
@@ -145,11 +218,10 @@ def _functions() -> ctypes.CDLL:
     return functions
 
 
-def _sizes(value: Tensor, shapes: Shapes, weights: Tensor) -> Any:
+def _sizes(value: Tensor, sides: Sequence[int], weights: Tensor) -> _Sizes:
     _, num_tokens, heads, width = value.shape
-    numbers = (num_tokens, weights.shape[1], heads, width, len(shapes), weights.shape[4])
-    flat = [side for shape in shapes for side in shape]
-    return ctypes.byref(_Sizes(*numbers, (ctypes.c_int64 * len(flat))(*flat)))
+    numbers = (num_tokens, weights.shape[1], heads, width, len(sides) // 2, weights.shape[4])
+    return _Sizes(*numbers, (ctypes.c_int64 * len(sides))(*sides))
 
 
 def _pointers(*tensors: Tensor) -> list[ctypes.c_void_p]:
@@ -160,12 +232,15 @@ def _pointers(*tensors: Tensor) -> list[ctypes.c_void_p]:
 def _in_threads(work: Callable[[int], None], count: int) -> None:
     """Do the parts 0..count - 1, at most as many at a time as torch has threads; the library lets others run."""
     threads = min(torch.get_num_threads(), count)
-    if threads <= 1:
-        for part in range(count):
-            work(part)
+    if threads > 1:
+        try:
+            parts = _pool(os.getpid(), threads).map(work, range(count))
+        except RuntimeError:  # the interpreter is about to end, and starts no more threads
+            parts = map(work, range(count))
     else:
-        for _ in _pool(os.getpid(), threads).map(work, range(count)):
-            pass
+        parts = map(work, range(count))
+    for _ in parts:
+        pass
 
 
 @cache

@@ -13,6 +13,7 @@ from opendetr.weights.loading import (
     load_weights,
     require_classes,
     transfer,
+    usual_categories,
 )
 from opendetr.weights.reading import read_state, weights_file
 from opendetr.weights.sources import is_remote, local_file
@@ -33,5 +34,6 @@ __all__ = [
     "require_classes",
     "save_weights",
     "transfer",
+    "usual_categories",
     "weights_file",
 ]

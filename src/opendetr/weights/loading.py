@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from opendetr.categories import Categories
+from opendetr.categories import Categories, coco_categories, coco_panoptic_categories
 from opendetr.layouts import INSIDE, TABLES, Layout, has_masks, layout_of, of_detector, our_name, packed
 from opendetr.models.detector import Detector
 from opendetr.models.masks import MaskedDetector
@@ -101,6 +101,11 @@ def fitting_part(model: Detector, state: Mapping[str, Tensor]) -> Mapping[str, T
     if isinstance(model, MaskedDetector) or not has_masks(state):
         return state
     return {alone: state[name] for name, alone in of_detector(state).items()}
+
+
+def usual_categories(state: Mapping[str, Tensor]) -> Categories:
+    """The classes of weights that do not name them: COCO panoptic's with a mask head, else those of COCO."""
+    return coco_panoptic_categories() if has_masks(state) else coco_categories()
 
 
 def require_classes(
