@@ -22,7 +22,7 @@ from opendetr.models.detector import Detector, tokens_of
 from opendetr.nn.attention import MultiHeadAttention
 from opendetr.nn.backbone import Backbone, BackboneConfig, resize_padding
 from opendetr.nn.deformable_attention import DeformableAttention, Shapes
-from opendetr.nn.layers import MLP, FeedForward, Residual, group_norm, xavier_initialise
+from opendetr.nn.layers import MLP, FeedForward, Residual, convolve_narrow, group_norm, xavier_initialise
 from opendetr.nn.position import SinePosition, embed_coordinates
 from opendetr.structures import FeatureMap, Output, Predictions, Scoring
 
@@ -299,7 +299,7 @@ class DeformableDETR(Detector):
         ]
         coarse = own[-1].values
         for project in self.projections[num_own:]:
-            coarse = project(coarse)
+            coarse = convolve_narrow(project, coarse)
             levels.append(FeatureMap(coarse, resize_padding(padding, coarse)))
         return tuple(levels)
 

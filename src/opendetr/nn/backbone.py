@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -15,7 +16,7 @@ from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from torchvision.ops import FrozenBatchNorm2d
 
-from opendetr.nn.layers import group_norm
+from opendetr.nn.layers import convolve_narrow, group_norm
 from opendetr.structures import FeatureMap, ImageBatch
 
 
@@ -46,6 +47,11 @@ _NORMS: dict[str, Callable[[int], nn.Module]] = {
 
 
 def _convolve(convolution: nn.Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
+    """Convolution and norm of x (B, C, h, w)."""
+    return convolve_narrow(partial(_convolve_any, convolution, norm), x)
+
+
+def _convolve_any(convolution: nn.Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
     """Convolution and norm. A frozen norm is an affine map: folded into the kernel it costs no pass over x."""
     if not isinstance(norm, FrozenBatchNorm2d):
         return norm(convolution(x))

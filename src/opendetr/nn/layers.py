@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -65,6 +66,18 @@ class Residual(nn.Module):
         if self.norm_first:
             return x + self.dropout(sublayer(self.norm(x)))
         return self.norm(x + self.dropout(sublayer(x)))
+
+
+def convolve_narrow(convolution: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Apply strided convolutions to x (B, C, h, w); maps of one or two columns in float32, under CPU autocast too.
+
+    For those, oneDNN's AMX kernels of bfloat16 multiply what lies in memory beyond the map by zero (seen with torch
+    2.14); where that is not a number, neither is the result.
+    """
+    if x.shape[-1] > 2 or x.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
+        return convolution(x)
+    with torch.autocast("cpu", enabled=False):
+        return convolution(x.float())
 
 
 def group_norm(num_channels: int) -> nn.GroupNorm:
