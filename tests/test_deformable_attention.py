@@ -161,10 +161,14 @@ def test_native_takes_nothing_for_nothing():
 
 
 def test_native_is_an_operator_of_torch():
-    value, locations, weights = (leaf.requires_grad_() for leaf in inputs())
+    value, locations, weights = inputs()
     sides = [side for shape in SHAPES for side in shape]
     native(value, SHAPES, locations, weights)
-    torch.library.opcheck(torch.ops.opendetr.sum_samples.default, (value, sides, locations, weights))
+    arguments = [value.detach(), sides, locations.detach(), weights.detach()]
+    tests = ("test_schema", "test_faketensor")
+    torch.library.opcheck(torch.ops.opendetr.sum_samples.default, arguments, test_utils=tests)
+    gradient = torch.randn(2, 3, 8)
+    torch.library.opcheck(torch.ops.opendetr.spread_samples.default, [*arguments, gradient], test_utils=tests)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         fakes = [mode.from_tensor(leaf.detach()) for leaf in (value, locations, weights)]
         assert sample_and_sum(fakes[0], SHAPES, *fakes[1:]).shape == (2, 3, 8)

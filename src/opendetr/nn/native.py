@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from opendetr.cache import cache_folder
 
@@ -120,7 +121,7 @@ def sample_native(value: Tensor, shapes: Shapes, locations: Tensor, weights: Ten
         ValueError: shapes that do not belong together; the library would read what is not there.
     """
     _require_alike(value, shapes, locations, weights)
-    return _sum_samples(value, [side for shape in shapes for side in shape], locations, weights)
+    return _Sample.apply(value, [side for shape in shapes for side in shape], locations, weights)
 
 
 def _require_alike(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> None:
@@ -135,15 +136,6 @@ def _require_alike(value: Tensor, shapes: Shapes, locations: Tensor, weights: Te
         raise ValueError(f"deformable attention: expected the tokens of levels {tuple(shapes)}, got {num_tokens}")
 
 
-# Operators of torch, so that fake tensors and whatever else traces or counts operators sees them as one each.
-
-
-@torch.library.custom_op(
-    "opendetr::sum_samples",
-    mutates_args=(),
-    device_types="cpu",
-    schema="(Tensor value, int[] sides, Tensor locations, Tensor weights) -> Tensor",
-)
 def _sum_samples(value: Tensor, sides: Sequence[int], locations: Tensor, weights: Tensor) -> Tensor:
     """(B, N, H, d), h and w of each level, (B, Q, H, L, P, 2), (B, Q, H, L, P) -> (B, Q, H d)."""
     value, locations, weights = value.contiguous(), locations.contiguous(), weights.contiguous()
@@ -163,17 +155,10 @@ def _sum_samples(value: Tensor, sides: Sequence[int], locations: Tensor, weights
     return sums
 
 
-@_sum_samples.register_fake
 def _sums_like(value: Tensor, sides: Sequence[int], locations: Tensor, weights: Tensor) -> Tensor:
     return value.new_empty(*weights.shape[:2], value.shape[2] * value.shape[3])
 
 
-@torch.library.custom_op(
-    "opendetr::spread_samples",
-    mutates_args=(),
-    device_types="cpu",
-    schema="(Tensor value, int[] sides, Tensor locations, Tensor weights, Tensor gradient) -> (Tensor, Tensor, Tensor)",
-)
 def _spread_samples(
     value: Tensor, sides: Sequence[int], locations: Tensor, weights: Tensor, gradient: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -191,25 +176,40 @@ def _spread_samples(
     return found
 
 
-@_spread_samples.register_fake
 def _gradients_like(
     value: Tensor, sides: Sequence[int], locations: Tensor, weights: Tensor, gradient: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     return torch.empty_like(value), torch.empty_like(locations), torch.empty_like(weights)
 
 
-def _keep(ctx: Any, inputs: tuple[Tensor, list[int], Tensor, Tensor], output: Tensor) -> None:
-    value, ctx.sides, locations, weights = inputs
-    ctx.save_for_backward(value, locations, weights)
+# Operators of torch, so that fake tensors and whatever else counts operators sees them as one each. `custom_op` would
+# do it in fewer lines, but imports 150 MiB of torch when it is called first.
+_LIBRARY = torch.library.Library("opendetr", "DEF")
+_ARGUMENTS = "Tensor value, int[] sides, Tensor locations, Tensor weights"
+for _signature, _kernel, _fake in (
+    (f"sum_samples({_ARGUMENTS}) -> Tensor", _sum_samples, _sums_like),
+    (f"spread_samples({_ARGUMENTS}, Tensor gradient) -> (Tensor, Tensor, Tensor)", _spread_samples, _gradients_like),
+):
+    _name = _LIBRARY.define(_signature)
+    _LIBRARY.impl(_name, _kernel, "CPU")
+    torch.library.register_fake(f"opendetr::{_name}", _fake, lib=_LIBRARY)
 
 
-def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, Tensor, Tensor]:
-    value, locations, weights = ctx.saved_tensors
-    of_value, of_locations, of_weights = _spread_samples(value, ctx.sides, locations, weights, gradient)
-    return of_value, None, of_locations, of_weights
+class _Sample(torch.autograd.Function):
+    """The sums, and their gradients. Nothing is kept for backward but the arguments."""
 
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, sides: list[int], locations: Tensor, weights: Tensor) -> Tensor:
+        ctx.save_for_backward(value, locations, weights)
+        ctx.sides = sides
+        return torch.ops.opendetr.sum_samples(value, sides, locations, weights)
 
-_sum_samples.register_autograd(_backward, setup_context=_keep)
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, Tensor, Tensor]:
+        value, locations, weights = ctx.saved_tensors
+        found = torch.ops.opendetr.spread_samples(value, ctx.sides, locations, weights, gradient)
+        return found[0], None, found[1], found[2]
 
 
 def _functions() -> ctypes.CDLL:
