@@ -58,11 +58,12 @@ def exponents(costs: list[float]) -> tuple[float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     options = parser.parse_args()
     print(f"| model | | {' | '.join(f'{side} px' for side in SIDES)} | exponent | of the last step |")
     print("|---|---|" + "---|" * (len(SIDES) + 2))
     for training in (False, True):
-        for name in MODELS:
+        for name in options.models:
             costs = [
                 in_fresh_process(cost, name, side, training, options.repeats, torch.get_num_threads()) for side in SIDES
             ]

@@ -171,7 +171,8 @@ def test_models_lists_the_catalogue():
 
 
 def test_demo_makes_one_page(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(presets, "shipped_weights", lambda name: run / "best" / "model.safetensors")
+    small = load(run, device="cpu")
+    monkeypatch.setattr("opendetr.predictor.load", lambda *_given, **_options: small)
     record = json.loads(opendetr("demo", "--out", tmp_path / "demo", "--images", 14, "--json").stdout)
     page = Path(record["page"]).read_text(encoding="utf-8")
     assert page.count("<img") == 12

@@ -26,8 +26,11 @@ from typer.testing import CliRunner
 from folders import save_picture
 from markdown_blocks import INSTALL, ROOT, Block, check_installation, environment_with_programs, read_blocks, run
 from opendetr.cli.main import app
+from opendetr.config import to_dict
 from opendetr.data.scenes import SceneConfig, write_scenes
-from opendetr.presets import DEFAULT_MODEL, create, get_preset, list_models, shipped_weights
+from opendetr.predictor import load
+from opendetr.presets import DEFAULT_MODEL, create, get_preset, list_models
+from opendetr.weights import ModelCard, save_weights
 from opendetr.weights.published import PUBLISHED
 from web import sends, serving
 
@@ -80,10 +83,10 @@ def things(tmp_path_factory) -> Path:
     """What pages take for granted: a data set, a trained run, pictures, a video, a file of weights."""
     folder = tmp_path_factory.mktemp("things")
     write_scenes(folder / "my-data", counts={"train": 12, "val": 4}, config=SceneConfig(size=64))
-    shipped = shipped_weights(DEFAULT_MODEL)
-    assert shipped is not None
+    shipped = load(DEFAULT_MODEL, device="cpu")
     (folder / "runs/mine/best").mkdir(parents=True)
-    shutil.copy(shipped, folder / "runs/mine/best/model.safetensors")
+    card = ModelCard(to_dict(shipped.preset), shipped.categories, {})
+    save_weights(folder / "runs/mine/best/model.safetensors", shipped.model, card)
     torch.save({"model": create(DEFAULT_MODEL).state_dict()}, folder / "detr-r50-e632da11.pth")
     for name in PICTURES:
         save_picture(folder / name, 64, 80)

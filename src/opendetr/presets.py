@@ -270,7 +270,9 @@ _PRESETS: dict[str, Callable[[], Preset]] = {
 }
 
 
-_SHIPPED = {DEFAULT_MODEL: "scenes-deformable-detr-tiny.safetensors"}
+_SHIPPED = dict.fromkeys(
+    (DEFAULT_MODEL, f"{DEFAULT_MODEL}{_WITH_MASKS}"), "scenes-deformable-detr-tiny-panoptic.safetensors"
+)
 
 
 def shipped_weights(name: str) -> Path | None:

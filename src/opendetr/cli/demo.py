@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from opendetr.predictor import Predictor
 
 PAGE = "index.html"
+_MODEL = f"{DEFAULT_MODEL}-panoptic"
 _SPLIT, _SEED = "val", 0  # training scenes are of another split, so that none of these was ever seen
 _NUM_PICTURES = 12
 
@@ -29,7 +30,7 @@ def demo(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Draw unseen scenes, find the objects with the detector that comes with the package, and show how well it does.
+    """Draw unseen scenes, find what is in them with the detector of the package, and show how well it does.
 
     Examples:
 
@@ -43,7 +44,7 @@ def demo(
     from opendetr.report import write_report
 
     began = time.monotonic()
-    detector = load(DEFAULT_MODEL, device=device)
+    detector = load(_MODEL, device=device)
     with progress_bar("drawing") as progress:
         write_scenes(out / "scenes", counts={_SPLIT: images}, seed=_SEED, progress=progress)
     data = open_split(out / "scenes", _SPLIT, masks="auto" if detector.has_masks else "none")
@@ -52,7 +53,7 @@ def demo(
         scores = detector.evaluate(data, layers=True, progress=progress)
     size = sum(parameter.numel() for parameter in detector.model.parameters())
     facts = {
-        "model": f"{DEFAULT_MODEL}, {size / 1e6:.1f} million parameters",
+        "model": f"{_MODEL}, {size / 1e6:.1f} million parameters",
         "data": f"{len(data)} drawn scenes, {data.num_objects:,} objects, none of them seen in training",
         "AP by decoder layer": ", ".join(map(number, scores.per_layer)),
         "time": f"{1000 * scores.seconds_per_image:.0f} ms an image on {detector.device}",
