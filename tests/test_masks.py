@@ -506,6 +506,8 @@ def test_a_file_with_a_mask_head_opens_as_its_detector_for_things(tmp_path, name
     assert expected == set(_rows(things)) or not one_class_a_query
     with pytest.raises(ConfigError, match=f"holds {name}-panoptic, not detr-r50; leave the model out"):
         load(path, model="detr-r50", device="cpu")
+    with pytest.raises(ConfigError, match=f"{name}: is a model of the catalogue, not detr-r50; leave the model out"):
+        load(name, model="detr-r50", device="cpu")
 
 
 def _rows(found: Detections) -> list[tuple]:

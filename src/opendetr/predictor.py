@@ -361,6 +361,8 @@ def load(
         ('disc', 'ring', 'crescent')
     """
     if str(source) in list_models():
+        if model not in (None, str(source)):
+            raise ConfigError(f"{source}: is a model of the catalogue, not {model}; leave the model out")
         found, model = published_weights(str(source)), str(source)
         if found is None:
             raise WeightsError(f"{source}: no weights of it are published; train it first, or name a file of weights")

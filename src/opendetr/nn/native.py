@@ -104,9 +104,7 @@ def _build(compiler: str, source: str, path: Path) -> None:
 
 
 def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command, capture_output=True, text=True, errors="replace", timeout=_SECONDS, check=False, env=None
-    )
+    return subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=_SECONDS, check=False)
 
 
 # -------------------------------------------------------------------------------------------------------------- calling
