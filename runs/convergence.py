@@ -1,19 +1,21 @@
 """How soon each member of the family learns: AP against images seen and against seconds, from nothing.
 
-    python runs/convergence.py train scenes --folder WORK --results RESULTS --images 400000
+    python runs/convergence.py train scenes --folder WORK --results docs/convergence --images 40000 4000
     python runs/convergence.py train BCCD --folder WORK --results RESULTS --images 32000 --image-size 192
-    python runs/convergence.py show RESULTS --out docs/pictures/convergence.png
+    python runs/convergence.py show docs/convergence --out docs/pictures/convergence.png
 
 All members are of one size (half-width ResNet-18, width 128, two encoder and three decoder layers, 50 queries), see the
 same images with the same recipe, that of `opendetr train` from nothing, and start from random weights; each keeps its
-own attention, losses and matching. "scenes" are drawn scenes of 128 pixels with 1 to 6 objects of three classes, the
-smallest 15 pixels long: on default scenes DETR still has an AP below 0.01 after 30,000 images. RESULTS gets one small
-file a run, its curve; a run whose file is there is not repeated, so that they may be made on several days.
+own attention, losses and matching. Every number of images is a run of its own, whose learning rate falls to nothing at
+its end. "scenes" are drawn scenes of 128 pixels with 2 to 6 discs, the smallest 15 pixels long: with the twelve classes
+of default scenes DETR still has an AP below 0.01 after 30,000 images, with three 0.02 after 16,000. RESULTS gets one
+small file a run, its curve; a run whose file is there is not repeated, so that they may be made on several days.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 from collections.abc import Iterator
@@ -40,29 +42,28 @@ SIZE = {
     },
     "num_queries": 50,
 }  # fmt: skip
-BATCH = 16
+BATCH = 8
 RECIPE = {
     "learning_rate": 5e-4, "backbone_learning_rate": 5e-4, "weight_decay": 1e-4, "clip_norm": 1.0, "batch_size": BATCH,
-    "schedule": "cosine", "warmup_steps": 200, "precision": "auto", "ema_decay": 0.99, "num_evaluations": 20,
+    "schedule": "cosine", "sampling_rate_factor": 1.0, "precision": "auto", "ema_decay": 0.99, "num_evaluations": 20,
 }  # fmt: skip
 FLIPS = {"augmentation": {"multi_scale": False, "crop": False}}
 BCCD_SPLITS = {"train_split": "trainval", "val_split": "test"}
-SCENES = SceneConfig(size=128, max_objects=6, min_scale=0.12, classes=("ring", "square", "star"))
+SCENES = SceneConfig(size=128, min_objects=2, max_objects=6, min_scale=0.12, classes=("disc",))
 EASY = "scenes"
 
 
 def run_all(
-    data: str, folder: Path, results: Path, images: int, image_size: int, seeds: list[int], members: list[str]
+    data: str, folder: Path, results: Path, budgets: list[int], image_size: int, seeds: list[int], members: list[str]
 ) -> None:
     """Train what is not trained yet, seed by seed, so that the first seed of all members is there first."""
     source = _scenes(folder) if data == EASY else Path(data)
     results.mkdir(parents=True, exist_ok=True)
-    for seed in seeds:
-        for member in members:
-            name = f"{source.name}-{MEMBERS[member]}-{seed}"
-            if not (results / f"{name}.json").exists():
-                facts = _run(source, folder / name, member, seed, images, image_size)
-                (results / f"{name}.json").write_text(json.dumps(facts))
+    for seed, member, images in itertools.product(seeds, members, budgets):
+        name = f"{source.name}-{MEMBERS[member]}-{images}-{seed}"
+        if not (results / f"{name}.json").exists():
+            facts = _run(source, folder / name, member, seed, images, image_size)
+            (results / f"{name}.json").write_text(json.dumps(facts) + "\n")
 
 
 def _scenes(folder: Path) -> Path:
@@ -74,56 +75,70 @@ def _scenes(folder: Path) -> Path:
 
 def _run(source: Path, out: Path, member: str, seed: int, images: int, image_size: int) -> dict[str, Any]:
     """Train one member; returns what is kept of it."""
+    steps = images // BATCH
     changes: dict[str, Any] = {
         "model": SIZE,
-        "recipe": RECIPE,
+        "recipe": RECIPE | {"warmup_steps": min(200, steps // 10)},
         "data": {"num_workers": 1, **(FLIPS if source.name == EASY else BCCD_SPLITS)},
     }
-    print(f"{member}, seed {seed}: {out}", flush=True)
+    print(f"{member}, {images:,} images, seed {seed}: {out}", flush=True)
     if out.exists():
         run = resume(out)
     else:
         run = train(
             source, model=MEMBERS[member], weights="none", out=out, changes=changes, seed=seed,
-            image_size=image_size, max_steps=images // BATCH,
+            image_size=image_size, max_steps=steps,
         )  # fmt: skip
     parameters = sum(parameter.numel() for parameter in opendetr.load(out).model.parameters())
     curve = list(_evaluations(read_metrics(out)))
-    print(f"{member}, seed {seed}: AP {run.result.metrics['AP']:.3f}", flush=True)
-    return {"member": member, "data": source.name, "seed": seed, "parameters": parameters, "curve": curve}
+    print(f"{member}, {images:,} images, seed {seed}: AP {run.result.metrics['AP']:.3f}", flush=True)
+    facts = {"member": member, "data": source.name, "images": images, "seed": seed, "parameters": parameters}
+    return facts | {"curve": curve}
 
 
 def _evaluations(rows: list[dict[str, Any]]) -> Iterator[dict[str, float]]:
     """What was seen and how long it took, in training alone, before each evaluation; and its scores."""
-    images, seconds = 0, 0.0
+    seconds: list[float] = []
     for row in rows:
-        if row["kind"] == "step":
-            images, seconds = images + row["images"], seconds + row["seconds"]
+        if row["kind"] == "step":  # of a long run, every second or third step has a row
+            seconds.append(row["seconds"])
         elif row["kind"] == "evaluation":
-            scores = {name: row["metrics"].get(name) for name in ("AP", "AP50", "AP_S", "AP_M", "AP_L")}
-            yield {"images": images, "seconds": seconds, **scores}
+            scores = {name: _rounded(row["metrics"].get(name)) for name in ("AP", "AP50", "AP_S", "AP_M", "AP_L")}
+            trained = round(row["step"] * statistics.mean(seconds), 1)
+            yield {"images": row["step"] * BATCH, "seconds": trained, **scores}
+
+
+def _rounded(score: float | None) -> float | None:
+    return None if score is None else round(score, 5)
+
+
+Runs = list[dict[str, Any]]
 
 
 def show(folder: Path, out: Path | None) -> None:
-    """Print a table for each data set, and draw the curves: the mean of the seeds."""
+    """Print a table for each data set, and draw the curves of the longest runs: the mean of the seeds."""
     charts = []
     runs = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
     for data in sorted({run["data"] for run in runs}):
-        of_members = {
-            name: [run for run in runs if run["data"] == data and run["member"] == name]
-            for name in MEMBERS
-            if any(run["data"] == data and run["member"] == name for run in runs)
-        }
-        _print_table(data, of_members)
+        of_data = [run for run in runs if run["data"] == data]
+        budgets = sorted({run["images"] for run in of_data}, reverse=True)
+        long, *short = (_of_members([run for run in of_data if run["images"] == images]) for images in budgets)
+        _print_table(data, budgets, long, short)
         for axis, label in (("images", "images seen"), ("seconds", "seconds of training")):
             for score in ("AP", "AP_S"):
-                curves = {name: _mean_curve(members, axis, score) for name, members in of_members.items()}
+                curves = {name: _mean_curve(members, axis, score) for name, members in long.items()}
                 charts.append(draw_curves(curves, x_label=label, y_label=f"{data}: {score}"))
     if out is not None:
         contact_sheet(charts, columns=2).save(out)
 
 
-def _mean_curve(runs: list[dict[str, Any]], axis: str, score: str) -> list[tuple[float, float]]:
+def _of_members(runs: Runs) -> dict[str, Runs]:
+    """Runs by member, in the order of `MEMBERS`."""
+    chosen = {name: [run for run in runs if run["member"] == name] for name in MEMBERS}
+    return {name: seeds for name, seeds in chosen.items() if seeds}
+
+
+def _mean_curve(runs: Runs, axis: str, score: str) -> list[tuple[float, float]]:
     points = zip(*(run["curve"] for run in runs), strict=True)
     return [
         (statistics.mean(point[axis] for point in seeds), statistics.mean(point[score] or 0.0 for point in seeds))
@@ -131,22 +146,40 @@ def _mean_curve(runs: list[dict[str, Any]], axis: str, score: str) -> list[tuple
     ]
 
 
-def _print_table(data: str, of_members: dict[str, list[dict[str, Any]]]) -> None:
-    """AP at the end, and after how many images and seconds the final AP of DETR was passed, on the mean curve."""
-    bar = _mean_curve(of_members["DETR"], "images", "AP")[-1][1]
-    print(f"\n{data}: {len(of_members['DETR'])} seeds, DETR ends at AP {bar:.3f}\n")
-    print("| member | parameters | AP | AP of each seed | AP_S | images to DETR's AP | share | seconds | share |")
-    print("|---|---|---|---|---|---|---|---|---|")
-    whole = {axis: _mean_curve(of_members["DETR"], axis, "AP")[-1][0] for axis in ("images", "seconds")}
-    for name, runs in of_members.items():
-        final = [run["curve"][-1] for run in runs]
-        ap, small = (statistics.mean(point[score] or 0.0 for point in final) for score in ("AP", "AP_S"))
-        seeds = ", ".join(f"{point['AP']:.3f}" for point in final)
-        cells = []
+def _print_table(data: str, budgets: list[int], long: dict[str, Runs], short: list[dict[str, Runs]]) -> None:
+    """Scores at the end, when the final AP of DETR was passed on the mean curve, and the ends of shorter runs."""
+    if "DETR" not in long:
+        raise SystemExit(f"{data}: there is no run of DETR over {budgets[0]:,} images to compare with")
+    bar = _mean_curve(long["DETR"], "images", "AP")[-1][1]
+    heads = [
+        "member",
+        "parameters",
+        "AP",
+        "AP of each seed",
+        "AP_S",
+        "images to DETR's AP",
+        "share",
+        "seconds",
+        "share",
+    ]
+    heads += [f"AP, AP_S of a run over {images:,}" for images in budgets[1:]]
+    print(f"\n{data}: {budgets[0]:,} images, {len(long['DETR'])} seeds, DETR ends at AP {bar:.3f}\n")
+    print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
+    whole = {axis: _mean_curve(long["DETR"], axis, "AP")[-1][0] for axis in ("images", "seconds")}
+    for name, runs in long.items():
+        seeds = ", ".join(f"{run['curve'][-1]['AP']:.3f}" for run in runs)
+        cells = [name, f"{runs[0]['parameters']:,}", f"{_end(runs, 'AP'):.3f}", seeds, f"{_end(runs, 'AP_S'):.3f}"]
         for axis in ("images", "seconds"):
             passed = next((x for x, y in _mean_curve(runs, axis, "AP") if y >= bar), None)
             cells += ["not", "-"] if passed is None else [f"{passed:,.0f}", f"{passed / whole[axis]:.2f}"]
-        print(f"| {name} | {runs[0]['parameters']:,} | {ap:.3f} | {seeds} | {small:.3f} | {' | '.join(cells)} |")
+        for members in short:
+            ends = [f"{_end(members[name], score):.3f}" for score in ("AP", "AP_S")] if name in members else ["-"]
+            cells.append(", ".join(ends))
+        print(f"| {' | '.join(cells)} |")
+
+
+def _end(runs: Runs, score: str) -> float:
+    return _mean_curve(runs, "images", score)[-1][1]
 
 
 if __name__ == "__main__":
@@ -156,7 +189,7 @@ if __name__ == "__main__":
     training.add_argument("data", help=f"{EASY!r}, drawn for it, or the folder of BCCD")
     training.add_argument("--folder", type=Path, required=True, help="where the runs are kept")
     training.add_argument("--results", type=Path, required=True, help="where the curves are kept")
-    training.add_argument("--images", type=int, required=True, help="images that every member sees")
+    training.add_argument("--images", type=int, nargs="+", required=True, help="images that a run sees")
     training.add_argument("--image-size", type=int, default=128)
     training.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     training.add_argument("--members", nargs="+", choices=list(MEMBERS), default=list(MEMBERS))

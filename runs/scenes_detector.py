@@ -38,7 +38,7 @@ from opendetr.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 from opendetr.categories import Categories
 from opendetr.config import to_dict
 from opendetr.data.scenes import CATEGORIES, SceneConfig, draw_scene
-from opendetr.data.transforms import normalise
+from opendetr.data.transforms import normalise, resize_fast, resize_masks
 from opendetr.models.detector import Detector
 from opendetr.presets import Preset, build_model, build_task, get_preset, trained_from_nothing, with_frozen_detector
 from opendetr.stepping import keep_freed_memory
@@ -48,7 +48,8 @@ from opendetr.weights import ModelCard, read_card, read_state, save_weights, tra
 
 MODEL = "deformable-detr-tiny"
 WITH_MASKS = "deformable-detr-tiny-panoptic"
-SIZE = 256
+SIZE = 256  # scenes are drawn in pixels
+SHOWN = 320  # and shown to the detector in
 TRAINED_ON = SceneConfig(size=SIZE, min_objects=4, max_objects=18)  # twice the objects of default scenes
 CLASSES = Categories.from_coco(CATEGORIES)
 NUM_THINGS = sum(CLASSES.isthing)
@@ -61,6 +62,7 @@ AVERAGED = 0.998
 FLOOR = 0.01
 NAMING_RATE = 8e-4
 NAMING_WEIGHT = 0.5
+NAMING_HEAD_RATE = 2e-3
 MASK_RATE = 6e-4
 CUT_OUTS = {64: (96, 5), 128: (28, 7), 192: (13, 8)}  # side in pixels: how many in a batch, and of 20 batches how many
 
@@ -100,12 +102,13 @@ class Scenes:
     def _image(self, index: int, mirrored: bool) -> Tensor:
         pixels = self.pixels[index]
         pixels = np.array(pixels[:, ::-1] if mirrored else pixels)
-        return normalise(torch.from_numpy(pixels).permute(2, 0, 1))
+        return _shown(pixels)
 
     def _with_masks(self, target: Target, index: int, mirrored: bool) -> Target:
         segments = torch.from_numpy(np.array(self.segments[index]))
         segments = segments.flip(1) if mirrored else segments
-        return replace(target, masks=segments == torch.from_numpy(self.rows[index][:, 6, None, None]))
+        masks = segments == torch.from_numpy(self.rows[index][:, 6, None, None])
+        return replace(target, masks=torch.from_numpy(resize_masks(masks.numpy(), SHOWN, SHOWN)))
 
 
 class CutOuts:
@@ -138,10 +141,10 @@ class CutOuts:
             pixels, boxes = pixels[:, ::-1], boxes[:, [2, 1, 0, 3]] * [-1, 1, -1, 1] + [side, 0, side, 0]
         if rng.random() < 0.5:
             pixels, boxes = pixels.transpose(1, 0, 2), boxes[:, [1, 0, 3, 2]]
-        image = normalise(torch.from_numpy(np.array(pixels)).permute(2, 0, 1))
+        image = _shown(pixels)
         wanted = xyxy_to_cxcywh(torch.from_numpy(boxes.astype(np.float32)) / side)
         labels = torch.from_numpy(rows[:, 5].astype(np.int64))
-        return image, Target(labels, wanted, (side, side), (side, side), 0)
+        return image, Target(labels, wanted, tuple(image.shape[1:]), (side, side), 0)
 
 
 class Naming(nn.Module):
@@ -174,7 +177,10 @@ def name_objects(task: DetectionTask, naming: Naming, scenes: Scenes, minutes: f
     """Train the backbone by naming alone, for `minutes`."""
     backbone = task.model.backbone
     parameters = [*backbone.parameters(), *naming.parameters()]
-    groups = [{"params": backbone.parameters(), "lr": NAMING_RATE}, {"params": naming.parameters(), "lr": 2e-3}]
+    groups = [
+        {"params": backbone.parameters(), "lr": NAMING_RATE},
+        {"params": naming.parameters(), "lr": NAMING_HEAD_RATE},
+    ]
     optimiser = torch.optim.AdamW(groups, weight_decay=1e-3, fused=True)
     batches = CutOuts(scenes).batches(np.random.default_rng(1))
     for _ in steps(optimiser, minutes, "naming objects"):
@@ -240,11 +246,17 @@ def _draw(folder: Path, count: int) -> None:
     np.save(folder / "labels.npy", np.array(rows, np.int64).reshape(-1, 7))
 
 
+def _shown(pixels: np.ndarray) -> Tensor:
+    """(h, w, 3) pixels of a scene -> (3, h', w'), as large as the detector sees them."""
+    height, width = (round(side * SHOWN / SIZE) for side in pixels.shape[:2])
+    return normalise(torch.from_numpy(resize_fast(np.array(pixels), height, width)).permute(2, 0, 1))
+
+
 def _target(rows: np.ndarray, mirrored: bool) -> Target:
     boxes = torch.from_numpy(rows[:, 1:5].astype(np.float32)) / SIZE
     if mirrored:
         boxes = torch.stack((1 - boxes[:, 2], boxes[:, 1], 1 - boxes[:, 0], boxes[:, 3]), 1)
-    return Target(torch.from_numpy(rows[:, 5].astype(np.int64)), xyxy_to_cxcywh(boxes), (SIZE, SIZE), (SIZE, SIZE), 0)
+    return Target(torch.from_numpy(rows[:, 5].astype(np.int64)), xyxy_to_cxcywh(boxes), (SHOWN, SHOWN), (SIZE, SIZE), 0)
 
 
 def train(
@@ -255,7 +267,8 @@ def train(
     backbone = list(task.model.backbone.parameters())
     of_backbone = {id(parameter) for parameter in backbone}
     rest = [parameter for parameter in task.parameters() if id(parameter) not in of_backbone]
-    groups = [{"params": backbone, "lr": BACKBONE_RATE}, {"params": [*rest, *naming.parameters()], "lr": RATE}]
+    groups = [{"params": backbone, "lr": BACKBONE_RATE}, {"params": rest, "lr": RATE}]
+    groups += [{"params": list(naming.parameters()), "lr": NAMING_HEAD_RATE}]
     optimiser = torch.optim.AdamW(groups, weight_decay=1e-4, fused=True)
     batches, cut_outs = scenes.batches(np.random.default_rng(0)), CutOuts(scenes).batches(np.random.default_rng(2))
     began, saved, step = time.monotonic(), 0, 0
@@ -314,14 +327,18 @@ def run(folder: Path, count: int, minutes: tuple[float, float, float], start: Pa
     torch.manual_seed(0)
     keep_freed_memory()
     config = trained_from_nothing(get_preset(MODEL))
+    config = replace(config, data=config.data.resized(SHOWN))
     task = build_task(config, build_model(config, len(CLASSES)), len(CLASSES)).train()
     if start is not None:
         print(begin_with(task.model, start), flush=True)
     scenes, naming = Scenes(folder, count), Naming(task.model.backbone.num_channels[1:])
     name_objects(task, naming, scenes, minutes[0])
     detector = train(task, naming, scenes, folder, config, minutes[1])
-    config = replace(get_preset(WITH_MASKS), model=config.model)
+    with_masks = get_preset(WITH_MASKS)
+    config = replace(with_masks, model=config.model, data=with_masks.data.resized(SHOWN))
     model = build_model(config, len(CLASSES))
+    if start is not None:  # its mask head, if it has one
+        print(begin_with(model, start), flush=True)
     model.detector.load_state_dict(detector.state_dict())
     frozen = build_task(with_frozen_detector(config), model, len(CLASSES)).train()
     train_masks(frozen, scenes, folder, config, minutes[2])

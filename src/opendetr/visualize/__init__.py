@@ -1,0 +1,31 @@
+"""Pictures: boxes and masks with labels, panoptic maps, truth beside prediction, contact sheets, curves of a training.
+
+Everything is drawn with Pillow and NumPy and returned as a new RGB image. Small images are drawn enlarged, so that
+labels stay legible; line widths and letters follow the size of the picture.
+"""
+
+from __future__ import annotations
+
+from opendetr.visualize.charts import draw_curves
+from opendetr.visualize.pictures import (
+    TruthObject,
+    contact_sheet,
+    draw_boxes,
+    draw_detections,
+    draw_panoptic,
+    draw_segments,
+    draw_truth,
+    truth_sheet,
+)
+
+__all__ = [
+    "TruthObject",
+    "contact_sheet",
+    "draw_boxes",
+    "draw_curves",
+    "draw_detections",
+    "draw_panoptic",
+    "draw_segments",
+    "draw_truth",
+    "truth_sheet",
+]

@@ -1,0 +1,34 @@
+"""What pictures and charts share: colours, letters, smooth edges."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from PIL import ImageFont
+
+Colour = tuple[int, int, int]
+
+PALETTE: tuple[Colour, ...] = (
+    (37, 99, 235), (234, 88, 12), (22, 163, 74), (147, 51, 234),
+    (220, 38, 38), (8, 145, 178), (161, 98, 7), (71, 85, 105),
+)  # fmt: skip
+INK, FAINT_INK, RULE, PAPER = (17, 24, 39), (107, 114, 128), (229, 231, 235), (255, 255, 255)
+SMOOTH = 4  # curves and rounded corners are drawn so many times larger and shrunk, which smooths their edges
+
+
+@cache
+def font_of(size: float) -> ImageFont.FreeTypeFont:
+    """Pillow's own font in `size` pixels."""
+    font = ImageFont.load_default(size)
+    if not isinstance(font, ImageFont.FreeTypeFont):
+        raise RuntimeError("Pillow was built without FreeType, which draws text; reinstall it: pip install -U pillow")
+    return font
+
+
+def fitted(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
+    """The text, its end cut off with an ellipsis where it is wider than `width`."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "…") > width:
+        text = text[:-1]
+    return text + "…"
