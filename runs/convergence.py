@@ -19,6 +19,7 @@ import itertools
 import json
 import statistics
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,21 @@ from opendetr.observers import read_metrics
 from opendetr.training import resume, train
 from opendetr.visualize import contact_sheet, draw_curves
 
+
+@dataclass(frozen=True)
+class Member:
+    """A model of the catalogue, and the images of an optimiser step with which it learns more from as many images."""
+
+    preset: str
+    batch: int
+
+
 MEMBERS = {
-    "DETR": "detr-tiny",
-    "Conditional DETR": "conditional-detr-tiny",
-    "Deformable DETR": "deformable-detr-r50",
-    "+ box refinement": "deformable-detr-r50-refine",
-    "+ two-stage": "deformable-detr-r50-two-stage",
+    "DETR": Member("detr-tiny", 8),
+    "Conditional DETR": Member("conditional-detr-tiny", 8),
+    "Deformable DETR": Member("deformable-detr-r50", 4),
+    "+ box refinement": Member("deformable-detr-r50-refine", 4),
+    "+ two-stage": Member("deformable-detr-r50-two-stage", 4),
 }
 SIZE = {
     "backbone": {"depth": 18, "half_width": True},
@@ -42,9 +52,8 @@ SIZE = {
     },
     "num_queries": 50,
 }  # fmt: skip
-BATCH = 8
 RECIPE = {
-    "learning_rate": 5e-4, "backbone_learning_rate": 5e-4, "weight_decay": 1e-4, "clip_norm": 1.0, "batch_size": BATCH,
+    "learning_rate": 5e-4, "backbone_learning_rate": 5e-4, "weight_decay": 1e-4, "clip_norm": 1.0,
     "schedule": "cosine", "sampling_rate_factor": 1.0, "precision": "auto", "ema_decay": 0.99, "num_evaluations": 20,
 }  # fmt: skip
 FLIPS = {"augmentation": {"multi_scale": False, "crop": False}}
@@ -60,7 +69,7 @@ def run_all(
     source = _scenes(folder) if data == EASY else Path(data)
     results.mkdir(parents=True, exist_ok=True)
     for seed, member, images in itertools.product(seeds, members, budgets):
-        name = f"{source.name}-{MEMBERS[member]}-{images}-{seed}"
+        name = f"{source.name}-{MEMBERS[member].preset}-{images}-{seed}"
         if not (results / f"{name}.json").exists():
             facts = _run(source, folder / name, member, seed, images, image_size)
             (results / f"{name}.json").write_text(json.dumps(facts) + "\n")
@@ -75,10 +84,11 @@ def _scenes(folder: Path) -> Path:
 
 def _run(source: Path, out: Path, member: str, seed: int, images: int, image_size: int) -> dict[str, Any]:
     """Train one member; returns what is kept of it."""
-    steps = images // BATCH
+    preset, batch = MEMBERS[member].preset, MEMBERS[member].batch
+    steps = images // batch
     changes: dict[str, Any] = {
         "model": SIZE,
-        "recipe": RECIPE | {"warmup_steps": min(200, steps // 10)},
+        "recipe": RECIPE | {"batch_size": batch, "warmup_steps": min(200, steps // 10)},
         "data": {"num_workers": 1, **(FLIPS if source.name == EASY else BCCD_SPLITS)},
     }
     print(f"{member}, {images:,} images, seed {seed}: {out}", flush=True)
@@ -86,17 +96,24 @@ def _run(source: Path, out: Path, member: str, seed: int, images: int, image_siz
         run = resume(out)
     else:
         run = train(
-            source, model=MEMBERS[member], weights="none", out=out, changes=changes, seed=seed,
+            source, model=preset, weights="none", out=out, changes=changes, seed=seed,
             image_size=image_size, max_steps=steps,
         )  # fmt: skip
     parameters = sum(parameter.numel() for parameter in opendetr.load(out).model.parameters())
-    curve = list(_evaluations(read_metrics(out)))
+    curve = list(_evaluations(read_metrics(out), batch))
     print(f"{member}, {images:,} images, seed {seed}: AP {run.result.metrics['AP']:.3f}", flush=True)
-    facts = {"member": member, "data": source.name, "images": images, "seed": seed, "parameters": parameters}
+    facts = {
+        "member": member,
+        "data": source.name,
+        "images": images,
+        "batch": batch,
+        "seed": seed,
+        "parameters": parameters,
+    }
     return facts | {"curve": curve}
 
 
-def _evaluations(rows: list[dict[str, Any]]) -> Iterator[dict[str, float]]:
+def _evaluations(rows: list[dict[str, Any]], batch: int) -> Iterator[dict[str, Any]]:
     """What was seen and how long it took, in training alone, before each evaluation; and its scores."""
     seconds: list[float] = []
     for row in rows:
@@ -105,7 +122,7 @@ def _evaluations(rows: list[dict[str, Any]]) -> Iterator[dict[str, float]]:
         elif row["kind"] == "evaluation":
             scores = {name: _rounded(row["metrics"].get(name)) for name in ("AP", "AP50", "AP_S", "AP_M", "AP_L")}
             trained = round(row["step"] * statistics.mean(seconds), 1)
-            yield {"images": row["step"] * BATCH, "seconds": trained, **scores}
+            yield {"images": row["step"] * batch, "seconds": trained, **scores}
 
 
 def _rounded(score: float | None) -> float | None:
