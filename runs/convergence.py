@@ -133,26 +133,28 @@ Runs = list[dict[str, Any]]
 
 
 def show(folder: Path, out: Path | None) -> None:
-    """Print a table for each data set, and draw the curves of the longest runs: the mean of the seeds."""
+    """Print a table for each data set, and draw the curves of each member's longest runs: the mean of the seeds."""
     charts = []
     runs = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
     for data in sorted({run["data"] for run in runs}):
-        of_data = [run for run in runs if run["data"] == data]
-        budgets = sorted({run["images"] for run in of_data}, reverse=True)
-        long, *short = (_of_members([run for run in of_data if run["images"] == images]) for images in budgets)
-        _print_table(data, budgets, long, short)
+        groups = _groups([run for run in runs if run["data"] == data])
+        _print_table(data, groups)
+        longest = {name: seeds for (name, _), seeds in reversed(groups.items())}
         for axis, label in (("images", "images seen"), ("seconds", "seconds of training")):
             for score in ("AP", "AP_S"):
-                curves = {name: _mean_curve(members, axis, score) for name, members in long.items()}
+                curves = {name: _mean_curve(longest[name], axis, score) for name in MEMBERS if name in longest}
                 charts.append(draw_curves(curves, x_label=label, y_label=f"{data}: {score}"))
     if out is not None:
         contact_sheet(charts, columns=2).save(out)
 
 
-def _of_members(runs: Runs) -> dict[str, Runs]:
-    """Runs by member, in the order of `MEMBERS`."""
-    chosen = {name: [run for run in runs if run["member"] == name] for name in MEMBERS}
-    return {name: seeds for name, seeds in chosen.items() if seeds}
+def _groups(runs: Runs) -> dict[tuple[str, int], Runs]:
+    """The seeds of each member and number of images: the most images first, members in the order of `MEMBERS`."""
+    order = list(MEMBERS)
+    groups: dict[tuple[str, int], Runs] = {}
+    for run in sorted(runs, key=lambda run: (-run["images"], order.index(run["member"]), run["seed"])):
+        groups.setdefault((run["member"], run["images"]), []).append(run)
+    return groups
 
 
 def _mean_curve(runs: Runs, axis: str, score: str) -> list[tuple[float, float]]:
@@ -163,40 +165,25 @@ def _mean_curve(runs: Runs, axis: str, score: str) -> list[tuple[float, float]]:
     ]
 
 
-def _print_table(data: str, budgets: list[int], long: dict[str, Runs], short: list[dict[str, Runs]]) -> None:
-    """Scores at the end, when the final AP of DETR was passed on the mean curve, and the ends of shorter runs."""
-    if "DETR" not in long:
-        raise SystemExit(f"{data}: there is no run of DETR over {budgets[0]:,} images to compare with")
-    bar = _mean_curve(long["DETR"], "images", "AP")[-1][1]
-    heads = [
-        "member",
-        "parameters",
-        "AP",
-        "AP of each seed",
-        "AP_S",
-        "images to DETR's AP",
-        "share",
-        "seconds",
-        "share",
-    ]
-    heads += [f"AP, AP_S of a run over {images:,}" for images in budgets[1:]]
-    print(f"\n{data}: {budgets[0]:,} images, {len(long['DETR'])} seeds, DETR ends at AP {bar:.3f}\n")
-    print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
-    whole = {axis: _mean_curve(long["DETR"], axis, "AP")[-1][0] for axis in ("images", "seconds")}
-    for name, runs in long.items():
+def _print_table(data: str, groups: dict[tuple[str, int], Runs]) -> None:
+    """Scores at the end, and when the mean curve passed what DETR ends with, as shares of DETR's images and seconds."""
+    member, images = next(iter(groups))
+    if member != "DETR":
+        raise SystemExit(f"{data}: there is no run of DETR over {images:,} images to compare with")
+    detr = groups[member, images]
+    bar = _mean_curve(detr, "images", "AP")[-1][1]
+    print(f"\n{data}: DETR ends at AP {bar:.3f} after {images:,} images\n")
+    print("| member | parameters | images | AP | of each seed | AP_S | images to DETR's AP | share | seconds | share |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    for (name, images), runs in groups.items():
+        ends = [_mean_curve(runs, "images", score)[-1][1] for score in ("AP", "AP_S")]
         seeds = ", ".join(f"{run['curve'][-1]['AP']:.3f}" for run in runs)
-        cells = [name, f"{runs[0]['parameters']:,}", f"{_end(runs, 'AP'):.3f}", seeds, f"{_end(runs, 'AP_S'):.3f}"]
+        cells = [name, f"{runs[0]['parameters']:,}", f"{images:,}", f"{ends[0]:.3f}", seeds, f"{ends[1]:.3f}"]
         for axis in ("images", "seconds"):
             passed = next((x for x, y in _mean_curve(runs, axis, "AP") if y >= bar), None)
-            cells += ["not", "-"] if passed is None else [f"{passed:,.0f}", f"{passed / whole[axis]:.2f}"]
-        for members in short:
-            ends = [f"{_end(members[name], score):.3f}" for score in ("AP", "AP_S")] if name in members else ["-"]
-            cells.append(", ".join(ends))
+            whole = _mean_curve(detr, axis, "AP")[-1][0]
+            cells += ["not", "-"] if passed is None else [f"{passed:,.0f}", f"{passed / whole:.2f}"]
         print(f"| {' | '.join(cells)} |")
-
-
-def _end(runs: Runs, score: str) -> float:
-    return _mean_curve(runs, "images", score)[-1][1]
 
 
 if __name__ == "__main__":
