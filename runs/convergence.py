@@ -5,11 +5,12 @@
     python runs/convergence.py show docs/convergence --out docs/pictures/convergence.png
 
 All members are of one size (half-width ResNet-18, width 128, two encoder and three decoder layers, 50 queries), see the
-same images with the same recipe, that of `opendetr train` from nothing, and start from random weights; each keeps its
-own attention, losses and matching. Every number of images is a run of its own, whose learning rate falls to nothing at
-its end. "scenes" are drawn scenes of 128 pixels with 2 to 6 discs, the smallest 15 pixels long: with the twelve classes
-of default scenes DETR still has an AP below 0.01 after 30,000 images, with three 0.02 after 16,000. RESULTS gets one
-small file a run, its curve; a run whose file is there is not repeated, so that they may be made on several days.
+same images with the recipe of `opendetr train` from nothing, but for the images of a step (`Member`), and start from
+random weights; each keeps its own attention, losses and matching. Every number of images is a run of its own, whose
+learning rate falls to nothing at its end. "scenes" are drawn scenes of 128 pixels with 2 to 6 discs, the smallest 15
+pixels long: with the twelve classes of default scenes DETR still has an AP below 0.01 after 30,000 images, with three
+0.02 after 16,000. RESULTS gets one small file a run, its curve; a run whose file is there is not repeated, so that they
+may be made on several days.
 """
 
 from __future__ import annotations
@@ -139,9 +140,12 @@ def show(folder: Path, out: Path | None) -> None:
     """Print a table for each data set, and draw the curves of each member's longest runs: the mean of the seeds."""
     charts = []
     runs = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    if not runs:
+        raise SystemExit(f"{folder}: holds no curves; make some with the command train, --results {folder}")
     for data in sorted({run["data"] for run in runs}):
         groups = _groups([run for run in runs if run["data"] == data])
         _print_table(data, groups)
+        # Of a member's runs those that come first, with the most images, are to stay.
         longest = {name: seeds for (name, _), seeds in reversed(groups.items())}
         for axis, label in (("images", "images seen"), ("seconds", "seconds of training")):
             for score in ("AP", "AP_S"):
