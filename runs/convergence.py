@@ -103,6 +103,8 @@ def _run(source: Path, out: Path, member: str, seed: int, images: int, image_siz
             source, model=preset, weights="none", out=out, changes=changes, seed=seed,
             image_size=image_size, max_steps=steps,
         )  # fmt: skip
+    if run.result.interrupted:  # half a curve would pass for a whole one
+        raise SystemExit(f"{out}: stopped at step {run.result.step} of {steps}; the same command goes on")
     parameters = sum(parameter.numel() for parameter in opendetr.load(out).model.parameters())
     curve = list(_evaluations(read_metrics(out), batch))
     print(f"{member}, {images:,} images, seed {seed}: AP {run.result.metrics['AP']:.3f}", flush=True)

@@ -1,0 +1,101 @@
+"""What scenes look like, and the classes that they show."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from opendetr.data.records import DataError
+
+_THINGS = {
+    "round": ("disc", "ring", "crescent", "drop"),
+    "polygon": ("triangle", "square", "hexagon", "cross"),
+    "symbol": ("star", "heart", "arrow", "gear"),
+}
+_STUFF = {"above": ("sky",), "ground": ("grass", "water", "sand")}
+_FIRST_STUFF_ID = 20
+_SMALLEST_SIZE = 32
+
+
+def _number_categories(names: Mapping[str, tuple[str, ...]], first_id: int, isthing: int) -> list[dict[str, Any]]:
+    """COCO category records with consecutive ids, in the order of ``names`` (supercategory to names)."""
+    pairs = [(name, supercategory) for supercategory, members in names.items() for name in members]
+    return [
+        {"id": category_id, "name": name, "supercategory": supercategory, "isthing": isthing}
+        for category_id, (name, supercategory) in enumerate(pairs, start=first_id)
+    ]
+
+
+CATEGORIES: list[dict[str, Any]] = _number_categories(_THINGS, 1, 1) + _number_categories(_STUFF, _FIRST_STUFF_ID, 0)
+"""COCO category records: things have the ids 1 to 12, stuff 20 to 23."""
+
+CATEGORY_NAMES = {category["id"]: category["name"] for category in CATEGORIES}
+STUFF_IDS = [category["id"] for category in CATEGORIES if not category["isthing"]]
+_THING_NAMES = tuple(name for members in _THINGS.values() for name in members)
+_THING_IDS = [category["id"] for category in CATEGORIES if category["isthing"]]
+
+
+def _require(satisfied: bool, complaint: str) -> None:
+    """Raise the complaint about a setting unless it is satisfied."""
+    if not satisfied:
+        raise DataError(f"SceneConfig: {complaint}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SceneConfig:
+    """What scenes look like.
+
+    Attributes:
+        size: height and width of the image in pixels.
+        min_objects: fewest objects drawn in a scene.
+        max_objects: most objects drawn in a scene; the number is log-uniform between the two.
+        min_scale: smallest longer side of an object, as a fraction of ``size``.
+        max_scale: largest longer side of an object; the longer side is log-uniform between the two.
+        max_per_category: most objects of one class in a scene.
+        clustering: probability that an object is placed next to an earlier one and not just anywhere.
+        crowd_visibility: an object of which a smaller fraction is visible is marked crowd.
+        classes: names of the things that are drawn, all of them by default; fewer are easier to tell apart.
+    """
+
+    size: int = 256
+    min_objects: int = 1
+    max_objects: int = 16
+    min_scale: float = 0.06
+    max_scale: float = 0.70
+    max_per_category: int = 13
+    clustering: float = 0.4
+    crowd_visibility: float = 0.2
+    classes: tuple[str, ...] = _THING_NAMES
+
+    def __post_init__(self) -> None:
+        """Refuse settings that cannot be drawn."""
+        unknown = [name for name in self.classes if name not in _THING_NAMES]
+        _require(not unknown, f"classes: {', '.join(unknown)} cannot be drawn; choose of {', '.join(_THING_NAMES)}")
+        _require(len(set(self.classes)) == len(self.classes) > 0, f"classes={self.classes}: name some, each once")
+        most = self.max_per_category * len(self.classes)
+        _require(self.size >= _SMALLEST_SIZE, f"size={self.size}: must be at least {_SMALLEST_SIZE} pixels")
+        _require(
+            1 <= self.min_objects <= self.max_objects <= most,
+            f"min_objects={self.min_objects}, max_objects={self.max_objects}: need 1 <= min <= max <= {most}, "
+            f"which is {len(self.classes)} classes times max_per_category={self.max_per_category}",
+        )
+        _require(
+            0 < self.min_scale <= self.max_scale <= 1,
+            f"min_scale={self.min_scale}, max_scale={self.max_scale}: need 0 < min <= max <= 1",
+        )
+        for name in ("clustering", "crowd_visibility"):
+            _require(0 <= getattr(self, name) <= 1, f"{name}={getattr(self, name)}: must lie in [0, 1]")
+
+    @property
+    def category_ids(self) -> list[int]:
+        """The ids of `classes`, ascending."""
+        return [category_id for category_id in _THING_IDS if CATEGORY_NAMES[category_id] in self.classes]
+
+    @classmethod
+    def hard(cls) -> SceneConfig:
+        """Up to 40 objects from 3 % of the image side."""
+        return cls(max_objects=40, min_scale=0.03)
+
+
+DEFAULT_CONFIG = SceneConfig()
