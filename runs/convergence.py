@@ -182,12 +182,13 @@ def _print_table(data: str, groups: dict[tuple[str, int], Runs]) -> None:
     detr = groups[member, images]
     bar = _mean_curve(detr, "images", "AP")[-1][1]
     print(f"\n{data}: DETR ends at AP {bar:.3f} after {images:,} images\n")
-    print("| member | parameters | images | AP | of each seed | AP_S | images to DETR's AP | share | seconds | share |")
-    print("|---|---|---|---|---|---|---|---|---|---|")
+    heads = "member", "parameters", "images", "AP", "of each seed", "AP_S", "AP_M"
+    print(f"| {' | '.join(heads)} | images to DETR's AP | share | seconds | share |")
+    print("|---" * (len(heads) + 4) + "|")
     for (name, images), runs in groups.items():
-        ends = [_mean_curve(runs, "images", score)[-1][1] for score in ("AP", "AP_S")]
+        ap, *by_size = [f"{_mean_curve(runs, 'images', score)[-1][1]:.3f}" for score in ("AP", "AP_S", "AP_M")]
         seeds = ", ".join(f"{run['curve'][-1]['AP']:.3f}" for run in runs)
-        cells = [name, f"{runs[0]['parameters']:,}", f"{images:,}", f"{ends[0]:.3f}", seeds, f"{ends[1]:.3f}"]
+        cells = [name, f"{runs[0]['parameters']:,}", f"{images:,}", ap, seeds, *by_size]
         for axis in ("images", "seconds"):
             passed = next((x for x, y in _mean_curve(runs, axis, "AP") if y >= bar), None)
             whole = _mean_curve(detr, axis, "AP")[-1][0]
