@@ -1,6 +1,6 @@
 import json
 import os
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 
 import numpy as np
@@ -252,6 +252,28 @@ def test_parts_of_the_augmentation_can_be_turned_off():
     assert len({steps[-1].height for steps in scales}) == 11
 
 
+@pytest.mark.parametrize("multiple", [16, 32])
+def test_sides_are_rounded_to_a_multiple(multiple):
+    config = DataConfig().resized(192)
+    rounded = replace(config, augmentation=replace(config.augmentation, side_multiple=multiple))
+    shapes = set()
+    for before, after in zip(plans(config), plans(rounded), strict=True):
+        assert before[:-1] == after[:-1]
+        for free, side in zip(astuple(before[-1])[:2], astuple(after[-1])[:2], strict=True):
+            assert side % multiple == 0
+            assert abs(side - free) <= multiple / 2
+        shapes.add((after[-1].height, after[-1].width))
+    assert len(shapes) < len({(steps[-1].height, steps[-1].width) for steps in plans(config)}) / 5
+
+
+def test_a_rounded_side_stays_within_the_largest_shape():
+    config = DataConfig(image_size=192, max_size=250, augmentation=AugmentationConfig(side_multiple=32))
+    transform = training_transform(config)
+    longest = {max(steps[-1].height, steps[-1].width) for steps in plans(config, 100, 400)}
+    assert max(longest) == 224 == transform.largest_shape[1]
+    assert min(min(steps[-1].height, steps[-1].width) for steps in plans(config, 4, 400, 50)) == 32
+
+
 @pytest.mark.parametrize(("height", "width"), [(48, 64), (64, 48), (1, 7), (300, 20)])
 def test_the_shape_is_known_beforehand(height, width):
     image = labelled(height, width, ())
@@ -290,6 +312,7 @@ def test_resize_and_normalise():
         (lambda: DataConfig(batch_pixels=0), "batch_pixels is 0"),
         (lambda: AugmentationConfig(scales=()), "scales is"),
         (lambda: AugmentationConfig(crop_sides=(600, 384)), "the smaller one first"),
+        (lambda: AugmentationConfig(side_multiple=0), "side_multiple is 0"),
     ],
 )
 def test_configurations_that_make_no_sense_are_refused(make, message):

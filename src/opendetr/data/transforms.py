@@ -229,7 +229,8 @@ class TrainingTransform:
             steps += [Resize(height, width), crop]
             height, width = crop.height, crop.width
         size = int(rng.choice(options.scales)) if options.multi_scale else self.image_size
-        return [*steps, Resize(*resized_shape(height, width, size, self.max_size))]
+        height, width = resized_shape(height, width, size, self.max_size)
+        return [*steps, Resize(self._rounded(height), self._rounded(width))]
 
     def output_shape(self, height: int, width: int, rng: np.random.Generator) -> tuple[int, int]:
         """Height and width that a picture of this size will have, given the generator in the same state."""
@@ -241,7 +242,14 @@ class TrainingTransform:
     def largest_shape(self) -> tuple[int, int]:
         """Short and long side of the largest picture that can come out."""
         options = self.augmentation
-        return max(options.scales) if options.multi_scale else self.image_size, self.max_size
+        short = max(options.scales) if options.multi_scale else self.image_size
+        return self._rounded(short), self._rounded(self.max_size)
+
+    def _rounded(self, side: int) -> int:
+        """The multiple nearest to a side: at least the first, at most the last within `max_size`."""
+        multiple = self.augmentation.side_multiple
+        nearest = (side + multiple // 2) // multiple
+        return max(1, min(nearest, self.max_size // multiple)) * multiple
 
     def __call__(
         self, image: LabelledImage, rng: np.random.Generator, others: Sequence[LabelledImage] = ()
