@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import opendetr
+from opendetr.data.records import DataError
 from opendetr.data.scenes import SceneConfig, write_scenes
 from opendetr.observers import read_metrics
 from opendetr.training import resume, train
@@ -212,9 +213,12 @@ if __name__ == "__main__":
     showing.add_argument("--out", type=Path, help="a picture of the curves")
     options = parser.parse_args()
     if options.command == "train":
-        run_all(
-            options.data, options.folder, options.results, options.images, options.image_size, options.seeds,
-            options.members,
-        )  # fmt: skip
+        try:
+            run_all(
+                options.data, options.folder, options.results, options.images, options.image_size, options.seeds,
+                options.members,
+            )  # fmt: skip
+        except DataError as error:
+            raise SystemExit(f"error: {error}") from None
     else:
         show(options.folder, options.out)
