@@ -248,6 +248,8 @@ class TrainingTransform:
     def _rounded(self, side: int) -> int:
         """The multiple nearest to a side: at least the first, at most the last within `max_size`."""
         multiple = self.augmentation.side_multiple
+        if multiple == 1:  # DETR's long side may be a pixel above `max_size`, and stays so
+            return side
         nearest = (side + multiple // 2) // multiple
         return max(1, min(nearest, self.max_size // multiple)) * multiple
 
