@@ -31,7 +31,7 @@ class AugmentationConfig:
         scales_before_crop: short sides before a crop.
         crop_sides: least and greatest height and width of a crop, each drawn uniformly.
         side_multiple: heights and widths that come out are rounded to the nearest multiple of this, in pixels of any
-            image size, at the cost of a slightly other aspect ratio; 1 leaves them as DETR does. With few shapes a CPU
+            image size, at the cost of another aspect ratio; 1 leaves them as DETR does. With few shapes a CPU
             prepares its kernels for each of them once, and little or nothing of a batch is padding.
     """
 
