@@ -95,7 +95,7 @@ def _run(source: Path, out: Path, member: str, seed: int, images: int, image_siz
     changes: dict[str, Any] = {
         "model": SIZE,
         "recipe": RECIPE | {"batch_size": batch, "warmup_steps": min(200, steps // 10)},
-        "data": {"num_workers": 1, **(FLIPS if source.name == EASY else BCCD_SPLITS)},
+        "data": {"num_workers": 1, "side_multiple": 32, **(FLIPS if source.name == EASY else BCCD_SPLITS)},
     }
     print(f"{member}, {images:,} images, seed {seed}: {out}", flush=True)
     if out.exists():

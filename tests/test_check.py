@@ -12,11 +12,13 @@ from typer.testing import CliRunner
 from faults import FAULTS, FORMATS, PAGE, DataSet, Fault, renewed
 from opendetr.cli.main import app
 from opendetr.data.check import DataReport, Demands, check_data
+from opendetr.data.config import DataConfig
 from opendetr.data.formats import open_data
 from opendetr.data.kinds import Effect, Kind
 from opendetr.data.masks import require_scorable
 from opendetr.data.mend import write_mended
 from opendetr.data.records import DataError
+from opendetr.data.transforms import evaluation_transform
 
 DEMANDS = Demands(image_size=256, max_size=427, num_queries=50)
 CASES = [
@@ -118,6 +120,22 @@ def test_only_a_model_with_masks_stops_at_panoptic_files(tmp_path):
     assert dict(check(tmp_path).remarks) == {}
     report = check_data(tmp_path, replace(DEMANDS, masks="auto"))
     assert list(report.with_effect(Effect.STOPS)) == [Kind.WRONG_STRUCTURE]
+
+
+def test_objects_are_as_small_as_the_model_sees_them(tmp_path):
+    data = DataSet("COCO", tmp_path)
+    data.images[0].things[0] = data.images[0].things[0]._replace(box=(10, 10, 2, 2))
+    data.write()
+    details = set()
+    for multiple in (1, 96):
+        config = DataConfig(side_multiple=multiple).resized(256)
+        report = check_data(tmp_path, replace(DEMANDS, side_multiple=multiple))
+        image = report.splits["train"].images[0]
+        height, width = evaluation_transform(config).output_shape(image.height, image.width)
+        (remark,) = report.remarks[Kind.SMALL_OBJECT]
+        assert remark.detail == f"2x2 pixels become {2 * width / image.width:.1f}x{2 * height / image.height:.1f}"
+        details.add(remark.detail)
+    assert len(details) == 2
 
 
 def test_every_kind_is_in_the_list():

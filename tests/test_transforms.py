@@ -255,7 +255,7 @@ def test_parts_of_the_augmentation_can_be_turned_off():
 @pytest.mark.parametrize("multiple", [16, 32])
 def test_sides_are_rounded_to_a_multiple(multiple):
     config = DataConfig().resized(192)
-    rounded = replace(config, augmentation=replace(config.augmentation, side_multiple=multiple))
+    rounded = replace(config, side_multiple=multiple)
     shapes = set()
     for before, after in zip(plans(config), plans(rounded), strict=True):
         assert before[:-1] == after[:-1]
@@ -267,11 +267,28 @@ def test_sides_are_rounded_to_a_multiple(multiple):
 
 
 def test_a_rounded_side_stays_within_the_largest_shape():
-    config = DataConfig(image_size=192, max_size=250, augmentation=AugmentationConfig(side_multiple=32))
+    config = DataConfig(image_size=192, max_size=250, side_multiple=32)
     transform = training_transform(config)
     longest = {max(steps[-1].height, steps[-1].width) for steps in plans(config, 100, 400)}
     assert max(longest) == 224 == transform.largest_shape[1]
     assert min(min(steps[-1].height, steps[-1].width) for steps in plans(config, 4, 400, 50)) == 32
+
+
+@pytest.mark.parametrize(("height", "width", "expected"), [(480, 640, (256, 352)), (640, 480, (352, 256)),
+                                                         (100, 400, (96, 416)), (1, 900, (32, 416))])  # fmt: skip
+def test_what_is_scored_is_rounded_as_what_is_learned_from(height, width, expected):
+    config = DataConfig(side_multiple=32).resized(256)
+    assert evaluation_transform(config).output_shape(height, width) == expected
+    always_largest = replace(config.augmentation, scales=(800,), flip=False, crop=False)
+    learned = plans(replace(config, augmentation=always_largest), height, width, 1)[0][-1]
+    assert (learned.height, learned.width) == expected
+
+
+def test_boxes_stretch_with_a_rounded_picture():
+    config = DataConfig(side_multiple=32).resized(40)
+    pixels, target = evaluation_transform(config)(labelled())
+    assert pixels.shape == (3, 32, 64)
+    np.testing.assert_allclose(target.boxes, [[0.3, 0.5, 0.4, 0.5]], atol=1e-7)
 
 
 @pytest.mark.parametrize(("height", "width"), [(48, 64), (64, 48), (1, 7), (300, 20)])
@@ -312,7 +329,7 @@ def test_resize_and_normalise():
         (lambda: DataConfig(batch_pixels=0), "batch_pixels is 0"),
         (lambda: AugmentationConfig(scales=()), "scales is"),
         (lambda: AugmentationConfig(crop_sides=(600, 384)), "the smaller one first"),
-        (lambda: AugmentationConfig(side_multiple=0), "side_multiple is 0"),
+        (lambda: DataConfig(side_multiple=0), "side_multiple is 0"),
     ],
 )
 def test_configurations_that_make_no_sense_are_refused(make, message):

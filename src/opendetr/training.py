@@ -263,7 +263,8 @@ def _set_up(
         masks = None if preset.name == name_without_masks(of_card.name) != of_card.name else of_card.masks
         preset = replace(preset, model=of_card.model, masks=masks or preset.masks)
         if freeze_detector:  # it sees images of the size that it was trained for
-            seen = replace(preset.data, image_size=of_card.data.image_size, max_size=of_card.data.max_size)
+            sizes = ("image_size", "max_size", "side_multiple")
+            seen = replace(preset.data, **{name: getattr(of_card.data, name) for name in sizes})
             if of_card.masks is not None:
                 seen = replace(seen, masks=of_card.data.masks)
             preset = replace(preset, data=seen, criterion=of_card.criterion)

@@ -83,6 +83,7 @@ def _demands(model: str, image_size: int | None) -> Demands:
     return Demands(
         image_size=config.image_size,
         max_size=config.max_size,
+        side_multiple=config.side_multiple,
         num_queries=preset.model.num_queries,
         masks=config.masks,
     )

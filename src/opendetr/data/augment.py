@@ -290,7 +290,7 @@ EFFECTS: dict[Augment, tuple[Effect, ...]] = {
 def training_transform(config: DataConfig) -> TrainingTransform:
     """The augmentation that a configuration describes, scaled to its image size."""
     scaled = config.augmentation.scaled(config.image_size)
-    return TrainingTransform(scaled, config.image_size, config.max_size, EFFECTS[config.augment])
+    return TrainingTransform(scaled, config.image_size, config.max_size, config.side_multiple, EFFECTS[config.augment])
 
 
 def _selected(image: LabelledImage, chosen: np.ndarray) -> LabelledImage:

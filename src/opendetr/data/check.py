@@ -51,6 +51,7 @@ class Demands:
     Attributes:
         image_size: short side of the images that go into it, in pixels.
         max_size: limit of the long side.
+        side_multiple: what both sides are rounded to a multiple of.
         num_queries: the most objects that it can find in an image.
         masks: what masks it is trained on, as `DataConfig.masks`.
     """
@@ -58,6 +59,7 @@ class Demands:
     image_size: int
     max_size: int
     num_queries: int
+    side_multiple: int = 1
     masks: Masks = "none"
 
 
@@ -272,7 +274,7 @@ def _of_objects(data: DetectionData, demands: Demands) -> Iterator[Remark]:
 
 def _resized(image: ImageRecord, demands: Demands) -> tuple[int, int]:
     """Height and width with which an image goes into the model."""
-    return resized_shape(image.height, image.width, demands.image_size, demands.max_size)
+    return resized_shape(image.height, image.width, demands.image_size, demands.max_size, demands.side_multiple)
 
 
 def _resized_sides(image: ImageRecord, demands: Demands) -> Iterator[tuple[float, float]]:

@@ -30,9 +30,6 @@ class AugmentationConfig:
         scales: short sides to resize to.
         scales_before_crop: short sides before a crop.
         crop_sides: least and greatest height and width of a crop, each drawn uniformly.
-        side_multiple: heights and widths that come out are rounded to the nearest multiple of this, in pixels of any
-            image size, at the cost of another aspect ratio; 1 leaves them as DETR does. With few shapes a CPU
-            prepares its kernels for each of them once, and little or nothing of a batch is padding.
     """
 
     flip: bool = True
@@ -42,7 +39,6 @@ class AugmentationConfig:
     scales: tuple[int, ...] = tuple(range(480, 801, 32))
     scales_before_crop: tuple[int, ...] = (400, 500, 600)
     crop_sides: tuple[int, int] = (384, 600)
-    side_multiple: int = 1
 
     def __post_init__(self) -> None:
         for name in ("scales", "scales_before_crop", "crop_sides"):
@@ -51,8 +47,6 @@ class AugmentationConfig:
                 raise ValueError(f"augmentation: {name} is {lengths}; give lengths of 1 or more pixels")
         if self.crop_sides[0] > self.crop_sides[1]:
             raise ValueError(f"augmentation: crop_sides is {self.crop_sides}; give the smaller one first")
-        if self.side_multiple < 1:
-            raise ValueError(f"augmentation: side_multiple is {self.side_multiple}; give 1 or more pixels")
 
     def scaled(self, image_size: int) -> AugmentationConfig:
         """The same for images whose short side is `image_size`: its lengths times image_size / 800."""
@@ -75,6 +69,10 @@ class DataConfig:
     Attributes:
         image_size: short side of the images in evaluation, in pixels; training scales its augmentation to it.
         max_size: the long side is at most this, in training and evaluation.
+        side_multiple: heights and widths are rounded to the nearest multiple of this many pixels, in training and
+            evaluation, at the cost of another aspect ratio; 1 leaves them as DETR does. With the backbone's greatest
+            stride every cell of a feature map is filled, so that positions in cells and in pixels agree; a CPU prepares
+            its kernels for few shapes, and little or nothing of a batch is padding.
         augmentation: of training, written for a short side of 800 and scaled to `image_size`.
         augment: what training does to the images before `augmentation`: "detr" nothing; "colour" changes brightness,
             contrast, saturation and hue; "mosaic" puts four images together; "copy-paste" puts objects of other images
@@ -96,6 +94,7 @@ class DataConfig:
 
     image_size: int = _REFERENCE_SIZE
     max_size: int = _REFERENCE_MAX_SIZE
+    side_multiple: int = 1
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     augment: Augment = "detr"
     batch_pixels: int | None = None
@@ -110,6 +109,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         if not 1 <= self.image_size <= self.max_size:
             raise ValueError(f"data: image_size {self.image_size} is not between 1 and max_size {self.max_size}")
+        if self.side_multiple < 1:
+            raise ValueError(f"data: side_multiple is {self.side_multiple}; give 1 or more pixels")
         if not 0 < self.val_fraction < 1:
             raise ValueError(f"data: val_fraction {self.val_fraction} is not between 0 and 1")
         if self.num_workers < 0:

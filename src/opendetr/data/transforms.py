@@ -207,12 +207,14 @@ class TrainingTransform:
         augmentation: already scaled to `image_size`.
         image_size: short side where the augmentation does not vary it.
         max_size: limit of the long side.
+        side_multiple: what the sides that come out are multiples of.
         effects: what is done to the picture first, beyond DETR's augmentation.
     """
 
     augmentation: AugmentationConfig
     image_size: int
     max_size: int
+    side_multiple: int = 1
     effects: tuple[Effect, ...] = ()
 
     def plan(self, height: int, width: int, rng: np.random.Generator) -> list[Flip | Resize | Crop]:
@@ -229,8 +231,7 @@ class TrainingTransform:
             steps += [Resize(height, width), crop]
             height, width = crop.height, crop.width
         size = int(rng.choice(options.scales)) if options.multi_scale else self.image_size
-        height, width = resized_shape(height, width, size, self.max_size)
-        return [*steps, Resize(self._rounded(height), self._rounded(width))]
+        return [*steps, Resize(*resized_shape(height, width, size, self.max_size, self.side_multiple))]
 
     def output_shape(self, height: int, width: int, rng: np.random.Generator) -> tuple[int, int]:
         """Height and width that a picture of this size will have, given the generator in the same state."""
@@ -243,15 +244,8 @@ class TrainingTransform:
         """Short and long side of the largest picture that can come out."""
         options = self.augmentation
         short = max(options.scales) if options.multi_scale else self.image_size
-        return self._rounded(short), self._rounded(self.max_size)
-
-    def _rounded(self, side: int) -> int:
-        """The multiple nearest to a side: at least the first, at most the last within `max_size`."""
-        multiple = self.augmentation.side_multiple
-        if multiple == 1:  # DETR's long side may be a pixel above `max_size`, and stays so
-            return side
-        nearest = (side + multiple // 2) // multiple
-        return max(1, min(nearest, self.max_size // multiple)) * multiple
+        multiple = self.side_multiple
+        return _rounded(short, multiple, self.max_size), _rounded(self.max_size, multiple, self.max_size)
 
     def __call__(
         self, image: LabelledImage, rng: np.random.Generator, others: Sequence[LabelledImage] = ()
@@ -269,14 +263,15 @@ class TrainingTransform:
 
 @dataclass(frozen=True)
 class EvaluationTransform:
-    """Short side `image_size`, long side at most `max_size`; nothing is left to chance."""
+    """Short side `image_size`, long side at most `max_size`, both to a multiple; nothing is left to chance."""
 
     image_size: int
     max_size: int
+    side_multiple: int = 1
 
     def output_shape(self, height: int, width: int, rng: np.random.Generator | None = None) -> tuple[int, int]:
         """Height and width that a picture of this size will have; the generator is not asked."""
-        return resized_shape(height, width, self.image_size, self.max_size)
+        return resized_shape(height, width, self.image_size, self.max_size, self.side_multiple)
 
     def __call__(
         self, image: LabelledImage, rng: np.random.Generator | None = None, others: Sequence[LabelledImage] = ()
@@ -293,21 +288,35 @@ class EvaluationTransform:
 
 def evaluation_transform(config: DataConfig) -> EvaluationTransform:
     """The plain resize of evaluation and prediction."""
-    return EvaluationTransform(config.image_size, config.max_size)
+    return EvaluationTransform(config.image_size, config.max_size, config.side_multiple)
 
 
-def resized_shape(height: int, width: int, size: int, max_size: int | None) -> tuple[int, int]:
+def resized_shape(height: int, width: int, size: int, max_size: int | None, multiple: int = 1) -> tuple[int, int]:
     """Height and width after resizing the short side to `size`, the long side to at most `max_size`; at least 1.
 
     As DETR counts: the limit shrinks `size`, rounding half to even; the long side is cut to a whole number. So the
-    long side may stay a few pixels below `max_size`.
+    long side may stay a few pixels below `max_size`. Then each side goes to the nearest multiple of `multiple`.
     """
+    height, width = _published_shape(height, width, size, max_size)
+    return _rounded(height, multiple, max_size), _rounded(width, multiple, max_size)
+
+
+def _published_shape(height: int, width: int, size: int, max_size: int | None) -> tuple[int, int]:
     short, long = min(height, width), max(height, width)
     if max_size is not None and long / short * size > max_size:
         size = max(1, round(max_size * short / long))
     if short == size:
         return height, width
     return (int(size * height / width), size) if width < height else (size, int(size * width / height))
+
+
+def _rounded(side: int, multiple: int, max_size: int | None) -> int:
+    """The multiple nearest to a side: at least the first, at most the last within `max_size`."""
+    if multiple == 1:  # DETR's long side may be a pixel above `max_size`, and stays so
+        return side
+    nearest = (side + multiple // 2) // multiple
+    most = nearest if max_size is None else max_size // multiple
+    return max(1, min(nearest, most)) * multiple
 
 
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
