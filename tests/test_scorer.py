@@ -110,7 +110,8 @@ class Oracle(MaskedDetector):
 
 def score(data: DetectionData, oracle: Oracle, categories: Categories = CATEGORIES, **options) -> Evaluation:
     scorer = Scorer(oracle, categories, data, **options)
-    config = replace(miniature("detr-tiny-panoptic").data, image_size=96, max_size=160, num_workers=0)
+    sizes = {"image_size": 96, "max_size": 160, "side_multiple": 1}
+    config = replace(miniature("detr-tiny-panoptic").data, **sizes, num_workers=0)
     loader = eval_loader(data, config, batch_size=4)
     for batch in loader:
         oracle.targets = batch.targets
