@@ -263,10 +263,10 @@ def _set_up(
         masks = None if preset.name == name_without_masks(of_card.name) != of_card.name else of_card.masks
         preset = replace(preset, model=of_card.model, masks=masks or preset.masks)
         if freeze_detector:  # it sees images of the size that it was trained for
-            sizes = ("image_size", "max_size", "side_multiple")
-            seen = replace(preset.data, **{name: getattr(of_card.data, name) for name in sizes})
+            of = of_card.data
+            seen = replace(preset.data, image_size=of.image_size, max_size=of.max_size, side_multiple=of.side_multiple)
             if of_card.masks is not None:
-                seen = replace(seen, masks=of_card.data.masks)
+                seen = replace(seen, masks=of.masks)
             preset = replace(preset, data=seen, criterion=of_card.criterion)
     if freeze_detector:
         preset = with_frozen_detector(preset)
