@@ -26,9 +26,9 @@ from typing import Any
 
 import opendetr
 from opendetr.data.records import DataError
-from opendetr.data.scenes import SceneConfig, write_scenes
-from opendetr.observers import read_metrics
-from opendetr.training import resume, train
+from opendetr.synthetic import SceneConfig, write_scenes
+from opendetr.training.callbacks import read_metrics
+from opendetr.training.run import resume, train
 from opendetr.visualize import contact_sheet, draw_curves
 
 

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import opendetr
 from opendetr.cli.output import number, table
-from opendetr.data.formats import open_split
+from opendetr.data.formats.recognise import open_split
 from opendetr.data.transforms import evaluation_transform
-from opendetr.predictor import Predictor
+from opendetr.inference.predictor import Predictor
 
 SCORES = ("AP", "AP50", "AP_S", "AP_M", "AP_L")
 

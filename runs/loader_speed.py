@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import functional
 
 from opendetr.categories import Categories
-from opendetr.data.augment import training_transform
+from opendetr.data.augmentation import training_transform
 from opendetr.data.config import DataConfig
 from opendetr.data.images import image_size
 from opendetr.data.loader import TrainLoader, sample_rng, train_loader

@@ -15,8 +15,8 @@ import argparse
 from pathlib import Path
 
 import opendetr
-from opendetr.data.convert import write_data
-from opendetr.data.formats import Format, open_data, open_split
+from opendetr.data.formats.recognise import Format, open_data, open_split
+from opendetr.data.tools.convert import write_data
 
 MODEL = "deformable-detr-tiny-panoptic"
 NUM_PICTURES = 20

@@ -34,13 +34,14 @@ from opendetr import load
 from opendetr.categories import Categories
 from opendetr.config import to_dict
 from opendetr.data.transforms import evaluation_transform
+from opendetr.inference.predictor import Predictor
+from opendetr.inference.sources.files import pictures_in
+from opendetr.inference.sources.reading import read_picture
+from opendetr.inference.writers.folder import OutputConfig, results_folder
 from opendetr.postprocess import detect
-from opendetr.predictor import Predictor
-from opendetr.presets import build_model, miniature
-from opendetr.results.folder import OutputConfig, results_folder
-from opendetr.sources.files import pictures_in
-from opendetr.sources.reading import read_picture
-from opendetr.structures import Detections, ImageBatch
+from opendetr.presets.catalogue import build_model, miniature
+from opendetr.results import Detections
+from opendetr.structures import ImageBatch
 from opendetr.weights import ModelCard, save_weights
 
 SIDE = 64

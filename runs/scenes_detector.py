@@ -38,13 +38,20 @@ from torchvision.ops import roi_align
 from opendetr.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 from opendetr.categories import Categories
 from opendetr.config import to_dict
-from opendetr.data.scenes import CATEGORIES, SceneConfig, draw_scene
 from opendetr.data.transforms import normalise, resize_fast, resize_masks
 from opendetr.models.detector import Detector
-from opendetr.presets import Preset, build_model, build_task, get_preset, trained_from_nothing, with_frozen_detector
-from opendetr.stepping import keep_freed_memory
+from opendetr.presets.catalogue import (
+    Preset,
+    build_model,
+    build_task,
+    get_preset,
+    trained_from_nothing,
+    with_frozen_detector,
+)
 from opendetr.structures import Batch, FeatureMap, ImageBatch, Target
-from opendetr.tasks import DetectionTask, MaskTask
+from opendetr.synthetic import CATEGORIES, SceneConfig, draw_scene
+from opendetr.tasks.detection import DetectionTask, MaskTask
+from opendetr.training.train_step import keep_freed_memory
 from opendetr.weights import ModelCard, read_card, read_state, save_weights, transfer
 
 MODEL = "deformable-detr-tiny"

@@ -21,10 +21,10 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from folders import picture
-from opendetr.data.convert import convert
-from opendetr.data.formats import Format
+from opendetr.data.faults import Effect, Kind
+from opendetr.data.formats.recognise import Format
 from opendetr.data.images import read_map, write_map
-from opendetr.data.kinds import Effect, Kind
+from opendetr.data.tools.convert import convert
 
 COCO, VOC, YOLO, CSV = FORMATS = ("COCO", "VOC", "YOLO", "CSV")
 HEIGHT, WIDTH = 96, 128

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from golden import Golden, image, objects, rule, target
 from opendetr.categories import coco_categories
-from opendetr.layouts import Rows, our_name
 from opendetr.postprocess import detect
 from opendetr.structures import ImageBatch, Matches, Predictions, Target
+from opendetr.weights.name_maps import Rows, our_name
 
 _LOSSES = {"class": "loss_ce", "l1": "loss_bbox", "giou": "loss_giou"}
 

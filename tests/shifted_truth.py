@@ -8,7 +8,7 @@ import torch
 
 from opendetr.data.records import DetectionData
 from opendetr.evaluation import CocoEvaluator
-from opendetr.structures import Detections
+from opendetr.results import Detections
 
 
 def score_of_shifted_truth(data: DetectionData) -> dict[str, Any]:

@@ -19,12 +19,12 @@ from typer.testing import CliRunner
 from faults import DataSet
 from folders import one_line, picture, save_picture, voc_xml, write_voc_folder
 from opendetr.cli.main import app
-from opendetr.data.check import Demands, check_data
-from opendetr.data.convert import write_data
-from opendetr.data.formats import Format, open_data
+from opendetr.data.faults import Kind
+from opendetr.data.formats.recognise import Format, open_data
 from opendetr.data.images import ImageError, image_size, is_animated, read_image
-from opendetr.data.kinds import Kind
 from opendetr.data.records import DataError
+from opendetr.data.tools.check import Demands, check_data
+from opendetr.data.tools.convert import write_data
 
 DEMANDS = Demands(image_size=256, max_size=427, num_queries=50)
 MIB = 2**20

@@ -11,13 +11,13 @@ from typer.testing import CliRunner
 
 from faults import FAULTS, FORMATS, PAGE, DataSet, Fault, renewed
 from opendetr.cli.main import app
-from opendetr.data.check import DataReport, Demands, check_data
 from opendetr.data.config import DataConfig
-from opendetr.data.formats import open_data
-from opendetr.data.kinds import Effect, Kind
+from opendetr.data.faults import Effect, Kind
+from opendetr.data.formats.recognise import open_data
 from opendetr.data.masks import require_scorable
-from opendetr.data.mend import write_mended
 from opendetr.data.records import DataError
+from opendetr.data.tools.check import DataReport, Demands, check_data
+from opendetr.data.tools.fix import write_mended
 from opendetr.data.transforms import evaluation_transform
 
 DEMANDS = Demands(image_size=256, max_size=427, num_queries=50)

@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from opendetr import checkpoint
-from opendetr.checkpoint import CheckpointError, find_checkpoint, load_checkpoint, save_checkpoint
+from opendetr.training import checkpoint
+from opendetr.training.checkpoint import CheckpointError, find_checkpoint, load_checkpoint, save_checkpoint
 
 
 def save(folder: Path, value: float) -> None:

@@ -19,11 +19,11 @@ import torch
 from typer.testing import CliRunner, Result
 
 from folders import coco_content, save_picture, write_coco_folder, write_voc_folder
-from opendetr import presets
 from opendetr.cli.main import app
 from opendetr.config import to_dict
-from opendetr.data.scenes import write_scenes
-from opendetr.predictor import load
+from opendetr.inference.predictor import load
+from opendetr.presets import catalogue as presets
+from opendetr.synthetic import write_scenes
 from opendetr.weights import ModelCard, save_weights
 
 SMALL = [
@@ -172,7 +172,7 @@ def test_models_lists_the_catalogue():
 
 def test_demo_makes_one_page(run, tmp_path, monkeypatch):
     small = load(run, device="cpu")
-    monkeypatch.setattr("opendetr.predictor.load", lambda *_given, **_options: small)
+    monkeypatch.setattr("opendetr.inference.predictor.load", lambda *_given, **_options: small)
     record = json.loads(opendetr("demo", "--out", tmp_path / "demo", "--images", 14, "--json").stdout)
     page = Path(record["page"]).read_text(encoding="utf-8")
     assert page.count("<img") == 12

@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 
 from folders import write_voc_folder
 from opendetr.cli.main import app
-from opendetr.data.formats import read_splits
+from opendetr.data.formats.recognise import read_splits
 
 
 def opendetr(*options: Any, code: int = 0) -> Result:

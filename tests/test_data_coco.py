@@ -4,12 +4,12 @@ import random
 import pytest
 
 from folders import coco_content, one_line, save_picture, write_coco_folder
-from opendetr.data.coco import read_coco
-from opendetr.data.convert import write_data
-from opendetr.data.formats import Format, open_data, open_split
+from opendetr.data.formats.coco import read_coco
+from opendetr.data.formats.recognise import Format, open_data, open_split
 from opendetr.data.images import read_record
 from opendetr.data.records import DataError, Kind
-from opendetr.data.scenes import write_scenes
+from opendetr.data.tools.convert import write_data
+from opendetr.synthetic import write_scenes
 
 
 def findings(data):

@@ -15,13 +15,13 @@ from PIL import ExifTags, Image
 
 from folders import coco_content, one_line, picture, save_picture, write_coco_folder, write_voc_folder
 from opendetr.data import convert as convert_module
-from opendetr.data.convert import WRITTEN_FORMATS, convert, write_data
-from opendetr.data.formats import Format, open_data, open_split, read_splits, recognise
+from opendetr.data.formats.recognise import Format, open_data, open_split, read_splits, recognise
 from opendetr.data.records import DataError, Kind
-from opendetr.data.scenes import write_scenes
+from opendetr.data.tools.convert import WRITTEN_FORMATS, convert, write_data
+from opendetr.inference.predictor import Predictor, load
 from opendetr.models.detr import DETR
-from opendetr.predictor import Predictor, load
-from opendetr.presets import DEFAULT_MODEL, build_model, miniature
+from opendetr.presets.catalogue import DEFAULT_MODEL, build_model, miniature
+from opendetr.synthetic import write_scenes
 from shifted_truth import score_of_shifted_truth
 
 COCO, YOLO, VOC = WRITTEN_FORMATS

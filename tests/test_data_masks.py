@@ -17,17 +17,17 @@ from PIL import Image
 from folders import coco_content, one_line, picture, write_coco_folder
 from opendetr.boxes import cxcywh_to_xyxy
 from opendetr.categories import Categories
-from opendetr.data.augment import training_transform
+from opendetr.data.augmentation import training_transform
 from opendetr.data.config import AugmentationConfig, DataConfig
-from opendetr.data.convert import convert
-from opendetr.data.formats import Format, open_data, open_split, recognise
+from opendetr.data.faults import Kind
+from opendetr.data.formats.recognise import Format, open_data, open_split, recognise
 from opendetr.data.images import ImageError, read_map, read_record, write_map
-from opendetr.data.kinds import Kind
 from opendetr.data.loader import eval_loader, train_loader
 from opendetr.data.masks import coco_truth, panoptic_truth, read_masks, require_scorable, thing_outlines
 from opendetr.data.records import DataError, ImageRecord, ObjectRecord
-from opendetr.data.scenes import SceneConfig, mask_to_polygons, mask_to_rle, write_scenes
+from opendetr.data.tools.convert import convert
 from opendetr.data.transforms import Crop, Flip, LabelledImage, Resize, resize_masks
+from opendetr.synthetic import SceneConfig, mask_to_polygons, mask_to_rle, write_scenes
 
 COCO128 = Path(os.environ.get("OPENDETR_TEST_DATA", Path(__file__).parents[2] / "shared" / "data")) / "coco128"
 CONFIG = DataConfig(image_size=64, max_size=107, num_workers=0, masks="auto")

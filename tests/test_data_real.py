@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from opendetr.data.check import Demands, check_data
 from opendetr.data.config import DataConfig
-from opendetr.data.formats import open_data, open_split
+from opendetr.data.formats.recognise import open_data, open_split
 from opendetr.data.images import read_record
 from opendetr.data.loader import eval_loader
 from opendetr.data.records import Kind
+from opendetr.data.tools.check import Demands, check_data
 
 REAL_DATA = Path(os.environ.get("OPENDETR_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 BCCD = REAL_DATA / "bccd"

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from folders import coco_content, one_line, write_coco_folder
-from opendetr.data.formats import read_splits
+from opendetr.data.formats.recognise import read_splits
+from opendetr.data.formats.splits import pooled, stratified, usual_split
 from opendetr.data.records import DataError, ImageRecord, ObjectRecord
-from opendetr.data.splits import pooled, stratified, usual_split
 
 
 def image(index: int, *classes: int) -> ImageRecord:

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from folders import one_line, save_picture
-from opendetr.data.convert import convert
-from opendetr.data.formats import Format, open_data, open_split, read_splits, recognise
+from opendetr.data.formats.recognise import Format, open_data, open_split, read_splits, recognise
 from opendetr.data.records import DataError, Kind
+from opendetr.data.tools.convert import convert
 
 TABLE = """image,label,xmin,ymin,xmax,ymax
 1.png,dog,4,5.5,24,15.5

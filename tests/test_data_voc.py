@@ -4,11 +4,11 @@ from PIL import Image
 
 from folders import one_line, save_picture, voc_xml, write_voc_folder
 from opendetr.data.config import DataConfig
-from opendetr.data.convert import write_data
-from opendetr.data.formats import Format, open_data, open_split
+from opendetr.data.formats.recognise import Format, open_data, open_split
+from opendetr.data.formats.voc import read_voc
 from opendetr.data.loader import train_loader
 from opendetr.data.records import DataError, Kind
-from opendetr.data.voc import read_voc
+from opendetr.data.tools.convert import write_data
 
 LISTS = {
     "train": ["image_0", "image_2"],

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from folders import one_line, save_picture
-from opendetr.data.formats import Format, open_data, open_split, recognise
+from opendetr.data.formats.recognise import Format, open_data, open_split, recognise
+from opendetr.data.formats.yolo import find_description, polygon_area
 from opendetr.data.records import DataError, Kind
-from opendetr.data.yolo import find_description, polygon_area
 
 DESCRIPTION = "train: images/train\nval: images/val\nnames: [cat, dog]\n"
 ROWS = "0 0.5 0.5 0.25 0.5\n1 0.25 0.25 0.125 0.25\n"

@@ -27,9 +27,9 @@ from folders import save_picture
 from markdown_blocks import INSTALL, ROOT, Block, check_installation, environment_with_programs, read_blocks, run
 from opendetr.cli.main import app
 from opendetr.config import to_dict
-from opendetr.data.scenes import SceneConfig, write_scenes
-from opendetr.predictor import load
-from opendetr.presets import DEFAULT_MODEL, create, get_preset, list_models
+from opendetr.inference.predictor import load
+from opendetr.presets.catalogue import DEFAULT_MODEL, create, get_preset, list_models
+from opendetr.synthetic import SceneConfig, write_scenes
 from opendetr.weights import ModelCard, save_weights
 from opendetr.weights.published import PUBLISHED
 from web import sends, serving

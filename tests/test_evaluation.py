@@ -13,9 +13,9 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from opendetr.categories import Categories
-from opendetr.data.scenes import mask_to_polygons, mask_to_rle
 from opendetr.evaluation import METRICS, CocoEvaluator, coco
-from opendetr.structures import Detections
+from opendetr.results import Detections
+from opendetr.synthetic import mask_to_polygons, mask_to_rle
 
 CATEGORIES = Categories(("cell", "unseen", "cat", "rare"), (0, 3, 7, 90))  # holes, and an id of 0
 TRUTH_LABELS = (0, 2, 3)  # nothing in the truth is "unseen"

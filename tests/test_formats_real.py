@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from opendetr.data.convert import WRITTEN_FORMATS, convert
-from opendetr.data.formats import open_data, open_split, read_splits
+from opendetr.data.formats.recognise import open_data, open_split, read_splits
 from opendetr.data.images import read_record
 from opendetr.data.records import Kind
+from opendetr.data.tools.convert import WRITTEN_FORMATS, convert
 from shifted_truth import score_of_shifted_truth
 
 REAL_DATA = Path(os.environ.get("OPENDETR_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))

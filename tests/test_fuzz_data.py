@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from faults import FORMATS, DataSet
 from folders import one_line
 from fuzzing import TOKENS, edited, edits, fuzzed, no_hang
-from opendetr.data.check import Demands, check_data
-from opendetr.data.formats import open_data
-from opendetr.data.kinds import Effect
-from opendetr.data.mend import mended, write_mended
+from opendetr.data.faults import Effect
+from opendetr.data.formats.recognise import open_data
 from opendetr.data.records import DataError
+from opendetr.data.tools.check import Demands, check_data
+from opendetr.data.tools.fix import mended, write_mended
 
 DEMANDS = Demands(image_size=64, max_size=128, num_queries=5)
 VALUES = st.recursive(

@@ -22,16 +22,16 @@ from golden_scaled import (
     official_losses,
     pairs,
 )
-from opendetr.layouts import HUGGING_FACE, OFFICIAL, our_name
 from opendetr.losses.criterion import SetCriterion
-from opendetr.losses.scoring import Sigmoid
 from opendetr.models.conditional import ConditionalDecoderLayer, ConditionalDETR, ConditionalDETRConfig
 from opendetr.nn.backbone import BackboneConfig
 from opendetr.nn.position import embed_coordinates
 from opendetr.nn.transformer import TransformerConfig
-from opendetr.presets import Preset, create, get_preset
+from opendetr.presets.catalogue import Preset, create, get_preset
+from opendetr.scoring import Sigmoid
 from opendetr.structures import ImageBatch, Output, Predictions, Target
 from opendetr.weights import load_weights, read_state
+from opendetr.weights.name_maps import HUGGING_FACE, OFFICIAL, our_name
 
 VARIANTS = {"resnet50": "conditional-detr-r50", "resnet50_dc5": "conditional-detr-r50-dc5"}
 CRITERION = SetCriterion(get_preset("conditional-detr-r50").criterion)

@@ -23,8 +23,6 @@ from golden_scaled import (
     official_losses,
     pairs,
 )
-from opendetr.layouts import HUGGING_FACE, OFFICIAL, our_name
-from opendetr.losses.scoring import Sigmoid
 from opendetr.models.deformable import (
     DeformableDETRConfig,
     DeformableTransformerConfig,
@@ -32,11 +30,13 @@ from opendetr.models.deformable import (
     TwoStageOutput,
 )
 from opendetr.nn.backbone import BackboneConfig
-from opendetr.presets import Preset, build_model, build_task, create, create_task, get_preset, miniature
-from opendetr.recipe import parameter_groups
+from opendetr.presets.catalogue import Preset, build_model, build_task, create, create_task, get_preset, miniature
+from opendetr.scoring import Sigmoid
 from opendetr.structures import FeatureMap, ImageBatch, Output, Predictions, Target
-from opendetr.tasks import DetectionTask
+from opendetr.tasks.detection import DetectionTask
+from opendetr.training.optimizer import parameter_groups
 from opendetr.weights import load_weights, read_state
+from opendetr.weights.name_maps import HUGGING_FACE, OFFICIAL, our_name
 
 VARIANTS = {
     "standard": "deformable-detr-r50",

@@ -10,15 +10,16 @@ import torch
 from torch import Tensor
 
 from golden import Golden, target
-from opendetr.layouts import OFFICIAL, our_name
 from opendetr.losses.criterion import CriterionConfig, SetCriterion
-from opendetr.losses.scoring import SoftmaxNoObject
 from opendetr.models.detr import DETR, DETRConfig
 from opendetr.nn.backbone import BackboneConfig
 from opendetr.nn.transformer import TransformerConfig
-from opendetr.recipe import Recipe, parameter_groups
+from opendetr.recipe import Recipe
+from opendetr.scoring import SoftmaxNoObject
 from opendetr.structures import Matches, Output, Predictions
+from opendetr.training.optimizer import parameter_groups
 from opendetr.weights import load_weights
+from opendetr.weights.name_maps import OFFICIAL, our_name
 
 _SMALL = TransformerConfig(width=64, ffn_width=128, encoder_layers=2, decoder_layers=2)
 _R18 = BackboneConfig(depth=18)

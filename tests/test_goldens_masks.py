@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from golden import Golden, target
-from opendetr.layouts import OFFICIAL, our_name
 from opendetr.models.masks import MaskedDetector
-from opendetr.presets import build_task, create, get_preset
-from opendetr.recipe import Recipe, parameter_groups
+from opendetr.presets.catalogue import build_task, create, get_preset
+from opendetr.recipe import Recipe
 from opendetr.structures import Output
-from opendetr.tasks import MaskTask
+from opendetr.tasks.detection import MaskTask
+from opendetr.training.optimizer import parameter_groups
 from opendetr.weights import load_weights
+from opendetr.weights.name_maps import OFFICIAL, our_name
 
 _LOSSES = {"class": "loss_ce", "l1": "loss_bbox", "giou": "loss_giou", "mask": "loss_mask", "dice": "loss_dice"}
 

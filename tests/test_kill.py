@@ -21,14 +21,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from opendetr import presets
-from opendetr.checkpoint import find_checkpoint, load_checkpoint
-from opendetr.data.formats import open_data
+from opendetr.data.formats.recognise import open_data
 from opendetr.data.loader import train_loader
-from opendetr.data.scenes import write_scenes
-from opendetr.events import CheckpointSaved, Observer, RunEnded, StepTaken
-from opendetr.observers import MetricsFile, read_metrics
-from opendetr.trainer import MODEL, STATE, Trainer, _save_tensors
+from opendetr.presets import catalogue as presets
+from opendetr.synthetic import write_scenes
+from opendetr.training.callbacks import MetricsFile, read_metrics
+from opendetr.training.checkpoint import find_checkpoint, load_checkpoint
+from opendetr.training.events import CheckpointSaved, Observer, RunEnded, StepTaken
+from opendetr.training.trainer import MODEL, STATE, Trainer, _save_tensors
 
 STEPS_PER_EPOCH = 6
 EPOCHS = 7

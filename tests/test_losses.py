@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from golden import Golden, target
+from opendetr.losses.class_terms import sigmoid_focal
 from opendetr.losses.dense import DenseConfig, DenseSupervision, assign_cells
-from opendetr.losses.functional import sigmoid_focal
 from opendetr.structures import FeatureMap
 
 

@@ -13,18 +13,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from opendetr import distributed, training
+from opendetr import distributed
 from opendetr.categories import Categories
 from opendetr.config import ConfigError, parse_assignment, replaced, to_dict
-from opendetr.events import Observer, StepTaken
-from opendetr.export import export_official
-from opendetr.freezing import freeze, train_mode
-from opendetr.losses.functional import sigmoid_focal
+from opendetr.export.checkpoints import export_official
+from opendetr.inference.predictor import load
+from opendetr.losses.class_terms import sigmoid_focal
 from opendetr.losses.masks import MaskCriterion, MaskCriterionConfig
 from opendetr.models import masks as mask_models
 from opendetr.models.masks import MaskedDetector, MaskHeadConfig
-from opendetr.predictor import load
-from opendetr.presets import (
+from opendetr.presets.catalogue import (
     Preset,
     build_model,
     build_task,
@@ -36,10 +34,14 @@ from opendetr.presets import (
     with_frozen_detector,
 )
 from opendetr.recipe import Recipe
-from opendetr.stepping import split_batch
-from opendetr.structures import Batch, Detections, ImageBatch, Matches, Output, Target
-from opendetr.tasks import MaskHeadTask, MaskTask
-from opendetr.trainer import Trainer
+from opendetr.results import Detections
+from opendetr.structures import Batch, ImageBatch, Matches, Output, Target
+from opendetr.tasks.detection import MaskHeadTask, MaskTask
+from opendetr.training import run as training
+from opendetr.training.events import Observer, StepTaken
+from opendetr.training.freezing import freeze, train_mode
+from opendetr.training.train_step import split_batch
+from opendetr.training.trainer import Trainer
 from opendetr.weights import ModelCard, WeightsError, load_weights, save_weights, transfer
 from test_processes import in_processes
 

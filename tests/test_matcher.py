@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from golden import target
-from opendetr.losses.classification import SoftmaxClassification
+from opendetr.losses.class_terms import SoftmaxClassification
 from opendetr.losses.criterion import CriterionConfig, SetCriterion
 from opendetr.losses.matcher import MatcherConfig, match, pair_costs
-from opendetr.losses.scoring import SoftmaxNoObject
+from opendetr.scoring import SoftmaxNoObject
 from opendetr.structures import Output, Predictions
 
 CLASSIFICATION, CONFIG = SoftmaxClassification(), MatcherConfig()

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from opendetr.categories import Categories, coco_categories
-from opendetr.losses.scoring import SoftmaxNoObject
 from opendetr.postprocess import detect
+from opendetr.scoring import SoftmaxNoObject
 from opendetr.structures import Predictions
 
 GOLDENS = Path(__file__).parent / "goldens" / "detr"

@@ -11,16 +11,16 @@ import pytest
 import torch
 
 from folders import one_line, picture, save_picture
-from opendetr import predictor as predictor_module
 from opendetr.categories import Categories
 from opendetr.config import ConfigError
 from opendetr.data.images import ImageError
 from opendetr.data.records import DataError
-from opendetr.predictor import Predictor
-from opendetr.presets import build_model, miniature
-from opendetr.results import pictures as written_pictures
-from opendetr.results.folder import OutputConfig, results_folder
-from opendetr.structures import Detections
+from opendetr.inference import predictor as predictor_module
+from opendetr.inference.predictor import Predictor
+from opendetr.inference.writers import pictures as written_pictures
+from opendetr.inference.writers.folder import OutputConfig, results_folder
+from opendetr.presets.catalogue import build_model, miniature
+from opendetr.results import Detections
 
 CLASSES = ("cat", "dog", "ant", "bee")
 SIZES = ((48, 64), (64, 48), (30, 90), (48, 64), (64, 64), (48, 64), (100, 40))

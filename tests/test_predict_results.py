@@ -21,12 +21,12 @@ from PIL import Image
 from folders import picture
 from opendetr.categories import Categories, coco_categories
 from opendetr.data.records import DataError
-from opendetr.results.background import Background
-from opendetr.results.folder import OutputConfig, results_folder
-from opendetr.results.names import OutputNames, class_folders, safe_name, shortened
-from opendetr.results.tables import Rows
-from opendetr.results.whole import whole_file, write_whole
-from opendetr.structures import Detections
+from opendetr.files import whole_file, write_whole
+from opendetr.inference.writers.background import Background
+from opendetr.inference.writers.folder import OutputConfig, results_folder
+from opendetr.inference.writers.names import OutputNames, class_folders, safe_name, shortened
+from opendetr.inference.writers.tables import Rows
+from opendetr.results import Detections
 
 CATEGORIES = Categories.from_names(("cat", "a/b", "a_b"))
 EVERYTHING = OutputConfig(crops=True, csv=True, yolo=True)
@@ -164,7 +164,7 @@ def test_crops_show_what_the_boxes_hold(tmp_path):
 
 def test_a_video_is_annotated_frame_by_frame(tmp_path):
     pytest.importorskip("av")
-    from opendetr.sources.video import video_frames
+    from opendetr.inference.sources.video import video_frames
 
     times = [0.0, 0.1, 0.2, 0.7]
     frames = [detections("clip.avi", seed, frame=seed, time=time) for seed, time in enumerate(times)]
@@ -185,8 +185,8 @@ def test_a_video_is_annotated_frame_by_frame(tmp_path):
 
 def test_odd_and_changing_frames(tmp_path):
     pytest.importorskip("av")
-    from opendetr.results.video import video_writer
-    from opendetr.sources.video import video_frames
+    from opendetr.inference.sources.video import video_frames
+    from opendetr.inference.writers.video import video_writer
 
     with video_writer(tmp_path / "a.mp4") as writer:
         for number, (height, width) in enumerate(((101, 75), (101, 75), (60, 90))):
@@ -244,7 +244,7 @@ def test_an_error_of_a_writing_thread_ends_it(tmp_path):
 
 def test_a_video_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
     av = pytest.importorskip("av")
-    from opendetr.results import video
+    from opendetr.inference.writers import video
 
     def full(*_options):
         raise av.error.OSError(28, "No space left on device")

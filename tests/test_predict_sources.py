@@ -21,13 +21,13 @@ from PIL import Image
 from folders import one_line, picture, save_picture
 from opendetr.data.images import ImageError
 from opendetr.data.records import DataError
-from opendetr.sources import files, url
-from opendetr.sources.ahead import in_order, read_ahead
-from opendetr.sources.files import pictures_in
-from opendetr.sources.picture import Picture
-from opendetr.sources.reading import count_pictures, each_picture, folders_of, is_one_picture, read_picture
-from opendetr.sources.url import read_url
-from opendetr.sources.video import VideoError, camera_frames, video_frames
+from opendetr.inference.sources import files, url
+from opendetr.inference.sources.files import pictures_in
+from opendetr.inference.sources.prefetch import in_order, read_ahead
+from opendetr.inference.sources.reading import count_pictures, each_picture, folders_of, is_one_picture, read_picture
+from opendetr.inference.sources.source_image import Picture
+from opendetr.inference.sources.url import read_url
+from opendetr.inference.sources.video import VideoError, camera_frames, video_frames
 from web import redirects, sends, sends_raw, serving
 
 # -------------------------------------------------------------------------------------------------------------- folders

@@ -22,15 +22,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from opendetr import distributed, presets
-from opendetr.checkpoint import load_checkpoint
-from opendetr.data.formats import open_data
+from opendetr import distributed
+from opendetr.data.formats.recognise import open_data
 from opendetr.data.loader import TrainLoader, train_loader
-from opendetr.data.scenes import write_scenes
-from opendetr.events import Observer, StepTaken
-from opendetr.observers import MetricsFile, read_metrics
+from opendetr.presets import catalogue as presets
 from opendetr.structures import Batch, ImageBatch, Target
-from opendetr.trainer import STATE, Trainer
+from opendetr.synthetic import write_scenes
+from opendetr.training.callbacks import MetricsFile, read_metrics
+from opendetr.training.checkpoint import load_checkpoint
+from opendetr.training.events import Observer, StepTaken
+from opendetr.training.trainer import STATE, Trainer
 
 STEPS = 20
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -7,8 +7,9 @@ import itertools
 import pytest
 from torch import nn
 
-from opendetr.plan import Pace, Plan, StepSpeed, plan_steps, plan_time, revised
-from opendetr.recipe import Recipe, learning_rate_factor, parameter_groups, parse_duration
+from opendetr.recipe import Recipe, parse_duration
+from opendetr.training.optimizer import parameter_groups
+from opendetr.training.schedule import Pace, Plan, StepSpeed, learning_rate_factor, plan_steps, plan_time, revised
 
 
 class Detector(nn.Module):

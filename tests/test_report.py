@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
-from opendetr.report import write_report
+from opendetr.evaluation.report import write_report
 
 METRICS = {"AP": 0.4321, "AP50": 0.7, "AP_S": None, "AR100": 0.55}
 PER_CLASS = {"cat": 0.25, "<script>": 0.75, "unseen": None}
@@ -117,7 +117,7 @@ def test_a_failed_write_leaves_the_page_that_was_there(tmp_path, monkeypatch):
     def full(_descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("opendetr.report.os.fsync", full)
+    monkeypatch.setattr("opendetr.evaluation.report.os.fsync", full)
     with pytest.raises(OSError, match="No space left"):
         written(tmp_path, title="other")
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == before

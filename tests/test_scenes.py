@@ -11,7 +11,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from opendetr.data.scenes import (
+from opendetr.synthetic import (
     CATEGORIES,
     Scene,
     SceneConfig,

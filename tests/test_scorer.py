@@ -20,15 +20,15 @@ from opendetr.categories import Categories
 from opendetr.cli.main import app
 from opendetr.config import to_dict
 from opendetr.data import masks as data_masks
-from opendetr.data.formats import open_split
+from opendetr.data.formats.recognise import open_split
 from opendetr.data.images import write_map
 from opendetr.data.loader import eval_loader
 from opendetr.data.masks import panoptic_truth
 from opendetr.data.records import DataError, DetectionData
-from opendetr.losses.scoring import SoftmaxNoObject
+from opendetr.evaluation.detection import Evaluation, Scorer
 from opendetr.models.masks import MaskedDetector
-from opendetr.presets import build_model, miniature
-from opendetr.scorer import Evaluation, Scorer
+from opendetr.presets.catalogue import build_model, miniature
+from opendetr.scoring import SoftmaxNoObject
 from opendetr.structures import ImageBatch, Output, Predictions, Target
 from opendetr.weights import ModelCard, save_weights
 

@@ -20,17 +20,20 @@ from torch import nn
 from typer.testing import CliRunner
 
 from folders import one_line
-from opendetr import freezing, presets, recompute, trainer, training
-from opendetr.checkpoint import load_checkpoint
 from opendetr.cli.main import app
 from opendetr.config import ConfigError
-from opendetr.data.scenes import write_scenes
 from opendetr.distributed import DeviceError
-from opendetr.events import Evaluated, Event, Observer, PlanFixed, StepTaken
-from opendetr.observers import MetricsFile, MetricsTable, Progress, TensorBoard, curves, read_metrics
+from opendetr.presets import catalogue as presets
 from opendetr.recipe import Recipe
 from opendetr.structures import Batch, ImageBatch, Target
-from opendetr.trainer import MODEL, STATE, Trainer
+from opendetr.synthetic import write_scenes
+from opendetr.training import activation_checkpointing as recompute
+from opendetr.training import freezing, trainer
+from opendetr.training import run as training
+from opendetr.training.callbacks import MetricsFile, MetricsTable, Progress, TensorBoard, curves, read_metrics
+from opendetr.training.checkpoint import load_checkpoint
+from opendetr.training.events import Evaluated, Event, Observer, PlanFixed, StepTaken
+from opendetr.training.trainer import MODEL, STATE, Trainer
 from stand_ins import CountingTask, RandomLoader
 
 RECIPE = Recipe(learning_rate=1e-2, batch_size=4, epochs=4, schedule="cosine", num_evaluations=10, save_every=0)

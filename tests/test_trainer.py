@@ -18,15 +18,16 @@ from rich.console import Console
 from safetensors.torch import load_file
 from torch import nn
 
-from opendetr import presets, trainer
-from opendetr.averaging import WeightAverage
-from opendetr.checkpoint import CheckpointError, load_checkpoint
-from opendetr.events import Evaluated, Event, Observer, StepTaken
-from opendetr.observers import Curves, MetricsFile, Pictures, Progress, read_metrics
+from opendetr.presets import catalogue as presets
 from opendetr.recipe import Recipe
-from opendetr.stepping import split_batch, step_randomness
-from opendetr.stopping import StopSignal
-from opendetr.trainer import NonFiniteError, Trainer
+from opendetr.training import trainer
+from opendetr.training.callbacks import Curves, MetricsFile, Pictures, Progress, read_metrics
+from opendetr.training.checkpoint import CheckpointError, load_checkpoint
+from opendetr.training.ema import WeightAverage
+from opendetr.training.events import Evaluated, Event, Observer, StepTaken
+from opendetr.training.signals import StopSignal
+from opendetr.training.train_step import split_batch, step_randomness
+from opendetr.training.trainer import NonFiniteError, Trainer
 from stand_ins import CountingTask, RandomLoader
 
 RECIPE = Recipe(

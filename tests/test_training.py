@@ -15,16 +15,16 @@ import yaml
 from safetensors.torch import load_file
 
 from folders import one_line, write_voc_folder
-from opendetr import training
 from opendetr.categories import Categories
 from opendetr.config import ConfigError, to_dict
-from opendetr.data.formats import open_data
+from opendetr.data.formats.recognise import open_data
 from opendetr.data.images import read_map, write_map
 from opendetr.data.records import DataError
-from opendetr.data.scenes import write_scenes
-from opendetr.predictor import load
-from opendetr.presets import build_model, get_preset, miniature, preset_from_dict
-from opendetr.trainer import Trainer
+from opendetr.inference.predictor import load
+from opendetr.presets.catalogue import build_model, get_preset, miniature, preset_from_dict
+from opendetr.synthetic import write_scenes
+from opendetr.training import run as training
+from opendetr.training.trainer import Trainer
 from opendetr.weights import ModelCard, WeightsError, save_weights
 
 # A model and images so small that a step takes a few milliseconds; fp32, for comparisons to the last bit.

@@ -12,7 +12,7 @@ from torchvision.transforms import functional
 from folders import picture
 from opendetr.boxes import cxcywh_to_xyxy
 from opendetr.categories import coco_categories
-from opendetr.data.augment import training_transform
+from opendetr.data.augmentation import training_transform
 from opendetr.data.config import AugmentationConfig, DataConfig
 from opendetr.data.images import read_image
 from opendetr.data.records import ImageRecord, ObjectRecord, usable_objects

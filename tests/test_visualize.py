@@ -8,16 +8,8 @@ import torch
 from PIL import Image, ImageChops
 
 from opendetr.categories import Categories
-from opendetr.structures import Detections, Panoptic, Segment
-from opendetr.visualize import (
-    contact_sheet,
-    draw_boxes,
-    draw_curves,
-    draw_detections,
-    draw_panoptic,
-    draw_segments,
-    draw_truth,
-)
+from opendetr.results import Detections, Panoptic, Segment, draw_detections, draw_panoptic
+from opendetr.visualize import contact_sheet, draw_boxes, draw_curves, draw_segments, draw_truth
 
 RED, BLUE = (230, 40, 40), (30, 60, 230)
 PETS = Categories(("cat", "dog"), (3, 7), colours=(RED, BLUE))

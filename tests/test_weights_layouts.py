@@ -20,15 +20,15 @@ from golden import Golden, rule
 from golden_scaled import close
 from opendetr.categories import Categories, coco_panoptic_categories
 from opendetr.config import ConfigError
-from opendetr.export import export_huggingface, export_official
-from opendetr.layouts import layout_of
+from opendetr.export.checkpoints import export_huggingface, export_official
+from opendetr.inference.predictor import Predictor
 from opendetr.models.detector import Detector
 from opendetr.models.masks import MaskedDetector, MaskHeadConfig
 from opendetr.postprocess import detect
-from opendetr.predictor import Predictor
-from opendetr.presets import Preset, build_model, get_preset, list_models, miniature
+from opendetr.presets.catalogue import Preset, build_model, get_preset, list_models, miniature
 from opendetr.structures import ImageBatch
 from opendetr.weights import WeightsError, load_weights, read_card, read_state, transfer, weights_file
+from opendetr.weights.name_maps import layout_of
 
 CLASSES = Categories.from_names(("cat", "dog", "red fox"))
 
@@ -429,7 +429,7 @@ def test_the_published_configurations_mean_the_published_models(tmp_path):
         torch.save({}, tmp_path / "pytorch_model.bin")
         card = read_card(tmp_path / "pytorch_model.bin")
         assert card is not None
-        assert opendetr.presets.preset_from_dict(card.config) == get_preset(name)
+        assert opendetr.presets.catalogue.preset_from_dict(card.config) == get_preset(name)
 
 
 # ---------------------------------------------------------------------------------------------------------------- masks
@@ -513,7 +513,7 @@ def test_a_published_segmentation_has_the_classes_of_coco_panoptic(tmp_path):
         card = read_card(tmp_path / "pytorch_model.bin")
         assert card is not None
         assert card.categories.names == expected
-        assert opendetr.presets.preset_from_dict(card.config) == get_preset("detr-r101-panoptic")
+        assert opendetr.presets.catalogue.preset_from_dict(card.config) == get_preset("detr-r101-panoptic")
 
 
 def test_detectron2_wrapper_with_masks(tmp_path):
@@ -544,7 +544,7 @@ def test_a_file_with_masks_opens_as_its_detector(tmp_path, monkeypatch, layout):
     assert transfer(detector, state, CLASSES, CLASSES).left_out == ("the mask head",)
     assert same(detector.state_dict(), model.detector.state_dict())
     torch.save({"model": state}, tmp_path / "theirs.pth")
-    monkeypatch.setattr("opendetr.predictor.get_preset", lambda _name: replace(MASKED, masks=None))
+    monkeypatch.setattr("opendetr.inference.predictor.get_preset", lambda _name: replace(MASKED, masks=None))
     found = opendetr.load(tmp_path / "theirs.pth", model="detr-r50", categories=things, device="cpu")
     assert not found.has_masks
     assert found.categories.used == things.isthing

@@ -4,7 +4,7 @@
     detector = opendetr.load("deformable-detr-tiny")
     detections = detector.predict("photo.jpg")
 
-Names are resolved on first use, so that importing the package costs nothing.
+Names are resolved on first use: importing the package imports no heavy dependency.
 """
 
 from __future__ import annotations
@@ -12,33 +12,71 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from opendetr.version import __version__
 
-_HOME = {
-    "load": "predictor",
-    "Predictor": "predictor",
+_MODULES = {
+    "load": "inference",
+    "Predictor": "inference",
     "create": "presets",
     "create_task": "presets",
     "list_models": "presets",
     "load_weights": "weights",
     "train": "training",
-    "Detections": "structures",
+    "resume": "training",
+    "open_data": "data",
+    "Detections": "results",
+    "Panoptic": "results",
+    "ImageBatch": "structures",
+    "CheckpointError": "training",
+    "ConfigError": "config",
+    "DataError": "data",
+    "DeviceError": "distributed",
+    "ImageError": "data",
+    "NonFiniteError": "training",
+    "ProcessError": "distributed",
+    "WeightsError": "weights",
 }
 
-__all__ = ["Detections", "Predictor", "create", "create_task", "list_models", "load", "load_weights", "train"]
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "Detections",
+    "DeviceError",
+    "ImageBatch",
+    "ImageError",
+    "NonFiniteError",
+    "Panoptic",
+    "Predictor",
+    "ProcessError",
+    "WeightsError",
+    "__version__",
+    "create",
+    "create_task",
+    "list_models",
+    "load",
+    "load_weights",
+    "open_data",
+    "resume",
+    "train",
+]
 
 if TYPE_CHECKING:
-    from opendetr.predictor import Predictor, load
+    from opendetr.config import ConfigError
+    from opendetr.data import DataError, ImageError, open_data
+    from opendetr.distributed import DeviceError, ProcessError
+    from opendetr.inference import Predictor, load
     from opendetr.presets import create, create_task, list_models
-    from opendetr.structures import Detections
-    from opendetr.training import train
-    from opendetr.weights import load_weights
+    from opendetr.results import Detections, Panoptic
+    from opendetr.structures import ImageBatch
+    from opendetr.training import CheckpointError, NonFiniteError, resume, train
+    from opendetr.weights import WeightsError, load_weights
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in _MODULES:
         raise AttributeError(f"module 'opendetr' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"opendetr.{_HOME[name]}"), name)
+    return getattr(importlib.import_module(f"opendetr.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:

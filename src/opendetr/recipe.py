@@ -1,16 +1,12 @@
-"""How a model is trained: the numbers of a recipe, what they mean for each parameter and each step."""
+"""The settings of a training run: optimiser, schedule, length and seed."""
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass
-from typing import Any, Literal
-
-from torch import nn
+from typing import Literal
 
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-STEP_FACTOR = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,51 +105,3 @@ def parse_duration(text: str) -> float:
     if not whole or seconds <= 0:
         raise ValueError(f"{text!r} is no length of time; write it like 45s, 30m, 1.5h or 1h30m")
     return seconds
-
-
-def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
-    """AdamW's parameter groups for every parameter of `model` that wants a gradient.
-
-    What lies in a module called "backbone" learns at the backbone's rate and so, as published, does a learned table of
-    positions, in a module called "position"; "sampling_offsets" and "reference_points" have a rate of their own.
-
-    Returns:
-        At most six groups, each {"params", "names", "lr", "weight_decay"}; empty ones are left out.
-    """
-    groups: dict[tuple[float, float], dict[str, Any]] = {}
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        rate = _learning_rate(set(name.split(".")), recipe)
-        decayed = recipe.decay_norms_and_biases or parameter.ndim > 1
-        decay = recipe.weight_decay if decayed else 0.0
-        group = groups.setdefault((rate, decay), {"params": [], "names": [], "lr": rate, "weight_decay": decay})
-        group["params"].append(parameter)
-        group["names"].append(name)
-    return list(groups.values())
-
-
-def _learning_rate(modules: set[str], recipe: Recipe) -> float:
-    """The full rate of a parameter that lies in modules of these names."""
-    if modules & {"backbone", "position"}:
-        return recipe.backbone_learning_rate
-    sampling = modules & {"sampling_offsets", "reference_points"}
-    return recipe.learning_rate * (recipe.sampling_rate_factor if sampling else 1.0)
-
-
-def learning_rate_factor(step: int, total_steps: int | None, recipe: Recipe) -> float:
-    """The share of the full learning rate that a step takes: a pure function, so that a resumed run needs no state.
-
-    Args:
-        step: optimiser steps that were taken before this one.
-        total_steps: steps of the whole run; None while a timed run does not know it yet, when only the warm-up acts.
-        recipe: gives schedule, warm-up, `step_at` and `floor`.
-    """
-    if step < recipe.warmup_steps:
-        return (step + 1) / recipe.warmup_steps
-    if total_steps is None:
-        return 1.0
-    if recipe.schedule == "step":
-        return STEP_FACTOR if step >= round(recipe.step_at * total_steps) else 1.0
-    progress = (step - recipe.warmup_steps) / max(total_steps - recipe.warmup_steps, 1)
-    return recipe.floor + (1 - recipe.floor) * (1 + math.cos(math.pi * min(progress, 1.0))) / 2

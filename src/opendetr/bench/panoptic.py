@@ -17,12 +17,12 @@ from torch import Tensor
 from opendetr.bench.figure import Figure
 from opendetr.bench.measuring import in_fresh_process, interleaved, peak_bytes_above
 from opendetr.categories import coco_panoptic_categories
-from opendetr.export import export_huggingface
-from opendetr.losses.scoring import SoftmaxNoObject
+from opendetr.export.checkpoints import export_huggingface
+from opendetr.inference.predictor import load
 from opendetr.models.masks import MaskedDetector
 from opendetr.postprocess import candidates, image_masks
-from opendetr.predictor import load
-from opendetr.presets import build_model, get_preset
+from opendetr.presets.catalogue import build_model, get_preset
+from opendetr.scoring import SoftmaxNoObject
 from opendetr.structures import ImageBatch
 
 _HEIGHT, _WIDTH = 800, 1066

@@ -61,7 +61,7 @@ def make(
 
         opendetr data make scenes-hard --hard --train 500 --val 100 --seed 7
     """
-    from opendetr.data.scenes import SceneConfig, write_scenes
+    from opendetr.synthetic import SceneConfig, write_scenes
 
     counts = {split: count for split, count in {"train": train, "val": val}.items() if count}
     config = replace(SceneConfig.hard() if hard else SceneConfig(), size=size)
@@ -92,7 +92,7 @@ def convert(
 
         opendetr data convert my-data/data.yaml my-data-coco --to coco --link
     """
-    from opendetr.data.formats import Format, read_splits
+    from opendetr.data.formats.recognise import Format, read_splits
 
     splits = read_splits(source)
     return _write(splits, folder, Format(to), source, link=link, as_json=as_json)
@@ -117,7 +117,7 @@ def show(
 
         opendetr data show my-data --split val --images 36 --seed 1 --out val.png
     """
-    from opendetr.data.formats import TRAIN_NAMES, recognise
+    from opendetr.data.formats.recognise import TRAIN_NAMES, recognise
     from opendetr.data.records import DataError
     from opendetr.visualize import truth_sheet
 
@@ -171,9 +171,9 @@ def split(
 
         opendetr data split my-data my-splits --fractions train=0.9,val=0.1 --seed 3 --link
     """
-    from opendetr.data.convert import WRITTEN_FORMATS
-    from opendetr.data.formats import Format, recognise
-    from opendetr.data.splits import pooled, stratified
+    from opendetr.data.formats.recognise import Format, recognise
+    from opendetr.data.formats.splits import pooled, stratified
+    from opendetr.data.tools.convert import WRITTEN_FORMATS
 
     shares = _shares(fractions)
     found = recognise(source)
@@ -187,8 +187,8 @@ def _write(
     splits: Mapping[str, DetectionData], folder: Path, to: Any, source: Path, *, link: bool, as_json: bool
 ) -> Exit:
     """Write splits of the data set `source`, and say what is in them and what became of it."""
-    from opendetr.data.convert import maps_left_behind, write_data
-    from opendetr.data.kinds import Kind
+    from opendetr.data.faults import Kind
+    from opendetr.data.tools.convert import maps_left_behind, write_data
 
     for name, data in splits.items():
         say(f"{name}: {data.summary()}")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from opendetr.data.records import DetectionData
-    from opendetr.predictor import Predictor
+    from opendetr.inference.predictor import Predictor
 
 PAGE = "index.html"
 _MODEL = f"{DEFAULT_MODEL}-panoptic"
@@ -38,10 +38,10 @@ def demo(
 
         opendetr demo --out /tmp/demo --images 50 --json
     """
-    from opendetr.data.formats import open_split
-    from opendetr.data.scenes import write_scenes
-    from opendetr.predictor import load
-    from opendetr.report import write_report
+    from opendetr.data.formats.recognise import open_split
+    from opendetr.evaluation.report import write_report
+    from opendetr.inference.predictor import load
+    from opendetr.synthetic import write_scenes
 
     began = time.monotonic()
     detector = load(_MODEL, device=device)
@@ -82,7 +82,7 @@ def demo(
 
 def _pictures(detector: Predictor, data: DetectionData) -> Iterator[tuple[str, Image.Image]]:
     """Truth beside prediction for scenes spread over the data."""
-    from opendetr.comparison import compare
+    from opendetr.inference.comparison import compare
 
     chosen = data.images[:: max(1, len(data) // _NUM_PICTURES)][:_NUM_PICTURES]
     for record, picture in compare(detector, data, chosen):

@@ -27,7 +27,7 @@ from opendetr.cli.output import (
 )
 
 if TYPE_CHECKING:
-    from opendetr.scorer import Evaluation
+    from opendetr.evaluation.detection import Evaluation
 
 
 class MaskSource(StrEnum):
@@ -94,8 +94,8 @@ def evaluate(
         opendetr eval my-data --weights detr-r50-panoptic --merge published --batch-size 1
     """
     from opendetr.config import ConfigError
-    from opendetr.data.formats import open_split
-    from opendetr.predictor import load
+    from opendetr.data.formats.recognise import open_split
+    from opendetr.inference.predictor import load
 
     detector = load(weights, model=model, device=device, strict_no_object=strict_no_object)
     given = {

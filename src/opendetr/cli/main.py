@@ -39,7 +39,7 @@ app.command()(bench)
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        from opendetr import __version__
+        from opendetr.version import __version__
 
         print(__version__)
         raise typer.Exit

@@ -47,8 +47,8 @@ _USER_ERRORS = {
     "opendetr.data.records": "DataError",
     "opendetr.config": "ConfigError",
     "opendetr.weights": "WeightsError",
-    "opendetr.checkpoint": "CheckpointError",
-    "opendetr.trainer": "NonFiniteError",
+    "opendetr.training.checkpoint": "CheckpointError",
+    "opendetr.training.trainer": "NonFiniteError",
     "opendetr.distributed": "DeviceError",
 }
 
@@ -157,7 +157,7 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 
 def write_json(path: Path, content: Any) -> None:
     """Write a file whole or not at all; folders on the way to it are made."""
-    from opendetr.results.whole import write_whole
+    from opendetr.files import write_whole
 
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, json.dumps(content, allow_nan=False).encode())

@@ -26,11 +26,11 @@ from opendetr.cli.output import (
 )
 
 if TYPE_CHECKING:
-    from opendetr.predictor import Predictor
-    from opendetr.results.folder import OutputConfig
-    from opendetr.sources.reading import Source
-    from opendetr.stopping import StopSignal
-    from opendetr.structures import Detections, Panoptic
+    from opendetr.inference.predictor import Predictor
+    from opendetr.inference.sources.reading import Source
+    from opendetr.inference.writers.folder import OutputConfig
+    from opendetr.results import Detections, Panoptic
+    from opendetr.training.signals import StopSignal
 
 
 @command
@@ -93,9 +93,9 @@ def predict(
     if merge is not MergeRule.DEFAULT and not panoptic:
         raise typer.BadParameter("--merge is a rule of panoptic maps: give --panoptic, too")
 
-    from opendetr.predictor import load
-    from opendetr.results.folder import OutputConfig
-    from opendetr.stopping import StopSignal
+    from opendetr.inference.predictor import load
+    from opendetr.inference.writers.folder import OutputConfig
+    from opendetr.training.signals import StopSignal
 
     given = _given(sources)
     if pictures or crops:
@@ -137,7 +137,7 @@ def _scores(options: Iterable[str]) -> tuple[float | None, dict[str, float]]:
 
 def _given(sources: Sequence[str]) -> list[Source]:
     """The sources, a camera's as a number. Raises BadParameter for those that make no sense."""
-    from opendetr.presets import list_models
+    from opendetr.presets.catalogue import list_models
 
     given: list[Source] = [int(each) if each.isdecimal() and not Path(each).exists() else each for each in sources]
     if len(given) > 1 and any(isinstance(each, int) for each in given):
@@ -151,7 +151,7 @@ def _given(sources: Sequence[str]) -> list[Source]:
 def _refuse_overwriting(out: Path, given: Sequence[Source]) -> None:
     """Raise DataError where pictures that are read would be replaced by the drawn ones."""
     from opendetr.data.records import DataError
-    from opendetr.sources.reading import folders_of
+    from opendetr.inference.sources.reading import folders_of
 
     if out.exists() and any(out.samefile(folder) for each in given for folder in folders_of(each)):
         raise DataError(f"{out}: holds the pictures that are read, which would be overwritten; give another --out")
@@ -161,7 +161,7 @@ class _Run:
     """Predicts and writes, and counts what could be read and what could not."""
 
     def __init__(self, detector: Predictor, given: Sequence[Source], out: Path, *, panoptic: bool) -> None:
-        from opendetr.results.tables import Rows
+        from opendetr.inference.writers.tables import Rows
 
         self._detector = detector
         self._given = given
@@ -201,7 +201,7 @@ class _Run:
 
     def _folder(self, config: OutputConfig) -> AbstractContextManager[Callable[[Any], None]]:
         """Writes what is found in each picture."""
-        from opendetr.results.folder import panoptic_folder, results_folder
+        from opendetr.inference.writers.folder import panoptic_folder, results_folder
 
         roots = [Path(source) for source in self._given if isinstance(source, str)]
         categories = self._detector.categories
@@ -210,7 +210,7 @@ class _Run:
         return results_folder(self._out, categories, config, roots=roots)
 
     def _stream(self, options: Mapping[str, Any]) -> Generator[Detections | Panoptic]:
-        from opendetr.sources.reading import each_picture, is_one_picture
+        from opendetr.inference.sources.reading import each_picture, is_one_picture
 
         only = self._given[0] if len(self._given) == 1 else None
         if only is not None and is_one_picture(only):
@@ -230,13 +230,13 @@ class _Run:
 
     def _total(self) -> int | None:
         """How many pictures there will be, for a bar that somebody sees; None where only the end will tell."""
-        from opendetr.sources.reading import count_pictures
+        from opendetr.inference.sources.reading import count_pictures
 
         return count_pictures(self._given, skip=self._out) if sys.stderr.isatty() else None
 
     def answer(self) -> None:
         """Print the result as JSON, piece by piece as it lies on the disk."""
-        from opendetr.results.folder import COCO_FILE, PANOPTIC_FILE
+        from opendetr.inference.writers.folder import COCO_FILE, PANOPTIC_FILE
 
         sys.stdout.write(f'{{"out": {json.dumps(str(self._out))}, "failed": ')
         self._failures.copy_to(sys.stdout)

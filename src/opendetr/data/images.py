@@ -13,7 +13,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 from PIL.TiffImagePlugin import TiffImageFile
 
-from opendetr.data.kinds import Kind
+from opendetr.data.faults import Kind
 from opendetr.data.paths import is_file
 from opendetr.data.records import DataError, FaultError, ImageRecord
 

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from opendetr.data.augment import training_transform
+from opendetr.data.augmentation import training_transform
 from opendetr.data.batching import Shapes, bounded_batches, equal_batches, exactly, padded_pixels
 from opendetr.data.config import DataConfig
 from opendetr.data.images import ImageError, read_record

@@ -21,8 +21,8 @@ import numpy as np
 from faster_coco_eval.core import mask as coder
 
 from opendetr.categories import Categories
+from opendetr.data.faults import Kind
 from opendetr.data.images import ImageFileError, read_map
-from opendetr.data.kinds import Kind
 from opendetr.data.records import DataError, DetectionData, ImageRecord, ObjectRecord, Remark, count_findings
 
 _NUM_READERS = min(8, os.cpu_count() or 1)

@@ -7,7 +7,7 @@ import posixpath
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PureWindowsPath
 
-from opendetr.data.kinds import Kind
+from opendetr.data.faults import Kind
 from opendetr.data.records import DataError, FaultError
 
 DESCRIPTION_SUFFIXES = (".yaml", ".yml", ".csv", ".tsv")  # of files that can stand for a data set

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from opendetr.categories import Categories
-from opendetr.data.kinds import Kind, counted
+from opendetr.data.faults import Kind, counted
 
 # Files that round to two decimals let a box end this far outside the image; that is no finding.
 _ROUNDING = 0.01

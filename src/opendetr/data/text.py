@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 from pathlib import Path
 
-from opendetr.data.kinds import Kind
+from opendetr.data.faults import Kind
 from opendetr.data.paths import is_file
 from opendetr.data.records import FaultError
 

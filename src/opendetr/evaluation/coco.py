@@ -15,7 +15,7 @@ from faster_coco_eval import COCO, COCOeval_faster
 from faster_coco_eval.core import mask as coder
 
 from opendetr.distributed import gather
-from opendetr.structures import Detections
+from opendetr.results import Detections
 
 METRICS = {
     "AP": "average precision, mean over IoU 0.50 to 0.95",

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from opendetr.losses.classification import Classification, SigmoidFocalClassification, SoftmaxClassification
-from opendetr.losses.functional import box_giou, box_l1
+from opendetr.losses.boxes import box_giou, box_l1
+from opendetr.losses.class_terms import Classification, SigmoidFocalClassification, SoftmaxClassification
 from opendetr.losses.matcher import MatcherConfig, match
 from opendetr.structures import Matches, Output, Target
 

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from opendetr.losses.functional import box_giou, box_l1, sigmoid_focal
+from opendetr.losses.boxes import box_giou, box_l1
+from opendetr.losses.class_terms import sigmoid_focal
 from opendetr.nn.layers import MLP
 from opendetr.structures import FeatureMap, Target
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from opendetr.losses.functional import dice, sigmoid_focal
+from opendetr.losses.class_terms import sigmoid_focal
 from opendetr.structures import Matches, Target
 
 
@@ -92,3 +92,17 @@ def _sums(logits: Tensor, truth: Tensor, size: tuple[int, int]) -> Tensor:
         height, width = truth.shape[-2:]
         padded = F.pad(truth, (0, size[1] - width, 0, size[0] - height)).flatten(1).to(logits)
         return torch.stack((sigmoid_focal(logits, padded).mean(1).sum(), dice(logits, padded).sum()))
+
+
+def dice(logits: Tensor, truth: Tensor) -> Tensor:
+    """One minus the overlap of soft masks, smoothed by 1 (Milletari et al., V-Net, 2016, section 3).
+
+    Args:
+        logits: (..., N).
+        truth: the same shape, 0 or 1.
+
+    Returns:
+        (...), in 0..1.
+    """
+    probability = logits.sigmoid()
+    return 1 - (2 * (probability * truth).sum(-1) + 1) / (probability.sum(-1) + truth.sum(-1) + 1)

@@ -13,8 +13,8 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from opendetr.losses.classification import Classification
-from opendetr.losses.functional import box_giou, box_l1
+from opendetr.losses.boxes import box_giou, box_l1
+from opendetr.losses.class_terms import Classification
 from opendetr.structures import Matches, Output, Target
 
 

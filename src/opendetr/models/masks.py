@@ -23,13 +23,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from opendetr.layouts import INSIDE, WITH_MASKS
 from opendetr.models.conditional import ConditionalDETRConfig
 from opendetr.models.deformable import DeformableDETRConfig
 from opendetr.models.detector import Detector, tokens_of
 from opendetr.models.detr import DETRConfig
 from opendetr.structures import FeatureMap, ImageBatch, Output, Scoring
 
+# A detector with a mask head is of a family of its own, and holds the detector without as a part.
+WITH_MASKS = "-masks"
+INSIDE = "detector."
 _NUM_GROUPS = 8
 # Values of the widest activation of the head that are computed at a time; more of them are slower on a CPU, too.
 _CHUNK = 2**22

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from opendetr.cache import cache_folder
+from opendetr.files import cache_folder
 
 SWITCH = "OPENDETR_NATIVE"
 _SOURCE = "deformable_attention.c"

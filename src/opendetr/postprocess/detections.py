@@ -10,7 +10,8 @@ from torch import Tensor
 
 from opendetr.boxes import cxcywh_to_xyxy
 from opendetr.categories import Categories
-from opendetr.structures import Detections, Predictions
+from opendetr.results import Detections
+from opendetr.structures import Predictions
 
 
 def detect(

@@ -14,7 +14,8 @@ from torch import Tensor
 from opendetr.categories import Categories
 from opendetr.postprocess.masks import GivesMasks, MaskFrame, Merge, instance_masks, mask_frames, mask_logits
 from opendetr.postprocess.panoptic import Candidates, panoptic_map
-from opendetr.structures import ImageBatch, Output, Panoptic
+from opendetr.results import Panoptic
+from opendetr.structures import ImageBatch, Output
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from opendetr.categories import Categories
 from opendetr.postprocess.masks import MaskFrame, Merge
-from opendetr.structures import Panoptic, Predictions, Segment
+from opendetr.results import Panoptic, Segment
+from opendetr.structures import Predictions
 
 # Segments of so many pixels or fewer are dropped (Carion et al., 2020, in the published code).
 _NEGLIGIBLE_AREA = 4

@@ -9,10 +9,9 @@ from __future__ import annotations
 from opendetr.visualize.charts import draw_curves
 from opendetr.visualize.pictures import (
     TruthObject,
+    as_image,
     contact_sheet,
     draw_boxes,
-    draw_detections,
-    draw_panoptic,
     draw_segments,
     draw_truth,
     truth_sheet,
@@ -20,11 +19,10 @@ from opendetr.visualize.pictures import (
 
 __all__ = [
     "TruthObject",
+    "as_image",
     "contact_sheet",
     "draw_boxes",
     "draw_curves",
-    "draw_detections",
-    "draw_panoptic",
     "draw_segments",
     "draw_truth",
     "truth_sheet",

@@ -10,7 +10,6 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from opendetr.categories import Categories
-from opendetr.structures import Detections, Panoptic
 from opendetr.visualize.labels import Region, draw_label, label_options, label_places, label_size, region_options
 from opendetr.visualize.layers import coloured, masked, outlined, resized_map, shaded
 from opendetr.visualize.style import INK, PAPER, Colour, fitted, font_of
@@ -32,58 +31,6 @@ class TruthObject(Protocol):
     @property
     def crowd(self) -> bool:
         """Whether it stands for many objects."""
-
-
-def draw_detections(
-    detections: Detections, image: Any = None, *, min_score: float = 0.0, scale: float | None = None
-) -> Image.Image:
-    """The picture with the box, name and score of every detection; where it has a mask, that instead of the box.
-
-    Args:
-        detections: what was found in one image.
-        image: (H, W, 3) uint8 RGB or a PIL image to draw on; `detections.image` when omitted.
-        min_score: detections below it are not drawn.
-        scale: enlargement of the picture; small images are enlarged to about 720 pixels when omitted.
-
-    Raises:
-        ValueError: there is no image, or it is of another size than the one the detections were found in.
-    """
-    picture = _own_picture("draw_detections", "detections", detections.image if image is None else image, detections)
-    shown = detections[detections.scores >= min_score]
-    captions = [f"{name} {score:.2f}" for name, score in zip(shown.names, shown.scores.tolist(), strict=True)]
-    colours = [shown.categories.colours[label] for label in shown.labels.tolist()]
-    masks = None if shown.masks is None else shown.masks.cpu().numpy()
-    return draw_boxes(picture, shown.boxes.detach().cpu().numpy(), captions, colours, masks=masks, scale=scale)
-
-
-def draw_panoptic(found: Panoptic, image: Any = None, *, scale: float | None = None) -> Image.Image:
-    """The picture with every segment of a panoptic map in its colour, and their names.
-
-    Args:
-        found: the map of one image.
-        image: (H, W, 3) uint8 RGB or a PIL image to draw on; `found.image` when omitted.
-        scale: as in `draw_detections`.
-
-    Raises:
-        ValueError: there is no image, or it is of another size than the map.
-    """
-    picture = _own_picture("draw_panoptic", "map", found.image if image is None else image, found)
-    labels = {segment.id: segment.label for segment in found.info}
-    return draw_segments(picture, found.segments.cpu().numpy(), labels, found.categories, scale=scale)
-
-
-def _own_picture(function: str, what: str, image: Any, found: Detections | Panoptic) -> Image.Image:
-    """The image as a picture. Raises ValueError when it is missing, or of another size than what was found in it."""
-    if image is None:
-        raise ValueError(f"{function}: the {what} hold{'' if what.endswith('s') else 's'} no image; pass the one of it")
-    picture = _as_picture(image)
-    height, width = found.size
-    if picture.size != (width, height):
-        raise ValueError(
-            f"{function}: the image is {picture.width} x {picture.height}, but the {what} "
-            f"{'are' if what.endswith('s') else 'is'} of one of {width} x {height}; pass that one"
-        )
-    return picture
 
 
 def draw_truth(
@@ -136,7 +83,7 @@ def draw_boxes(
     Raises:
         ValueError: a box is not finite, or the lengths differ.
     """
-    picture = _as_picture(image)
+    picture = as_image(image)
     scale = _legible_scale(picture) if scale is None else scale
     if masks is not None and masks.shape != (len(captions), picture.height, picture.width):
         expected = (len(captions), picture.height, picture.width)
@@ -185,7 +132,7 @@ def draw_segments(
     Raises:
         ValueError: image and map differ in size.
     """
-    picture = _as_picture(image)
+    picture = as_image(image)
     if segments.shape != (picture.height, picture.width):
         expected = (picture.height, picture.width)
         raise ValueError(f"draw_segments: expected a map of {expected}, got {segments.shape}")
@@ -281,7 +228,7 @@ def truth_sheet(
     return contact_sheet(drawn, columns, titles)
 
 
-def _as_picture(image: Any) -> Image.Image:
+def as_image(image: Any) -> Image.Image:
     """An RGB PIL image of an array or of a PIL image of any mode."""
     if not isinstance(image, Image.Image):
         image = Image.fromarray(np.asarray(image))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from opendetr.weights.card import ModelCard, read_card, save_weights
 from opendetr.weights.download import download
 from opendetr.weights.errors import WeightsError
+from opendetr.weights.hub import is_remote, local_file
 from opendetr.weights.loading import (
     LoadReport,
     TransferReport,
@@ -16,7 +17,6 @@ from opendetr.weights.loading import (
     usual_categories,
 )
 from opendetr.weights.reading import read_state, weights_file
-from opendetr.weights.sources import is_remote, local_file
 
 __all__ = [
     "LoadReport",

@@ -22,8 +22,8 @@ from urllib.parse import unquote, urldefrag, urlsplit
 
 from filelock import FileLock
 
-from opendetr import __version__
-from opendetr.cache import cache_folder
+from opendetr.files import cache_folder
+from opendetr.version import __version__
 from opendetr.weights.errors import WeightsError
 
 OFFLINE = "OPENDETR_OFFLINE"

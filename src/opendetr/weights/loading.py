@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from opendetr.categories import Categories, coco_categories, coco_panoptic_categories
-from opendetr.layouts import INSIDE, TABLES, Layout, has_masks, layout_of, of_detector, our_name, packed
 from opendetr.models.detector import Detector
 from opendetr.models.masks import MaskedDetector
 from opendetr.weights.errors import WeightsError
+from opendetr.weights.hub import local_file
+from opendetr.weights.name_maps import INSIDE, TABLES, Layout, has_masks, layout_of, of_detector, our_name, packed
 from opendetr.weights.reading import read_state
-from opendetr.weights.sources import local_file
 
 # Beside the parameters: what counts operations, what trainable norms count, weights of a loss.
 _STRAY = ("total_ops", "total_params", "num_batches_tracked", "criterion.empty_weight")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from opendetr.cache import cache_folder
+from opendetr.files import cache_folder
 from opendetr.weights.download import download
 from opendetr.weights.errors import WeightsError
 

@@ -1,0 +1,278 @@
+"""Data sets in COCO's panoptic format: a JSON file with its images and, for each of them, a PNG with the panoptic map.
+
+    annotations/panoptic_train.json
+    annotations/panoptic_train/000000.png ...      the maps
+    train/000000.jpg ...                           the images
+
+A description (`config.yaml`) may say where they are instead, with paths from where it lies:
+
+    train:
+      images: ../images/train
+      masks: annotations/panoptic_train
+      annotations: annotations/panoptic_train.json
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Set
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from opendetr.categories import Categories
+from opendetr.data.faults import Kind
+from opendetr.data.formats.coco import CocoFile, Row, image_record, is_area, rows_by_id
+from opendetr.data.formats.links import find_place
+from opendetr.data.formats.sidecar import Box
+from opendetr.data.formats.splits import SPELLINGS
+from opendetr.data.formats.yolo import USUAL_NAMES, YAML_SUFFIXES, parse_yaml
+from opendetr.data.images import ImageFileError, read_map
+from opendetr.data.paths import first_folder_holding, inside, is_file, is_inside
+from opendetr.data.records import (
+    STOP_AT_FAULTS,
+    DetectionData,
+    FaultError,
+    FaultLog,
+    ImageRecord,
+    ObjectRecord,
+    Remark,
+)
+
+PREFIX = "panoptic_"
+_SEGMENTS = "segments_info"
+_NAMES_TO_LOOK_FOR = 20  # maps that tell which folder holds them
+
+
+@dataclass(frozen=True)
+class CocoPaths:
+    """Where a split is: its JSON file, and the folders of images and panoptic maps where a description names them."""
+
+    annotations: Path
+    images: Path | None = None
+    maps: Path | None = None
+
+
+def is_panoptic(coco: CocoFile) -> bool:
+    """Whether a COCO file annotates panoptic maps."""
+    return any(_SEGMENTS in row for row in coco.annotations)
+
+
+def panoptic_files(folder: Path) -> list[Path]:
+    """The panoptic files of a folder under COCO's names."""
+    return sorted((folder / "annotations").glob(f"{PREFIX}*.json")) or sorted(folder.glob(f"{PREFIX}*.json"))
+
+
+def described_files(source: Path) -> dict[str, CocoPaths]:
+    """Split name -> its files, as a description gives them; empty where there is none such.
+
+    Args:
+        source: the data set's folder, or its description.
+
+    Raises DataError for a description that names files which are not there.
+    """
+    if is_file(source):
+        paths = [source] if source.suffix.lower() in YAML_SUFFIXES else []
+    else:
+        paths = [source / name for name in USUAL_NAMES if is_file(source / name)]
+    return next((found for found in map(_described, paths) if found), {})
+
+
+def read_panoptic(
+    coco: CocoFile,
+    images_folder: Path,
+    *,
+    split: str,
+    folder: Path,
+    maps_folder: Path | None = None,
+    categories: Categories | None = None,
+    masks: bool = False,
+    log: FaultLog = STOP_AT_FAULTS,
+) -> DetectionData:
+    """One panoptic file with its images: every segment, of things and of stuff, is an object.
+
+    Boxes and areas are those of the file; where it has none, those of the map.
+
+    Args:
+        coco: the parsed file.
+        images_folder: where the images lie.
+        split: the name to give the data.
+        folder: the data set's folder.
+        maps_folder: where the maps lie; looked for beside the file when omitted.
+        categories: the classes of the whole data set; the file's own when omitted.
+        masks: whether the maps are needed: images without one are left out and counted.
+        log: what to do at an image or annotation that cannot be used.
+
+    Raises DataError for anything that is no COCO panoptic data.
+    """
+    categories = categories or Categories.from_coco(coco.category_rows)
+    maps_folder = maps_folder or _maps_folder(coco, folder, needed=masks)
+    reader = _Reader(maps_folder, set(categories.ids), log, needed=masks)
+    rows = rows_by_id(coco, log)
+    segments = reader.by_image(coco, rows)
+    images = []
+    for image_id, row in rows.items():
+        with log:
+            path = inside(images_folder, row.text("file_name"), row.path, row.at)
+            if image_id not in segments:
+                raise row.fault(Kind.MISSING_ANNOTATION, "has no panoptic annotation; add it, or take the image out")
+            record = reader.record(row, path, segments[image_id])
+            if record is not None:
+                images.append(record)
+    data = DetectionData.read(split, folder, categories, images, reader.remarks)
+    return replace(data, masks="panoptic" if masks else "none")
+
+
+class _Reader:
+    """Reads the annotations of one file; `remarks` are on images that are left out."""
+
+    def __init__(self, maps: Path | None, ids: Set[int], log: FaultLog, *, needed: bool) -> None:
+        self.remarks: list[Remark] = []
+        self._maps = maps
+        self._ids = ids
+        self._needed = needed
+        self._log = log
+        self._num_objects = 0
+
+    def by_image(self, coco: CocoFile, images: Mapping[int, Row]) -> dict[int, Row]:
+        """Image id -> its annotation."""
+        found: dict[int, Row] = {}
+        for index, content in enumerate(coco.annotations):
+            row = Row(coco.path, "annotations", index, content)
+            with self._log:
+                image_id = row.whole("image_id")
+                if image_id not in images:
+                    detail = f"its image, id {image_id}, is not among the images"
+                    raise row.fault(Kind.UNKNOWN_IMAGE, detail)
+                if image_id in found:
+                    detail = f"the image {image_id} is annotated twice; give it one annotation"
+                    raise row.fault(Kind.REPEATED_IMAGE_ID, detail)
+                found[image_id] = row
+        return found
+
+    def record(self, row: Row, path: Path, annotation: Row) -> ImageRecord | None:
+        """The record of an image; None, and a remark, where image or map cannot be used."""
+        segments, of_image = self._segments(annotation)
+        map_path = self._map(annotation, path)
+        if map_path is not None and not is_file(map_path):
+            of_image.append(Remark(Kind.UNREADABLE_MAP, str(map_path), "", "no such file"))
+            map_path = None
+        record = None
+        if map_path is not None or not self._needed:
+            try:
+                objects = self._objects(segments, map_path, of_image)
+                record = image_record(row, path, objects, self.remarks)
+            except ImageFileError as error:
+                of_image.append(error.remark)
+        if record is None:
+            self.remarks += of_image
+            return None
+        return replace(record, panoptic_map=map_path, remarks=(*record.remarks, *of_image))
+
+    def _map(self, annotation: Row, image: Path) -> Path | None:
+        if self._maps is None:
+            return None
+        name = annotation.text("file_name") if "file_name" in annotation.content else f"{image.stem}.png"
+        return inside(self._maps, name, annotation.path, annotation.at)
+
+    def _segments(self, annotation: Row) -> tuple[dict[int, Row], list[Remark]]:
+        """Number -> entry of the segments of an annotation, and remarks on it."""
+        rows = annotation.content.get(_SEGMENTS)
+        if not isinstance(rows, list) or not all(isinstance(each, dict) for each in rows):
+            raise annotation.fault(Kind.BAD_VALUE, f"'{_SEGMENTS}' is no list of segments")
+        remarks = [] if rows else [Remark(Kind.VOID_MAP, str(annotation.path), annotation.at)]
+        segments: dict[int, Row] = {}
+        for index, content in enumerate(rows):
+            row = Row(annotation.path, f"{annotation.at}.{_SEGMENTS}", index, content)
+            with self._log:
+                number, category_id = row.whole("id"), row.whole("category_id")
+                if category_id not in self._ids:
+                    raise row.fault(Kind.UNKNOWN_CLASS, f"its category, id {category_id}, is not among the categories")
+                if number in segments:
+                    remarks.append(Remark(Kind.REPEATED_SEGMENT, str(row.path), row.at, f"segment {number}"))
+                else:
+                    segments[number] = row
+        return segments, remarks
+
+    def _objects(self, segments: Mapping[int, Row], map_path: Path | None, remarks: list[Remark]) -> list[ObjectRecord]:
+        """The segments as objects; where one lacks its box or area the map is measured."""
+        incomplete = [row for row in segments.values() if not _is_complete(row)]
+        drawn = read_map(map_path) if incomplete and map_path else None
+        objects = []
+        for number, row in segments.items():
+            if drawn is None or _is_complete(row):
+                box = row.box()
+                area = float(row.content["area"]) if is_area(row.content.get("area")) else box[2] * box[3]
+            elif (measured := _measured(drawn, number)) is not None:
+                box, area = measured
+            else:
+                remarks.append(Remark(Kind.MISSING_SEGMENT, str(map_path), f"segment {number}"))
+                continue
+            self._num_objects += 1
+            objects.append(
+                ObjectRecord(
+                    id=self._num_objects,
+                    category_id=row.whole("category_id"),
+                    box=box,
+                    area=area,
+                    crowd=row.content.get("iscrowd") == 1,
+                    segment=number,
+                    at=f"segment {number}",
+                )
+            )
+        return objects
+
+
+def _is_complete(row: Row) -> bool:
+    return row.content.get("bbox") is not None and is_area(row.content.get("area"))
+
+
+def _measured(drawn: np.ndarray, number: int) -> tuple[Box, float] | None:
+    """Box (x, y, width, height) and area of a segment in a map; None where the map does not show it."""
+    mask = drawn == number
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if not len(rows):
+        return None
+    x, y = float(columns[0]), float(rows[0])
+    return (x, y, float(columns[-1]) + 1 - x, float(rows[-1]) + 1 - y), float(mask.sum())
+
+
+def _maps_folder(coco: CocoFile, folder: Path, *, needed: bool) -> Path | None:
+    """The folder with a file's maps; None where there is none. Raises DataError then if they are needed."""
+    names = [row["file_name"] for row in coco.annotations if isinstance(row.get("file_name"), str)]
+    names = [name for name in names[:_NAMES_TO_LOOK_FOR] if is_inside(name)]
+    stem = coco.path.stem
+    candidates = [coco.path.with_suffix(""), folder / stem, folder / "annotations" / stem, coco.path.parent]
+    found = first_folder_holding(names, candidates)
+    if found is None and needed:
+        detail = f"its maps ({names[0] if names else 'PNG files'}, ...) are missing; put them into {candidates[0]}"
+        raise FaultError(Kind.WRONG_STRUCTURE, coco.path, "", detail)
+    return found
+
+
+def _described(description: Path) -> dict[str, CocoPaths]:
+    try:
+        content = parse_yaml(description)
+    except FaultError:
+        return {}  # whoever reads it for what else it may be says so
+    files = {}
+    for key, value in content.items() if isinstance(content, dict) else ():
+        if isinstance(value, dict) and isinstance(value.get("annotations"), str):
+            paths = {name: _stated(value, name, description, key) for name in ("annotations", "images", "masks")}
+            annotations = paths["annotations"]
+            assert annotations is not None
+            files[SPELLINGS.get(str(key).lower(), str(key))] = CocoPaths(annotations, paths["images"], paths["masks"])
+    return files
+
+
+def _stated(value: Mapping[str, Any], name: str, description: Path, split: str) -> Path | None:
+    """A path that a description states; None where it does not."""
+    entry = value.get(name)
+    if not isinstance(entry, str) or not entry.strip():
+        return None
+    place = find_place(entry, [description.parent], description.parent)
+    if place is None:
+        detail = f"there is no {entry!r} in {description.parent}; correct it, or take it out"
+        raise FaultError(Kind.WRONG_STRUCTURE, description, f"'{split}.{name}'", detail)
+    return place.path.resolve() if ".." in place.path.parts else place.path

@@ -1,0 +1,261 @@
+"""What a format has no place for, kept in `opendetr.json` beside its annotations, so that converting loses nothing.
+
+YOLO and Pascal VOC know no ids, no crowd regions, no areas, and not every number of a box to its last bit. Whoever
+writes them for us puts the rest into `opendetr.json`; our readers take it from there, and other programs pass it over.
+The entry of an image holds a digest of its rows: once somebody has changed those, the rows alone count.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from opendetr.categories import Categories
+from opendetr.data.faults import Kind
+from opendetr.data.paths import is_file
+from opendetr.data.records import FaultError, ImageRecord, ObjectRecord, Remark
+from opendetr.data.text import read_text
+
+FILE_NAME = "opendetr.json"
+_VERSION = 1
+_MAX_BYTES = 4 * 2**30
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectExtra:
+    """The id of an object, and what its row does not give; None where the row does.
+
+    The fields are those of `ObjectRecord`.
+    """
+
+    id: int
+    category_id: int | None = None
+    box: Box | None = None
+    area: float | None = None
+    difficult: bool | None = None
+    segmentation: Any = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowlessExtra:
+    """An object without a row: a crowd region, which other programs would take for an object, or a row none could read.
+
+    The fields are those of `ObjectRecord`; the area is that of the box when None.
+    """
+
+    id: int
+    category_id: int
+    box: Box
+    area: float | None = None
+    crowd: bool = False
+    difficult: bool = False
+    segmentation: Any = None
+
+    def record(self) -> ObjectRecord:
+        """The object as it was."""
+        return ObjectRecord(**vars(self) | {"area": self.area or math.prod(self.box[2:])})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageExtra:
+    """What belongs to one annotation file.
+
+    Attributes:
+        id: of the image.
+        image: the name of its file.
+        rows: digest of the rows that the file had, see `digest`.
+        size: height and width where the image file itself says something else.
+        objects: one for each row.
+        rowless: objects without one.
+    """
+
+    id: int
+    image: str
+    rows: str
+    size: tuple[int, int] | None = None
+    objects: tuple[ObjectExtra, ...] = ()
+    rowless: tuple[RowlessExtra, ...] = ()
+
+    @property
+    def things(self) -> tuple[ObjectExtra | RowlessExtra, ...]:
+        """Objects with rows and without."""
+        return (*self.objects, *self.rowless)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extras:
+    """The content of an `opendetr.json`.
+
+    Attributes:
+        categories: the classes as they were.
+        names: the classes' names as the annotation files have them, in the same order.
+        images: annotation file, relative to the folder and with forward slashes -> what belongs to it.
+    """
+
+    categories: Categories | None = None
+    names: tuple[str, ...] = ()
+    images: Mapping[str, ImageExtra] = field(default_factory=dict)
+
+    @property
+    def next_image_id(self) -> int:
+        """The first number from which on no image has an id yet."""
+        return max((image.id for image in self.images.values()), default=0) + 1
+
+    @property
+    def next_object_id(self) -> int:
+        """The first number from which on no object has an id yet."""
+        return max((thing.id for image in self.images.values() for thing in image.things), default=0) + 1
+
+    def categories_with(self, names: Sequence[str]) -> Categories:
+        """The classes as they were, and after them some that have been added since, under ids of their own."""
+        known = self.categories or Categories.from_names([])
+        first = max(known.ids, default=0) + 1
+        added = Categories((*known.names, *names), (*known.ids, *range(first, first + len(names))))
+        count = len(known)
+        return replace(
+            added,
+            isthing=known.isthing + added.isthing[count:],
+            used=known.used + added.used[count:],
+            colours=known.colours + added.colours[count:],
+        )
+
+    def of(self, key: str, image: Path) -> ImageExtra | None:
+        """What belongs to the annotation file `key`, if it is that of this image."""
+        extra = self.images.get(key)
+        return extra if extra and extra.image == image.name else None
+
+    def restored(self, key: str, image: ImageRecord, rows: Sequence[str]) -> ImageRecord:
+        """An image as it was before it was written in a poorer format.
+
+        Args:
+            key: its annotation file, as in `images`.
+            image: what the annotation file alone says, an object for each row.
+            rows: the rows, in one spelling whatever the spaces between their fields.
+
+        Returns `image` itself where nothing is kept for it, and with a remark where its rows have changed.
+        """
+        extra = self.of(key, image.path)
+        if extra is None:
+            return image
+        objects, remarks = list(image.objects), image.remarks
+        if digest(rows) == extra.rows and len(objects) == len(extra.objects):
+            objects = [_restored(thing, more) for thing, more in zip(objects, extra.objects, strict=True)]
+        else:
+            remarks = (*remarks, Remark(Kind.STALE_EXTRA, image.source))
+        objects += [thing.record() for thing in extra.rowless]
+        objects.sort(key=lambda thing: thing.id)
+        return replace(image, id=extra.id, objects=tuple(objects), remarks=remarks)
+
+
+def digest(rows: Iterable[str]) -> str:
+    """A fingerprint of the rows of one annotation file."""
+    return hashlib.sha256("\n".join(rows).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def image_extra(
+    image: ImageRecord, name: str, written: Mapping[int, tuple[ObjectRecord, str]], size: tuple[int, int]
+) -> ImageExtra:
+    """What is to be kept of an image.
+
+    Args:
+        image: as it is.
+        name: of its file, where it is written to.
+        written: position in `image.objects` -> the object as its row alone gives it, and the row as `Extras.restored`
+            will be given it. Objects that are not here have no row.
+        size: height and width as the reader will find them.
+    """
+    return ImageExtra(
+        id=image.id,
+        image=name,
+        rows=digest(row for _, row in written.values()),
+        size=None if size == (image.height, image.width) else (image.height, image.width),
+        objects=tuple(_difference(image.objects[index], plain) for index, (plain, _) in written.items()),
+        rowless=tuple(_whole(thing) for index, thing in enumerate(image.objects) if index not in written),
+    )
+
+
+def write_extras(folder: Path, extras: Extras) -> None:
+    """Write `opendetr.json` into a data set folder."""
+    content = {
+        "opendetr": _VERSION,
+        "categories": extras.categories.to_dict() if extras.categories else None,
+        "names": extras.names,
+        "images": {key: _image_row(image) for key, image in extras.images.items()},
+    }
+    (folder / FILE_NAME).write_text(json.dumps(content, separators=(",", ":")), encoding="utf-8")
+
+
+def read_extras(folder: Path) -> Extras:
+    """The `opendetr.json` of a data set folder; empty where there is none. Raises FaultError for a broken one."""
+    path = folder / FILE_NAME
+    if not is_file(path):
+        return Extras()
+    from pydantic import TypeAdapter, ValidationError
+
+    text = read_text(path, max_bytes=_MAX_BYTES)
+    try:
+        content = json.loads(text)
+        if not isinstance(content, dict) or content.get("opendetr") != _VERSION:
+            raise ValueError(f"not written by this version of OpenDETR, which reads number {_VERSION}")
+        categories = TypeAdapter(Categories).validate_python(content.get("categories"))
+        names = tuple(TypeAdapter(list[str]).validate_python(content.get("names")))
+        images = TypeAdapter(dict[str, ImageExtra]).validate_python(content.get("images"))
+        extras = Extras(categories=categories, names=names, images=images)
+        _check(extras)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        raise _broken(path, f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}") from None
+    except (ValueError, TypeError, RecursionError) as error:
+        raise _broken(path, str(error)) from None
+    return extras
+
+
+def _check(extras: Extras) -> None:
+    """Raise ValueError where the parts contradict each other."""
+    known: set[int | None] = {None, *(extras.categories.ids if extras.categories else ())}
+    if len(extras.names) != len(known) - 1:
+        raise ValueError(f"{len(known) - 1} classes, but {len(extras.names)} names of classes")
+    for key, image in extras.images.items():
+        if image.size and min(image.size) < 1:
+            raise ValueError(f"images.{key}: the size is {image.size}")
+        for thing in image.things:
+            if thing.category_id not in known:
+                raise ValueError(f"images.{key}: the category {thing.category_id} is not listed")
+            if thing.area is not None and not 0 < thing.area < math.inf:
+                raise ValueError(f"images.{key}: an area is {thing.area}")
+
+
+def _broken(path: Path, reason: str) -> FaultError:
+    return FaultError(Kind.BROKEN_FILE, path, "", f"{reason}; convert the data again, or take this file away")
+
+
+def _restored(plain: ObjectRecord, extra: ObjectExtra) -> ObjectRecord:
+    return replace(plain, **_stated(extra))
+
+
+def _difference(thing: ObjectRecord, plain: ObjectRecord) -> ObjectExtra:
+    names = ("category_id", "box", "area", "difficult", "segmentation")
+    changed = {name: getattr(thing, name) for name in names if getattr(thing, name) != getattr(plain, name)}
+    return ObjectExtra(id=thing.id, **changed)
+
+
+def _whole(thing: ObjectRecord) -> RowlessExtra:
+    stated = {each.name: getattr(thing, each.name) for each in fields(RowlessExtra)}
+    return RowlessExtra(**stated | {"area": thing.area if 0 < thing.area < math.inf else None})
+
+
+def _stated(extra: ObjectExtra | RowlessExtra) -> dict[str, Any]:
+    """The fields that say something."""
+    return {name: value for name, value in vars(extra).items() if value is not None}
+
+
+def _image_row(image: ImageExtra) -> dict[str, Any]:
+    row = {"id": image.id, "image": image.image, "rows": image.rows, "size": image.size}
+    lists = {"objects": [*map(_stated, image.objects)], "rowless": [*map(_stated, image.rowless)]}
+    return row | {name: things for name, things in lists.items() if things}

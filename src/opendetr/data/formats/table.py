@@ -1,0 +1,288 @@
+"""Data sets as a table: a CSV file with a row for every box, beside the images.
+
+The header says what the columns are, whatever their order, case and punctuation:
+
+- the image: `image`, `file`, `filename`, `path`, ... ; a path from the table's folder, or from `images` in it;
+- the box in pixels: its corners `xmin, ymin, xmax, ymax` (or `x0, y0, x1, y1`, or `x1, y1, x2, y2`, or `left, top,
+  right, bottom`), or a corner and sides `x, y, width, height` (or `x, y, w, h`);
+- the class: `label`, `class`, `name`, `category`, ... ;
+- perhaps the split: `split`, `subset` or `set`. Without it, tables named `train.csv`, `val.csv`, ... are the splits.
+
+A row whose box is empty stands for an image without objects. Fields are divided by commas, semicolons or tabs. Classes
+are sorted by name, with ids 1..K; images are numbered from 1 in the order of their names, objects likewise.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from opendetr.categories import Categories
+from opendetr.data.faults import Kind
+from opendetr.data.formats.links import find_place
+from opendetr.data.formats.splits import ALL, SPELLINGS, usual_split
+from opendetr.data.images import ImageFileError, image_size
+from opendetr.data.paths import file_length, is_file
+from opendetr.data.records import (
+    STOP_AT_FAULTS,
+    DataError,
+    DetectionData,
+    FaultError,
+    FaultLog,
+    ImageRecord,
+    ObjectRecord,
+    Remark,
+    usable_objects,
+)
+from opendetr.data.text import pixels, read_text
+
+TABLE_SUFFIXES = (".csv", ".tsv")
+_DELIMITERS = ",;\t|"
+_IMAGE = ("image", "file", "filename", "imagepath", "imagename", "imagefile", "filepath", "path", "img", "imageid")
+_LABEL = ("label", "class", "classname", "labelname", "category", "categoryname", "name", "classid", "categoryid")
+_SPLIT = ("split", "subset", "set")
+_CORNERS = (("xmin", "ymin", "xmax", "ymax"), ("x0", "y0", "x1", "y1"), ("x1", "y1", "x2", "y2"),
+            ("left", "top", "right", "bottom"))  # fmt: skip
+_SIDES = (("x", "y", "width", "height"), ("x", "y", "w", "h"), ("left", "top", "width", "height"),
+          ("xmin", "ymin", "width", "height"))  # fmt: skip
+_EMPTY = frozenset({"", "nan", "none", "null"})
+
+
+class _Columns(NamedTuple):
+    """Where a table has what: column numbers; `corners` tells what the four numbers of a box are."""
+
+    image: int
+    label: int
+    split: int | None
+    box: tuple[int, int, int, int]
+    corners: bool
+
+
+class _Box(NamedTuple):
+    """One box of a table: its split, its line from 1, the class, and x, y, width, height in pixels."""
+
+    split: str
+    line: int
+    label: str
+    box: tuple[float, float, float, float]
+
+
+@dataclass
+class _Image:
+    """One image of a table: where it was named first, its boxes, and the splits that it is in."""
+
+    path: Path
+    table: Path
+    line: int
+    boxes: list[_Box] = field(default_factory=list)
+    splits: set[str] = field(default_factory=set)
+    remarks: list[Remark] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class TableFolder:
+    """Parsed tables.
+
+    Attributes:
+        folder: the data set.
+        categories: the classes of all tables, sorted by name, with ids 1..K.
+        splits: their names.
+        images: all images, in the order in which they are numbered.
+        remarks: on rows that name no image.
+    """
+
+    folder: Path
+    categories: Categories
+    splits: tuple[str, ...]
+    images: tuple[_Image, ...]
+    remarks: tuple[Remark, ...]
+
+
+def find_tables(folder: Path) -> dict[str, Path]:
+    """Split name -> table, of those in a folder whose header is that of a table of boxes."""
+    paths = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in TABLE_SUFFIXES and _is_table(path)]
+    if len(paths) == 1 and usual_split(paths[0].stem) not in SPELLINGS.values():
+        return {ALL: paths[0]}
+    names = [usual_split(path.stem) for path in paths]
+    return {name if names.count(name) == 1 else path.stem: path for name, path in zip(names, paths, strict=True)}
+
+
+def parse_tables(folder: Path, files: Mapping[str, Path], log: FaultLog = STOP_AT_FAULTS) -> TableFolder:
+    """Read tables. Raises DataError that says what is wrong, and where.
+
+    Args:
+        folder: the data set.
+        files: split -> table.
+        log: what to do at a row that cannot be used.
+    """
+    images: dict[Path, _Image] = {}
+    remarks: list[Remark] = []
+    for split, path in files.items():
+        with log:
+            _parse_table(path, split, folder, images, remarks, log)
+    ordered = sorted(images.values(), key=lambda image: (image.path.name, image.path.as_posix()))
+    names = sorted({box.label for image in ordered for box in image.boxes}, key=_by_number)
+    splits = dict.fromkeys(split for image in ordered for split in sorted(image.splits))
+    return TableFolder(folder, Categories.from_names(names), tuple(splits), tuple(ordered), tuple(remarks))
+
+
+def read_table(table: TableFolder, split: str, log: FaultLog = STOP_AT_FAULTS) -> DetectionData:
+    """One split of a table, in the order of the images' names. Raises DataError for an unknown split."""
+    if split not in table.splits:
+        raise DataError(f"{table.folder}: no split '{split}'; it has {', '.join(table.splits) or 'none'}")
+    images, remarks = [], list(table.remarks)
+    first_object = 1
+    for image_id, image in enumerate(table.images, start=1):
+        if split in image.splits:
+            with log:
+                record = _image_record(image, split, image_id, first_object, table.categories, remarks)
+                if record is not None:
+                    images.append(record)
+        first_object += len(image.boxes)
+    return DetectionData.read(split, table.folder, table.categories, images, remarks)
+
+
+def _is_table(path: Path) -> bool:
+    try:
+        _columns(next(_rows(path))[1], path)
+    except (FaultError, StopIteration):
+        return False
+    return True
+
+
+def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Line and fields of every row that is not empty, the header first."""
+    text = read_text(path)
+    header = text.lstrip("\n").partition("\n")[0]
+    delimiter = max(_DELIMITERS, key=header.count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    while True:
+        try:
+            row = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise FaultError(Kind.BROKEN_FILE, path, f"line {reader.line_num}", f"broken CSV: {error}") from None
+        if any(cell.strip() for cell in row):
+            yield reader.line_num, row
+
+
+def _columns(header: Sequence[str], path: Path) -> _Columns:
+    """Where the header says that things are. Raises FaultError that names the columns that are missing."""
+    names = [re.sub(r"[\W_]+", "", name.lower()) for name in header]
+
+    def first(spellings: Sequence[str]) -> int | None:
+        return next((names.index(name) for name in spellings if name in names), None)
+
+    image, label = first(_IMAGE), first(_LABEL)
+    boxes = [(spelling, spelling in _CORNERS) for spelling in (*_CORNERS, *_SIDES) if set(spelling) <= set(names)]
+    needed = {"an image": image, "a class": label, "a box": boxes or None}
+    missing = [what for what, found in needed.items() if found is None]
+    if image is None or label is None or not boxes:
+        detail = (
+            f"no column for {' and '.join(missing)} among {', '.join(header)[:200]}; "
+            "name them, for instance, image, label, xmin, ymin, xmax, ymax"
+        )
+        raise FaultError(Kind.WRONG_STRUCTURE, path, "", detail)
+    spelling, corners = boxes[0]
+    x, y, u, v = map(names.index, spelling)
+    return _Columns(image, label, first(_SPLIT), (x, y, u, v), corners)
+
+
+def _parse_table(
+    path: Path, split: str, folder: Path, images: dict[Path, _Image], remarks: list[Remark], log: FaultLog
+) -> None:
+    rows = _rows(path)
+    header = next(rows, (0, []))[1]
+    columns = _columns(header, path)
+    bases = list(dict.fromkeys((path.parent, folder, folder / "images", folder / split, folder / "images" / split)))
+    places: dict[str, Path] = {}
+    for line, row in rows:
+        cells = [cell.strip() for cell in row] + [""] * (len(header) - len(row))
+        name = cells[columns.image]
+        with log:
+            if not name:
+                remarks.append(Remark(Kind.INVALID_ROW, str(path), f"line {line}", "names no image"))
+                continue
+            if name not in places:
+                places[name] = _image_path(name, bases, folder, path, line)
+            image = images.setdefault(places[name], _Image(places[name], path, line))
+            stated = cells[columns.split] if columns.split is not None else ""
+            part = SPELLINGS.get(stated.lower(), stated) or split
+            image.splits.add(part)
+            box = _parse_box(cells, columns, part, line)
+            if isinstance(box, _Box):
+                image.boxes.append(box)
+            elif box:
+                image.remarks.append(Remark(Kind.INVALID_ROW, str(path), f"line {line}", box))
+
+
+def _image_path(name: str, bases: Sequence[Path], folder: Path, table: Path, line: int) -> Path:
+    found = find_place(name, bases, folder)
+    if found is None or not is_file(found.path):
+        detail = f"its image {name[:200]!r} is missing; put it there, or take it out of the table"
+        raise FaultError(Kind.MISSING_IMAGE, table, f"line {line}", detail)
+    return found.path
+
+
+def _parse_box(cells: Sequence[str], columns: _Columns, split: str, line: int) -> _Box | str | None:
+    """The box of a row; None where it has none, and words where it is no box."""
+    texts = [cells[column] for column in columns.box]
+    if all(text.lower() in _EMPTY for text in texts):
+        return None
+    label = cells[columns.label]
+    if not label:
+        return "has a box, but no class"
+    try:
+        x, y, u, v = map(float, texts)
+    except ValueError:
+        return f"{', '.join(texts)[:80]!r} are not four numbers"
+    return _Box(split, line, label, (x, y, pixels(u - x), pixels(v - y)) if columns.corners else (x, y, u, v))
+
+
+def _by_number(name: str) -> tuple[bool, int, str]:
+    """Classes that are numbers in the order of the numbers, then names."""
+    number = name.isascii() and name.isdigit()
+    return not number, int(name[:18]) if number else 0, name
+
+
+def _image_record(
+    image: _Image, split: str, image_id: int, first_object: int, categories: Categories, remarks: list[Remark]
+) -> ImageRecord | None:
+    """The record of an image; None, and a remark, for a file without a picture."""
+    source = str(image.table)
+    if file_length(image.path, source, f"line {image.line}") == 0:
+        remarks.append(Remark(Kind.EMPTY_FILE, str(image.path)))
+        return None
+    try:
+        height, width = image_size(image.path)
+    except ImageFileError as error:
+        remarks.append(error.remark)
+        return None
+    objects = [
+        ObjectRecord(
+            id=id_,
+            category_id=categories.ids[categories.label_of_name(label)],
+            box=box,
+            area=math.prod(box[2:]),
+            at=f"line {line}",
+        )
+        for id_, (part, line, label, box) in enumerate(image.boxes, start=first_object)
+        if part == split
+    ]
+    kept, of_objects = usable_objects(objects, height, width, source, f"line {image.line}")
+    return ImageRecord(
+        id=image_id,
+        path=image.path,
+        height=height,
+        width=width,
+        objects=kept,
+        remarks=(*image.remarks, *of_objects),
+        source=source,
+    )

@@ -1,0 +1,263 @@
+"""Data sets in Pascal VOC's format: one XML file an image, and lists of names as splits.
+
+A box is x = xmin, y = ymin, width = xmax - xmin, height = ymax - ymin, as every common reader takes it, so that figures
+compare. (The 1-based, inclusive count of the original challenge would shift boxes by one pixel; most sets in this
+format do not follow it.) `difficult` objects are objects like any other. Sides are taken to a millionth of a pixel.
+"""
+
+from __future__ import annotations
+
+import math
+import reprlib
+import xml.etree.ElementTree as ET
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+from opendetr.categories import Categories
+from opendetr.data.formats.sidecar import Extras, read_extras
+from opendetr.data.formats.splits import ALL
+from opendetr.data.images import ImageFileError, image_size
+from opendetr.data.paths import IMAGE_SUFFIXES, file_length, inside, is_file
+from opendetr.data.records import (
+    MAX_SIDE,
+    STOP_AT_FAULTS,
+    DataError,
+    DetectionData,
+    FaultError,
+    FaultLog,
+    ImageRecord,
+    Kind,
+    ObjectRecord,
+    Remark,
+    usable_objects,
+)
+from opendetr.data.text import pixels
+
+_CORNERS = ("xmin", "ymin", "xmax", "ymax")
+
+
+class VocObject(NamedTuple):
+    """One object of an annotation: its number in the file from 1, its class, xmin, ymin, xmax, ymax, and its mark."""
+
+    number: int
+    name: str
+    corners: tuple[float, float, float, float]
+    difficult: bool
+
+    @property
+    def text(self) -> str:
+        """The object in the one spelling that `data.extras` knows it by."""
+        return " ".join((self.name, *map(repr, self.corners), str(int(self.difficult))))
+
+    def record(self, id_: int, category_id: int) -> ObjectRecord:
+        """The object under these ids."""
+        x0, y0, x1, y1 = self.corners
+        sides = pixels(x1 - x0), pixels(y1 - y0)
+        return ObjectRecord(
+            id=id_,
+            category_id=category_id,
+            box=(x0, y0, *sides),
+            area=math.prod(sides),
+            difficult=self.difficult,
+            at=f"object {self.number}",
+        )
+
+
+@dataclass(frozen=True)
+class _Annotation:
+    """One XML file: its objects, and the size (height, width) it gives, or None."""
+
+    path: Path
+    file_name: str | None
+    size: tuple[int, int] | None
+    objects: tuple[VocObject, ...]
+
+
+@dataclass(frozen=True)
+class VocFolder:
+    """A parsed VOC folder.
+
+    Attributes:
+        folder: holds `Annotations` and `JPEGImages`.
+        categories: the classes of all annotations, sorted by name, with ids 1..K.
+        splits: name -> the names of its images; the one split "all" where there are no lists.
+        category_ids: class, as annotations name it -> its id.
+        extras: what `opendetr.json` adds.
+    """
+
+    folder: Path
+    categories: Categories
+    splits: Mapping[str, tuple[str, ...]]
+    annotations: Mapping[str, _Annotation]
+    category_ids: Mapping[str, int]
+    extras: Extras
+
+
+def parse_voc(folder: Path, log: FaultLog = STOP_AT_FAULTS) -> VocFolder:
+    """Read all annotations and lists of a VOC folder. Raises DataError that says what is wrong, and where.
+
+    Args:
+        folder: holds `Annotations` and `JPEGImages`.
+        log: what to do at a file, object or name that cannot be used.
+    """
+    paths = sorted((folder / "Annotations").glob("*.xml"))
+    if not paths:
+        raise DataError(f"{folder / 'Annotations'}: holds no XML files; a VOC folder has one for every image")
+    annotations = {}
+    for path in paths:
+        with log:
+            annotations[path.stem] = _parse_annotation(path, log)
+    names = {thing.name for annotation in annotations.values() for thing in annotation.objects}
+    splits = _split_lists(folder, annotations, log) or {ALL: tuple(annotations)}
+    extras = read_extras(folder)
+    categories = extras.categories_with(sorted(names - set(extras.names)))
+    stated = (*extras.names, *categories.names[len(extras.names) :])
+    # Of classes with one name, the first has it; `opendetr.json` tells the others apart.
+    category_ids = dict(reversed(list(zip(stated, categories.ids, strict=True))))
+    return VocFolder(folder, categories, splits, annotations, category_ids, extras)
+
+
+def read_voc(voc: str | Path | VocFolder, split: str, log: FaultLog = STOP_AT_FAULTS) -> DetectionData:
+    """One split of a VOC folder, in the order of the image names.
+
+    Images are numbered from 1 in the order of all names in the folder, objects likewise, so that an image has the same
+    id in every split. Raises DataError for broken files, missing images, and an unknown split.
+    """
+    voc = voc if isinstance(voc, VocFolder) else parse_voc(Path(voc))
+    if split not in voc.splits:
+        raise DataError(f"{voc.folder}: no split '{split}'; it has {', '.join(voc.splits)}")
+    wanted = set(voc.splits[split])
+    images: list[ImageRecord] = []
+    remarks: list[Remark] = []
+    first_object = voc.extras.next_object_id
+    for image_id, (name, annotation) in enumerate(voc.annotations.items(), start=voc.extras.next_image_id):
+        if name in wanted:
+            with log:
+                path = _image_path(voc.folder, name, annotation)
+                record = _image_record(voc, annotation, path, image_id, first_object, remarks)
+                if record is not None:
+                    images.append(record)
+        first_object += len(annotation.objects)
+    return DetectionData.read(split, voc.folder, voc.categories, images, remarks)
+
+
+def _split_lists(folder: Path, annotations: Mapping[str, _Annotation], log: FaultLog) -> dict[str, tuple[str, ...]]:
+    """List name -> image names. Lists with a second column are VOC's per-class lists, which are no splits."""
+    splits = {}
+    for path in sorted((folder / "ImageSets" / "Main").glob("*.txt")):
+        with log:
+            lines = [line if line in annotations else line.strip() for line in _read_list(path).split("\n")]
+            if any(len(line.split()) > 1 for line in lines if line not in annotations):
+                continue
+            names = []
+            for number, line in enumerate(lines, start=1):
+                with log:
+                    if line:
+                        names.append(_listed_name(line, folder, annotations, path, number))
+            if names:
+                splits[path.stem] = tuple(names)
+    return splits
+
+
+def _read_list(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise FaultError(Kind.BROKEN_FILE, path, "", f"cannot be read ({error})") from None
+
+
+def _listed_name(name: str, folder: Path, annotations: Mapping[str, _Annotation], path: Path, number: int) -> str:
+    if name not in annotations:
+        detail = f"'{name}' has no {folder / 'Annotations'}/{name}.xml"
+        raise FaultError(Kind.MISSING_ANNOTATION, path, f"line {number}", detail)
+    return name
+
+
+def _parse_annotation(path: Path, log: FaultLog) -> _Annotation:
+    try:
+        root = ET.parse(path).getroot()
+    except ET.ParseError as error:
+        line, column = error.position
+        at, detail = f"line {line}, column {column + 1}", f"broken XML: {error.msg.split(':')[0]}"
+        raise FaultError(Kind.BROKEN_FILE, path, at, detail) from None
+    except (OSError, ValueError, LookupError) as error:
+        raise FaultError(Kind.BROKEN_FILE, path, "", f"cannot be read ({error})") from None
+    if root.tag != "annotation":
+        detail = f"not VOC: expected <annotation>, found <{root.tag}>"
+        raise FaultError(Kind.WRONG_STRUCTURE, path, "", detail)
+    sides = [_length(root, "size/height"), _length(root, "size/width")]
+    size = (sides[0], sides[1]) if all(sides) else None
+    objects = []
+    for number, element in enumerate(root.findall("object"), start=1):
+        with log:
+            objects.append(_parse_object(element, number, path))
+    return _Annotation(path, root.findtext("filename"), size, tuple(objects))
+
+
+def _parse_object(element: ET.Element, number: int, path: Path) -> VocObject:
+    at = f"object {number}"
+    name = (element.findtext("name") or "").strip()
+    if not name:
+        raise FaultError(Kind.MISSING_FIELD, path, at, "<name> is missing")
+    corners = []
+    for corner in _CORNERS:
+        text = element.findtext(f"bndbox/{corner}")
+        if text is None:
+            raise FaultError(Kind.MISSING_FIELD, path, at, f"<bndbox> has no <{corner}>")
+        try:
+            corners.append(float(text))
+        except ValueError:
+            detail = f"<{corner}> is {reprlib.repr(text)}; expected a number"
+            raise FaultError(Kind.BAD_VALUE, path, at, detail) from None
+    x0, y0, x1, y1 = corners
+    return VocObject(number, name, (x0, y0, x1, y1), (element.findtext("difficult") or "").strip() == "1")
+
+
+def _length(root: ET.Element, tag: str) -> int:
+    """Whole pixels; 0 where the annotation does not say."""
+    try:
+        length = float(root.findtext(tag) or 0)
+    except ValueError:
+        return 0
+    return int(length) if 0 < length < MAX_SIDE else 0
+
+
+def _image_path(folder: Path, name: str, annotation: _Annotation) -> Path:
+    """The image of an annotation: it bears the annotation's name, or else the one that the annotation gives."""
+    pictures = folder / "JPEGImages"
+    suffixes = (*IMAGE_SUFFIXES, *(suffix.upper() for suffix in IMAGE_SUFFIXES))
+    same_name = next((path for suffix in suffixes if is_file(path := pictures / (name + suffix))), None)
+    if same_name is not None or not annotation.file_name:
+        return same_name or pictures / (name + IMAGE_SUFFIXES[0])
+    return inside(pictures, annotation.file_name.strip(), str(annotation.path))
+
+
+def _image_record(
+    voc: VocFolder, annotation: _Annotation, path: Path, image_id: int, first_object: int, remarks: list[Remark]
+) -> ImageRecord | None:
+    """The record of an image; None, and a remark, for a file without a picture."""
+    source = str(annotation.path)
+    if file_length(path, source) == 0:
+        remarks.append(Remark(Kind.EMPTY_FILE, str(path)))
+        return None
+    size, of_image = annotation.size, list[Remark]()
+    if size is None:
+        try:
+            size = image_size(path)
+        except ImageFileError as error:
+            remarks.append(error.remark)
+            return None
+        of_image.append(Remark(Kind.NO_SIZE, source))
+    objects = tuple(
+        thing.record(id_, voc.category_ids[thing.name]) for id_, thing in enumerate(annotation.objects, first_object)
+    )
+    height, width = size
+    plain = ImageRecord(
+        id=image_id, path=path, height=height, width=width, objects=objects, remarks=tuple(of_image), source=source
+    )
+    key = annotation.path.relative_to(voc.folder).as_posix()
+    record = voc.extras.restored(key, plain, [thing.text for thing in annotation.objects])
+    kept, of_objects = usable_objects(record.objects, height, width, source)
+    return replace(record, objects=kept, remarks=record.remarks + of_objects)

@@ -1,0 +1,553 @@
+"""Data sets in YOLO's format: `data.yaml`, and for every image a text file with a row for each object.
+
+A row is `class cx cy w h`, or `class x1 y1 x2 y2 ...` for a polygon, in fractions of the image's width and height after
+its EXIF orientation. A polygon's box is its hull, and its area that of the polygon. The class number is the category's
+id. `data.yaml` names the classes (a list, or numbers with names) and gives folders or lists of images as splits:
+
+    path: .
+    train: images/train
+    val: images/val
+    names: {0: cat, 1: dog}
+
+The labels of `images/train/1.jpg` are in `labels/train/1.txt`, or else beside the image. Without `data.yaml` a folder
+with `images` and `labels` is read as well; its classes are named by `classes.txt`, or else by their numbers.
+"""
+
+from __future__ import annotations
+
+import math
+import reprlib
+from collections.abc import Collection, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import yaml
+
+from opendetr.categories import Categories
+from opendetr.data.faults import Kind
+from opendetr.data.formats.links import Place, find_place, through_text_links
+from opendetr.data.formats.sidecar import Extras, read_extras
+from opendetr.data.formats.splits import ALL, SPELLINGS
+from opendetr.data.images import ImageFileError, image_size
+from opendetr.data.paths import IMAGE_SUFFIXES, file_length, is_file
+from opendetr.data.records import (
+    STOP_AT_FAULTS,
+    DataError,
+    DetectionData,
+    FaultError,
+    FaultLog,
+    ImageRecord,
+    ObjectRecord,
+    Remark,
+    usable_objects,
+)
+from opendetr.data.text import pixels, read_text
+
+YAML_SUFFIXES = (".yaml", ".yml")
+USUAL_NAMES = ("data.yaml", "dataset.yaml", "data.yml", "dataset.yml", "config.yaml")
+_NAME_LISTS = ("classes.txt", "labels/classes.txt", "obj.names")
+_NO_SPLITS = frozenset({"path", "names", "nc"})
+_SKIP_UNLABELLED = "skip_if_label_file_missing"
+_MAX_DESCRIPTION_BYTES = 2**24
+_MAX_LABEL_BYTES = 2**26
+_MAX_CLASSES = 100_000
+_LARGEST_CLASS = 2**31
+_ROUNDING = 0.01  # COCO rounds boxes to two decimals
+_BOX_NUMBERS, _FEWEST_POLYGON_NUMBERS = 4, 6
+_LARGEST_FRACTION = 2.0  # what is further from the image than its own size was meant in pixels
+
+
+class YoloRow(NamedTuple):
+    """One row of a label file: its line from 1, its class number, and 4 numbers of a box or 2n of a polygon."""
+
+    line: int
+    label: int
+    values: tuple[float, ...]
+
+    @property
+    def text(self) -> str:
+        """The row in the one spelling that `data.extras` knows it by."""
+        return " ".join(map(repr, (self.label, *self.values)))
+
+    def record(self, id_: int, category_id: int, height: int, width: int) -> ObjectRecord:
+        """The object in pixels of an image of `height` x `width`."""
+        at = f"line {self.line}"
+        if len(self.values) == _BOX_NUMBERS:
+            cx, cy, w, h = self.values
+            sides = pixels(w * width), pixels(h * height)
+            box = (pixels((cx - w / 2) * width), pixels((cy - h / 2) * height), *sides)
+            return ObjectRecord(id=id_, category_id=category_id, box=box, area=math.prod(sides), at=at)
+        xs = [pixels(x * width) for x in self.values[0::2]]
+        ys = [pixels(y * height) for y in self.values[1::2]]
+        box = _hull(xs, ys)
+        polygon = [coordinate for point in zip(xs, ys, strict=True) for coordinate in point]
+        area = polygon_area(polygon) or math.prod(box[2:])
+        return ObjectRecord(id=id_, category_id=category_id, box=box, area=area, segmentation=[polygon], at=at)
+
+
+def format_row(thing: ObjectRecord, label: int, height: int, width: int, *, polygon: bool) -> str:
+    """The row of an object, as its box or as its polygon (see `is_polygon`), with all digits that its numbers have."""
+    x, y, w, h = thing.box
+    if polygon:
+        (points,) = thing.segmentation
+        values = [value / side for value, side in zip(points, (width, height) * (len(points) // 2), strict=True)]
+    else:
+        values = [(x + w / 2) / width, (y + h / 2) / height, w / width, h / height]
+    return " ".join((str(label), *map(repr, map(float, values))))
+
+
+def is_polygon(thing: ObjectRecord) -> bool:
+    """Whether a row can say all of an object: it is one polygon that spans its box."""
+    polygons = thing.segmentation
+    if not isinstance(polygons, list) or len(polygons) != 1 or not isinstance(polygons[0], list):
+        return False
+    points = polygons[0]
+    if len(points) < _FEWEST_POLYGON_NUMBERS or len(points) % 2 or not all(isinstance(p, int | float) for p in points):
+        return False
+    distances = (abs(a - b) for a, b in zip(_hull(points[0::2], points[1::2]), thing.box, strict=True))
+    return all(distance < _ROUNDING for distance in distances)
+
+
+def polygon_area(polygon: Sequence[float]) -> float:
+    """Area in pixels within x1, y1, x2, y2, ... (the shoelace formula)."""
+    points = list(zip(polygon[0::2], polygon[1::2], strict=True))
+    following = points[1:] + points[:1]
+    return abs(sum(x * v - u * y for (x, y), (u, v) in zip(points, following, strict=True))) / 2
+
+
+class _Image(NamedTuple):
+    """An image file, and the label file that belongs to it, which need not be there."""
+
+    path: Path
+    labels: Path
+
+
+class _Labels(NamedTuple):
+    """The rows of a label file, and remarks on those that are no rows; `found` tells whether there is a file."""
+
+    rows: tuple[YoloRow, ...]
+    remarks: tuple[Remark, ...]
+    found: bool
+
+
+@dataclass(frozen=True)
+class YoloFolder:
+    """A parsed YOLO data set.
+
+    Attributes:
+        folder: the data set.
+        categories: its classes.
+        labels_of_numbers: class number -> label.
+        splits: name -> its images.
+        labels: image -> what its label file says, in the order in which images are numbered.
+        extras: what `opendetr.json` adds.
+        remarks: on the data set as a whole.
+        omit_unlabelled: leave out images without a label file, instead of taking them for empty ones.
+    """
+
+    folder: Path
+    categories: Categories
+    labels_of_numbers: Mapping[int, int]
+    splits: Mapping[str, tuple[_Image, ...]]
+    labels: Mapping[_Image, _Labels]
+    extras: Extras
+    remarks: tuple[Remark, ...]
+    omit_unlabelled: bool
+
+
+def find_description(folder: Path) -> Path | None:
+    """The `data.yaml` of a folder, whatever its name; None where there is none.
+
+    Raises FaultError when a file of a usual name is no YAML, DataError when several files describe data.
+    """
+    paths = sorted(path for path in folder.iterdir() if path.suffix in YAML_SUFFIXES and path.is_file())
+    found = []
+    for path in sorted(paths, key=lambda path: path.name not in USUAL_NAMES):
+        try:
+            content = parse_yaml(path)
+        except FaultError:
+            if path.name in USUAL_NAMES:
+                raise
+        else:
+            if _describes(content):
+                found.append(path)
+    if len(found) > 1 and found[0].name not in USUAL_NAMES:
+        names = ", ".join(path.name for path in found)
+        raise DataError(f"{folder}: {names} each describe a data set; name the one to use")
+    return found[0] if found else None
+
+
+def is_bare_folder(folder: Path) -> bool:
+    """Whether a folder without description is of YOLO's layout: images with text files in `labels`."""
+    return bool(_bare_splits(folder))
+
+
+def parse_yolo(source: Path, log: FaultLog = STOP_AT_FAULTS) -> YoloFolder:
+    """Read the description and all label files. Raises DataError that says what is wrong, and where.
+
+    Args:
+        source: the data set's folder, or its `data.yaml`.
+        log: what to do at a file that cannot be used.
+    """
+    description = source if source.is_file() else find_description(source)
+    folder = source.parent if source.is_file() else source
+    content = parse_yaml(description) if description else {}
+    if description and not _describes(content):
+        detail = "describes no data set; give 'train' and 'val', and 'names'"
+        raise FaultError(Kind.WRONG_STRUCTURE, description, "", detail)
+    splits = _splits(content, folder, description, log)
+    labels = {}
+    for image in sorted({image for images in splits.values() for image in images}, key=_order):
+        with log:
+            labels[image] = _parse_labels(image.labels)
+    _require_labels(labels, description or folder)
+    extras = read_extras(folder)
+    names, remarks = _class_names(content, description, folder, labels)
+    categories = _categories(names, extras, description or folder)
+    return YoloFolder(
+        folder=folder,
+        categories=categories,
+        labels_of_numbers={number: label for label, number in enumerate(names)},
+        splits=splits,
+        labels=labels,
+        extras=extras,
+        remarks=remarks,
+        omit_unlabelled=str(content.get(_SKIP_UNLABELLED)).lower() == "true",
+    )
+
+
+def read_yolo(yolo: str | Path | YoloFolder, split: str, log: FaultLog = STOP_AT_FAULTS) -> DetectionData:
+    """One split of a YOLO data set, in the order of the images' names.
+
+    Images are numbered from 1 in the order of all names in the data set, objects likewise, so that an image has the
+    same id in every split. Raises DataError for images that are missing, and for an unknown split.
+    """
+    yolo = yolo if isinstance(yolo, YoloFolder) else parse_yolo(Path(yolo))
+    if split not in yolo.splits:
+        raise DataError(f"{yolo.folder}: no split '{split}'; it has {', '.join(yolo.splits)}")
+    wanted = set(yolo.splits[split])
+    images, remarks = [], list(yolo.remarks)
+    image_id, first_object = yolo.extras.next_image_id, yolo.extras.next_object_id
+    for image, labels in yolo.labels.items():
+        if image in wanted and yolo.omit_unlabelled and not labels.found:
+            remarks.append(Remark(Kind.OMITTED_IMAGE, str(image.path)))
+        elif image in wanted:
+            with log:
+                record = _image_record(yolo, image, image_id, first_object, remarks)
+                if record is not None:
+                    images.append(record)
+        image_id += 1
+        first_object += len(labels.rows)
+    remarks += _orphans(wanted, yolo.labels)
+    return DetectionData.read(split, yolo.folder, yolo.categories, images, remarks)
+
+
+def label_file(image: PurePosixPath) -> PurePosixPath:
+    """Where the labels of an image are: `images/train/1.jpg` -> `labels/train/1.txt`; beside it without `images`."""
+    parts = list(image.parts)
+    folders = [index for index, part in enumerate(parts[:-1]) if part == "images"]
+    if folders:
+        parts[folders[-1]] = "labels"
+    return PurePosixPath(*parts).with_suffix(".txt")
+
+
+# ----------------------------------------------------------------------------------------------------- the description
+
+
+def parse_yaml(path: Path) -> Any:
+    """The content, every value a text: YAML would take a class named `no` for False."""
+    text = read_text(path, max_bytes=_MAX_DESCRIPTION_BYTES)
+    try:
+        return yaml.load(text, Loader=yaml.BaseLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        at = f"line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise FaultError(Kind.BROKEN_FILE, path, at, f"broken YAML: {error.problem}") from None
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        reason = str(error).splitlines()[0] if str(error) else "nested too deeply"
+        raise FaultError(Kind.BROKEN_FILE, path, "", f"broken YAML: {reason}") from None
+
+
+def _describes(content: Any) -> bool:
+    if not isinstance(content, dict):
+        return False
+    return (
+        "names" in content
+        or "nc" in content
+        or all(isinstance(content.get(key), str | list) for key in ("train", "val"))
+    )
+
+
+def _splits(
+    content: Mapping[str, Any], folder: Path, description: Path | None, log: FaultLog
+) -> dict[str, tuple[_Image, ...]]:
+    """Split name -> its images."""
+    bases = _bases(content, folder)
+    splits: dict[str, tuple[_Image, ...]] = {}
+    for key, value in content.items():
+        entries = [value] if isinstance(value, str) else value
+        if key in _NO_SPLITS or not isinstance(entries, list) or not all(isinstance(each, str) for each in entries):
+            continue
+        places = [(entry, find_place(entry, bases, folder)) for entry in entries if entry.strip()]
+        missing = next((entry for entry, place in places if place is None), None)
+        if missing is None and places:
+            with log:
+                found = [image for _, place in places if place for image in _images(place, bases, folder, log)]
+                splits[SPELLINGS.get(key.lower(), key)] = tuple(dict.fromkeys(found))
+        elif key in ("train", "val") and missing is not None:
+            with log:
+                detail = f"there is no {missing!r} in {' or '.join(map(str, bases))}; correct it, or take it out"
+                raise FaultError(Kind.WRONG_STRUCTURE, description or folder, f"'{key}'", detail)
+    bare = {} if splits else _bare_splits(folder)
+    splits |= {name: tuple(_images_in(place)) for name, place in bare.items()}
+    if not splits:
+        detail = "names no images; give 'train' and 'val', folders or lists of images"
+        raise FaultError(Kind.NO_DATA, description or folder, "", detail)
+    return splits
+
+
+def _bases(content: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Folders that the description's paths may start from: its `path` where that is here, its own folder."""
+    path = content.get("path")
+    stated = folder / path if isinstance(path, str) and path.strip() else folder
+    return list(dict.fromkeys(base for base in (stated, folder) if base.is_dir()))
+
+
+def _images(place: Place, bases: Sequence[Path], folder: Path, log: FaultLog) -> Iterator[_Image]:
+    """The images of a folder, or of a text file that lists them."""
+    if place.path.is_dir():
+        if place.path.resolve() in folder.resolve().parents:  # a walk through it could take hours
+            detail = f"the data set {folder} lies in it; name the folder of its images"
+            raise FaultError(Kind.WRONG_STRUCTURE, place.path, "", detail)
+        yield from _images_in(place)
+        return
+    if place.path.suffix.lower() != ".txt":
+        detail = "neither a folder nor a .txt list of images"
+        raise FaultError(Kind.WRONG_STRUCTURE, place.path, "", detail)
+    for number, line in enumerate(read_text(place.path).split("\n"), start=1):
+        with log:
+            if line.strip():
+                found = find_place(line, [place.path.parent, *bases], folder)
+                if found is None or not is_file(found.path):
+                    detail = f"the image {line.strip()!r} is missing; put it there, or take it out of the list"
+                    raise FaultError(Kind.MISSING_IMAGE, place.path, f"line {number}", detail)
+                yield _image(found)
+
+
+def _images_in(place: Place) -> Iterator[_Image]:
+    for path in sorted(place.path.rglob("*")):
+        # Names with a dot are no pictures: macOS leaves such files beside every one on foreign disks.
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file():
+            yield _image(Place(path, place.name / path.relative_to(place.path)))
+
+
+def _image(place: Place) -> _Image:
+    """The image with its label file: in `labels`, or beside it where that alone exists."""
+    usual = Path(label_file(PurePosixPath(place.name.as_posix())))
+    beside = place.name.with_suffix(".txt")
+    return _Image(place.path, beside if is_file(beside) and not is_file(usual) else usual)
+
+
+def _order(image: _Image) -> tuple[str, str]:
+    """By name, in whatever folder: so the images of one data set have one order in all formats."""
+    return image.path.name, image.path.as_posix()
+
+
+def _bare_splits(folder: Path) -> dict[str, Place]:
+    """Split name -> its images, where nothing but the layout tells: images/ and labels/, or those in each split."""
+    images = through_text_links(folder / "images")
+    if images is not None and images.is_dir() and _holds_text(folder / "labels"):
+        parts = {SPELLINGS[sub.name.lower()]: sub for sub in _folders(images) if sub.name.lower() in SPELLINGS}
+        named = {name: Place(sub, folder / "images" / sub.name) for name, sub in parts.items()}
+        return named or {ALL: Place(images, folder / "images")}
+    return {
+        SPELLINGS.get(sub.name.lower(), sub.name): Place(sub / "images", sub / "images")
+        for sub in _folders(folder)
+        if (sub / "images").is_dir() and _holds_text(sub / "labels")
+    }
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir())
+
+
+def _holds_text(folder: Path) -> bool:
+    return any(path.suffix == ".txt" for path in folder.rglob("*.txt"))
+
+
+# --------------------------------------------------------------------------------------------------------- the classes
+
+
+def _class_names(
+    content: Mapping[str, Any], description: Path | None, folder: Path, labels: Mapping[_Image, _Labels]
+) -> tuple[dict[int, str], tuple[Remark, ...]]:
+    """Class number -> name, in the order of the numbers; and a remark for each name that had to be made."""
+    place = description or folder
+    names = _stated_names(content.get("names"), place) or _listed_names(folder)
+    count = _stated_count(content.get("nc"), place)
+    if names and count is not None and count not in (len(names), max(names) + 1):
+        detail = f"is {count}, but there are {len(names)} names; correct one of them"
+        raise FaultError(Kind.BAD_CLASSES, place, "'nc'", detail)
+    if not names:
+        found = {row.label for each in labels.values() for row in each.rows}
+        numbers = sorted(found) if count is None else range(count)
+        names = {number: f"class_{number}" for number in numbers}
+        return names, tuple(Remark(Kind.NAMELESS_CLASS, str(place), f"class {number}") for number in names)
+    return dict(sorted(names.items())), ()
+
+
+def _stated_names(value: Any, place: Path) -> dict[int, str]:
+    if isinstance(value, str):
+        value = [value] if value.strip() else []
+    if value is None or isinstance(value, list):
+        value = dict(enumerate(value or []))
+    names = {}
+    for key, name in value.items():
+        number = _whole(str(key))
+        if number is None or not isinstance(name, str):
+            detail = f"{reprlib.repr(key)} is no class number with a name; write a list, or number: name"
+            raise FaultError(Kind.BAD_CLASSES, place, "'names'", detail)
+        names[number] = name
+    if len(names) != len(value):
+        raise FaultError(Kind.BAD_CLASSES, place, "'names'", "one number has two names; give it one")
+    return names
+
+
+def _stated_count(value: Any, place: Path) -> int | None:
+    if value in (None, ""):
+        return None
+    count = _whole(value)
+    if count is None or not 0 < count <= _MAX_CLASSES:
+        raise FaultError(Kind.BAD_CLASSES, place, "'nc'", f"is {reprlib.repr(value)}; expected a number of classes")
+    return count
+
+
+def _whole(value: Any) -> int | None:
+    """The number that a text gives; None for another text, or a list or table."""
+    text = value.strip() if isinstance(value, str) else ""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else None
+
+
+def _listed_names(folder: Path) -> dict[int, str]:
+    path = next((folder / name for name in _NAME_LISTS if is_file(folder / name)), None)
+    lines = read_text(path).strip().split("\n") if path else []
+    return {number: line.strip() for number, line in enumerate(lines) if line.strip()}
+
+
+def _categories(names: Mapping[int, str], extras: Extras, place: Path) -> Categories:
+    """The classes under the ids that they had before they were written as YOLO, or else their numbers."""
+    known = extras.categories
+    if known is None:
+        return Categories(tuple(names.values()), tuple(names))
+    if not set(range(len(known))) <= names.keys():
+        detail = f"names {len(names)} classes, opendetr.json {len(known)}; name them all, or take opendetr.json away"
+        raise FaultError(Kind.BAD_CLASSES, place, "", detail)
+    added = extras.categories_with([name for number, name in names.items() if number >= len(known)])
+    stated = [known.names[n] if names[n] == name else names[n] for n, name in enumerate(extras.names)]
+    return replace(added, names=(*stated, *added.names[len(known) :]))
+
+
+# ------------------------------------------------------------------------------------------------------------ the rows
+
+
+def _parse_labels(path: Path) -> _Labels:
+    if not path.exists():
+        return _Labels((), (), found=False)
+    rows, remarks = [], []
+    for number, line in enumerate(read_text(path, max_bytes=_MAX_LABEL_BYTES).split("\n"), start=1):
+        if line.strip():
+            row = parse_row(line, number)
+            if isinstance(row, YoloRow):
+                rows.append(row)
+            else:
+                kind, detail = row
+                remarks.append(Remark(kind, str(path), f"line {number}", detail))
+    return _Labels(tuple(rows), tuple(remarks), found=True)
+
+
+def parse_row(text: str, line: int) -> YoloRow | tuple[Kind, str]:
+    """One row of a label file, or what is wrong with it: the kind of fault, and words."""
+    fields = text.split()
+    try:
+        label, *values = map(float, fields)
+    except ValueError:
+        wrong = next(field for field in fields if not _is_float(field))
+        return Kind.INVALID_ROW, f"{wrong[:40]!r} is no number"
+    if not label.is_integer() or not 0 <= label < _LARGEST_CLASS:
+        return Kind.INVALID_ROW, f"{fields[0][:40]!r} is no class number"
+    if len(values) != _BOX_NUMBERS and (len(values) < _FEWEST_POLYGON_NUMBERS or len(values) % 2):
+        return Kind.INVALID_ROW, f"{len(values)} numbers after the class; a box has 4, a polygon an even number from 6"
+    if any(math.isfinite(value) and abs(value) > _LARGEST_FRACTION for value in values):
+        return Kind.PIXEL_ROW, f"{max(values, key=abs):g} is no fraction of the image"
+    return YoloRow(line, int(label), tuple(values))
+
+
+def _is_float(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _require_labels(labels: Mapping[_Image, _Labels], place: Path) -> None:
+    if labels and not any(each.found for each in labels.values()):
+        expected = next(iter(labels)).labels
+        detail = f"none of {len(labels)} images has a label file; they belong where {expected} would be"
+        raise FaultError(Kind.NO_DATA, place, "", detail)
+
+
+def _image_record(
+    yolo: YoloFolder, image: _Image, image_id: int, first_object: int, remarks: list[Remark]
+) -> ImageRecord | None:
+    """The record of an image; None, and a remark, for a file without a picture."""
+    labels = yolo.labels[image]
+    source = str(image.labels if labels.found else image.path)
+    if file_length(image.path, source) == 0:
+        remarks.append(Remark(Kind.EMPTY_FILE, str(image.path)))
+        return None
+    key = image.labels.relative_to(yolo.folder).as_posix() if image.labels.is_relative_to(yolo.folder) else ""
+    extra = yolo.extras.of(key, image.path)
+    try:
+        height, width = (extra and extra.size) or image_size(image.path)
+    except ImageFileError as error:
+        remarks.append(error.remark)
+        return None
+    rows, of_rows = _listed_rows(labels, yolo.labels_of_numbers, source)
+    objects = tuple(
+        row.record(id_, yolo.categories.ids[yolo.labels_of_numbers[row.label]], height, width)
+        for id_, row in enumerate(rows, start=first_object)
+    )
+    plain = ImageRecord(
+        id=image_id, path=image.path, height=height, width=width, objects=objects, remarks=of_rows, source=source
+    )
+    record = yolo.extras.restored(key, plain, [row.text for row in rows])
+    kept, of_objects = usable_objects(record.objects, height, width, source)
+    return replace(record, objects=kept, remarks=record.remarks + of_objects)
+
+
+def _listed_rows(labels: _Labels, known: Mapping[int, int], source: str) -> tuple[list[YoloRow], tuple[Remark, ...]]:
+    """The rows of classes that there are, and remarks on the others and on rows that are none."""
+    others = [row for row in labels.rows if row.label not in known]
+    remarks = [
+        Remark(Kind.UNLISTED_CLASS, source, f"line {row.line}", f"class {row.label}, of {len(known)}") for row in others
+    ]
+    if not labels.found:
+        remarks.append(Remark(Kind.UNLABELLED_IMAGE, source))
+    return [row for row in labels.rows if row.label in known], (*labels.remarks, *remarks)
+
+
+def _orphans(images: Set[_Image], known: Collection[_Image]) -> list[Remark]:
+    """Remarks on label files, in the folders of these images' labels, that belong to no image of the data set."""
+    folders = {image.labels.parent for image in images if "labels" in image.labels.parts}
+    used = {image.labels for image in known}
+    files = (path for folder in sorted(folders) for path in sorted(folder.glob("*.txt")))
+    return [Remark(Kind.ORPHAN_LABELS, str(path)) for path in files if path not in used and path.name != "classes.txt"]
+
+
+def _hull(xs: Sequence[float], ys: Sequence[float]) -> tuple[float, float, float, float]:
+    """Points -> x, y, width, height; NaN where a point is not finite."""
+    if not all(map(math.isfinite, (*xs, *ys))):
+        return (math.nan,) * 4
+    return min(xs), min(ys), pixels(max(xs) - min(xs)), pixels(max(ys) - min(ys))

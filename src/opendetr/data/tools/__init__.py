@@ -1,0 +1,1 @@
+"""Tools for datasets: check, fix, convert, split."""

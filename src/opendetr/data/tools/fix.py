@@ -1,0 +1,73 @@
+"""A cleaned copy of a data set, made from what a check has found in it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Set
+from dataclasses import replace
+from pathlib import Path
+
+from opendetr.data.faults import Kind
+from opendetr.data.formats.recognise import Format
+from opendetr.data.records import DetectionData, ImageRecord, ObjectRecord
+from opendetr.data.tools.check import DataReport, Progress, repeated_boxes, train_split
+from opendetr.data.tools.convert import write_data
+
+_UNUSABLE = (Kind.UNREADABLE_IMAGE, Kind.OVERSIZED_IMAGE, Kind.SIZE_MISMATCH, Kind.UNREADABLE_MAP, Kind.MASK_SIZE)
+_UNUSABLE_OBJECTS = (Kind.INVALID_OUTLINE, Kind.EMPTY_MASK, Kind.MASK_SIZE, Kind.MISSING_SEGMENT)
+
+
+def write_mended(report: DataReport, folder: str | Path, progress: Progress | None = None) -> dict[str, DetectionData]:
+    """Write what `mended` gives, whole or not at all: in the format that it came in, a table as COCO.
+
+    Returns what was written. Raises DataError when nothing is left, or when `folder` holds something.
+    """
+    splits = mended(report)
+    to = Format.COCO if report.format in (None, Format.TABLE) else report.format
+    write_data(splits, folder, to, progress=progress)
+    return splits
+
+
+def mended(report: DataReport) -> dict[str, DetectionData]:
+    """The splits of a data set without the faults that can be mended; the report is of a check that read the images.
+
+    What cannot be used is left out. Boxes are cut at the edges of their images, repeated ones left out, and training
+    images that a scored split holds too.
+    """
+    unusable = {Path(remark.file) for kind in _UNUSABLE for remark in report.remarks.get(kind, ()) if not remark.at}
+    objects = {(remark.file, remark.at) for kind in _UNUSABLE_OBJECTS for remark in report.remarks.get(kind, ())}
+    train = train_split(report.splits)
+    numbers = itertools.count(1) if Kind.REPEATED_ID in report.remarks else None
+    splits = {}
+    for name, data in report.splits.items():
+        left_out = unusable | report.leaks if name == train else unusable
+        kept = (image for image in data.images if not {image.path, image.panoptic_map} & left_out)
+        images = [_mended(image, objects, numbers) for image in kept]
+        if images:
+            splits[name] = data.subset(images, name)
+    return splits
+
+
+def _mended(image: ImageRecord, unusable: Set[tuple[str, str]], numbers: Iterator[int] | None) -> ImageRecord:
+    """The image with its usable objects cut to it; they are numbered anew when there are `numbers`.
+
+    Args:
+        image: as it was read.
+        unusable: file and position of the objects to leave out.
+        numbers: of the objects.
+    """
+    files = (image.source or str(image.path), str(image.panoptic_map))
+    pairs = repeated_boxes(image)
+    repeated = {id(thing) for earlier, thing in pairs if earlier.category_id == thing.category_id}
+    left = (thing for thing in image.objects if not any((file, thing.position) in unusable for file in files))
+    objects = [_cut(thing, image) for thing in left if id(thing) not in repeated]
+    if numbers is not None:
+        objects = [replace(thing, id=next(numbers)) for thing in objects]
+    return replace(image, objects=tuple(objects))
+
+
+def _cut(thing: ObjectRecord, image: ImageRecord) -> ObjectRecord:
+    box = thing.clipped_box(image.height, image.width)
+    if box == thing.box:
+        return thing
+    return replace(thing, box=box, area=min(thing.area, box[2] * box[3]))

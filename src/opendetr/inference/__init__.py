@@ -1,0 +1,5 @@
+"""Inference: images in, detections and panoptic maps out."""
+
+from opendetr.inference.predictor import Predictor, load
+
+__all__ = ["Predictor", "load"]

@@ -1,0 +1,139 @@
+"""Class terms as objects: the cost that matching weighs, the loss that training lowers, the scoring of both.
+
+Shape letters: B batch, Q queries, L decoder layers, C class logits, K classes, n objects of the batch, m matches.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from opendetr.scoring import Sigmoid, SoftmaxNoObject
+from opendetr.structures import Matches
+
+_EPSILON = 1e-8  # the original's, inside the logarithms of the cost
+
+
+class Classification(Protocol):
+    """What a criterion asks of a class term."""
+
+    def scoring(self) -> SoftmaxNoObject | Sigmoid:
+        """What the logits mean when they are trained so."""
+        ...
+
+    def cost(self, logits: Tensor, image: Tensor, labels: Tensor) -> Tensor:
+        """(L, B, Q, C) logits, (n,) image and (n,) label of every object -> (n, L, Q), against its image's queries."""
+        ...
+
+    def loss(self, logits: Tensor, labels: Tensor, matches: Matches) -> Tensor:
+        """(L, B, Q, C) logits, (m,) labels of the matches -> (L,) sum over images and queries."""
+        ...
+
+    def normaliser(self, num_objects: list[int], num_queries: int) -> float:
+        """What the sum is divided by, from the number of objects of each image."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoftmaxClassification:
+    """Cross-entropy over the classes and "no object" (DETR, section 3.1).
+
+    Attributes:
+        no_object_weight: weight of the queries that match nothing, against the imbalance of many to few.
+    """
+
+    no_object_weight: float = 0.1
+
+    def scoring(self) -> SoftmaxNoObject:
+        """Softmax, "no object" in the last column."""
+        return SoftmaxNoObject()
+
+    def cost(self, logits: Tensor, image: Tensor, labels: Tensor) -> Tensor:
+        """Minus the probability of the object's class: (L, B, Q, C), (n,), (n,) -> (n, L, Q)."""
+        return -_of_objects(logits.softmax(-1), image, labels)
+
+    def loss(self, logits: Tensor, labels: Tensor, matches: Matches) -> Tensor:
+        """Weighted cross-entropy summed over images and queries: (L, B, Q, C) -> (L,)."""
+        wanted = torch.full(logits.shape[:-1], logits.shape[-1] - 1, dtype=torch.int64, device=logits.device)
+        wanted[matches.layer, matches.image, matches.query] = labels
+        return no_object_cross_entropy(logits, wanted, self.no_object_weight).sum((1, 2))
+
+    def normaliser(self, num_objects: list[int], num_queries: int) -> float:
+        """The sum of the queries' weights: an image matches as many queries as it has objects, at most all."""
+        matched = sum(min(count, num_queries) for count in num_objects)
+        return matched + self.no_object_weight * (len(num_objects) * num_queries - matched)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SigmoidFocalClassification:
+    """Focal loss of one sigmoid a class (Lin et al., RetinaNet, 2017), as Deformable and Conditional DETR have it.
+
+    Attributes:
+        alpha: weight of the right class; the wrong ones weigh 1 - alpha.
+        gamma: how much less an easy logit counts.
+    """
+
+    alpha: float = 0.25
+    gamma: float = 2.0
+
+    def scoring(self) -> Sigmoid:
+        """A sigmoid a class."""
+        return Sigmoid()
+
+    def cost(self, logits: Tensor, image: Tensor, labels: Tensor) -> Tensor:
+        """Focal loss of saying yes minus that of saying no: (L, B, Q, C), (n,), (n,) -> (n, L, Q)."""
+        p = _of_objects(logits, image, labels).sigmoid()
+        yes = self.alpha * (1 - p) ** self.gamma * -(p + _EPSILON).log()
+        no = (1 - self.alpha) * p**self.gamma * -(1 - p + _EPSILON).log()
+        return yes - no
+
+    def loss(self, logits: Tensor, labels: Tensor, matches: Matches) -> Tensor:
+        """Focal loss summed over images, queries and classes: (L, B, Q, C) -> (L,)."""
+        truth = torch.zeros_like(logits)
+        truth[matches.layer, matches.image, matches.query, labels] = 1
+        return sigmoid_focal(logits, truth, self.alpha, self.gamma).sum((1, 2, 3))
+
+    def normaliser(self, num_objects: list[int], num_queries: int) -> float:
+        """The number of objects, at least 1."""
+        return max(float(sum(num_objects)), 1.0)
+
+
+def _of_objects(values: Tensor, image: Tensor, labels: Tensor) -> Tensor:
+    """Of (L, B, Q, C), what the queries of each object's image say about its class: (n, L, Q)."""
+    return values[:, image, :, labels]
+
+
+def no_object_cross_entropy(logits: Tensor, labels: Tensor, no_object_weight: float) -> Tensor:
+    """Weighted cross-entropy of every query, not reduced (DETR, section 3.1 and appendix A.2).
+
+    Args:
+        logits: (..., K + 1), "no object" last.
+        labels: (...) int64 in 0..K; K is "no object".
+        no_object_weight: weight of the queries that should answer "no object"; the others weigh 1.
+
+    Returns:
+        (...).
+    """
+    weight = logits.new_ones(logits.shape[-1])
+    weight[-1] = no_object_weight
+    loss = F.cross_entropy(logits.flatten(0, -2), labels.flatten(), weight, reduction="none")
+    return loss.view(labels.shape)
+
+
+def sigmoid_focal(logits: Tensor, truth: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
+    """Focal loss of independent classes, not reduced (Lin et al., RetinaNet, 2017, eq. 5).
+
+    Args:
+        logits: any shape.
+        truth: the same shape, 0 or 1.
+        alpha: weight of the ones; the zeros weigh 1 - alpha.
+        gamma: how much less an easy entry counts.
+    """
+    entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
+    probability = logits.sigmoid()
+    missed = probability + truth - 2 * probability * truth  # 1 - p of what is right
+    return (alpha * truth + (1 - alpha) * (1 - truth)) * missed**gamma * entropy

@@ -1,0 +1,189 @@
+"""Scenes as a data set in the COCO layout, instances and panoptic."""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from opendetr.data.records import DataError
+from opendetr.synthetic.config import CATEGORIES, DEFAULT_CONFIG, SceneConfig
+from opendetr.synthetic.drawing import Scene, draw_scene
+from opendetr.synthetic.labels import Segment
+from opendetr.synthetic.polygons import mask_to_polygons, mask_to_rle
+
+DEFAULT_COUNTS: Mapping[str, int] = MappingProxyType({"train": 2000, "val": 300})
+"""Scenes per split that :func:`write_scenes` draws unless told otherwise."""
+
+_GENERATOR = "OpenDETR scenes 1"
+_MARKER = "scenes.json"
+_PNG_FILTER_UP = 2
+
+
+def write_scenes(
+    folder: str | Path,
+    *,
+    counts: Mapping[str, int] = DEFAULT_COUNTS,
+    seed: int = 0,
+    config: SceneConfig = DEFAULT_CONFIG,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Write a data set in the COCO layout, instances and panoptic.
+
+    Writes ``folder/train/000000.png`` ..., ``folder/annotations/instances_train.json``,
+    ``folder/annotations/panoptic_train.json`` and ``folder/annotations/panoptic_train/000000.png`` ..., and the same
+    for every other split. The JSON files come last: while they are missing, the set is not finished. Image ids are the
+    scenes' indices; a crowd is annotated by run lengths, any other object by polygons.
+
+    Args:
+        folder: where to; is made if missing. Splits of the same name that an earlier call wrote there are replaced.
+        counts: number of scenes per split.
+        seed: seed of the data set.
+        config: what scenes look like.
+        progress: called after every scene with the number of scenes done and the number of all scenes.
+
+    Raises:
+        DataError: the folder holds something else, or a split has a bad name or count.
+    """
+    folder = Path(folder)
+    _check_counts(counts)
+    _claim(folder)
+    info = {"description": _GENERATOR, "seed": seed, "config": asdict(config)}
+    writers = {split: _SplitWriter(folder, split, info | {"split": split}, config) for split in counts}
+    done, total = 0, sum(counts.values())
+    for split, count in counts.items():
+        for index in range(count):
+            writers[split].add(index, draw_scene(index, split=split, seed=seed, config=config))
+            done += 1
+            if progress is not None:
+                progress(done, total)
+    for writer in writers.values():
+        writer.finish()
+
+
+def _instance_record(scene: Scene, label: Segment) -> dict[str, Any]:
+    """COCO instance annotation of a thing, without ids: polygons, or run lengths if it is a crowd."""
+    x0, y0, x1, y1 = label.box
+    visible = scene.segments[y0:y1, x0:x1] == label.id
+    return {
+        "category_id": label.category_id,
+        "bbox": [x0, y0, x1 - x0, y1 - y0],
+        "area": label.area,
+        "iscrowd": int(label.iscrowd),
+        "segmentation": mask_to_rle(scene.segments == label.id)
+        if label.iscrowd
+        else mask_to_polygons(visible, origin=(x0, y0)),
+    }
+
+
+def _segment_record(label: Segment) -> dict[str, Any]:
+    """COCO panoptic ``segments_info`` entry."""
+    x0, y0, x1, y1 = label.box
+    return {
+        "id": label.id,
+        "category_id": label.category_id,
+        "bbox": [x0, y0, x1 - x0, y1 - y0],
+        "area": label.area,
+        "iscrowd": int(label.iscrowd),
+    }
+
+
+def _encode_png(pixels: np.ndarray) -> bytes:
+    """PNG file of an (H, W, 3) uint8 picture: every row as its difference to the one above, lightly compressed.
+
+    General encoders try all filters on each row and take several times as long.
+    """
+    height, width = pixels.shape[:2]
+    rows = np.full((height, 1 + 3 * width), _PNG_FILTER_UP, np.uint8)
+    rows[:, 1:] = pixels.reshape(height, -1)
+    rows[1:, 1:] -= pixels[:-1].reshape(height - 1, -1)
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows.tobytes(), 1)), (b"IEND", b""))
+    packed = [
+        struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        for kind, content in chunks
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
+
+
+def _segments_to_rgb(segments: np.ndarray) -> np.ndarray:
+    """COCO panoptic colours (H, W, 3) uint8 of segment ids (H, W): id = R + 256 G + 65536 B."""
+    return np.stack([(segments >> shift & 255).astype(np.uint8) for shift in (0, 8, 16)], axis=2)
+
+
+def _check_counts(counts: Mapping[str, int]) -> None:
+    """Refuse splits that cannot be written."""
+    for split, count in counts.items():
+        if not split.isidentifier() or split == "annotations":
+            raise DataError(f"counts: split {split!r} names files: use letters, digits and _, and not 'annotations'")
+        if count < 0:
+            raise DataError(f"counts[{split!r}]={count}: must be 0 or more")
+
+
+def _claim(folder: Path) -> None:
+    """Make and mark the folder, or refuse one that holds something else."""
+    if folder.exists() and not folder.is_dir():
+        raise DataError(f"{folder} is a file: name a folder that is empty or does not exist")
+    if folder.exists() and any(folder.iterdir()) and not (folder / _MARKER).is_file():
+        raise DataError(f"{folder} holds files that are not scenes: name a folder that is empty or does not exist")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / _MARKER).write_text(json.dumps({"description": _GENERATOR}) + "\n")
+
+
+class _SplitWriter:
+    """Writes the pictures of a split one by one and its COCO files at the end."""
+
+    def __init__(self, folder: Path, split: str, info: dict[str, Any], config: SceneConfig) -> None:
+        self._pictures = folder / split
+        self._annotations = folder / "annotations"
+        self._split = split
+        images: list[dict[str, Any]] = []
+        categories = [each for each in CATEGORIES if not each["isthing"] or each["name"] in config.classes]
+        of_things = [each for each in categories if each["isthing"]]
+        things = [{key: record[key] for key in ("id", "name", "supercategory")} for record in of_things]
+        self._instances: dict[str, Any] = {"info": info, "images": images, "annotations": [], "categories": things}
+        self._panoptic: dict[str, Any] = {"info": info, "images": images, "annotations": [], "categories": categories}
+        self._clear()
+
+    def _clear(self) -> None:
+        """Make the folders and empty them, JSON first, so that an interrupted write never looks finished."""
+        for name in self._files():
+            (self._annotations / name).unlink(missing_ok=True)
+        for folder in (self._pictures, self._annotations / f"panoptic_{self._split}"):
+            folder.mkdir(parents=True, exist_ok=True)
+            for picture in folder.glob("*.png"):
+                picture.unlink()
+
+    def _files(self) -> dict[str, dict[str, Any]]:
+        """Names and contents of the COCO files."""
+        return {f"instances_{self._split}.json": self._instances, f"panoptic_{self._split}.json": self._panoptic}
+
+    def add(self, index: int, scene: Scene) -> None:
+        """Write both pictures of a scene and note its labels."""
+        name = f"{index:06d}.png"
+        (self._pictures / name).write_bytes(_encode_png(scene.image))
+        panoptic_png = _encode_png(_segments_to_rgb(scene.segments))
+        (self._annotations / f"panoptic_{self._split}" / name).write_bytes(panoptic_png)
+        height, width = scene.segments.shape
+        self._instances["images"].append({"id": index, "file_name": name, "width": width, "height": height})
+        annotations = self._instances["annotations"]
+        for label in scene.objects:
+            # Ids start from 1: the COCO evaluation takes a match with id 0 for no match.
+            ids = {"id": len(annotations) + 1, "image_id": index}
+            annotations.append(ids | _instance_record(scene, label))
+        segments_info = [_segment_record(label) for label in scene.objects + scene.stuff]
+        self._panoptic["annotations"].append({"image_id": index, "file_name": name, "segments_info": segments_info})
+
+    def finish(self) -> None:
+        """Write the COCO files, each of them whole or not at all."""
+        for name, content in self._files().items():
+            partial = self._annotations / f"{name}.partial"
+            partial.write_text(json.dumps(content, separators=(",", ":")))
+            partial.replace(self._annotations / name)

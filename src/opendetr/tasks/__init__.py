@@ -1,0 +1,1 @@
+"""Tasks: a model joined with its losses."""
