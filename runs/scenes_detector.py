@@ -40,7 +40,7 @@ from opendetr.categories import Categories
 from opendetr.config import to_dict
 from opendetr.data.transforms import normalise, resize_fast, resize_masks
 from opendetr.models.detector import Detector
-from opendetr.presets.catalogue import (
+from opendetr.presets import (
     Preset,
     build_model,
     build_task,

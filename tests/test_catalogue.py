@@ -14,7 +14,7 @@ import opendetr
 from opendetr.config import ConfigError, parse_assignment, replaced, to_dict
 from opendetr.models.deformable import TwoStageOutput
 from opendetr.models.detector import Detector
-from opendetr.presets.catalogue import (
+from opendetr.presets import (
     build_model,
     build_task,
     create,

@@ -20,7 +20,7 @@ from opendetr.data.records import DataError, Kind
 from opendetr.data.tools.convert import WRITTEN_FORMATS, convert, write_data
 from opendetr.inference.predictor import Predictor, load
 from opendetr.models.detr import DETR
-from opendetr.presets.catalogue import DEFAULT_MODEL, build_model, miniature
+from opendetr.presets import DEFAULT_MODEL, build_model, miniature
 from opendetr.synthetic import write_scenes
 from shifted_truth import score_of_shifted_truth
 

@@ -7,7 +7,7 @@ import torch
 
 from opendetr.config import ConfigError, parse_assignment, replaced
 from opendetr.models.deformable import TwoStageDETR
-from opendetr.presets.catalogue import build_model, get_preset, miniature
+from opendetr.presets import build_model, get_preset, miniature
 from opendetr.structures import FeatureMap, ImageBatch
 
 

@@ -27,7 +27,7 @@ from opendetr.models.conditional import ConditionalDecoderLayer, ConditionalDETR
 from opendetr.nn.backbone import BackboneConfig
 from opendetr.nn.position import embed_coordinates
 from opendetr.nn.transformer import TransformerConfig
-from opendetr.presets.catalogue import Preset, create, get_preset
+from opendetr.presets import Preset, create, get_preset
 from opendetr.scoring import Sigmoid
 from opendetr.structures import ImageBatch, Output, Predictions, Target
 from opendetr.weights import load_weights, read_state

@@ -30,7 +30,7 @@ from opendetr.models.deformable import (
     TwoStageOutput,
 )
 from opendetr.nn.backbone import BackboneConfig
-from opendetr.presets.catalogue import Preset, build_model, build_task, create, create_task, get_preset, miniature
+from opendetr.presets import Preset, build_model, build_task, create, create_task, get_preset, miniature
 from opendetr.scoring import Sigmoid
 from opendetr.structures import FeatureMap, ImageBatch, Output, Predictions, Target
 from opendetr.tasks.detection import DetectionTask

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from golden import Golden, target
 from opendetr.models.masks import MaskedDetector
-from opendetr.presets.catalogue import build_task, create, get_preset
+from opendetr.presets import build_task, create, get_preset
 from opendetr.recipe import Recipe
 from opendetr.structures import Output
 from opendetr.tasks.detection import MaskTask

@@ -22,7 +22,7 @@ from opendetr.losses.class_terms import sigmoid_focal
 from opendetr.losses.masks import MaskCriterion, MaskCriterionConfig
 from opendetr.models import masks as mask_models
 from opendetr.models.masks import MaskedDetector, MaskHeadConfig
-from opendetr.presets.catalogue import (
+from opendetr.presets import (
     Preset,
     build_model,
     build_task,

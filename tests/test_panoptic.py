@@ -14,7 +14,7 @@ from opendetr.categories import Categories, coco_panoptic_categories
 from opendetr.models.masks import MaskedDetector
 from opendetr.postprocess import Candidates, MaskFrame, candidates, instance_masks, mask_logits, panoptic_map
 from opendetr.postprocess import masks as masks_module
-from opendetr.presets.catalogue import create
+from opendetr.presets import create
 from opendetr.results import Panoptic, Segment
 from opendetr.scoring import Sigmoid, SoftmaxNoObject
 from opendetr.structures import Output, Predictions

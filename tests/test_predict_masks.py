@@ -20,7 +20,7 @@ from opendetr.config import ConfigError, to_dict
 from opendetr.export.checkpoints import export_official
 from opendetr.inference.predictor import Predictor, load
 from opendetr.postprocess import instance_masks
-from opendetr.presets.catalogue import build_model, get_preset, miniature
+from opendetr.presets import build_model, get_preset, miniature
 from opendetr.results import Detections
 from opendetr.weights import ModelCard, WeightsError, save_weights
 

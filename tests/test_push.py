@@ -18,7 +18,7 @@ import torch
 from opendetr import load
 from opendetr.categories import Categories
 from opendetr.config import to_dict
-from opendetr.presets.catalogue import build_model, miniature
+from opendetr.presets import build_model, miniature
 from opendetr.weights import ModelCard, save_weights
 
 pytest.importorskip("huggingface_hub")

@@ -27,7 +27,7 @@ from opendetr.data.masks import panoptic_truth
 from opendetr.data.records import DataError, DetectionData
 from opendetr.evaluation.detection import Evaluation, Scorer
 from opendetr.models.masks import MaskedDetector
-from opendetr.presets.catalogue import build_model, miniature
+from opendetr.presets import build_model, miniature
 from opendetr.scoring import SoftmaxNoObject
 from opendetr.structures import ImageBatch, Output, Predictions, Target
 from opendetr.weights import ModelCard, save_weights

@@ -18,7 +18,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 from torch import nn
 
-from opendetr.presets import catalogue as presets
+from opendetr import presets
 from opendetr.recipe import Recipe
 from opendetr.training import trainer
 from opendetr.training.callbacks import Curves, MetricsFile, Pictures, Progress, read_metrics

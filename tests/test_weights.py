@@ -16,7 +16,7 @@ from opendetr.categories import Categories
 from opendetr.cli.main import app
 from opendetr.config import to_dict
 from opendetr.models.detector import Detector
-from opendetr.presets.catalogue import build_model, list_models, miniature
+from opendetr.presets import build_model, list_models, miniature
 from opendetr.structures import ImageBatch
 from opendetr.weights import ModelCard, WeightsError, load_weights, read_card, save_weights, transfer, weights_file
 

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from opendetr import presets
 from opendetr.files import cache_folder
-from opendetr.presets import catalogue as presets
 from opendetr.weights import WeightsError, download, local_file
 from opendetr.weights.download import cached_path
 from opendetr.weights.published import PUBLISHED

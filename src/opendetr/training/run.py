@@ -37,7 +37,7 @@ from opendetr.evaluation.panoptic import PANOPTIC_METRICS
 from opendetr.inference.comparison import compare
 from opendetr.inference.predictor import Predictor
 from opendetr.models.detector import Detector
-from opendetr.presets.catalogue import (
+from opendetr.presets import (
     DEFAULT_MODEL,
     Preset,
     build_model,
