@@ -67,7 +67,8 @@ def transformed(augment, seed, *, augmentation=PLAIN, with_polygons=True, pixels
     """Image `seed` as a recipe leaves it. `pixels` maps an image's number to what takes the place of its picture."""
     transform = training_transform(DataConfig(augment=augment, augmentation=augmentation).resized(size))
     images = [labelled(index, with_polygons, pixels(index) if pixels else None) for index in range(NUM_SCENES)]
-    return transform(images[seed % NUM_SCENES], sample_rng(seed, 0, 0), images)
+    sample = transform(images[seed % NUM_SCENES], sample_rng(seed, 0, 0), images)
+    return sample.pixels, sample.target
 
 
 def boxes_in_pixels(target):
@@ -305,10 +306,11 @@ def test_a_recipe_is_a_function_of_its_generator(augment):
     transform, images = training_transform(config), [labelled(index) for index in range(NUM_SCENES)]
     before = [image.pixels.copy() for image in images]
     for seed in range(10):
-        pixels, target = transform(images[0], np.random.default_rng(seed), images)
-        again, target_again = transform(images[0], np.random.default_rng(seed), images)
-        assert torch.equal(pixels, again)
-        assert torch.equal(target.boxes, target_again.boxes)
+        sample = transform(images[0], np.random.default_rng(seed), images)
+        pixels, target = sample.pixels, sample.target
+        again = transform(images[0], np.random.default_rng(seed), images)
+        assert torch.equal(pixels, again.pixels)
+        assert torch.equal(target.boxes, again.target.boxes)
         assert pixels.shape[1:] == transform.output_shape(96, 96, np.random.default_rng(seed)) == target.size
         assert pixels.dtype == torch.uint8
         assert target.original_size == (96, 96)
@@ -321,7 +323,7 @@ def test_a_recipe_without_objects(augment):
     empty = LabelledImage(picture(96, 96), np.zeros((0, 4)), np.zeros(0, int), np.zeros(0), 0, (96, 96))
     transform = training_transform(DataConfig(augment=augment).resized(80))
     for seed in range(10):
-        _, target = transform(empty, np.random.default_rng(seed), [empty])
+        target = transform(empty, np.random.default_rng(seed), [empty]).target
         assert target.boxes.shape == (0, 4)
 
 

@@ -40,7 +40,6 @@ from opendetr.tasks.detection import MaskHeadTask, MaskTask
 from opendetr.training import run as training
 from opendetr.training.events import Observer, StepTaken
 from opendetr.training.freezing import freeze, train_mode
-from opendetr.training.train_step import split_batch
 from opendetr.training.trainer import Trainer
 from opendetr.weights import ModelCard, WeightsError, load_weights, save_weights, transfer
 from test_processes import in_processes
@@ -368,7 +367,7 @@ class _Shared(_OneBatch):
     """Each process has its share of the batch."""
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        shares = split_batch(self.batch, distributed.world_size())
+        shares = self.batch.split(distributed.world_size())
         return iter([shares[distributed.rank()]][start:])
 
 

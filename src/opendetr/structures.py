@@ -8,12 +8,14 @@ in pixels of the original image.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def _moved(value: Any, device: torch.device | str) -> Any:
@@ -72,6 +74,25 @@ class ImageBatch(Movable):
 
     def __len__(self) -> int:
         return self.pixels.shape[0]
+
+    def __getitem__(self, chosen: slice) -> ImageBatch:
+        """Some of the images, padded as before."""
+        padding = None if self.padding is None else self.padding[chosen]
+        return ImageBatch(self.pixels[chosen], padding, self.sizes[chosen])
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """H and W, padding included."""
+        return self.pixels.shape[2], self.pixels.shape[3]
+
+    def pad_to(self, height: int, width: int) -> ImageBatch:
+        """The images padded further, right and bottom, to a height and a width; neither may be smaller than before."""
+        bottom, right = height - self.shape[0], width - self.shape[1]
+        if not (right or bottom):
+            return self
+        padding = torch.zeros_like(self.pixels[:, 0], dtype=torch.bool) if self.padding is None else self.padding
+        padding = F.pad(padding, (0, right, 0, bottom), value=True)
+        return ImageBatch(F.pad(self.pixels, (0, right, 0, bottom)), padding, self.sizes)
 
     @classmethod
     def from_images(cls, images: Sequence[Tensor]) -> ImageBatch:
@@ -136,8 +157,30 @@ class Target(Movable):
 
 
 @dataclass(frozen=True)
+class Sample:
+    """What a transform makes of one index of a dataset: the input of collation.
+
+    Attributes:
+        pixels: (3, h, w) uint8 RGB.
+        target: the ground truth of the image, in the frame of `pixels`.
+        name: where the image came from (a file name), for messages.
+        extras: what a member of the family needs besides, by name: patches, a caption, further frames. Tensors in it
+            are sent from loader processes without a copy each. Anything random in it was drawn from the sample's own
+            generator, so it is a function of (seed, epoch, index) and travels in the batch.
+    """
+
+    pixels: Tensor
+    target: Target
+    name: str = ""
+    extras: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Batch(Movable):
-    """One step's input: images and, image by image, their targets.
+    """The input of one step: images and, image by image, their targets.
+
+    The trainer splits, pads and moves a batch without knowing its fields. So a subclass may add any field with one
+    entry per image: a tensor (B, ...), a tuple of length B, an `ImageBatch`, or a dataclass of these.
 
     Attributes:
         images: the B images.
@@ -150,12 +193,87 @@ class Batch(Movable):
     names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        expect_shape(
-            len(self.targets) == len(self.images), "Batch", "targets", f"{len(self.images)}", len(self.targets)
-        )
+        count = len(self.images)
+        expect_shape(len(self.targets) == count, "Batch", "targets", str(count), len(self.targets))
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """H and W of the padded images."""
+        return self.images.shape
+
+    @property
+    def object_counts(self) -> list[int]:
+        """Objects of each image: what losses are normalised by."""
+        return [len(target) for target in self.targets]
+
+    def split(self, parts: int) -> list[Self]:
+        """Cut the batch into `parts` micro-batches (fewer if it has fewer images), padded as the whole is."""
+        size = math.ceil(len(self) / parts)
+        return [self._part(slice(start, start + size)) for start in range(0, len(self), size)]
+
+    def _part(self, chosen: slice) -> Self:
+        return replace(self, **{each.name: _sliced(getattr(self, each.name), chosen) for each in fields(self)})
+
+    def pad_to(self, height: int, width: int) -> Self:
+        """The batch with its images padded, right and bottom, to a height and a width."""
+        return replace(self, images=self.images.pad_to(height, width))
+
+
+def _sliced(value: Any, chosen: slice) -> Any:
+    """The entries of some images: of a tensor, a tuple, images or a dataclass of these."""
+    if value is None:
+        return None
+    if isinstance(value, Tensor | tuple | ImageBatch):
+        return value[chosen]
+    return replace(value, **{each.name: _sliced(getattr(value, each.name), chosen) for each in fields(value)})
+
+
+@dataclass(frozen=True)
+class ClipBatch(Batch):
+    """Clips of T frames each: what video members train on. `len` counts clips.
+
+    Attributes:
+        images, targets, names: those of the last frame.
+        frames: T batches of B images each, first to last; the i-th images of all frames are one clip.
+    """
+
+    frames: tuple[Batch, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        lengths = {len(frame) for frame in self.frames}
+        expect_shape(lengths == {len(self)}, "ClipBatch", "frames", f"frames of {len(self)} images", sorted(lengths))
+
+    @classmethod
+    def of(cls, frames: Sequence[Batch], **extras: Any) -> Self:
+        """The clips of these frames; `extras` are the further fields of a subclass."""
+        last = frames[-1]
+        return cls(last.images, last.targets, last.names, frames=tuple(frames), **extras)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The greatest H and W of a frame."""
+        heights, widths = zip(*(frame.shape for frame in self.frames), strict=True)
+        return max(heights), max(widths)
+
+    @property
+    def object_counts(self) -> list[int]:
+        """Objects of each image of each frame, frame by frame."""
+        return [count for frame in self.frames for count in frame.object_counts]
+
+    def _part(self, chosen: slice) -> Self:
+        own = {each.name for each in fields(ClipBatch)}
+        extras = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in own}
+        frames = [frame._part(chosen) for frame in self.frames]
+        return type(self).of(frames, **{name: _sliced(value, chosen) for name, value in extras.items()})
+
+    def pad_to(self, height: int, width: int) -> Self:
+        """The clips with every frame padded to a height and a width."""
+        frames = tuple(frame.pad_to(height, width) for frame in self.frames)
+        return replace(self, images=frames[-1].images, frames=frames)
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ from opendetr.training.optimizer import parameter_groups
 from opendetr.training.run_state import RunState, TrainedTensors, own_tensors
 from opendetr.training.schedule import Pace, StepSpeed, learning_rate_factor, plan_steps, plan_time, revised
 from opendetr.training.signals import AbandonedError, StopSignal
-from opendetr.training.train_step import autocast_dtype, keep_freed_memory, padded_to, split_batch, step_randomness
+from opendetr.training.train_step import autocast_dtype, keep_freed_memory, step_randomness
 
 STATE, MODEL = "training.safetensors", "model.safetensors"
 
@@ -275,12 +275,12 @@ class Trainer:
                     if not isinstance(error, ValueError):
                         raise
                     failure = error
-            outline = None if batch is None else (batch.images.pixels.shape[2:], list(map(len, batch.targets)))
+            outline = None if batch is None else (batch.shape, batch.object_counts)
             outlines = [met for met in gather(outline, failure) if met is not None]
             if batch is None or len(outlines) < world_size():
                 return
             height, width = (max(sides) for sides in zip(*(size for size, _ in outlines), strict=True))
-            yield _Share(padded_to(batch, height, width), [count for _, counts in outlines for count in counts])
+            yield _Share(batch.pad_to(height, width), [count for _, counts in outlines for count in counts])
 
     def _finished(self) -> bool:
         plan, patience = self.state.plan, self.recipe.patience
@@ -386,7 +386,7 @@ class Trainer:
         """Add up the gradients of a step's micro-batches; the total loss and the losses of this process."""
         task = cast(Task, self.task)
         normaliser = task.normaliser(share.counts)
-        parts = split_batch(share.batch.to(self.device), self.recipe.accumulate)
+        parts = share.batch.to(self.device).split(self.recipe.accumulate)
         sums: dict[str, Tensor] = {}
         total = torch.zeros((), device=self.device)
         for part in parts:
