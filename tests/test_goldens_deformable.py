@@ -33,7 +33,7 @@ from opendetr.nn.backbone import BackboneConfig
 from opendetr.presets import Preset, build_model, build_task, create, create_task, get_preset, miniature
 from opendetr.scoring import Sigmoid
 from opendetr.structures import FeatureMap, ImageBatch, Output, Predictions, Target
-from opendetr.tasks.detection import DetectionTask
+from opendetr.tasks import DetectionTask
 from opendetr.training.optimizer import parameter_groups
 from opendetr.weights import load_weights, read_state
 from opendetr.weights.name_maps import HUGGING_FACE, OFFICIAL, our_name

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from golden import Golden, target
+from golden import Golden, set_losses, target, weighted_total
 from opendetr.losses.criterion import CriterionConfig, SetCriterion
 from opendetr.models.detr import DETR, DETRConfig
 from opendetr.nn.backbone import BackboneConfig
@@ -111,12 +111,12 @@ def _check_losses(losses: dict[str, Tensor], unweighted: dict[str, float], total
     values = _official(losses)
     wanted = {name: value for name, value in unweighted.items() if name.startswith("loss")}
     assert values == pytest.approx(wanted, rel=1e-4)
-    assert CRITERION.total(losses).item() == pytest.approx(total, rel=1e-4)
+    assert weighted_total(CRITERION, losses).item() == pytest.approx(total, rel=1e-4)
 
 
 def test_losses(run):
     golden, _, output = run
-    losses = CRITERION.losses(output, golden.targets())
+    losses = set_losses(CRITERION, output, golden.targets())
     _check_losses(losses, golden["losses_unweighted"], golden["total_loss"])
 
 
@@ -126,7 +126,7 @@ def test_losses_without_targets(run):
     cases = {"image1_without_targets": [golden.targets()[0], empty], "no_targets_at_all": [empty, empty]}
     for name, case in golden.record.get("criterion_cases", {}).items():  # recorded for R50 and the small ones
         targets = cases[name]
-        _check_losses(CRITERION.losses(output, targets), case["unweighted"], case["total_weighted"])
+        _check_losses(set_losses(CRITERION, output, targets), case["unweighted"], case["total_weighted"])
 
 
 def test_gradients_and_one_step(run):
@@ -134,7 +134,7 @@ def test_gradients_and_one_step(run):
     model = copy.deepcopy(model)
     names = {ours: official for official, ours in _renamed(golden).items()}
     output = model(golden.images())
-    CRITERION.total(CRITERION.losses(output, golden.targets())).backward()
+    weighted_total(CRITERION, set_losses(CRITERION, output, golden.targets())).backward()
     gradients = {names[name]: p.grad for name, p in model.named_parameters() if p.requires_grad}
     norms = {name: gradients[name].norm().item() for name in golden["grad_l2"]}
     assert norms == pytest.approx(golden["grad_l2"], rel=5e-3)
@@ -157,7 +157,7 @@ def _take_a_step(golden: Golden, model: DETR, names: dict[str, str]) -> None:
     torch.optim.AdamW(groups).step()
     moved = {names[name]: (p.detach() - before[name]).norm().item() for name, p in model.named_parameters()}
     assert {name: moved[name] for name in expected["delta_l2"]} == pytest.approx(expected["delta_l2"], rel=5e-3)
-    loss = CRITERION.total(CRITERION.losses(model(golden.images()), golden.targets())).item()
+    loss = weighted_total(CRITERION, set_losses(CRITERION, model(golden.images()), golden.targets())).item()
     # AdamW's first step moves a weight by its rate even where its gradient is mere rounding: 1.1e-3 were seen.
     assert loss == pytest.approx(expected["total_loss"], rel=3e-3)
 
@@ -191,8 +191,8 @@ def test_criterion_synthetic():
     matches = CRITERION.match(output, targets)
     assert _pairs(matches, 0, 3) == golden["matching_aux"]
     assert _pairs(matches, 1, 3) == golden["matching"]
-    losses = CRITERION.losses(output, targets)
+    losses = set_losses(CRITERION, output, targets)
     _check_losses(losses, golden["losses"], golden["total"])
-    CRITERION.total(losses).backward()
+    weighted_total(CRITERION, losses).backward()
     _close(output.final.logits.grad, golden.arrays["grad_logits"], 1e-5)
     _close(output.final.boxes.grad, golden.arrays["grad_boxes"], 1e-5)

@@ -50,6 +50,6 @@ def test_dense_loss_is_finite_and_reaches_the_memory(count):
     truth = target(torch.arange(count), torch.rand(count, 4, generator=generator) * 0.3 + 0.3)
     empty = target(torch.zeros(0), torch.zeros(0, 4))
     dense = DenseSupervision(DenseConfig(weight=1.0), 16, 4)
-    loss = dense(FeatureMap(memory), [truth, empty], 1.0)
+    loss = dense.loss(FeatureMap(memory), [truth, empty], 1.0)
     loss.backward()
     assert loss.isfinite() and memory.grad.abs().sum() > 0

@@ -9,7 +9,7 @@ in pixels of the original image.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Protocol, Self
 
@@ -334,42 +334,72 @@ class Predictions(Movable):
 
 
 @dataclass(frozen=True)
+class LazyMasks:
+    """The masks of the last layer's queries, computed for those that are asked for.
+
+    Attributes:
+        decode: (m,) int64 images and (m,) int64 queries -> (m, h, w) float32 logits at stride 4 of the padded images.
+        size: H and W of the padded images, in pixels.
+    """
+
+    decode: Callable[[Tensor, Tensor], Tensor]
+    size: tuple[int, int]
+
+    def __call__(self, image: Tensor, query: Tensor) -> Tensor:
+        """The mask logits (m, h, w) of the queries `query` (m,) of the images `image` (m,)."""
+        return self.decode(image, query)
+
+
+@dataclass(frozen=True)
 class Output(Movable):
     """What a model returns for a batch of images, in training and in evaluation alike.
+
+    A member that returns more has a subclass of it.
 
     Attributes:
         layers: the predictions of every decoder layer, first to last.
         queries: (L, B, Q, D) float, the decoder's normalised output that the heads read.
         features: the backbone's levels, fine to coarse.
         memory: the encoder's output, one map per level.
+        masks: computes the masks of some queries; None for a model without a mask head.
     """
 
     layers: tuple[Predictions, ...]
     queries: Tensor
     features: tuple[FeatureMap, ...]
     memory: tuple[FeatureMap, ...]
+    masks: LazyMasks | None = field(default=None, kw_only=True)
 
     @property
     def final(self) -> Predictions:
-        """The last layer's predictions: the model's answer."""
+        """The predictions of the last layer."""
         return self.layers[-1]
 
 
 @dataclass(frozen=True)
 class Matches(Movable):
-    """Which query answers for which object, over all layers and images, sorted by (layer, image, query).
+    """Which query is matched with which object, over all layers and images, sorted by (layer, image, query).
 
     Attributes:
         layer, image, query, target: (m,) int64 each; `target` counts within its image.
+        per_layer: number of matches of each layer, on the host, so that using it does not wait for the device; None
+            where it is not known.
     """
 
     layer: Tensor
     image: Tensor
     query: Tensor
     target: Tensor
+    per_layer: tuple[int, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.layer)
+
+    def counts(self, num_layers: int) -> list[int]:
+        """The number of matches of each of the L layers."""
+        if self.per_layer is not None:
+            return list(self.per_layer)
+        return self.layer.bincount(minlength=num_layers).tolist()
 
     def of_layer(self, layer: int) -> Matches:
         """The matches of one decoder layer."""

@@ -360,6 +360,7 @@ class DeformableDETR(Detector):
 class TwoStageDETR(DeformableDETR):
     """The detector whose encoder proposes boxes, the best of which the decoder starts from (its section 4.2)."""
 
+    has_proposals = True
     objectness_rows = ("proposal_class_head.weight", "proposal_class_head.bias")
     query_rows = ()
 

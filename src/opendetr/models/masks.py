@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -27,7 +28,7 @@ from opendetr.models.conditional import ConditionalDETRConfig
 from opendetr.models.deformable import DeformableDETRConfig
 from opendetr.models.detector import Detector, tokens_of
 from opendetr.models.detr import DETRConfig
-from opendetr.structures import FeatureMap, ImageBatch, Output, Scoring
+from opendetr.structures import FeatureMap, ImageBatch, LazyMasks, Output, Scoring
 
 # A detector with a mask head is of a family of its own, and holds the detector without as a part.
 WITH_MASKS = "-masks"
@@ -206,6 +207,7 @@ class MaskedDetector(Detector):
         self.scoring = detector.scoring
         self.family = f"{detector.family}{WITH_MASKS}"
         self.first_level = detector.first_level
+        self.has_proposals = detector.has_proposals
         self.class_rows = _inside(detector.class_rows)
         self.objectness_rows = _inside(detector.objectness_rows)
         self.query_rows = _inside(detector.query_rows)
@@ -238,8 +240,9 @@ class MaskedDetector(Detector):
         return self.detector.read(memory, features)
 
     def forward(self, images: ImageBatch) -> Output:
-        """Images -> what the detector says. Masks are asked for afterwards."""
-        return self.detector(images)
+        """Images -> the output of the detector, whose `masks` computes those of the queries that are asked for."""
+        output = self.detector(images)
+        return replace(output, masks=LazyMasks(partial(self.masks, output), images.shape))
 
     def masks(self, output: Output, image: Tensor, query: Tensor) -> Tensor:
         """The masks of some queries of the last layer; which others are asked for changes none of them.

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import cast
 
 from opendetr.config import ConfigError
 from opendetr.data.config import DataConfig
 from opendetr.losses.class_terms import SigmoidFocalClassification
 from opendetr.losses.criterion import CriterionConfig, SetCriterion
 from opendetr.losses.dense import DenseConfig, DenseSupervision
-from opendetr.losses.masks import MaskCriterion, MaskCriterionConfig
+from opendetr.losses.masks import MaskCriterionConfig, MaskLoss
 from opendetr.losses.matcher import MatcherConfig
-from opendetr.models.deformable import DeformableDETRConfig, TwoStageDETRConfig
+from opendetr.models.deformable import DeformableDETRConfig
 from opendetr.models.detector import Detector
 from opendetr.models.detr import DETRConfig
-from opendetr.models.masks import MaskHeadConfig
+from opendetr.models.masks import MaskedDetector, MaskHeadConfig
 from opendetr.recipe import Recipe
-from opendetr.tasks.detection import DetectionTask, MaskHeadTask, MaskTask, TwoStageTask
+from opendetr.tasks import DetectionTask, MaskHeadTask, Task
 
 WITH_MASKS = "-panoptic"  # at the end of the name of a detector that has a mask head
 DETECTOR = "detector"  # the part of a model with a mask head that is the model without
@@ -113,17 +114,13 @@ def build_model(preset: Preset, num_classes: int, *, strict_no_object: bool = Fa
         raise ConfigError(f"{preset.name}: {error}") from None
 
 
-_TASKS: dict[type, type[DetectionTask]] = {TwoStageDETRConfig: TwoStageTask}
-
-
-def build_task(preset: Preset, model: Detector, num_classes: int) -> DetectionTask | MaskTask:
+def build_task(preset: Preset, model: Detector, num_classes: int) -> Task:
     """What the trainer trains: the model with the losses of its preset."""
-    is_frozen = has_frozen_detector(preset)
+    criterion = SetCriterion(preset.criterion)
+    masks = None if preset.masks is None else MaskLoss(preset.mask_criterion)
+    if has_frozen_detector(preset):
+        return MaskHeadTask(cast(MaskedDetector, model), criterion, cast(MaskLoss, masks))
     dense = None
-    if preset.dense.weight > 0 and not is_frozen:
+    if preset.dense.weight > 0:
         dense = DenseSupervision(preset.dense, preset.model.transformer.width, num_classes)
-    task = _TASKS.get(type(preset.model), DetectionTask)(model, SetCriterion(preset.criterion), dense)
-    if preset.masks is None:
-        return task
-    with_masks = MaskHeadTask if is_frozen else MaskTask
-    return with_masks(task, MaskCriterion(preset.mask_criterion))
+    return DetectionTask(model, criterion, dense, masks)

@@ -38,7 +38,7 @@ from opendetr.presets.panoptic import (
     detr_tiny_panoptic,
 )
 from opendetr.presets.preset import WITH_MASKS, Preset, build_model, build_task
-from opendetr.tasks.detection import DetectionTask, MaskTask
+from opendetr.tasks import Task
 from opendetr.weights import load_weights
 from opendetr.weights.published import PUBLISHED
 
@@ -206,7 +206,7 @@ def create(
     return model
 
 
-def create_task(name: str, model: Detector | None = None, num_classes: int | None = None) -> DetectionTask | MaskTask:
+def create_task(name: str, model: Detector | None = None, num_classes: int | None = None) -> Task:
     """The published losses around a model; a new one with `num_classes`, as in `create`, when `model` is omitted."""
     count = len(published_categories(name)) if num_classes is None else num_classes
     return build_task(get_preset(name), create(name, num_classes=count) if model is None else model, count)
