@@ -8,16 +8,16 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
+from opendetr.data.augmentation import EFFECTS, ColourJitter, CopyPaste, Mosaic, training_transform
+from opendetr.synthetic import CATEGORIES, SceneConfig, draw_scene
 from PIL import Image, ImageDraw
 
 from folders import picture
 from opendetr.boxes import cxcywh_to_xyxy
 from opendetr.categories import Categories
-from opendetr.data.augment import EFFECTS, ColourJitter, CopyPaste, Mosaic, training_transform
 from opendetr.data.config import Augment, AugmentationConfig, DataConfig
 from opendetr.data.loader import sample_rng
 from opendetr.data.records import ImageRecord, ObjectRecord
-from opendetr.data.scenes import CATEGORIES, SceneConfig, draw_scene
 from opendetr.data.transforms import LabelledImage
 
 THINGS = [category for category in CATEGORIES if category["isthing"]]

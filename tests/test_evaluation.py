@@ -9,11 +9,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from opendetr.synthetic import mask_to_polygons, mask_to_rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from opendetr.categories import Categories
-from opendetr.data.scenes import mask_to_polygons, mask_to_rle
 from opendetr.evaluation import METRICS, CocoEvaluator, coco
 from opendetr.structures import Detections
 

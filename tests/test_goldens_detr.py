@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from opendetr.scoring import SoftmaxNoObject
+from opendetr.weights.name_maps import OFFICIAL, our_name
 from torch import Tensor
 from torchvision.ops import box_convert, generalized_box_iou
 
 from golden import Golden, target
-from opendetr.layouts import OFFICIAL, our_name
 from opendetr.losses.criterion import CriterionConfig, SetCriterion
-from opendetr.losses.scoring import SoftmaxNoObject
 from opendetr.models.detr import DETR, DETRConfig
 from opendetr.nn.backbone import BackboneConfig
 from opendetr.nn.transformer import TransformerConfig

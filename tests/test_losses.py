@@ -6,10 +6,10 @@ import math
 
 import pytest
 import torch
+from opendetr.losses.boxes import sigmoid_focal
 
 from golden import Golden, target
 from opendetr.losses.dense import DenseConfig, DenseSupervision, assign_cells
-from opendetr.losses.functional import sigmoid_focal
 from opendetr.structures import FeatureMap
 
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from opendetr.scoring import Sigmoid, SoftmaxNoObject
 from PIL import Image
 from torch import Tensor
 
 from golden import Golden
 from opendetr.categories import Categories, coco_panoptic_categories
-from opendetr.losses.scoring import Sigmoid, SoftmaxNoObject
 from opendetr.models.masks import MaskedDetector
 from opendetr.postprocess import Candidates, MaskFrame, candidates, instance_masks, mask_logits, panoptic_map
 from opendetr.postprocess import masks as masks_module

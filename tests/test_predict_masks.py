@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 import torch
 from faster_coco_eval.core import mask as run_length_coder
+from opendetr.export.checkpoints import export_official
+from opendetr.inference.predictor import Predictor, load
+from opendetr.scoring import Sigmoid
 from PIL import Image
 from typer.testing import CliRunner, Result
 
@@ -18,10 +21,7 @@ from folders import picture, save_picture
 from opendetr.categories import Categories
 from opendetr.cli.main import app
 from opendetr.config import ConfigError, to_dict
-from opendetr.export import export_official
-from opendetr.losses.scoring import Sigmoid
 from opendetr.postprocess import instance_masks
-from opendetr.predictor import Predictor, load
 from opendetr.presets import build_model, get_preset, miniature
 from opendetr.structures import Detections, ImageBatch
 from opendetr.weights import ModelCard, WeightsError, save_weights
@@ -260,7 +260,7 @@ def test_the_command_writes_cocos_panoptic_format(weights, tmp_path):
 
 
 def test_ids_above_a_byte_become_colours(tmp_path):
-    from opendetr.results.pictures import _save_map
+    from opendetr.inference.writers.images import _save_map
 
     ids = torch.tensor([[0, 255, 256], [70_000, 65_536, 1]], dtype=torch.int32)
     _save_map(tmp_path / "map.png", ids)
@@ -327,12 +327,12 @@ def test_a_detector_without_mask_head_is_one_line(tmp_path):
 
 
 def test_the_demo_shows_maps_of_a_model_with_masks(tmp_path, monkeypatch):
-    from opendetr.data.scenes import CATEGORIES as SCENES
+    from opendetr.synthetic import CATEGORIES as SCENES
 
     torch.manual_seed(0)
     preset, categories = miniature("detr-tiny-panoptic"), Categories.from_coco(SCENES)
     shipped = Predictor(build_model(preset, len(categories)), preset, categories, device="cpu")
-    monkeypatch.setattr("opendetr.predictor.load", lambda *_given, **_options: shipped)
+    monkeypatch.setattr("opendetr.inference.predictor.load", lambda *_given, **_options: shipped)
     result = CliRunner().invoke(app, ["demo", "--out", str(tmp_path), "--images", "2"], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     page = (tmp_path / "index.html").read_text()

@@ -11,6 +11,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from opendetr.data.formats.recognise import open_split
+from opendetr.evaluation.detection import Evaluation, Scorer
+from opendetr.inference.predictor import Predictor
+from opendetr.scoring import SoftmaxNoObject
 from PIL import Image
 from torch import Tensor, nn
 from typer.testing import CliRunner
@@ -20,16 +24,12 @@ from opendetr.categories import Categories
 from opendetr.cli.main import app
 from opendetr.config import to_dict
 from opendetr.data import masks as data_masks
-from opendetr.data.formats import open_split
 from opendetr.data.images import write_map
 from opendetr.data.loader import eval_loader
 from opendetr.data.masks import panoptic_truth
 from opendetr.data.records import DataError, DetectionData
-from opendetr.losses.scoring import SoftmaxNoObject
 from opendetr.models.masks import MaskedDetector
-from opendetr.predictor import Predictor
 from opendetr.presets import build_model, miniature
-from opendetr.scorer import Evaluation, Scorer
 from opendetr.structures import ImageBatch, Output, Predictions, Target
 from opendetr.weights import ModelCard, save_weights
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from opendetr.inference.predictor import load
 from safetensors.torch import save_file
 from torch import Tensor
 from typer.testing import CliRunner, Result
@@ -17,7 +18,6 @@ from opendetr.categories import Categories
 from opendetr.cli.main import app
 from opendetr.config import to_dict
 from opendetr.models.detector import Detector
-from opendetr.predictor import load
 from opendetr.presets import Preset, build_model, list_models, miniature, trained_from_nothing
 from opendetr.structures import ImageBatch
 from opendetr.weights import (

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from opendetr.files import cache_folder
 
 from opendetr import presets
-from opendetr.cache import cache_folder
 from opendetr.weights import WeightsError, download, local_file
 from opendetr.weights.download import cached_path
 from opendetr.weights.published import PUBLISHED
