@@ -14,6 +14,7 @@ import opendetr
 from opendetr.config import ConfigError, parse_assignment, replaced, to_dict
 from opendetr.models.deformable import TwoStageOutput
 from opendetr.models.detector import Detector
+from opendetr.nn.layers import MLP
 from opendetr.presets import (
     build_model,
     build_task,
@@ -52,9 +53,14 @@ everyone = pytest.mark.parametrize("name", list_models())
 
 
 def small(name: str) -> Detector:
+    """Untrained, but with box heads whose last layer does not start at zero: the boxes depend on the image."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return build_model(miniature(name), NUM_CLASSES)
+        model = build_model(miniature(name), NUM_CLASSES)
+        for module in model.modules():
+            if isinstance(module, MLP) and not module.layers[-1].weight.any():
+                nn.init.normal_(module.layers[-1].weight, std=0.3)
+    return model
 
 
 def images(*sizes: tuple[int, int]) -> ImageBatch:
@@ -161,6 +167,17 @@ def test_an_image_that_is_all_padding_harms_nobody(name):
     assert all(level.values.isfinite().all() for level in memory)
     assert output.final.boxes.isfinite().all()
     torch.testing.assert_close(output.final.boxes[:1], alone.final.boxes, atol=1e-5, rtol=0)
+
+
+@everyone
+def test_boxes_and_scores_depend_on_the_image(name):
+    """Without which the tests around this one would compare nothing."""
+    model = small(name).eval()
+    with torch.no_grad():
+        output = model(images((64, 48), (64, 48)))
+    for layer in output.layers:
+        assert (layer.boxes[0] - layer.boxes[1]).abs().max() > 1e-3
+        assert (layer.logits[0] - layer.logits[1]).abs().max() > 1e-3
 
 
 @everyone
