@@ -83,7 +83,7 @@ def expected_queries(output: Output, num_queries: int) -> int:
 def projected_levels(model: Detector, size: tuple[int, int], seed: int) -> tuple[FeatureMap, ...]:
     """What the encoder reads of an image of this size, with random values."""
     with torch.no_grad():
-        levels = model.levels(model.backbone(images(size)))
+        levels = model.project_features(model.backbone(images(size)))
     generator = torch.Generator().manual_seed(seed)
     return tuple(FeatureMap(torch.randn(level.values.shape, generator=generator)) for level in levels)
 
@@ -145,8 +145,8 @@ def test_more_padding_changes_nothing(name):
     model = small(name).eval()
     seen, wide = projected_levels(model, (48, 32), seed=2), projected_levels(model, (128, 160), seed=3)
     with torch.no_grad():
-        plain = model.read(model.encode(seen))
-        padded = model.read(model.encode(tuple(map(laid_into, wide, seen))))
+        plain = model.decode(model.encode(seen))
+        padded = model.decode(model.encode(tuple(map(laid_into, wide, seen))))
     for one, other in zip(plain.layers, padded.layers, strict=True):
         torch.testing.assert_close(one.logits, other.logits, atol=1e-5, rtol=0)
         torch.testing.assert_close(one.boxes, other.boxes, atol=1e-5, rtol=0)
@@ -163,7 +163,7 @@ def test_an_image_that_is_all_padding_harms_nobody(name):
         both.append(FeatureMap(level.values.repeat(2, 1, 1, 1), padding))
     with torch.no_grad():
         memory = model.encode(tuple(both))
-        output, alone = model.read(memory), model.read(model.encode(seen))
+        output, alone = model.decode(memory), model.decode(model.encode(seen))
     assert all(level.values.isfinite().all() for level in memory)
     assert output.final.boxes.isfinite().all()
     torch.testing.assert_close(output.final.boxes[:1], alone.final.boxes, atol=1e-5, rtol=0)

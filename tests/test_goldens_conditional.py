@@ -111,7 +111,7 @@ def test_intermediate_arrays_and_statistics(run):
     memory, channels = output.memory[0], golden["slices"]["channels"]
     top, first = output.features[-1], []
     hook = model.decoder.layers[0].register_forward_hook(lambda module, inputs, result: first.append(result))
-    model.decode(memory)
+    model.decode((memory,))
     hook.remove()
     source, tokens = model.project(top.values), memory.values.flatten(2)
     arrays = golden.arrays

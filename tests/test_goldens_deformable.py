@@ -98,7 +98,7 @@ def run(request: pytest.FixtureRequest) -> Run:
     losses = task.losses(output, golden.targets())
     task.total(losses).backward()
     with torch.no_grad():
-        levels = model.levels(output.features, images.padding)
+        levels = model.project_features(output.features, images.padding)
     return Run(golden, task, levels, output, references, losses)
 
 

@@ -111,7 +111,7 @@ def _plain_masks(model: MaskedDetector, output: Output, image: Tensor, query: Te
     if output.memory[level].padding is not None:
         weights = weights.masked_fill(output.memory[level].padding[image][:, None], -torch.inf)
     weights = weights.flatten(1).softmax(1).view_as(weights)
-    projected = model.detector.levels(output.features)[level].values[image]
+    projected = model.detector.project_features(output.features)[level].values[image]
     x = torch.cat((projected, weights), 1)
     for index, (convolution, norm) in enumerate(zip(head.convolutions, head.norms, strict=True)):
         if index >= 2:

@@ -186,11 +186,14 @@ class Batch(Movable):
         images: the B images.
         targets: B targets, in the order of the images.
         names: where each image came from (file names), for messages.
+        seed: a function of (seed, epoch, position of the batch), the same in all processes and micro-batches. A task
+            draws from it what it draws once for a whole step.
     """
 
     images: ImageBatch
     targets: tuple[Target, ...]
     names: tuple[str, ...] = ()
+    seed: int = field(default=0, kw_only=True)
 
     def __post_init__(self) -> None:
         count = len(self.images)
@@ -223,9 +226,9 @@ class Batch(Movable):
 
 
 def _sliced(value: Any, chosen: slice) -> Any:
-    """The entries of some images: of a tensor, a tuple, images or a dataclass of these."""
-    if value is None:
-        return None
+    """The entries of some images: of a tensor, a tuple, images or a dataclass of these; numbers belong to all."""
+    if value is None or isinstance(value, int | float):
+        return value
     if isinstance(value, Tensor | tuple | ImageBatch):
         return value[chosen]
     return replace(value, **{each.name: _sliced(getattr(value, each.name), chosen) for each in fields(value)})
@@ -265,8 +268,8 @@ class ClipBatch(Batch):
         return [count for frame in self.frames for count in frame.object_counts]
 
     def _part(self, chosen: slice) -> Self:
-        own = {each.name for each in fields(ClipBatch)}
-        extras = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in own}
+        of_frames = ("images", "targets", "names", "frames")
+        extras = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in of_frames}
         frames = [frame._part(chosen) for frame in self.frames]
         return type(self).of(frames, **{name: _sliced(value, chosen) for name, value in extras.items()})
 

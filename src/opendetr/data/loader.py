@@ -15,7 +15,7 @@ import pickle
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from types import FrameType
 from typing import Any, ClassVar, NamedTuple, overload
@@ -51,11 +51,13 @@ class _Draw(NamedTuple):
         epoch: in which the images are drawn.
         indices: of the images in the data.
         shape: height and width that the images are padded to, unless one turns out to be larger.
+        seed: of what a task draws once for the whole batch.
     """
 
     epoch: int
     indices: tuple[int, ...]
     shape: tuple[int, int]
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class _Loaded:
     Attributes:
         samples: packed; None when no image could be read.
         shape: height and width to pad to.
+        seed: as in `_Draw`.
         unreadable: image id and message of the images that could not be read.
         unseen: image id and message of the images with objects whose mask holds no pixel.
         error: what is wrong with the data set, when it cannot be used at all.
@@ -72,6 +75,7 @@ class _Loaded:
 
     samples: Packed | None = None
     shape: tuple[int, int] = (0, 0)
+    seed: int = 0
     unreadable: tuple[tuple[int, str], ...] = ()
     unseen: tuple[tuple[int, str], ...] = ()
     error: str | None = None
@@ -160,7 +164,8 @@ class _Images(Dataset[_Loaded]):
             return _Loaded(error=str(error))
         unseen = tuple(self._unseen.items())
         self._unseen.clear()
-        return _Loaded(pack(samples) if samples else None, draw.shape, tuple(unreadable.items()), unseen)
+        packed = pack(samples) if samples else None
+        return _Loaded(packed, draw.shape, draw.seed, tuple(unreadable.items()), unseen)
 
     def __len__(self) -> int:
         return len(self._records)
@@ -337,7 +342,9 @@ class _Loader:
             if image_id not in self.unseen:
                 self.unseen[image_id] = message
                 _log.warning("skipped: %s", message)
-        return None if loaded.samples is None else self._collate(unpack(loaded.samples), loaded.shape, self._device)
+        if loaded.samples is None:
+            return None
+        return replace(self._collate(unpack(loaded.samples), loaded.shape, self._device), seed=loaded.seed)
 
     def _shapes(self, epoch: int, indices: Sequence[int]) -> dict[int, tuple[int, int]]:
         """Index -> height and width that the image will have in an epoch."""
@@ -363,7 +370,9 @@ class TrainLoader(_Loader):
 
         Raises DataError when the data cannot be used, ImageError for an unreadable image that is not to be skipped.
         """
-        return self._load(self._draws(epoch)[start:])
+        draws = self._draws(epoch)
+        seeds = np.random.SeedSequence([self._seed, epoch], spawn_key=(2,)).generate_state(len(draws))
+        return self._load([draw._replace(seed=int(seed)) for draw, seed in zip(draws, seeds, strict=True)][start:])
 
     def _draws(self, epoch: int) -> list[_Draw]:
         rng = self._order_rng(epoch)

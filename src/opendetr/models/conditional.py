@@ -209,8 +209,8 @@ class ConditionalDETR(DETR):
         for parameter in self.box_head.layers[-1].parameters():
             nn.init.zeros_(parameter)  # a box starts around its query's reference point
 
-    def locate(self, queries: Tensor) -> Tensor:
-        """What queries know (L, B, Q, D) -> boxes (L, B, Q, 4), centred at an offset from the reference points."""
-        reference = torch.logit(self.decoder.reference_points(self.queries.weight), eps=_EPSILON)
+    def predict_boxes(self, queries: Tensor, query_position: Tensor) -> Tensor:
+        """The decoder's output (L, B, Q, D) -> boxes (L, B, Q, 4), centred at an offset from the reference points."""
+        reference = torch.logit(self.decoder.reference_points(query_position), eps=_EPSILON)
         boxes = self.box_head(queries)
         return torch.cat((boxes[..., :2] + reference, boxes[..., 2:]), -1).sigmoid()

@@ -227,17 +227,19 @@ class MaskedDetector(Detector):
         """Q."""
         return self.detector.num_queries
 
-    def levels(self, features: tuple[FeatureMap, ...], padding: Tensor | None = None) -> tuple[FeatureMap, ...]:
+    def project_features(
+        self, features: tuple[FeatureMap, ...], padding: Tensor | None = None
+    ) -> tuple[FeatureMap, ...]:
         """The detector's."""
-        return self.detector.levels(features, padding)
+        return self.detector.project_features(features, padding)
 
-    def encode(self, levels: tuple[FeatureMap, ...]) -> tuple[FeatureMap, ...]:
+    def encode(self, projected: tuple[FeatureMap, ...]) -> tuple[FeatureMap, ...]:
         """The detector's."""
-        return self.detector.encode(levels)
+        return self.detector.encode(projected)
 
-    def read(self, memory: tuple[FeatureMap, ...], features: tuple[FeatureMap, ...] = ()) -> Output:
+    def decode(self, memory: tuple[FeatureMap, ...], features: tuple[FeatureMap, ...] = ()) -> Output:
         """The detector's."""
-        return self.detector.read(memory, features)
+        return self.detector.decode(memory, features)
 
     def forward(self, images: ImageBatch) -> Output:
         """Images -> the output of the detector, whose `masks` computes those of the queries that are asked for."""
@@ -257,7 +259,7 @@ class MaskedDetector(Detector):
         """
         order = image.argsort(stable=True)
         counts = image.bincount(minlength=len(output.final.boxes)).tolist()
-        projected = self.detector.levels(output.features)[self.level - self.first_level].values
+        projected = self.detector.project_features(output.features)[self.level - self.first_level].values
         asked = [index for index, count in enumerate(counts) if count] or [0]  # none asked for is an empty part
         per_image = query[order].split(counts)
         parts = [self._masks_of(output, projected, index, per_image[index]) for index in asked]
