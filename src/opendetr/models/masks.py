@@ -28,6 +28,7 @@ from opendetr.models.conditional import ConditionalDETRConfig
 from opendetr.models.deformable import DeformableDETRConfig
 from opendetr.models.detector import Detector, tokens_of
 from opendetr.models.detr import DETRConfig
+from opendetr.nn.attention import AttentionModule
 from opendetr.structures import FeatureMap, ImageBatch, LazyMasks, Output, Scoring
 
 # A detector with a mask head is of a family of its own, and holds the detector without as a part.
@@ -74,7 +75,7 @@ class MaskHeadConfig:
         return MaskedDetector(self, detector.build(num_logits, scoring), detector.transformer.width)
 
 
-class MaskAttention(nn.Module):
+class MaskAttention(AttentionModule):
     """Where queries look: attention weights whose softmax runs over all heads and cells together.
 
     Args:
@@ -99,6 +100,15 @@ class MaskAttention(nn.Module):
         if padding is not None:  # not minus infinity: an image that is all padding has a finite mask, too
             weights = weights.masked_fill(padding, torch.finfo(weights.dtype).min)
         return weights.flatten(1).softmax(-1).view(weights.shape)
+
+    def weights(self, queries: Tensor, key: Tensor, padding: Tensor | None) -> Tensor:
+        """The attention weights for the arguments of `forward`, which are its result.
+
+        Returns:
+            (n, A, h w) float32. Those of a query sum to 1 over heads and cells together; padded cells have 0, unless
+            all cells are padded.
+        """
+        return self.forward(queries, key, padding).float()
 
 
 @dataclass(frozen=True)
