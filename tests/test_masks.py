@@ -560,13 +560,13 @@ def test_what_a_frozen_detector_is_wrapped_in(tmp_path):
     shorter = _set_up(tmp_path, None, plain, config=tmp_path / "own.yaml")
     assert (shorter.recipe.epochs, shorter.freeze_detector) == (3, True)
     assert _set_up(tmp_path, None, masked).name == "deformable-detr-tiny-panoptic"
-    settings = {"masks": {"level": 3}, "data": {"masks": "instances", "side_multiple": 8}}
+    settings = {"masks": {"enabled": True, "level": 3}, "data": {"masks": "instances", "side_multiple": 8}}
     by_setting = replaced(miniature("conditional-detr-tiny"), settings)
     again = _set_up(tmp_path, None, _saved(tmp_path / "set", by_setting))
     assert (again.name, again.masks, again.data.masks) == ("conditional-detr-tiny", by_setting.masks, "instances")
     assert again.data.side_multiple == 8
     assert _set_up(tmp_path, "detr-tiny-panoptic", plain, freeze_detector=False).recipe.freeze == ()
-    assert _set_up(tmp_path, None, plain, freeze_detector=False).masks is None
+    assert not _set_up(tmp_path, None, plain, freeze_detector=False).has_masks
     assert _set_up(tmp_path, None, "published").name == "deformable-detr-tiny-panoptic"
 
 
