@@ -64,7 +64,8 @@ class _Loaded:
 
     Attributes:
         pixels: uint8, (3, h, w) of every image, one after another; None when no image could be read.
-        described: the pickled targets and names. As tensors each would cost a shared memory file of its own.
+        described: uint8, the pickled targets and names. As tensors each would cost a shared memory file of its own; as
+            bytes they would go through the pipe, and half of a long message is waited for when its sender is dead.
         shape: height and width to pad to.
         unreadable: image id and message of the images that could not be read.
         unseen: image id and message of the images with objects whose mask holds no pixel.
@@ -72,7 +73,7 @@ class _Loaded:
     """
 
     pixels: Tensor | None = None
-    described: bytes = b""
+    described: Tensor | None = None
     shape: tuple[int, int] = (0, 0)
     unreadable: tuple[tuple[int, str], ...] = ()
     unseen: tuple[tuple[int, str], ...] = ()
@@ -188,7 +189,8 @@ class _Images(Dataset[_Loaded]):
         pixels = torch.from_numpy(np.concatenate(images)) if images else None
         unseen = tuple(self._unseen.items())
         self._unseen.clear()
-        return _Loaded(pixels, pickle.dumps(described), draw.shape, tuple(unreadable.items()), unseen)
+        pickled = torch.frombuffer(bytearray(pickle.dumps(described)), dtype=torch.uint8)
+        return _Loaded(pixels, pickled, draw.shape, tuple(unreadable.items()), unseen)
 
     def __len__(self) -> int:
         return len(self._records)
@@ -334,11 +336,14 @@ class _Loader:
             if self._running is not running:
                 raise RuntimeError("a newer pass over this loader has begun; finish one before the next")
             try:
-                batch = self._unpacked(next(loaded))
+                arrived = next(loaded)
             except StopIteration:
                 return
-            except RuntimeError as error:
-                raise _worker_error(error) from None
+            except (RuntimeError, OSError, EOFError) as error:
+                if self._loader.num_workers and _is_death(error):
+                    raise _death(error) from None
+                raise
+            batch = self._unpacked(arrived)
             if batch is not None:
                 yield batch
 
@@ -361,9 +366,9 @@ class _Loader:
             if image_id not in self.unseen:
                 self.unseen[image_id] = message
                 _log.warning("skipped: %s", message)
-        if loaded.pixels is None:
+        if loaded.pixels is None or loaded.described is None:
             return None
-        described: list[_Described] = pickle.loads(loaded.described)
+        described: list[_Described] = pickle.loads(loaded.described.numpy().data)
         sizes = [each.target.size for each in described]
         images = _padded(loaded.pixels.to(self._device), sizes, loaded.shape)
         return Batch(images, tuple(each.whole() for each in described), tuple(each.name for each in described))
@@ -605,11 +610,20 @@ def _quit(signum: int, frame: FrameType | None) -> None:
     os._exit(0)
 
 
-def _worker_error(error: RuntimeError) -> Exception:
-    """One line for a loader process that died; other errors as they are."""
-    if "DataLoader worker" not in str(error):
-        return error
+def _is_death(error: Exception) -> bool:
+    """Whether the error means that a loader process is dead, not that something went wrong in one.
+
+    Torch says so when it finds the process dead. The connection to a process that is being killed may break before.
+    """
+    if isinstance(error, RuntimeError):
+        return str(error).startswith("DataLoader worker (pid")
+    broken = isinstance(error, ConnectionError | EOFError | FileNotFoundError)
+    return broken and "in DataLoader worker process" not in str(error)
+
+
+def _death(error: Exception) -> DataError:
+    """One line for a loader process that is dead."""
+    told = (str(error).splitlines() or [type(error).__name__])[0]
     return DataError(
-        f"a loader process died ({str(error).splitlines()[0]}), perhaps because memory ran out; try fewer of them, or "
-        "none, with num_workers"
+        f"a loader process died ({told}), perhaps because memory ran out; try fewer of them, or none, with num_workers"
     )
