@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from opendetr.bench.measuring import in_fresh_process, peak_bytes_above
-from opendetr.presets.catalogue import create
+from opendetr.presets import create
 from opendetr.structures import ImageBatch
 
 MODELS = ("detr-r50", "detr-r50-dc5", "deformable-detr-r50")

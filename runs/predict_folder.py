@@ -39,7 +39,7 @@ from opendetr.inference.sources.files import pictures_in
 from opendetr.inference.sources.reading import read_picture
 from opendetr.inference.writers.folder import OutputConfig, results_folder
 from opendetr.postprocess import detect
-from opendetr.presets.catalogue import build_model, miniature
+from opendetr.presets import build_model, miniature
 from opendetr.results import Detections
 from opendetr.structures import ImageBatch
 from opendetr.weights import ModelCard, save_weights

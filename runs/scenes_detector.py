@@ -40,7 +40,7 @@ from opendetr.categories import Categories
 from opendetr.config import to_dict
 from opendetr.data.transforms import normalise, resize_fast, resize_masks
 from opendetr.models.detector import Detector
-from opendetr.presets.catalogue import (
+from opendetr.presets import (
     Preset,
     build_model,
     build_task,
@@ -50,7 +50,7 @@ from opendetr.presets.catalogue import (
 )
 from opendetr.structures import Batch, FeatureMap, ImageBatch, Target
 from opendetr.synthetic import CATEGORIES, SceneConfig, draw_scene
-from opendetr.tasks.detection import DetectionTask, MaskTask
+from opendetr.tasks import Task
 from opendetr.training.train_step import keep_freed_memory
 from opendetr.weights import ModelCard, read_card, read_state, save_weights, transfer
 
@@ -174,14 +174,14 @@ class Naming(nn.Module):
         return loss
 
 
-def named(task: DetectionTask, naming: Naming, batch: Batch) -> Tensor:
+def named(task: Task, naming: Naming, batch: Batch) -> Tensor:
     """The loss of naming the objects of cut-outs."""
     with torch.autocast("cpu", torch.bfloat16):
         levels = task.model.backbone(batch.images)
     return naming(levels[1:], batch.targets)
 
 
-def name_objects(task: DetectionTask, naming: Naming, scenes: Scenes, minutes: float) -> None:
+def name_objects(task: Task, naming: Naming, scenes: Scenes, minutes: float) -> None:
     """Train the backbone by naming alone, for `minutes`."""
     backbone = task.model.backbone
     parameters = [*backbone.parameters(), *naming.parameters()]
@@ -267,9 +267,7 @@ def _target(rows: np.ndarray, mirrored: bool) -> Target:
     return Target(torch.from_numpy(rows[:, 5].astype(np.int64)), xyxy_to_cxcywh(boxes), (SHOWN, SHOWN), (SIZE, SIZE), 0)
 
 
-def train(
-    task: DetectionTask, naming: Naming, scenes: Scenes, folder: Path, config: Preset, minutes: float
-) -> Detector:
+def train(task: Task, naming: Naming, scenes: Scenes, folder: Path, config: Preset, minutes: float) -> Detector:
     """AdamW with clipped gradients; returns the moving average, which is saved every ten minutes."""
     average = AveragedModel(task, multi_avg_fn=get_ema_multi_avg_fn(AVERAGED), use_buffers=False)
     backbone = list(task.model.backbone.parameters())
@@ -289,7 +287,7 @@ def train(
         batch = next(batches)
         with torch.autocast("cpu", torch.bfloat16):
             output = task.model(batch.images)
-        losses = task.training_losses(output, batch.targets)
+        losses = task.losses(output, batch.targets)
         total = task.total(losses)
         total.backward()
         nn.utils.clip_grad_norm_(task.parameters(), CLIP)
@@ -308,7 +306,7 @@ def train(
     return average.module.model
 
 
-def train_masks(task: MaskTask, scenes: Scenes, folder: Path, config: Preset, minutes: float) -> None:
+def train_masks(task: Task, scenes: Scenes, folder: Path, config: Preset, minutes: float) -> None:
     """Train the mask head alone, as `train`."""
     model = task.model
     parameters = [*model.attention.parameters(), *model.head.parameters()]

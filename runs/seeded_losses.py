@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import opendetr
-from opendetr.presets.catalogue import build_model, build_task, miniature
+from opendetr.presets import build_model, build_task, miniature
 from opendetr.structures import Batch, ImageBatch, Target
 
 PRESETS = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from opendetr.structures import ImageBatch, Target
+from opendetr.losses import LossTerm, SetCriterion
+from opendetr.structures import ImageBatch, Output, Target
 
 FOLDER = Path(__file__).parent / "goldens"
 
@@ -95,3 +97,14 @@ class Golden:
         """Rows of bits as masks (n, h, w) bool."""
         bits = np.unpackbits(self.arrays[name].numpy(), axis=1, count=size[0] * size[1])
         return torch.from_numpy(bits).bool().unflatten(1, size)
+
+
+def set_losses(criterion: SetCriterion, output: Output, targets: Sequence[Target]) -> dict[str, Tensor]:
+    """The set loss of an output, matched and normalised by itself."""
+    normaliser = criterion.normaliser([len(target) for target in targets], output.final.logits.shape[1])
+    return criterion(output, targets, criterion.match(output, targets), normaliser)
+
+
+def weighted_total(term: LossTerm, losses: Mapping[str, Tensor]) -> Tensor:
+    """The weighted sum of a term's losses over names and layers."""
+    return torch.stack([weight * losses[name].sum() for name, weight in term.weights.items()]).sum()

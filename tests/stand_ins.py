@@ -14,6 +14,8 @@ from opendetr.structures import Batch, ImageBatch, Target
 class CountingTask(nn.Module):
     """Guesses the number of objects of an image, through dropout and a batch norm; two "layers" of one loss."""
 
+    optional_parameters = ()
+
     def __init__(self, dropout: float = 0.2) -> None:
         super().__init__()
         torch.manual_seed(0)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from opendetr.nn.attention import attend
+from opendetr.nn.attention import scaled_dot_product_attention
 
 HEADS = 4
 
@@ -24,14 +24,14 @@ def by_formula(query: Tensor, key: Tensor, value: Tensor, padding: Tensor | None
 @pytest.mark.parametrize("key_width", [32, 64, 16], ids=["as wide as values", "wider", "narrower"])
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)], ids=str)
-def test_attend(key_width, padded, dtype, tolerance):
+def test_attention_equals_the_formula(key_width, padded, dtype, tolerance):
     generator = torch.Generator().manual_seed(0)
     shapes = ((2, 5, key_width), (2, 7, key_width), (2, 7, 32))
     query, key, value = (torch.randn(shape, generator=generator).to(dtype) for shape in shapes)
     padding = torch.zeros(2, 7, dtype=torch.bool)
     padding[1, 4:] = True
     mask = padding if padded else None
-    result = attend(query, key, value, HEADS, mask)
+    result = scaled_dot_product_attention(query, key, value, HEADS, mask)
     assert result.dtype == dtype
     expected = by_formula(query.float(), key.float(), value.float(), mask)
     torch.testing.assert_close(result.float(), expected, atol=tolerance, rtol=0)
@@ -45,6 +45,6 @@ def test_dropout_is_that_of_torch_to_the_bit():
         torch.manual_seed(3)
         expected = torch.nn.functional.scaled_dot_product_attention(*heads, dropout_p=0.5).transpose(1, 2).flatten(2)
         torch.manual_seed(3)
-        result = attend(query, key, value, HEADS, dropout=0.5)
+        result = scaled_dot_product_attention(query, key, value, HEADS, dropout=0.5)
     assert torch.equal(result, expected)
-    assert not torch.equal(result, attend(query, key, value, HEADS))
+    assert not torch.equal(result, scaled_dot_product_attention(query, key, value, HEADS))

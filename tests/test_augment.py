@@ -1,5 +1,6 @@
 """What training does to images beyond DETR's augmentation: found again by brute force on drawn scenes."""
 
+import colorsys
 from dataclasses import replace
 from functools import cache
 from typing import get_args
@@ -67,7 +68,8 @@ def transformed(augment, seed, *, augmentation=PLAIN, with_polygons=True, pixels
     """Image `seed` as a recipe leaves it. `pixels` maps an image's number to what takes the place of its picture."""
     transform = training_transform(DataConfig(augment=augment, augmentation=augmentation).resized(size))
     images = [labelled(index, with_polygons, pixels(index) if pixels else None) for index in range(NUM_SCENES)]
-    return transform(images[seed % NUM_SCENES], sample_rng(seed, 0, 0), images)
+    sample = transform(images[seed % NUM_SCENES], sample_rng(seed, 0, 0), images)
+    return sample.pixels, sample.target
 
 
 def boxes_in_pixels(target):
@@ -156,6 +158,24 @@ def test_a_mosaic_is_as_sharp_as_its_images():
     mosaic = Mosaic(probability=1)(image, [image], (120, 180), np.random.default_rng(0))
     assert mosaic.pixels.shape == (120, 180, 3)
     assert mosaic.pixels.std() > 0.7 * image.pixels.std()
+
+
+def test_areas_in_a_mosaic_are_the_pixels_that_are_seen():
+    """Each image has a white rectangle; cropped and resized, its area is that of what is left."""
+    images = []
+    for index, (height, width) in enumerate([(200, 300), (400, 150), (90, 120), (300, 300), (150, 500)]):
+        box = np.array([[0.2 * width, 0.3 * height, 0.7 * width, 0.8 * height]]).round()
+        pixels = np.zeros((height, width, 3), dtype=np.uint8)
+        pixels[int(box[0, 1]) : int(box[0, 3]), int(box[0, 0]) : int(box[0, 2])] = 255
+        area = (box[:, 2:] - box[:, :2]).prod(1)
+        images.append(LabelledImage(pixels, box, np.array([index]), area, index, (height, width)))
+    for seed in range(20):
+        mosaic = Mosaic(probability=1)(images[seed % 5], images, (240, 360), np.random.default_rng(seed))
+        assert len(mosaic.area) == len(mosaic.boxes) == len(mosaic.labels) > 2
+        for (x0, y0, x1, y1), area in zip(mosaic.boxes, mosaic.area, strict=True):
+            around = mosaic.pixels[int(y0) : int(np.ceil(y1)), int(x0) : int(np.ceil(x1)), 0]
+            assert area == pytest.approx((x1 - x0) * (y1 - y0))
+            assert abs(area - around.sum() / 255) < x1 - x0 + y1 - y0  # a pixel at the border
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 3), (1, 500), (4, 90), (500, 3)])
@@ -298,6 +318,47 @@ def test_colours_change_and_nothing_else():
     assert 105 < max(levels) <= 113, "an eighth brighter at most"
 
 
+def grey(pixels):
+    return (pixels @ np.array([0.299, 0.587, 0.114]))[..., None]
+
+
+def turned(pixels, turns):
+    """Every pixel's hue turned on the colour circle."""
+    colours = [colorsys.rgb_to_hsv(*pixel) for pixel in (pixels.reshape(-1, 3) / 255).tolist()]
+    return np.array([colorsys.hsv_to_rgb((h + turns) % 1, s, v) for h, s, v in colours]).reshape(pixels.shape) * 255
+
+
+COLOURS = {
+    "brightness": ((0.875, 1.125), lambda pixels, factor: pixels * factor),
+    "contrast": ((0.5, 1.5), lambda pixels, factor: grey(pixels).mean() + (pixels - grey(pixels).mean()) * factor),
+    "saturation": ((0.5, 1.5), lambda pixels, factor: grey(pixels) + (pixels - grey(pixels)) * factor),
+    "hue": ((-0.05, 0.05), turned),
+}
+
+
+@pytest.mark.parametrize("end", [0, 1], ids=["least", "greatest"])
+@pytest.mark.parametrize("name", COLOURS)
+def test_each_change_of_colours_alone(name, end):
+    """The one that is wanted, by as much as it may: chance decides on them in the order of their names above."""
+
+    class Chance:
+        asked = iter(COLOURS)
+
+        def random(self):
+            return 0.0 if next(self.asked) == name else 0.99
+
+        def uniform(self, *limits):
+            return limits[end]
+
+    image = labelled(0)
+    limits, change = COLOURS[name]
+    pixels = ColourJitter()(image, [], (80, 80), Chance()).pixels.astype(float)
+    expected = change(image.pixels.astype(float), limits[end]).clip(0, 255)
+    off = np.abs(pixels - expected)  # Pillow counts in whole numbers, and hues in 255 steps
+    assert off.mean() < (2 if name == "hue" else 1) < np.abs(expected - image.pixels).mean()
+    assert off.max() <= (12 if name == "hue" else 2)
+
+
 @pytest.mark.parametrize("augment", get_args(Augment))
 def test_a_recipe_is_a_function_of_its_generator(augment):
     """The same again for the same seed; the shape is known beforehand, and is that of DETR's augmentation."""
@@ -305,10 +366,11 @@ def test_a_recipe_is_a_function_of_its_generator(augment):
     transform, images = training_transform(config), [labelled(index) for index in range(NUM_SCENES)]
     before = [image.pixels.copy() for image in images]
     for seed in range(10):
-        pixels, target = transform(images[0], np.random.default_rng(seed), images)
-        again, target_again = transform(images[0], np.random.default_rng(seed), images)
-        assert torch.equal(pixels, again)
-        assert torch.equal(target.boxes, target_again.boxes)
+        sample = transform(images[0], np.random.default_rng(seed), images)
+        pixels, target = sample.pixels, sample.target
+        again = transform(images[0], np.random.default_rng(seed), images)
+        assert torch.equal(pixels, again.pixels)
+        assert torch.equal(target.boxes, again.target.boxes)
         assert pixels.shape[1:] == transform.output_shape(96, 96, np.random.default_rng(seed)) == target.size
         assert pixels.dtype == torch.uint8
         assert target.original_size == (96, 96)
@@ -321,7 +383,7 @@ def test_a_recipe_without_objects(augment):
     empty = LabelledImage(picture(96, 96), np.zeros((0, 4)), np.zeros(0, int), np.zeros(0), 0, (96, 96))
     transform = training_transform(DataConfig(augment=augment).resized(80))
     for seed in range(10):
-        _, target = transform(empty, np.random.default_rng(seed), [empty])
+        target = transform(empty, np.random.default_rng(seed), [empty]).target
         assert target.boxes.shape == (0, 4)
 
 

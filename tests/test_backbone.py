@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from opendetr.nn.backbone import _convolve
-from opendetr.presets.catalogue import build_model, miniature
+from opendetr.presets import build_model, miniature
 from opendetr.structures import ImageBatch
 from opendetr.training.train_step import keep_freed_memory
 

@@ -14,7 +14,8 @@ import opendetr
 from opendetr.config import ConfigError, parse_assignment, replaced, to_dict
 from opendetr.models.deformable import TwoStageOutput
 from opendetr.models.detector import Detector
-from opendetr.presets.catalogue import (
+from opendetr.nn.layers import MLP
+from opendetr.presets import (
     build_model,
     build_task,
     create,
@@ -52,9 +53,14 @@ everyone = pytest.mark.parametrize("name", list_models())
 
 
 def small(name: str) -> Detector:
+    """Untrained, but with box heads whose last layer does not start at zero: the boxes depend on the image."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return build_model(miniature(name), NUM_CLASSES)
+        model = build_model(miniature(name), NUM_CLASSES)
+        for module in model.modules():
+            if isinstance(module, MLP) and not module.layers[-1].weight.any():
+                nn.init.normal_(module.layers[-1].weight, std=0.3)
+    return model
 
 
 def images(*sizes: tuple[int, int]) -> ImageBatch:
@@ -77,7 +83,7 @@ def expected_queries(output: Output, num_queries: int) -> int:
 def projected_levels(model: Detector, size: tuple[int, int], seed: int) -> tuple[FeatureMap, ...]:
     """What the encoder reads of an image of this size, with random values."""
     with torch.no_grad():
-        levels = model.levels(model.backbone(images(size)))
+        levels = model.project_features(model.backbone(images(size)))
     generator = torch.Generator().manual_seed(seed)
     return tuple(FeatureMap(torch.randn(level.values.shape, generator=generator)) for level in levels)
 
@@ -139,8 +145,8 @@ def test_more_padding_changes_nothing(name):
     model = small(name).eval()
     seen, wide = projected_levels(model, (48, 32), seed=2), projected_levels(model, (128, 160), seed=3)
     with torch.no_grad():
-        plain = model.read(model.encode(seen))
-        padded = model.read(model.encode(tuple(map(laid_into, wide, seen))))
+        plain = model.decode(model.encode(seen))
+        padded = model.decode(model.encode(tuple(map(laid_into, wide, seen))))
     for one, other in zip(plain.layers, padded.layers, strict=True):
         torch.testing.assert_close(one.logits, other.logits, atol=1e-5, rtol=0)
         torch.testing.assert_close(one.boxes, other.boxes, atol=1e-5, rtol=0)
@@ -157,10 +163,21 @@ def test_an_image_that_is_all_padding_harms_nobody(name):
         both.append(FeatureMap(level.values.repeat(2, 1, 1, 1), padding))
     with torch.no_grad():
         memory = model.encode(tuple(both))
-        output, alone = model.read(memory), model.read(model.encode(seen))
+        output, alone = model.decode(memory), model.decode(model.encode(seen))
     assert all(level.values.isfinite().all() for level in memory)
     assert output.final.boxes.isfinite().all()
     torch.testing.assert_close(output.final.boxes[:1], alone.final.boxes, atol=1e-5, rtol=0)
+
+
+@everyone
+def test_boxes_and_scores_depend_on_the_image(name):
+    """Without which the tests around this one would compare nothing."""
+    model = small(name).eval()
+    with torch.no_grad():
+        output = model(images((64, 48), (64, 48)))
+    for layer in output.layers:
+        assert (layer.boxes[0] - layer.boxes[1]).abs().max() > 1e-3
+        assert (layer.logits[0] - layer.logits[1]).abs().max() > 1e-3
 
 
 @everyone

@@ -19,10 +19,10 @@ import torch
 from typer.testing import CliRunner, Result
 
 from folders import coco_content, save_picture, write_coco_folder, write_voc_folder
+from opendetr import presets
 from opendetr.cli.main import app
 from opendetr.config import to_dict
 from opendetr.inference.predictor import load
-from opendetr.presets import catalogue as presets
 from opendetr.synthetic import write_scenes
 from opendetr.weights import ModelCard, save_weights
 

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
 from folders import coco_content, one_line, picture, save_picture, write_coco_folder, write_voc_folder
-from opendetr.data import convert as convert_module
 from opendetr.data.formats.recognise import Format, open_data, open_split, read_splits, recognise
 from opendetr.data.records import DataError, Kind
+from opendetr.data.tools import convert as convert_module
 from opendetr.data.tools.convert import WRITTEN_FORMATS, convert, write_data
 from opendetr.inference.predictor import Predictor, load
 from opendetr.models.detr import DETR
-from opendetr.presets.catalogue import DEFAULT_MODEL, build_model, miniature
+from opendetr.presets import DEFAULT_MODEL, build_model, miniature
 from opendetr.synthetic import write_scenes
 from shifted_truth import score_of_shifted_truth
 

@@ -487,7 +487,8 @@ def test_the_augmentation_moves_masks_and_boxes_alike():
     transform = training_transform(replace(CONFIG, image_size=96, max_size=160))
     seen = 0
     for seed in range(60):
-        pixels, target = transform(labelled(blobs()), np.random.default_rng(seed))
+        sample = transform(labelled(blobs()), np.random.default_rng(seed))
+        pixels, target = sample.pixels, sample.target
         assert target.masks is not None and target.masks.shape == (len(target), *target.size)
         assert target.masks.dtype == torch.bool and pixels.shape[1:] == target.size
         corners = cxcywh_to_xyxy(target.boxes) * torch.tensor([target.size[1], target.size[0]] * 2)
@@ -511,7 +512,7 @@ def test_what_puts_boxes_together_is_refused_with_masks():
 def test_colours_leave_masks_alone():
     transform = training_transform(replace(CONFIG, augment="colour", augmentation=AugmentationConfig(
         flip=False, multi_scale=False, crop=False), image_size=48, max_size=80))  # fmt: skip
-    _, target = transform(labelled(blobs()), np.random.default_rng(0))
+    target = transform(labelled(blobs()), np.random.default_rng(0)).target
     assert (target.masks.numpy() == blobs()).all()
 
 

@@ -7,7 +7,7 @@ import torch
 
 from opendetr.config import ConfigError, parse_assignment, replaced
 from opendetr.models.deformable import TwoStageDETR
-from opendetr.presets.catalogue import build_model, get_preset, miniature
+from opendetr.presets import build_model, get_preset, miniature
 from opendetr.structures import FeatureMap, ImageBatch
 
 
@@ -37,7 +37,7 @@ def test_padding_is_proposed_last(two_stage):
     with torch.no_grad():
         of_padding = two_stage.proposal_content_norm(two_stage.proposal_content.bias)
         two_stage.proposal_class_head.weight[0] = of_padding
-        plain, wide = two_stage.read(two_stage.encode(seen)), two_stage.read(two_stage.encode(padded))
+        plain, wide = two_stage.decode(two_stage.encode(seen)), two_stage.decode(two_stage.encode(padded))
     scores = wide.proposals.logits[..., 0]
     tokens = torch.cat([level.padding.flatten(1) for level in padded], 1)
     assert scores[tokens].min() > scores[~tokens].max()

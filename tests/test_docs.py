@@ -28,7 +28,7 @@ from markdown_blocks import INSTALL, ROOT, Block, check_installation, environmen
 from opendetr.cli.main import app
 from opendetr.config import to_dict
 from opendetr.inference.predictor import load
-from opendetr.presets.catalogue import DEFAULT_MODEL, create, get_preset, list_models
+from opendetr.presets import DEFAULT_MODEL, create, get_preset, list_models
 from opendetr.synthetic import SceneConfig, write_scenes
 from opendetr.weights import ModelCard, save_weights
 from opendetr.weights.published import PUBLISHED

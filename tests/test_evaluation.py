@@ -185,11 +185,61 @@ def test_area_and_crowd_may_be_absent():
     assert filled(truth, 12).compute() == expected
 
 
-def test_more_detections_count_when_asked_for():
-    truth = random_truth(np.random.default_rng(13))
-    evaluator = CocoEvaluator(truth, max_detections=300)
+def full_truth(rng: np.random.Generator) -> dict:
+    """Two images with 150 objects each, most of them of one class."""
+    boxes = np.concatenate([rng.uniform(0, 200, (2, 150, 2)), rng.uniform(8, 150, (2, 150, 2))], -1)
+    rows = [(image_id, box) for image_id in range(2) for box in boxes[image_id].tolist()]
+    annotations = [
+        {
+            "id": number,
+            "image_id": image_id,
+            "category_id": (0, 7)[number % 8 == 0],
+            "bbox": box,
+            "area": box[2] * box[3],
+        }
+        for number, (image_id, box) in enumerate(rows, 1)
+    ]
+    return random_truth(rng, num_images=2) | {"annotations": [row | {"iscrowd": 0} for row in annotations]}
+
+
+@pytest.mark.parametrize("limit", [20, 300])
+def test_other_limits_equal_pycocotools(limit):
+    """Its summary knows a limit of 100 alone, so the numbers are taken from its tables."""
+    rng = np.random.default_rng(13)
+    truth = full_truth(rng)
+    evaluator, usual = CocoEvaluator(truth, max_detections=limit), CocoEvaluator(truth)
+    for image_id in range(2):
+        rows = [row for row in truth["annotations"] if row["image_id"] == image_id]
+        corners = torch.tensor([row["bbox"] for row in rows])
+        corners[:, 2:] += corners[:, :2]
+        labels = torch.tensor([CATEGORIES.label_of_id(row["category_id"]) for row in rows])
+        noise = torch.from_numpy(rng.normal(0, 4, (2, len(rows), 4))).float()
+        scores = torch.from_numpy(rng.uniform(0, 1, 2 * len(rows))).float()
+        boxes = (corners + noise).flatten(0, 1)
+        boxes[:, 2:] = boxes[:, 2:].maximum(boxes[:, :2] + 1)
+        found = Detections(boxes, scores, labels.repeat(2), CATEGORIES, (300, 400))
+        evaluator.update([image_id], [found])
+        usual.update([image_id], [found])
     metrics = evaluator.compute()
-    assert "AR300" in metrics and "AR100" not in metrics
+    assert "AR100" not in metrics and metrics["AP"] != pytest.approx(usual.compute()["AP"], rel=0.02)
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth_coco = COCO()
+        truth_coco.dataset = copy.deepcopy(truth)
+        truth_coco.createIndex()
+        evaluation = COCOeval(truth_coco, truth_coco.loadRes(evaluator.results), "bbox")
+        evaluation.params.maxDets = [1, 10, limit]
+        evaluation.evaluate()
+        evaluation.accumulate()
+    precision, recall = (np.ma.masked_equal(evaluation.eval[name], -1) for name in ("precision", "recall"))
+    expected = {
+        "AP": precision[..., 0, 2], "AP50": precision[0, ..., 0, 2], "AP75": precision[5, ..., 0, 2],
+        "AP_S": precision[..., 1, 2], "AP_M": precision[..., 2, 2], "AP_L": precision[..., 3, 2],
+        "AR1": recall[..., 0, 0], "AR10": recall[..., 0, 1], f"AR{limit}": recall[..., 0, 2],
+        "AR_S": recall[..., 1, 2], "AR_M": recall[..., 2, 2], "AR_L": recall[..., 3, 2],
+    }  # fmt: skip
+    assert {name: metrics[name] for name in expected} == pytest.approx({k: v.mean() for k, v in expected.items()})
+    per_class = precision[..., 0, 2].mean((0, 1)).filled(-1)
+    np.testing.assert_allclose([shown(value) for value in metrics["per_class"].values()], per_class, atol=1e-12)
 
 
 def test_equal_names_are_told_apart():

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from golden import FOLDER, Golden, rule, target
+from golden import FOLDER, Golden, rule, set_losses, target, weighted_total
 from golden_scaled import (
     ScaledGolden,
     check_detections,
@@ -27,7 +27,7 @@ from opendetr.models.conditional import ConditionalDecoderLayer, ConditionalDETR
 from opendetr.nn.backbone import BackboneConfig
 from opendetr.nn.position import embed_coordinates
 from opendetr.nn.transformer import TransformerConfig
-from opendetr.presets.catalogue import Preset, create, get_preset
+from opendetr.presets import Preset, create, get_preset
 from opendetr.scoring import Sigmoid
 from opendetr.structures import ImageBatch, Output, Predictions, Target
 from opendetr.weights import load_weights, read_state
@@ -111,7 +111,7 @@ def test_intermediate_arrays_and_statistics(run):
     memory, channels = output.memory[0], golden["slices"]["channels"]
     top, first = output.features[-1], []
     hook = model.decoder.layers[0].register_forward_hook(lambda module, inputs, result: first.append(result))
-    model.decode(memory)
+    model.decode((memory,))
     hook.remove()
     source, tokens = model.project(top.values), memory.values.flatten(2)
     arrays = golden.arrays
@@ -136,9 +136,9 @@ def _check(golden: Golden, output: Output, targets: list[Target], total: float) 
     layers = [*(f"aux_{index}" for index in range(len(output.layers) - 1)), "final"]
     found = {name: pairs(matches, layer, len(targets)) for layer, name in enumerate(layers)}
     assert found == golden["hungarian"]
-    losses = CRITERION.losses(output, targets)
+    losses = set_losses(CRITERION, output, targets)
     check_losses(losses, golden.record)
-    assert CRITERION.total(losses).item() == pytest.approx(total, rel=1e-4)
+    assert weighted_total(CRITERION, losses).item() == pytest.approx(total, rel=1e-4)
     return losses
 
 
@@ -152,7 +152,7 @@ def test_matching_and_losses(run):
 def test_gradients(run):
     golden, model, _ = run
     model = copy.deepcopy(model)
-    CRITERION.total(CRITERION.losses(model(golden.images()), golden.targets())).backward()
+    weighted_total(CRITERION, set_losses(CRITERION, model(golden.images()), golden.targets())).backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
     norms = {name: gradients[our_name(name, ROWS, gradients)].norm().item() for name in golden["gradient_l2"]}
     assert norms == pytest.approx(golden["gradient_l2"], rel=1e-3)  # two of them are exactly 0: see the first layer
@@ -180,7 +180,7 @@ def synthetic() -> tuple[Golden, Output, list[Target]]:
 def test_criterion(synthetic):
     golden, output, targets = synthetic
     losses = _check(golden, output, targets, golden["total"])
-    CRITERION.total(losses).backward()
+    weighted_total(CRITERION, losses).backward()
     for layer, prefix in zip(output.layers, ("aux0.", "aux1.", ""), strict=True):
         close(layer.logits.grad, golden.arrays[f"grad.{prefix}pred_logits"], 1e-5)
         close(layer.boxes.grad, golden.arrays[f"grad.{prefix}pred_boxes"], 1e-5)
@@ -188,10 +188,10 @@ def test_criterion(synthetic):
 
 def test_criterion_without_targets(synthetic):
     golden, output, _ = synthetic
-    losses = CRITERION.losses(output, [target(torch.zeros(0), torch.zeros(0, 4))] * 3)
+    losses = set_losses(CRITERION, output, [target(torch.zeros(0), torch.zeros(0, 4))] * 3)
     expected = golden["all_targets_empty"]
     check_losses(losses, expected)
-    assert CRITERION.total(losses).item() == pytest.approx(expected["total"], rel=1e-4)
+    assert weighted_total(CRITERION, losses).item() == pytest.approx(expected["total"], rel=1e-4)
 
 
 def test_criterion_postprocessing(synthetic):

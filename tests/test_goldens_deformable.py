@@ -30,10 +30,10 @@ from opendetr.models.deformable import (
     TwoStageOutput,
 )
 from opendetr.nn.backbone import BackboneConfig
-from opendetr.presets.catalogue import Preset, build_model, build_task, create, create_task, get_preset, miniature
+from opendetr.presets import Preset, build_model, build_task, create, create_task, get_preset, miniature
 from opendetr.scoring import Sigmoid
 from opendetr.structures import FeatureMap, ImageBatch, Output, Predictions, Target
-from opendetr.tasks.detection import DetectionTask
+from opendetr.tasks import DetectionTask
 from opendetr.training.optimizer import parameter_groups
 from opendetr.weights import load_weights, read_state
 from opendetr.weights.name_maps import HUGGING_FACE, OFFICIAL, our_name
@@ -98,7 +98,7 @@ def run(request: pytest.FixtureRequest) -> Run:
     losses = task.losses(output, golden.targets())
     task.total(losses).backward()
     with torch.no_grad():
-        levels = model.levels(output.features, images.padding)
+        levels = model.project_features(output.features, images.padding)
     return Run(golden, task, levels, output, references, losses)
 
 

@@ -21,9 +21,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from opendetr import presets
 from opendetr.data.formats.recognise import open_data
 from opendetr.data.loader import train_loader
-from opendetr.presets import catalogue as presets
 from opendetr.synthetic import write_scenes
 from opendetr.training.callbacks import MetricsFile, read_metrics
 from opendetr.training.checkpoint import find_checkpoint, load_checkpoint

@@ -545,8 +545,8 @@ def test_an_error_in_a_loader_process_is_not_its_death(data, monkeypatch, num_wo
 
 def test_a_loader_process_that_dies_amid_a_large_batch_does_not_stop_the_training_for_ever(data):
     """What goes through the pipe is small: half of a large message would be waited for."""
-    many = [replace(record, objects=record.objects[:1] * 2000) for record in data.images]
-    loader = train_loader(replace(data, images=tuple(many)), replace(CONFIG, num_workers=1), batch_size=4, seed=0)
+    many = [replace(record, objects=record.objects[:1] * 200) for record in data.images]
+    loader = train_loader(replace(data, images=tuple(many)), replace(CONFIG, num_workers=1), batch_size=13, seed=0)
     batches = loader.epoch(0)
     next(batches)
     assert loader._loader._iterator._data_queue._reader.poll(20), "the next batch is on the way"

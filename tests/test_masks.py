@@ -13,19 +13,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from golden import weighted_total
 from opendetr import distributed
 from opendetr.categories import Categories
 from opendetr.config import ConfigError, parse_assignment, replaced, to_dict
 from opendetr.export.checkpoints import export_official
 from opendetr.inference.predictor import load
+from opendetr.losses import MaskCriterionConfig, MaskLoss, Normaliser
 from opendetr.losses.class_terms import sigmoid_focal
-from opendetr.losses.masks import MaskCriterion, MaskCriterionConfig
 from opendetr.models import masks as mask_models
 from opendetr.models.masks import MaskedDetector, MaskHeadConfig
-from opendetr.presets.catalogue import (
+from opendetr.presets import (
     Preset,
     build_model,
     build_task,
+    frozen,
     get_preset,
     list_models,
     miniature,
@@ -35,12 +37,11 @@ from opendetr.presets.catalogue import (
 )
 from opendetr.recipe import Recipe
 from opendetr.results import Detections
-from opendetr.structures import Batch, ImageBatch, Matches, Output, Target
-from opendetr.tasks.detection import MaskHeadTask, MaskTask
+from opendetr.structures import Batch, ImageBatch, LazyMasks, Matches, Output, Target
+from opendetr.tasks import MaskHeadTask, Task
 from opendetr.training import run as training
 from opendetr.training.events import Observer, StepTaken
 from opendetr.training.freezing import freeze, train_mode
-from opendetr.training.train_step import split_batch
 from opendetr.training.trainer import Trainer
 from opendetr.weights import ModelCard, WeightsError, load_weights, save_weights, transfer
 from test_processes import in_processes
@@ -110,7 +111,7 @@ def _plain_masks(model: MaskedDetector, output: Output, image: Tensor, query: Te
     if output.memory[level].padding is not None:
         weights = weights.masked_fill(output.memory[level].padding[image][:, None], -torch.inf)
     weights = weights.flatten(1).softmax(1).view_as(weights)
-    projected = model.detector.levels(output.features)[level].values[image]
+    projected = model.detector.project_features(output.features)[level].values[image]
     x = torch.cat((projected, weights), 1)
     for index, (convolution, norm) in enumerate(zip(head.convolutions, head.norms, strict=True)):
         if index >= 2:
@@ -245,7 +246,8 @@ def test_losses_by_hand():
     targets = [_target((17, 20), 2, 1), _target((13, 22), 2, 2)]
     image, object_index = torch.tensor([0, 0, 1]), torch.tensor([1, 0, 1])
     matches = Matches(torch.zeros(3), image, torch.tensor([4, 5, 6]), object_index)
-    losses = MaskCriterion(MaskCriterionConfig()).losses(masks, matches, targets, 4.0, size)
+    output = Output((None,), torch.zeros(0), (), (), masks=LazyMasks(lambda image, query: masks, size))
+    losses = MaskLoss(MaskCriterionConfig())(output, targets, matches, Normaliser(4.0, 1.0))
     focal = overlap = 0.0
     for logits, where, index in zip(masks, image, object_index, strict=True):
         truth = torch.zeros(size)
@@ -261,7 +263,7 @@ def test_losses_by_hand():
 
 def test_each_loss_of_masks_has_its_weight():
     losses = {"class": torch.ones(3), "mask": torch.tensor([5.0]), "dice": torch.tensor([7.0])}
-    assert MaskCriterion(MaskCriterionConfig(mask_weight=2.0, dice_weight=3.0)).total(losses) == 31.0
+    assert weighted_total(MaskLoss(MaskCriterionConfig(mask_weight=2.0, dice_weight=3.0)), losses) == 31.0
 
 
 @with_masks
@@ -285,30 +287,27 @@ def test_a_step_in_parts_is_the_same_step(name):
 
 @with_masks
 def test_every_layer_is_matched_once(name, monkeypatch):
-    task = build_task(miniature(name), _model(miniature(name)), len(CLASSES)).eval()
+    preset = miniature(name)
+    task = build_task(preset, _model(preset), len(CLASSES)).eval()
+    head_task = build_task(frozen(preset), task.model, len(CLASSES)).eval()
     matched: list[int] = []
-    match = task.detection.criterion.match
+    match = task.criterion.match
 
     def counted(output, targets):
         matched.append(len(output.layers))
         return match(output, targets)
 
-    monkeypatch.setattr(task.detection.criterion, "match", counted)
-    targets = _batch(3, 1).targets
-    output = task.model(_batch(3, 1).images)
-    for jointly, plain in (
-        (task.losses, task.detection.losses),
-        (task.training_losses, task.detection.training_losses),
-    ):
-        plain(output, targets)
-        of_detection, matched[:] = list(matched), []
-        losses = jointly(output, targets)
-        assert matched == of_detection
-        matched.clear()
-        alone = task.mask_losses(output, targets, task.normaliser([3, 1]))
-        assert matched == [1]  # where the detector is frozen, the last layer is all that is matched
-        assert all(torch.equal(losses[part], values) for part, values in alone.items())
-        matched.clear()
+    for each in (task, head_task):
+        monkeypatch.setattr(each.criterion, "match", counted)
+    batch = _batch(3, 1)
+    losses = task(batch)
+    proposals = [1] if task.model.has_proposals else []
+    assert matched == [preset.model.transformer.decoder_layers, *proposals]
+    matched.clear()
+    alone = head_task(batch)
+    assert matched == [1]  # where the detector is frozen, the last layer is all that is matched
+    assert alone.keys() == {"mask", "dice"}
+    assert all(torch.equal(losses[part], values) for part, values in alone.items())
 
 
 # ------------------------------------------------------------------------------------------------------------ training
@@ -327,10 +326,10 @@ class _OneBatch:
         return iter([self.batch][start:])
 
 
-def _trained(preset: Preset, folder, steps: int, **recipe: object) -> tuple[MaskTask, list[float]]:
+def _trained(preset: Preset, folder, steps: int, **recipe: object) -> tuple[Task, list[float]]:
     """The task after some steps on one batch, and the sum of "mask" and "dice" before and after."""
     task = build_task(preset, _model(preset), len(CLASSES))
-    assert isinstance(task, MaskTask)
+    assert isinstance(task, Task)
     settings = {"learning_rate": 3e-3, "backbone_learning_rate": 3e-3, "clip_norm": 1.0, "schedule": "cosine",
                 "freeze": preset.recipe.freeze, "max_steps": steps, "num_evaluations": 1}  # fmt: skip
     batch = _batch(3, 1)
@@ -339,7 +338,7 @@ def _trained(preset: Preset, folder, steps: int, **recipe: object) -> tuple[Mask
     return task, [*losses, _mask_loss(task, batch)]
 
 
-def _mask_loss(task: MaskTask, batch: Batch) -> float:
+def _mask_loss(task: Task, batch: Batch) -> float:
     task.eval()
     with torch.no_grad():
         losses = task(batch)
@@ -368,7 +367,7 @@ class _Shared(_OneBatch):
     """Each process has its share of the batch."""
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        shares = split_batch(self.batch, distributed.world_size())
+        shares = self.batch.split(distributed.world_size())
         return iter([shares[distributed.rank()]][start:])
 
 
@@ -427,7 +426,7 @@ def test_a_frozen_detector_is_not_trained_through():
     assert torch.equal(losses["mask"], again["mask"])  # no dropout
     assert not seen[0].queries.requires_grad and not seen[0].memory[0].values.requires_grad
     task.total(losses).backward()
-    with_gradient = {name.split(".")[2] for name, each in task.named_parameters() if each.grad is not None}
+    with_gradient = {name.split(".")[1] for name, each in task.named_parameters() if each.grad is not None}
     assert with_gradient == {"attention", "head"}
 
 

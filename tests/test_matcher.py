@@ -7,14 +7,14 @@ from itertools import permutations
 import pytest
 import torch
 
-from golden import target
+from golden import set_losses, target
 from opendetr.losses.class_terms import SoftmaxClassification
 from opendetr.losses.criterion import CriterionConfig, SetCriterion
 from opendetr.losses.matcher import MatcherConfig, match, pair_costs
 from opendetr.scoring import SoftmaxNoObject
 from opendetr.structures import Output, Predictions
 
-CLASSIFICATION, CONFIG = SoftmaxClassification(), MatcherConfig()
+CLASS_TERM, CONFIG = SoftmaxClassification(), MatcherConfig()
 
 
 def make_output(num_layers: int, num_images: int, num_queries: int, seed: int = 0) -> Output:
@@ -35,8 +35,8 @@ def make_targets(counts: list[int], seed: int = 1) -> list:
 
 def test_equals_brute_force():
     output, targets = make_output(2, 3, 5), make_targets([3, 0, 2])
-    costs = pair_costs(output, targets, CLASSIFICATION, CONFIG)
-    matches = match(output, targets, CLASSIFICATION, CONFIG)
+    costs = pair_costs(output, targets, CLASS_TERM, CONFIG)
+    matches = match(pair_costs(output, targets, CLASS_TERM, CONFIG), [len(each) for each in targets])
     first = 0
     for image, count in enumerate([3, 0, 2]):
         for layer in range(2):
@@ -51,7 +51,7 @@ def test_equals_brute_force():
 
 def test_costs_are_the_published_formula():
     output, targets = make_output(1, 1, 4), make_targets([2])
-    costs = pair_costs(output, targets, CLASSIFICATION, CONFIG)[:, 0]
+    costs = pair_costs(output, targets, CLASS_TERM, CONFIG)[:, 0]
     for t, (label, box) in enumerate(zip(targets[0].labels.tolist(), targets[0].boxes, strict=True)):
         for q in range(4):
             logits, guess = output.final.logits[0, q], output.final.boxes[0, q]
@@ -69,10 +69,10 @@ def test_costs_are_the_published_formula():
 @pytest.mark.parametrize("counts", [[0, 0], [9, 1], [9, 9]])
 def test_more_objects_than_queries_and_none_at_all(counts):
     output, targets = make_output(3, 2, 4), make_targets(counts)
-    matches = match(output, targets, CLASSIFICATION, CONFIG)
+    matches = match(pair_costs(output, targets, CLASS_TERM, CONFIG), [len(each) for each in targets])
     assert len(matches) == 3 * sum(min(count, 4) for count in counts)
     criterion = SetCriterion(CriterionConfig())
-    losses = criterion.losses(output, targets)
+    losses = set_losses(criterion, output, targets)
     assert all(values.shape == (3,) and values.isfinite().all() for values in losses.values())
 
 
@@ -80,15 +80,15 @@ def test_a_diverged_model_gives_a_loss_that_says_so():
     output, targets = make_output(1, 1, 4), make_targets([2])
     broken = Predictions(output.final.logits * torch.nan, output.final.boxes, SoftmaxNoObject())
     output = Output((broken,), output.queries, (), ())
-    assert SetCriterion(CriterionConfig()).losses(output, targets)["class"].isnan().all()
+    assert set_losses(SetCriterion(CriterionConfig()), output, targets)["class"].isnan().all()
 
 
 def test_order_of_objects_changes_nothing():
     output, (truth,) = make_output(2, 1, 6), make_targets([4])
     order = torch.tensor([2, 0, 3, 1])
     criterion = SetCriterion(CriterionConfig())
-    there = criterion.losses(output, [truth])
-    back = criterion.losses(output, [target(truth.labels[order], truth.boxes[order])])
+    there = set_losses(criterion, output, [truth])
+    back = set_losses(criterion, output, [target(truth.labels[order], truth.boxes[order])])
     for name, values in there.items():
         assert torch.allclose(values, back[name], atol=1e-6)
 
@@ -96,7 +96,7 @@ def test_order_of_objects_changes_nothing():
 def test_parts_of_a_step_add_up():
     output, targets = make_output(2, 2, 5), make_targets([3, 1])
     criterion = SetCriterion(CriterionConfig())
-    whole = criterion.losses(output, targets)
+    whole = set_losses(criterion, output, targets)
     normaliser = criterion.normaliser([len(target) for target in targets], 5)
     parts = []
     for image in range(2):
@@ -104,7 +104,8 @@ def test_parts_of_a_step_add_up():
             Predictions(p.logits[image : image + 1], p.boxes[image : image + 1], p.scoring) for p in output.layers
         )
         part = Output(layers, output.queries[:, image : image + 1], (), ())
-        parts.append(criterion.losses(part, targets[image : image + 1], normaliser))
+        own = targets[image : image + 1]
+        parts.append(criterion(part, own, criterion.match(part, own), normaliser))
     for name, values in whole.items():
         assert torch.allclose(values, parts[0][name] + parts[1][name], atol=1e-6)
 

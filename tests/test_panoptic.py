@@ -14,7 +14,7 @@ from opendetr.categories import Categories, coco_panoptic_categories
 from opendetr.models.masks import MaskedDetector
 from opendetr.postprocess import Candidates, MaskFrame, candidates, instance_masks, mask_logits, panoptic_map
 from opendetr.postprocess import masks as masks_module
-from opendetr.presets.catalogue import create
+from opendetr.presets import create
 from opendetr.results import Panoptic, Segment
 from opendetr.scoring import Sigmoid, SoftmaxNoObject
 from opendetr.structures import Output, Predictions
@@ -116,11 +116,14 @@ def test_golden_maps_of_a_model(run, image, name, sizes):
         (row["category_id"], row["isthing"]) for row in expected
     ]
     same = (result.segments - 1).clamp(min=0) == golden.arrays[f"{name}{image}_ids"].int()
-    assert same.float().mean() > (0.999, 0.9)[image]
+    assert (
+        same.float().mean() > (0.999, 0.93)[image]
+    )  # by the threads of the machine 0.946 to 0.955 in the second image
     labels = kept[image].labels.tolist()
     distinct = [i for i, label in enumerate(labels) if categories.isthing[label] or labels.index(label) == i]
-    sure = ahead(logits[distinct], lies) > 2e-5
-    assert sure.any() and same[sure].all()
+    rounding = 2 * golden["float32_vs_float64"]["arrays"]["pred_masks_slice"]  # of two masks, in the original
+    sure = ahead(logits[distinct], lies) > rounding
+    assert sure.float().mean() > (0.95, 0.55)[image] and same[sure].all()
 
 
 def ahead(logits: Tensor, lies: MaskFrame) -> Tensor:

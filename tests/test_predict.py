@@ -17,9 +17,9 @@ from opendetr.data.images import ImageError
 from opendetr.data.records import DataError
 from opendetr.inference import predictor as predictor_module
 from opendetr.inference.predictor import Predictor
-from opendetr.inference.writers import pictures as written_pictures
+from opendetr.inference.writers import images as written_pictures
 from opendetr.inference.writers.folder import OutputConfig, results_folder
-from opendetr.presets.catalogue import build_model, miniature
+from opendetr.presets import build_model, miniature
 from opendetr.results import Detections
 
 CLASSES = ("cat", "dog", "ant", "bee")

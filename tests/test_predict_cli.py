@@ -24,7 +24,7 @@ from folders import picture, save_picture
 from opendetr.categories import Categories
 from opendetr.cli.main import app
 from opendetr.config import to_dict
-from opendetr.presets.catalogue import build_model, miniature
+from opendetr.presets import build_model, miniature
 from opendetr.weights import ModelCard, save_weights
 from web import sends, serving
 

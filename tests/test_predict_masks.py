@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,10 @@ from opendetr.config import ConfigError, to_dict
 from opendetr.export.checkpoints import export_official
 from opendetr.inference.predictor import Predictor, load
 from opendetr.postprocess import instance_masks
-from opendetr.presets.catalogue import build_model, get_preset, miniature
+from opendetr.presets import build_model, get_preset, miniature
 from opendetr.results import Detections
+from opendetr.scoring import Sigmoid
+from opendetr.structures import ImageBatch
 from opendetr.weights import ModelCard, WeightsError, save_weights
 
 CATEGORIES = Categories(("cat", "dog", "sky", "sea"), (3, 7, 20, 30), isthing=(True, True, False, False))
@@ -30,11 +33,15 @@ SIZES = ((48, 64), (64, 48), (30, 90), (48, 64), (64, 64))
 
 @pytest.fixture(scope="module")
 def detector() -> Predictor:
+    """Untrained, but its queries find all classes, each with a score of its own, and never "no object"."""
     torch.manual_seed(0)
     preset = miniature("detr-tiny-panoptic")
-    model = build_model(preset, len(CATEGORIES))
-    for name in model.class_rows:
-        model.get_parameter(name).data[-1] = -3.0  # "no object" is never the best answer
+    model = build_model(preset, len(CATEGORIES)).eval()
+    weight, bias = (model.get_parameter(name).data for name in model.class_rows)
+    with torch.no_grad():
+        queries = model(ImageBatch.from_images([torch.zeros(3, 64, 64)])).queries[-1, 0]
+    weight.zero_()[:4] = 30 * (queries[:4] - queries.mean(0))
+    bias.copy_(-weight @ queries.mean(0))[-1] = -30.0
     return Predictor(model, preset, CATEGORIES, device="cpu")
 
 
@@ -139,21 +146,67 @@ def test_detections_with_masks_can_be_chosen_written_and_handed_on(detector):
 def test_a_panoptic_map_covers_the_picture(detector, pictures):
     for given, found in zip(pictures, detector.predict(pictures, panoptic=True, min_score=0), strict=True):
         assert found.size == given.shape[:2]
+        assert len(found) > 1
         np.testing.assert_array_equal(found.image, given)
         assert sorted(found.segments.unique().tolist()) == [segment.id for segment in found.info]
         stuff = [segment.label for segment in found.info if not segment.isthing]
         assert len(stuff) == len(set(stuff))
 
 
-def test_the_usual_threshold_of_maps_is_the_published_one(detector, asked):
-    assert len(detector.predict(picture(), panoptic=True)) == 0
-    assert asked == [0]
+@pytest.mark.parametrize(("name", "of_maps"), [("detr-tiny-panoptic", 0.85), ("deformable-detr-tiny-panoptic", 0.4)])
+def test_what_is_kept_when_no_threshold_is_given(name, of_maps, monkeypatch):
+    """Four queries score just above and just below both thresholds; each has a quarter of the map for itself."""
+    preset = miniature(name)
+    detector = Predictor(build_model(preset, len(CATEGORIES)), preset, CATEGORIES, device="cpu")
+    scores = torch.tensor([of_maps + 0.01, of_maps - 0.01, 0.51, 0.49] + [0.001] * 8)
+    forward, masks = detector.model.forward, detector.model.masks
+
+    def scored(images):
+        output = forward(images)
+        rest = ((1 - scores[:, None]) / 4).log()  # of the other classes and of "no object"
+        logits = torch.cat((scores[:, None].log(), rest.expand(-1, output.final.logits.shape[-1] - 1)), 1)
+        if isinstance(output.final.scoring, Sigmoid):
+            logits = torch.cat((scores[:, None].logit(), torch.full((12, 3), -9.0)), 1)
+        return replace(output, layers=(replace(output.final, logits=logits[None]),))
+
+    def quarters(output, image, query):
+        logits = torch.full_like(masks(output, image, query), -9.0)
+        for mask, number in zip(logits, query.tolist(), strict=True):
+            mask[4 * number : 4 * number + 4] = 9.0
+        return logits
+
+    monkeypatch.setattr(detector.model, "forward", scored)
+    monkeypatch.setattr(detector.model, "masks", quarters)
+
+    def above(least: float) -> list[float]:
+        return pytest.approx(sorted((each for each in scores.tolist() if each > least), reverse=True), abs=1e-4)
+
+    assert detector.predict(picture()).scores.tolist() == above(0.5)
+    segments = detector.predict(picture(), panoptic=True).info
+    assert sorted((segment.score for segment in segments), reverse=True) == above(of_maps)
 
 
-def test_both_rules_are_there(detector):
-    for merge in ("default", "published"):
-        found = detector.predict(picture(), panoptic=True, merge=merge, min_score=0.2)
-        assert sum(segment.area for segment in found.info) in (0, 48 * 64)
+@pytest.mark.parametrize("merge", ["default", "published"])
+def test_queries_below_the_threshold_have_no_part_in_a_map(detector, asked, merge):
+    scores = detector.predict(picture(), min_score=0).scores
+    everything = detector.predict(picture(), panoptic=True, merge=merge, min_score=0)
+    least = float(scores.median())
+    some = detector.predict(picture(), panoptic=True, merge=merge, min_score=least)
+    assert asked == [len(scores), len(scores), int((scores > least).sum())]
+    assert 0 < len(some) < len(everything)
+    assert min(segment.score for segment in everything.info) < least < min(segment.score for segment in some.info)
+    for found in (everything, some):
+        assert sum(segment.area for segment in found.info) == 48 * 64
+    none = detector.predict(picture(), panoptic=True, merge=merge, min_score=float(scores.max()))
+    assert (len(none), int(none.segments.max())) == (0, 0)
+
+
+def test_the_rules_differ(detector):
+    default, published = (
+        detector.predict(picture(), panoptic=True, merge=merge, min_score=0).segments
+        for merge in ("default", "published")
+    )
+    assert not torch.equal(default, published)
 
 
 # ---------------------------------------------------------------------------------------------------------- the command

@@ -22,10 +22,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from opendetr import distributed
+from opendetr import distributed, presets
 from opendetr.data.formats.recognise import open_data
 from opendetr.data.loader import TrainLoader, train_loader
-from opendetr.presets import catalogue as presets
 from opendetr.structures import Batch, ImageBatch, Target
 from opendetr.synthetic import write_scenes
 from opendetr.training.callbacks import MetricsFile, read_metrics

@@ -26,8 +26,9 @@ from opendetr.data.loader import eval_loader
 from opendetr.data.masks import panoptic_truth
 from opendetr.data.records import DataError, DetectionData
 from opendetr.evaluation.detection import Evaluation, Scorer
+from opendetr.inference.predictor import Predictor
 from opendetr.models.masks import MaskedDetector
-from opendetr.presets.catalogue import build_model, miniature
+from opendetr.presets import build_model, miniature
 from opendetr.scoring import SoftmaxNoObject
 from opendetr.structures import ImageBatch, Output, Predictions, Target
 from opendetr.weights import ModelCard, save_weights
@@ -188,6 +189,30 @@ def test_an_image_that_cannot_be_read_is_one_with_nothing_found(data, tmp_path):
     scores = score(broken, Oracle(broken))
     assert len(scores.unreadable) == 1
     assert scores.panoptic_per_class["sea"]["RQ"] == pytest.approx(3 / 3.5)
+
+
+def test_a_predictor_leaves_out_images_that_cannot_be_read(data, tmp_path, monkeypatch):
+    """They count as ones in which nothing was found, in boxes, masks and maps; the oracle is told what it looks at."""
+    gone = tmp_path / "gone.png"
+    gone.write_bytes(b"no picture")
+    first, *others = data.images
+    broken = replace(data, images=(replace(first, path=gone), *others))
+    oracle, update = Oracle(broken), Scorer.update
+
+    def told(scorer, batch, images):
+        oracle.targets = batch.targets
+        update(scorer, batch, images)
+
+    monkeypatch.setattr(Scorer, "update", told)
+    preset = miniature("detr-tiny-panoptic")
+    preset = replace(preset, data=replace(preset.data, image_size=96, max_size=160, side_multiple=1))
+    predictor = Predictor(oracle, preset, CATEGORIES, device="cpu")
+    whole, scores = predictor.evaluate(data), predictor.evaluate(broken)
+    assert [score.panoptic_per_class["sea"]["RQ"] for score in (whole, scores)] == pytest.approx([1, 3 / 3.5])
+    assert [score.metrics["AR100"] for score in (whole, scores)] == pytest.approx([1, 3 / 4])
+    assert whole.metrics["mask_AR100"] > scores.metrics["mask_AR100"] > 0
+    (line,) = scores.unreadable
+    assert "gone.png" in line and whole.unreadable == ()
 
 
 @pytest.fixture

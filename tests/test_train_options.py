@@ -20,10 +20,10 @@ from torch import nn
 from typer.testing import CliRunner
 
 from folders import one_line
+from opendetr import presets
 from opendetr.cli.main import app
 from opendetr.config import ConfigError
 from opendetr.distributed import DeviceError
-from opendetr.presets import catalogue as presets
 from opendetr.recipe import Recipe
 from opendetr.structures import Batch, ImageBatch, Target
 from opendetr.synthetic import write_scenes

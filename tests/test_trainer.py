@@ -18,7 +18,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 from torch import nn
 
-from opendetr.presets import catalogue as presets
+from opendetr import presets
 from opendetr.recipe import Recipe
 from opendetr.training import trainer
 from opendetr.training.callbacks import Curves, MetricsFile, Pictures, Progress, read_metrics
@@ -26,7 +26,7 @@ from opendetr.training.checkpoint import CheckpointError, load_checkpoint
 from opendetr.training.ema import WeightAverage
 from opendetr.training.events import Evaluated, Event, Observer, StepTaken
 from opendetr.training.signals import StopSignal
-from opendetr.training.train_step import split_batch, step_randomness
+from opendetr.training.train_step import step_randomness
 from opendetr.training.trainer import NonFiniteError, Trainer
 from stand_ins import CountingTask, RandomLoader
 
@@ -341,13 +341,13 @@ def test_accumulation_changes_neither_losses_nor_weights(tmp_path):
 
 def test_a_split_batch_keeps_padding_and_order():
     batch = SceneLoader().batch(0, 0)
-    parts = split_batch(batch, 3)
+    parts = batch.split(3)
     assert [len(part) for part in parts] == [2, 2]
     assert torch.equal(torch.cat([part.images.pixels for part in parts]), batch.images.pixels)
     assert torch.equal(torch.cat([part.images.padding for part in parts]), batch.images.padding)
     assert tuple(name for part in parts for name in part.names) == batch.names
     assert [part.targets[0].image_id for part in parts] == [0, 2]
-    (alone,) = split_batch(batch, 1)
+    (alone,) = batch.split(1)
     assert len(alone) == 4
 
 

@@ -21,7 +21,7 @@ from opendetr.data.formats.recognise import open_data
 from opendetr.data.images import read_map, write_map
 from opendetr.data.records import DataError
 from opendetr.inference.predictor import load
-from opendetr.presets.catalogue import build_model, get_preset, miniature, preset_from_dict
+from opendetr.presets import build_model, get_preset, miniature, preset_from_dict
 from opendetr.synthetic import write_scenes
 from opendetr.training import run as training
 from opendetr.training.trainer import Trainer

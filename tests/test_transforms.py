@@ -161,7 +161,7 @@ def test_training_pixels_are_those_of_the_published_pipeline():
                 expected = functional.crop(expected, step.top, step.left, step.height, step.width)
             else:
                 expected = functional.resize(expected, [step.height, step.width])
-        pixels, _ = transform(image, np.random.default_rng(seed))
+        pixels = transform(image, np.random.default_rng(seed)).pixels
         levels = (pixels.int() - functional.pil_to_tensor(expected).int()).abs()
         assert levels.max() <= sum(isinstance(step, Resize) for step in steps)
 
@@ -175,7 +175,8 @@ def test_the_box_stays_on_its_object():
     transform = training_transform(config)
     seen = 0
     for seed in range(40):
-        pixels, target = transform(image, np.random.default_rng(seed))
+        sample = transform(image, np.random.default_rng(seed))
+        pixels, target = sample.pixels, sample.target
         height, width = target.size
         assert pixels.shape == (3, height, width)
         bright = pixels.float().mean(0) > 127
@@ -196,7 +197,7 @@ def test_a_crop_may_leave_nothing():
 
 
 def test_an_image_without_objects_goes_through():
-    _, target = training_transform(DataConfig().resized(64))(labelled(boxes=()), np.random.default_rng(0))
+    target = training_transform(DataConfig().resized(64))(labelled(boxes=()), np.random.default_rng(0)).target
     assert target.boxes.shape == (0, 4)
 
 
@@ -286,7 +287,8 @@ def test_what_is_scored_is_rounded_as_what_is_learned_from(height, width, expect
 
 def test_boxes_stretch_with_a_rounded_picture():
     config = DataConfig(side_multiple=32).resized(40)
-    pixels, target = evaluation_transform(config)(labelled())
+    sample = evaluation_transform(config)(labelled())
+    pixels, target = sample.pixels, sample.target
     assert pixels.shape == (3, 32, 64)
     np.testing.assert_allclose(target.boxes, [[0.3, 0.5, 0.4, 0.5]], atol=1e-7)
 
@@ -297,7 +299,8 @@ def test_the_shape_is_known_beforehand(height, width):
     for transform in (training_transform(DataConfig().resized(40)), evaluation_transform(DataConfig().resized(40))):
         for seed in range(20):
             shape = transform.output_shape(height, width, np.random.default_rng(seed))
-            pixels, target = transform(image, np.random.default_rng(seed))
+            sample = transform(image, np.random.default_rng(seed))
+            pixels, target = sample.pixels, sample.target
             assert pixels.shape == (3, *shape)
             assert target.size == shape
 
@@ -305,8 +308,8 @@ def test_the_shape_is_known_beforehand(height, width):
 def test_evaluation_leaves_nothing_to_chance():
     transform = evaluation_transform(DataConfig().resized(40))
     image = labelled()
-    assert torch.equal(transform(image)[0], transform(image, np.random.default_rng(1))[0])
-    np.testing.assert_allclose(transform(image)[1].boxes, [[0.3, 0.5, 0.4, 0.5]], atol=1e-7)
+    assert torch.equal(transform(image).pixels, transform(image, np.random.default_rng(1)).pixels)
+    np.testing.assert_allclose(transform(image).target.boxes, [[0.3, 0.5, 0.4, 0.5]], atol=1e-7)
 
 
 def test_resize_and_normalise():

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from typer.testing import CliRunner, Result
 
@@ -15,10 +16,20 @@ from folders import save_picture
 from opendetr.categories import Categories
 from opendetr.cli.main import app
 from opendetr.config import to_dict
+from opendetr.inference.predictor import load
 from opendetr.models.detector import Detector
-from opendetr.presets.catalogue import build_model, list_models, miniature
+from opendetr.presets import Preset, build_model, list_models, miniature, trained_from_nothing
 from opendetr.structures import ImageBatch
-from opendetr.weights import ModelCard, WeightsError, load_weights, read_card, save_weights, transfer, weights_file
+from opendetr.weights import (
+    ModelCard,
+    WeightsError,
+    load_weights,
+    read_card,
+    read_state,
+    save_weights,
+    transfer,
+    weights_file,
+)
 
 OLD, NEW = Categories.from_names("abc"), Categories.from_names("xcaz")
 
@@ -114,6 +125,58 @@ def test_our_file_there_and_back(saved):
     model = build_model(miniature("deformable-detr-r50"), len(NEW))
     report = load_weights(model, saved)
     assert (report.layout, report.num_tensors) == ("opendetr", len(model.state_dict()))
+
+
+def _with_counters() -> tuple[Preset, Detector]:
+    """A model whose norms have counted more batches than float16 can hold."""
+    preset = trained_from_nothing(miniature("deformable-detr-r50"))
+    torch.manual_seed(0)
+    model = build_model(preset, len(NEW))
+    for name, value in model.state_dict().items():
+        if name.endswith("num_batches_tracked"):
+            value.fill_(70_001)
+    return preset, model
+
+
+def _assert_loaded(model: Detector, given: dict[str, Tensor]) -> None:
+    """Every tensor has the dtype of the model, which is float32 or int64, and the value that was given."""
+    state = model.state_dict()
+    assert {value.dtype for value in state.values()} == {torch.float32, torch.int64}
+    for name, value in state.items():
+        assert value.is_floating_point() == given[name].is_floating_point()
+        assert torch.equal(value, given[name].to(value.dtype)), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("ending", ["safetensors", "pth"])
+def test_a_file_of_half_precision(tmp_path, ending, dtype):
+    preset, model = _with_counters()
+    given = {
+        name: (value.to(dtype) if value.is_floating_point() else value).contiguous()
+        for name, value in _snapshot(model).items()
+    }
+    path = tmp_path / f"model.{ending}"
+    save_file(given, path) if ending == "safetensors" else torch.save(given, path)
+    fresh = build_model(preset, len(NEW))
+    load_weights(fresh, path)
+    _assert_loaded(fresh, given)
+    other = build_model(preset, len(OLD))
+    transfer(other, given, NEW, OLD)
+    assert {value.dtype for value in other.state_dict().values()} == {torch.float32, torch.int64}
+    for name in other.class_rows:
+        assert torch.equal(other.get_parameter(name)[[2, 0]], given[name][[1, 2]].float())  # c and a
+
+
+def test_our_file_in_half_precision(tmp_path):
+    """Matrices are halved, and nothing else; what is loaded is float32."""
+    preset, model = _with_counters()
+    save_weights(tmp_path / "model.safetensors", model, ModelCard(to_dict(preset), NEW, {}), half=True)
+    given = read_state(tmp_path / "model.safetensors")
+    for name, value in _snapshot(model).items():
+        is_matrix = value.is_floating_point() and value.ndim > 1
+        expected = value.to(torch.float16) if is_matrix else value
+        assert given[name].dtype == expected.dtype and torch.equal(given[name], expected), name
+    _assert_loaded(load(tmp_path / "model.safetensors", device="cpu").model, given)
 
 
 def test_a_file_beside_some_other_config_json_says_nothing(saved):

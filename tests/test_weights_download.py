@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from opendetr import presets
 from opendetr.files import cache_folder
-from opendetr.presets import catalogue as presets
 from opendetr.weights import WeightsError, download, local_file
 from opendetr.weights.download import cached_path
 from opendetr.weights.published import PUBLISHED
@@ -387,7 +387,8 @@ try:
 except WeightsError as error:
     print(error)
 """
-    settings = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_address[1]}", "HF_HOME": str(tmp_path / "cache")}
+    address = f"http://127.0.0.1:{server.server_address[1]}"
+    settings = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "0"}
     try:
         done = subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ | settings

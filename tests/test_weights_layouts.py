@@ -25,7 +25,7 @@ from opendetr.inference.predictor import Predictor
 from opendetr.models.detector import Detector
 from opendetr.models.masks import MaskedDetector, MaskHeadConfig
 from opendetr.postprocess import detect
-from opendetr.presets.catalogue import Preset, build_model, get_preset, list_models, miniature
+from opendetr.presets import Preset, build_model, get_preset, list_models, miniature
 from opendetr.structures import ImageBatch
 from opendetr.weights import WeightsError, load_weights, read_card, read_state, transfer, weights_file
 from opendetr.weights.name_maps import layout_of
@@ -429,7 +429,7 @@ def test_the_published_configurations_mean_the_published_models(tmp_path):
         torch.save({}, tmp_path / "pytorch_model.bin")
         card = read_card(tmp_path / "pytorch_model.bin")
         assert card is not None
-        assert opendetr.presets.catalogue.preset_from_dict(card.config) == get_preset(name)
+        assert opendetr.presets.preset_from_dict(card.config) == get_preset(name)
 
 
 # ---------------------------------------------------------------------------------------------------------------- masks
@@ -513,7 +513,7 @@ def test_a_published_segmentation_has_the_classes_of_coco_panoptic(tmp_path):
         card = read_card(tmp_path / "pytorch_model.bin")
         assert card is not None
         assert card.categories.names == expected
-        assert opendetr.presets.catalogue.preset_from_dict(card.config) == get_preset("detr-r101-panoptic")
+        assert opendetr.presets.preset_from_dict(card.config) == get_preset("detr-r101-panoptic")
 
 
 def test_detectron2_wrapper_with_masks(tmp_path):

@@ -168,12 +168,22 @@ def naming_lost_processes() -> Iterator[None]:
 # --------------------------------------------------------------------------------------------------------------- model
 
 
-def parallel(module: nn.Module, device: torch.device) -> nn.Module:
-    """The module as it is called in training: with several processes, gradients are their mean after `backward`."""
+def parallel(module: nn.Module, device: torch.device, *, some_without_gradient: bool = False) -> nn.Module:
+    """The module as it is called in training: with several processes, gradients are their mean after `backward`.
+
+    Args:
+        module: what is trained.
+        device: of this process.
+        some_without_gradient: whether there are steps in which a parameter takes no part. Finding them costs time.
+    """
     if not _several():
         return module
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")  # of kernels of one pixel
-    return DistributedDataParallel(module, device_ids=[device] if device.type == "cuda" else None)
+    return DistributedDataParallel(
+        module,
+        device_ids=[device] if device.type == "cuda" else None,
+        find_unused_parameters=some_without_gradient,
+    )
 
 
 def without_sync(module: nn.Module) -> AbstractContextManager[None]:

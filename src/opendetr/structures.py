@@ -8,12 +8,14 @@ in pixels of the original image.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def _moved(value: Any, device: torch.device | str) -> Any:
@@ -72,6 +74,25 @@ class ImageBatch(Movable):
 
     def __len__(self) -> int:
         return self.pixels.shape[0]
+
+    def __getitem__(self, chosen: slice) -> ImageBatch:
+        """Some of the images, padded as before."""
+        padding = None if self.padding is None else self.padding[chosen]
+        return ImageBatch(self.pixels[chosen], padding, self.sizes[chosen])
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """H and W, padding included."""
+        return self.pixels.shape[2], self.pixels.shape[3]
+
+    def pad_to(self, height: int, width: int) -> ImageBatch:
+        """The images padded further, right and bottom, to a height and a width; neither may be smaller than before."""
+        bottom, right = height - self.shape[0], width - self.shape[1]
+        if not (right or bottom):
+            return self
+        padding = torch.zeros_like(self.pixels[:, 0], dtype=torch.bool) if self.padding is None else self.padding
+        padding = F.pad(padding, (0, right, 0, bottom), value=True)
+        return ImageBatch(F.pad(self.pixels, (0, right, 0, bottom)), padding, self.sizes)
 
     @classmethod
     def from_images(cls, images: Sequence[Tensor]) -> ImageBatch:
@@ -136,26 +157,126 @@ class Target(Movable):
 
 
 @dataclass(frozen=True)
+class Sample:
+    """What a transform makes of one index of a dataset: the input of collation.
+
+    Attributes:
+        pixels: (3, h, w) uint8 RGB.
+        target: the ground truth of the image, in the frame of `pixels`.
+        name: where the image came from (a file name), for messages.
+        extras: what a member of the family needs besides, by name: patches, a caption, further frames. Tensors in it
+            are sent from loader processes without a copy each. Anything random in it was drawn from the sample's own
+            generator, so it is a function of (seed, epoch, index) and travels in the batch.
+    """
+
+    pixels: Tensor
+    target: Target
+    name: str = ""
+    extras: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Batch(Movable):
-    """One step's input: images and, image by image, their targets.
+    """The input of one step: images and, image by image, their targets.
+
+    The trainer splits, pads and moves a batch without knowing its fields. So a subclass may add any field with one
+    entry per image: a tensor (B, ...), a tuple of length B, an `ImageBatch`, or a dataclass of these.
 
     Attributes:
         images: the B images.
         targets: B targets, in the order of the images.
         names: where each image came from (file names), for messages.
+        seed: a function of (seed, epoch, position of the batch), the same in all processes and micro-batches. A task
+            draws from it what it draws once for a whole step.
     """
 
     images: ImageBatch
     targets: tuple[Target, ...]
     names: tuple[str, ...] = ()
+    seed: int = field(default=0, kw_only=True)
 
     def __post_init__(self) -> None:
-        expect_shape(
-            len(self.targets) == len(self.images), "Batch", "targets", f"{len(self.images)}", len(self.targets)
-        )
+        count = len(self.images)
+        expect_shape(len(self.targets) == count, "Batch", "targets", str(count), len(self.targets))
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """H and W of the padded images."""
+        return self.images.shape
+
+    @property
+    def object_counts(self) -> list[int]:
+        """Objects of each image: what losses are normalised by."""
+        return [len(target) for target in self.targets]
+
+    def split(self, parts: int) -> list[Self]:
+        """Cut the batch into `parts` micro-batches (fewer if it has fewer images), padded as the whole is."""
+        size = math.ceil(len(self) / parts)
+        return [self._part(slice(start, start + size)) for start in range(0, len(self), size)]
+
+    def _part(self, chosen: slice) -> Self:
+        return replace(self, **{each.name: _sliced(getattr(self, each.name), chosen) for each in fields(self)})
+
+    def pad_to(self, height: int, width: int) -> Self:
+        """The batch with its images padded, right and bottom, to a height and a width."""
+        return replace(self, images=self.images.pad_to(height, width))
+
+
+def _sliced(value: Any, chosen: slice) -> Any:
+    """The entries of some images: of a tensor, a tuple, images or a dataclass of these; numbers belong to all."""
+    if value is None or isinstance(value, int | float):
+        return value
+    if isinstance(value, Tensor | tuple | ImageBatch):
+        return value[chosen]
+    return replace(value, **{each.name: _sliced(getattr(value, each.name), chosen) for each in fields(value)})
+
+
+@dataclass(frozen=True)
+class ClipBatch(Batch):
+    """Clips of T frames each: what video members train on. `len` counts clips.
+
+    Attributes:
+        images, targets, names: those of the last frame.
+        frames: T batches of B images each, first to last; the i-th images of all frames are one clip.
+    """
+
+    frames: tuple[Batch, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        lengths = {len(frame) for frame in self.frames}
+        expect_shape(lengths == {len(self)}, "ClipBatch", "frames", f"frames of {len(self)} images", sorted(lengths))
+
+    @classmethod
+    def of(cls, frames: Sequence[Batch], **extras: Any) -> Self:
+        """The clips of these frames; `extras` are the further fields of a subclass."""
+        last = frames[-1]
+        return cls(last.images, last.targets, last.names, frames=tuple(frames), **extras)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The greatest H and W of a frame."""
+        heights, widths = zip(*(frame.shape for frame in self.frames), strict=True)
+        return max(heights), max(widths)
+
+    @property
+    def object_counts(self) -> list[int]:
+        """Objects of each image of each frame, frame by frame."""
+        return [count for frame in self.frames for count in frame.object_counts]
+
+    def _part(self, chosen: slice) -> Self:
+        of_frames = ("images", "targets", "names", "frames")
+        extras = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in of_frames}
+        frames = [frame._part(chosen) for frame in self.frames]
+        return type(self).of(frames, **{name: _sliced(value, chosen) for name, value in extras.items()})
+
+    def pad_to(self, height: int, width: int) -> Self:
+        """The clips with every frame padded to a height and a width."""
+        frames = tuple(frame.pad_to(height, width) for frame in self.frames)
+        return replace(self, images=frames[-1].images, frames=frames)
 
 
 @dataclass(frozen=True)
@@ -216,42 +337,72 @@ class Predictions(Movable):
 
 
 @dataclass(frozen=True)
+class LazyMasks:
+    """The masks of the last layer's queries, computed for those that are asked for.
+
+    Attributes:
+        decode: (m,) int64 images and (m,) int64 queries -> (m, h, w) float32 logits at stride 4 of the padded images.
+        size: H and W of the padded images, in pixels.
+    """
+
+    decode: Callable[[Tensor, Tensor], Tensor]
+    size: tuple[int, int]
+
+    def __call__(self, image: Tensor, query: Tensor) -> Tensor:
+        """The mask logits (m, h, w) of the queries `query` (m,) of the images `image` (m,)."""
+        return self.decode(image, query)
+
+
+@dataclass(frozen=True)
 class Output(Movable):
     """What a model returns for a batch of images, in training and in evaluation alike.
+
+    A member that returns more has a subclass of it.
 
     Attributes:
         layers: the predictions of every decoder layer, first to last.
         queries: (L, B, Q, D) float, the decoder's normalised output that the heads read.
         features: the backbone's levels, fine to coarse.
         memory: the encoder's output, one map per level.
+        masks: computes the masks of some queries; None for a model without a mask head.
     """
 
     layers: tuple[Predictions, ...]
     queries: Tensor
     features: tuple[FeatureMap, ...]
     memory: tuple[FeatureMap, ...]
+    masks: LazyMasks | None = field(default=None, kw_only=True)
 
     @property
     def final(self) -> Predictions:
-        """The last layer's predictions: the model's answer."""
+        """The predictions of the last layer."""
         return self.layers[-1]
 
 
 @dataclass(frozen=True)
 class Matches(Movable):
-    """Which query answers for which object, over all layers and images, sorted by (layer, image, query).
+    """Which query is matched with which object, over all layers and images, sorted by (layer, image, query).
 
     Attributes:
         layer, image, query, target: (m,) int64 each; `target` counts within its image.
+        per_layer: number of matches of each layer, on the host, so that using it does not wait for the device; None
+            where it is not known.
     """
 
     layer: Tensor
     image: Tensor
     query: Tensor
     target: Tensor
+    per_layer: tuple[int, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.layer)
+
+    def counts(self, num_layers: int) -> list[int]:
+        """The number of matches of each of the L layers."""
+        if self.per_layer is not None:
+            return list(self.per_layer)
+        return self.layer.bincount(minlength=num_layers).tolist()
 
     def of_layer(self, layer: int) -> Matches:
         """The matches of one decoder layer."""

@@ -21,7 +21,7 @@ from opendetr.export.checkpoints import export_huggingface
 from opendetr.inference.predictor import load
 from opendetr.models.masks import MaskedDetector
 from opendetr.postprocess import candidates, image_masks
-from opendetr.presets.catalogue import build_model, get_preset
+from opendetr.presets import build_model, get_preset
 from opendetr.scoring import SoftmaxNoObject
 from opendetr.structures import ImageBatch
 

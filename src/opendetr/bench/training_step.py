@@ -14,7 +14,7 @@ from torch import nn
 
 from opendetr.bench.figure import Figure
 from opendetr.bench.measuring import interleaved
-from opendetr.presets.catalogue import create, create_task
+from opendetr.presets import create, create_task
 from opendetr.structures import Batch, ImageBatch, Target
 
 SIZE, OBJECTS = 640, 7

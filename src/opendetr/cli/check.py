@@ -76,7 +76,7 @@ def check(
 
 def _demands(model: str, image_size: int | None) -> Demands:
     from opendetr.data.tools.check import Demands
-    from opendetr.presets.catalogue import get_preset
+    from opendetr.presets import get_preset
 
     preset = get_preset(model)
     config = preset.data if image_size is None else preset.data.resized(image_size)

@@ -20,7 +20,7 @@ def models(as_json: JsonOption = False) -> None:
 
         opendetr models --json
     """
-    from opendetr.presets.catalogue import list_models
+    from opendetr.presets import list_models
 
     rows = [_row(name) for name in list_models()]
     if as_json:
@@ -39,7 +39,7 @@ def models(as_json: JsonOption = False) -> None:
 def _row(name: str) -> dict[str, Any]:
     import torch
 
-    from opendetr.presets.catalogue import create, get_preset
+    from opendetr.presets import create, get_preset
 
     preset = get_preset(name)
     with torch.device("meta"):
@@ -60,7 +60,7 @@ def _row(name: str) -> dict[str, Any]:
 
 def _weights(name: str) -> dict[str, Any]:
     """What there is to know about the weights of a model; nothing where there are none."""
-    from opendetr.presets.catalogue import shipped_weights
+    from opendetr.presets import shipped_weights
     from opendetr.weights.published import LICENCE, PUBLISHED
 
     shipped, published = shipped_weights(name), PUBLISHED.get(name)

@@ -137,7 +137,7 @@ def _scores(options: Iterable[str]) -> tuple[float | None, dict[str, float]]:
 
 def _given(sources: Sequence[str]) -> list[Source]:
     """The sources, a camera's as a number. Raises BadParameter for those that make no sense."""
-    from opendetr.presets.catalogue import list_models
+    from opendetr.presets import list_models
 
     given: list[Source] = [int(each) if each.isdecimal() and not Path(each).exists() else each for each in sources]
     if len(given) > 1 and any(isinstance(each, int) for each in given):

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
+
+if TYPE_CHECKING:
+    import torch
+
+    from opendetr.data.transforms import Transform
+    from opendetr.structures import Batch, Sample
 
 Augment = Literal["detr", "colour", "mosaic", "copy-paste", "strong"]
 Masks = Literal["none", "auto", "instances", "panoptic"]
@@ -133,3 +140,23 @@ class DataConfig:
         """The same for another short side; the limit of the long side keeps DETR's proportion of 1333 to 800."""
         max_size = round(image_size * _REFERENCE_MAX_SIZE / _REFERENCE_SIZE)
         return replace(self, image_size=image_size, max_size=max_size)
+
+    # What samples and batches are made by. A member with other inputs (patches, captions, clips) overrides these.
+
+    def training_transform(self) -> Transform:
+        """What makes the samples of training."""
+        from opendetr.data.augmentation import training_transform
+
+        return training_transform(self)
+
+    def evaluation_transform(self) -> Transform:
+        """What makes the samples of evaluation."""
+        from opendetr.data.transforms import evaluation_transform
+
+        return evaluation_transform(self)
+
+    def collate(self, samples: Sequence[Sample], shape: tuple[int, int], device: torch.device) -> Batch:
+        """What makes a batch of samples; see `data.collate.Collate`."""
+        from opendetr.data.collate import collate
+
+        return collate(samples, shape, device)

@@ -23,17 +23,17 @@ from typing import Any, ClassVar, NamedTuple, overload
 import numpy as np
 import psutil
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from opendetr.data.augmentation import training_transform
 from opendetr.data.batching import Shapes, bounded_batches, equal_batches, exactly, padded_pixels
+from opendetr.data.collate import Collate, collate
 from opendetr.data.config import DataConfig
 from opendetr.data.images import ImageError, read_record
 from opendetr.data.masks import empty_mask, read_masks
+from opendetr.data.packing import Packed, pack, unpack
 from opendetr.data.records import DataError, DetectionData, ImageRecord
-from opendetr.data.transforms import LabelledImage, Transform, evaluation_transform, normalise
-from opendetr.structures import Batch, ImageBatch, Target
+from opendetr.data.transforms import LabelledImage, Transform
+from opendetr.structures import Batch
 
 # Images of like shape meet among the images of this many batches, or of half an epoch where that is less: enough to
 # leave little padding (COCO, batches of 8: 45 % without, 8 % with), few enough that a batch is still a chance meeting.
@@ -51,11 +51,13 @@ class _Draw(NamedTuple):
         epoch: in which the images are drawn.
         indices: of the images in the data.
         shape: height and width that the images are padded to, unless one turns out to be larger.
+        seed: of what a task draws once for the whole batch.
     """
 
     epoch: int
     indices: tuple[int, ...]
     shape: tuple[int, int]
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -63,44 +65,20 @@ class _Loaded:
     """A batch on its way from a loader process.
 
     Attributes:
-        pixels: uint8, (3, h, w) of every image, one after another; None when no image could be read.
-        described: uint8, the pickled targets and names. As tensors each would cost a shared memory file of its own; as
-            bytes they would go through the pipe, and half of a long message is waited for when its sender is dead.
+        samples: packed; None when no image could be read.
         shape: height and width to pad to.
+        seed: as in `_Draw`.
         unreadable: image id and message of the images that could not be read.
         unseen: image id and message of the images with objects whose mask holds no pixel.
         error: what is wrong with the data set, when it cannot be used at all.
     """
 
-    pixels: Tensor | None = None
-    described: Tensor | None = None
+    samples: Packed | None = None
     shape: tuple[int, int] = (0, 0)
+    seed: int = 0
     unreadable: tuple[tuple[int, str], ...] = ()
     unseen: tuple[tuple[int, str], ...] = ()
     error: str | None = None
-
-
-class _Described(NamedTuple):
-    """What belongs to the pixels of an image: its target without masks, its name, and the bits of the masks."""
-
-    target: Target
-    name: str
-    masks: np.ndarray | None
-
-    @classmethod
-    def of(cls, target: Target, name: str) -> _Described:
-        """A target as it is sent: eight pixels of a mask in a byte."""
-        if target.masks is None:
-            return cls(target, name, None)
-        return cls(replace(target, masks=None), name, np.packbits(target.masks.numpy(), axis=None))
-
-    def whole(self) -> Target:
-        """The target as it was."""
-        if self.masks is None:
-            return self.target
-        shape = (len(self.target), *self.target.size)
-        bits = np.unpackbits(self.masks, count=math.prod(shape))
-        return replace(self.target, masks=torch.from_numpy(bits.view(bool).reshape(shape)))
 
 
 class _Records(Sequence[ImageRecord]):
@@ -176,44 +154,42 @@ class _Images(Dataset[_Loaded]):
     def __getitem__(self, draw: _Draw) -> _Loaded:
         unreadable: dict[int, str] = {}
         others = _Others(self, unreadable)
-        images, described = [], []
+        samples = []
         try:
             for index in draw.indices:
-                record, labelled = self.labelled(index, unreadable)
+                labelled = self.labelled(index, unreadable)
                 if labelled is not None:
-                    image, target = self._transform(labelled, sample_rng(self._seed, draw.epoch, index), others)
-                    images.append(image.numpy().ravel())
-                    described.append(_Described.of(target, str(record.path)))
+                    samples.append(self._transform(labelled, sample_rng(self._seed, draw.epoch, index), others))
         except DataError as error:
             return _Loaded(error=str(error))
-        pixels = torch.from_numpy(np.concatenate(images)) if images else None
         unseen = tuple(self._unseen.items())
         self._unseen.clear()
-        pickled = torch.frombuffer(bytearray(pickle.dumps(described)), dtype=torch.uint8)
-        return _Loaded(pixels, pickled, draw.shape, tuple(unreadable.items()), unseen)
+        packed = pack(samples) if samples else None
+        return _Loaded(packed, draw.shape, draw.seed, tuple(unreadable.items()), unseen)
 
     def __len__(self) -> int:
         return len(self._records)
 
-    def labelled(self, index: int, unreadable: dict[int, str]) -> tuple[ImageRecord, LabelledImage | None]:
+    def labelled(self, index: int, unreadable: dict[int, str]) -> LabelledImage | None:
         """The image at `index`; where it cannot be read the next one that can, or None without substitutes.
 
         Those that cannot be read are added to `unreadable`: image id -> message.
         """
         count = len(self)
         for offset in range(count if self._substitute else 1):
-            record = self._records[(index + offset) % count]
+            position = (index + offset) % count
+            record = self._records[position]
             try:
-                return record, self._labelled(record)
+                return self._labelled(record, position)
             except ImageError as error:
                 unreadable[record.id] = str(error)
         if self._substitute:
             raise DataError(f"none of {count} images can be read; the first: {next(iter(unreadable.values()))}")
-        return record, None
+        return None
 
-    def _labelled(self, record: ImageRecord) -> LabelledImage:
+    def _labelled(self, record: ImageRecord, index: int) -> LabelledImage:
         """The image, with masks where they are asked for. Raises ImageError when it cannot be read."""
-        labelled = LabelledImage.from_record(record, self._read(record), self._categories)
+        labelled = LabelledImage.from_record(record, self._read(record), self._categories, index)
         if not self._masks:
             return labelled
         things = [thing for thing in record.objects if not thing.crowd]
@@ -242,7 +218,7 @@ class _Others(Sequence[LabelledImage]):
     def __getitem__(self, index: int | slice) -> LabelledImage | Sequence[LabelledImage]:
         if isinstance(index, slice):
             return [self[position] for position in range(*index.indices(len(self)))]
-        _, labelled = self._images.labelled(index, self._unreadable)
+        labelled = self._images.labelled(index, self._unreadable)
         assert labelled is not None, "only training mixes images, and there another one stands in"
         return labelled
 
@@ -275,6 +251,7 @@ class _Loader:
             loads its part of every batch.
         device: where batches are put together, and lie.
         masks: give the masks of objects; the data is read with them (see `DetectionData.masks`).
+        collate: makes a batch of samples.
 
     Attributes:
         unreadable: image id -> why it could not be read; grows while images are loaded.
@@ -296,6 +273,7 @@ class _Loader:
         share: tuple[int, int] = (0, 1),
         device: torch.device | str = "cpu",
         masks: bool = False,
+        collate: Collate = collate,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"the batch size is {batch_size}; give 1 or more")
@@ -312,6 +290,7 @@ class _Loader:
         self._skip_unreadable = skip_unreadable
         self._share = share
         self._device = torch.device(device)
+        self._collate = collate
         self._schedule = _Schedule()
         self._running: object = None
         read = RamCache(data.images) if cache else read_record
@@ -366,12 +345,9 @@ class _Loader:
             if image_id not in self.unseen:
                 self.unseen[image_id] = message
                 _log.warning("skipped: %s", message)
-        if loaded.pixels is None or loaded.described is None:
+        if loaded.samples is None:
             return None
-        described: list[_Described] = pickle.loads(loaded.described.numpy().data)
-        sizes = [each.target.size for each in described]
-        images = _padded(loaded.pixels.to(self._device), sizes, loaded.shape)
-        return Batch(images, tuple(each.whole() for each in described), tuple(each.name for each in described))
+        return replace(self._collate(unpack(loaded.samples), loaded.shape, self._device), seed=loaded.seed)
 
     def _shapes(self, epoch: int, indices: Sequence[int]) -> dict[int, tuple[int, int]]:
         """Index -> height and width that the image will have in an epoch."""
@@ -397,7 +373,9 @@ class TrainLoader(_Loader):
 
         Raises DataError when the data cannot be used, ImageError for an unreadable image that is not to be skipped.
         """
-        return self._load(self._draws(epoch)[start:])
+        draws = self._draws(epoch)
+        seeds = np.random.SeedSequence([self._seed, epoch], spawn_key=(2,)).generate_state(len(draws))
+        return self._load([draw._replace(seed=int(seed)) for draw, seed in zip(draws, seeds, strict=True)][start:])
 
     def _draws(self, epoch: int) -> list[_Draw]:
         rng = self._order_rng(epoch)
@@ -509,7 +487,7 @@ def train_loader(
             f"{data.folder}: a batch of {size} images is too small for {share[1]} processes; give larger batches, or "
             "start fewer processes"
         )
-    transform = training_transform(config)
+    transform = config.training_transform()
     options = {**_options(config), "batch_size": batch_size, "seed": seed, "share": share, "device": device,
                "masks": config.masks != "none"}  # fmt: skip
     if config.batch_pixels is None:
@@ -536,13 +514,18 @@ def eval_loader(
     It gives no masks: what is found is scored against the data set's own (see `data.masks`).
     """
     return EvalLoader(
-        data, evaluation_transform(config), batch_size=batch_size, share=share, device=device, **_options(config)
+        data, config.evaluation_transform(), batch_size=batch_size, share=share, device=device, **_options(config)
     )
 
 
 def _options(config: DataConfig) -> dict[str, Any]:
     """The part of a configuration that every loader takes as it is."""
-    return {"num_workers": config.num_workers, "skip_unreadable": not config.strict, "cache": config.cache == "ram"}
+    return {
+        "num_workers": config.num_workers,
+        "skip_unreadable": not config.strict,
+        "cache": config.cache == "ram",
+        "collate": config.collate,
+    }
 
 
 def sample_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
@@ -553,27 +536,6 @@ def sample_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
 def _draw(epoch: int, indices: tuple[int, ...], shapes: Shapes) -> _Draw:
     height, width = (max(shapes[index][side] for index in indices) for side in (0, 1))
     return _Draw(epoch, indices, (height, width))
-
-
-def _padded(pixels: Tensor, sizes: Sequence[tuple[int, int]], shape: tuple[int, int]) -> ImageBatch:
-    """Normalised images, padded to `shape` or to the largest of them, whichever is more.
-
-    Args:
-        pixels: uint8, (3, h, w) of every image, one after another.
-        sizes: height and width of each image.
-        shape: height and width of the batch at least.
-    """
-    height, width = (max(lengths) for lengths in zip(shape, *sizes, strict=True))
-    batch = pixels.new_empty((len(sizes), 3, height, width), dtype=torch.float32)
-    padding = torch.ones((len(sizes), height, width), dtype=torch.bool, device=pixels.device)
-    lengths = [3 * h * w for h, w in sizes]
-    for index, ((h, w), image) in enumerate(zip(sizes, pixels.split(lengths), strict=True)):
-        normalise(image.view(3, h, w), out=batch[index, :, :h, :w])
-        batch[index, :, h:] = 0
-        batch[index, :, :h, w:] = 0
-        padding[index, :h, :w] = False
-    is_padded = any(size != (height, width) for size in sizes)
-    return ImageBatch(batch, padding if is_padded else None, torch.tensor(sizes, device=pixels.device))
 
 
 def _started(loader: DataLoader[_Loaded]) -> Iterator[_Loaded]:

@@ -23,7 +23,7 @@ from opendetr.boxes import xyxy_to_cxcywh
 from opendetr.categories import Categories
 from opendetr.data.config import AugmentationConfig, DataConfig
 from opendetr.data.records import ImageRecord
-from opendetr.structures import Target
+from opendetr.structures import Sample, Target
 
 _MEAN = (0.485, 0.456, 0.406)
 _STD = (0.229, 0.224, 0.225)
@@ -42,6 +42,8 @@ class LabelledImage:
         original_size: height and width before any step.
         segmentations: of each object as annotated, in pixels of the picture as it was read; empty after any step.
         masks: (n, h, w) bool, the pixels of each object; None where no masks are asked for.
+        name: where the picture came from, for messages.
+        index: of the image in the dataset.
     """
 
     pixels: np.ndarray
@@ -52,9 +54,13 @@ class LabelledImage:
     original_size: tuple[int, int]
     segmentations: tuple[Any, ...] = ()
     masks: np.ndarray | None = None
+    name: str = ""
+    index: int = 0
 
     @classmethod
-    def from_record(cls, record: ImageRecord, pixels: np.ndarray, categories: Categories) -> LabelledImage:
+    def from_record(
+        cls, record: ImageRecord, pixels: np.ndarray, categories: Categories, index: int = 0
+    ) -> LabelledImage:
         """What can be trained on: no crowd regions, boxes clamped to the picture."""
         things = [thing for thing in record.objects if not thing.crowd]
         boxes = np.array([thing.box for thing in things], dtype=np.float64).reshape(-1, 4)
@@ -63,7 +69,8 @@ class LabelledImage:
         labels = np.array([categories.label_of_id(thing.category_id) for thing in things], dtype=np.int64)
         area = np.array([thing.area for thing in things], dtype=np.float64)
         segmentations = tuple(thing.segmentation for thing in things)
-        return cls(pixels, boxes, labels, area, record.id, (record.height, record.width), segmentations)
+        size = (record.height, record.width)
+        return cls(pixels, boxes, labels, area, record.id, size, segmentations, name=str(record.path), index=index)
 
     def with_masks(self, masks: np.ndarray) -> LabelledImage:
         """The objects of which something is seen, with their masks (n, h, w)."""
@@ -83,6 +90,10 @@ class LabelledImage:
             segmentations=tuple(compress(self.segmentations, seen)),
             masks=self.masks[seen],
         )
+
+    def sample(self) -> Sample:
+        """Pixels and target as they go into a batch."""
+        return Sample(_channels_first(self.pixels), self.target(), self.name)
 
     def target(self) -> Target:
         """The objects in the frame that models are trained in."""
@@ -186,16 +197,19 @@ class Effect(Protocol):
 
 
 class Transform(Protocol):
-    """Makes a model's input and target of a picture; all chance comes from the generator it is given."""
+    """Makes a sample of an image; everything random is drawn from the generator that it is given."""
+
+    @property
+    def largest_shape(self) -> tuple[int, int]:
+        """Short and long side of the largest image that can come out, in pixels."""
+        ...
 
     def output_shape(self, height: int, width: int, rng: np.random.Generator) -> tuple[int, int]:
         """Height and width that a picture of this size will have, given the generator in the same state."""
         ...
 
-    def __call__(
-        self, image: LabelledImage, rng: np.random.Generator, others: Sequence[LabelledImage] = ()
-    ) -> tuple[Tensor, Target]:
-        """(3, h, w) uint8 RGB, and the target. `others` are the images of the data set, for what mixes several."""
+    def __call__(self, image: LabelledImage, rng: np.random.Generator, others: Sequence[LabelledImage] = ()) -> Sample:
+        """The sample of an image. `others` are the images of the data set by index, for what needs several."""
         ...
 
 
@@ -247,10 +261,8 @@ class TrainingTransform:
         multiple = self.side_multiple
         return _rounded(short, multiple, self.max_size), _rounded(self.max_size, multiple, self.max_size)
 
-    def __call__(
-        self, image: LabelledImage, rng: np.random.Generator, others: Sequence[LabelledImage] = ()
-    ) -> tuple[Tensor, Target]:
-        """(3, h, w) uint8 RGB, and the target of what is left after a crop: perhaps nothing."""
+    def __call__(self, image: LabelledImage, rng: np.random.Generator, others: Sequence[LabelledImage] = ()) -> Sample:
+        """The sample, with the objects that are left after a crop: perhaps none."""
         height, width = image.pixels.shape[:2]
         steps = self.plan(height, width, rng)
         first = next(step for step in steps if isinstance(step, Resize))
@@ -258,7 +270,7 @@ class TrainingTransform:
             image = effect(image, others, (first.height, first.width), rng)
         for step in steps:
             image = step.apply(image)
-        return _channels_first(image.pixels), image.target()
+        return image.sample()
 
 
 @dataclass(frozen=True)
@@ -269,16 +281,21 @@ class EvaluationTransform:
     max_size: int
     side_multiple: int = 1
 
+    @property
+    def largest_shape(self) -> tuple[int, int]:
+        """Short and long side of the largest image that can come out."""
+        return resized_shape(self.image_size, self.max_size, self.image_size, self.max_size, self.side_multiple)
+
     def output_shape(self, height: int, width: int, rng: np.random.Generator | None = None) -> tuple[int, int]:
         """Height and width that a picture of this size will have; the generator is not asked."""
         return resized_shape(height, width, self.image_size, self.max_size, self.side_multiple)
 
     def __call__(
         self, image: LabelledImage, rng: np.random.Generator | None = None, others: Sequence[LabelledImage] = ()
-    ) -> tuple[Tensor, Target]:
-        """(3, h, w) uint8 RGB, and the target; neither the generator nor the other images are asked."""
+    ) -> Sample:
+        """The sample; neither the generator nor the other images are used."""
         image = Resize(*self.output_shape(*image.original_size), exact=True).apply(image)
-        return _channels_first(image.pixels), image.target()
+        return image.sample()
 
     def pixels(self, image: np.ndarray) -> Tensor:
         """(H, W, 3) uint8 RGB without known objects -> (3, h, w) normalised float, for prediction."""

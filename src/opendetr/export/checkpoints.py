@@ -21,7 +21,7 @@ from opendetr.config import ConfigError, to_dict
 from opendetr.files import whole_file, write_whole
 from opendetr.models.deformable import DeformableDETRConfig, TwoStageDETRConfig
 from opendetr.models.detector import Detector
-from opendetr.presets.catalogue import Preset
+from opendetr.presets import Preset
 from opendetr.weights import ModelCard
 from opendetr.weights.huggingface import CONFIG, PREPROCESSOR, config_json, preprocessor_json, unwritable
 from opendetr.weights.name_maps import HUGGING_FACE_RESNET, HUGGING_FACE_TIMM, OFFICIAL, Rows, their_names, unpacked

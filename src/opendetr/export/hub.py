@@ -12,7 +12,7 @@ from opendetr.categories import Categories
 from opendetr.config import ConfigError, to_dict
 from opendetr.export.checkpoints import WEIGHTS, export_huggingface, not_for_huggingface
 from opendetr.models.detector import Detector
-from opendetr.presets.catalogue import Preset
+from opendetr.presets import Preset
 from opendetr.weights import ModelCard, WeightsError, save_weights
 from opendetr.weights.hub import hub_errors
 

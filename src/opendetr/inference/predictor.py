@@ -33,7 +33,7 @@ from opendetr.inference.sources.source_image import Picture
 from opendetr.models.detector import Detector
 from opendetr.models.masks import MaskedDetector
 from opendetr.postprocess import ImageMasks, Merge, candidates, detect_with_queries, image_masks
-from opendetr.presets.catalogue import (
+from opendetr.presets import (
     Preset,
     build_model,
     detector_alone,

@@ -1,1 +1,25 @@
-"""What is asked of predictions: scoring, matching, the set loss."""
+"""Losses: matching, class terms, and the loss terms that a task adds up."""
+
+from opendetr.losses.class_terms import ClassTerm, SigmoidFocalClassification, SoftmaxClassification
+from opendetr.losses.criterion import CriterionConfig, ProposalLoss, SetCriterion
+from opendetr.losses.dense import DenseConfig, DenseSupervision
+from opendetr.losses.masks import MaskCriterionConfig, MaskLoss
+from opendetr.losses.matcher import MatcherConfig, match
+from opendetr.losses.term import LossTerm, Normaliser
+
+__all__ = [
+    "ClassTerm",
+    "CriterionConfig",
+    "DenseConfig",
+    "DenseSupervision",
+    "LossTerm",
+    "MaskCriterionConfig",
+    "MaskLoss",
+    "MatcherConfig",
+    "Normaliser",
+    "ProposalLoss",
+    "SetCriterion",
+    "SigmoidFocalClassification",
+    "SoftmaxClassification",
+    "match",
+]

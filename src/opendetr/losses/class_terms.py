@@ -5,6 +5,7 @@ Shape letters: B batch, Q queries, L decoder layers, C class logits, K classes, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,28 +14,34 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from opendetr.scoring import Sigmoid, SoftmaxNoObject
-from opendetr.structures import Matches
+from opendetr.structures import Matches, Target
 
 _EPSILON = 1e-8  # the original's, inside the logarithms of the cost
 
 
-class Classification(Protocol):
-    """What a criterion asks of a class term."""
+class ClassTerm(Protocol):
+    """How classes enter matching and loss.
+
+    It receives targets, so it may use what a subclass of `Target` has instead of labels.
+    """
 
     def scoring(self) -> SoftmaxNoObject | Sigmoid:
-        """What the logits mean when they are trained so."""
+        """What the logits of a model mean that is trained with this term."""
         ...
 
-    def cost(self, logits: Tensor, image: Tensor, labels: Tensor) -> Tensor:
-        """(L, B, Q, C) logits, (n,) image and (n,) label of every object -> (n, L, Q), against its image's queries."""
+    def cost(self, logits: Tensor, targets: Sequence[Target]) -> Tensor:
+        """(L, B, Q, C) logits and B targets with n objects in all -> (n, L, Q).
+
+        Row i is the cost of the i-th object, in the order of the images, with every query of its own image.
+        """
         ...
 
-    def loss(self, logits: Tensor, labels: Tensor, matches: Matches) -> Tensor:
-        """(L, B, Q, C) logits, (m,) labels of the matches -> (L,) sum over images and queries."""
+    def loss(self, logits: Tensor, targets: Sequence[Target], matches: Matches) -> Tensor:
+        """(L, B, Q, C) logits -> (L,), the sum over images and queries."""
         ...
 
-    def normaliser(self, num_objects: list[int], num_queries: int) -> float:
-        """What the sum is divided by, from the number of objects of each image."""
+    def normaliser(self, object_counts: Sequence[int], num_queries: int) -> float:
+        """What the sum is divided by, from the number of objects of each image of the step."""
         ...
 
 
@@ -52,20 +59,20 @@ class SoftmaxClassification:
         """Softmax, "no object" in the last column."""
         return SoftmaxNoObject()
 
-    def cost(self, logits: Tensor, image: Tensor, labels: Tensor) -> Tensor:
-        """Minus the probability of the object's class: (L, B, Q, C), (n,), (n,) -> (n, L, Q)."""
-        return -_of_objects(logits.softmax(-1), image, labels)
+    def cost(self, logits: Tensor, targets: Sequence[Target]) -> Tensor:
+        """Minus the probability of the object's class: (L, B, Q, C) -> (n, L, Q)."""
+        return -_of_objects(logits.softmax(-1), targets)
 
-    def loss(self, logits: Tensor, labels: Tensor, matches: Matches) -> Tensor:
+    def loss(self, logits: Tensor, targets: Sequence[Target], matches: Matches) -> Tensor:
         """Weighted cross-entropy summed over images and queries: (L, B, Q, C) -> (L,)."""
         wanted = torch.full(logits.shape[:-1], logits.shape[-1] - 1, dtype=torch.int64, device=logits.device)
-        wanted[matches.layer, matches.image, matches.query] = labels
+        wanted[matches.layer, matches.image, matches.query] = of_matches(targets, matches, "labels")
         return no_object_cross_entropy(logits, wanted, self.no_object_weight).sum((1, 2))
 
-    def normaliser(self, num_objects: list[int], num_queries: int) -> float:
+    def normaliser(self, object_counts: Sequence[int], num_queries: int) -> float:
         """The sum of the queries' weights: an image matches as many queries as it has objects, at most all."""
-        matched = sum(min(count, num_queries) for count in num_objects)
-        return matched + self.no_object_weight * (len(num_objects) * num_queries - matched)
+        matched = sum(min(count, num_queries) for count in object_counts)
+        return matched + self.no_object_weight * (len(object_counts) * num_queries - matched)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,27 +91,39 @@ class SigmoidFocalClassification:
         """A sigmoid a class."""
         return Sigmoid()
 
-    def cost(self, logits: Tensor, image: Tensor, labels: Tensor) -> Tensor:
-        """Focal loss of saying yes minus that of saying no: (L, B, Q, C), (n,), (n,) -> (n, L, Q)."""
-        p = _of_objects(logits, image, labels).sigmoid()
+    def cost(self, logits: Tensor, targets: Sequence[Target]) -> Tensor:
+        """Focal loss of predicting the object's class minus that of not predicting it: (L, B, Q, C) -> (n, L, Q)."""
+        p = _of_objects(logits, targets).sigmoid()
         yes = self.alpha * (1 - p) ** self.gamma * -(p + _EPSILON).log()
         no = (1 - self.alpha) * p**self.gamma * -(1 - p + _EPSILON).log()
         return yes - no
 
-    def loss(self, logits: Tensor, labels: Tensor, matches: Matches) -> Tensor:
+    def loss(self, logits: Tensor, targets: Sequence[Target], matches: Matches) -> Tensor:
         """Focal loss summed over images, queries and classes: (L, B, Q, C) -> (L,)."""
-        truth = torch.zeros_like(logits)
+        truth, labels = torch.zeros_like(logits), of_matches(targets, matches, "labels")
         truth[matches.layer, matches.image, matches.query, labels] = 1
         return sigmoid_focal(logits, truth, self.alpha, self.gamma).sum((1, 2, 3))
 
-    def normaliser(self, num_objects: list[int], num_queries: int) -> float:
+    def normaliser(self, object_counts: Sequence[int], num_queries: int) -> float:
         """The number of objects, at least 1."""
-        return max(float(sum(num_objects)), 1.0)
+        return max(float(sum(object_counts)), 1.0)
 
 
-def _of_objects(values: Tensor, image: Tensor, labels: Tensor) -> Tensor:
-    """Of (L, B, Q, C), what the queries of each object's image say about its class: (n, L, Q)."""
-    return values[:, image, :, labels]
+def _of_objects(values: Tensor, targets: Sequence[Target]) -> Tensor:
+    """Of (L, B, Q, C), the values of each object's class in the queries of its image: (n, L, Q)."""
+    return values[:, image_index(targets), :, torch.cat([target.labels for target in targets])]
+
+
+def image_index(targets: Sequence[Target]) -> Tensor:
+    """(n,) int64, the image of each object of a batch."""
+    return torch.cat([torch.full_like(target.labels, index) for index, target in enumerate(targets)])
+
+
+def of_matches(targets: Sequence[Target], matches: Matches, name: str) -> Tensor:
+    """(m, ...), the matched objects' values of a field of `Target` with one entry per object."""
+    counts = torch.tensor([0, *[len(target) for target in targets]], device=matches.target.device)
+    values = torch.cat([getattr(target, name) for target in targets])
+    return values[counts.cumsum(0)[matches.image] + matches.target]
 
 
 def no_object_cross_entropy(logits: Tensor, labels: Tensor, no_object_weight: float) -> Tensor:

@@ -5,16 +5,20 @@ Shape letters: B batch, Q queries, L decoder layers, C class logits, n objects, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
 
 from opendetr.losses.boxes import box_giou, box_l1
-from opendetr.losses.class_terms import Classification, SigmoidFocalClassification, SoftmaxClassification
-from opendetr.losses.matcher import MatcherConfig, match
-from opendetr.structures import Matches, Output, Target
+from opendetr.losses.class_terms import ClassTerm, SigmoidFocalClassification, SoftmaxClassification, of_matches
+from opendetr.losses.matcher import MatcherConfig, match, pair_costs
+from opendetr.losses.term import Normaliser
+from opendetr.structures import Matches, Output, Predictions, Target
+
+_PROPOSAL = "proposal_"  # before the names of the losses of proposals
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,21 +38,8 @@ class CriterionConfig:
     giou_weight: float = 2.0
 
 
-@dataclass(frozen=True)
-class Normaliser:
-    """What the sums are divided by: counted over everything that one optimiser step sees.
-
-    Attributes:
-        objects: number of objects, at least 1.
-        classes: sum of the weights of the class term, over B images and Q queries.
-    """
-
-    objects: float
-    classes: float
-
-
 class SetCriterion:
-    """Losses of an output against targets.
+    """The set loss, a loss term; it also matches and counts for the other terms.
 
     Args:
         config: weights and class term.
@@ -56,62 +47,82 @@ class SetCriterion:
 
     def __init__(self, config: CriterionConfig) -> None:
         self.config = config
-        self.classification: Classification = config.classification
+        self.class_term: ClassTerm = config.classification
 
-    def match(self, output: Output, targets: Sequence[Target]) -> Matches:
-        """Which query answers for which object, in every layer."""
-        return match(output, targets, self.classification, self.config.matcher)
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """The weights of "class", "l1" and "giou", the same in every layer."""
+        config = self.config
+        return {"class": config.class_weight, "l1": config.l1_weight, "giou": config.giou_weight}
 
-    def normaliser(self, num_objects: Sequence[int], num_queries: int) -> Normaliser:
-        """The divisors for images with so many objects each: all images of a step, when it is computed in parts."""
-        counts = list(num_objects)
-        return Normaliser(max(float(sum(counts)), 1.0), self.classification.normaliser(counts, num_queries))
-
-    def losses(
+    def match(
         self,
         output: Output,
         targets: Sequence[Target],
-        normaliser: Normaliser | None = None,
-        matches: Matches | None = None,
+        *,
+        candidates: Tensor | None = None,
+        fixed: Matches | None = None,
+    ) -> Matches:
+        """Which query is matched with which object, in every layer; `candidates` and `fixed` as in `matcher.match`."""
+        costs = pair_costs(output, targets, self.class_term, self.config.matcher)
+        return match(costs, [len(target) for target in targets], candidates=candidates, fixed=fixed)
+
+    def normaliser(self, object_counts: Sequence[int], num_queries: int) -> Normaliser:
+        """The divisors for images with so many objects each: all images of a step, when it is computed in parts."""
+        return Normaliser(max(float(sum(object_counts)), 1.0), self.class_term.normaliser(object_counts, num_queries))
+
+    def __call__(
+        self, output: Output, targets: Sequence[Target], matches: Matches, normaliser: Normaliser
     ) -> dict[str, Tensor]:
-        """Unweighted losses of every layer.
+        """Unweighted losses of every layer: "class", "l1" and "giou", each (L,), last = final layer.
 
-        Args:
-            output: predictions of L layers.
-            targets: B targets; images without objects and more objects than queries are ordinary.
-            normaliser: divisors; those of `targets` when omitted.
-            matches: what `match` gives, where it is known already.
-
-        Returns:
-            "class", "l1" and "giou", each (L,), last = final layer. Finite for every finite prediction.
+        They are finite for every finite prediction. Images without objects and more objects than queries are ordinary.
         """
-        if normaliser is None:
-            normaliser = self.normaliser(list(map(len, targets)), output.final.logits.shape[1])
-        if matches is None:
-            matches = self.match(output, targets)
         logits = torch.stack([layer.logits for layer in output.layers])
         boxes = torch.stack([layer.boxes for layer in output.layers])
-        labels, wanted = _of_matches(targets, matches)
-        # Every layer matches the same number of pairs, so a view tells the layers apart.
-        guesses = boxes[matches.layer, matches.image, matches.query].view(len(output.layers), -1, 4)
-        wanted = wanted.view_as(guesses)
+        predicted = boxes[matches.layer, matches.image, matches.query]
+        wanted = of_matches(targets, matches, "boxes")
+        counts = matches.counts(len(output.layers))
         return {
-            "class": self.classification.loss(logits, labels, matches) / normaliser.classes,
-            "l1": box_l1(guesses, wanted).sum(1) / normaliser.objects,
-            "giou": box_giou(guesses, wanted).sum(1) / normaliser.objects,
+            "class": self.class_term.loss(logits, targets, matches) / normaliser.classes,
+            "l1": _layer_sums(box_l1(predicted, wanted), counts) / normaliser.objects,
+            "giou": _layer_sums(box_giou(predicted, wanted), counts) / normaliser.objects,
         }
 
-    def total(self, losses: dict[str, Tensor]) -> Tensor:
-        """The weighted sum over terms and layers, a scalar."""
-        config = self.config
-        weights = {"class": config.class_weight, "l1": config.l1_weight, "giou": config.giou_weight}
-        return torch.stack([weights[name] * values.sum() for name, values in losses.items()]).sum()
+
+class ProposalLoss:
+    """The set loss of a two-stage member's proposals, which are matched as well, without classes.
+
+    Args:
+        criterion: matching and weights.
+    """
+
+    def __init__(self, criterion: SetCriterion) -> None:
+        self._criterion = criterion
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """The weights of the set loss, under the names of the proposals."""
+        return {f"{_PROPOSAL}{name}": weight for name, weight in self._criterion.weights.items()}
+
+    def __call__(
+        self, output: Output, targets: Sequence[Target], matches: Matches, normaliser: Normaliser
+    ) -> dict[str, Tensor]:
+        """ "proposal_class", "proposal_l1" and "proposal_giou", (1,) each; the output has `proposals`."""
+        proposed = replace(output, layers=(cast(_TwoStage, output).proposals,))
+        objects = [replace(target, labels=torch.zeros_like(target.labels)) for target in targets]
+        losses = self._criterion(proposed, objects, self._criterion.match(proposed, objects), normaliser)
+        return {f"{_PROPOSAL}{name}": value for name, value in losses.items()}
 
 
-def _of_matches(targets: Sequence[Target], matches: Matches) -> tuple[Tensor, Tensor]:
-    """Labels (m,) and boxes (m, 4) of the matched objects."""
-    counts = torch.tensor([0, *[len(target) for target in targets]], device=matches.target.device)
-    index = counts.cumsum(0)[matches.image] + matches.target
-    labels = torch.cat([target.labels for target in targets])
-    boxes = torch.cat([target.boxes for target in targets])
-    return labels[index], boxes[index]
+class _TwoStage(Protocol):
+    """The output of a two-stage member."""
+
+    proposals: Predictions
+
+
+def _layer_sums(values: Tensor, counts: Sequence[int]) -> Tensor:
+    """(m,) values of all matches -> (L,), their sums by layer."""
+    if len(set(counts)) == 1:  # a view tells the layers apart
+        return values.view(len(counts), -1).sum(1)
+    return torch.stack([of_layer.sum() for of_layer in values.split(list(counts))])

@@ -11,7 +11,7 @@ Shape letters: B batch, D width, K classes, h w cells of the memory, N = h w, n 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,8 +20,9 @@ from torch.nn import functional as F
 
 from opendetr.losses.boxes import box_giou, box_l1
 from opendetr.losses.class_terms import sigmoid_focal
+from opendetr.losses.term import Normaliser
 from opendetr.nn.layers import MLP
-from opendetr.structures import FeatureMap, Target
+from opendetr.structures import FeatureMap, Matches, Output, Target
 
 _PRIOR = 0.01  # the class probability that an untrained cell gives, which keeps the many empty cells quiet
 
@@ -93,7 +94,18 @@ class DenseSupervision(nn.Module):
         self.box_head = MLP(width, width, 4, num_layers=3)
         nn.init.constant_(self.class_head.bias, math.log(_PRIOR / (1 - _PRIOR)))
 
-    def forward(self, memory: FeatureMap, targets: Sequence[Target], num_objects: float) -> Tensor:
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """1: the loss is weighted already."""
+        return {"dense": 1.0}
+
+    def forward(
+        self, output: Output, targets: Sequence[Target], matches: Matches, normaliser: Normaliser
+    ) -> dict[str, Tensor]:
+        """ "dense", (1,), of the finest level of the memory; see `LossTerm`."""
+        return {"dense": self.loss(output.memory[0], targets, normaliser.objects)[None]}
+
+    def loss(self, memory: FeatureMap, targets: Sequence[Target], num_objects: float) -> Tensor:
         """The weighted loss of the encoder's output, a scalar.
 
         Args:

@@ -5,7 +5,7 @@ Shape letters: m matches, n of them in one image, h w cells of the predicted mas
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from opendetr.losses.class_terms import sigmoid_focal
-from opendetr.structures import Matches, Target
+from opendetr.losses.term import Normaliser
+from opendetr.structures import Matches, Output, Target
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +31,8 @@ class MaskCriterionConfig:
     dice_weight: float = 1.0
 
 
-class MaskCriterion:
-    """Losses of masks against those of the matched objects.
+class MaskLoss:
+    """The losses of masks against those of the matched objects of the last layer, a loss term.
 
     Args:
         config: weights.
@@ -40,40 +41,41 @@ class MaskCriterion:
     def __init__(self, config: MaskCriterionConfig) -> None:
         self.config = config
 
-    def losses(
-        self, masks: Tensor, matches: Matches, targets: Sequence[Target], num_objects: float, size: tuple[int, int]
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """The weights of "mask" and "dice"."""
+        return {"mask": self.config.mask_weight, "dice": self.config.dice_weight}
+
+    def __call__(
+        self, output: Output, targets: Sequence[Target], matches: Matches, normaliser: Normaliser
     ) -> dict[str, Tensor]:
-        """Unweighted losses. Masks are compared at the size of the padded batch, padding included, as published.
+        """ "mask" and "dice", (1,) each; masks are computed for the matched queries alone.
 
-        Args:
-            masks: (m, h, w) logits of the matched queries.
-            matches: of one layer, sorted by image.
-            targets: B targets, with masks where they have objects.
-            num_objects: divisor, so that a step computed in parts adds up.
-            size: height and width of the padded batch, in pixels.
-
-        Returns:
-            "mask" and "dice", (1,) each.
+        Masks are compared at the size of the padded batch, padding included, as published.
 
         Raises:
             ValueError: objects without masks.
         """
-        counts = matches.image.bincount(minlength=len(targets)).tolist()
+        assert output.masks is not None
+        final = matches.of_layer(len(output.layers) - 1)
+        masks = output.masks(final.image, final.query)
+        counts = final.image.bincount(minlength=len(targets)).tolist()
         sums = masks[:0].sum().expand(2)  # 0, through which the head gets a gradient where nothing was matched
-        per_image = zip(masks.split(counts), matches.target.split(counts), targets, strict=True)
+        per_image = zip(masks.split(counts), final.target.split(counts), targets, strict=True)
         for logits, chosen, target in per_image:
             if len(chosen):
                 # The full-size maps of an image are computed again in the backward pass, not kept.
                 of_image = checkpoint(
-                    _sums, logits, _truth(target)[chosen], size, use_reentrant=False, preserve_rng_state=False
+                    _sums,
+                    logits,
+                    _truth(target)[chosen],
+                    output.masks.size,
+                    use_reentrant=False,
+                    preserve_rng_state=False,
                 )
                 sums = sums + of_image
-        focal, overlap = (sums / num_objects).unbind()
+        focal, overlap = (sums / normaliser.objects).unbind()
         return {"mask": focal[None], "dice": overlap[None]}
-
-    def total(self, losses: dict[str, Tensor]) -> Tensor:
-        """The weighted sum of "mask" and "dice", a scalar."""
-        return (self.config.mask_weight * losses["mask"] + self.config.dice_weight * losses["dice"]).sum()
 
 
 def _truth(target: Target) -> Tensor:

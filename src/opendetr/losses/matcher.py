@@ -14,7 +14,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from opendetr.losses.boxes import box_giou, box_l1
-from opendetr.losses.class_terms import Classification
+from opendetr.losses.class_terms import ClassTerm, image_index
 from opendetr.structures import Matches, Output, Target
 
 
@@ -32,45 +32,69 @@ class MatcherConfig:
 
 
 @torch.no_grad()
-def pair_costs(
-    output: Output, targets: Sequence[Target], classification: Classification, config: MatcherConfig
-) -> Tensor:
+def pair_costs(output: Output, targets: Sequence[Target], class_term: ClassTerm, config: MatcherConfig) -> Tensor:
     """The cost of every object with every query of its own image: (n, L, Q), objects in the order of the images."""
-    image = torch.cat([torch.full_like(target.labels, index) for index, target in enumerate(targets)])
-    labels = torch.cat([target.labels for target in targets])
     boxes = torch.cat([target.boxes for target in targets])[:, None, None]
     logits = torch.stack([layer.logits for layer in output.layers])
-    guesses = torch.stack([layer.boxes for layer in output.layers])[:, image].transpose(0, 1)
+    predicted = torch.stack([layer.boxes for layer in output.layers])[:, image_index(targets)].transpose(0, 1)
     return (
-        config.class_cost * classification.cost(logits, image, labels)
-        + config.l1_cost * box_l1(guesses, boxes)
-        + config.giou_cost * (box_giou(guesses, boxes) - 1)
+        config.class_cost * class_term.cost(logits, targets)
+        + config.l1_cost * box_l1(predicted, boxes)
+        + config.giou_cost * (box_giou(predicted, boxes) - 1)
     )
 
 
-def match(output: Output, targets: Sequence[Target], classification: Classification, config: MatcherConfig) -> Matches:
-    """The cheapest one-to-one assignment in every layer and image; min(objects, Q) pairs each.
+@torch.no_grad()
+def match(
+    costs: Tensor, counts: Sequence[int], *, candidates: Tensor | None = None, fixed: Matches | None = None
+) -> Matches:
+    """The cheapest one-to-one assignment in every layer and image; min(objects, candidates) pairs each.
 
-    The costs of all layers and images go to the host in one transfer. Numbers that are not finite count as very dear,
-    so that a diverged model ends in a loss that says so, not in the solver.
+    The costs of all layers and images go to the host in one transfer. Costs that are not finite count as very high, so
+    a diverged model ends in a loss that says so, not in an error of the solver.
 
     Args:
-        output: predictions of L layers.
-        targets: B targets.
-        classification: gives the class cost.
-        config: weights of the costs.
+        costs: (n, L, Q), of each object, in the order of the images, with the queries of its image.
+        counts: number of objects of each of the B images.
+        candidates: (B, Q) bool, the queries that may be matched; all when omitted.
+        fixed: pairs of one layer that are kept in every layer (`layer` is ignored). Their queries and objects take no
+            part in the assignment.
 
     Returns:
-        Matches on the device of the predictions, sorted by layer, image and query.
+        Matches on the device of the costs, sorted by layer, image and query.
     """
-    costs = pair_costs(output, targets, classification, config)
-    device = costs.device
     on_host = costs.float().nan_to_num(nan=1e6, posinf=1e6, neginf=-1e6).cpu().numpy()
-    counts = [len(target) for target in targets]
-    per_image = np.split(on_host, np.cumsum(counts)[:-1]) if counts else []
-    rows = [np.empty((0, 4), np.int64)]
-    for layer in range(len(output.layers)):
+    num_layers, num_queries = costs.shape[1:]
+    per_image = np.split(on_host, np.cumsum(counts)[:-1]) if len(counts) else []
+    allowed = np.ones((len(counts), num_queries), bool) if candidates is None else candidates.cpu().numpy()
+    kept = _pairs_of_images(fixed, len(counts))
+    rows, per_layer = [np.empty((0, 4), np.int64)], []
+    for layer in range(num_layers):
+        before = len(rows)
         for image, cost in enumerate(per_image):
-            query, target = linear_sum_assignment(cost[:, layer].T)
+            query, target = _assigned(cost[:, layer].T, allowed[image], kept[image])
             rows.append(np.stack((np.full_like(query, layer), np.full_like(query, image), query, target), 1))
-    return Matches(*torch.from_numpy(np.concatenate(rows)).to(device).unbind(1))
+        per_layer.append(sum(map(len, rows[before:])))
+    layer_, image_, query_, target_ = torch.from_numpy(np.concatenate(rows)).to(costs.device).unbind(1)
+    return Matches(layer_, image_, query_, target_, tuple(per_layer))
+
+
+def _pairs_of_images(fixed: Matches | None, num_images: int) -> list[np.ndarray]:
+    """(f, 2) queries and objects of the fixed pairs of each image."""
+    if fixed is None:
+        return [np.empty((0, 2), np.int64)] * num_images
+    image, *pairs = (values.cpu().numpy() for values in (fixed.image, fixed.query, fixed.target))
+    return [np.stack(pairs, 1)[image == index] for index in range(num_images)]
+
+
+def _assigned(cost: np.ndarray, allowed: np.ndarray, fixed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Queries, ascending, and objects of the cheapest pairs of (Q, n) costs, with the fixed pairs among them."""
+    if allowed.all() and not len(fixed):
+        return linear_sum_assignment(cost)
+    queries = np.setdiff1d(np.flatnonzero(allowed), fixed[:, 0])
+    objects = np.setdiff1d(np.arange(cost.shape[1]), fixed[:, 1])
+    chosen_queries, chosen_objects = linear_sum_assignment(cost[np.ix_(queries, objects)])
+    query = np.concatenate((fixed[:, 0], queries[chosen_queries]))
+    target = np.concatenate((fixed[:, 1], objects[chosen_objects]))
+    order = query.argsort(kind="stable")
+    return query[order], target[order]

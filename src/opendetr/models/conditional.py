@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from opendetr.models.detr import DETR, DETRConfig
-from opendetr.nn.attention import attend
+from opendetr.nn.attention import AttentionModule, attention_weights, scaled_dot_product_attention
 from opendetr.nn.layers import MLP, FeedForward, Residual, xavier_initialise
 from opendetr.nn.position import embed_coordinates
 from opendetr.nn.transformer import TransformerConfig
@@ -43,7 +43,7 @@ class ConditionalDETRConfig(DETRConfig):
         return ConditionalDETR(self, num_logits, scoring)
 
 
-class QueryAttention(nn.Module):
+class QueryAttention(AttentionModule):
     """Self-attention among the queries: content and position have projections of their own, whose results are added."""
 
     def __init__(self, width: int, num_heads: int, dropout: float) -> None:
@@ -60,13 +60,27 @@ class QueryAttention(nn.Module):
 
     def forward(self, content: Tensor, position: Tensor) -> Tensor:
         """Content and position of the queries, (B, Q, D) each -> (B, Q, D)."""
+        query, key = self._project(content, position)
+        dropout = self.dropout if self.training else 0.0
+        attended = scaled_dot_product_attention(query, key, self.value(content), self.num_heads, dropout=dropout)
+        return self.out_proj(attended)
+
+    def weights(self, content: Tensor, position: Tensor) -> Tensor:
+        """The attention weights for the arguments of `forward`.
+
+        Returns:
+            (B, heads, Q, Q) float32, without dropout. Each row sums to 1 over the queries that are attended to.
+        """
+        return attention_weights(*self._project(content, position), self.num_heads)
+
+    def _project(self, content: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
+        """Projected queries and keys, (B, Q, D) each."""
         query = self.query_content(content) + self.query_position(position)
         key = self.key_content(content) + self.key_position(position)
-        dropout = self.dropout if self.training else 0.0
-        return self.out_proj(attend(query, key, self.value(content), self.num_heads, dropout=dropout))
+        return query, key
 
 
-class ConditionalAttention(nn.Module):
+class ConditionalAttention(AttentionModule):
     """Cross-attention in which content is compared with content and place with place.
 
     A head's features of place lie beside its features of content, so its score is the sum of two products, and queries
@@ -114,14 +128,52 @@ class ConditionalAttention(nn.Module):
         Returns:
             (B, Q, D).
         """
+        query, key = self._project(content, query_position, query_place, memory, position)
+        dropout = self.dropout if self.training else 0.0
+        attended = scaled_dot_product_attention(query, key, self.value(memory), self.num_heads, padding, dropout)
+        return self.out_proj(attended)
+
+    def weights(
+        self,
+        content: Tensor,
+        query_position: Tensor,
+        query_place: Tensor,
+        memory: Tensor,
+        position: Tensor,
+        padding: Tensor | None,
+    ) -> Tensor:
+        """The attention weights for the arguments of `forward`, of content and place together.
+
+        Returns:
+            (B, heads, Q, N) float32, without dropout. Each row sums to 1 over the tokens; padded tokens have 0.
+        """
+        query, key = self._project(content, query_position, query_place, memory, position)
+        return attention_weights(query, key, self.num_heads, padding)
+
+    def spatial_weights(self, query_place: Tensor, position: Tensor, padding: Tensor | None) -> Tensor:
+        """The softmax of the spatial half of the scores alone, the maps of figure 1 of the paper.
+
+        The scale is that of both halves together. So `weights` is, row by row, in proportion to these weights times
+        those of the content half.
+
+        Args:
+            query_place, position, padding: as in `forward`.
+
+        Returns:
+            (B, heads, Q, N) float32. Each row sums to 1 over the tokens; padded tokens have 0.
+        """
+        query = self.query_place(query_place) / math.sqrt(2)  # both halves have twice the width of one
+        return attention_weights(query, self.key_place(position), self.num_heads, padding)
+
+    def _project(
+        self, content: Tensor, query_position: Tensor, query_place: Tensor, memory: Tensor, position: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Projected queries (B, Q, 2 D) and keys (B, N, 2 D), content and place of each head side by side."""
         query, key = self.query_content(content), self.key_content(memory)
         key_place = self.key_place(position)
         if self.query_position is not None:
             query, key = query + self.query_position(query_position), key + key_place
-        query = self._beside(query, self.query_place(query_place))
-        key = self._beside(key, key_place)
-        dropout = self.dropout if self.training else 0.0
-        return self.out_proj(attend(query, key, self.value(memory), self.num_heads, padding, dropout))
+        return self._beside(query, self.query_place(query_place)), self._beside(key, key_place)
 
     def _beside(self, content: Tensor, place: Tensor) -> Tensor:
         """(B, N, D) twice -> (B, N, 2 D): head by head, its features of content and then its features of place."""
@@ -209,8 +261,8 @@ class ConditionalDETR(DETR):
         for parameter in self.box_head.layers[-1].parameters():
             nn.init.zeros_(parameter)  # a box starts around its query's reference point
 
-    def locate(self, queries: Tensor) -> Tensor:
-        """What queries know (L, B, Q, D) -> boxes (L, B, Q, 4), centred at an offset from the reference points."""
-        reference = torch.logit(self.decoder.reference_points(self.queries.weight), eps=_EPSILON)
+    def predict_boxes(self, queries: Tensor, query_position: Tensor) -> Tensor:
+        """The decoder's output (L, B, Q, D) -> boxes (L, B, Q, 4), centred at an offset from the reference points."""
+        reference = torch.logit(self.decoder.reference_points(query_position), eps=_EPSILON)
         boxes = self.box_head(queries)
         return torch.cat((boxes[..., :2] + reference, boxes[..., 2:]), -1).sigmoid()

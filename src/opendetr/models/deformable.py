@@ -287,7 +287,9 @@ class DeformableDETR(Detector):
         """Q."""
         return self.queries.num_embeddings
 
-    def levels(self, features: tuple[FeatureMap, ...], padding: Tensor | None = None) -> tuple[FeatureMap, ...]:
+    def project_features(
+        self, features: tuple[FeatureMap, ...], padding: Tensor | None = None
+    ) -> tuple[FeatureMap, ...]:
         """The backbone's last features projected, and coarser levels made from the coarsest of them."""
         if padding is None:
             padding = features[0].padding
@@ -303,12 +305,12 @@ class DeformableDETR(Detector):
             levels.append(FeatureMap(coarse, resize_padding(padding, coarse)))
         return tuple(levels)
 
-    def encode(self, levels: tuple[FeatureMap, ...]) -> tuple[FeatureMap, ...]:
-        """Levels (B, D, h, w) -> memory of the same shapes, with its position encoding."""
-        tokens = _Tokens.of(levels)
+    def encode(self, projected: tuple[FeatureMap, ...]) -> tuple[FeatureMap, ...]:
+        """Projected features (B, D, h, w) -> memory of the same shapes, with its position encoding."""
+        tokens = _Tokens.of(projected)
         positions = [
             (self.position(level) + embedding[:, None, None]).to(level.values.dtype)
-            for level, embedding in zip(levels, self.level_embedding, strict=True)
+            for level, embedding in zip(projected, self.level_embedding, strict=True)
         ]
         position = torch.cat([tokens_of(each) for each in positions], 1)
         reference = tokens.on_levels(tokens.centres().expand(len(tokens.values), -1, -1))
@@ -318,10 +320,10 @@ class DeformableDETR(Detector):
         memory = values.split([h * w for h, w in tokens.shapes], 1)
         return tuple(
             FeatureMap(part.transpose(1, 2).unflatten(2, shape), level.padding, place)
-            for part, shape, level, place in zip(memory, tokens.shapes, levels, positions, strict=True)
+            for part, shape, level, place in zip(memory, tokens.shapes, projected, positions, strict=True)
         )
 
-    def read(self, memory: tuple[FeatureMap, ...], features: tuple[FeatureMap, ...] = ()) -> Output:
+    def decode(self, memory: tuple[FeatureMap, ...], features: tuple[FeatureMap, ...] = ()) -> Output:
         """Memory -> predictions of every decoder layer."""
         tokens = _Tokens.of(memory)
         position, content = self.queries.weight.expand(len(tokens.values), -1, -1).chunk(2, -1)
@@ -360,6 +362,7 @@ class DeformableDETR(Detector):
 class TwoStageDETR(DeformableDETR):
     """The detector whose encoder proposes boxes, the best of which the decoder starts from (its section 4.2)."""
 
+    has_proposals = True
     objectness_rows = ("proposal_class_head.weight", "proposal_class_head.bias")
     query_rows = ()
 
@@ -380,7 +383,7 @@ class TwoStageDETR(DeformableDETR):
         """Q."""
         return self._num_queries
 
-    def read(self, memory: tuple[FeatureMap, ...], features: tuple[FeatureMap, ...] = ()) -> TwoStageOutput:
+    def decode(self, memory: tuple[FeatureMap, ...], features: tuple[FeatureMap, ...] = ()) -> TwoStageOutput:
         """Memory -> predictions of every decoder layer, and proposals."""
         tokens = _Tokens.of(memory)
         with torch.autocast(tokens.values.device.type, enabled=False):

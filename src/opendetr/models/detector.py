@@ -19,7 +19,8 @@ class Detector(nn.Module):
         objectness_rows: names of the tensors that have as many rows, of which only the first is used: whether there is
             an object of any class.
         query_rows: names of the tensors that have a row a learned query.
-        first_level: the stage of the backbone (0 to 3) that the finest of `levels` is made from.
+        has_proposals: whether the output has `proposals`, boxes of the encoder that are trained as well.
+        first_level: the stage of the backbone (0 to 3) that the finest projected features are made from.
         scoring: what the class logits mean; it travels with the predictions.
         backbone: the CNN.
     """
@@ -28,6 +29,7 @@ class Detector(nn.Module):
     class_rows: tuple[str, ...]
     objectness_rows: tuple[str, ...] = ()
     query_rows: tuple[str, ...] = ("queries.weight",)
+    has_proposals: bool = False
     first_level: int = 3
     scoring: Scoring
     backbone: Backbone
@@ -43,8 +45,10 @@ class Detector(nn.Module):
         return len(self.get_parameter(self.class_rows[0]))
 
     @abstractmethod
-    def levels(self, features: tuple[FeatureMap, ...], padding: Tensor | None = None) -> tuple[FeatureMap, ...]:
-        """Backbone features -> the levels that the encoder reads, (B, D, h, w) each, fine to coarse.
+    def project_features(
+        self, features: tuple[FeatureMap, ...], padding: Tensor | None = None
+    ) -> tuple[FeatureMap, ...]:
+        """Backbone features -> projected features, the encoder's input: levels (B, D, h, w), fine to coarse.
 
         Args:
             features: of the backbone, fine to coarse.
@@ -53,20 +57,20 @@ class Detector(nn.Module):
         """
 
     @abstractmethod
-    def encode(self, levels: tuple[FeatureMap, ...]) -> tuple[FeatureMap, ...]:
-        """Levels -> memory of the same shapes, with its position encoding."""
+    def encode(self, projected: tuple[FeatureMap, ...]) -> tuple[FeatureMap, ...]:
+        """Projected features -> memory of the same shapes, with its position encoding."""
 
     @abstractmethod
-    def read(self, memory: tuple[FeatureMap, ...], features: tuple[FeatureMap, ...] = ()) -> Output:
-        """Memory -> predictions of every decoder layer; `features` are handed on."""
+    def decode(self, memory: tuple[FeatureMap, ...], features: tuple[FeatureMap, ...] = ()) -> Output:
+        """Memory -> predictions of every decoder layer; `features` are handed on to the output."""
 
-    def answer(self, features: tuple[FeatureMap, ...], padding: Tensor | None = None) -> Output:
-        """Backbone features -> predictions of every decoder layer; `padding` as in `levels`."""
-        return self.read(self.encode(self.levels(features, padding)), features)
+    def from_features(self, features: tuple[FeatureMap, ...], padding: Tensor | None = None) -> Output:
+        """Backbone features -> predictions of every decoder layer; `padding` as in `project_features`."""
+        return self.decode(self.encode(self.project_features(features, padding)), features)
 
     def forward(self, images: ImageBatch) -> Output:
         """Images -> predictions of every decoder layer: logits (B, Q, C), boxes (B, Q, 4) cxcywh in 0..1."""
-        return self.answer(self.backbone(images), images.padding)
+        return self.from_features(self.backbone(images), images.padding)
 
 
 def tokens_of(features: Tensor) -> Tensor:

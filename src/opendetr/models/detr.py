@@ -80,36 +80,55 @@ class DETR(Detector):
         """Q."""
         return self.queries.num_embeddings
 
-    def levels(self, features: tuple[FeatureMap, ...], padding: Tensor | None = None) -> tuple[FeatureMap, ...]:
+    def project_features(
+        self, features: tuple[FeatureMap, ...], padding: Tensor | None = None
+    ) -> tuple[FeatureMap, ...]:
         """The coarsest features, projected: one level."""
         top = features[-1]
         return (FeatureMap(self.project(top.values), top.padding),)
 
-    def encode(self, levels: tuple[FeatureMap, ...]) -> tuple[FeatureMap, ...]:
+    def encode(self, projected: tuple[FeatureMap, ...]) -> tuple[FeatureMap, ...]:
         """One level (B, D, h, w) -> memory of the same shape, with its position encoding."""
-        (level,) = levels
+        (level,) = projected
         position = self.position(level).to(level.values.dtype)
         padding = None if level.padding is None else level.padding.flatten(1)
         tokens = self.encoder(tokens_of(level.values), tokens_of(position), padding)
         memory = tokens.transpose(1, 2).unflatten(2, level.values.shape[-2:])
         return (FeatureMap(memory, level.padding, position),)
 
-    def decode(self, memory: FeatureMap) -> Tensor:
-        """Memory (B, D, h, w) -> what every query knows after every layer, (L, B, Q, D)."""
-        assert memory.position is not None
-        queries = self.queries.weight.expand(len(memory.values), -1, -1)
-        padding = None if memory.padding is None else memory.padding.flatten(1)
-        return self.decoder(queries, tokens_of(memory.values), tokens_of(memory.position), padding)
+    def decode(
+        self,
+        memory: tuple[FeatureMap, ...],
+        features: tuple[FeatureMap, ...] = (),
+        query_position: Tensor | None = None,
+    ) -> Output:
+        """Memory -> predictions of every decoder layer.
 
-    def read(self, memory: tuple[FeatureMap, ...], features: tuple[FeatureMap, ...] = ()) -> Output:
-        """Memory -> predictions of every decoder layer."""
-        queries = self.decode(memory[0])
+        Args:
+            memory: one level (B, D, h, w) with its position encoding.
+            features: of the backbone, handed on.
+            query_position: (Q, D) or (B, Q, D), the object queries; the learned ones when omitted.
+        """
+        query_position = self.queries.weight if query_position is None else query_position
+        queries = self.decode_queries(memory[0], query_position)
         with torch.autocast(queries.device.type, enabled=False):  # a box needs more digits than bfloat16 has
             queries = queries.float()
-            logits, boxes = self.class_head(queries), self.locate(queries)
+            logits, boxes = self.class_head(queries), self.predict_boxes(queries, query_position)
         layers = tuple(Predictions(*layer, self.scoring) for layer in zip(logits, boxes, strict=True))
         return Output(layers, queries, features, memory)
 
-    def locate(self, queries: Tensor) -> Tensor:
-        """What queries know (L, B, Q, D) -> boxes (L, B, Q, 4), cxcywh in 0..1."""
+    def decode_queries(self, memory: FeatureMap, query_position: Tensor) -> Tensor:
+        """Memory (B, D, h, w) and object queries (Q, D) or (B, Q, D) -> the decoder's output, (L, B, Q, D)."""
+        assert memory.position is not None
+        queries = query_position.expand(len(memory.values), -1, -1)
+        padding = None if memory.padding is None else memory.padding.flatten(1)
+        return self.decoder(queries, tokens_of(memory.values), tokens_of(memory.position), padding)
+
+    def predict_boxes(self, queries: Tensor, query_position: Tensor) -> Tensor:
+        """The decoder's output (L, B, Q, D) -> boxes (L, B, Q, 4), cxcywh in 0..1.
+
+        Args:
+            queries: the decoder's output.
+            query_position: (Q, D) or (B, Q, D), the object queries, for members that predict boxes relative to them.
+        """
         return self.box_head(queries).sigmoid()

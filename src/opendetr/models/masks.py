@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -27,7 +28,8 @@ from opendetr.models.conditional import ConditionalDETRConfig
 from opendetr.models.deformable import DeformableDETRConfig
 from opendetr.models.detector import Detector, tokens_of
 from opendetr.models.detr import DETRConfig
-from opendetr.structures import FeatureMap, ImageBatch, Output, Scoring
+from opendetr.nn.attention import AttentionModule
+from opendetr.structures import FeatureMap, ImageBatch, LazyMasks, Output, Scoring
 
 # A detector with a mask head is of a family of its own, and holds the detector without as a part.
 WITH_MASKS = "-masks"
@@ -73,7 +75,7 @@ class MaskHeadConfig:
         return MaskedDetector(self, detector.build(num_logits, scoring), detector.transformer.width)
 
 
-class MaskAttention(nn.Module):
+class MaskAttention(AttentionModule):
     """Where queries look: attention weights whose softmax runs over all heads and cells together.
 
     Args:
@@ -98,6 +100,15 @@ class MaskAttention(nn.Module):
         if padding is not None:  # not minus infinity: an image that is all padding has a finite mask, too
             weights = weights.masked_fill(padding, torch.finfo(weights.dtype).min)
         return weights.flatten(1).softmax(-1).view(weights.shape)
+
+    def weights(self, queries: Tensor, key: Tensor, padding: Tensor | None) -> Tensor:
+        """The attention weights for the arguments of `forward`, which are its result.
+
+        Returns:
+            (n, A, h w) float32. Those of a query sum to 1 over heads and cells together; padded cells have 0, unless
+            all cells are padded.
+        """
+        return self.forward(queries, key, padding).float()
 
 
 @dataclass(frozen=True)
@@ -206,6 +217,7 @@ class MaskedDetector(Detector):
         self.scoring = detector.scoring
         self.family = f"{detector.family}{WITH_MASKS}"
         self.first_level = detector.first_level
+        self.has_proposals = detector.has_proposals
         self.class_rows = _inside(detector.class_rows)
         self.objectness_rows = _inside(detector.objectness_rows)
         self.query_rows = _inside(detector.query_rows)
@@ -225,21 +237,24 @@ class MaskedDetector(Detector):
         """Q."""
         return self.detector.num_queries
 
-    def levels(self, features: tuple[FeatureMap, ...], padding: Tensor | None = None) -> tuple[FeatureMap, ...]:
+    def project_features(
+        self, features: tuple[FeatureMap, ...], padding: Tensor | None = None
+    ) -> tuple[FeatureMap, ...]:
         """The detector's."""
-        return self.detector.levels(features, padding)
+        return self.detector.project_features(features, padding)
 
-    def encode(self, levels: tuple[FeatureMap, ...]) -> tuple[FeatureMap, ...]:
+    def encode(self, projected: tuple[FeatureMap, ...]) -> tuple[FeatureMap, ...]:
         """The detector's."""
-        return self.detector.encode(levels)
+        return self.detector.encode(projected)
 
-    def read(self, memory: tuple[FeatureMap, ...], features: tuple[FeatureMap, ...] = ()) -> Output:
+    def decode(self, memory: tuple[FeatureMap, ...], features: tuple[FeatureMap, ...] = ()) -> Output:
         """The detector's."""
-        return self.detector.read(memory, features)
+        return self.detector.decode(memory, features)
 
     def forward(self, images: ImageBatch) -> Output:
-        """Images -> what the detector says. Masks are asked for afterwards."""
-        return self.detector(images)
+        """Images -> the output of the detector, whose `masks` computes those of the queries that are asked for."""
+        output = self.detector(images)
+        return replace(output, masks=LazyMasks(partial(self.masks, output), images.shape))
 
     def masks(self, output: Output, image: Tensor, query: Tensor) -> Tensor:
         """The masks of some queries of the last layer; which others are asked for changes none of them.
@@ -254,7 +269,7 @@ class MaskedDetector(Detector):
         """
         order = image.argsort(stable=True)
         counts = image.bincount(minlength=len(output.final.boxes)).tolist()
-        projected = self.detector.levels(output.features)[self.level - self.first_level].values
+        projected = self.detector.project_features(output.features)[self.level - self.first_level].values
         asked = [index for index, count in enumerate(counts) if count] or [0]  # none asked for is an empty part
         per_image = query[order].split(counts)
         parts = [self._masks_of(output, projected, index, per_image[index]) for index in asked]

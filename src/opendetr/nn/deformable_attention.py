@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from opendetr.nn.attention import AttentionModule
 from opendetr.nn.native import library, sample_native
 
 Shapes = Sequence[tuple[int, int]]
@@ -265,7 +266,22 @@ def _add_row_gradients(table: _Table, corners: _Corners, of_sums: Tensor, of_row
 # -------------------------------------------------------------------------------------------------------------- module
 
 
-class DeformableAttention(nn.Module):
+class DeformableWeights(NamedTuple):
+    """Where the queries of deformable attention sample the memory, and what each sample weighs.
+
+    Attributes:
+        locations: (B, Q, H, L, P, 2) float32, x and y; 0 and 1 are the edges of each padded level. A location may lie
+            outside, where samples are zero. For 0..1 of the unpadded image, divide by the share of the padded width
+            and height that the image covers.
+        weights: (B, Q, H, L, P) float32; those of a query and head sum to 1 over levels and points. Samples in the
+            padding keep their weight: the values there are zero.
+    """
+
+    locations: Tensor
+    weights: Tensor
+
+
+class DeformableAttention(AttentionModule):
     """Attention to a few sampled points of every level.
 
     Args:
@@ -320,15 +336,22 @@ class DeformableAttention(nn.Module):
         value = self.value_proj(memory)
         if padding is not None:
             value = value.masked_fill(padding[..., None], 0.0)
+        locations, weights = self._sampling(query, reference, shapes)
+        sampled = sample_and_sum(value.unflatten(-1, (self.num_heads, -1)), shapes, locations, weights)
+        return self.output_proj(sampled.to(value.dtype))
+
+    def weights(
+        self, query: Tensor, reference: Tensor, memory: Tensor, shapes: Shapes, padding: Tensor | None = None
+    ) -> DeformableWeights:
+        """Sampling locations and weights for the arguments of `forward`; `memory` and `padding` are not used."""
+        return DeformableWeights(*self._sampling(query, reference, shapes))
+
+    def _sampling(self, query: Tensor, reference: Tensor, shapes: Shapes) -> tuple[Tensor, Tensor]:
+        """Locations (B, Q, H, L, P, 2) and weights (B, Q, H, L, P), both float32."""
         of_samples = (self.num_heads, self.num_levels, self.num_points)
         weights = self.attention_weights(query).float().unflatten(-1, (self.num_heads, -1)).softmax(-1)
-        locations = self._locate(
-            reference, self.sampling_offsets(query).float().unflatten(-1, (*of_samples, 2)), shapes
-        )
-        sampled = sample_and_sum(
-            value.unflatten(-1, (self.num_heads, -1)), shapes, locations, weights.unflatten(-1, of_samples[1:])
-        )
-        return self.output_proj(sampled.to(value.dtype))
+        offsets = self.sampling_offsets(query).float().unflatten(-1, (*of_samples, 2))
+        return self._locate(reference, offsets, shapes), weights.unflatten(-1, of_samples[1:])
 
     def _locate(self, reference: Tensor, offsets: Tensor, shapes: Shapes) -> Tensor:
         """Offsets (B, Q, H, L, P, 2) from the references, in cells or, for boxes, in shares of half a box.

@@ -33,9 +33,9 @@ def freeze(task: nn.Module, parts: Iterable[str]) -> None:
 def _upper_names(module: nn.Module) -> Iterable[str]:
     """The parts of the task, of the model in it, and of a detector in that."""
     for name, child in module.named_children():
-        if name not in ("detection", "model"):
+        if name != "model":
             yield name
-        if name in ("detection", "model", "detector"):
+        if name in ("model", "detector"):
             yield from _upper_names(child)
 
 

@@ -37,7 +37,8 @@ from opendetr.evaluation.panoptic import PANOPTIC_METRICS
 from opendetr.inference.comparison import compare
 from opendetr.inference.predictor import Predictor
 from opendetr.models.detector import Detector
-from opendetr.presets.catalogue import (
+from opendetr.models.masks import MaskedDetector
+from opendetr.presets import (
     DEFAULT_MODEL,
     Preset,
     build_model,
@@ -54,7 +55,7 @@ from opendetr.presets.catalogue import (
     with_frozen_detector,
 )
 from opendetr.recipe import parse_duration
-from opendetr.tasks.detection import DetectionTask, MaskTask
+from opendetr.tasks import Task
 from opendetr.training.callbacks import CLASS_AP, Curves, MetricsFile, MetricsTable, Pictures, Progress, TensorBoard
 from opendetr.training.checkpoint import find_checkpoint, writing
 from opendetr.training.events import Observer
@@ -464,7 +465,7 @@ def _fingerprint(parts: Mapping[str, DetectionData]) -> str:
 # --------------------------------------------------------------------------------------------------------------- model
 
 
-def _new_task(preset: Preset, categories: Categories) -> DetectionTask | MaskTask:
+def _new_task(preset: Preset, categories: Categories) -> Task:
     """The task with its model, initialised by the seed; the global generator is left as it is."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(preset.recipe.seed)
@@ -531,7 +532,7 @@ def _require_empty(folder: Path) -> None:
 
 def _trainer(
     setup: _Setup,
-    task: DetectionTask | MaskTask,
+    task: Task,
     parts: Mapping[str, DetectionData],
     folder: Path,
     device: torch.device,
@@ -592,14 +593,14 @@ def _trainer(
         )
 
 
-def _best_by(name: str, task: DetectionTask | MaskTask, val: DetectionData) -> str:
+def _best_by(name: str, task: Task, val: DetectionData) -> str:
     """The score by which the best checkpoint is chosen; "auto" is the one that the model and the data are about.
 
     Raises:
         ConfigError: the validation data cannot give it.
     """
     names = list(METRICS)
-    if isinstance(task, MaskTask) and val.masks != "none":
+    if isinstance(task.model, MaskedDetector) and val.masks != "none":
         names += [f"{MASK_PREFIX}{metric}" for metric in METRICS]
         names += PANOPTIC_METRICS if val.masks == "panoptic" else ()
     if name == "auto":

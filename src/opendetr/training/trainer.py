@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, ClassVar, NamedTuple, Protocol, cast
 
 import torch
 from safetensors.torch import save_file
@@ -63,9 +63,10 @@ from opendetr.training.optimizer import parameter_groups
 from opendetr.training.run_state import RunState, TrainedTensors, own_tensors
 from opendetr.training.schedule import Pace, StepSpeed, learning_rate_factor, plan_steps, plan_time, revised
 from opendetr.training.signals import AbandonedError, StopSignal
-from opendetr.training.train_step import autocast_dtype, keep_freed_memory, padded_to, split_batch, step_randomness
+from opendetr.training.train_step import autocast_dtype, keep_freed_memory, step_randomness
 
 STATE, MODEL = "training.safetensors", "model.safetensors"
+COUNT = "count"  # what a task calls the divisor that it knows after the forward pass only
 
 
 class NonFiniteError(ValueError):
@@ -73,20 +74,31 @@ class NonFiniteError(ValueError):
 
 
 class Task(Protocol):
-    """What the trainer asks of a task, which is an nn.Module besides."""
+    """What the trainer asks of a task, which is an nn.Module besides; see `tasks.Task`.
+
+    Attributes:
+        optional_parameters: names of parameters, or beginnings of names, that may be without a gradient in a step.
+    """
+
+    optional_parameters: ClassVar[tuple[str, ...]]
 
     def __call__(self, batch: Batch, normaliser: Any) -> dict[str, Tensor]:
-        """Unweighted losses, one value a decoder layer, the last one the final layer's.
+        """Unweighted losses, one value per decoder layer, the last one the final layer's.
 
-        Every trained parameter takes part in them, without any objects, too: several processes wait for its gradient.
+        Their names and shapes are equal in all processes. Every trained parameter that is not optional takes part in
+        them, without any objects, too: several processes wait for its gradient.
         """
         ...
 
-    def normaliser(self, num_objects: Sequence[int]) -> Any:
-        """What the losses are divided by, from the number of objects of every image that a step sees."""
+    def normaliser(self, object_counts: Sequence[int]) -> Any:
+        """What the losses are divided by, from the number of objects of every image that a step sees.
+
+        None where only the forward pass tells: then the losses are sums, and "count" (1,) beside them is the divisor
+        of their part. The trainer adds the counts up and divides gradients and losses once.
+        """
         ...
 
-    def total(self, losses: dict[str, Tensor]) -> Tensor:
+    def total(self, losses: Mapping[str, Tensor]) -> Tensor:
         """The weighted scalar."""
         ...
 
@@ -193,7 +205,8 @@ class Trainer:
             recompute_blocks(self.task)
         self.state = RunState(plan=plan_steps(recipe, len(loader)))
         self._tensors = TrainedTensors(self.task, self.average.task if self.average else None, self.optimizer)
-        self._parallel = parallel(self.task, self.device)
+        self._optional = cast(Task, self.task).optional_parameters
+        self._parallel = parallel(self.task, self.device, some_without_gradient=bool(self._optional))
         self._notes: tuple[str, ...] = (note,) if note else ()
         self._speed = StepSpeed()
         self._clock = self._saved = 0.0  # when training began, earlier sessions counted in; when it was saved last
@@ -275,12 +288,12 @@ class Trainer:
                     if not isinstance(error, ValueError):
                         raise
                     failure = error
-            outline = None if batch is None else (batch.images.pixels.shape[2:], list(map(len, batch.targets)))
+            outline = None if batch is None else (batch.shape, batch.object_counts)
             outlines = [met for met in gather(outline, failure) if met is not None]
             if batch is None or len(outlines) < world_size():
                 return
             height, width = (max(sides) for sides in zip(*(size for size, _ in outlines), strict=True))
-            yield _Share(padded_to(batch, height, width), [count for _, counts in outlines for count in counts])
+            yield _Share(batch.pad_to(height, width), [count for _, counts in outlines for count in counts])
 
     def _finished(self) -> bool:
         plan, patience = self.state.plan, self.recipe.patience
@@ -350,10 +363,16 @@ class Trainer:
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
         with step_randomness(recipe.seed, state.step, self.device):
-            loss, losses = self._backward(share)
+            loss, losses, count = self._backward(share)
         self.scaler.unscale_(self.optimizer)
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        assert len(gradients) == len(parameters) or self._may_lack_gradients(), "parameters without a gradient"
+        if count is not None:  # of all parts and processes
+            divisor = reduce_sum(count).clamp(min=1.0)
+            torch._foreach_div_(gradients, divisor.squeeze())
+            loss, losses = loss / divisor.squeeze(), {name: values / divisor for name, values in losses.items()}
+        norm = get_total_norm(gradients)
         numbers = _numbers(loss, losses, norm)
         if not (math.isfinite(numbers.loss) and (math.isfinite(numbers.norm) or self._may_overflow())):
             self._refuse(share.batch, numbers)
@@ -382,23 +401,37 @@ class Trainer:
             )
         )
 
-    def _backward(self, share: _Share) -> tuple[Tensor, dict[str, Tensor]]:
-        """Add up the gradients of a step's micro-batches; the total loss and the losses of this process."""
+    def _backward(self, share: _Share) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
+        """Add up the gradients of a step's micro-batches.
+
+        Returns:
+            The total loss and the losses of this process; and the divisor (1,) of this process where the task knows it
+            after the forward pass only, else None.
+        """
         task = cast(Task, self.task)
         normaliser = task.normaliser(share.counts)
-        parts = split_batch(share.batch.to(self.device), self.recipe.accumulate)
+        parts = share.batch.to(self.device).split(self.recipe.accumulate)
         sums: dict[str, Tensor] = {}
         total = torch.zeros((), device=self.device)
+        count: Tensor | None = None
         for part in parts:
             with without_sync(self._parallel) if part is not parts[-1] else nullcontext():
                 with torch.autocast(self.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None):
                     losses = self._parallel(part, normaliser)
+                    counted = losses.pop(COUNT) if normaliser is None else None
                     loss = task.total(losses)
                 # The gradients become the mean over processes, and what is wanted is their sum.
                 self.scaler.scale(loss * world_size()).backward()
             total = total + loss.detach()
             sums = {name: values.detach().float() + sums.get(name, 0.0) for name, values in losses.items()}
-        return total, sums
+            if counted is not None:
+                count = counted.detach() if count is None else count + counted.detach()
+        return total, sums, count
+
+    def _may_lack_gradients(self) -> bool:
+        """Whether the task declares every parameter that has no gradient in this step."""
+        names = [name for name, each in self.task.named_parameters() if each.requires_grad and each.grad is None]
+        return all(name.startswith(self._optional) for name in names)
 
     def _may_overflow(self) -> bool:
         """Whether a gradient that is not finite is ordinary: fp16's scaler then skips the step and scales less."""

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from opendetr.categories import Categories, coco_panoptic_categories
-from opendetr.weights.errors import WeightsError
 from opendetr.models.masks import WITH_MASKS
+from opendetr.weights.errors import WeightsError
 from opendetr.weights.reading import read_json
 
 CONFIG = "config.json"

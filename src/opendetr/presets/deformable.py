@@ -1,0 +1,67 @@
+"""The presets of Deformable DETR."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from opendetr.models.deformable import DeformableDETRConfig, DeformableTransformerConfig, TwoStageDETRConfig
+from opendetr.nn.backbone import BackboneConfig
+from opendetr.presets.detr import detr_tiny
+from opendetr.presets.preset import FOCAL_CRITERION, Preset
+from opendetr.recipe import Recipe
+
+
+def _deformable(name: str, model: DeformableDETRConfig) -> Preset:
+    """A published Deformable DETR with the recipe of its authors."""
+    recipe = Recipe(
+        learning_rate=2e-4,
+        backbone_learning_rate=2e-5,
+        sampling_rate_factor=0.1,
+        batch_size=32,
+        epochs=50,
+        step_at=40 / 50,
+    )
+    return Preset(name=name, model=model, criterion=FOCAL_CRITERION, recipe=recipe)
+
+
+_SINGLE_SCALE = DeformableTransformerConfig(num_levels=1)
+
+
+def deformable_detr_r50_single_scale() -> Preset:
+    """Deformable DETR that reads the coarsest level alone."""
+    return _deformable("deformable-detr-r50-single-scale", DeformableDETRConfig(transformer=_SINGLE_SCALE))
+
+
+def deformable_detr_r50_single_scale_dc5() -> Preset:
+    """Deformable DETR that reads the coarsest level alone, dilated to twice the resolution."""
+    model = DeformableDETRConfig(transformer=_SINGLE_SCALE, backbone=BackboneConfig(dilation=True))
+    return _deformable("deformable-detr-r50-single-scale-dc5", model)
+
+
+def deformable_detr_r50() -> Preset:
+    """Deformable DETR with ResNet-50 and four levels."""
+    return _deformable("deformable-detr-r50", DeformableDETRConfig())
+
+
+def deformable_detr_r50_refine() -> Preset:
+    """Deformable DETR with iterative box refinement."""
+    return _deformable("deformable-detr-r50-refine", DeformableDETRConfig(refine=True))
+
+
+def deformable_detr_r50_two_stage() -> Preset:
+    """Deformable DETR with refinement and proposals of the encoder."""
+    return _deformable("deformable-detr-r50-two-stage", TwoStageDETRConfig())
+
+
+def deformable_detr_tiny() -> Preset:
+    """A two-stage Deformable DETR about the size of `detr_tiny`, for small images and no GPU."""
+    tiny = detr_tiny()
+    model = TwoStageDETRConfig(
+        backbone=BackboneConfig(depth=18, half_width=True),
+        transformer=DeformableTransformerConfig(
+            width=128, num_heads=4, ffn_width=512, encoder_layers=2, decoder_layers=3, dropout=0.0
+        ),
+        num_queries=60,
+    )
+    recipe = replace(tiny.recipe, batch_size=4)  # learns more from as many images than with 8, as DETR does not
+    return replace(tiny, name="deformable-detr-tiny", model=model, criterion=FOCAL_CRITERION, recipe=recipe)
