@@ -90,7 +90,6 @@ def test_a_batch_says_what_it_holds(data):
             assert target.size == tuple(size)
             assert target.original_size == (record.height, record.width)
             assert target.labels.tolist() in ([0], [])
-            assert target.crowd is None
             assert target.area.shape == target.labels.shape
 
 
