@@ -90,7 +90,6 @@ def test_a_batch_says_what_it_holds(data):
             assert target.size == tuple(size)
             assert target.original_size == (record.height, record.width)
             assert target.labels.tolist() in ([0], [])
-            assert target.crowd is None
             assert target.area.shape == target.labels.shape
 
 
@@ -516,6 +515,57 @@ def test_a_loader_process_that_dies_is_told_in_one_line(data, monkeypatch):
     next(batches)
     assert signal.getsignal(signal.SIGCHLD) is before, "no error while the main process is doing something else"
     kill_a_loader_process(loader, batches)
+
+
+@pytest.mark.parametrize(
+    "error", [ConnectionResetError(104, "reset"), EOFError(), FileNotFoundError(2, "no such file")]
+)
+def test_a_connection_that_breaks_is_a_loader_process_that_died(data, monkeypatch, error):
+    """The connection to a process that was killed breaks some time before the process counts as dead."""
+    loader = train_loader(data, replace(CONFIG, num_workers=1), batch_size=2, seed=0)
+    batches = loader.epoch(0)
+    next(batches)
+
+    def broken(timeout):
+        raise error
+
+    monkeypatch.setattr(loader._loader._iterator._data_queue, "get", broken)
+    kind, message = refusal(lambda: list(batches))
+    assert kind is DataError
+    assert message.startswith(f"a loader process died ({str(error) or 'EOFError'}), perhaps") and "\n" not in message
+
+
+@pytest.mark.parametrize("error", [RuntimeError("mine"), ConnectionResetError("mine"), EOFError("mine")])
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_an_error_in_a_loader_process_is_not_its_death(data, monkeypatch, num_workers, error):
+    def fail(*args):
+        raise error
+
+    monkeypatch.setattr(loader_module, "sample_rng", fail)
+    loader = train_loader(data, replace(CONFIG, num_workers=num_workers), batch_size=2, seed=0)
+    monkeypatch.setattr(loader, "_shapes", lambda epoch, indices: dict.fromkeys(indices, (40, 40)))
+    with pytest.raises(type(error), match="mine") as raised:
+        list(loader.epoch(0))
+    assert raised.type is type(error)
+
+
+def test_a_loader_process_that_dies_amid_a_large_batch_does_not_stop_the_training_for_ever(data):
+    """What goes through the pipe is small: half of a large message would be waited for."""
+    many = [replace(record, objects=record.objects[:1] * 200) for record in data.images]
+    loader = train_loader(replace(data, images=tuple(many)), replace(CONFIG, num_workers=1), batch_size=13, seed=0)
+    batches = loader.epoch(0)
+    next(batches)
+    assert loader._loader._iterator._data_queue._reader.poll(20), "the next batch is on the way"
+
+    alarms = []
+    before = signal.signal(signal.SIGALRM, lambda signum, frame: [alarms.append(signum), 1 / 0])
+    signal.alarm(20)
+    try:
+        kill_a_loader_process(loader, batches)
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+    assert not alarms, "the loader waited for a process that is dead"
 
 
 def test_nothing_is_kept_from_epoch_to_epoch(data):

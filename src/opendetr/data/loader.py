@@ -315,11 +315,14 @@ class _Loader:
             if self._running is not running:
                 raise RuntimeError("a newer pass over this loader has begun; finish one before the next")
             try:
-                batch = self._unpacked(next(loaded))
+                arrived = next(loaded)
             except StopIteration:
                 return
-            except RuntimeError as error:
-                raise _worker_error(error) from None
+            except (RuntimeError, OSError, EOFError) as error:
+                if self._loader.num_workers and _is_death(error):
+                    raise _death(error) from None
+                raise
+            batch = self._unpacked(arrived)
             if batch is not None:
                 yield batch
 
@@ -581,11 +584,20 @@ def _quit(signum: int, frame: FrameType | None) -> None:
     os._exit(0)
 
 
-def _worker_error(error: RuntimeError) -> Exception:
-    """One line for a loader process that died; other errors as they are."""
-    if "DataLoader worker" not in str(error):
-        return error
+def _is_death(error: Exception) -> bool:
+    """Whether the error means that a loader process is dead, not that something went wrong in one.
+
+    Torch says so when it finds the process dead. The connection to a process that is being killed may break before.
+    """
+    if isinstance(error, RuntimeError):
+        return str(error).startswith("DataLoader worker (pid")
+    broken = isinstance(error, ConnectionError | EOFError | FileNotFoundError)
+    return broken and "in DataLoader worker process" not in str(error)
+
+
+def _death(error: Exception) -> DataError:
+    """One line for a loader process that is dead."""
+    told = (str(error).splitlines() or [type(error).__name__])[0]
     return DataError(
-        f"a loader process died ({str(error).splitlines()[0]}), perhaps because memory ran out; try fewer of them, or "
-        "none, with num_workers"
+        f"a loader process died ({told}), perhaps because memory ran out; try fewer of them, or none, with num_workers"
     )
