@@ -24,6 +24,7 @@ def small(text: str) -> str:
     return text
 
 
+@pytest.mark.slow  # the demo draws 300 scenes
 @pytest.mark.skipif(os.name != "posix", reason="the blocks are for a POSIX shell")
 def test_every_block_runs(tmp_path, tmp_path_factory):
     environment = environment_with_programs(tmp_path_factory.mktemp("bin"))
