@@ -28,7 +28,7 @@ from opendetr.postprocess import detect
 from opendetr.presets import Preset, build_model, detector_alone, get_preset, list_models, miniature
 from opendetr.structures import ImageBatch
 from opendetr.weights import WeightsError, load_weights, read_card, read_state, transfer, weights_file
-from opendetr.weights.name_maps import layout_of
+from opendetr.weights.family import layout_of
 
 CLASSES = Categories.from_names(("cat", "dog", "red fox"))
 

@@ -56,7 +56,7 @@ from opendetr.weights import (
     require_classes,
     usual_categories,
 )
-from opendetr.weights.name_maps import has_masks
+from opendetr.weights.masks import has_masks
 
 DETECTION_SCORE = 0.5
 """Detections that score less are left out, unless another threshold is given."""
