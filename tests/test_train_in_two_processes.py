@@ -47,14 +47,14 @@ RECIPE = Recipe(learning_rate=1e-2, backbone_learning_rate=1e-2, batch_size=4, m
                 save_every=1000)  # fmt: skip
 
 
-class Losses(Observer):
-    """Keeps the losses and the number of images of every step."""
+class Steps(Observer):
+    """Keeps the loss, the gradient's norm and the number of images of every step."""
 
     def __init__(self) -> None:
-        self.steps: list[tuple[float, int]] = []
+        self.steps: list[tuple[float, float, int]] = []
 
     def on_step(self, event: StepTaken) -> None:
-        self.steps.append((event.loss, event.num_images))
+        self.steps.append((event.loss, event.gradient_norm, event.num_images))
 
 
 def keep(found: Any, folder: Path) -> None:
@@ -158,10 +158,10 @@ def train_with_a_substitute(data: DetectionData, folder: Path) -> None:
     config = DataConfig(num_workers=0, augmentation=AugmentationConfig(crop=False)).resized(32)
     share = (distributed.rank(), distributed.world_size())
     loader = WatchedLoader(train_loader(data, config, batch_size=4, seed=0, share=share))
-    losses = Losses()
-    Trainer(task, loader, replace(RECIPE, max_steps=2 * STEPS), folder, observers=[losses], device="cpu").train()
+    steps = Steps()
+    Trainer(task, loader, replace(RECIPE, max_steps=2 * STEPS), folder, observers=[steps], device="cpu").train()
     weights = {name: tensor.clone() for name, tensor in task.state_dict().items()}
-    keep({"met": loader.met, "steps": losses.steps, "weights": weights}, folder)
+    keep({"met": loader.met, "steps": steps.steps, "weights": weights}, folder)
 
 
 # ------------------------------------------------------------------------------------------------------ panoptic scores
@@ -179,9 +179,11 @@ class RedReader(MaskedDetector):
         nn.Module.__init__(self)
         self.scoring = SoftmaxNoObject()
         self.red = torch.empty(0)
+        self.num_images = 0
 
     def forward(self, images: ImageBatch) -> Output:
         self.red = (images.pixels[:, 0] * 0.229 + 0.485) * 255
+        self.num_images += len(images)
         logits = 20 * torch.eye(4, 5).expand(len(images), 4, 5)
         boxes = torch.full((len(images), 4, 4), 0.5)
         return Output((Predictions(logits, boxes, self.scoring),), torch.zeros(1, 1, 1, 1), (), ())
@@ -227,9 +229,9 @@ def segment_info(truth: np.ndarray, label: int) -> dict[str, Any]:
 
 def score_maps(data: DetectionData, folder: Path) -> None:
     preset = miniature("detr-tiny-panoptic")
-    predictor = Predictor(RedReader(), preset, data.categories, device="cpu")
-    scores = predictor.evaluate(data, batch_size=2)
-    keep({"metrics": scores.metrics, "per_class": scores.panoptic_per_class}, folder)
+    model = RedReader()
+    scores = Predictor(model, preset, data.categories, device="cpu").evaluate(data, batch_size=2)
+    keep({"metrics": scores.metrics, "per_class": scores.panoptic_per_class, "images": model.num_images}, folder)
 
 
 # ------------------------------------------------------------------------------------------------------------ the tests
@@ -302,8 +304,10 @@ def test_a_substitute_in_one_process_changes_nothing_for_two(runs):
     assert [ours + theirs for (ours, _), (theirs, _) in pairs] == met
     assert Counter(itertools.chain(*met)) == {UNREADABLE + 1: 8, **dict.fromkeys((0, 1, 4, 5, 6, 7), 4)}
     assert any(ours != theirs for (_, ours), (_, theirs) in pairs)  # there was padding to agree on
-    assert [count for _, count in main["steps"]] == [4] * 2 * STEPS
-    assert [loss for loss, _ in main["steps"]] == pytest.approx([loss for loss, _ in whole["steps"]], rel=1e-5)
+    assert len(main["steps"]) == 2 * STEPS
+    for step, expected in zip(main["steps"], whole["steps"], strict=True):
+        assert step == pytest.approx(expected, rel=1e-4)
+        assert step[2] == 4
     for each in (main, other):
         for name, tensor in whole["weights"].items():
             torch.testing.assert_close(each["weights"][name], tensor, rtol=1e-4, atol=1e-5)
@@ -314,6 +318,7 @@ def test_panoptic_scores_are_those_of_the_images_of_both_processes(runs):
     whole = kept(runs / "one" / "panoptic")
     for rank in (0, 1):
         scores = kept(runs / "two" / "panoptic", rank)
+        assert scores["images"] == 2
         assert scores["metrics"] == pytest.approx(whole["metrics"])
         for name, qualities in whole["per_class"].items():
             assert scores["per_class"][name] == pytest.approx(qualities), name
