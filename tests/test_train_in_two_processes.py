@@ -27,18 +27,18 @@ from folders import save_picture
 from opendetr import distributed
 from opendetr.categories import Categories
 from opendetr.data.config import AugmentationConfig, DataConfig
-from opendetr.data.formats import open_split
+from opendetr.data.formats.recognise import open_split
 from opendetr.data.loader import train_loader
 from opendetr.data.records import DetectionData, ImageRecord, ObjectRecord
-from opendetr.events import Observer, StepTaken
-from opendetr.losses.scoring import SoftmaxNoObject
+from opendetr.training.events import Observer, StepTaken
+from opendetr.scoring import SoftmaxNoObject
 from opendetr.models.masks import MaskedDetector
-from opendetr.predictor import Predictor
-from opendetr.presets import miniature
+from opendetr.inference.predictor import Predictor
+from opendetr.presets.catalogue import miniature
 from opendetr.recipe import Recipe
-from opendetr.stepping import split_batch
+from opendetr.training.train_step import split_batch
 from opendetr.structures import Batch, ImageBatch, Output, Predictions
-from opendetr.trainer import Trainer
+from opendetr.training.trainer import Trainer
 from stand_ins import CountingTask, RandomLoader
 from test_processes import ENVIRONMENT, in_processes, needs_fork
 

@@ -19,11 +19,11 @@ from typer.testing import CliRunner
 from opendetr.categories import Categories
 from opendetr.cli.main import app
 from opendetr.config import replaced, to_dict
-from opendetr.data.scenes import write_scenes
-from opendetr.events import Observer, StepTaken
-from opendetr.presets import build_model, get_preset
+from opendetr.synthetic import write_scenes
+from opendetr.training.events import Observer, StepTaken
+from opendetr.presets.catalogue import build_model, get_preset
 from opendetr.recipe import Recipe
-from opendetr.trainer import Trainer
+from opendetr.training.trainer import Trainer
 from opendetr.weights import ModelCard, save_weights
 from stand_ins import CountingTask, RandomLoader
 
