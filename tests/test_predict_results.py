@@ -42,6 +42,15 @@ def written(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
+def test_track_ids_stay_with_their_detections():
+    tracked = detections(track_ids=torch.tensor([7, 3, 5]))
+    assert tracked[tracked.scores < 0.85].track_ids.tolist() == [3, 5]
+    assert tracked.to_supervision().tracker_id.tolist() == [7, 3, 5]
+    assert detections().track_ids is None
+    with pytest.raises(ValueError, match=r"Detections.track_ids: expected \(3,\), got \(2,\)"):
+        detections(track_ids=torch.tensor([7, 3]))
+
+
 # ---------------------------------------------------------------------------------------------------------------- names
 
 

@@ -172,15 +172,30 @@ def test_a_signal_leaves_an_evaluation_to_the_resumed_run(tmp_path, whole):
     assert_equal_bits(tmp_path, whole)
 
 
-def test_a_loader_whose_workers_heard_the_signal_ends_quietly(tmp_path):
+@pytest.mark.parametrize("error", [RuntimeError("DataLoader worker exited"), ConnectionResetError(), EOFError()])
+def test_a_loader_whose_workers_heard_the_signal_ends_quietly(tmp_path, error):
     class Dying(RandomLoader):
         def epoch(self, epoch, start=0):
             yield from itertools.islice(super().epoch(epoch, start), 2)
             os.kill(os.getpid(), signal.SIGTERM)
-            raise RuntimeError("DataLoader worker exited")
+            raise error
 
     _, result = run(tmp_path, loader=Dying())
     assert result.interrupted and result.step == 2
+
+
+def test_a_signal_leaves_an_evaluation_that_waits_for_a_loader(tmp_path):
+    """Torch's loader catches what interrupts it, and says that its workers, which heard the signal, too, are dead."""
+
+    def waiting(task: nn.Module) -> dict[str, float]:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except Exception as error:
+            raise RuntimeError("DataLoader worker exited") from error
+        pytest.fail("the evaluation went on")
+
+    result = Trainer(CountingTask(), RandomLoader(), RECIPE, tmp_path, evaluate=waiting, device="cpu").train()
+    assert result.interrupted and result.step == 5
 
 
 def test_outside_the_main_thread_no_signal_is_asked_for(tmp_path):

@@ -25,7 +25,7 @@ from opendetr.inference.predictor import Predictor
 from opendetr.models.detector import Detector
 from opendetr.models.masks import MaskedDetector, MaskHeadConfig
 from opendetr.postprocess import detect
-from opendetr.presets import Preset, build_model, get_preset, list_models, miniature
+from opendetr.presets import Preset, build_model, detector_alone, get_preset, list_models, miniature
 from opendetr.structures import ImageBatch
 from opendetr.weights import WeightsError, load_weights, read_card, read_state, transfer, weights_file
 from opendetr.weights.name_maps import layout_of
@@ -440,7 +440,9 @@ def masked(name: str) -> Preset:
     preset = small(name)
     transformer = replace(preset.model.transformer, num_heads=8)
     data = replace(preset.data, masks="auto")
-    return replace(preset, model=replace(preset.model, transformer=transformer), masks=MaskHeadConfig(), data=data)
+    return replace(
+        preset, model=replace(preset.model, transformer=transformer), masks=MaskHeadConfig(enabled=True), data=data
+    )
 
 
 MASKED = masked("detr-r50-panoptic")
@@ -498,7 +500,7 @@ def test_masks_that_transformers_has_written(tmp_path, is_new):
         detector = {name: value for name, value in state.items() if name.startswith("detr.")}
         save_file(detector | heads, tmp_path / "model.safetensors")
     ours = opendetr.load(tmp_path, device="cpu")
-    assert ours.preset.masks == MaskHeadConfig()
+    assert ours.preset.masks == MaskHeadConfig(enabled=True)
     _check_masks(ours.model, model)
 
 
@@ -540,11 +542,11 @@ def test_a_file_with_masks_opens_as_its_detector(tmp_path, monkeypatch, layout):
     if layout == "detectron2":
         state = {f"detr.{_masked_detectron2_name(name)}": value for name, value in state.items()}
     assert layout_of(state) == layout
-    detector = build_model(replace(MASKED, masks=None), len(CLASSES))
+    detector = build_model(detector_alone(MASKED), len(CLASSES))
     assert transfer(detector, state, CLASSES, CLASSES).left_out == ("the mask head",)
     assert same(detector.state_dict(), model.detector.state_dict())
     torch.save({"model": state}, tmp_path / "theirs.pth")
-    monkeypatch.setattr("opendetr.inference.predictor.get_preset", lambda _name: replace(MASKED, masks=None))
+    monkeypatch.setattr("opendetr.inference.predictor.get_preset", lambda _name: detector_alone(MASKED))
     found = opendetr.load(tmp_path / "theirs.pth", model="detr-r50", categories=things, device="cpu")
     assert not found.has_masks
     assert found.categories.used == things.isthing

@@ -33,7 +33,8 @@ class Detections(Movable):
         size: height and width of the original image, in pixels.
         image: (H, W, 3) uint8 RGB, the picture itself if it was kept, for `plot`.
         masks: (n, H, W) bool in the original image, or None.
-        track_ids: (n,) int64, or None.
+        track_ids: (n,) int64, the same for one object in all frames of a video. A tracker sets them; None from a
+            detector.
         source: where the image came from (a path), or None.
         frame: the image's number in a video, from 0, or None.
         time: its time in the video, in seconds, or None.
@@ -58,6 +59,8 @@ class Detections(Movable):
         if self.masks is not None:
             shape = (n, *self.size)
             expect_shape(tuple(self.masks.shape) == shape, "Detections", "masks", str(shape), self.masks)
+        ids = self.track_ids
+        expect_shape(ids is None or tuple(ids.shape) == (n,), "Detections", "track_ids", f"({n},)", ids)
 
     def __len__(self) -> int:
         return len(self.scores)

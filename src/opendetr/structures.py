@@ -118,6 +118,8 @@ class ImageBatch(Movable):
 class Target(Movable):
     """What is to be found in one image, in the frame of the image that the model sees.
 
+    Crowd regions are not among the objects: nothing is trained on them.
+
     Attributes:
         labels: (n,) int64 in 0..K-1.
         boxes: (n, 4) float, cxcywh in 0..1 of the unpadded image.
@@ -126,8 +128,8 @@ class Target(Movable):
         image_id: the data set's own id of the image.
         masks: (n, h, w) bool at `size`, or None.
         area: (n,) float, area of each object in pixels of `size`, or None.
-        crowd: (n,) bool, or None when nothing is crowd.
-        track_ids: (n,) int64, or None outside video.
+        track_ids: (n,) int64, the same for one object in all frames of a clip. Tracking data sets them; None for single
+            images.
     """
 
     labels: Tensor
@@ -137,7 +139,6 @@ class Target(Movable):
     image_id: int
     masks: Tensor | None = None
     area: Tensor | None = None
-    crowd: Tensor | None = None
     track_ids: Tensor | None = None
 
     def __post_init__(self) -> None:
@@ -148,7 +149,7 @@ class Target(Movable):
         expect_shape(tuple(self.boxes.shape) == (n, 4), "Target", "boxes", f"({n}, 4)", self.boxes)
         if self.masks is not None:
             expect_shape(self.masks.ndim == 3 and len(self.masks) == n, "Target", "masks", f"({n}, h, w)", self.masks)
-        for name in ("area", "crowd", "track_ids"):
+        for name in ("area", "track_ids"):
             value = getattr(self, name)
             expect_shape(value is None or tuple(value.shape) == (n,), "Target", name, f"({n},)", value)
 

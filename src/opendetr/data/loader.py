@@ -25,7 +25,7 @@ import psutil
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from opendetr.data.batching import Shapes, bounded_batches, equal_batches, exactly, padded_pixels
+from opendetr.data.batching import Shapes, bounded_batches, equal_batches, exactly, padded_pixels, same_shape_batches
 from opendetr.data.collate import Collate, collate
 from opendetr.data.config import DataConfig
 from opendetr.data.images import ImageError, read_record
@@ -315,11 +315,14 @@ class _Loader:
             if self._running is not running:
                 raise RuntimeError("a newer pass over this loader has begun; finish one before the next")
             try:
-                batch = self._unpacked(next(loaded))
+                arrived = next(loaded)
             except StopIteration:
                 return
-            except RuntimeError as error:
-                raise _worker_error(error) from None
+            except (RuntimeError, OSError, EOFError) as error:
+                if self._loader.num_workers and _is_death(error):
+                    raise _death(error) from None
+                raise
+            batch = self._unpacked(arrived)
             if batch is not None:
                 yield batch
 
@@ -439,19 +442,31 @@ class BoundedTrainLoader(TrainLoader):
 
 
 class EvalLoader(_Loader):
-    """Every image once, in batches of like shape, in a fixed order; images that cannot be read are left out."""
+    """Every image once, in batches of one shape, in a fixed order; images that cannot be read are left out.
+
+    No image is padded, so the results of an image do not depend on the others, as in prediction. Of several processes
+    each loads whole batches.
+    """
 
     _substitute = False
 
     def __len__(self) -> int:
-        """Batches of one pass."""
-        return math.ceil(len(self._data) / self._batch_size)
+        """Batches of one pass of this process."""
+        return len(self._draws())
 
     def __iter__(self) -> Iterator[Batch]:
         """One pass over the images. Raises as `TrainLoader.epoch` does."""
+        return self._load(self._draws())
+
+    def _draws(self) -> list[_Draw]:
         indices = range(len(self._data))
         shapes = self._shapes(0, indices)
-        return self._load([_draw(0, batch, shapes) for batch in equal_batches(indices, shapes, self._batch_size)])
+        number, count = self._share
+        batches = same_shape_batches(indices, shapes, self._batch_size)
+        return [_draw(0, batch, shapes) for batch in batches[number::count]]
+
+    def _shared(self, draw: _Draw) -> _Draw:
+        return draw
 
 
 def train_loader(
@@ -569,11 +584,20 @@ def _quit(signum: int, frame: FrameType | None) -> None:
     os._exit(0)
 
 
-def _worker_error(error: RuntimeError) -> Exception:
-    """One line for a loader process that died; other errors as they are."""
-    if "DataLoader worker" not in str(error):
-        return error
+def _is_death(error: Exception) -> bool:
+    """Whether the error means that a loader process is dead, not that something went wrong in one.
+
+    Torch says so when it finds the process dead. The connection to a process that is being killed may break before.
+    """
+    if isinstance(error, RuntimeError):
+        return str(error).startswith("DataLoader worker (pid")
+    broken = isinstance(error, ConnectionError | EOFError | FileNotFoundError)
+    return broken and "in DataLoader worker process" not in str(error)
+
+
+def _death(error: Exception) -> DataError:
+    """One line for a loader process that is dead."""
+    told = (str(error).splitlines() or [type(error).__name__])[0]
     return DataError(
-        f"a loader process died ({str(error).splitlines()[0]}), perhaps because memory ran out; try fewer of them, or "
-        "none, with num_workers"
+        f"a loader process died ({told}), perhaps because memory ran out; try fewer of them, or none, with num_workers"
     )

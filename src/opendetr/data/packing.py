@@ -1,7 +1,9 @@
-"""How samples travel from a loader process: one shared buffer of bytes, and a short pickle that refers to it.
+"""How samples travel from a loader process: one shared buffer of bytes.
 
 A tensor that is sent by itself costs a shared memory file. Here the large arrays of all samples of a batch lie in one
-tensor, whatever the fields that they belong to. Masks are sent with eight pixels in a byte.
+tensor, whatever the fields that they belong to, and so does the pickle that refers to them: what goes through the pipe
+is short. If a process is killed while it writes more than a pipe holds, the reader waits for the rest for ever. Masks
+are sent with eight pixels in a byte.
 """
 
 from __future__ import annotations
@@ -27,13 +29,11 @@ class Packed(NamedTuple):
     """Samples ready to be sent.
 
     Attributes:
-        content: the samples, pickled without their large arrays.
-        buffer: (bytes,) uint8, the large arrays one after another; None where there are none.
-        lengths: bytes of each array.
+        buffer: (bytes,) uint8, the large arrays one after another, and last the pickle of the samples without them.
+        lengths: bytes of each of these.
     """
 
-    content: bytes
-    buffer: Tensor | None
+    buffer: Tensor
     lengths: tuple[int, ...]
 
 
@@ -50,23 +50,20 @@ def pack(samples: Sequence[Sample]) -> Packed:
 
     stream = io.BytesIO()
     _Pickler(stream, protocol=5, buffer_callback=keep_in_pickle).dump(list(samples))
+    arrays.append(np.frombuffer(stream.getbuffer(), dtype=np.uint8))
     lengths = tuple(len(array) for array in arrays)
-    if not arrays:
-        return Packed(stream.getvalue(), None, lengths)
     buffer = np.empty(sum(map(_aligned, lengths)), dtype=np.uint8)
     for start, array in zip(_starts(lengths), arrays, strict=True):
         buffer[start : start + len(array)] = array
-    return Packed(stream.getvalue(), torch.from_numpy(buffer), lengths)
+    return Packed(torch.from_numpy(buffer), lengths)
 
 
 def unpack(packed: Packed) -> list[Sample]:
     """The samples; their large tensors are views of the buffer."""
-    buffers: list[np.ndarray] = []
-    if packed.buffer is not None:
-        whole = packed.buffer.numpy()
-        starts = _starts(packed.lengths)
-        buffers = [whole[start : start + length] for start, length in zip(starts, packed.lengths, strict=True)]
-    samples: list[Sample] = pickle.loads(packed.content, buffers=buffers)
+    whole = packed.buffer.numpy()
+    starts = _starts(packed.lengths)
+    *buffers, content = [whole[start:][:length] for start, length in zip(starts, packed.lengths, strict=True)]
+    samples: list[Sample] = pickle.loads(content.data, buffers=buffers)
     return samples
 
 

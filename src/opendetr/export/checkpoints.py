@@ -86,7 +86,7 @@ def export_huggingface(model: Detector, preset: Preset, categories: Categories, 
 def not_for_huggingface(model: Detector, preset: Preset) -> str | None:
     """Why transformers cannot hold a detector, in a few words; None when it can."""
     settings = to_dict(preset)
-    return unwritable(model.family, settings["model"], settings["masks"])
+    return unwritable(model.family, settings["model"], settings["masks"] if preset.has_masks else None)
 
 
 def _refuse_group_norm(preset: Preset) -> None:

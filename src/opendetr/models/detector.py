@@ -19,6 +19,7 @@ class Detector(nn.Module):
         objectness_rows: names of the tensors that have as many rows, of which only the first is used: whether there is
             an object of any class.
         query_rows: names of the tensors that have a row a learned query.
+        has_masks: whether the output has `masks`, which computes the masks of queries.
         has_proposals: whether the output has `proposals`, boxes of the encoder that are trained as well.
         first_level: the stage of the backbone (0 to 3) that the finest projected features are made from.
         scoring: what the class logits mean; it travels with the predictions.
@@ -29,6 +30,7 @@ class Detector(nn.Module):
     class_rows: tuple[str, ...]
     objectness_rows: tuple[str, ...] = ()
     query_rows: tuple[str, ...] = ("queries.weight",)
+    has_masks: bool = False
     has_proposals: bool = False
     first_level: int = 3
     scoring: Scoring

@@ -11,8 +11,11 @@ from types import FrameType
 from typing import Any
 
 
-class AbandonedError(Exception):
-    """Leaves work that a stop was asked for."""
+class AbandonedError(BaseException):
+    """Leaves work that a stop was asked for.
+
+    It is no `Exception`, as KeyboardInterrupt is none: torch's loader, which catches those, would raise another one.
+    """
 
 
 class StopSignal:

@@ -283,7 +283,7 @@ class Trainer:
             batch, failure = None, None
             try:
                 batch = next(batches, None)
-            except (RuntimeError, ValueError) as error:
+            except (RuntimeError, OSError, EOFError, ValueError) as error:
                 if not stop.requested:  # else the signal that asks us to stop has ended the loader's workers, too
                     if not isinstance(error, ValueError):
                         raise
