@@ -13,6 +13,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +31,13 @@ from opendetr.data.config import AugmentationConfig, DataConfig
 from opendetr.data.formats.recognise import open_split
 from opendetr.data.loader import train_loader
 from opendetr.data.records import DetectionData, ImageRecord, ObjectRecord
-from opendetr.training.events import Observer, StepTaken
-from opendetr.scoring import SoftmaxNoObject
-from opendetr.models.masks import MaskedDetector
 from opendetr.inference.predictor import Predictor
-from opendetr.presets.catalogue import miniature
+from opendetr.models.masks import MaskedDetector
+from opendetr.presets import miniature
 from opendetr.recipe import Recipe
-from opendetr.training.train_step import split_batch
-from opendetr.structures import Batch, ImageBatch, Output, Predictions
+from opendetr.scoring import SoftmaxNoObject
+from opendetr.structures import Batch, ImageBatch, LazyMasks, Output, Predictions
+from opendetr.training.events import Observer, StepTaken
 from opendetr.training.trainer import Trainer
 from stand_ins import CountingTask, RandomLoader
 from test_processes import ENVIRONMENT, in_processes, needs_fork
@@ -75,7 +75,7 @@ class SharingLoader(RandomLoader):
 
     def batch(self, epoch: int, position: int) -> Batch:
         whole = super().batch(epoch, position)
-        return split_batch(whole, distributed.world_size())[distributed.rank()]
+        return whole.split(distributed.world_size())[distributed.rank()]
 
 
 class WatchedTask(CountingTask):
@@ -186,7 +186,8 @@ class RedReader(MaskedDetector):
         self.num_images += len(images)
         logits = 20 * torch.eye(4, 5).expand(len(images), 4, 5)
         boxes = torch.full((len(images), 4, 4), 0.5)
-        return Output((Predictions(logits, boxes, self.scoring),), torch.zeros(1, 1, 1, 1), (), ())
+        output = Output((Predictions(logits, boxes, self.scoring),), torch.zeros(1, 1, 1, 1), (), ())
+        return replace(output, masks=LazyMasks(partial(self.masks, output), images.shape))
 
     def masks(self, output: Output, image: Tensor, query: Tensor) -> Tensor:
         return (20 - (self.red[image] - torch.tensor(REDS)[query][:, None, None]).abs())[:, 2::4, 2::4]

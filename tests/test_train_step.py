@@ -19,10 +19,10 @@ from typer.testing import CliRunner
 from opendetr.categories import Categories
 from opendetr.cli.main import app
 from opendetr.config import replaced, to_dict
+from opendetr.presets import build_model, get_preset
+from opendetr.recipe import Recipe
 from opendetr.synthetic import write_scenes
 from opendetr.training.events import Observer, StepTaken
-from opendetr.presets.catalogue import build_model, get_preset
-from opendetr.recipe import Recipe
 from opendetr.training.trainer import Trainer
 from opendetr.weights import ModelCard, save_weights
 from stand_ins import CountingTask, RandomLoader
