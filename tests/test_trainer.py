@@ -542,7 +542,7 @@ def test_a_long_run_has_fewer_lines(tmp_path):
 
 def test_curves_and_pictures_are_drawn(tmp_path):
     pictures = ValidationImages(lambda task: [("cells", Image.new("RGB", (8, 8), "red" if task.training else "blue"))])
-    run(tmp_path, observers=[MetricsFile(), Curves(), pictures])
+    run(tmp_path, observers=[MetricsFile(), Curves(["AP"]), pictures])
     with Image.open(tmp_path / "curves.png") as curves:
         assert curves.height > curves.width  # the loss, and the scores below it
     names = sorted(path.name for path in (tmp_path / "pictures").iterdir())
@@ -555,7 +555,7 @@ def test_curves_and_pictures_are_drawn(tmp_path):
 def test_progress_says_what_matters(tmp_path, terminal):
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=terminal, width=200)
-    run(tmp_path, observers=[Progress(console, seconds=0)])
+    run(tmp_path, observers=[Progress(console, seconds=0, metric="AP", headlines=["AP"])])
     said = screen.getvalue()
     for part in (
         "5 steps an epoch",

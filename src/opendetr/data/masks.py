@@ -113,11 +113,11 @@ def outline_faults(image: ImageRecord) -> dict[int, DataFault]:
 
 
 def _with_outlines(image: ImageRecord) -> tuple[ImageRecord, list[DataFault]]:
-    undrawable = outline_faults(image)
-    if not undrawable:
+    faults = outline_faults(image)
+    if not faults:
         return image, []
-    kept = tuple(thing for index, thing in enumerate(image.objects) if index not in undrawable)
-    faults = list(undrawable.values())
+    kept = tuple(thing for index, thing in enumerate(image.objects) if index not in faults)
+    faults = list(faults.values())
     return replace(image, objects=kept, faults=(*image.faults, *faults)), faults
 
 
