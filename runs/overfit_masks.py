@@ -1,7 +1,10 @@
 """Masks of 20 real pictures learned by heart: does everything from the annotations to PQ and mask AP fit together?
 
-    python runs/overfit_masks.py panoptic COCO128/panoptic_segmentation --folder WORK --time 32m
-    python runs/overfit_masks.py instances COCO128/instance_segmentation --folder WORK --time 17m
+    python runs/overfit_masks.py panoptic COCO128 --time 32m
+    python runs/overfit_masks.py instances COCO128 --time 17m
+
+COCO128 is a dataset with masks of that kind, or a folder that holds one as `panoptic_segmentation` or
+`instance_segmentation`. The pictures and the run go to `runs/by-heart`, or where `--folder` says.
 
 The first 20 training pictures are both what is trained on and what is scored; nothing is claimed about others.
 "panoptic" learns things and stuff from COCO's panoptic maps and gives PQ under both merge rules, image by image and in
@@ -20,10 +23,17 @@ from opendetr.data.tools.convert import write_data
 
 MODEL = "deformable-detr-tiny-panoptic"
 NUM_PICTURES = 20
+SUB_FOLDERS = {"panoptic": "panoptic_segmentation", "instances": "instance_segmentation"}
 BY_HEART = {
     "recipe": {"learning_rate": 4e-4, "batch_size": 4, "warmup_steps": 100, "ema_decay": 0.99, "num_evaluations": 8},
     "data": {"augmentation": {"flip": False, "multi_scale": False, "crop": False}},
 }
+
+
+def data_of_kind(source: Path, kind: str) -> Path:
+    """The folder of the masks of one kind, in a folder that holds several, or the folder itself."""
+    inside = source / SUB_FOLDERS[kind]
+    return inside if inside.is_dir() else source
 
 
 def write_pictures(source: Path, folder: Path, kind: str) -> None:
@@ -36,15 +46,15 @@ def write_pictures(source: Path, folder: Path, kind: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("kind", choices=["panoptic", "instances"])
-    parser.add_argument("source", type=Path, help="a data set with masks of that kind")
-    parser.add_argument("--folder", type=Path, required=True, help="where the pictures and the run go")
+    parser.add_argument("source", type=Path, help="a dataset with masks of that kind, or a folder that holds one")
+    parser.add_argument("--folder", type=Path, default=Path("runs/by-heart"), help="where pictures and run go")
     parser.add_argument("--time", default="30m")
     parser.add_argument("--image-size", type=int, default=256)
     parser.add_argument("--weights", default="published")
     options = parser.parse_args()
     pictures = options.folder / f"{options.kind}-pictures"
     if not pictures.exists():
-        write_pictures(options.source, pictures, options.kind)
+        write_pictures(data_of_kind(options.source, options.kind), pictures, options.kind)
     changes = {**BY_HEART, "data": {**BY_HEART["data"], "masks": options.kind, "num_workers": 1}}
     run = opendetr.train(
         pictures, model=MODEL, weights=options.weights, out=options.folder / options.kind, time=options.time,
