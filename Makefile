@@ -6,14 +6,14 @@ demo:
 	$(PYTHON) -m opendetr demo
 
 test:
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest -n 2
 
 check:
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest -n 2
 
-# The variable silences a note about another program's future, which is printed at every build.
+# The variable silences a notice about MkDocs 2 that every build would print.
 docs:
 	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict

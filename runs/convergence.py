@@ -2,7 +2,7 @@
 
     python runs/convergence.py train scenes --folder WORK --results docs/convergence --images 40000 4000
     python runs/convergence.py train BCCD --folder WORK --results RESULTS --images 32000 --image-size 192
-    python runs/convergence.py show docs/convergence --out docs/pictures/convergence.png
+    python runs/convergence.py show docs/convergence --out docs/images/convergence.png
 
 All members are of one size (half-width ResNet-18, width 128, two encoder and three decoder layers, 50 queries), see the
 same images with the recipe of `opendetr train` from nothing, but for the images of a step (`Member`), and start from
@@ -184,12 +184,12 @@ def _print_table(data: str, groups: dict[tuple[str, int], Runs]) -> None:
     detr = groups[member, images]
     bar = _mean_curve(detr, "images", "AP")[-1][1]
     print(f"\n{data}: DETR ends at AP {bar:.3f} after {images:,} images\n")
-    heads = "member", "parameters", "images", "AP", "of each seed", "AP_S", "AP_M", *PASSED
+    heads = "member", "parameters", "images", "AP", "of each seed", "AP50", "AP_S", "AP_M", *PASSED
     print(f"| {' | '.join(heads)} |\n{'|---' * len(heads)}|")
     for (name, images), runs in groups.items():
-        ap, *by_size = [f"{_mean_curve(runs, 'images', score)[-1][1]:.3f}" for score in ("AP", "AP_S", "AP_M")]
+        ap, *others = [f"{_mean_curve(runs, 'images', score)[-1][1]:.3f}" for score in ("AP", "AP50", "AP_S", "AP_M")]
         seeds = ", ".join(f"{run['curve'][-1]['AP']:.3f}" for run in runs)
-        cells = [name, f"{runs[0]['parameters']:,}", f"{images:,}", ap, seeds, *by_size]
+        cells = [name, f"{runs[0]['parameters']:,}", f"{images:,}", ap, seeds, *others]
         for axis in ("images", "seconds"):
             passed = next((x for x, y in _mean_curve(runs, axis, "AP") if y >= bar), None)
             whole = _mean_curve(detr, axis, "AP")[-1][0]

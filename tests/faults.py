@@ -714,7 +714,7 @@ FAULTS = (
     Fault(Kind.EMPTY_MASK, "all points in one place", {COCO: outline([[5, 5, 5, 5, 5, 5]])}),
     Fault(
         Kind.MASK_SIZE,
-        "run lengths of a picture half as large",
+        "run lengths of an image half as large",
         {COCO: outline({"size": [HEIGHT // 2, WIDTH // 2], "counts": [0, HEIGHT * WIDTH // 4]})},
     ),
     Fault(
@@ -819,7 +819,7 @@ def table() -> str:
                 examples,
                 "all" if len(formats) == len(FORMATS) else ", ".join(formats),
                 kind.consequence,
-                "mends it" if kind.mendable else "",
+                "fixed" if kind.mendable else "",
             )
             rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)

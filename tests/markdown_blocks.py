@@ -13,7 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 INSTALL = "python -m pip install "
-TEST = "python -m pytest"
+TEST = "python -m pytest -n 2"
 _BLOCK = re.compile(r'^```(\w*)(?: title="([^"]+)")?\n(.*?)^```$', flags=re.M | re.S)
 _PROGRAMS = {"python": "", "opendetr": " -m opendetr", "torchrun": " -m torch.distributed.run"}
 

@@ -30,8 +30,7 @@ from opendetr.config import to_dict
 from opendetr.inference.predictor import load
 from opendetr.presets import DEFAULT_MODEL, create, get_preset, list_models
 from opendetr.synthetic import SceneConfig, write_scenes
-from opendetr.weights import ModelCard, save_weights
-from opendetr.weights.published import PUBLISHED
+from opendetr.weights import ModelCard, published_files, save_weights
 from web import sends, serving
 
 DOCS = ROOT / "docs"
@@ -189,24 +188,32 @@ def test_the_variant_of_the_page_works(workplace, tmp_path):
     """Its files are put into a copy of the package; then its commands run, and the tests of the catalogue."""
     copy = tmp_path / "src" / "opendetr"
     shutil.copytree(ROOT / "src" / "opendetr", copy, ignore=shutil.ignore_patterns("__pycache__"))
-    module, preset = (block for block in blocks_of("add-a-variant.md") if block.title)
-    (tmp_path / module.title).write_text(module.text)
-    presets = copy / "presets.py"
-    assert tmp_path / preset.title == presets
-    before, catalogue, after = presets.read_text().partition("_PRESETS: dict")
-    imports, function = preset.text.split("\n\n\n", 1)
-    neighbour = "from opendetr.models.conditional import"
-    before = before.replace(neighbour, f"{imports}\n{neighbour}")
-    entry = after.replace("        detr_tiny,\n", "        detr_tiny,\n        anchored_detr_tiny,\n")
-    assert imports in before
-    assert entry != after
-    presets.write_text(before + function + "\n\n" + catalogue + entry)
+    for block in blocks_of("add-a-variant.md"):
+        if block.title:
+            (tmp_path / block.title).write_text(block.text)
+    registry = copy / "presets" / "registry.py"
+    text = registry.read_text()
+    first_import, entry = "from opendetr.presets.conditional import", "        detr_tiny,\n"
+    assert (text.count(first_import), text.count(entry)) == (1, 1)
+    text = text.replace(
+        first_import, f"from opendetr.presets.anchored import anchored_detr_tiny\n{first_import}"
+    ).replace(entry, f"{entry}        anchored_detr_tiny,\n")
+    registry.write_text(text)
     environment = environment_with_programs(tmp_path) | {"PYTHONPATH": str(tmp_path / "src")}
     (shell,) = (block for block in blocks_of("add-a-variant.md") if block.language == "bash")
     training, tests = shell.commands()
     assert training.startswith("opendetr train")
     run(["sh", "-c", f"{small(training)} {shlex.join(SMALL_RUN)}"], workplace, environment)
     run(["sh", "-c", f"{tests} -p no:cacheprovider"], ROOT, environment)
+
+
+def test_the_interfaces_of_the_page_are_those_of_the_miniature_members():
+    """Every line of its code without a title is in `tests/members.py`."""
+    known = {line.strip() for line in (ROOT / "tests" / "members.py").read_text(encoding="utf-8").splitlines()}
+    blocks = [block for block in blocks_of("add-a-variant.md") if block.language == "python" and not block.title]
+    assert blocks
+    for block in blocks:
+        assert [line for line in block.text.splitlines() if line.strip() not in known] == []
 
 
 # -------------------------------------------------------------------------------------------------------------- options
@@ -238,9 +245,9 @@ def test_the_page_lists_every_model_with_its_figures():
             model = create(name)
         assert parameters == f"{sum(parameter.numel() for parameter in model.parameters()) / 1e6:.1f}", name
         assert int(queries) == get_preset(name).model.num_queries
-        with_masks = name in PUBLISHED and PUBLISHED[name].pq
-        assert pq == (f"{100 * PUBLISHED[name].pq:.1f}" if with_masks else "-"), name
-        assert ap == (f"{100 * PUBLISHED[name].ap:.1f}" if name in PUBLISHED else "-"), name
+        with_masks = name in published_files() and published_files()[name].pq
+        assert pq == (f"{100 * published_files()[name].pq:.1f}" if with_masks else "-"), name
+        assert ap == (f"{100 * published_files()[name].ap:.1f}" if name in published_files() else "-"), name
 
 
 # ----------------------------------------------------------------------------------------------------------------- site

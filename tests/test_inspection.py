@@ -246,7 +246,7 @@ def test_every_attention_module_is_collected_and_its_weights_sum_to_one(name):
     with collect_attention(model) as attention:
         run(model)
     transformer = preset.model.transformer
-    expected = transformer.encoder_layers + 2 * transformer.decoder_layers + (preset.masks is not None)
+    expected = transformer.encoder_layers + 2 * transformer.decoder_layers + (preset.has_masks)
     assert len(attention) == expected
     modules = dict(model.named_modules())
     assert attention.keys() == {key for key, module in modules.items() if "Attention" in type(module).__name__}

@@ -27,7 +27,7 @@ from opendetr.presets import (
     Preset,
     build_model,
     build_task,
-    frozen,
+    detector_alone,
     get_preset,
     list_models,
     miniature,
@@ -52,7 +52,7 @@ SIZES = ((64, 96), (48, 80))
 
 def _around(name: str, **head: int) -> Preset:
     preset = miniature(name)
-    return replace(preset, masks=MaskHeadConfig(**head), data=replace(preset.data, masks="auto"))
+    return replace(preset, masks=MaskHeadConfig(enabled=True, **head), data=replace(preset.data, masks="auto"))
 
 
 MEMBERS = {
@@ -65,7 +65,7 @@ MEMBERS = {
     "two stages": _around("deformable-detr-r50-two-stage"),
 }
 each = pytest.mark.parametrize("member", MEMBERS)
-with_masks = pytest.mark.parametrize("name", [name for name in list_models() if get_preset(name).masks])
+with_masks = pytest.mark.parametrize("name", [name for name in list_models() if get_preset(name).has_masks])
 
 
 def _model(preset: Preset) -> MaskedDetector:
@@ -200,9 +200,12 @@ def test_a_mask_head_that_does_not_fit_is_one_line(name, assignment, message):
 
 
 def test_any_model_gets_masks_by_a_setting():
-    preset = replaced(get_preset("conditional-detr-tiny"), parse_assignment("masks.num_heads=4"))
-    assert preset.masks == MaskHeadConfig(num_heads=4)
+    settings = {"masks": {"enabled": True, "num_heads": 4}}
+    preset = replaced(get_preset("conditional-detr-tiny"), settings)
+    assert preset.masks == MaskHeadConfig(enabled=True, num_heads=4)
     assert isinstance(build_model(preset, 3), MaskedDetector)
+    with pytest.raises(ConfigError, match=r"masks.num_heads is set, but there is no mask head; set masks.enabled"):
+        replaced(get_preset("conditional-detr-tiny"), parse_assignment("masks.num_heads=4"))
 
 
 def test_a_mask_head_starts_as_published():
@@ -289,7 +292,7 @@ def test_a_step_in_parts_is_the_same_step(name):
 def test_every_layer_is_matched_once(name, monkeypatch):
     preset = miniature(name)
     task = build_task(preset, _model(preset), len(CLASSES)).eval()
-    head_task = build_task(frozen(preset), task.model, len(CLASSES)).eval()
+    head_task = build_task(replace(preset, freeze_detector=True), task.model, len(CLASSES)).eval()
     matched: list[int] = []
     match = task.criterion.match
 
@@ -444,7 +447,7 @@ def test_freezing_names_the_parts_of_the_detector_too():
 @pytest.mark.parametrize("layout", ["opendetr", "official"])
 def test_a_detector_is_enough_to_start_from(tmp_path, name, layout):
     preset = miniature(name)
-    plain = replace(preset, masks=None)
+    plain = detector_alone(preset)
     torch.manual_seed(1)
     detector, model = build_model(plain, len(CLASSES)), _model(preset)
     state = detector.state_dict()
@@ -469,7 +472,7 @@ def test_a_detector_is_enough_to_start_from(tmp_path, name, layout):
 def test_a_model_with_a_mask_head_is_enough_for_its_detector(tmp_path, name, layout):
     preset = miniature(name)
     torch.manual_seed(1)
-    model, detector = _model(preset), build_model(replace(preset, masks=None), len(CLASSES))
+    model, detector = _model(preset), build_model(detector_alone(preset), len(CLASSES))
     state = model.state_dict()
     if layout == "official":
         export_official(model, preset, tmp_path / "official.pth")
@@ -523,7 +526,7 @@ def test_masks_are_not_left_out_in_silence():
     with pytest.raises(WeightsError, match=r"missing head\.out\.weight; missing head\.out\.bias"):
         transfer(model, state, CLASSES, CLASSES)
     with pytest.raises(WeightsError, match="of a model with a mask head, and this one has none"):
-        load_weights(build_model(replace(preset, masks=None), len(CLASSES)), model.state_dict())
+        load_weights(build_model(detector_alone(preset), len(CLASSES)), model.state_dict())
 
 
 # ------------------------------------------------------------------------------------------------------------ settings
@@ -547,23 +550,23 @@ def test_what_a_frozen_detector_is_wrapped_in(tmp_path):
     plain = _saved(tmp_path / "plain", "detr-tiny")
     masked = _saved(tmp_path / "masked", "deformable-detr-tiny-panoptic")
     preset = _set_up(tmp_path, None, plain)
-    assert (preset.name, preset.model, preset.recipe.freeze) == (
-        "detr-tiny-panoptic", miniature("detr-tiny").model, ("detector",),
+    assert (preset.name, preset.model, preset.freeze_detector) == (
+        "detr-tiny-panoptic", miniature("detr-tiny").model, True,
     )  # fmt: skip
     assert preset.masks == get_preset("detr-tiny-panoptic").masks
     assert preset.data.image_size == miniature("detr-tiny").data.image_size != get_preset("detr-tiny").data.image_size
     assert preset.recipe.epochs == 25
     (tmp_path / "own.yaml").write_text("recipe: {epochs: 3, freeze: []}", encoding="utf-8")
-    shorter = _set_up(tmp_path, None, plain, config=tmp_path / "own.yaml").recipe
-    assert (shorter.epochs, shorter.freeze) == (3, ("detector",))
+    shorter = _set_up(tmp_path, None, plain, config=tmp_path / "own.yaml")
+    assert (shorter.recipe.epochs, shorter.freeze_detector) == (3, True)
     assert _set_up(tmp_path, None, masked).name == "deformable-detr-tiny-panoptic"
-    settings = {"masks": {"level": 3}, "data": {"masks": "instances", "side_multiple": 8}}
+    settings = {"masks": {"enabled": True, "level": 3}, "data": {"masks": "instances", "side_multiple": 8}}
     by_setting = replaced(miniature("conditional-detr-tiny"), settings)
     again = _set_up(tmp_path, None, _saved(tmp_path / "set", by_setting))
     assert (again.name, again.masks, again.data.masks) == ("conditional-detr-tiny", by_setting.masks, "instances")
     assert again.data.side_multiple == 8
     assert _set_up(tmp_path, "detr-tiny-panoptic", plain, freeze_detector=False).recipe.freeze == ()
-    assert _set_up(tmp_path, None, plain, freeze_detector=False).masks is None
+    assert not _set_up(tmp_path, None, plain, freeze_detector=False).has_masks
     assert _set_up(tmp_path, None, "published").name == "deformable-detr-tiny-panoptic"
 
 
@@ -580,7 +583,7 @@ def test_what_a_frozen_detector_is_wrapped_in(tmp_path):
 def test_a_mask_head_that_is_not_asked_for_is_left_out(tmp_path, model, weights, expected, has_head):
     source = _saved(tmp_path / "run", "detr-tiny-panoptic") if weights == "masked" else weights
     preset = _set_up(tmp_path, model, source, freeze_detector=False)
-    assert (preset.name, preset.masks is not None) == (expected, has_head)
+    assert (preset.name, preset.has_masks) == (expected, has_head)
 
 
 @pytest.mark.parametrize(
@@ -623,7 +626,7 @@ def test_a_mask_head_wants_masks_to_be_read():
     training._require_lessons(preset, "none")
     with pytest.raises(ConfigError, match=r"set data\.masks to auto"):
         training._require_lessons(replace(preset, data=replace(preset.data, masks="none")), "none")
-    frozen = replace(preset, recipe=replace(preset.recipe, freeze=("detector",)))
+    frozen = replace(preset, freeze_detector=True)
     with pytest.raises(ConfigError, match="a frozen detector learns nothing"):
         training._require_lessons(frozen, "none")
 

@@ -85,11 +85,11 @@ def run() -> tuple[Golden, MaskedDetector, Output]:
 
 @pytest.mark.parametrize("image", range(2))
 def test_golden_instance_masks(run, image):
-    golden, model, output = run
+    golden, _, output = run
     sizes, originals = golden.images().sizes.tolist(), golden["inputs"]["orig_sizes_hw"]
     queries = [torch.arange(100) if index == image else torch.zeros(0, dtype=torch.int64) for index in range(2)]
     with torch.inference_mode():
-        logits = mask_logits(model, output, queries)[image]
+        logits = mask_logits(output, queries)[image]
     lies = frame(tuple(sizes[image]), tuple(golden.images().pixels.shape[-2:]), tuple(originals[image]))
     masks = instance_masks(logits, lies, merge="published")
     areas = golden.arrays[f"segm{image}_area"]
@@ -102,13 +102,13 @@ def test_golden_instance_masks(run, image):
 @pytest.mark.parametrize("image", range(2))
 @pytest.mark.parametrize(("name", "sizes"), [("panoptic", "original"), ("panoptic_procsize", "processed")])
 def test_golden_maps_of_a_model(run, image, name, sizes):
-    golden, model, output = run
+    golden, _, output = run
     processed = golden.images().sizes.tolist()
     target = golden["inputs"]["orig_sizes_hw"] if sizes == "original" else processed
     categories = coco_panoptic_categories()
     kept = candidates(output.final, categories, min_score=golden["panoptic_threshold"], merge="published")
     with torch.inference_mode():
-        logits = mask_logits(model, output, [each.queries for each in kept])[image]
+        logits = mask_logits(output, [each.queries for each in kept])[image]
     lies = frame(tuple(processed[image]), tuple(golden.images().pixels.shape[-2:]), tuple(target[image]))
     result = panoptic_map(kept[image], logits, lies, categories, merge="published")
     expected = golden[name][image]["segments_info"]

@@ -7,6 +7,7 @@ number of scenes are made small; everything else runs to the letter.
 from __future__ import annotations
 
 import os
+import re
 import sys
 
 import pytest
@@ -15,7 +16,7 @@ from markdown_blocks import INSTALL, ROOT, TEST, check_installation, environment
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 # What takes long, and what runs instead.
-SMALL = {"--train 2000 --val 300": "--train 24 --val 8", "--time 30m": "--time 5s", 'time="30m"': 'time="5s"'}
+SMALL = {"--train 2000 --val 300": "--train 24 --val 8", "--time 30m": "--time 5s"}
 
 
 def small(text: str) -> str:
@@ -24,6 +25,7 @@ def small(text: str) -> str:
     return text
 
 
+@pytest.mark.slow  # the demo draws 300 scenes
 @pytest.mark.skipif(os.name != "posix", reason="the blocks are for a POSIX shell")
 def test_every_block_runs(tmp_path, tmp_path_factory):
     environment = environment_with_programs(tmp_path_factory.mktemp("bin"))
@@ -39,7 +41,7 @@ def test_every_block_runs(tmp_path, tmp_path_factory):
             elif command != TEST:  # the one that runs this
                 run(["sh", "-c", small(command)], tmp_path, environment)
     assert (tmp_path / "opendetr-demo" / "index.html").is_file()
-    assert (tmp_path / "found" / "predictions.json").is_file()
+    assert (tmp_path / "predictions" / "predictions.json").is_file()
 
 
 def test_what_is_made_small_is_in_the_readme():
@@ -47,8 +49,16 @@ def test_what_is_made_small_is_in_the_readme():
         assert text in README
 
 
-def test_the_map_names_every_room():
+def test_the_file_map_names_every_entry():
     for path in (ROOT / "src" / "opendetr").iterdir():
         if path.name.startswith("_") or path.name in ("assets", "py.typed"):
             continue
         assert f"`{path.name}{'/' if path.is_dir() else ''}`" in README, path.name
+
+
+@pytest.mark.parametrize("file", ["README.md", "Makefile", ".ci/run"])
+def test_the_test_command_is_the_same_everywhere(file):
+    text = (ROOT / file).read_text(encoding="utf-8")
+    commands = {f"python {command}" for command in re.findall(r"-m pytest\b[^`\n]*", text)}
+    assert TEST in commands
+    assert commands <= {TEST, f"{TEST} -m slow"}

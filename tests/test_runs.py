@@ -46,7 +46,7 @@ def test_the_pages_show_commands():
     assert len(shown_commands()) > 8
 
 
-def test_pictures_by_heart_are_found_in_the_folder_that_holds_all_annotations(tmp_path):
+def test_masks_are_found_in_the_folder_of_all_annotations(tmp_path):
     of_kind = runpy.run_path(str(ROOT / "runs" / "overfit_masks.py"))["data_of_kind"]
     assert of_kind(tmp_path, "panoptic") == tmp_path
     (tmp_path / "panoptic_segmentation").mkdir()

@@ -406,7 +406,7 @@ def test_every_flag_reaches_the_recipe_and_the_average_is_deployed(scenes, tmp_p
     [
         (("--precision", "fp16"), "needs a CUDA GPU"),
         (("--best-by", "ap50"), "there are AP, AP50, "),
-        (("--best-by", "AP/dog"), "no score of the validation data is called 'AP/dog'"),
+        (("--best-by", "AP/dog"), "no metric of the validation data is called 'AP/dog'"),
         (("--freeze", "bakcbone"), "there are backbone"),
         (("--max-steps", "3", "--epochs", "2"), "not more than one of them"),
         (("--max-steps", "0"), "max_steps: expected at least 1"),

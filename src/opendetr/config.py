@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Mapping
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -42,11 +42,6 @@ def replaced(tree: Tree, changes: Mapping[str, Any], path: str = "") -> Tree:
         if name not in valid:
             raise ConfigError(f"config: unknown key {where!r}; {_suggestion(str(name), valid, path)}")
         current = getattr(tree, name)
-        if current is None and isinstance(value, Mapping):  # a group that is left out so far
-            groups = (
-                kind for kind in get_args(hints[name]) if isinstance(kind, type) and dataclasses.is_dataclass(kind)
-            )
-            current = next((kind() for kind in groups), None)
         if dataclasses.is_dataclass(current):
             if not isinstance(value, Mapping):
                 raise ConfigError(f"config: {where} is a group of settings, got {value!r}; name one of them")

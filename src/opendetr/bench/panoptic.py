@@ -19,7 +19,6 @@ from opendetr.bench.measuring import in_fresh_process, interleaved, peak_bytes_a
 from opendetr.categories import coco_panoptic_categories
 from opendetr.export.checkpoints import export_huggingface
 from opendetr.inference.predictor import load
-from opendetr.models.masks import MaskedDetector
 from opendetr.postprocess import candidates, image_masks
 from opendetr.presets import build_model, get_preset
 from opendetr.scoring import SoftmaxNoObject
@@ -57,7 +56,6 @@ def _write(folder: Path) -> None:
     torch.manual_seed(0)
     preset, categories = get_preset("detr-r50-panoptic"), coco_panoptic_categories()
     model = build_model(preset, len(categories)).eval()
-    assert isinstance(model, MaskedDetector)
     bias = model.get_parameter(model.class_rows[1])
     with torch.inference_mode():
         logits = model(ImageBatch.from_images(list(_pixels()))).final.logits[0]
@@ -72,7 +70,6 @@ def _write(folder: Path) -> None:
 def _ours(folder: Path) -> Run:
     detector = load(folder, device="cpu")
     model, images = detector.model, ImageBatch.from_images(list(_pixels()))
-    assert isinstance(model, MaskedDetector)
     sizes = torch.tensor([[_HEIGHT, _WIDTH]])
 
     @torch.inference_mode()
@@ -80,7 +77,7 @@ def _ours(folder: Path) -> Run:
         output = model(images)
         found = candidates(output.final, detector.categories)
         assert len(found[0]) == _PASSING
-        return image_masks(model, output, images, sizes, found=found)[0].panoptic(detector.categories)
+        return image_masks(output, images, sizes, found=found)[0].panoptic(detector.categories)
 
     return run
 

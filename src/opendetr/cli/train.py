@@ -144,11 +144,10 @@ def train(
     of_recipe = {name: value for name, value in recipe_settings.items() if value is not None}
     choices = {"model": model, "weights": weights, "out": out, "epochs": epochs, "max_steps": max_steps, "time": time,
                "config": config, "batch_size": batch_size, "learning_rate": lr, "image_size": image_size,
-               "num_queries": num_queries, "seed": seed,
-               "freeze_detector": freeze_detector or None}  # fmt: skip
+               "num_queries": num_queries, "seed": seed}  # fmt: skip
     if resume is None and data is None:
         raise typer.BadParameter("name the data set folder, or a run folder with --resume")
-    given = (data, named, of_recipe, changes, *(value is not None for value in choices.values()))
+    given = (data, named, of_recipe, changes, freeze_detector, *(value is not None for value in choices.values()))
     if resume is not None and any(given):
         raise typer.BadParameter("--resume keeps the settings of the run: no others may be given")
     if nodes is not None:
@@ -166,7 +165,8 @@ def train(
         else:
             assert data is not None
             settings = [{"data": named, "recipe": of_recipe}, *(changes or [])]
-            run = training.train(data, **choices, changes=settings, device=device, say=say)  # type: ignore[arg-type]
+            options = {**choices, "freeze_detector": freeze_detector, "changes": settings}
+            run = training.train(data, **options, device=device, say=say)  # type: ignore[arg-type]
     except ProcessError as error:
         if is_main():
             say(f"error: {error}")

@@ -31,6 +31,18 @@ def equal_batches(indices: Sequence[int], shapes: Shapes, batch_size: int) -> li
     return [batch for half in halves for batch in equal_batches(half, shapes, batch_size)]
 
 
+def same_shape_batches(indices: Sequence[int], shapes: Shapes, batch_size: int) -> list[tuple[int, ...]]:
+    """Batches of at most `batch_size` images of one shape, so that none is padded; each image keeps its order."""
+    by_shape: dict[tuple[int, int], list[int]] = {}
+    for index in indices:
+        by_shape.setdefault(shapes[index], []).append(index)
+    return [
+        tuple(alike[first : first + batch_size])
+        for _, alike in sorted(by_shape.items())
+        for first in range(0, len(alike), batch_size)
+    ]
+
+
 def bounded_batches(indices: Sequence[int], shapes: Shapes, batch_size: int, max_pixels: int) -> list[tuple[int, ...]]:
     """Batches of at most `batch_size` images of like shape and at most `max_pixels` pixels, padding included.
 

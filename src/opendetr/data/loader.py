@@ -25,7 +25,7 @@ import psutil
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from opendetr.data.batching import Shapes, bounded_batches, equal_batches, exactly, padded_pixels
+from opendetr.data.batching import Shapes, bounded_batches, equal_batches, exactly, padded_pixels, same_shape_batches
 from opendetr.data.collate import Collate, collate
 from opendetr.data.config import DataConfig
 from opendetr.data.images import ImageError, read_record
@@ -442,19 +442,31 @@ class BoundedTrainLoader(TrainLoader):
 
 
 class EvalLoader(_Loader):
-    """Every image once, in batches of like shape, in a fixed order; images that cannot be read are left out."""
+    """Every image once, in batches of one shape, in a fixed order; images that cannot be read are left out.
+
+    No image is padded, so the results of an image do not depend on the others, as in prediction. Of several processes
+    each loads whole batches.
+    """
 
     _substitute = False
 
     def __len__(self) -> int:
-        """Batches of one pass."""
-        return math.ceil(len(self._data) / self._batch_size)
+        """Batches of one pass of this process."""
+        return len(self._draws())
 
     def __iter__(self) -> Iterator[Batch]:
         """One pass over the images. Raises as `TrainLoader.epoch` does."""
+        return self._load(self._draws())
+
+    def _draws(self) -> list[_Draw]:
         indices = range(len(self._data))
         shapes = self._shapes(0, indices)
-        return self._load([_draw(0, batch, shapes) for batch in equal_batches(indices, shapes, self._batch_size)])
+        number, count = self._share
+        batches = same_shape_batches(indices, shapes, self._batch_size)
+        return [_draw(0, batch, shapes) for batch in batches[number::count]]
+
+    def _shared(self, draw: _Draw) -> _Draw:
+        return draw
 
 
 def train_loader(

@@ -1,12 +1,11 @@
-"""The score of a model on a data set: boxes, masks and panoptic maps, each where both have them.
+"""Evaluates detections on a dataset: boxes, masks and panoptic maps, each where both model and data have them.
 
-Shape letters: B batch, K classes, n detections and m candidates of one image.
+Shape letters: K classes, n detections of one image.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,14 +16,11 @@ from torch import Tensor
 from opendetr.categories import Categories
 from opendetr.data.masks import TrueSegment, coco_truth, panoptic_truth, thing_outlines
 from opendetr.data.records import DataError, DetectionData
-from opendetr.evaluation import CocoEvaluator
-from opendetr.evaluation.names import MASK_PREFIX
+from opendetr.evaluation.coco import METRICS, CocoEvaluator
+from opendetr.evaluation.names import CLASS_PREFIX, MASK_PREFIX
 from opendetr.evaluation.panoptic import PANOPTIC_METRICS, PanopticEvaluation, Quality
-from opendetr.models.detector import Detector
-from opendetr.models.masks import MaskedDetector
-from opendetr.postprocess import Merge, candidates, detect, detect_with_queries, image_masks
 from opendetr.results import Detections, Panoptic, Segment
-from opendetr.structures import Batch, ImageBatch, Output
+from opendetr.structures import Batch
 
 _NO_QUALITY = dict.fromkeys(Quality._fields)  # of a class that is nowhere
 
@@ -55,78 +51,83 @@ class Evaluation:
     results: list[dict[str, Any]]
     unreadable: tuple[str, ...]
 
+    @property
+    def named_metrics(self) -> dict[str, float | None]:
+        """The metrics, and the AP of each class under "AP/" with its name."""
+        return self.metrics | {f"{CLASS_PREFIX}{name}": value for name, value in self.per_class.items()}
+
 
 @dataclass(frozen=True)
-class _Found:
-    """What a model has found in one image, under the labels of the data.
+class ImageResult:
+    """The results of a model on one image, under its own labels.
 
     Attributes:
-        layers: the detections of every decoder layer that is scored, the last one's with masks where these are scored.
-        panoptic: the map, or None where none are scored.
+        layers: the detections of every decoder layer that is evaluated, the last one's with masks where these are
+            evaluated.
+        panoptic: the map, or None where none are evaluated.
     """
 
     layers: tuple[Detections, ...]
-    panoptic: Panoptic | None
+    panoptic: Panoptic | None = None
 
 
-class Scorer:
-    """Collects what a model finds in a data set, and scores it. Classes are paired by name.
+class DetectionEvaluator:
+    """Evaluates detections, masks and panoptic maps on a dataset; see `Evaluator`. Classes are paired by name.
 
-    Masks are brought to the size of their image and encoded one image at a time, and each panoptic map of the data is
-    read once, when its image is scored, so that memory stays flat.
+    Each panoptic map of the dataset is read once, when its image is evaluated, so memory stays flat.
 
     Args:
-        model: its answers are scored.
         categories: what the model's labels stand for.
-        data: what there is to find.
-        num_layers: score so many of the last decoder layers, and tell the AP of each; the last one when omitted. Masks
-            and maps are those of the last one.
-        merge: the rule by which masks become masks of instances and a panoptic map.
-        panoptic_score: queries that score less have no part in a map; what the model's scoring says when omitted.
+        data: the ground truth.
+        has_masks: whether the model has a mask head.
+        num_layers: evaluate so many of the last decoder layers, and report the AP of each; the last one when omitted.
+            Masks and maps are those of the last one.
+
+    Attributes:
+        labels: (K,) int64, the label in the data of each label of the model; -1 for a class that the data lacks.
+        things: the same, but -1 also for stuff.
+        num_layers: how many of the last decoder layers a result has.
+        wants_masks, wants_maps: whether a result has masks and a panoptic map.
 
     Raises:
-        DataError: model and data have no class in common, or the data's masks are such that a score would be wrong:
-            here, as far as the annotations show it, and where an image is scored whose map does not fit them.
+        DataError: model and data have no class in common, or the data's masks are such that a metric would be wrong:
+            here, as far as the annotations show it, and in `update` for an image whose map does not fit them.
     """
 
     def __init__(
         self,
-        model: Detector,
         categories: Categories,
         data: DetectionData,
         *,
+        has_masks: bool = False,
         num_layers: int | None = None,
-        merge: Merge = "default",
-        panoptic_score: float | None = None,
     ) -> None:
-        self._model = model
-        self._categories = categories
         self._data = data
-        self._merge: Merge = merge
-        self._panoptic_score = model.scoring.panoptic_score if panoptic_score is None else panoptic_score
-        self._labels = _common_labels(categories, data.categories, str(data.folder))
-        known = self._labels.clamp(min=0)
-        self._things = self._labels.where(torch.tensor(data.categories.isthing)[known], -1)
-        self._tells_layers = num_layers is not None
+        self.labels = _common_labels(categories, data.categories, str(data.folder))
+        known = self.labels.clamp(min=0)
+        self.things = self.labels.where(torch.tensor(data.categories.isthing)[known], -1)
+        self._reports_layers = num_layers is not None
         self._records = {image.id: image for image in data.images}
-        has_masks = isinstance(model, MaskedDetector) and data.masks != "none"
-        has_maps = has_masks and data.masks == "panoptic"
+        self.num_layers = num_layers or 1
+        self.wants_masks = has_masks and data.masks != "none"
+        self.wants_maps = self.wants_masks and data.masks == "panoptic"
         truth = coco_truth(data)
-        self._evaluators = [CocoEvaluator(truth) for _ in range(num_layers or 1)]
-        self._mask_evaluator = CocoEvaluator(truth, masks=True, outlines_follow=has_maps) if has_masks else None
-        self._panoptic = PanopticEvaluation(data.categories) if has_maps else None
-        self._seconds = 0.0
-        self._num_images = 0
+        self._evaluators = [CocoEvaluator(truth) for _ in range(self.num_layers)]
+        self._mask_evaluator = (
+            CocoEvaluator(truth, masks=True, outlines_follow=self.wants_maps) if self.wants_masks else None
+        )
+        self._panoptic = PanopticEvaluation(data.categories) if self.wants_maps else None
 
-    def update(self, batch: Batch, images: ImageBatch) -> None:
-        """Score the model's answer on a batch; `images` are the batch's on the model's device."""
-        finding = self._find(batch, images)
-        for target in batch.targets:
-            began = time.perf_counter()
-            found = next(finding)
-            self._seconds += time.perf_counter() - began
-            self._score(target.image_id, found)
-        self._num_images += len(batch)
+    def known_things(self, found: Detections, queries: Tensor) -> tuple[Detections, Tensor]:
+        """The detections of things that the data knows, under its labels, and their queries (n,)."""
+        labels = self.things[found.labels]
+        kept = labels >= 0
+        return replace(found[kept], labels=labels[kept], categories=self._data.categories), queries[kept]
+
+    def update(self, batch: Batch, results: Iterable[ImageResult]) -> None:
+        """Evaluate the results of a batch, whose detections have gone through `known_things`."""
+        for target, result in zip(batch.targets, results, strict=True):
+            self._update_image(target.image_id, result)
 
     def leave_out(self, image_ids: Iterable[int]) -> None:
         """Score images that could not be read as ones in which nothing was found."""
@@ -135,23 +136,37 @@ class Scorer:
                 segments, info = self._true_map(image_id)
                 self._panoptic.update(segments, info, np.zeros_like(segments), ())
 
-    def compute(self, unreadable: Iterable[str] = ()) -> Evaluation:
-        """The score of what all processes have collected; `unreadable` are messages to go with it."""
+    def gather(self) -> None:
+        """Bring together what all processes have collected."""
         for evaluator in self._evaluators:
             evaluator.gather()
+        if self._mask_evaluator is not None:
+            self._mask_evaluator.gather()
+            for image_id in self._mask_evaluator.without_outlines:  # images that no process has evaluated
+                self._true_map(image_id)
+        if self._panoptic is not None:
+            self._panoptic.gather()
+
+    def compute(self) -> dict[str, float | None]:
+        """The metrics of what has been collected, those of each class among them."""
+        return self.evaluation().named_metrics
+
+    def evaluation(self, seconds_per_image: float = 0.0, unreadable: Iterable[str] = ()) -> Evaluation:
+        """The metrics with everything that belongs to them.
+
+        Args:
+            seconds_per_image: measured by the caller.
+            unreadable: messages about images that were left out.
+        """
         scores = [evaluator.compute() for evaluator in self._evaluators]
         boxes = dict(scores[-1])
         per_class = boxes.pop("per_class")
         masks: dict[str, Any] = {"per_class": {}}
         if self._mask_evaluator is not None:
-            self._mask_evaluator.gather()
-            for image_id in self._mask_evaluator.without_outlines:  # nobody has scored them
-                self._true_map(image_id)
             masks = self._mask_evaluator.compute()
         panoptic: dict[str, Any] = {}
         qualities: dict[str, Quality | None] = {}
         if self._panoptic is not None:
-            self._panoptic.gather()
             panoptic = {name: value for name, value in self._panoptic.compute().items() if name in PANOPTIC_METRICS}
             qualities = self._panoptic.per_class()
         mask_per_class = masks.pop("per_class")
@@ -162,52 +177,19 @@ class Scorer:
             panoptic_per_class={
                 name: each._asdict() if each else dict(_NO_QUALITY) for name, each in qualities.items()
             },
-            per_layer=tuple(score["AP"] for score in scores) if self._tells_layers else (),
-            seconds_per_image=self._seconds / max(self._num_images, 1),
+            per_layer=tuple(score["AP"] for score in scores) if self._reports_layers else (),
+            seconds_per_image=seconds_per_image,
             results=(self._mask_evaluator or self._evaluators[-1]).results,
             unreadable=tuple(unreadable),
         )
 
-    @torch.inference_mode()
-    def _find(self, batch: Batch, images: ImageBatch) -> Iterator[_Found]:
-        """What the model finds in each image of a batch, one after another."""
-        output = self._model(images)
-        sizes = torch.tensor([target.original_size for target in batch.targets])
-        before = [detect(layer, sizes, self._categories) for layer in output.layers[-len(self._evaluators) : -1]]
-        final = [self._scored(*found) for found in detect_with_queries(output.final, sizes, self._categories)]
-        masks = self._masks(output, images, sizes, [queries for _, queries in final])
-        for index, ((detections, _), (of_detections, panoptic)) in enumerate(zip(final, masks, strict=True)):
-            others = (self._scored(layer[index])[0] for layer in before)
-            yield _Found((*others, replace(detections, masks=of_detections)), panoptic)
-
-    def _masks(
-        self, output: Output, images: ImageBatch, sizes: Tensor, queries: Sequence[Tensor]
-    ) -> Iterator[tuple[Tensor | None, Panoptic | None]]:
-        """Masks of the given queries and the map of each image, as far as they are scored."""
-        if self._mask_evaluator is None:
-            yield from ((None, None) for _ in queries)
-            return
-        assert isinstance(self._model, MaskedDetector)
-        merge, found = self._merge, None
-        if self._panoptic is not None:
-            found = candidates(output.final, self._categories, min_score=self._panoptic_score, merge=merge)
-        for masks in image_masks(self._model, output, images, sizes, queries=queries, found=found):
-            yield masks.instances(merge=merge), None if found is None else masks.panoptic(self._categories, merge=merge)
-
-    def _scored(self, found: Detections, queries: Tensor | None = None) -> tuple[Detections, Tensor]:
-        """The detections of things that the data knows, under its labels, and their queries."""
-        labels = self._things[found.labels]
-        kept = labels >= 0
-        moved = replace(found[kept], labels=labels[kept], categories=self._data.categories)
-        return moved, torch.arange(len(found))[kept] if queries is None else queries[kept]
-
-    def _score(self, image_id: int, found: _Found) -> None:
-        for evaluator, detections in zip(self._evaluators, found.layers, strict=True):
+    def _update_image(self, image_id: int, result: ImageResult) -> None:
+        for evaluator, detections in zip(self._evaluators, result.layers, strict=True):
             evaluator.update([image_id], [replace(detections, masks=None)])
         if self._mask_evaluator is not None:
-            self._mask_evaluator.update([image_id], [found.layers[-1]])
-        if self._panoptic is not None and found.panoptic is not None:
-            self._panoptic.update(*self._true_map(image_id), *self._known_segments(found.panoptic))
+            self._mask_evaluator.update([image_id], [result.layers[-1]])
+        if self._panoptic is not None and result.panoptic is not None:
+            self._panoptic.update(*self._true_map(image_id), *self._known_segments(result.panoptic))
 
     def _true_map(self, image_id: int) -> tuple[np.ndarray, tuple[TrueSegment, ...]]:
         """The annotated map of an image, of which the outlines of its things are made, too."""
@@ -221,7 +203,7 @@ class Scorer:
         """A map and its segments under the labels of the data; what those do not know becomes void."""
         segments, info = found.segments.numpy(), []
         for segment in found.info:
-            label = int(self._labels[segment.label])
+            label = int(self.labels[segment.label])
             if label < 0:
                 segments = np.where(segments == segment.id, 0, segments)
             else:
@@ -238,3 +220,18 @@ def _common_labels(ours: Categories, theirs: Categories, folder: str) -> Tensor:
             "no class in common; train on this data first"
         )
     return torch.tensor(labels)
+
+
+def metric_names(data: DetectionData, *, has_masks: bool) -> list[str]:
+    """The names of the metrics that a `DetectionEvaluator` gives on a dataset, the main one first.
+
+    The main one is PQ where panoptic maps are evaluated, mask_AP where masks are, else AP.
+    """
+    names = list(METRICS)
+    if has_masks and data.masks != "none":
+        names += [f"{MASK_PREFIX}{metric}" for metric in METRICS]
+        names += PANOPTIC_METRICS if data.masks == "panoptic" else ()
+    main = next(each for each in ("PQ", f"{MASK_PREFIX}AP", "AP") if each in names)
+    with_objects = {thing.category_id for image in data.images for thing in image.objects}
+    classes = [each["name"] for each in data.to_coco()["categories"] if each["id"] in with_objects]
+    return [main, *(name for name in names if name != main), *(f"{CLASS_PREFIX}{each}" for each in classes)]

@@ -7,6 +7,8 @@ from opendetr.evaluation.panoptic import PANOPTIC_METRICS
 
 MASK_PREFIX = "mask_"
 """Before the names of COCO's numbers where they are of masks."""
+CLASS_PREFIX = "AP/"
+"""Before the name of a class, for its AP."""
 
 
 def meaning(metric: str) -> str:

@@ -100,7 +100,7 @@ def _page(preset: Preset, categories: Categories, name: str, scores: Mapping[str
     rows = "".join(f"| {score} | {value:.3f} |\n" for score, value in scores.items())
     return _CARD.format(
         name=name,
-        task="object-detection" if preset.masks is None else "image-segmentation",
+        task="image-segmentation" if preset.has_masks else "object-detection",
         preset=preset.name,
         count=len(used),
         classes=textwrap.shorten(", ".join(used), 400, placeholder=" ..."),

@@ -25,13 +25,14 @@ from opendetr.data.images import ImageError
 from opendetr.data.loader import eval_loader
 from opendetr.data.records import DetectionData
 from opendetr.data.transforms import evaluation_transform
-from opendetr.distributed import best_device, rank, world_size
-from opendetr.evaluation.detection import Evaluation, Scorer
+from opendetr.distributed import best_device, gather, rank, world_size
+from opendetr.evaluation.detection import Evaluation
+from opendetr.inference.evaluate import ResultSource, Stopwatch
+from opendetr.inference.session import ImageSession, Session
 from opendetr.inference.sources.prefetch import in_order
 from opendetr.inference.sources.reading import Source, each_picture, is_one_picture, read_picture
 from opendetr.inference.sources.source_image import Picture
 from opendetr.models.detector import Detector
-from opendetr.models.masks import MaskedDetector
 from opendetr.postprocess import ImageMasks, Merge, candidates, detect_with_queries, image_masks
 from opendetr.presets import (
     Preset,
@@ -39,7 +40,6 @@ from opendetr.presets import (
     detector_alone,
     get_preset,
     list_models,
-    name_without_masks,
     preset_from_dict,
     published_weights,
 )
@@ -56,7 +56,7 @@ from opendetr.weights import (
     require_classes,
     usual_categories,
 )
-from opendetr.weights.name_maps import has_masks
+from opendetr.weights.masks import has_masks
 
 DETECTION_SCORE = 0.5
 """Detections that score less are left out, unless another threshold is given."""
@@ -89,6 +89,7 @@ class Predictor:
         self.model = model.to(self.device).eval()
         self.preset = preset
         self.categories = categories
+        self.session: Session = ImageSession(self.model)
         self._transform = evaluation_transform(preset.data)
 
     @overload
@@ -166,7 +167,7 @@ class Predictor:
     @property
     def has_masks(self) -> bool:
         """Whether the model has a mask head."""
-        return isinstance(self.model, MaskedDetector)
+        return self.model.has_masks
 
     def _require_masks(self) -> None:
         if not self.has_masks:
@@ -212,27 +213,26 @@ class Predictor:
     def _detect(self, batch: Sequence[_Prepared], thresholds: Tensor) -> list[Callable[[], Detections]]:
         """What finishes the detections of each picture: masks of their own size, where the model has a mask head."""
         images, sizes = self._batch(batch)
-        output = self.model(images)
+        output = self.session.step(images)
         found = detect_with_queries(output.final, sizes, self.categories, min_score=thresholds)
         pictured = [_pictured(each.picture, some) for each, (some, _) in zip(batch, found, strict=True)]
-        if not isinstance(self.model, MaskedDetector):
+        if not self.has_masks:
             return [partial(_unchanged, each) for each in pictured]
-        masks = image_masks(self.model, output, images, sizes, queries=[queries for _, queries in found])
+        masks = image_masks(output, images, sizes, queries=[queries for _, queries in found])
         return [partial(_with_masks, *each) for each in zip(pictured, masks, strict=True)]
 
     @torch.inference_mode()
     def _panoptic(self, batch: Sequence[_Prepared], thresholds: Tensor, merge: Merge) -> list[Callable[[], Panoptic]]:
         """What finishes the map of each picture."""
-        assert isinstance(self.model, MaskedDetector)
         images, sizes = self._batch(batch)
-        output = self.model(images)
+        output = self.session.step(images)
         found = candidates(output.final, self.categories, min_score=thresholds, merge=merge)
 
         def finish(picture: Picture, masks: ImageMasks) -> Panoptic:
             return _pictured(picture, masks.panoptic(self.categories, merge=merge))
 
         pictures = [each.picture for each in batch]
-        masks = image_masks(self.model, output, images, sizes, found=found)
+        masks = image_masks(output, images, sizes, found=found)
         return [partial(finish, *each) for each in zip(pictures, masks, strict=True)]
 
     def _batch(self, batch: Sequence[_Prepared]) -> tuple[ImageBatch, Tensor]:
@@ -281,19 +281,21 @@ class Predictor:
                 that the score would be wrong.
         """
         num_layers = self.preset.model.transformer.decoder_layers if layers else None
-        scorer = Scorer(
-            self.model, self.categories, data, num_layers=num_layers, merge=merge, panoptic_score=panoptic_score
-        )
+        evaluator = self.preset.evaluator(self.categories, data, num_layers=num_layers)
+        source = ResultSource(self.session, self.categories, evaluator, merge, panoptic_score)
         share = (rank(), world_size())
         loader = eval_loader(data, self.preset.data, batch_size=batch_size, share=share, device=self.device)
-        done = 0
+        watch, done = Stopwatch(), 0
         for batch in loader:
-            scorer.update(batch, batch.images.to(self.device))
+            results = source.results(batch, batch.images.to(self.device))
+            evaluator.update(batch, watch.timed(results))
             done += len(batch)
             if progress:
                 progress(done, len(data))
-        scorer.leave_out(loader.unreadable)
-        return scorer.compute(loader.unreadable.values())
+        evaluator.leave_out(loader.unreadable)
+        evaluator.gather()
+        unreadable = [line for lines in gather(list(loader.unreadable.values())) for line in lines]
+        return evaluator.evaluation(watch.seconds / max(done, 1), unreadable)
 
 
 def _by_shape(
@@ -374,7 +376,7 @@ def load(
     state: Mapping[str, Tensor] = read_state(path)
     if card is not None:
         preset, known = preset_from_dict(card.config), card.categories
-        if model not in (None, preset.name, name_without_masks(preset.name)):
+        if model not in (None, preset.name, preset.detector_name):
             raise ConfigError(f"{path}: holds {preset.name}, not {model}; leave the model out, or give another file")
         preset = preset if model in (None, preset.name) else detector_alone(preset)
     elif model is not None:
@@ -383,7 +385,7 @@ def load(
     else:
         raise WeightsError(f"{path}: does not say which model it is; name it, for example model='detr-r50'")
     network = build_model(preset, len(known), strict_no_object=strict_no_object)
-    if has_masks(state) and preset.masks is None:  # the detector alone finds no stuff, but tells it from things
+    if has_masks(state) and not preset.has_masks:  # the detector alone finds no stuff, but tells it from things
         state, known = fitting_part(network, state), known.only_things
     if card is None:
         ours = in_our_layout(network, state)

@@ -14,11 +14,13 @@ class Detector(nn.Module):
     """Images in, predictions of every decoder layer out.
 
     Attributes:
-        family: under which name `layouts` knows the official names of the parameters.
+        family: under which name `weights` knows the names of the parameters in other layouts.
+        detector_part: the submodule that is a detector by itself, in a model around one; else None.
         class_rows: names of the tensors that have a row a class.
         objectness_rows: names of the tensors that have as many rows, of which only the first is used: whether there is
             an object of any class.
         query_rows: names of the tensors that have a row a learned query.
+        has_masks: whether the output has `masks`, which computes the masks of queries.
         has_proposals: whether the output has `proposals`, boxes of the encoder that are trained as well.
         first_level: the stage of the backbone (0 to 3) that the finest projected features are made from.
         scoring: what the class logits mean; it travels with the predictions.
@@ -29,6 +31,8 @@ class Detector(nn.Module):
     class_rows: tuple[str, ...]
     objectness_rows: tuple[str, ...] = ()
     query_rows: tuple[str, ...] = ("queries.weight",)
+    detector_part: str | None = None
+    has_masks: bool = False
     has_proposals: bool = False
     first_level: int = 3
     scoring: Scoring

@@ -44,6 +44,7 @@ class MaskHeadConfig:
     """What is put around a detector so that it gives masks; the defaults are DETR's.
 
     Attributes:
+        enabled: whether there is a mask head at all.
         num_heads: A, attention maps of a query; it divides the detector's width.
         level: the level that the attention looks at and the head begins with, by the backbone's stage: 1 to 3, strides
             8, 16 and 32 (16 with dilation). DETR's encoder reads 3 alone.
@@ -52,6 +53,7 @@ class MaskHeadConfig:
             next to nothing beside the features, and it takes epochs until masks differ from query to query.
     """
 
+    enabled: bool = False
     num_heads: int = 8
     level: int = 3
     attention_gain: float = 1.0
@@ -201,6 +203,9 @@ class MaskedDetector(Detector):
     Raises:
         ValueError: width or levels of the detector do not fit.
     """
+
+    has_masks = True
+    detector_part = "detector"
 
     def __init__(self, config: MaskHeadConfig, detector: Detector, width: int) -> None:
         super().__init__()

@@ -39,7 +39,7 @@ def collect_attention(model: nn.Module, names: str = "*") -> Iterator[dict[str, 
     Raises:
         ValueError: no attention module has such a name.
 
-    Example:
+    Examples:
         >>> with collect_attention(model, "decoder.*.cross_attention") as attention:
         ...     output = model(images)
         >>> attention["decoder.layers.5.cross_attention"][0].shape  # (B, heads, queries, keys)

@@ -2,12 +2,11 @@
 
 from opendetr.postprocess.detections import detect, detect_with_queries
 from opendetr.postprocess.finishing import ImageMasks, image_masks
-from opendetr.postprocess.masks import GivesMasks, MaskFrame, Merge, instance_masks, mask_frames, mask_logits
+from opendetr.postprocess.masks import MaskFrame, Merge, instance_masks, mask_frames, mask_logits
 from opendetr.postprocess.panoptic import Candidates, candidates, panoptic_map
 
 __all__ = [
     "Candidates",
-    "GivesMasks",
     "ImageMasks",
     "MaskFrame",
     "Merge",

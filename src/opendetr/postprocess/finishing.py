@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from opendetr.categories import Categories
-from opendetr.postprocess.masks import GivesMasks, MaskFrame, Merge, instance_masks, mask_frames, mask_logits
+from opendetr.postprocess.masks import MaskFrame, Merge, instance_masks, mask_frames, mask_logits
 from opendetr.postprocess.panoptic import Candidates, panoptic_map
 from opendetr.results import Panoptic
 from opendetr.structures import ImageBatch, Output
@@ -44,7 +44,6 @@ class ImageMasks:
 
 
 def image_masks(
-    model: GivesMasks,
     output: Output,
     images: ImageBatch,
     sizes: Tensor,
@@ -55,8 +54,7 @@ def image_masks(
     """What the mask head says of each image of a batch; no mask is computed twice.
 
     Args:
-        model: gave the output.
-        output: of the batch.
+        output: of a model with a mask head, for the batch.
         images: the batch.
         sizes: (B, 2), height and width of the original images.
         queries: (n,) of each image, to get masks of; none when omitted.
@@ -68,7 +66,7 @@ def image_masks(
         found = [Candidates.none()] * len(sizes)
     asked = [torch.cat((some, others.queries)) for some, others in zip(queries, found, strict=True)]
     masks = []
-    logits = mask_logits(model, output, asked)
+    logits = mask_logits(output, asked)
     for others, of_image, frame in zip(found, logits, mask_frames(images, sizes), strict=True):
         of_queries, of_found = of_image.split((len(of_image) - len(others), len(others)))
         masks.append(ImageMasks(of_queries, others, of_found, frame))

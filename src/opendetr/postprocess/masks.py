@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -97,30 +97,24 @@ def _neighbours(pixels: Tensor, cells_per_pixel: float, num_cells: int) -> tuple
     return before, (before + 1).clamp(max=num_cells - 1), place - before
 
 
-class GivesMasks(Protocol):
-    """A model that can be asked for the masks of its queries."""
-
-    def masks(self, output: Output, image: Tensor, query: Tensor) -> Tensor:
-        """(m, h, w) logits of the padded batch, of queries `query` (m,) of images `image` (m,)."""
-        ...
-
-
 @torch.no_grad()
-def mask_logits(model: GivesMasks, output: Output, queries: Sequence[Tensor]) -> tuple[Tensor, ...]:
+def mask_logits(output: Output, queries: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """(m, h, w) mask logits of each image, of the queries (m,) that are asked for in it; each is computed once."""
     distinct = [some.unique(return_inverse=True) for some in queries]
     image = torch.cat([torch.full_like(some, index) for index, (some, _) in enumerate(distinct)])
     device = output.final.boxes.device
-    logits = model.masks(output, image.to(device), torch.cat([some for some, _ in distinct]).to(device))
+    assert output.masks is not None
+    logits = output.masks(image.to(device), torch.cat([some for some, _ in distinct]).to(device))
     parts = logits.split([len(some) for some, _ in distinct])
     return tuple(part[places.to(device)] for part, (_, places) in zip(parts, distinct, strict=True))
 
 
 def mask_frames(images: ImageBatch, sizes: Tensor) -> list[MaskFrame]:
     """Where the mask logits of each image lie; `sizes` (B, 2) are those of the original images."""
-    padded = (images.pixels.shape[-2], images.pixels.shape[-1])
     rows = zip(images.sizes.tolist(), sizes.tolist(), strict=True)
-    return [MaskFrame(padded=padded, processed=(h, w), original=(height, width)) for (h, w), (height, width) in rows]
+    return [
+        MaskFrame(padded=images.shape, processed=(h, w), original=(height, width)) for (h, w), (height, width) in rows
+    ]
 
 
 @torch.no_grad()

@@ -4,8 +4,6 @@ from opendetr.presets.preset import (
     Preset,
     build_model,
     build_task,
-    frozen,
-    has_frozen_detector,
     trained_from_nothing,
     with_frozen_detector,
 )
@@ -34,9 +32,7 @@ __all__ = [
     "create",
     "create_task",
     "detector_alone",
-    "frozen",
     "get_preset",
-    "has_frozen_detector",
     "list_models",
     "miniature",
     "name_with_masks",

@@ -7,14 +7,21 @@ from dataclasses import replace
 from opendetr.models.masks import MaskHeadConfig
 from opendetr.presets.deformable import deformable_detr_tiny
 from opendetr.presets.detr import detr_r50, detr_r50_dc5, detr_r101, detr_tiny
-from opendetr.presets.preset import WITH_MASKS, Preset
+from opendetr.presets.preset import Preset
 
 
 def _with_masks(detector: Preset, masks: MaskHeadConfig) -> Preset:
     """A detector with a mask head, trained on panoptic annotations, or on instances where there are no others."""
     data = replace(detector.data, masks="auto")
     recipe = replace(detector.recipe, best_by="auto")
-    return replace(detector, name=f"{detector.name}{WITH_MASKS}", masks=masks, data=data, recipe=recipe)
+    return replace(
+        detector,
+        name=f"{detector.name}-panoptic",
+        without_masks=detector.name,
+        masks=replace(masks, enabled=True),
+        data=data,
+        recipe=recipe,
+    )
 
 
 def detr_r50_panoptic() -> Preset:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import cast
+from typing import Any, cast
 
+from opendetr.categories import Categories
 from opendetr.config import ConfigError
 from opendetr.data.config import DataConfig
+from opendetr.data.records import DetectionData
+from opendetr.evaluation.detection import DetectionEvaluator, metric_names
 from opendetr.losses.class_terms import SigmoidFocalClassification
 from opendetr.losses.criterion import CriterionConfig, SetCriterion
 from opendetr.losses.dense import DenseConfig, DenseSupervision
@@ -19,9 +22,6 @@ from opendetr.models.masks import MaskedDetector, MaskHeadConfig
 from opendetr.recipe import Recipe
 from opendetr.tasks import DetectionTask, MaskHeadTask, Task
 
-WITH_MASKS = "-panoptic"  # at the end of the name of a detector that has a mask head
-DETECTOR = "detector"  # the part of a model with a mask head that is the model without
-
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
@@ -30,7 +30,9 @@ class Preset:
     Attributes:
         name: the catalogue's name, from which the tree started.
         model: the architecture of the detector.
-        masks: the mask head around it, or None.
+        masks: the mask head around it, if it is enabled.
+        without_masks: the catalogue's name of the same detector without a mask head; None for one that has none.
+        freeze_detector: train the mask head alone, around a detector that stays as it is.
         criterion: the set loss.
         mask_criterion: the losses of masks beside it, where there is a mask head.
         dense: supervision of the encoder beside it, off as published.
@@ -40,12 +42,40 @@ class Preset:
 
     name: str
     model: DETRConfig | DeformableDETRConfig = field(default_factory=DETRConfig)
-    masks: MaskHeadConfig | None = None
+    masks: MaskHeadConfig = field(default_factory=MaskHeadConfig)
+    without_masks: str | None = None
+    freeze_detector: bool = False
     criterion: CriterionConfig = field(default_factory=CriterionConfig)
     mask_criterion: MaskCriterionConfig = field(default_factory=MaskCriterionConfig)
     dense: DenseConfig = field(default_factory=DenseConfig)
     data: DataConfig = field(default_factory=DataConfig)
     recipe: Recipe = field(default_factory=Recipe)
+
+    def __post_init__(self) -> None:
+        off = MaskHeadConfig()
+        if not self.has_masks and self.masks != off:
+            name = next(name for name, value in vars(self.masks).items() if value != getattr(off, name))
+            raise ValueError(f"masks.{name} is set, but there is no mask head; set masks.enabled to true, too")
+        if self.freeze_detector and not self.has_masks:
+            raise ValueError(f"{self.name}: has no mask head to train around a frozen detector; enable masks")
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether the model has a mask head."""
+        return self.masks.enabled
+
+    @property
+    def detector_name(self) -> str:
+        """The catalogue's name of the detector, without its mask head if it has one."""
+        return self.without_masks or self.name
+
+    def evaluator(self, categories: Categories, data: DetectionData, **options: Any) -> DetectionEvaluator:
+        """What evaluates the model on a dataset; see `DetectionEvaluator` for the options."""
+        return DetectionEvaluator(categories, data, has_masks=self.has_masks, **options)
+
+    def metrics(self, data: DetectionData) -> list[str]:
+        """The names of the metrics that the evaluator gives on a dataset, the main one first."""
+        return metric_names(data, has_masks=self.has_masks)
 
 
 FOCAL_CRITERION = CriterionConfig(
@@ -72,20 +102,9 @@ def with_frozen_detector(preset: Preset) -> Preset:
     Raises:
         ConfigError: there is no mask head to train.
     """
-    if preset.masks is None:
-        raise ConfigError(f"{preset.name}: has no mask head to train; choose a model whose name ends in {WITH_MASKS}")
-    return frozen(replace(preset, recipe=replace(preset.recipe, epochs=25, step_at=15 / 25)))
-
-
-def frozen(preset: Preset) -> Preset:
-    """The preset with the detector in it frozen, so that its mask head alone is trained."""
-    freeze = tuple(dict.fromkeys((*preset.recipe.freeze, DETECTOR)))
-    return replace(preset, recipe=replace(preset.recipe, freeze=freeze))
-
-
-def has_frozen_detector(preset: Preset) -> bool:
-    """Whether the mask head alone is trained."""
-    return preset.masks is not None and DETECTOR in preset.recipe.freeze
+    if not preset.has_masks:
+        raise ConfigError(f"{preset.name}: has no mask head to train; choose a model that has one, or enable masks")
+    return replace(preset, freeze_detector=True, recipe=replace(preset.recipe, epochs=25, step_at=15 / 25))
 
 
 def build_model(preset: Preset, num_classes: int, *, strict_no_object: bool = False) -> Detector:
@@ -106,7 +125,7 @@ def build_model(preset: Preset, num_classes: int, *, strict_no_object: bool = Fa
         except ValueError as error:
             raise ConfigError(f"{preset.name}: {error}") from None
     num_logits = scoring.num_logits(num_classes)
-    if preset.masks is None:
+    if not preset.has_masks:
         return preset.model.build(num_logits, scoring)
     try:
         return preset.masks.build(preset.model, num_logits, scoring)
@@ -117,8 +136,8 @@ def build_model(preset: Preset, num_classes: int, *, strict_no_object: bool = Fa
 def build_task(preset: Preset, model: Detector, num_classes: int) -> Task:
     """What the trainer trains: the model with the losses of its preset."""
     criterion = SetCriterion(preset.criterion)
-    masks = None if preset.masks is None else MaskLoss(preset.mask_criterion)
-    if has_frozen_detector(preset):
+    masks = MaskLoss(preset.mask_criterion) if preset.has_masks else None
+    if preset.freeze_detector:
         return MaskHeadTask(cast(MaskedDetector, model), criterion, cast(MaskLoss, masks))
     dense = None
     if preset.dense.weight > 0:

@@ -37,10 +37,9 @@ from opendetr.presets.panoptic import (
     detr_r101_panoptic,
     detr_tiny_panoptic,
 )
-from opendetr.presets.preset import WITH_MASKS, Preset, build_model, build_task
+from opendetr.presets.preset import Preset, build_model, build_task
 from opendetr.tasks import Task
-from opendetr.weights import load_weights
-from opendetr.weights.published import PUBLISHED
+from opendetr.weights import load_weights, published_files
 
 DEFAULT_MODEL = "deformable-detr-tiny"  # what is trained and used where no model is named
 
@@ -75,7 +74,7 @@ _PRESETS: dict[str, Callable[[], Preset]] = {
 
 
 _SHIPPED = dict.fromkeys(
-    (DEFAULT_MODEL, f"{DEFAULT_MODEL}{WITH_MASKS}"), "scenes-deformable-detr-tiny-panoptic.safetensors"
+    ("deformable-detr-tiny", "deformable-detr-tiny-panoptic"), "scenes-deformable-detr-tiny-panoptic.safetensors"
 )
 
 
@@ -94,7 +93,7 @@ def weights_origin(name: str) -> str | None:
     """
     if shipped_weights(name):
         return "package"
-    published = PUBLISHED.get(name)
+    published = published_files().get(name)
     return published.place if published and (published.is_checked or published.path.is_file()) else None
 
 
@@ -104,7 +103,8 @@ def published_weights(name: str) -> Path | None:
     Raises:
         WeightsError: they cannot be downloaded, or only by hand.
     """
-    return PUBLISHED[name].fetch() if name in PUBLISHED else shipped_weights(name)
+    published = published_files().get(name)
+    return shipped_weights(name) if published is None else published.fetch()
 
 
 def list_models() -> list[str]:
@@ -141,28 +141,36 @@ def name_with_masks(name: str) -> str:
     Raises:
         ConfigError: there is none.
     """
-    if name.endswith(WITH_MASKS):
+    if get_preset(name).has_masks:
         return name
-    if f"{name}{WITH_MASKS}" not in _PRESETS:
-        known = ", ".join(each for each in _PRESETS if each.endswith(WITH_MASKS))
+    twins = {get_preset(each).without_masks: each for each in _PRESETS}
+    if name not in twins:
+        known = ", ".join(each for without, each in twins.items() if without is not None)
         raise ConfigError(f"{name}: the catalogue has it without a mask head only; there are {known}")
-    return f"{name}{WITH_MASKS}"
+    return twins[name]
 
 
 def name_without_masks(name: str) -> str:
-    """The catalogue's name of the detector that a name is about."""
-    return name.removesuffix(WITH_MASKS)
+    """The catalogue's name of the detector of a model, which is the model itself where it has no mask head."""
+    return get_preset(name).detector_name
 
 
 def detector_alone(preset: Preset) -> Preset:
     """The preset of the detector that a model with a mask head has in it."""
-    plain = get_preset(name_without_masks(preset.name))
-    return replace(preset, name=plain.name, masks=None, data=replace(preset.data, masks=plain.data.masks))
+    plain = get_preset(preset.detector_name)
+    return replace(
+        preset,
+        name=plain.name,
+        without_masks=None,
+        masks=plain.masks,
+        freeze_detector=False,
+        data=replace(preset.data, masks=plain.data.masks),
+    )
 
 
 def published_categories(name: str) -> Categories:
     """The classes of the published weights of a model: COCO panoptic's with a mask head, else those of COCO."""
-    return coco_categories() if get_preset(name).masks is None else coco_panoptic_categories()
+    return coco_panoptic_categories() if get_preset(name).has_masks else coco_categories()
 
 
 def miniature(name: str) -> Preset:

@@ -21,7 +21,7 @@ class MaskHeadTask(Task):
     prediction never produces.
 
     Args:
-        model: a detector with a mask head; the detector in it is frozen.
+        model: a detector with a mask head; the detector in it is frozen here.
         criterion: matches the queries of the last layer.
         masks: the losses.
     """
@@ -30,6 +30,7 @@ class MaskHeadTask(Task):
 
     def __init__(self, model: MaskedDetector, criterion: SetCriterion, masks: MaskLoss) -> None:
         super().__init__(model, criterion, {"masks": masks})
+        model.detector.requires_grad_(False)
 
     def train(self, mode: bool = True) -> MaskHeadTask:
         """Training mode for the mask head."""

@@ -16,6 +16,7 @@ from rich import progress as bars
 from rich.console import Console
 from torch import nn
 
+from opendetr.evaluation.names import CLASS_PREFIX
 from opendetr.training.checkpoint import CheckpointError, writing
 from opendetr.training.events import (
     Evaluated,
@@ -30,7 +31,6 @@ from opendetr.visualize import contact_sheet, draw_curves
 
 METRICS_FILE = "metrics.jsonl"
 TABLE_FILE = "metrics.csv"
-CLASS_AP = "AP/"  # what the name of a class's score begins with
 _MOST_CLASSES = 12
 _MOST_STEP_LINES = 5000
 # Scores of an evaluation that fit a line.
@@ -302,7 +302,7 @@ class TensorBoard(Observer):
     def on_evaluation(self, event: Evaluated) -> None:
         """Write the scores."""
         for name, value in event.metrics.items():
-            of_class = name.startswith(CLASS_AP)
+            of_class = name.startswith(CLASS_PREFIX)
             self._writer.add_scalar(f"classes/{name}" if of_class else f"validation/{name}", value, event.step)
         self._writer.flush()
 
@@ -407,17 +407,17 @@ def curves(rows: Iterable[Mapping[str, Any]], metrics: tuple[str, ...] = ("AP", 
 def _class_scores(evaluations: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
     """The AP of each class over steps; of many classes those that are found best and worst in the end."""
     last = evaluations[-1]["metrics"] if evaluations else {}
-    names = sorted((name for name in last if name.startswith(CLASS_AP)), key=lambda name: -_number(last[name]))
+    names = sorted((name for name in last if name.startswith(CLASS_PREFIX)), key=lambda name: -_number(last[name]))
     if len(names) > _MOST_CLASSES:
         names = names[: _MOST_CLASSES // 2] + names[-(_MOST_CLASSES // 2) :]
     return {
-        name.removeprefix(CLASS_AP): [(row["step"], _number(row["metrics"].get(name))) for row in evaluations]
+        name.removeprefix(CLASS_PREFIX): [(row["step"], _number(row["metrics"].get(name))) for row in evaluations]
         for name in names
     }
 
 
 def _classes_shown(evaluations: Sequence[Mapping[str, Any]]) -> str:
-    count = sum(name.startswith(CLASS_AP) for name in evaluations[-1]["metrics"])
+    count = sum(name.startswith(CLASS_PREFIX) for name in evaluations[-1]["metrics"])
     half = _MOST_CLASSES // 2
     return "each class" if count <= _MOST_CLASSES else f"the {half} best and the {half} worst of {count} classes"
 

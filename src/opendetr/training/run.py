@@ -31,21 +31,15 @@ from opendetr.data.masks import map_hashes, require_scorable
 from opendetr.data.paths import require_folder
 from opendetr.data.records import DataError, DetectionData, ImageRecord
 from opendetr.distributed import from_main, is_main, join_processes, rank, together, world_size
-from opendetr.evaluation import METRICS
-from opendetr.evaluation.names import MASK_PREFIX
-from opendetr.evaluation.panoptic import PANOPTIC_METRICS
 from opendetr.inference.comparison import compare
 from opendetr.inference.predictor import Predictor
 from opendetr.models.detector import Detector
-from opendetr.models.masks import MaskedDetector
 from opendetr.presets import (
     DEFAULT_MODEL,
     Preset,
     build_model,
     build_task,
-    frozen,
     get_preset,
-    has_frozen_detector,
     name_with_masks,
     name_without_masks,
     preset_from_dict,
@@ -56,7 +50,7 @@ from opendetr.presets import (
 )
 from opendetr.recipe import parse_duration
 from opendetr.tasks import Task
-from opendetr.training.callbacks import CLASS_AP, Curves, MetricsFile, MetricsTable, Pictures, Progress, TensorBoard
+from opendetr.training.callbacks import Curves, MetricsFile, MetricsTable, Pictures, Progress, TensorBoard
 from opendetr.training.checkpoint import find_checkpoint, writing
 from opendetr.training.events import Observer
 from opendetr.training.trainer import RunResult, Trainer
@@ -261,18 +255,20 @@ def _set_up(
         preset = trained_from_nothing(preset)
     elif card is not None:
         of_card = preset_from_dict(card.config)
-        masks = None if preset.name == name_without_masks(of_card.name) != of_card.name else of_card.masks
-        preset = replace(preset, model=of_card.model, masks=masks or preset.masks)
+        is_detector_of_card = preset.name == of_card.without_masks
+        masks = of_card.masks if of_card.has_masks and not is_detector_of_card else preset.masks
+        preset = replace(preset, model=of_card.model, masks=masks)
         if freeze_detector:  # it sees images of the size that it was trained for
             of = of_card.data
             seen = replace(preset.data, image_size=of.image_size, max_size=of.max_size, side_multiple=of.side_multiple)
-            if of_card.masks is not None:
+            if of_card.has_masks:
                 seen = replace(seen, masks=of.masks)
             preset = replace(preset, data=seen, criterion=of_card.criterion)
     if freeze_detector:
         preset = with_frozen_detector(preset)
     preset = replaced(preset, record)
-    return _Setup(frozen(preset) if freeze_detector else preset, data.resolve(), choice), origin
+    preset = replace(preset, freeze_detector=preset.freeze_detector or freeze_detector)
+    return _Setup(preset, data.resolve(), choice), origin
 
 
 def _model_name(name: str | None, card: ModelCard | None, origin: str | Path, *, with_masks: bool) -> str:
@@ -285,15 +281,15 @@ def _model_name(name: str | None, card: ModelCard | None, origin: str | Path, *,
         found = name
     else:
         found = _one_of(name, of_card, f"{origin}: holds {of_card}") or DEFAULT_MODEL
-    has_head = card is not None and of_card == found and card.config.get("masks") is not None  # by a setting, perhaps
+    has_head = card is not None and of_card == found and preset_from_dict(card.config).has_masks  # perhaps by a setting
     return name_with_masks(found) if with_masks and not has_head else found
 
 
 def _require_lessons(preset: Preset, origin: str | Path) -> None:
     """Raise ConfigError for a mask head that would get nothing to learn from."""
-    if preset.masks is not None and preset.data.masks == "none":
+    if preset.has_masks and preset.data.masks == "none":
         raise ConfigError(f"{preset.name}: has a mask head, but no masks are read; set data.masks to auto")
-    if has_frozen_detector(preset) and not isinstance(origin, Path):
+    if preset.freeze_detector and not isinstance(origin, Path):
         raise ConfigError("a frozen detector learns nothing: give a trained one, weights RUN, FILE or published")
 
 
@@ -499,7 +495,7 @@ def _transferred(model: Detector, path: Path, preset: Preset, categories: Catego
     part = in_our_layout(model, fitting_part(model, state))
     require_classes(path, model, part, len(known), num_others=model.num_logits - len(categories))
     report = transfer(model, state, known, categories)
-    if report.new and has_frozen_detector(preset):
+    if report.new and preset.freeze_detector:
         isthing = dict(zip(categories.names, categories.isthing, strict=True))
         mend = (
             "train it on this data first"
@@ -547,9 +543,8 @@ def _trainer(
         return Predictor(trained.model, seen, categories, device=str(device))  # type: ignore[arg-type]
 
     def evaluate(trained: nn.Module) -> dict[str, Any]:
-        scores = predictor(trained).evaluate(val, batch_size=preset.recipe.batch_size)
-        named = scores.metrics | {f"{CLASS_AP}{name}": value for name, value in scores.per_class.items()}
-        return {name: value for name, value in named.items() if value is not None}
+        metrics = predictor(trained).evaluate(val, batch_size=preset.recipe.batch_size).named_metrics
+        return {name: value for name, value in metrics.items() if value is not None}
 
     def save(path: Path, trained: nn.Module) -> None:
         save_weights(path, trained.model, card)  # type: ignore[arg-type]
@@ -559,7 +554,7 @@ def _trainer(
             yield f"{record.id}-{record.path.stem}", picture
 
     chosen = _for_pictures(val.images)
-    recipe = replace(preset.recipe, best_by=_best_by(preset.recipe.best_by, task, val))
+    recipe = replace(preset.recipe, best_by=_best_by(preset, val))
     observers: list[Observer] = [
         Progress(metric=recipe.best_by),
         MetricsFile(),
@@ -593,23 +588,19 @@ def _trainer(
         )
 
 
-def _best_by(name: str, task: Task, val: DetectionData) -> str:
-    """The score by which the best checkpoint is chosen; "auto" is the one that the model and the data are about.
+def _best_by(preset: Preset, val: DetectionData) -> str:
+    """The metric by which the best checkpoint is chosen; "auto" is the main one of the model and the data.
 
     Raises:
         ConfigError: the validation data cannot give it.
     """
-    names = list(METRICS)
-    if isinstance(task.model, MaskedDetector) and val.masks != "none":
-        names += [f"{MASK_PREFIX}{metric}" for metric in METRICS]
-        names += PANOPTIC_METRICS if val.masks == "panoptic" else ()
+    name, names = preset.recipe.best_by, preset.metrics(val)
     if name == "auto":
-        return next(each for each in ("PQ", f"{MASK_PREFIX}AP", "AP") if each in names)
-    with_objects = {thing.category_id for image in val.images for thing in image.objects}
-    classes = (each["name"] for each in val.to_coco()["categories"] if each["id"] in with_objects)
-    if name not in (*names, *(f"{CLASS_AP}{each}" for each in classes)):
-        choices = f"{', '.join(names)}, and {CLASS_AP} with the name of a class"
-        raise ConfigError(f"recipe.best_by: no score of the validation data is called {name!r}; there are {choices}")
+        return names[0]
+    if name not in names:
+        raise ConfigError(
+            f"recipe.best_by: no metric of the validation data is called {name!r}; there are {', '.join(names)}"
+        )
     return name
 
 
