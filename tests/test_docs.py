@@ -30,8 +30,7 @@ from opendetr.config import to_dict
 from opendetr.inference.predictor import load
 from opendetr.presets import DEFAULT_MODEL, create, get_preset, list_models
 from opendetr.synthetic import SceneConfig, write_scenes
-from opendetr.weights import ModelCard, save_weights
-from opendetr.weights.published import PUBLISHED
+from opendetr.weights import ModelCard, published_files, save_weights
 from web import sends, serving
 
 DOCS = ROOT / "docs"
@@ -246,9 +245,9 @@ def test_the_page_lists_every_model_with_its_figures():
             model = create(name)
         assert parameters == f"{sum(parameter.numel() for parameter in model.parameters()) / 1e6:.1f}", name
         assert int(queries) == get_preset(name).model.num_queries
-        with_masks = name in PUBLISHED and PUBLISHED[name].pq
-        assert pq == (f"{100 * PUBLISHED[name].pq:.1f}" if with_masks else "-"), name
-        assert ap == (f"{100 * PUBLISHED[name].ap:.1f}" if name in PUBLISHED else "-"), name
+        with_masks = name in published_files() and published_files()[name].pq
+        assert pq == (f"{100 * published_files()[name].pq:.1f}" if with_masks else "-"), name
+        assert ap == (f"{100 * published_files()[name].ap:.1f}" if name in published_files() else "-"), name
 
 
 # ----------------------------------------------------------------------------------------------------------------- site

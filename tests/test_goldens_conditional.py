@@ -31,11 +31,12 @@ from opendetr.presets import Preset, create, get_preset
 from opendetr.scoring import Sigmoid
 from opendetr.structures import ImageBatch, Output, Predictions, Target
 from opendetr.weights import load_weights, read_state
-from opendetr.weights.name_maps import HUGGING_FACE, OFFICIAL, our_name
+from opendetr.weights.conditional import FAMILY
+from opendetr.weights.name_maps import our_name
 
 VARIANTS = {"resnet50": "conditional-detr-r50", "resnet50_dc5": "conditional-detr-r50-dc5"}
 CRITERION = SetCriterion(get_preset("conditional-detr-r50").criterion)
-ROWS = OFFICIAL["conditional-detr"]
+ROWS = FAMILY.official
 
 
 @pytest.fixture(scope="module", params=VARIANTS)
@@ -262,7 +263,7 @@ def test_transformers_gives_the_same(tmp_path: Path):
     ).build(5, Sigmoid())
     own = set(ours.state_dict())
     saved = read_state(tmp_path / "model.safetensors")
-    state = {our_name(name, HUGGING_FACE["conditional-detr"], own): value for name, value in saved.items()}
+    state = {our_name(name, FAMILY.huggingface.reading, own): value for name, value in saved.items()}
     load_weights(ours.eval(), joined(state))
     generator = torch.Generator().manual_seed(0)
     batch = ImageBatch.from_images([torch.randn(3, *size, generator=generator) for size in ((96, 160), (128, 104))])

@@ -36,7 +36,8 @@ from opendetr.structures import FeatureMap, ImageBatch, Output, Predictions, Tar
 from opendetr.tasks import DetectionTask
 from opendetr.training.optimizer import parameter_groups
 from opendetr.weights import load_weights, read_state
-from opendetr.weights.name_maps import HUGGING_FACE, OFFICIAL, our_name
+from opendetr.weights.deformable import FAMILY
+from opendetr.weights.name_maps import our_name
 
 VARIANTS = {
     "standard": "deformable-detr-r50",
@@ -45,7 +46,7 @@ VARIANTS = {
     "refine": "deformable-detr-r50-refine",
     "two_stage": "deformable-detr-r50-two-stage",
 }
-ROWS = OFFICIAL["deformable-detr"]
+ROWS = FAMILY.official
 each_variant = pytest.mark.parametrize("variant", VARIANTS)
 
 
@@ -334,7 +335,7 @@ def test_transformers_gives_the_same(tmp_path: Path, kind: str):
     ours = config.build(5, Sigmoid()).eval()
     own = set(ours.state_dict())
     saved = read_state(tmp_path / "model.safetensors")
-    state = {our_name(name, HUGGING_FACE["deformable-detr"], own): value for name, value in joined(saved).items()}
+    state = {our_name(name, FAMILY.huggingface.reading, own): value for name, value in joined(saved).items()}
     for name in own - state.keys():  # transformers shares class heads between layers, and saves the first alone
         state[name] = state[re.sub(r"heads\.\d", "heads.0", name)]
     load_weights(ours, state)

@@ -20,7 +20,8 @@ from opendetr.scoring import SoftmaxNoObject
 from opendetr.structures import Matches, Output, Predictions, Target
 from opendetr.training.optimizer import parameter_groups
 from opendetr.weights import load_weights
-from opendetr.weights.name_maps import OFFICIAL, our_name
+from opendetr.weights.detr import FAMILY
+from opendetr.weights.name_maps import our_name
 
 _SMALL = TransformerConfig(width=64, ffn_width=128, encoder_layers=2, decoder_layers=2)
 _R18 = BackboneConfig(depth=18)
@@ -195,7 +196,7 @@ def _take_a_step(golden: Golden, model: DETR, names: dict[str, str]) -> None:
 
 
 def _renamed(golden: Golden) -> dict[str, str]:
-    return {name: our_name(name, OFFICIAL["detr"], ()) for name, _ in golden["keys"]}
+    return {name: our_name(name, FAMILY.official, ()) for name, _ in golden["keys"]}
 
 
 def test_postprocessing_scores(run):

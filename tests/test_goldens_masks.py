@@ -18,7 +18,8 @@ from opendetr.structures import Output
 from opendetr.tasks import Task
 from opendetr.training.optimizer import parameter_groups
 from opendetr.weights import load_weights
-from opendetr.weights.name_maps import OFFICIAL, our_name
+from opendetr.weights.masks import DETR
+from opendetr.weights.name_maps import our_name
 
 _LOSSES = {"class": "loss_ce", "l1": "loss_bbox", "giou": "loss_giou", "mask": "loss_mask", "dice": "loss_dice"}
 
@@ -116,7 +117,7 @@ def test_losses_without_targets(run):
 def test_gradients_and_one_step(run):
     golden, task, _ = run
     task = copy.deepcopy(task)
-    names = {our_name(name, OFFICIAL["detr-masks"], ()): name for name, _ in golden["keys"]}
+    names = {our_name(name, DETR.official, ()): name for name, _ in golden["keys"]}
     task.total(_losses(golden, task)).backward()
     gradients = {names[name]: p.grad for name, p in task.model.named_parameters() if p.requires_grad}
     norms = {name: gradients[name].norm().item() for name in golden["grad_l2"]}

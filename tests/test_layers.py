@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import opendetr
+from opendetr.weights.family import families
 
 PACKAGE = Path(opendetr.__file__).parent
 
@@ -90,3 +91,68 @@ def test_public_names_resolve_and_are_listed() -> None:
     for name in opendetr.__all__:
         assert getattr(opendetr, name) is not None
     assert dir(opendetr) == sorted(opendetr.__all__)
+
+
+# ------------------------------------------------------------------------------------------------- no special cases
+
+# Where a member may be told from others: its own files.
+OF_MEMBERS = ("models", "presets")
+OF_FAMILIES = ("conditional", "deformable", "detr", "masks")  # of weights/
+MAY_NAME_MODELS = ("bench", "cli")  # in help texts and benchmarks
+SUFFIXES = {"-panoptic", "-dc5", "-tiny", "-masks", "-two-stage", "-refine"}  # of names in the catalogue
+
+
+def model_classes() -> set[str]:
+    """The names of all classes in `models/`, but for the base class."""
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in (PACKAGE / "models").glob("*.py")]
+    classes = {node.name for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
+    return classes - {"Detector"}
+
+
+def special_cases(tree: ast.AST, classes: set[str], names: set[str]) -> list[str]:
+    """Where code tells members apart: by the class of a model or its config, or by a name."""
+    found = []
+    for node in ast.walk(tree):
+        constants = {each.value for each in ast.walk(node) if isinstance(each, ast.Constant)}
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("isinstance", "issubclass", "type"):
+            used = {each.id for each in ast.walk(node) if isinstance(each, ast.Name)} & classes
+            found += [f"line {node.lineno}: the class {name}" for name in sorted(used)]
+        elif isinstance(node, ast.Compare):
+            found += [f"line {node.lineno}: a comparison with {name}" for name in sorted(constants & names)]
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("with", "suffix", "prefix")):
+            found += [f"line {node.lineno}: the suffix {name}" for name in sorted(constants & SUFFIXES)]
+    return found
+
+
+def shared_modules() -> list[Path]:
+    def is_of_a_member(path: Path) -> bool:
+        entry = entry_of(path)
+        return entry in OF_MEMBERS or entry in MAY_NAME_MODELS or (entry == "weights" and path.stem in OF_FAMILIES)
+
+    return [path for path in MODULES if not is_of_a_member(path)]
+
+
+def test_shared_code_does_not_ask_which_member_it_handles() -> None:
+    names = {*opendetr.list_models(), *(family.name for family in families())}
+    classes = model_classes()
+    found = {
+        path.relative_to(PACKAGE).as_posix(): cases
+        for path in shared_modules()
+        if (cases := special_cases(ast.parse(path.read_text(encoding="utf-8")), classes, names))
+    }
+    assert found == {}
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "isinstance(model, MaskedDetector)",
+        "assert isinstance(preset.model, (int, TwoStageDETRConfig))",
+        "if model.family == 'deformable-detr': pass",
+        "x = name in ('detr-r50', 'b')",
+        "name.removesuffix('-panoptic')",
+    ],
+)
+def test_a_special_case_is_found(code: str) -> None:
+    names = {*opendetr.list_models(), *(family.name for family in families())}
+    assert special_cases(ast.parse(code), model_classes(), names)

@@ -19,9 +19,8 @@ import pytest
 
 from opendetr import presets
 from opendetr.files import cache_folder
-from opendetr.weights import WeightsError, download, local_file
+from opendetr.weights import WeightsError, download, local_file, published_files
 from opendetr.weights.download import cached_path
-from opendetr.weights.published import PUBLISHED
 from web import Answer, Server, redirects, sends, sends_raw, serving
 
 fetching = sys.modules[download.__module__]
@@ -408,16 +407,16 @@ except WeightsError as error:
 
 def test_the_catalogue_of_weights():
     names = presets.list_models()
-    for name, weights in PUBLISHED.items():
+    for name, weights in published_files().items():
         assert name in names
         assert 0.3 < weights.ap < 0.5
         assert weights.is_checked == name.startswith("detr-")
         assert not weights.is_checked or weights.place.endswith(weights.file)
-    assert len({weights.path for weights in PUBLISHED.values()}) == len(PUBLISHED)
+    assert len({weights.path for weights in published_files().values()}) == len(published_files())
 
 
 def test_weights_without_a_hash_are_not_downloaded_unasked(server, tmp_path):
-    weights = PUBLISHED["conditional-detr-r50"]
+    weights = published_files()["conditional-detr-r50"]
     assert presets.weights_origin("conditional-detr-r50") is None
     with pytest.raises(WeightsError) as caught:
         presets.published_weights("conditional-detr-r50")
@@ -432,6 +431,6 @@ def test_weights_without_a_hash_are_not_downloaded_unasked(server, tmp_path):
 
 def test_origins():
     assert presets.weights_origin(presets.DEFAULT_MODEL) == "package"
-    assert presets.weights_origin("detr-r50") == PUBLISHED["detr-r50"].place
+    assert presets.weights_origin("detr-r50") == published_files()["detr-r50"].place
     assert presets.weights_origin("detr-r18") is None
     assert presets.published_weights("detr-r18") is None

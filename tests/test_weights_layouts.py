@@ -23,12 +23,24 @@ from opendetr.config import ConfigError
 from opendetr.export.checkpoints import export_huggingface, export_official
 from opendetr.inference.predictor import Predictor
 from opendetr.models.detector import Detector
+from opendetr.models.detr import DETR
 from opendetr.models.masks import MaskedDetector, MaskHeadConfig
 from opendetr.postprocess import detect
 from opendetr.presets import Preset, build_model, detector_alone, get_preset, list_models, miniature
 from opendetr.structures import ImageBatch
-from opendetr.weights import WeightsError, load_weights, read_card, read_state, transfer, weights_file
-from opendetr.weights.name_maps import layout_of
+from opendetr.weights import (
+    WeightsError,
+    detr,
+    family,
+    load_weights,
+    read_card,
+    read_state,
+    register_family,
+    transfer,
+    weights_file,
+)
+from opendetr.weights.family import layout_of
+from opendetr.weights.name_maps import their_names
 
 CLASSES = Categories.from_names(("cat", "dog", "red fox"))
 
@@ -615,3 +627,31 @@ def test_every_model_of_the_catalogue_has_official_names(tmp_path, name):
     again = build_model(preset, len(CLASSES))
     load_weights(again, tmp_path / "official.pth")
     assert same(again.state_dict(), model.state_dict())
+
+
+def test_a_family_that_is_not_registered_has_our_own_layout(tmp_path):
+    """And one that a user registers has the layouts that it names."""
+
+    class Own(DETR):
+        family = "own"
+
+    preset = small("detr-tiny")
+    scoring = preset.criterion.classification.scoring()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        models = [Own(preset.model, scoring.num_logits(3), scoring).eval() for _ in range(2)]
+    state = {key: value for key, value in models[0].state_dict().items() if "num_batches" not in key}
+    load_weights(models[1], state)
+    assert same(models[0].state_dict(), models[1].state_dict())
+    with pytest.raises(ConfigError, match="exists only here"):
+        export_official(models[0], preset, tmp_path / "official.pth")
+    with pytest.raises(ConfigError, match="transformers has no such model"):
+        export_huggingface(models[0], preset, CLASSES, tmp_path / "hf")
+    official = {their: models[0].state_dict()[our] for their, our in their_names(state, detr.FAMILY.official).items()}
+    with pytest.raises(WeightsError, match="in the official layout, which is not read for own"):
+        load_weights(models[1], official)
+    register_family(replace(detr.FAMILY, name="own"))
+    try:
+        assert load_weights(models[1], official).layout == "official"
+    finally:
+        family._FAMILIES.pop("own")

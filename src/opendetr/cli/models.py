@@ -61,9 +61,10 @@ def _row(name: str) -> dict[str, Any]:
 def _weights(name: str) -> dict[str, Any]:
     """What there is to know about the weights of a model; nothing where there are none."""
     from opendetr.presets import shipped_weights
-    from opendetr.weights.published import LICENCE, PUBLISHED
+    from opendetr.weights import published_files
+    from opendetr.weights.published import LICENCE
 
-    shipped, published = shipped_weights(name), PUBLISHED.get(name)
+    shipped, published = shipped_weights(name), published_files().get(name)
     if shipped:
         return {"origin": "package", "file": shipped.name, "MiB": round(shipped.stat().st_size / 2**20), "cached": True}
     if published is None:

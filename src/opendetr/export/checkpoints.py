@@ -19,12 +19,11 @@ from torch import Tensor
 from opendetr.categories import Categories
 from opendetr.config import ConfigError, to_dict
 from opendetr.files import whole_file, write_whole
-from opendetr.models.deformable import DeformableDETRConfig, TwoStageDETRConfig
 from opendetr.models.detector import Detector
 from opendetr.presets import Preset
-from opendetr.weights import ModelCard
+from opendetr.weights import ModelCard, WeightFamily, family_of
 from opendetr.weights.huggingface import CONFIG, PREPROCESSOR, config_json, preprocessor_json, unwritable
-from opendetr.weights.name_maps import HUGGING_FACE_RESNET, HUGGING_FACE_TIMM, OFFICIAL, Rows, their_names, unpacked
+from opendetr.weights.name_maps import Rows, their_names, unpacked
 
 WEIGHTS = "model.safetensors"
 
@@ -42,10 +41,11 @@ def export_official(model: Detector, preset: Preset, path: Path) -> None:
     """
     if path.exists():
         raise ConfigError(f"{path}: is there already; give the name of a new file")
+    family = _known_family(model, preset)
     _refuse_group_norm(preset)
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as fresh:
-        torch.save({"model": _named(model, preset, OFFICIAL[model.family])}, fresh)
+        torch.save({"model": _named(model, family, family.official)}, fresh)
 
 
 def export_huggingface(model: Detector, preset: Preset, categories: Categories, folder: Path) -> None:
@@ -68,12 +68,12 @@ def export_huggingface(model: Detector, preset: Preset, categories: Categories, 
     reason = not_for_huggingface(model, preset)
     if reason:
         raise ConfigError(f"{preset.name}: cannot be written for Hugging Face: {reason}; --format official can hold it")
-    settings = to_dict(preset)
-    tables = HUGGING_FACE_TIMM if preset.model.backbone.dilation else HUGGING_FACE_RESNET
-    state = unpacked(_named(model, preset, tables[model.family]))
-    is_two_stage = isinstance(preset.model, TwoStageDETRConfig)
-    config = config_json(model.family, settings["model"], categories, two_stage=is_two_stage)
-    processor = preprocessor_json(model.family, preset.data.image_size, preset.data.max_size)
+    settings, family = to_dict(preset), _known_family(model, preset)
+    assert family.huggingface is not None
+    rows = family.huggingface.writing(timm=preset.model.backbone.dilation)
+    state = unpacked(_named(model, family, rows))
+    config = config_json(family.huggingface, settings["model"], categories, model)
+    processor = preprocessor_json(family.huggingface, preset.data.image_size, preset.data.max_size)
     card = ModelCard(to_dict(_with_frozen_norm(preset)), categories, {})
     folder.mkdir(parents=True, exist_ok=True)
     _write_json(folder / CONFIG, config)
@@ -86,7 +86,17 @@ def export_huggingface(model: Detector, preset: Preset, categories: Categories, 
 def not_for_huggingface(model: Detector, preset: Preset) -> str | None:
     """Why transformers cannot hold a detector, in a few words; None when it can."""
     settings = to_dict(preset)
-    return unwritable(model.family, settings["model"], settings["masks"] if preset.has_masks else None)
+    family = family_of(model)
+    known = None if family is None else family.huggingface
+    return unwritable(known, settings["model"], settings["masks"] if preset.has_masks else None)
+
+
+def _known_family(model: Detector, preset: Preset) -> WeightFamily:
+    """What is known about the weights of a model. Raises ConfigError when it is nothing."""
+    family = family_of(model)
+    if family is None:
+        raise ConfigError(f"{preset.name}: exists only here, so no other layout can hold it; use our own files")
+    return family
 
 
 def _refuse_group_norm(preset: Preset) -> None:
@@ -99,13 +109,9 @@ def _with_frozen_norm(preset: Preset) -> Preset:
     return replace(preset, model=replace(preset.model, backbone=backbone))
 
 
-def _named(model: Detector, preset: Preset, rows: Rows) -> dict[str, Tensor]:
+def _named(model: Detector, family: WeightFamily, rows: Rows) -> dict[str, Tensor]:
     """The state dict under the names of `rows`, a tensor that others keep under several names under all of them."""
-    config = preset.model
-    # A decoder that moves or chooses boxes has the heads for that, under a second name.
-    absent: tuple[str, ...] = () if isinstance(config, TwoStageDETRConfig) else ("decoder.class_embed.",)
-    if not (isinstance(config, DeformableDETRConfig) and config.refine):
-        absent += ("decoder.bbox_embed.",)
+    absent = family.absent(model)
     own = {
         name: value.cpu().contiguous()
         for name, value in model.state_dict().items()

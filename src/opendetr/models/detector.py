@@ -14,7 +14,8 @@ class Detector(nn.Module):
     """Images in, predictions of every decoder layer out.
 
     Attributes:
-        family: under which name `layouts` knows the official names of the parameters.
+        family: under which name `weights` knows the names of the parameters in other layouts.
+        detector_part: the submodule that is a detector by itself, in a model around one; else None.
         class_rows: names of the tensors that have a row a class.
         objectness_rows: names of the tensors that have as many rows, of which only the first is used: whether there is
             an object of any class.
@@ -30,6 +31,7 @@ class Detector(nn.Module):
     class_rows: tuple[str, ...]
     objectness_rows: tuple[str, ...] = ()
     query_rows: tuple[str, ...] = ("queries.weight",)
+    detector_part: str | None = None
     has_masks: bool = False
     has_proposals: bool = False
     first_level: int = 3

@@ -205,6 +205,7 @@ class MaskedDetector(Detector):
     """
 
     has_masks = True
+    detector_part = "detector"
 
     def __init__(self, config: MaskHeadConfig, detector: Detector, width: int) -> None:
         super().__init__()

@@ -39,8 +39,7 @@ from opendetr.presets.panoptic import (
 )
 from opendetr.presets.preset import Preset, build_model, build_task
 from opendetr.tasks import Task
-from opendetr.weights import load_weights
-from opendetr.weights.published import PUBLISHED
+from opendetr.weights import load_weights, published_files
 
 DEFAULT_MODEL = "deformable-detr-tiny"  # what is trained and used where no model is named
 
@@ -94,7 +93,7 @@ def weights_origin(name: str) -> str | None:
     """
     if shipped_weights(name):
         return "package"
-    published = PUBLISHED.get(name)
+    published = published_files().get(name)
     return published.place if published and (published.is_checked or published.path.is_file()) else None
 
 
@@ -104,7 +103,8 @@ def published_weights(name: str) -> Path | None:
     Raises:
         WeightsError: they cannot be downloaded, or only by hand.
     """
-    return PUBLISHED[name].fetch() if name in PUBLISHED else shipped_weights(name)
+    published = published_files().get(name)
+    return shipped_weights(name) if published is None else published.fetch()
 
 
 def list_models() -> list[str]:

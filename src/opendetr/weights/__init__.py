@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from opendetr.weights import conditional, deformable, detr, masks
 from opendetr.weights.card import ModelCard, read_card, save_weights
 from opendetr.weights.download import download
 from opendetr.weights.errors import WeightsError
+from opendetr.weights.family import WeightFamily, family_of, published_files, register_family
 from opendetr.weights.hub import is_remote, local_file
 from opendetr.weights.loading import (
     LoadReport,
@@ -22,18 +24,29 @@ __all__ = [
     "LoadReport",
     "ModelCard",
     "TransferReport",
+    "WeightFamily",
     "WeightsError",
     "download",
+    "family_of",
     "fitting_part",
     "in_our_layout",
     "is_remote",
     "load_weights",
     "local_file",
+    "published_files",
     "read_card",
     "read_state",
+    "register_family",
     "require_classes",
     "save_weights",
     "transfer",
     "usual_categories",
     "weights_file",
 ]
+
+_OWN = (detr.FAMILY, conditional.FAMILY, deformable.FAMILY)
+for _family in _OWN:
+    register_family(_family)
+register_family(masks.DETR)
+for _family in _OWN[1:]:  # transformers has masks for DETR alone
+    register_family(masks.with_masks(_family, huggingface=None, published={}))

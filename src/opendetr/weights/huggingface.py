@@ -11,21 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from opendetr.categories import Categories, coco_panoptic_categories
-from opendetr.models.masks import WITH_MASKS
+from opendetr.models.detector import Detector
 from opendetr.weights.errors import WeightsError
+from opendetr.weights.family import HuggingFaceFormat, families
 from opendetr.weights.reading import read_json
 
 CONFIG = "config.json"
 PREPROCESSOR = "preprocessor_config.json"
 
-# By family: the type in config.json, how their classes begin, and what that of the model ends in.
-_DETECTION, _SEGMENTATION = "ForObjectDetection", "ForSegmentation"
-_TYPES = {
-    "detr": ("detr", "Detr", _DETECTION),
-    "conditional-detr": ("conditional_detr", "ConditionalDetr", _DETECTION),
-    "deformable-detr": ("deformable_detr", "DeformableDetr", _DETECTION),
-    f"detr{WITH_MASKS}": ("detr", "Detr", _SEGMENTATION),
-}
 # A setting of our model, and the names of theirs that mean it.
 _SETTINGS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("transformer.width", ("d_model",)),
@@ -36,13 +29,9 @@ _SETTINGS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("transformer.dropout", ("dropout",)),
     ("num_queries", ("num_queries",)),
 )
-_DEFORMABLE_SETTINGS = (
-    ("transformer.num_levels", ("num_feature_levels",)),
-    ("transformer.num_points", ("encoder_n_points", "decoder_n_points")),
-    ("refine", ("with_box_refine",)),
-)
 _LAYERS = {18: ("basic", [2, 2, 2, 2]), 50: ("bottleneck", [3, 4, 6, 3]), 101: ("bottleneck", [3, 4, 23, 3])}
 _UNUSED, _GENERIC = "N/A", "LABEL_"
+_PANOPTIC = "coco_panoptic"  # the annotations of models with a mask head
 _MEAN, _DEVIATION = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 _BILINEAR = 2
 
@@ -52,7 +41,18 @@ def config_beside(path: Path) -> Path | None:
     config = path.parent / CONFIG
     if not config.is_file():
         return None
-    return config if read_json(config).get("model_type") in {kind for kind, *_ in _TYPES.values()} else None
+    return config if read_json(config).get("model_type") in {known.model_type for known in _formats()} else None
+
+
+def _formats() -> list[HuggingFaceFormat]:
+    return [family.huggingface for family in families() if family.huggingface is not None]
+
+
+def _format_of(config: Mapping[str, Any]) -> HuggingFaceFormat:
+    """The format of a config.json: that of its class, else the first of its type."""
+    fitting = [known for known in _formats() if known.model_type == config["model_type"]]
+    named = (known for known in fitting if known.architecture in (config.get("architectures") or ()))
+    return next(named, fitting[0])
 
 
 # ------------------------------------------------------------------------------------------------------------- reading
@@ -68,10 +68,10 @@ def settings_of(path: Path) -> tuple[dict[str, Any], Categories]:
         WeightsError: it describes a model that there is none of here.
     """
     config = read_json(path)
-    family = next(family for family, (kind, *_) in _TYPES.items() if kind == config["model_type"])
-    has_masks = f"{_TYPES['detr'][1]}{_SEGMENTATION}" in (config.get("architectures") or ())
+    known = _format_of(config)
+    has_masks = known.annotations == _PANOPTIC
     try:
-        model = _model_of(config, family, path)
+        model = _model_of(config, known, path)
         categories = _categories_of(config)
         if has_masks:
             categories = _panoptic(categories)
@@ -79,8 +79,7 @@ def settings_of(path: Path) -> tuple[dict[str, Any], Categories]:
         if isinstance(error, WeightsError):
             raise
         raise WeightsError(f"{path}: describes no model that can be read ({error!r})") from None
-    name = _preset_name(family, model, two_stage=bool(config.get("two_stage")), has_masks=has_masks)
-    settings: dict[str, Any] = {"name": name, "model": model}
+    settings: dict[str, Any] = {"name": known.preset_name(model, config), "model": model}
     data: dict[str, Any] = _sizes(path.parent / PREPROCESSOR)
     if has_masks:
         settings["masks"] = {"num_heads": model["transformer"].get("num_heads", 8)}
@@ -98,18 +97,16 @@ def _panoptic(categories: Categories) -> Categories:
     return known if fits else categories
 
 
-def _model_of(config: Mapping[str, Any], family: str, path: Path) -> dict[str, Any]:
-    is_deformable = family == "deformable-detr"
+def _model_of(config: Mapping[str, Any], known: HuggingFaceFormat, path: Path) -> dict[str, Any]:
     model: dict[str, Any] = {"transformer": {}, "backbone": _backbone_of(config, path)}
-    for ours, theirs in (*_SETTINGS, *(_DEFORMABLE_SETTINGS if is_deformable else ())):
+    for ours, theirs in (*_SETTINGS, *known.settings):
         values = [config[name] for name in theirs if name in config]
         if any(value != values[0] for value in values):
             raise WeightsError(f"{path}: {' and '.join(theirs)} differ, which no model here has")
         if values:
             _put(model, ours, values[0])
-    if is_deformable and config.get("two_stage"):
-        model["num_queries"] = config.get("two_stage_num_proposals", 300)
-    if not is_deformable and config.get("position_embedding_type", "sine") != "sine":
+    known.read_further(config, model)
+    if known.has_position_type and config.get("position_embedding_type", "sine") != "sine":
         raise WeightsError(f"{path}: position_embedding_type {config['position_embedding_type']!r} cannot be read")
     return model
 
@@ -155,20 +152,6 @@ def _categories_of(config: Mapping[str, Any]) -> Categories:
     return Categories(all_names, tuple(labels), used=tuple(name != _UNUSED for name in all_names))
 
 
-def _preset_name(family: str, model: Mapping[str, Any], *, two_stage: bool, has_masks: bool) -> str:
-    """The model of the catalogue that is nearest."""
-    suffix = "-dc5" if model["backbone"]["dilation"] else ""
-    if has_masks:
-        return "detr-r101-panoptic" if model["backbone"]["depth"] == 101 else f"detr-r50{suffix}-panoptic"
-    if family != "deformable-detr":
-        return f"{family}-r{101 if model['backbone']['depth'] == 101 else 50}{suffix}"
-    if two_stage:
-        return f"{family}-r50-two-stage"
-    if model["transformer"].get("num_levels") == 1:
-        return f"{family}-r50-single-scale{suffix}"
-    return f"{family}-r50-refine" if model.get("refine") else f"{family}-r50"
-
-
 def _sizes(path: Path) -> dict[str, Any]:
     """Sizes of the images; nothing where no file says any."""
     if not path.is_file():
@@ -186,65 +169,53 @@ def _sizes(path: Path) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------------------- writing
 
 
-def unwritable(family: str, model: Mapping[str, Any], masks: Mapping[str, Any] | None = None) -> str | None:
+def unwritable(
+    known: HuggingFaceFormat | None, model: Mapping[str, Any], masks: Mapping[str, Any] | None = None
+) -> str | None:
     """Why transformers cannot hold a model, in a few words; None when it can.
 
     Args:
-        family: of the model.
+        known: the format of its family; None where transformers has no such models.
         model: the settings of its detector as plain values.
         masks: those of its mask head, where it has one.
     """
-    if family not in _TYPES:  # its ConditionalDetrForSegmentation leaves the reference points out of the boxes
-        return "transformers has masks for DETR alone"
+    if known is None:  # its ConditionalDetrForSegmentation leaves the reference points out of the boxes
+        return "transformers has masks for DETR alone" if masks else "transformers has no such model"
     if masks is not None and masks["num_heads"] != model["transformer"]["num_heads"]:
         return f"transformers' masks have as many heads as its encoder, {model['transformer']['num_heads']}"
-    backbone, transformer = model["backbone"], model["transformer"]
+    backbone = model["backbone"]
     reasons = {
         "transformers has no group norm in a ResNet": backbone["norm"] == "group",
         "transformers dilates no ResNet-18 as torchvision does": backbone["dilation"] and backbone["depth"] == 18,
         "transformers dilates no ResNet of half width": backbone["dilation"] and backbone["half_width"],
-        "transformers has no pre-norm layers": transformer.get("norm_first", False),
-        "its learned positions are not those of transformers": model.get("position", "sine") != "sine",
-        "transformers' group norm has 32 groups, so the width must be 64 or more": (
-            family == "deformable-detr" and transformer["width"] < 64
-        ),
     }
-    return next((reason for reason, applies in reasons.items() if applies), None)
+    return next((reason for reason, applies in reasons.items() if applies), None) or known.unwritable(model)
 
 
-def config_json(family: str, model: Mapping[str, Any], categories: Categories, *, two_stage: bool) -> dict[str, Any]:
+def config_json(
+    known: HuggingFaceFormat, model: Mapping[str, Any], categories: Categories, detector: Detector
+) -> dict[str, Any]:
     """config.json of a model.
 
     Args:
-        family: of the model.
+        known: the format of its family.
         model: its settings as plain values.
         categories: what its labels stand for.
-        two_stage: whether the encoder proposes the boxes to start from.
+        detector: the model itself.
     """
-    kind, prefix, ending = _TYPES[family]
-    is_deformable = family == "deformable-detr"
     names = [name if used else _UNUSED for name, used in zip(categories.names, categories.used, strict=True)]
     config: dict[str, Any] = {
-        "model_type": kind,
-        "architectures": [f"{prefix}{ending}"],
+        "model_type": known.model_type,
+        "architectures": [known.architecture],
         "id2label": {str(label): name for label, name in enumerate(names)},
         "label2id": {name: label for label, name in enumerate(names)},
         "position_embedding_type": "sine",
         "activation_function": "relu",
     }
-    for ours, theirs in (*_SETTINGS, *(_DEFORMABLE_SETTINGS if is_deformable else ())):
+    for ours, theirs in (*_SETTINGS, *known.settings):
         config |= dict.fromkeys(theirs, _get(model, ours))
-    if is_deformable:
-        # Not tied: the heads of all layers stand in the file, and those of refinement differ.
-        config |= {
-            "two_stage": two_stage,
-            "two_stage_num_proposals": model["num_queries"],
-            "tie_word_embeddings": False,
-        }
-    first_stage = 1
-    if ending == _DETECTION:
-        first_stage = 5 - (min(model["transformer"]["num_levels"], 3) if is_deformable else 1)
-    return config | _backbone_json(model, first_stage)
+    config |= known.further_config(model, detector)
+    return config | _backbone_json(model, 5 - known.num_backbone_levels(model))
 
 
 def _get(tree: Mapping[str, Any], name: str) -> Any:
@@ -267,12 +238,11 @@ def _backbone_json(model: Mapping[str, Any], first_stage: int) -> dict[str, Any]
             "dilation": False}  # fmt: skip
 
 
-def preprocessor_json(family: str, image_size: int, max_size: int) -> dict[str, Any]:
+def preprocessor_json(known: HuggingFaceFormat, image_size: int, max_size: int) -> dict[str, Any]:
     """preprocessor_config.json of a model whose images have these short and long sides."""
-    _, prefix, ending = _TYPES[family]
     return {
-        "image_processor_type": f"{prefix}ImageProcessor",
-        "format": "coco_detection" if ending == _DETECTION else "coco_panoptic",
+        "image_processor_type": f"{known.class_prefix}ImageProcessor",
+        "format": known.annotations,
         "do_resize": True,
         "size": {"shortest_edge": image_size, "longest_edge": max_size},
         "resample": _BILINEAR,

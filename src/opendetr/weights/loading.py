@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from opendetr.categories import Categories, coco_categories, coco_panoptic_categories
 from opendetr.models.detector import Detector
-from opendetr.models.masks import MaskedDetector
 from opendetr.weights.errors import WeightsError
+from opendetr.weights.family import LAYOUTS, Layout, family_of, layout_of
 from opendetr.weights.hub import local_file
-from opendetr.weights.name_maps import INSIDE, TABLES, Layout, has_masks, layout_of, of_detector, our_name, packed
+from opendetr.weights.masks import has_masks, of_detector
+from opendetr.weights.name_maps import our_name, packed
 from opendetr.weights.reading import read_state
 
 # Beside the parameters: what counts operations, what trainable norms count, weights of a loss.
@@ -74,20 +75,22 @@ def in_our_layout(model: Detector, state: Mapping[str, Tensor]) -> dict[str, Ten
         WeightsError: the layout has no names for such a model, or two names mean one parameter of it, with different
             values; or the weights are those of a mask head, too, that the model does not have.
     """
-    if isinstance(model, MaskedDetector) and not has_masks(state):
-        of_detector = in_our_layout(model.detector, state)
-        return {f"{INSIDE}{name}": value for name, value in of_detector.items()}
-    if has_masks(state) and not isinstance(model, MaskedDetector):
+    if model.detector_part is not None and not has_masks(state):
+        inside = in_our_layout(model.get_submodule(model.detector_part), state)  # type: ignore[arg-type]
+        return {f"{model.detector_part}.{name}": value for name, value in inside.items()}
+    if has_masks(state) and model.detector_part is None:
         raise WeightsError("weights of a model with a mask head, and this one has none; choose one that has")
     layout = layout_of(state)
     if layout == "opendetr":
         return dict(state)
-    if model.family not in TABLES[layout]:
+    family = family_of(model)
+    rows = None if family is None else family.table(layout)
+    if rows is None:
         raise WeightsError(f"weights in the {layout} layout, which is not read for {model.family}")
     own = model.state_dict()
     ours: dict[str, Tensor] = {}
     for theirs, value in packed(state).items():
-        name = our_name(theirs, TABLES[layout][model.family], own)
+        name = our_name(theirs, rows, own)
         if theirs.endswith(_STRAY) and name not in own:
             continue
         if name in ours and not torch.equal(ours[name], value):
@@ -98,7 +101,7 @@ def in_our_layout(model: Detector, state: Mapping[str, Tensor]) -> dict[str, Ten
 
 def fitting_part(model: Detector, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """The state dict, in its own layout, without a mask head that the model does not have."""
-    if isinstance(model, MaskedDetector) or not has_masks(state):
+    if model.detector_part is not None or not has_masks(state):
         return state
     return {alone: state[name] for name, alone in of_detector(state).items()}
 
@@ -134,7 +137,7 @@ def _shared_heads(ours: Mapping[str, Tensor], own: Collection[str]) -> dict[str,
 
 
 def load_weights(model: nn.Module, source: str | Path | Mapping[str, Tensor]) -> LoadReport:
-    """Load weights strictly, for a detector in any layout that `layouts` knows.
+    """Load weights strictly, for a detector in any layout that is known for its family.
 
     Args:
         model: receives the weights.
@@ -152,7 +155,7 @@ def load_weights(model: nn.Module, source: str | Path | Mapping[str, Tensor]) ->
         first_names = ", ".join(list(state)[:3])
         state = in_our_layout(model, state)
         if layout == "opendetr" and not own.keys() & state.keys():
-            known = ", ".join(TABLES)
+            known = ", ".join(LAYOUTS)
             raise WeightsError(f"{where}in no known layout (opendetr, {known}); its first names: {first_names}")
     else:
         layout = "opendetr"
@@ -197,8 +200,9 @@ def transfer(model: Detector, state: Mapping[str, Tensor], old: Categories, new:
     left_out = () if part is state else ("the mask head",)
     state, own = in_our_layout(model, part), model.state_dict()
     new_parts: tuple[str, ...] = ()
-    if isinstance(model, MaskedDetector) and all(name.startswith(INSIDE) for name in state):
-        around = {name: value for name, value in own.items() if not name.startswith(INSIDE)}
+    inside = f"{model.detector_part}."
+    if model.detector_part is not None and all(name.startswith(inside) for name in state):
+        around = {name: value for name, value in own.items() if not name.startswith(inside)}
         new_parts = tuple(dict.fromkeys(name.partition(".")[0] for name in around))
         state |= around
     kept = [name for name in new.names if name in old.names]

@@ -1,0 +1,93 @@
+"""The weights of DETR: names in other layouts, config.json, published files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from opendetr.weights.family import HuggingFaceFormat, WeightFamily
+from opendetr.weights.name_maps import (
+    BACKBONE,
+    DECODER,
+    ENCODER,
+    HF_DECODER,
+    HF_ENCODER,
+    HF_SINGLE_HEADS,
+    SINGLE_HEADS,
+    Rows,
+    below,
+)
+from opendetr.weights.published import PublishedWeights
+
+OFFICIAL: Rows = (
+    *BACKBONE,
+    ("backbone.1.", "position."),
+    *ENCODER,
+    *DECODER,
+    ("transformer.decoder.layers.{n}.multihead_attn.", "decoder.layers.{n}.cross_attention."),
+    *SINGLE_HEADS,
+)
+# The wrapper of the original DETR for Detectron2: Detectron2's names of a ResNet, all else as in the original.
+DETECTRON2_BACKBONE: Rows = below(
+    "detr.backbone.0.backbone.",
+    "backbone.body.",
+    (
+        ("stem.conv1.norm.", "bn1."),
+        ("stem.conv1.", "conv1."),
+        *(
+            (f"res{stage + 1}.{{n}}.{left}", f"layer{stage}.{{n}}.{right}")
+            for stage in range(1, 5)
+            for left, right in (
+                *((f"conv{index}.norm.", f"bn{index}.") for index in range(1, 4)),
+                *((f"conv{index}.", f"conv{index}.") for index in range(1, 4)),
+                ("shortcut.norm.", "downsample.1."),
+                ("shortcut.", "downsample.0."),
+            )
+        ),
+    ),
+)
+DETECTRON2: Rows = (*DETECTRON2_BACKBONE, *below("detr.", "", OFFICIAL))
+
+
+def dc5_suffix(model: Mapping[str, Any]) -> str:
+    """What the name of a model with a dilated backbone has behind that of the backbone."""
+    return "-dc5" if model["backbone"]["dilation"] else ""
+
+
+def unwritable_transformer(model: Mapping[str, Any]) -> str | None:
+    """Why transformers cannot hold the transformer of a model with one level, in a few words; None when it can."""
+    if model["transformer"]["norm_first"]:
+        return "transformers has no pre-norm layers"
+    return None if model["position"] == "sine" else "its learned positions are not those of transformers"
+
+
+def _preset_name(model: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    return f"detr-r{101 if model['backbone']['depth'] == 101 else 50}{dc5_suffix(model)}"
+
+
+def published(
+    file: str, ap: float, megabytes: int, *, mask_ap: float | None = None, pq: float | None = None
+) -> PublishedWeights:
+    """A file of DETR's authors, whose name carries its hash."""
+    place = f"https://dl.fbaipublicfiles.com/detr/{file}"
+    return PublishedWeights(file=file, place=place, ap=ap, mask_ap=mask_ap, pq=pq, megabytes=megabytes, is_checked=True)
+
+
+FAMILY = WeightFamily(
+    name="detr",
+    official=OFFICIAL,
+    detectron2=DETECTRON2,
+    huggingface=HuggingFaceFormat(
+        model_type="detr",
+        class_prefix="Detr",
+        rows=(*HF_ENCODER, *HF_DECODER, *HF_SINGLE_HEADS),
+        preset_name=_preset_name,
+        unwritable=unwritable_transformer,
+    ),
+    published={
+        "detr-r50": published("detr-r50-e632da11.pth", 0.420, 159),
+        "detr-r50-dc5": published("detr-r50-dc5-f0fb7ef5.pth", 0.433, 159),
+        "detr-r101": published("detr-r101-2c7b67e5.pth", 0.435, 232),
+        "detr-r101-dc5": published("detr-r101-dc5-a2e86def.pth", 0.449, 232),
+    },
+)

@@ -1,0 +1,99 @@
+"""The weights of detectors with a mask head, which hold the detector under a prefix."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any, cast
+
+from opendetr.models.detector import Detector
+from opendetr.models.masks import INSIDE, WITH_MASKS, MaskedDetector
+from opendetr.weights import detr
+from opendetr.weights.detr import dc5_suffix, published
+from opendetr.weights.family import HuggingFaceFormat, WeightFamily
+from opendetr.weights.name_maps import Rows, below
+from opendetr.weights.published import PublishedWeights
+
+_INSIDE_OTHERS = "detr."  # the prefix of the detector in the layouts of others
+
+# The mask head: the attention that its maps are of, its convolutions, the levels that are added between them.
+MASKS: Rows = (
+    ("bbox_attention.q_linear.", "attention.query."),
+    ("bbox_attention.k_linear.", "attention.key."),
+    *((f"mask_head.lay{number + 1}.", f"head.convolutions.{number}.") for number in range(5)),
+    *((f"mask_head.gn{number + 1}.", f"head.norms.{number}.") for number in range(5)),
+    *((f"mask_head.adapter{number + 1}.", f"head.adapters.{number}.") for number in range(3)),
+    ("mask_head.out_lay.", "head.out."),
+)
+# The same as transformers calls it since version 5; its files keep the names above.
+HF_MASKS: Rows = (
+    ("bbox_attention.q_proj.", "attention.query."),
+    ("bbox_attention.k_proj.", "attention.key."),
+    *(
+        (f"mask_head.{theirs}.{kind}.", f"head.{ours}.{number}.")
+        for number, theirs in enumerate(("conv1", "conv2", *(f"fpn_stages.{stage}.refine" for stage in range(3))))
+        for kind, ours in (("conv", "convolutions"), ("norm", "norms"))
+    ),
+    *((f"mask_head.fpn_stages.{stage}.fpn_adapter.", f"head.adapters.{stage}.") for stage in range(3)),
+    ("mask_head.output_conv.", "head.out."),
+)
+
+
+def has_masks(names: Iterable[str]) -> bool:
+    """Whether these names, of any layout, are those of a detector with a mask head."""
+    return any(name.startswith(INSIDE) or "bbox_attention." in name for name in names)
+
+
+def of_detector(names: Iterable[str]) -> dict[str, str]:
+    """Of the names of a detector with a mask head, in any layout: those of the detector -> its names without one."""
+    prefixes = INSIDE, _INSIDE_OTHERS
+    inside = {name: name.removeprefix(prefix) for name in names for prefix in prefixes if name.startswith(prefix)}
+    return {name: alone for name, alone in inside.items() if not alone.startswith(("bbox_attention.", "mask_head."))}
+
+
+def _around(rows: Rows, masks: Rows = MASKS) -> Rows:
+    return (*below(_INSIDE_OTHERS, INSIDE, rows), *masks)
+
+
+def with_masks(
+    family: WeightFamily, *, huggingface: HuggingFaceFormat | None, published: Mapping[str, PublishedWeights]
+) -> WeightFamily:
+    """The family of a family's detectors with a mask head."""
+
+    def absent(detector: Detector) -> tuple[str, ...]:
+        return family.absent(cast(MaskedDetector, detector).detector)
+
+    return replace(
+        family,
+        name=f"{family.name}{WITH_MASKS}",
+        official=_around(family.official),
+        detectron2=None if family.detectron2 is None else _around(family.detectron2, below("detr.", "", MASKS)),
+        huggingface=huggingface,
+        published=published,
+        absent=absent,
+    )
+
+
+def _preset_name(model: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    return "detr-r101-panoptic" if model["backbone"]["depth"] == 101 else f"detr-r50{dc5_suffix(model)}-panoptic"
+
+
+assert detr.FAMILY.huggingface is not None
+DETR = with_masks(
+    detr.FAMILY,
+    huggingface=replace(
+        detr.FAMILY.huggingface,
+        rows_around=(_INSIDE_OTHERS, INSIDE),
+        read_rows=(*MASKS, *HF_MASKS),
+        written_rows=MASKS,
+        class_suffix="ForSegmentation",
+        annotations="coco_panoptic",
+        preset_name=_preset_name,
+        num_backbone_levels=lambda model: 4,
+    ),
+    published={
+        "detr-r50-panoptic": published("detr-r50-panoptic-00ce5173.pth", 0.388, 165, mask_ap=0.311, pq=0.434),
+        "detr-r50-dc5-panoptic": published("detr-r50-dc5-panoptic-da08f1b1.pth", 0.402, 165, mask_ap=0.319, pq=0.446),
+        "detr-r101-panoptic": published("detr-r101-panoptic-40021d53.pth", 0.401, 237, mask_ap=0.330, pq=0.451),
+    },
+)
