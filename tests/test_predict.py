@@ -1,4 +1,4 @@
-"""The detector in use: any batch gives the same, pictures are read meanwhile, one bad picture stops nothing."""
+"""The detector in use: any batch gives the same, images are read meanwhile, one bad image stops nothing."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_one_bad_picture_of_many_stops_nothing(detector, tmp_path):
 
 
 def test_a_folder_without_pictures_is_an_error_at_once(detector, tmp_path):
-    with pytest.raises(DataError, match="no picture in this folder"):
+    with pytest.raises(DataError, match="no image in this folder"):
         detector.predict(tmp_path)
 
 
@@ -121,7 +121,7 @@ def test_the_next_pictures_are_read_while_the_model_is_at_work(detector, tmp_pat
     for seed in range(4):
         save_picture(tmp_path / f"{seed}.png", seed=seed)
     reading = threading.Event()
-    read, forward = predictor_module.read_picture, detector.model.forward
+    read, forward = predictor_module.read_source, detector.model.forward
 
     def watched(source):
         if Path(source).name == "3.png":
@@ -129,7 +129,7 @@ def test_the_next_pictures_are_read_while_the_model_is_at_work(detector, tmp_pat
         return read(source)
 
     def waiting(images):
-        assert reading.wait(10), "the last picture is not read before the model is done with the first ones"
+        assert reading.wait(10), "the last image is not read before the model is done with the first ones"
         return forward(images)
 
     monkeypatch.setattr(predictor_module, "read_picture", watched)

@@ -27,7 +27,7 @@ _NO_QUALITY = dict.fromkeys(Quality._fields)  # of a class that is nowhere
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A detector's score on a data set.
+    """A detector's score on a dataset.
 
     Attributes:
         metrics: the twelve COCO numbers of boxes; the same of masks, "mask_" before their names, where the model has

@@ -1,4 +1,4 @@
-"""What listens to a training run: progress on the terminal, a file of metrics, curves, pictures."""
+"""What listens to a training run: progress on the terminal, a file of metrics, curves, images."""
 
 from __future__ import annotations
 
@@ -340,14 +340,14 @@ class Curves(Observer):
     def _draw(self) -> None:
         rows = read_metrics(self._folder)
         if any(row["kind"] == "step" for row in rows):
-            _save_picture(curves(rows, self._metrics), self._folder / "curves.png")
+            _save_image(curves(rows, self._metrics), self._folder / "curves.png")
 
 
-class Pictures(Observer):
-    """Keeps pictures of every evaluation, `pictures/step-N-name.jpg`: the same images, as the model sees them by then.
+class ValidationImages(Observer):
+    """Keeps images of every evaluation, `images/step-N-name.jpg`: the same images, as the model sees them by then.
 
     Args:
-        draw: the deployed task, in evaluation mode -> names and pictures.
+        draw: the deployed task, in evaluation mode -> names and images.
     """
 
     def __init__(self, draw: Callable[[nn.Module], Iterable[tuple[str, Image.Image]]]) -> None:
@@ -360,8 +360,8 @@ class Pictures(Observer):
 
     def on_evaluation(self, event: Evaluated) -> None:
         """Draw and keep."""
-        for name, picture in self._draw(event.task):
-            _save_picture(picture, self._folder / f"step-{event.step:07d}-{name}.jpg")
+        for name, image in self._draw(event.task):
+            _save_image(image, self._folder / f"step-{event.step:07d}-{name}.jpg")
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
@@ -377,7 +377,7 @@ def _whole_rows(lines: list[str], path: Path) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
         except json.JSONDecodeError as error:
             if number < len(lines):
-                raise CheckpointError(f"{path}: line {number} is no JSON; mend it or remove the file") from error
+                raise CheckpointError(f"{path}: line {number} is no JSON; fix it or remove the file") from error
 
 
 def curves(rows: Iterable[Mapping[str, Any]], metrics: tuple[str, ...] = ("AP", "AP50")) -> Image.Image:
@@ -439,7 +439,7 @@ def _strict(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _save_picture(picture: Image.Image, path: Path) -> None:
+def _save_image(picture: Image.Image, path: Path) -> None:
     """Save whole or not at all."""
     fresh = path.with_name(f"{path.stem}.new{path.suffix}")
     with writing(path):
