@@ -138,6 +138,15 @@ def test_pictures_in_memory_are_the_same_in_every_form():
     np.testing.assert_array_equal(read_source(pixels[..., 0]).pixels, np.repeat(pixels[..., :1], 3, 2))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_a_float_tensor_of_any_precision_is_a_picture(dtype):
+    every = torch.arange(256, dtype=torch.float64).div(255).to(dtype).expand(3, 1, 256)
+    pixels = read_source(every).pixels
+    np.testing.assert_array_equal(pixels[0, :, 1], (every[1, 0].double() * 255).round().numpy())
+    if dtype != torch.bfloat16:  # which cannot tell all of them apart
+        np.testing.assert_array_equal(pixels[0, :, 1], np.arange(256))
+
+
 BAD_PICTURES = {
     "four channels": (np.zeros((4, 4, 4), np.uint8), "(H, W, 3)"),
     "floats": (np.zeros((4, 4, 3)), "float64"),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from opendetr.cli.output import DEFAULT_MODEL, JsonOption, command, number, print_json, progress_bar, say
+from opendetr.cli.output import JsonOption, command, number, print_json, progress_bar, say
 
 if TYPE_CHECKING:
     from PIL import Image
