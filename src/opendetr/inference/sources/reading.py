@@ -14,7 +14,8 @@ from torch import Tensor
 
 from opendetr.data.images import ImageError, read_image, to_rgb
 from opendetr.data.records import DataError
-from opendetr.inference.sources.files import PICTURE_SUFFIXES, is_pattern, matching, pictures_in
+from opendetr.files import IMAGE_SUFFIXES
+from opendetr.inference.sources.files import is_pattern, matching, pictures_in
 from opendetr.inference.sources.prefetch import read_ahead
 from opendetr.inference.sources.source_image import Picture
 from opendetr.inference.sources.url import is_url, read_url
@@ -98,7 +99,7 @@ def _folder(path: Path, report: Report | None, skip: Path | None) -> Iterator[Pa
     pictures = pictures_in(path, skip=skip, on_unreadable=report)
     first = next(pictures, None)
     if first is None:
-        raise DataError(f"{path}: no picture in this folder; supported are {', '.join(sorted(PICTURE_SUFFIXES))}")
+        raise DataError(f"{path}: no picture in this folder; supported are {', '.join(sorted(IMAGE_SUFFIXES))}")
     return chain((first,), pictures)
 
 
