@@ -141,7 +141,7 @@ Runs = list[dict[str, Any]]
 
 
 def show(folder: Path, out: Path | None) -> None:
-    """Print a table for each data set, and draw the curves of each member's longest runs: the mean of the seeds."""
+    """Print a table for each dataset, and draw the curves of each member's longest runs: the mean of the seeds."""
     charts = []
     runs = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
     if not runs:
@@ -210,7 +210,7 @@ if __name__ == "__main__":
     training.add_argument("--members", nargs="+", choices=list(MEMBERS), default=list(MEMBERS))
     showing = commands.add_parser("show")
     showing.add_argument("folder", type=Path)
-    showing.add_argument("--out", type=Path, help="a picture of the curves")
+    showing.add_argument("--out", type=Path, help="an image of the curves")
     options = parser.parse_args()
     if options.command == "train":
         try:

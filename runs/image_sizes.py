@@ -31,7 +31,7 @@ def at_size(detector: Predictor, image_size: int, multiple: int) -> Predictor:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("weights", help="a run folder, a file of weights or a model's name")
-    parser.add_argument("data", type=Path, help="the data set folder")
+    parser.add_argument("data", type=Path, help="the dataset folder")
     parser.add_argument("--split", default="val")
     parser.add_argument("--sizes", type=int, nargs="+", default=[192, 208, 224, 240, 256, 288])
     parser.add_argument("--multiples", type=int, nargs="+", default=[1, 32])

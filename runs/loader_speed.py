@@ -3,7 +3,7 @@
     python runs/loader_speed.py ../shared/data/coco128/images --repeats 7
 
 Both do DETR's training augmentation at full size (short side 480 to 800) with one loader process, on the same images,
-flips, crops and sizes, in the same batches (of 2, as DETR's). The other side is what DETR's own data set class does:
+flips, crops and sizes, in the same batches (of 2, as DETR's). The other side is what DETR's own dataset class does:
 PIL decodes, flips, resizes and crops, ToTensor, Normalize, and batches are padded in the loader process. What comes out
 is compared first. Expected on 2 cores, for 256 COCO images: a ratio (ours / theirs) of at least 1.5, every pixel within
 a grey level of theirs after one resize, within two after two.
@@ -36,7 +36,7 @@ SEED = 0
 
 
 def records(folder: Path) -> DetectionData:
-    """The pictures of a folder, seven boxes in each."""
+    """The images of a folder, seven boxes in each."""
     images = []
     for number, path in enumerate(sorted(folder.rglob("*.jpg"))):
         height, width = image_size(path)
@@ -47,7 +47,7 @@ def records(folder: Path) -> DetectionData:
 
 
 class Classic(Dataset[torch.Tensor]):
-    """PIL pictures through torchvision's classic functions, by the plans of our transform."""
+    """PIL images through torchvision's classic functions, by the plans of our transform."""
 
     def __init__(self, data: DetectionData, config: DataConfig) -> None:
         self.images = data.images
@@ -120,7 +120,7 @@ def rate(batches: Iterable[object], num_images: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("images", type=Path, help="a folder of pictures")
+    parser.add_argument("images", type=Path, help="a folder of images")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--batch-size", type=int, default=2)
     parser.add_argument("--workers", type=int, default=1)

@@ -1,16 +1,16 @@
-"""Memory and time of `opendetr predict` on folders of small pictures.
+"""Memory and time of `opendetr predict` on folders of small images.
 
     python runs/predict_folder.py memory --few 1000 --many 20000
-    python runs/predict_folder.py overlap --pictures 1100 --rounds 11
+    python runs/predict_folder.py overlap --images 1100 --rounds 11
 
 `memory` runs the command, with the options that are its defaults, on folders of generated 64x64 JPEGs and prints the
-peak resident memory of each run; the model is a miniature, so that 20,000 pictures take minutes. Expected: a ratio of
+peak resident memory of each run; the model is a miniature, so that 20,000 images take minutes. Expected: a ratio of
 at most 1.1 (measured: 811 MiB and 816 MiB, 1.006).
 
 `overlap` predicts as the command does, with the same miniature, so that the parts take times of one order, and beside
 that times them one after the other: reading and resizing, the model, drawing and writing; in rounds, so that other work
 on the machine meets both alike. Expected, where a core is free: a ratio (together / sum of the parts) below 1.
-With `--wait 0.01` the model also waits so long for each picture, as for a device that computes by itself; then no free
+With `--wait 0.01` the model also waits so long for each image, as for a device that computes by itself; then no free
 core is needed.
 """
 
@@ -35,8 +35,8 @@ from opendetr.categories import Categories
 from opendetr.config import to_dict
 from opendetr.data.transforms import evaluation_transform
 from opendetr.inference.predictor import Predictor
-from opendetr.inference.sources.files import pictures_in
-from opendetr.inference.sources.reading import read_picture
+from opendetr.inference.sources.files import images_in
+from opendetr.inference.sources.reading import read_source
 from opendetr.inference.writers.folder import OutputConfig, results_folder
 from opendetr.postprocess import detect
 from opendetr.presets import build_model, miniature
@@ -91,9 +91,7 @@ def memory(few: int, many: int) -> None:
             pictures = write_pictures(folder / str(number), number, SIDE)
             began = time.perf_counter()
             peaks[number] = peak_memory(pictures, weights, folder / "out")
-            print(
-                f"{number} pictures: {peaks[number]:.0f} MiB at most, {time.perf_counter() - began:.0f} s", flush=True
-            )
+            print(f"{number} images: {peaks[number]:.0f} MiB at most, {time.perf_counter() - began:.0f} s", flush=True)
     print(f"ratio {peaks[many] / peaks[few]:.3f}")
 
 
@@ -115,8 +113,8 @@ def overlap_of(pictures: Path, out: Path, detector: Predictor, batch_size: int) 
                 found.append(detections)
 
     def read() -> None:
-        for path in pictures_in(pictures):
-            transform.pixels(read_picture(path).pixels)
+        for path in images_in(pictures):
+            transform.pixels(read_source(path).pixels)
 
     @torch.inference_mode()
     def run_model() -> None:
@@ -146,7 +144,7 @@ def overlap(number: int, rounds: int, batch_size: int, wait: float) -> None:
             wait_for_device(detector.model, wait)
             pictures = write_pictures(Path(name) / "in", number // rounds, SIDE)
             whole, parts = overlap_of(pictures, Path(name), detector, batch_size)
-        if turn:  # the first round also pays for what only the first pictures cost
+        if turn:  # the first round also pays for what only the first images cost
             ratios.append(whole / sum(parts.values()))
             shown = ", ".join(f"{part} {spent:.1f} s" for part, spent in parts.items())
             print(f"together {whole:.1f} s; {shown}: {ratios[-1]:.2f}", flush=True)
@@ -163,7 +161,7 @@ def main() -> None:
     of_overlap.add_argument("--pictures", type=int, default=1100)
     of_overlap.add_argument("--rounds", type=int, default=11)
     of_overlap.add_argument("--batch-size", type=int, default=8)
-    of_overlap.add_argument("--wait", type=float, default=0.0, help="seconds for each picture")
+    of_overlap.add_argument("--wait", type=float, default=0.0, help="seconds for each image")
     options = parser.parse_args()
     if options.command == "memory":
         memory(options.few, options.many)

@@ -1,4 +1,4 @@
-"""What can be wrong with a data set: each fault, how to make it in each format, and where it is to be found.
+"""What can be wrong with a dataset: each fault, how to make it in each format, and where it is to be found.
 
 `tests/test_check.py` makes every one of them on disk; the table in `docs/data.md` is made from this list by
 
@@ -32,7 +32,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "data.md"
 _BEGIN, _END = "<!-- faults: made by `python tests/faults.py` -->", "<!-- end of faults -->"
 
 
-# ------------------------------------------------------------------------------------- one data set in all the formats
+# ------------------------------------------------------------------------------------- one dataset in all the formats
 
 
 class Thing(NamedTuple):
@@ -44,7 +44,7 @@ class Thing(NamedTuple):
 
 @dataclass
 class Drawn:
-    """One image of a data set."""
+    """One image of a dataset."""
 
     name: str
     split: str
@@ -53,7 +53,7 @@ class Drawn:
 
 @dataclass
 class DataSet:
-    """A data set without faults in one format, to be changed before or after it is written."""
+    """A dataset without faults in one format, to be changed before or after it is written."""
 
     format: str
     folder: Path
@@ -177,7 +177,7 @@ class Place(NamedTuple):
     at: str = ""
 
 
-# Writes a data set with the fault, and tells where it is.
+# Writes a dataset with the fault, and tells where it is.
 Maker = Callable[[DataSet], Place]
 
 
@@ -296,7 +296,7 @@ def image(change: Callable[[Path], Any]) -> Maker:
 
 
 def save(height: int, width: int, **options: Any) -> Callable[[Path], None]:
-    """Another picture in a file."""
+    """Another image in a file."""
     return lambda path: Image.fromarray(picture(height, width, 9)).save(path, **options)
 
 
@@ -819,7 +819,7 @@ def table() -> str:
                 examples,
                 "all" if len(formats) == len(FORMATS) else ", ".join(formats),
                 kind.consequence,
-                "fixed" if kind.mendable else "",
+                "fixed" if kind.fixable else "",
             )
             rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)

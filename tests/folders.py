@@ -1,4 +1,4 @@
-"""Small data set folders for tests, made from a few lines of description."""
+"""Small dataset folders for tests, made from a few lines of description."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image
 
 
 def picture(height: int = 48, width: int = 64, seed: int = 0) -> np.ndarray:
-    """A picture with detail at all scales: smooth waves and noise, (height, width, 3) uint8."""
+    """An image with detail at all scales: smooth waves and noise, (height, width, 3) uint8."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:height, :width]
     waves = np.stack([np.sin(x / (3 + c) + seed) + np.cos(y / (5 - c)) for c in range(3)], -1)

@@ -1,4 +1,4 @@
-"""A score with something to it and no model: the truth of a data set, moved, as if it had been found."""
+"""A score with something to it and no model: the truth of a dataset, moved, as if it had been found."""
 
 from __future__ import annotations
 

@@ -149,7 +149,7 @@ def test_a_data_set_with_links_in_circles_is_read(tmp_path, name):
         (folder / "again").symlink_to(data.folder)
         (folder / "loop.png").symlink_to(folder / "loop.png")
     assert len(open_data(data.folder)["train"]) == 4
-    assert not {kind for kind in check_data(data.folder, DEMANDS).remarks if kind is not Kind.UNLISTED_IMAGE}
+    assert not {kind for kind in check_data(data.folder, DEMANDS).faults if kind is not Kind.UNLISTED_IMAGE}
 
 
 def test_a_description_that_names_the_whole_disk(tmp_path):
@@ -157,7 +157,7 @@ def test_a_description_that_names_the_whole_disk(tmp_path):
     data.write()
     for place in ("/", "..", "images/train/../../.."):
         (tmp_path / "data.yaml").write_text(f"train: {place}\nval: images/val\nnames: [cat, dog]\n")
-        with pytest.raises(DataError, match=r"the data set .* lies in it") as error:
+        with pytest.raises(DataError, match=r"the dataset .* lies in it") as error:
             open_data(tmp_path)
         one_line(error.value)
 

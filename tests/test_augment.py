@@ -42,7 +42,7 @@ def polygons(mask):
 
 @cache
 def record(index, with_polygons=True):
-    """A scene as the data set has it: crowd regions too."""
+    """A scene as the dataset has it: crowd regions too."""
     drawn = scene(index)
     things = []
     for thing in drawn.objects:
@@ -65,7 +65,7 @@ def trained_on(index):
 
 
 def transformed(augment, seed, *, augmentation=PLAIN, with_polygons=True, pixels=None, size=80):
-    """Image `seed` as a recipe leaves it. `pixels` maps an image's number to what takes the place of its picture."""
+    """Image `seed` as a recipe leaves it. `pixels` maps an image's number to what takes the place of its image."""
     transform = training_transform(DataConfig(augment=augment, augmentation=augmentation).resized(size))
     images = [labelled(index, with_polygons, pixels(index) if pixels else None) for index in range(NUM_SCENES)]
     sample = transform(images[seed % NUM_SCENES], sample_rng(seed, 0, 0), images)
@@ -94,7 +94,7 @@ FULL = AugmentationConfig(flip_vertical=True)
 @pytest.mark.parametrize("augment", ["mosaic", "copy-paste"])
 @pytest.mark.parametrize("augmentation", [PLAIN, FULL], ids=["plain", "detr"])
 def test_objects_lie_in_boxes_of_their_class(augment, augmentation):
-    """The same is done to pictures of the objects alone: what is seen of a class lies in its boxes."""
+    """The same is done to images of the objects alone: what is seen of a class lies in its boxes."""
     num_pixels = num_outside = num_boxes = num_empty = 0
     for seed in range(16):
         _, target = transformed(augment, seed, augmentation=augmentation)
@@ -221,7 +221,7 @@ def test_pasting_loses_no_object_and_adds_some(with_polygons):
 
 
 def test_pasted_objects_are_cut_out_along_their_polygons():
-    """A white disc comes to a black picture as a white disc, not as the square around it."""
+    """A white disc comes to a black image as a white disc, not as the square around it."""
     canvas = Image.new("L", (96, 96))
     corners = [(48 + 30 * np.cos(a), 48 + 30 * np.sin(a)) for a in np.linspace(0, 2 * np.pi, 60, endpoint=False)]
     ImageDraw.Draw(canvas).polygon(corners, fill=1)
@@ -235,7 +235,7 @@ def test_pasted_objects_are_cut_out_along_their_polygons():
     )
     result = CopyPaste(probability=1)(black, [donor], (80, 80), np.random.default_rng(0))
     assert result.labels.tolist() == [3]
-    assert black.pixels.max() == 0, "the picture that was given stays as it is"
+    assert black.pixels.max() == 0, "the image that was given stays as it is"
     x0, y0, x1, y1 = result.boxes[0]
     touched = result.pixels.any(2)
     assert np.argwhere(touched).min(0).tolist() == [y0, x0]
@@ -243,7 +243,7 @@ def test_pasted_objects_are_cut_out_along_their_polygons():
     assert result.area[0] == touched.sum()
     assert abs(touched.sum() / ((x1 - x0) * (y1 - y0)) - np.pi / 4) < 0.03
     ratio = (x1 - x0) / 61
-    assert 0.65 * 200 / 96 < ratio < 1.45 * 200 / 96, "it keeps its size relative to the picture"
+    assert 0.65 * 200 / 96 < ratio < 1.45 * 200 / 96, "it keeps its size relative to the image"
 
 
 def test_the_boxes_of_what_is_hidden_shrink():

@@ -17,7 +17,7 @@ from opendetr.data.formats.recognise import open_data
 from opendetr.data.masks import require_scorable
 from opendetr.data.records import DataError
 from opendetr.data.tools.check import DataReport, Demands, check_data
-from opendetr.data.tools.fix import write_mended
+from opendetr.data.tools.fix import write_fixed
 from opendetr.data.transforms import evaluation_transform
 
 DEMANDS = Demands(image_size=256, max_size=427, num_queries=50)
@@ -43,7 +43,7 @@ def check(folder: Path) -> DataReport:
 def test_a_data_set_without_faults_has_no_findings(tmp_path, name):
     DataSet(name, tmp_path).write()
     report = check(tmp_path)
-    assert dict(report.remarks) == {}
+    assert dict(report.faults) == {}
     assert {split: (counts.images, counts.objects) for split, counts in report.counts.items()} == {
         "train": (4, 24),
         "val": (2, 12),
@@ -58,9 +58,9 @@ def test_a_fault_is_found_where_it_is(tmp_path, fault: Fault, name):
     folder.mkdir()
     place = fault.makers[name](DataSet(name, folder))
     report = check(folder)
-    found = [(Path(remark.file), remark.at) for remark in report.remarks.get(fault.kind, ())]
+    found = [(Path(fault.file), fault.at) for fault in report.faults.get(fault.kind, ())]
     expected = folder if place.file == Path() else place.file
-    assert (expected, place.at) in found, report.remarks
+    assert (expected, place.at) in found, report.faults
 
 
 @pytest.mark.parametrize(("fault", "name"), CASES)
@@ -78,15 +78,15 @@ def test_training_does_what_the_check_says(tmp_path, fault: Fault, name):
         open_data(folder)
 
 
-@pytest.mark.parametrize(("fault", "name"), [case for case in CASES if case.values[0].kind.mendable])
+@pytest.mark.parametrize(("fault", "name"), [case for case in CASES if case.values[0].kind.fixable])
 def test_a_mended_copy_has_none_of_the_faults_that_can_be_mended(tmp_path, fault: Fault, name):
     folder = tmp_path / "set"
     folder.mkdir()
     fault.makers[name](DataSet(name, folder))
     before = {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
-    write_mended(check(folder), tmp_path / "copy")
+    write_fixed(check(folder), tmp_path / "copy")
     again = check(tmp_path / "copy")
-    assert [kind for kind in again.remarks if kind.mendable] == []
+    assert [kind for kind in again.faults if kind.fixable] == []
     assert not again.with_effect(Effect.STOPS)
     assert {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()} == before
 
@@ -103,21 +103,21 @@ def test_the_maps_of_a_model_with_masks_are_mended(tmp_path, fault: Fault, name)
     report = check_data(folder, demands)
     assert report.splits["train"].masks == "panoptic"
     assert report.counts["val"].classes == {"cat": 6, "dog": 6, "sky": 2}
-    assert fault.kind in report.remarks
-    write_mended(report, tmp_path / "copy")
+    assert fault.kind in report.faults
+    write_fixed(report, tmp_path / "copy")
     again = check_data(tmp_path / "copy", demands)
     assert again.splits["val"].masks == "panoptic"
-    assert [kind for kind in again.remarks if kind.mendable] == []
+    assert [kind for kind in again.faults if kind.fixable] == []
     assert not again.with_effect(Effect.STOPS)
     for split in again.splits.values():
-        if Kind.UNLISTED_SEGMENT not in again.remarks:
+        if Kind.UNLISTED_SEGMENT not in again.faults:
             require_scorable(split)
 
 
 def test_only_a_model_with_masks_stops_at_panoptic_files(tmp_path):
     DataSet("COCO", tmp_path).write()
     (tmp_path / "annotations" / "panoptic_train.json").write_text("{}")
-    assert dict(check(tmp_path).remarks) == {}
+    assert dict(check(tmp_path).faults) == {}
     report = check_data(tmp_path, replace(DEMANDS, masks="auto"))
     assert list(report.with_effect(Effect.STOPS)) == [Kind.WRONG_STRUCTURE]
 
@@ -132,9 +132,9 @@ def test_objects_are_as_small_as_the_model_sees_them(tmp_path):
         report = check_data(tmp_path, replace(DEMANDS, side_multiple=multiple))
         image = report.splits["train"].images[0]
         height, width = evaluation_transform(config).output_shape(image.height, image.width)
-        (remark,) = report.remarks[Kind.SMALL_OBJECT]
-        assert remark.detail == f"2x2 pixels become {2 * width / image.width:.1f}x{2 * height / image.height:.1f}"
-        details.add(remark.detail)
+        (fault,) = report.faults[Kind.SMALL_OBJECT]
+        assert fault.detail == f"2x2 pixels become {2 * width / image.width:.1f}x{2 * height / image.height:.1f}"
+        details.add(fault.detail)
     assert len(details) == 2
 
 
@@ -230,8 +230,8 @@ def test_many_boxes_in_one_image_are_compared_in_little_memory(tmp_path):
     boxes = [(n % 60, n // 60, 4 + n % 7, 3 + n % 5) for n in range(3000)]
     data.images[0].things = [data.images[0].things[0]._replace(box=box) for box in [*boxes, boxes[7], boxes[2000]]]
     data.write()
-    repeated = check(tmp_path).remarks[Kind.REPEATED_BOX]
-    assert [(remark.at, remark.detail) for remark in repeated] == [
+    repeated = check(tmp_path).faults[Kind.REPEATED_BOX]
+    assert [(fault.at, fault.detail) for fault in repeated] == [
         ("annotation 3001", "the box of annotation 8"),
         ("annotation 3002", "the box of annotation 2001"),
     ]

@@ -333,7 +333,7 @@ def test_a_full_disk_is_one_line(scenes, tmp_path):
 
 
 def test_torch_and_torchvision_that_do_not_fit(tmp_path):
-    """A torchvision built for another torch fails when it is imported; the command says the mend."""
+    """A torchvision built for another torch fails when it is imported; the command says the fix."""
     for error in ("RuntimeError('operator torchvision::nms does not exist')", "ImportError('torchvision is broken')"):
         package = tmp_path / error[:5] / "torchvision"
         package.mkdir(parents=True)

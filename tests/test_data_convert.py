@@ -28,7 +28,7 @@ COCO, YOLO, VOC = WRITTEN_FORMATS
 
 
 def facts(folder):
-    """All that is to be kept of a data set: a triple of split, classes and images."""
+    """All that is to be kept of a dataset: a triple of split, classes and images."""
     return [
         (name, data.categories, [(i.id, i.path.name, i.height, i.width, i.objects) for i in data.images])
         for name, data in sorted(read_splits(folder).items())
@@ -279,7 +279,7 @@ def test_what_cannot_be_written_is_refused(awkward, tmp_path):
     with pytest.raises(DataError, match="csv is not written; choose coco, yolo, voc"):
         convert(awkward, tmp_path / "out", Format.TABLE)
     empty = replace(read_splits(awkward)["train"], images=())
-    with pytest.raises(DataError, match="the data set has no image to write"):
+    with pytest.raises(DataError, match="the dataset has no image to write"):
         write_data({"train": empty}, tmp_path / "out", COCO)
     assert not (tmp_path / "out").exists()
 

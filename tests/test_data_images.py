@@ -28,7 +28,7 @@ def test_rgb_comes_out_as_stored(tmp_path):
     np.testing.assert_array_equal(image, expected)
 
 
-# How a picture looks on a screen is what these undo: orientation -> from the upright picture to the stored one.
+# How an image looks on a screen is what these undo: orientation -> from the upright image to the stored one.
 STORED = {
     1: lambda image: image,
     2: lambda image: image[:, ::-1],
@@ -170,7 +170,7 @@ def test_the_recorded_size_says_which_frame_the_boxes_are_in(tmp_path):
     np.testing.assert_array_equal(read_record(upright), np.rot90(stored, -1))
     lying = ImageRecord(id=1, path=path, height=48, width=64)
     np.testing.assert_array_equal(read_record(lying), stored)
-    with pytest.raises(DataError, match="the picture is 48x64, its annotations say 10x20") as error:
+    with pytest.raises(DataError, match="the image is 48x64, its annotations say 10x20") as error:
         read_record(ImageRecord(id=1, path=path, height=20, width=10))
     assert not isinstance(error.value, ImageError)
     assert str(path) in one_line(error.value)

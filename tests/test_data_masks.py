@@ -221,7 +221,7 @@ def test_boxes_and_areas_that_are_not_annotated_are_those_of_the_map(own_scenes)
 
 
 def test_the_layout_of_a_description(own_scenes, tmp_path):
-    """Images beside the data set, as a description says."""
+    """Images beside the dataset, as a description says."""
     (tmp_path / "images").mkdir()
     for split in ("train", "val"):
         (own_scenes / split).rename(tmp_path / "images" / split)
@@ -299,7 +299,7 @@ def test_maps_are_written_as_they_are_read(tmp_path):
             (tmp_path / name).write_bytes(content)
         with pytest.raises(ImageError) as error:
             read_map(tmp_path / name)
-        assert error.value.remark.kind is Kind.UNREADABLE_MAP
+        assert error.value.fault.kind is Kind.UNREADABLE_MAP
         assert name in one_line(error.value)
 
 
@@ -428,7 +428,7 @@ def test_maps_that_are_nowhere_are_told_in_one_line(own_scenes):
 
 
 def labelled(masks: np.ndarray, seed: int = 0) -> LabelledImage:
-    """A picture that shows its masks: the bits of its red are them."""
+    """An image that shows its masks: the bits of its red are them."""
     pixels = picture(*masks.shape[1:], seed)
     pixels[..., 0] = sum(mask.astype(np.uint8) << bit for bit, mask in enumerate(masks))
     boxes = []
@@ -442,7 +442,7 @@ def labelled(masks: np.ndarray, seed: int = 0) -> LabelledImage:
 
 
 def shown(image: LabelledImage) -> np.ndarray:
-    """The masks that the picture shows, of all labels."""
+    """The masks that the image shows, of all labels."""
     return (image.pixels[..., 0] >> np.arange(8)[:, None, None] & 1).astype(bool)
 
 
@@ -538,7 +538,7 @@ def test_batches_hold_the_masks_of_their_targets(scenes, masks):
 
 
 def test_masks_change_nothing_else(scenes):
-    """The same pictures, in the same batches, under the same crops."""
+    """The same images, in the same batches, under the same crops."""
     for plain, with_masks in zip(batches_of(scenes, "none"), batches_of(scenes, "instances"), strict=True):
         assert torch.equal(plain.images.pixels, with_masks.images.pixels)
         assert all(target.masks is None for target in plain.targets)

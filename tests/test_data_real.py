@@ -1,4 +1,4 @@
-"""The reader on a real data set that is not shipped: `OPENDETR_TEST_DATA` says where it is."""
+"""The reader on a real dataset that is not shipped: `OPENDETR_TEST_DATA` says where it is."""
 
 import os
 from pathlib import Path
@@ -34,8 +34,8 @@ def test_bccd_opens_as_it_is():
 
 def test_a_check_names_the_boxes_of_bccd_without_area():
     report = check_data(BCCD, Demands(image_size=256, max_size=427, num_queries=50))
-    (kind,) = report.remarks
-    places = {(Path(remark.file).name, remark.at) for remark in report.remarks[kind]}
+    (kind,) = report.faults
+    places = {(Path(fault.file).name, fault.at) for fault in report.faults[kind]}
     assert kind is Kind.NO_AREA
     assert places == {("BloodImage_00338.xml", "object 13"), ("BloodImage_00343.xml", "object 4")}
 

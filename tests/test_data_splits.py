@@ -1,4 +1,4 @@
-"""Dividing a data set: every class in every part, the same whatever the order of the files."""
+"""Dividing a dataset: every class in every part, the same whatever the order of the files."""
 
 import random
 from collections import Counter

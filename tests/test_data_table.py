@@ -114,7 +114,7 @@ def test_a_faulty_row_is_skipped_and_named(tmp_path, fault):
     finding = data.findings[0]
     assert (finding.kind, finding.count) == (kind, 1)
     assert finding.first == f"{tmp_path / 'boxes.csv'}, line 6"
-    assert detail in finding.remarks[0].detail
+    assert detail in finding.faults[0].detail
 
 
 BAD_TABLES = {

@@ -108,7 +108,7 @@ def test_the_description_itself_can_be_named(tmp_path):
     (tmp_path / "data.yaml").rename(tmp_path / "other.yaml")
     (tmp_path / "third.yaml").write_text(DESCRIPTION.replace("dog", "cow"))
     assert open_data(tmp_path / "other.yaml")["train"].categories.names == ("cat", "dog")
-    with pytest.raises(DataError, match=r"other.yaml, third.yaml each describe a data set; name the one to use"):
+    with pytest.raises(DataError, match=r"other.yaml, third.yaml each describe a dataset; name the one to use"):
         open_data(tmp_path)
     (tmp_path / "data.yaml").write_text("names: [x, y]\n")
     assert find_description(tmp_path).name == "data.yaml"
@@ -163,7 +163,7 @@ def test_labels_may_lie_beside_the_images(tmp_path):
     for index in range(3):
         save_picture(tmp_path / "pictures" / f"{index}.png")
         (tmp_path / "pictures" / f"{index}.txt").write_text(ROWS)
-    (tmp_path / "data.yaml").write_text("all: pictures\nnames: [cat, dog]\n")
+    (tmp_path / "data.yaml").write_text("all: images\nnames: [cat, dog]\n")
     assert open_split(tmp_path, "all").num_objects == 6
 
 
@@ -222,7 +222,7 @@ def test_a_faulty_row_is_skipped_and_named(tmp_path, fault):
     (finding,) = data.findings
     assert (finding.kind, finding.count) == (kind, 1)
     assert finding.first == f"{tmp_path / 'labels' / 'train' / '1.txt'}, line 4"
-    assert detail in finding.remarks[0].detail
+    assert detail in finding.faults[0].detail
     if kind is not Kind.NO_AREA:
         with pytest.raises(DataError, match="strict reading refuses 1 "):
             open_split(tmp_path, "train", strict=True)
@@ -285,7 +285,7 @@ def test_missing_labels_are_counted(tmp_path):
 
 def test_damaged_images_are_skipped(tmp_path):
     write_yolo_folder(tmp_path)
-    (tmp_path / "images" / "train" / "0.png").write_bytes(b"no picture")
+    (tmp_path / "images" / "train" / "0.png").write_bytes(b"no image")
     (tmp_path / "images" / "val" / "0.png").write_bytes(b"")
     data = open_data(tmp_path)
     assert [findings(data[split]) for split in ("train", "val")] == [{Kind.UNREADABLE_IMAGE: 1}, {Kind.EMPTY_FILE: 1}]

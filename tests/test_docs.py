@@ -1,6 +1,6 @@
 """The pages in docs/: their blocks run, in order and in one folder a page; they name every option; the site builds.
 
-Commands run in this process, where torch is there already. Drawn data sets are made small, and so are trainings, which
+Commands run in this process, where torch is there already. Drawn datasets are made small, and so are trainings, which
 all get the options `SMALL_RUN`. Models whose weights would be downloaded give way to the small one, and addresses to a
 server on this machine. A block with a title is a file, and is written. A command ends with exit code 0, or with what is
 said behind it: `# exit code 3`.
@@ -79,7 +79,7 @@ def small(text: str) -> str:
 
 @pytest.fixture(scope="module")
 def things(tmp_path_factory) -> Path:
-    """What pages take for granted: a data set, a trained run, pictures, a video, a file of weights."""
+    """What pages take for granted: a dataset, a trained run, images, a video, a file of weights."""
     folder = tmp_path_factory.mktemp("things")
     write_scenes(folder / "my-data", counts={"train": 12, "val": 4}, config=SceneConfig(size=64))
     shipped = load(DEFAULT_MODEL, device="cpu")
@@ -98,7 +98,7 @@ def things(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def address(things) -> Iterator[str]:
-    """Where a picture is served."""
+    """Where an image is served."""
     with serving() as server:
         server.answers["/photo.jpg"] = sends((things / "photo.jpg").read_bytes())
         yield server.url

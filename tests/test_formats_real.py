@@ -1,4 +1,4 @@
-"""YOLO and the conversions on real data sets that are not shipped: `OPENDETR_TEST_DATA` says where they are."""
+"""YOLO and the conversions on real datasets that are not shipped: `OPENDETR_TEST_DATA` says where they are."""
 
 import os
 from pathlib import Path

@@ -21,7 +21,7 @@ from opendetr.data.faults import Effect
 from opendetr.data.formats.recognise import open_data
 from opendetr.data.records import DataError
 from opendetr.data.tools.check import Demands, check_data
-from opendetr.data.tools.fix import mended, write_mended
+from opendetr.data.tools.fix import fixed, write_fixed
 
 DEMANDS = Demands(image_size=64, max_size=128, num_queries=5)
 VALUES = st.recursive(
@@ -33,7 +33,7 @@ VALUES = st.recursive(
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> dict[str, Path]:
-    """A small data set in every format."""
+    """A small dataset in every format."""
     folders = {name: tmp_path_factory.mktemp("fuzz") / "set" for name in FORMATS}
     for name, folder in folders.items():
         folder.mkdir()
@@ -59,25 +59,25 @@ def require_order(folder: Path, written: Path | None = None) -> None:
             opened = None
         report = check_data(folder, DEMANDS, read_images=written is not None)
         assert opened is not None or report.with_effect(Effect.STOPS)
-        assert all(remark.file and "\n" not in remark.detail for found in report.remarks.values() for remark in found)
+        assert all(fault.file and "\n" not in fault.detail for found in report.faults.values() for fault in found)
         if written is not None:
             shutil.rmtree(written, ignore_errors=True)
             require_whole_copy(report, written)
 
 
 def require_whole_copy(report: Any, written: Path) -> None:
-    if not mended(report):
+    if not fixed(report):
         with pytest.raises(DataError):
-            write_mended(report, written)
+            write_fixed(report, written)
         assert list(written.parent.iterdir()) == [report.folder]
         return
     try:
-        write_mended(report, written)
+        write_fixed(report, written)
     except DataError as error:
         one_line(error)
         assert not written.exists()
     else:
-        assert [kind for kind in check_data(written, DEMANDS).remarks if kind.mendable] == []
+        assert [kind for kind in check_data(written, DEMANDS).faults if kind.fixable] == []
     assert {path.name for path in written.parent.iterdir()} <= {report.folder.name, written.name}
 
 

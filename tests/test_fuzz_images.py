@@ -1,4 +1,4 @@
-"""Image files with random faults: a picture, or one line with the file's name; little memory, little time.
+"""Image files with random faults: an image, or one line with the file's name; little memory, little time.
 
 See `fuzzing` for the number of cases.
 """

@@ -229,7 +229,7 @@ BOUND = 12_000
 
 @pytest.fixture
 def many(folder):
-    """156 pictures: enough that batches differ in shape and number from epoch to epoch."""
+    """156 images: enough that batches differ in shape and number from epoch to epoch."""
     data = records(folder)
     return replace(data, images=tuple(replace(image, id=index) for index, image in enumerate(data.images * 6)))
 
@@ -389,7 +389,7 @@ def test_data_that_cannot_be_used_are_told_in_one_line(tmp_path, data, num_worke
     Image.new("RGB", (9, 9)).save(tmp_path / "0.png")
     kind, message = refusal(lambda: list(eval_loader(missing, config, batch_size=4)))
     assert kind is DataError
-    assert "the picture is 9x9, its annotations say 64x48" in message
+    assert "the image is 9x9, its annotations say 64x48" in message
 
 
 def test_no_images_and_no_batch_size_are_refused(data):

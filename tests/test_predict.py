@@ -1,4 +1,4 @@
-"""The detector in use: any batch gives the same, pictures are read meanwhile, one bad picture stops nothing."""
+"""The detector in use: any batch gives the same, images are read meanwhile, one bad image stops nothing."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from opendetr.inference.writers import images as written_pictures
 from opendetr.inference.writers.folder import OutputConfig, results_folder
 from opendetr.presets import build_model, miniature
 from opendetr.results import Detections
+from opendetr.weights import WeightsError
 
 CLASSES = ("cat", "dog", "ant", "bee")
 SIZES = ((48, 64), (64, 48), (30, 90), (48, 64), (64, 64), (48, 64), (100, 40))
@@ -99,7 +100,7 @@ def test_one_bad_picture_of_many_stops_nothing(detector, tmp_path):
 
 
 def test_a_folder_without_pictures_is_an_error_at_once(detector, tmp_path):
-    with pytest.raises(DataError, match="no picture in this folder"):
+    with pytest.raises(DataError, match="no image in this folder"):
         detector.predict(tmp_path)
 
 
@@ -121,7 +122,7 @@ def test_the_next_pictures_are_read_while_the_model_is_at_work(detector, tmp_pat
     for seed in range(4):
         save_picture(tmp_path / f"{seed}.png", seed=seed)
     reading = threading.Event()
-    read, forward = predictor_module.read_picture, detector.model.forward
+    read, forward = predictor_module.read_source, detector.model.forward
 
     def watched(source):
         if Path(source).name == "3.png":
@@ -129,10 +130,10 @@ def test_the_next_pictures_are_read_while_the_model_is_at_work(detector, tmp_pat
         return read(source)
 
     def waiting(images):
-        assert reading.wait(10), "the last picture is not read before the model is done with the first ones"
+        assert reading.wait(10), "the last image is not read before the model is done with the first ones"
         return forward(images)
 
-    monkeypatch.setattr(predictor_module, "read_picture", watched)
+    monkeypatch.setattr(predictor_module, "read_source", watched)
     monkeypatch.setattr(detector.model, "forward", waiting)
     assert len(list(detector.predict(tmp_path, batch_size=2))) == 4
 
@@ -184,3 +185,14 @@ def test_threads_end_with_the_iterator(detector):
     next(found)
     found.close()
     assert not any(thread.name.startswith("read") for thread in threading.enumerate())
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("part", ["box_head.layers.0.weight", "backbone.body.bn1.running_mean"])
+def test_weights_that_are_not_finite_are_one_line(value, part):
+    preset = miniature("detr-tiny")
+    model = build_model(preset, len(CLASSES))
+    model.state_dict()[part].view(-1)[0] = value
+    with pytest.raises(WeightsError, match=f"{part}: holds values that are not finite") as error:
+        Predictor(model, preset, Categories.from_names(CLASSES), device="cpu")
+    one_line(error.value)

@@ -33,7 +33,7 @@ CLASSES = ("cat", "dog")
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory) -> Path:
-    """A detector that knows nothing and finds 12 objects in every picture."""
+    """A detector that knows nothing and finds 12 objects in every image."""
     path = tmp_path_factory.mktemp("weights") / "detector.safetensors"
     torch.manual_seed(0)
     preset = miniature("detr-tiny")
@@ -80,7 +80,7 @@ def fill(folder: Path, *names: str) -> Path:
 def test_the_output_has_the_shape_of_the_input(predict, tmp_path):
     fill(tmp_path / "in", "x.png", "a/x.png", "b/x.png")
     result = predict(tmp_path / "in", "--csv", "--yolo", "--crops")
-    assert "objects in 3 pictures" in result.stdout
+    assert "objects in 3 images" in result.stdout
     written = tables(tmp_path / "out")
     assert [row["picture"] for row in written["images"]] == ["a/x.png", "b/x.png", "x.png"]
     names = ("a/x.png", "b/x.png", "x.png")
@@ -104,7 +104,7 @@ def test_files_of_one_name_from_two_folders_keep_apart(predict, tmp_path):
 
 def test_json_on_standard_output_is_the_file_and_what_failed(predict, tmp_path):
     fill(tmp_path / "in", "x.png", "y.png")
-    (tmp_path / "in" / "bad.png").write_text("no picture")
+    (tmp_path / "in" / "bad.png").write_text("no image")
     result = predict(tmp_path / "in", "--json", "--no-pictures", code=3)
     answer = json.loads(result.stdout)
     assert answer.pop("out") == str(tmp_path / "out")
@@ -173,7 +173,7 @@ def bomb() -> bytes:
 def test_one_bad_picture_of_many_stops_nothing(predict, tmp_path):
     folder = fill(tmp_path / "in", *(f"{number:03}.png" for number in range(40)))
     whole = (folder / "000.png").read_bytes()
-    bad = {"003.png": b"", "007.png": b"no picture", "011.png": whole[: len(whole) // 2], "013.png": bomb()}
+    bad = {"003.png": b"", "007.png": b"no image", "011.png": whole[: len(whole) // 2], "013.png": bomb()}
     for name, content in bad.items():
         (folder / name).write_bytes(content)
     (folder / "loop.jpg").symlink_to("loop.jpg")
@@ -189,12 +189,12 @@ def test_one_bad_picture_of_many_stops_nothing(predict, tmp_path):
 def test_nothing_that_can_be_read(predict, tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()
-    assert "no picture in this folder" in predict(folder, code=1).stderr
+    assert "no image in this folder" in predict(folder, code=1).stderr
     assert "no file matches" in predict(tmp_path / "*.jpg", code=1).stderr
-    (folder / "a.png").write_bytes(b"no picture")
+    (folder / "a.png").write_bytes(b"no image")
     (folder / "b.png").write_bytes(b"")
     result = predict(folder, code=1)
-    assert result.stderr.splitlines()[-1] == "error: none of 2 pictures can be read"
+    assert result.stderr.splitlines()[-1] == "error: none of 2 images can be read"
     assert predict(folder / "a.png", code=1).stderr.startswith(f"error: {folder / 'a.png'}: ")
     assert not (tmp_path / "out").exists()
 
@@ -229,7 +229,7 @@ def test_names_of_every_kind(predict, tmp_path):
     assert sorted(row["file_name"] for row in images) == sorted(str(folder / name) for name in names)
     assert len({row["picture"].casefold() for row in images}) == len(names)
     assert all((tmp_path / "out" / row["picture"]).is_file() for row in images)
-    (folder / "new\nline.png").write_bytes(b"no picture")
+    (folder / "new\nline.png").write_bytes(b"no image")
     (line,) = (line for line in predict(folder, code=3).stderr.splitlines() if "skipped" in line)
     assert "new line.png" in line
     predict("x" * 5000, folder, code=3)
@@ -305,7 +305,7 @@ def test_an_interrupt_leaves_whole_files(weights, tmp_path, times):
 
 @pytest.mark.skipif(os.name != "posix", reason="needs resource limits")
 def test_a_full_disk_is_one_line(weights, tmp_path):
-    """Files may not grow beyond 20 kB: the first drawn picture cannot be saved, and no part of it stays."""
+    """Files may not grow beyond 20 kB: the first drawn image cannot be saved, and no part of it stays."""
     fill(tmp_path / "in", *(f"{number}.png" for number in range(12)))
     limit = (
         "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "

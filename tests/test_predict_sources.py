@@ -1,4 +1,4 @@
-"""Where pictures come from: folders, the web, videos, cameras, memory; everything bad is one line."""
+"""Where images come from: folders, the web, videos, cameras, memory; everything bad is one line."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from opendetr.data.images import ImageError
 from opendetr.data.records import DataError
 from opendetr.files import IMAGE_SUFFIXES
 from opendetr.inference.sources import files, url
-from opendetr.inference.sources.files import pictures_in
+from opendetr.inference.sources.files import images_in
 from opendetr.inference.sources.prefetch import in_order, read_ahead
-from opendetr.inference.sources.reading import count_pictures, each_picture, folders_of, is_one_picture, read_picture
-from opendetr.inference.sources.source_image import Picture
+from opendetr.inference.sources.reading import count_images, each_image, folders_of, is_one_image, read_source
+from opendetr.inference.sources.source_image import SourceImage
 from opendetr.inference.sources.url import read_url
 from opendetr.inference.sources.video import VideoError, camera_frames, video_frames
 from web import redirects, sends, sends_raw, serving
@@ -44,14 +44,14 @@ def empty_files(folder: Path, *names: str) -> list[Path]:
 def test_pictures_of_a_tree_come_in_the_order_of_their_paths(tmp_path):
     empty_files(tmp_path, "b.jpg", "b/x.PNG", "a/2.jpg", "a/10.jpg", "a/z/1.gif", "a.jpeg", "c/notes.txt", "ä.webp")
     empty_files(tmp_path, *(f"d/{number}{suffix}" for number, suffix in enumerate(IMAGE_SUFFIXES)))
-    found = list(pictures_in(tmp_path))
+    found = list(images_in(tmp_path))
     assert found == sorted(path for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".txt")
     assert len(found) == 7 + len(IMAGE_SUFFIXES)
 
 
 def test_folders_are_listed_only_when_they_are_reached(tmp_path):
     empty_files(tmp_path, "a/1.jpg", "b/1.jpg")
-    found = pictures_in(tmp_path)
+    found = images_in(tmp_path)
     next(found)
     empty_files(tmp_path, "b/2.jpg")
     assert [path.name for path in found] == ["1.jpg", "2.jpg"]
@@ -65,17 +65,17 @@ def test_links_are_followed_once_and_loops_end(tmp_path):
     (inside / "z.jpg").symlink_to("z.jpg")
     (inside / "first").symlink_to(elsewhere)
     (inside / "second").symlink_to(elsewhere)
-    assert [path.relative_to(inside).as_posix() for path in pictures_in(inside)] == ["a/1.jpg", "first/2.jpg", "z.jpg"]
+    assert [path.relative_to(inside).as_posix() for path in images_in(inside)] == ["a/1.jpg", "first/2.jpg", "z.jpg"]
 
 
 def test_a_link_to_nowhere_is_named_and_a_pipe_is_not_touched(tmp_path):
     (tmp_path / "gone.jpg").symlink_to("nowhere.jpg")
     os.mkfifo(tmp_path / "pipe.jpg")
-    assert [path.name for path in pictures_in(tmp_path)] == ["gone.jpg"]
+    assert [path.name for path in images_in(tmp_path)] == ["gone.jpg"]
     with pytest.raises(ImageError, match=r"gone.jpg: no such file"):
-        read_picture(tmp_path / "gone.jpg")
-    with pytest.raises(ImageError, match="neither a picture nor a folder"):
-        read_picture(tmp_path / "pipe.jpg")
+        read_source(tmp_path / "gone.jpg")
+    with pytest.raises(ImageError, match="neither an image nor a folder"):
+        read_source(tmp_path / "pipe.jpg")
 
 
 def test_a_folder_that_cannot_be_listed_is_named_and_the_others_are_read(tmp_path, monkeypatch):
@@ -89,15 +89,15 @@ def test_a_folder_that_cannot_be_listed_is_named_and_the_others_are_read(tmp_pat
 
     monkeypatch.setattr(files.os, "scandir", refusing)
     lines: list[str] = []
-    assert [path.parent.name for path in pictures_in(tmp_path, on_unreadable=lines.append)] == ["b"]
+    assert [path.parent.name for path in images_in(tmp_path, on_unreadable=lines.append)] == ["b"]
     assert lines == [f"{tmp_path / 'a'}: the folder cannot be read (Permission denied)"]
     with pytest.raises(DataError, match="cannot be read"):
-        list(pictures_in(tmp_path))
+        list(images_in(tmp_path))
 
 
 def test_the_skipped_folder_is_left_out_even_when_it_is_made_later(tmp_path):
     empty_files(tmp_path, "a/1.jpg", "b/2.jpg")
-    found = pictures_in(tmp_path, skip=tmp_path / "b" / "out")
+    found = images_in(tmp_path, skip=tmp_path / "b" / "out")
     next(found)
     empty_files(tmp_path, "b/out/1.jpg", "b/out/b/1.jpg")
     assert [path.name for path in found] == ["2.jpg"]
@@ -106,12 +106,12 @@ def test_the_skipped_folder_is_left_out_even_when_it_is_made_later(tmp_path):
 def test_nothing_there_is_said_at_once(tmp_path):
     for source in (tmp_path, str(tmp_path / "*.jpg")):
         with pytest.raises(DataError) as caught:
-            each_picture(source)
+            each_image(source)
         assert str(tmp_path) in one_line(caught.value)
     lines: list[str] = []
     good = tmp_path / "good.jpg"
     save_picture(good)
-    assert list(each_picture([str(tmp_path / "*.png"), good], lines.append)) == [good]
+    assert list(each_image([str(tmp_path / "*.png"), good], lines.append)) == [good]
     assert "no file matches" in lines[0]
 
 
@@ -119,11 +119,11 @@ def test_what_stands_for_one_picture(tmp_path):
     save_picture(tmp_path / "photo[1].jpg")
     one = [tmp_path / "photo[1].jpg", tmp_path / "gone.jpg", "https://host/*.jpg", "x" * 5000, picture(),
            torch.zeros(3, 2, 2), Image.new("RGB", (2, 2))]  # fmt: skip
-    assert all(is_one_picture(source) for source in one)
+    assert all(is_one_image(source) for source in one)
     several = [tmp_path, str(tmp_path / "*.jpg"), "clip.mp4", 0, [], ["a.jpg"], iter(())]
-    assert not any(is_one_picture(source) for source in several)
-    assert count_pictures([tmp_path, *one[:2]]) == 3
-    assert count_pictures([tmp_path, "clip.mp4"]) is None
+    assert not any(is_one_image(source) for source in several)
+    assert count_images([tmp_path, *one[:2]]) == 3
+    assert count_images([tmp_path, "clip.mp4"]) is None
     assert folders_of(tmp_path) == folders_of(tmp_path / "x.jpg") == folders_of(str(tmp_path / "*.jpg")) == {tmp_path}
     assert folders_of("https://host/a.jpg") == set()
 
@@ -136,8 +136,17 @@ def test_pictures_in_memory_are_the_same_in_every_form():
     forms = [pixels, Image.fromarray(pixels), torch.from_numpy(pixels).permute(2, 0, 1),
              torch.from_numpy(pixels).permute(2, 0, 1) / 255]  # fmt: skip
     for form in forms:
-        np.testing.assert_array_equal(read_picture(form).pixels, pixels)
-    np.testing.assert_array_equal(read_picture(pixels[..., 0]).pixels, np.repeat(pixels[..., :1], 3, 2))
+        np.testing.assert_array_equal(read_source(form).pixels, pixels)
+    np.testing.assert_array_equal(read_source(pixels[..., 0]).pixels, np.repeat(pixels[..., :1], 3, 2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_a_float_tensor_of_any_precision_is_a_picture(dtype):
+    every = torch.arange(256, dtype=torch.float64).div(255).to(dtype).expand(3, 1, 256)
+    pixels = read_source(every).pixels
+    np.testing.assert_array_equal(pixels[0, :, 1], (every[1, 0].double() * 255).round().numpy())
+    if dtype != torch.bfloat16:  # which cannot tell all of them apart
+        np.testing.assert_array_equal(pixels[0, :, 1], np.arange(256))
 
 
 BAD_PICTURES = {
@@ -146,9 +155,22 @@ BAD_PICTURES = {
     "empty": (np.zeros((0, 4, 3), np.uint8), "(0, 4, 3)"),
     "channels last": (torch.zeros(4, 4, 3), "(3, H, W)"),
     "255": (torch.full((3, 2, 2), 255.0), "0..1"),
-    "not a number": (torch.full((3, 2, 2), torch.nan), "0..1"),
+    "not a number": (torch.full((3, 2, 2), torch.nan), "holds values that are not finite"),
+    "infinite": (torch.full((3, 2, 2), torch.inf, dtype=torch.bfloat16), "holds values that are not finite"),
+    "255 in half precision": (torch.full((3, 2, 2), 255, dtype=torch.bfloat16), "0..1"),
+    "whole numbers": (torch.zeros(3, 2, 2, dtype=torch.int64), "a tensor of int64 is no image; give uint8, or float"),
+    "signed bytes": (torch.zeros(3, 2, 2, dtype=torch.int8), "a tensor of int8"),
+    "truth values": (torch.zeros(3, 2, 2, dtype=torch.bool), "a tensor of bool"),
+    "complex numbers": (torch.zeros(3, 2, 2, dtype=torch.complex64), "a tensor of complex64"),
+    "eight bits of float": (torch.zeros(3, 2, 2, dtype=torch.float8_e5m2), "a tensor of float8_e5m2"),
+    "sparse": (torch.zeros(3, 2, 2).to_sparse(), "holds no pixels"),
+    "without content": (torch.zeros(3, 2, 2, device="meta"), "holds no pixels"),
+    "an array of whole numbers": (np.zeros((4, 4, 3), np.int64), "int64"),
+    "an array of truth values": (np.zeros((4, 4), bool), "bool"),
+    "an array of objects": (np.full((4, 4, 3), None), "object"),
+    "an array of no dimension": (np.array(3, np.uint8), "()"),
     "32 bits": (Image.fromarray(np.zeros((2, 2), np.float32)), "32-bit"),
-    "no picture": (object(), "object is no picture"),
+    "no image": (object(), "object is no image"),
     "a name too long": ("x" * 5000 + ".jpg", "cannot be read"),
 }
 
@@ -157,7 +179,7 @@ BAD_PICTURES = {
 def test_what_is_no_picture_is_one_line(kind):
     source, words = BAD_PICTURES[kind]
     with pytest.raises(ImageError) as caught:
-        read_picture(source)
+        read_source(source)
     assert words in one_line(caught.value)
 
 
@@ -165,7 +187,7 @@ def test_a_cut_off_pil_image_is_one_line(tmp_path):
     save_picture(tmp_path / "whole.png", 200, 200)
     (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:9000])
     with Image.open(tmp_path / "cut.png") as image, pytest.raises(ImageError) as caught:
-        read_picture(image)
+        read_source(image)
     assert "cut.png" in one_line(caught.value)
 
 
@@ -201,7 +223,7 @@ def test_a_picture_comes_whatever_the_server_calls_it(server):
         np.testing.assert_array_equal(read_url(f"{server.url}/{number}"), picture())
     server.answers["/unsized"] = sends(encoded(), length=-1)
     server.answers["/moved"] = redirects("/unsized")
-    found = read_picture(f"{server.url}/moved")
+    found = read_source(f"{server.url}/moved")
     assert found.source == f"{server.url}/moved"
     np.testing.assert_array_equal(found.pixels, picture())
 
@@ -327,7 +349,7 @@ def test_a_video_that_breaks_off_gives_the_frames_before(tmp_path):
     middle = len(whole) // 2
     (tmp_path / "a.avi").write_bytes(whole[:middle] + b"\0" * 3000 + whole[middle + 3000 :])
     lines: list[str] = []
-    frames = list(each_picture([tmp_path / "a.avi", tmp_path / "gone.avi"], lines.append))
+    frames = list(each_image([tmp_path / "a.avi", tmp_path / "gone.avi"], lines.append))
     assert len(frames) > 20
     assert lines[-1].endswith("gone.avi: no such file")
 
@@ -350,7 +372,7 @@ def test_without_pyav_the_line_says_what_to_install(tmp_path, monkeypatch):
 
 
 class Camera:
-    """What OpenCV gives for a camera with three pictures, each of another red."""
+    """What OpenCV gives for a camera with three images, each of another red."""
 
     def __init__(self, index: int) -> None:
         self.index, self.left, self.released = index, 3, False
@@ -378,7 +400,7 @@ def test_cameras(monkeypatch):
     frames = [next(taken) for _ in range(3)]
     assert [(frame.frame, frame.source) for frame in frames] == [(n, "camera 0") for n in range(3)]
     assert [frame.pixels[0, 0].tolist() for frame in frames] == [[2, 0, 0], [1, 0, 0], [0, 0, 0]]
-    with pytest.raises(VideoError, match="gave no more pictures after 3"):
+    with pytest.raises(VideoError, match="gave no more images after 3"):
         next(taken)
     with pytest.raises(VideoError, match="camera 7: there is none"):
         next(camera_frames(7))
@@ -438,6 +460,6 @@ def test_reading_ahead_passes_errors_on_after_what_was_before():
 
 
 def test_pictures_pass_through_unchanged():
-    known = Picture(picture(), "clip.mp4", 3, 0.5)
-    assert read_picture(known) is known
-    assert list(each_picture([known])) == [known]
+    known = SourceImage(picture(), "clip.mp4", 3, 0.5)
+    assert read_source(known) is known
+    assert list(each_image([known])) == [known]

@@ -1,4 +1,4 @@
-"""The embedded data set: its labels are exact, its shares are as promised, and it never changes."""
+"""The embedded dataset: its labels are exact, its shares are as promised, and it never changes."""
 
 import hashlib
 import json
@@ -172,7 +172,7 @@ def test_run_lengths_give_back_the_mask() -> None:
 
 
 def test_written_files_say_what_was_drawn(tmp_path: Path) -> None:
-    """Pictures, instances and panoptic segments read back from disk are those of the scenes."""
+    """Images, instances and panoptic segments read back from disk are those of the scenes."""
     calls: list[tuple[int, int]] = []
     write_scenes(tmp_path, counts={"train": 6, "val": 2}, config=EASY, progress=lambda *call: calls.append(call))
     assert calls == [(done, 8) for done in range(1, 9)]

@@ -53,7 +53,7 @@ def true_map(height: int, width: int) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """A panoptic data set of four pictures of different shapes."""
+    """A panoptic dataset of four images of different shapes."""
     root = tmp_path_factory.mktemp("data")
     maps = root / "annotations" / "panoptic_val"
     maps.mkdir(parents=True)
@@ -198,7 +198,7 @@ def test_classes_are_paired_by_name(data):
 
 def test_an_image_that_cannot_be_read_is_one_with_nothing_found(data, tmp_path):
     gone = tmp_path / "gone.png"
-    gone.write_bytes(b"no picture")
+    gone.write_bytes(b"no image")
     first, *others = data.images
     broken = replace(data, images=(replace(first, path=gone), *others))
     scores = score(broken, Oracle(broken))
@@ -209,7 +209,7 @@ def test_an_image_that_cannot_be_read_is_one_with_nothing_found(data, tmp_path):
 def test_a_predictor_leaves_out_images_that_cannot_be_read(data, tmp_path, monkeypatch):
     """They count as ones in which nothing was found, in boxes, masks and maps; the oracle is told what it looks at."""
     gone = tmp_path / "gone.png"
-    gone.write_bytes(b"no picture")
+    gone.write_bytes(b"no image")
     first, *others = data.images
     broken = replace(data, images=(replace(first, path=gone), *others))
     oracle, results = Oracle(broken), ResultSource.results
@@ -246,7 +246,7 @@ def maps_read(monkeypatch) -> list[Path]:
 
 def test_every_map_is_read_once_when_its_image_is_scored(data, tmp_path, maps_read):
     gone = tmp_path / "gone.png"
-    gone.write_bytes(b"no picture")
+    gone.write_bytes(b"no image")
     broken = replace(data, images=(replace(data.images[0], path=gone), *data.images[1:]))
     oracle = Oracle(broken)
     maps_read.clear()

@@ -21,7 +21,7 @@ from torch import nn
 from opendetr import presets
 from opendetr.recipe import Recipe
 from opendetr.training import trainer
-from opendetr.training.callbacks import Curves, MetricsFile, Pictures, Progress, read_metrics
+from opendetr.training.callbacks import Curves, MetricsFile, Progress, ValidationImages, read_metrics
 from opendetr.training.checkpoint import CheckpointError, load_checkpoint
 from opendetr.training.ema import WeightAverage
 from opendetr.training.events import Evaluated, Event, Observer, StepTaken
@@ -541,7 +541,7 @@ def test_a_long_run_has_fewer_lines(tmp_path):
 
 
 def test_curves_and_pictures_are_drawn(tmp_path):
-    pictures = Pictures(lambda task: [("cells", Image.new("RGB", (8, 8), "red" if task.training else "blue"))])
+    pictures = ValidationImages(lambda task: [("cells", Image.new("RGB", (8, 8), "red" if task.training else "blue"))])
     run(tmp_path, observers=[MetricsFile(), Curves(), pictures])
     with Image.open(tmp_path / "curves.png") as curves:
         assert curves.height > curves.width  # the loss, and the scores below it
@@ -555,7 +555,7 @@ def test_curves_and_pictures_are_drawn(tmp_path):
 def test_progress_says_what_matters(tmp_path, terminal):
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=terminal, width=200)
-    run(tmp_path, observers=[Progress(console, seconds=0)])
+    run(tmp_path, observers=[Progress(console, seconds=0, metric="AP", headlines=["AP"])])
     said = screen.getvalue()
     for part in (
         "5 steps an epoch",

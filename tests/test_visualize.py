@@ -1,4 +1,4 @@
-"""Pictures say what they should, where they should, for every kind of image."""
+"""Images say what they should, where they should, for every kind of image."""
 
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ PETS = Categories(("cat", "dog"), (3, 7), colours=(RED, BLUE))
 
 @dataclass(frozen=True)
 class Record:
-    """As much of a data set's record of an object as is drawn."""
+    """As much of a dataset's record of an object as is drawn."""
 
     category_id: int
     box: tuple[float, float, float, float]
@@ -250,7 +250,7 @@ def test_wrong_input_is_named():
         draw_boxes(grey(), np.array([[1, 1, 2, 2], [1, np.nan, 2, 2]]), ["", ""], [RED, RED])
     with pytest.raises(ValueError, match="1 boxes, 0 captions"):
         draw_boxes(grey(), np.array([[1, 1, 2, 2]]), [], [])
-    with pytest.raises(ValueError, match="at least one picture"):
+    with pytest.raises(ValueError, match="at least one image"):
         contact_sheet([], 2)
     with pytest.raises(ValueError, match="expected 1 titles, got 2"):
         contact_sheet([Image.new("RGB", (8, 8))], 2, ["a", "b"])
@@ -259,7 +259,7 @@ def test_wrong_input_is_named():
 def test_sheets_hold_every_picture():
     colours = [(10 * index + 5, 99, 33) for index in range(5)]
     pictures = [Image.new("RGB", (100 + index, 80), colour) for index, colour in enumerate(colours)]
-    sheet = contact_sheet(pictures, 2, [f"picture {index}" for index in range(5)])
+    sheet = contact_sheet(pictures, 2, [f"image {index}" for index in range(5)])
     corners = [where(sheet, colour)[:2] for colour in colours]
     assert len({x for x, _ in corners}) == 2 and len({y for _, y in corners}) == 3
     assert not same(sheet, contact_sheet(pictures, 2, [""] * 5))
@@ -298,5 +298,5 @@ def test_many_points_are_averaged_and_an_outlier_does_not_flatten_the_rest():
     ],
 )
 def test_every_series_can_be_drawn(series):
-    chart = draw_curves(series, "a title that is far too long for the picture " * 5, size=(640, 360))
+    chart = draw_curves(series, "a title that is far too long for the image " * 5, size=(640, 360))
     assert chart.size == (640, 360) and chart.mode == "RGB"

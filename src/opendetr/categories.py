@@ -1,4 +1,4 @@
-"""The classes of a data set: their names, ids, colours, and which label a model gives them."""
+"""The classes of a dataset: their names, ids, colours, and which label a model gives them."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ class Categories:
 
     Attributes:
         names: (K) names.
-        ids: (K) ids that the data set's own files use, holes and all.
+        ids: (K) ids that the dataset's own files use, holes and all.
         isthing: (K) True for countable things, False for stuff.
         used: (K) False for rows that exist only for parity with published weights and are never emitted.
         colours: (K) RGB triples, 0..255.
@@ -262,7 +262,7 @@ class Categories:
         return replace(self, used=used)
 
     def label_of_id(self, category_id: int) -> int:
-        """Label of a data set id. Raises KeyError when the id is unknown."""
+        """Label of a dataset id. Raises KeyError when the id is unknown."""
         return self._labels[category_id]
 
     def label_of_name(self, name: str) -> int:

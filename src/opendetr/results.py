@@ -29,9 +29,9 @@ class Detections(Movable):
         boxes: (n, 4) float, xyxy in pixels of the original image.
         scores: (n,) float in 0..1.
         labels: (n,) int64 in 0..K-1.
-        categories: gives names, data set ids and colours to the labels.
+        categories: gives names, dataset ids and colours to the labels.
         size: height and width of the original image, in pixels.
-        image: (H, W, 3) uint8 RGB, the picture itself if it was kept, for `plot`.
+        image: (H, W, 3) uint8 RGB, the image itself if it was kept, for `plot`.
         masks: (n, H, W) bool in the original image, or None.
         track_ids: (n,) int64, the same for one object in all frames of a video. A tracker sets them; None from a
             detector.
@@ -86,7 +86,7 @@ class Detections(Movable):
         return [self.categories.names[label] for label in self.labels.tolist()]
 
     def plot(self, image: Any = None, *, min_score: float = 0.0) -> Any:
-        """The picture with masks or boxes, names and scores drawn on it, as a PIL image.
+        """The image with masks or boxes, names and scores drawn on it, as a PIL image.
 
         Args:
             image: (H, W, 3) uint8 RGB or a PIL image to draw on; the one that was kept when omitted.
@@ -95,7 +95,7 @@ class Detections(Movable):
         return draw_detections(self, image, min_score=min_score)
 
     def to_coco(self, image_id: int = 0) -> list[dict[str, Any]]:
-        """Rows of a COCO results file: category ids of the data set, boxes as x, y, w, h in pixels, masks as RLE."""
+        """Rows of a COCO results file: category ids of the dataset, boxes as x, y, w, h in pixels, masks as RLE."""
         x0, y0, x1, y1 = self.boxes.detach().cpu().double().unbind(1)
         boxes = torch.stack((x0, y0, x1 - x0, y1 - y0), 1).tolist()
         ids = [self.categories.ids[label] for label in self.labels.tolist()]
@@ -171,9 +171,9 @@ class Panoptic(Movable):
         segments: (H, W) int32 in the original image: ids of `info`, 0 where nothing was found.
         info: what the ids stand for, in the order of the ids.
         mask_scores: (H, W) float in 0..1, the probability that the mask of the pixel's segment holds there.
-        categories: gives names, data set ids and colours to the labels.
+        categories: gives names, dataset ids and colours to the labels.
         size: height and width of the original image, in pixels.
-        image: (H, W, 3) uint8 RGB, the picture itself if it was kept, for `plot`.
+        image: (H, W, 3) uint8 RGB, the image itself if it was kept, for `plot`.
         source: where the image came from (a path), or None.
         frame: the image's number in a video, from 0, or None.
         time: its time in the video, in seconds, or None.
@@ -214,7 +214,7 @@ class Panoptic(Movable):
         return Semantic(labels.to(index.device)[index], scores.to(index.device)[index] * self.mask_scores)
 
     def plot(self, image: Any = None) -> Any:
-        """The picture with its segments and their names drawn on it, as a PIL image.
+        """The image with its segments and their names drawn on it, as a PIL image.
 
         Args:
             image: (H, W, 3) uint8 RGB or a PIL image to draw on; the one that was kept when omitted.
@@ -222,7 +222,7 @@ class Panoptic(Movable):
         return draw_panoptic(self, image)
 
     def to_coco(self, image_id: int = 0) -> dict[str, Any]:
-        """An annotation of a COCO panoptic file, category ids those of the data set; `segments` is its picture."""
+        """An annotation of a COCO panoptic file, category ids those of the dataset; `segments` is its image."""
         from scipy.ndimage import find_objects
 
         places = find_objects(self.segments.cpu().numpy())
@@ -250,18 +250,18 @@ def _pixel_box(place: tuple[slice, slice]) -> list[int]:
 def draw_detections(
     detections: Detections, image: Any = None, *, min_score: float = 0.0, scale: float | None = None
 ) -> Image.Image:
-    """The picture with the box, name and score of every detection; where it has a mask, that instead of the box.
+    """The image with the box, name and score of every detection; where it has a mask, that instead of the box.
 
     Args:
         detections: what was found in one image.
         image: (H, W, 3) uint8 RGB or a PIL image to draw on; `detections.image` when omitted.
         min_score: detections below it are not drawn.
-        scale: enlargement of the picture; small images are enlarged to about 720 pixels when omitted.
+        scale: enlargement of the image; small images are enlarged to about 720 pixels when omitted.
 
     Raises:
         ValueError: there is no image, or it is of another size than the one the detections were found in.
     """
-    picture = _own_picture("draw_detections", "detections", detections.image if image is None else image, detections)
+    picture = _own_image("draw_detections", "detections", detections.image if image is None else image, detections)
     shown = detections[detections.scores >= min_score]
     captions = [f"{name} {score:.2f}" for name, score in zip(shown.names, shown.scores.tolist(), strict=True)]
     colours = [shown.categories.colours[label] for label in shown.labels.tolist()]
@@ -272,7 +272,7 @@ def draw_detections(
 
 
 def draw_panoptic(found: Panoptic, image: Any = None, *, scale: float | None = None) -> Image.Image:
-    """The picture with every segment of a panoptic map in its colour, and their names.
+    """The image with every segment of a panoptic map in its colour, and their names.
 
     Args:
         found: the map of one image.
@@ -282,13 +282,13 @@ def draw_panoptic(found: Panoptic, image: Any = None, *, scale: float | None = N
     Raises:
         ValueError: there is no image, or it is of another size than the map.
     """
-    picture = _own_picture("draw_panoptic", "map", found.image if image is None else image, found)
+    picture = _own_image("draw_panoptic", "map", found.image if image is None else image, found)
     labels = {segment.id: segment.label for segment in found.info}
     return visualize.draw_segments(picture, found.segments.cpu().numpy(), labels, found.categories, scale=scale)
 
 
-def _own_picture(function: str, what: str, image: Any, found: Detections | Panoptic) -> Image.Image:
-    """The image as a picture. Raises ValueError when it is missing, or of another size than what was found in it."""
+def _own_image(function: str, what: str, image: Any, found: Detections | Panoptic) -> Image.Image:
+    """The image as an image. Raises ValueError when it is missing, or of another size than what was found in it."""
     if image is None:
         raise ValueError(f"{function}: the {what} hold{'' if what.endswith('s') else 's'} no image; pass the one of it")
     picture = visualize.as_image(image)

@@ -125,10 +125,10 @@ class Target(Movable):
         boxes: (n, 4) float, cxcywh in 0..1 of the unpadded image.
         size: height and width of the image as the model sees it, in pixels, before padding.
         original_size: height and width of the image as it lies on disk (orientation applied), in pixels.
-        image_id: the data set's own id of the image.
+        image_id: the dataset's own id of the image.
         masks: (n, h, w) bool at `size`, or None.
         area: (n,) float, area of each object in pixels of `size`, or None.
-        track_ids: (n,) int64, the same for one object in all frames of a clip. Tracking data sets them; None for single
+        track_ids: (n,) int64, the same for one object in all frames of a clip. Tracking datasets them; None for single
             images.
     """
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from opendetr.cli.output import JsonOption, answer, command, say, table
+from opendetr.cli.output import JsonOption, command, print_json, say, table
 
 if TYPE_CHECKING:
     from opendetr.bench.figure import Figure
@@ -40,14 +40,14 @@ def bench(
         raise ConfigError(f"bench: no benchmark {unknown!r}; there are {', '.join(BENCHMARKS)}")
     if list_all:
         about = {name: (load_benchmark(name).__doc__ or "").partition("\n")[0] for name in BENCHMARKS}
-        answer({"benchmarks": about}) if as_json else print(table([("name", "what"), *about.items()]))
+        print_json({"benchmarks": about}) if as_json else print(table([("name", "what"), *about.items()]))
         return
     rows: list[dict[str, Any]] = []
     for name in names or BENCHMARKS:
         say(f"{name} ...")
         rows += [{"benchmark": name, **asdict(figure)} for figure in _measured(name, repeats)]
     if as_json:
-        answer({"machine": _machine(), "repeats": repeats, "figures": rows})
+        print_json({"machine": _machine(), "repeats": repeats, "figures": rows})
         return
     heads = ("benchmark", "what", "opendetr", "peer", "theirs", "factor", "expected")
     lines = [

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
-from opendetr.cli.output import DEFAULT_MODEL, Exit, JsonOption, answer, command, progress_bar, say, table
+from opendetr.cli.output import DEFAULT_MODEL, Exit, JsonOption, command, print_json, progress_bar, say, table
 
 if TYPE_CHECKING:
     from opendetr.data.faults import Kind
-    from opendetr.data.records import Remark
+    from opendetr.data.records import DataFault
     from opendetr.data.tools.check import DataReport, Demands
 
 _SHOWN_PLACES = 3
@@ -30,7 +30,7 @@ _HEADINGS = {
 
 @command
 def check(
-    data: Annotated[Path, typer.Argument(help="The data set folder.")],
+    data: Annotated[Path, typer.Argument(help="The dataset folder.")],
     model: Annotated[str, typer.Option(help="The model that is to be trained.")] = DEFAULT_MODEL,
     image_size: Annotated[
         int | None, typer.Option(min=1, help="Short side in pixels. [default: the model's]", show_default=False)
@@ -41,7 +41,7 @@ def check(
     ] = None,
     as_json: JsonOption = False,
 ) -> Exit:
-    """Look for faults in a data set: where each is, and what training does with it.
+    """Look for faults in a dataset: where each is, and what training does with it.
 
     Exit code 0 when training uses everything, 3 when it, or training with masks, skips something, 1 when it cannot
     start. With --fix it is that of the copy.
@@ -68,7 +68,7 @@ def check(
     if fix is not None:
         _write_copy(report, fix)
     if as_json:
-        answer(_record(report))
+        print_json(_record(report))
     else:
         _show(_text(report), sys.stdout)
     return _verdict(report, fix)
@@ -90,10 +90,10 @@ def _demands(model: str, image_size: int | None) -> Demands:
 
 
 def _write_copy(report: DataReport, folder: Path) -> None:
-    from opendetr.data.tools.fix import write_mended
+    from opendetr.data.tools.fix import write_fixed
 
     with progress_bar("writing") as progress:
-        splits = write_mended(report, folder, progress)
+        splits = write_fixed(report, folder, progress)
     images = {image.path for data in splits.values() for image in data.images}
     say(f"{len(images)} images in {len(splits)} splits: {folder}")
 
@@ -101,10 +101,10 @@ def _write_copy(report: DataReport, folder: Path) -> None:
 def _verdict(report: DataReport, fix: Path | None) -> Exit:
     from opendetr.data.faults import Effect
 
-    kinds = [kind for kind in report.remarks if fix is None or not kind.mendable]
+    kinds = [kind for kind in report.faults if fix is None or not kind.fixable]
     stopping = [kind for kind in kinds if kind.effect is Effect.STOPS]
     if stopping:
-        found = ", ".join(kind.counted(len(report.remarks[kind])) for kind in stopping)
+        found = ", ".join(kind.counted(len(report.faults[kind])) for kind in stopping)
         _show(f"error: {report.folder}: training cannot start: {found}", sys.stderr)
         return Exit.FAILED
     return Exit.SOME_FAILED if any(kind.effect is Effect.SKIPS for kind in kinds) else Exit.DONE
@@ -115,14 +115,14 @@ def _record(report: DataReport) -> dict[str, Any]:
     findings = [
         {
             "kind": str(kind),
-            "count": len(remarks),
-            "what": kind.counted(len(remarks)),
+            "count": len(faults),
+            "what": kind.counted(len(faults)),
             "effect": str(kind.effect),
             "consequence": kind.consequence,
-            "mendable": kind.mendable,
-            "places": [{"file": remark.file, "at": remark.at, "detail": remark.detail} for remark in remarks],
+            "mendable": kind.fixable,
+            "places": [{"file": fault.file, "at": fault.at, "detail": fault.detail} for fault in faults],
         }
-        for kind, remarks in report.remarks.items()
+        for kind, faults in report.faults.items()
     ]
     splits = {
         split: {
@@ -141,20 +141,20 @@ def _text(report: DataReport) -> str:
 
     blocks = [_counts_table(report)] if report.counts else []
     for effect in Effect:
-        findings = [_finding(report, kind, remarks) for kind, remarks in report.with_effect(effect).items()]
+        findings = [_finding(report, kind, faults) for kind, faults in report.with_effect(effect).items()]
         if findings:
             blocks.append("\n".join((_HEADINGS[effect], *findings)))
-    return "\n\n".join(blocks if report.remarks else [*blocks, "nothing found"])
+    return "\n\n".join(blocks if report.faults else [*blocks, "nothing found"])
 
 
-def _finding(report: DataReport, kind: Kind, remarks: tuple[Remark, ...]) -> str:
+def _finding(report: DataReport, kind: Kind, faults: tuple[DataFault, ...]) -> str:
     told_by_heading = kind.consequence in _TOLD_BY_HEADING
-    lines = [f"- {kind.counted(len(remarks))}{'' if told_by_heading else f', {kind.consequence}'}"]
-    for remark in remarks[:_SHOWN_PLACES]:
-        place = remark.place.removeprefix(f"{report.folder}/")
-        lines.append(f"    {place}{': ' if place and remark.detail else ''}{remark.detail}")
-    if len(remarks) > _SHOWN_PLACES:
-        lines.append(f"    and {len(remarks) - _SHOWN_PLACES:,} more (--json names all)")
+    lines = [f"- {kind.counted(len(faults))}{'' if told_by_heading else f', {kind.consequence}'}"]
+    for fault in faults[:_SHOWN_PLACES]:
+        place = fault.place.removeprefix(f"{report.folder}/")
+        lines.append(f"    {place}{': ' if place and fault.detail else ''}{fault.detail}")
+    if len(faults) > _SHOWN_PLACES:
+        lines.append(f"    and {len(faults) - _SHOWN_PLACES:,} more (--json names all)")
     return "\n".join(lines)
 
 

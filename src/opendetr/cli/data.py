@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from opendetr.cli.check import check
-from opendetr.cli.output import Exit, JsonOption, answer, command, progress_bar, say, table
+from opendetr.cli.output import Exit, JsonOption, command, print_json, progress_bar, say, table
 
 if TYPE_CHECKING:
     from opendetr.data.records import DetectionData, ImageRecord
 
-_HELP = "Data sets: make, look at, check, convert and split one."
+_HELP = "Datasets: make, look at, check, convert and split one."
 _SHEET_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 app = typer.Typer(help=_HELP, no_args_is_help=True, rich_markup_mode=None)
 
-SourceArgument = Annotated[Path, typer.Argument(help="The data set: COCO, Pascal VOC, YOLO, or a CSV table.")]
+SourceArgument = Annotated[Path, typer.Argument(help="The dataset: COCO, Pascal VOC, YOLO, or a CSV table.")]
 TargetArgument = Annotated[Path, typer.Argument(help="Where to; empty or not there.")]
 LinkOption = Annotated[bool, typer.Option("--link", help="Make links to the images instead of copies.")]
 
@@ -53,7 +53,7 @@ def make(
     hard: Annotated[bool, typer.Option("--hard", help="Up to 40 objects, smaller ones.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Make a data set of drawn scenes, in COCO format with boxes, polygons and panoptic masks.
+    """Make a dataset of drawn scenes, in COCO format with boxes, polygons and panoptic masks.
 
     Examples:
 
@@ -68,7 +68,7 @@ def make(
     with progress_bar("drawing") as progress:
         write_scenes(folder, counts=counts, seed=seed, config=config, progress=progress)
     if as_json:
-        answer({"folder": str(folder), "images": counts, "seed": seed, "hard": hard, "size": size})
+        print_json({"folder": str(folder), "images": counts, "seed": seed, "hard": hard, "size": size})
     else:
         print(f"{sum(counts.values())} scenes: {folder}")
 
@@ -81,7 +81,7 @@ def convert(
     link: LinkOption = False,
     as_json: JsonOption = False,
 ) -> Exit:
-    """Write a data set in another format, without loss.
+    """Write a dataset in another format, without loss.
 
     What VOC and YOLO have no place for goes into opendetr.json beside them, which every command here reads; a line says
     so. What no record holds is left behind: keypoints, captions, licences, poses.
@@ -101,7 +101,7 @@ def convert(
 @command
 def show(
     source: SourceArgument,
-    out: Annotated[Path, typer.Option(help="The picture to write: .png, .jpg or .webp.")] = Path("sheet.png"),
+    out: Annotated[Path, typer.Option(help="The image to write: .png, .jpg or .webp.")] = Path("sheet.png"),
     split: Annotated[
         str | None, typer.Option(help="Which split. [default: train, else the first]", show_default=False)
     ] = None,
@@ -109,7 +109,7 @@ def show(
     seed: Annotated[int, typer.Option(help="Another one chooses others.")] = 0,
     as_json: JsonOption = False,
 ) -> Exit:
-    """Draw a contact sheet: images of a data set with the masks, or else the boxes, of their objects.
+    """Draw a contact sheet: images of a dataset with the masks, or else the boxes, of their objects.
 
     Examples:
 
@@ -144,7 +144,7 @@ def show(
         say(f"skipped: {failure}")
     shown = len(records) - len(failures)
     if as_json:
-        answer({"out": str(out), "split": chosen, "images": shown, "failed": failures})
+        print_json({"out": str(out), "split": chosen, "images": shown, "failed": failures})
     else:
         print(f"{shown} images: {out}")
     return Exit.SOME_FAILED if failures else Exit.DONE
@@ -159,9 +159,9 @@ def split(
     link: LinkOption = False,
     as_json: JsonOption = False,
 ) -> Exit:
-    """Divide a data set anew, every class in about the same shares; the images of all its splits are taken together.
+    """Divide a dataset anew, every class in about the same shares; the images of all its splits are taken together.
 
-    The result is in the format of the data set; of a table, in COCO's.
+    The result is in the format of the dataset; of a table, in COCO's.
 
     Examples:
 
@@ -184,7 +184,7 @@ def split(
 def _write(
     splits: Mapping[str, DetectionData], folder: Path, to: Any, source: Path, *, link: bool, as_json: bool
 ) -> Exit:
-    """Write splits of the data set `source`, and say what is in them and what became of it."""
+    """Write splits of the dataset `source`, and say what is in them and what became of it."""
     from opendetr.data.faults import Kind
     from opendetr.data.tools.convert import maps_left_behind, write_data
 
@@ -195,7 +195,7 @@ def _write(
     notes += maps_left_behind(source, splits)
     rows = [row for data in splits.values() for row in _class_counts(data)]
     if as_json:
-        answer({"folder": str(folder), "format": str(to), "classes": rows, "notes": notes})
+        print_json({"folder": str(folder), "format": str(to), "classes": rows, "notes": notes})
     else:
         print(table([tuple(rows[0]), *(tuple(map(str, row.values())) for row in rows)]))
         for note in notes:
@@ -227,7 +227,7 @@ def _some(images: Iterable[ImageRecord], number: int, seed: int) -> list[ImageRe
 
 
 def _readable(records: Iterable[ImageRecord], failures: list[str]) -> Iterator[tuple[str, Any, Any, Any]]:
-    """Name, picture, objects and masks of each record, one at a time; a line for each that cannot be read."""
+    """Name, image, objects and masks of each record, one at a time; a line for each that cannot be read."""
     from opendetr.data.images import read_record
     from opendetr.data.masks import known_masks
     from opendetr.data.records import DataError

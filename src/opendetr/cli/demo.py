@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from opendetr.cli.output import DEFAULT_MODEL, JsonOption, answer, command, number, progress_bar, say
+from opendetr.cli.output import JsonOption, command, number, print_json, progress_bar, say
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from opendetr.inference.predictor import Predictor
 
 PAGE = "index.html"
-_MODEL = f"{DEFAULT_MODEL}-panoptic"
+_MODEL = "deformable-detr-tiny-panoptic"
 _SPLIT, _SEED = "val", 0  # training scenes are of another split, so that none of these was ever seen
-_NUM_PICTURES = 12
+_NUM_SHOWN = 12
 
 
 @command
@@ -58,7 +58,7 @@ def demo(
         "AP by decoder layer": ", ".join(map(number, scores.per_layer)),
         "time": f"{1000 * scores.seconds_per_image:.0f} ms an image on {detector.device}",
     }
-    pictures = list(_pictures(detector, data))
+    pictures = list(_images_shown(detector, data))
     quality = {name: of_class["PQ"] for name, of_class in scores.panoptic_per_class.items()}
     page = write_report(
         out / PAGE,
@@ -71,7 +71,7 @@ def demo(
     )
     seconds = time.monotonic() - began
     if as_json:
-        answer({"page": str(page), "images": len(data), "seconds": seconds, "metrics": scores.metrics,
+        print_json({"page": str(page), "images": len(data), "seconds": seconds, "metrics": scores.metrics,
                 "per_class": scores.per_class, "per_layer": scores.per_layer,
                 "seconds_per_image": scores.seconds_per_image})  # fmt: skip
     else:
@@ -80,10 +80,10 @@ def demo(
         print(page)
 
 
-def _pictures(detector: Predictor, data: DetectionData) -> Iterator[tuple[str, Image.Image]]:
+def _images_shown(detector: Predictor, data: DetectionData) -> Iterator[tuple[str, Image.Image]]:
     """Truth beside prediction for scenes spread over the data."""
     from opendetr.inference.comparison import compare
 
-    chosen = data.images[:: max(1, len(data) // _NUM_PICTURES)][:_NUM_PICTURES]
-    for record, picture in compare(detector, data, chosen):
-        yield f"Scene {record.id}", picture
+    chosen = data.images[:: max(1, len(data) // _NUM_SHOWN)][:_NUM_SHOWN]
+    for record, image in compare(detector, data, chosen):
+        yield f"Scene {record.id}", image

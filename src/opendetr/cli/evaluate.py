@@ -17,9 +17,9 @@ from opendetr.cli.output import (
     MergeRule,
     ModelOption,
     WeightsOption,
-    answer,
     command,
     number,
+    print_json,
     progress_bar,
     say,
     table,
@@ -41,7 +41,7 @@ class MaskSource(StrEnum):
 
 @command
 def evaluate(
-    data: Annotated[Path, typer.Argument(help="The data set folder.")],
+    data: Annotated[Path, typer.Argument(help="The dataset folder.")],
     weights: WeightsOption = DEFAULT_MODEL,
     model: ModelOption = None,
     split: Annotated[
@@ -79,7 +79,7 @@ def evaluate(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     as_json: JsonOption = False,
 ) -> Exit:
-    """Score a detector on a data set: the twelve COCO numbers, and AP by class.
+    """Score a detector on a dataset: the twelve COCO numbers, and AP by class.
 
     Where the model has a mask head and the data masks, the twelve numbers of masks, too; PQ for panoptic maps.
 
@@ -134,7 +134,7 @@ def evaluate(
     if as_json:
         record = asdict(scores)
         record.pop("results")
-        answer({"weights": weights, "data": str(data), "split": chosen, "images": len(split_data)} | record)
+        print_json({"weights": weights, "data": str(data), "split": chosen, "images": len(split_data)} | record)
     else:
         _print(scores)
     if scores.unreadable:

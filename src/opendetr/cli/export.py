@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from opendetr.cli.output import JsonOption, ModelOption, answer, command, say
+from opendetr.cli.output import JsonOption, ModelOption, command, print_json, say
 
 
 class Format(StrEnum):
@@ -50,6 +50,8 @@ def export(
     if preset.model.backbone.norm == "batch":
         say("batch norm was written as frozen statistics: the same in evaluation, and not trained on by others")
     if as_json:
-        answer({"out": str(out), "format": format, "model": preset.name, "classes": list(detector.categories.names)})
+        print_json(
+            {"out": str(out), "format": format, "model": preset.name, "classes": list(detector.categories.names)}
+        )
     else:
         print(f"{preset.name}, {len(detector.categories)} classes: {out}")

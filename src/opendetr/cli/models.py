@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from opendetr.cli.output import JsonOption, answer, command, number, table
+from opendetr.cli.output import JsonOption, command, number, print_json, table
 
 
 @command
@@ -24,7 +24,7 @@ def models(as_json: JsonOption = False) -> None:
 
     rows = [_row(name) for name in list_models()]
     if as_json:
-        answer({"models": rows})
+        print_json({"models": rows})
         return
     heads = ("name", "parameters", "backbone", "layers", "width", "queries", "image size", "AP", "PQ", "weights")
     lines = [

@@ -94,7 +94,7 @@ def _explained(error: Exception) -> str | None:
     """One line for an error that a user can cause, None for a fault of ours."""
     if isinstance(error, ImportError | RuntimeError) and "torchvision" in str(error):
         return (
-            "the installed torch and torchvision do not fit together; mend it with "
+            "the installed torch and torchvision do not fit together; fix it with "
             "`python -m pip install --upgrade torch torchvision`"
         )
     loaded = [(sys.modules[module], name) for module, name in _USER_ERRORS.items() if module in sys.modules]
@@ -109,7 +109,7 @@ def one_line(text: str) -> str:
     return "".join(letter if letter.isprintable() else " " if letter.isspace() else "?" for letter in text)
 
 
-def answer(result: Mapping[str, Any]) -> None:
+def print_json(result: Mapping[str, Any]) -> None:
     """Print a result for machines; numbers that JSON does not have become null."""
     print(json.dumps(_plain(result), indent=1, allow_nan=False))
 

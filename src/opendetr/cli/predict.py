@@ -37,11 +37,11 @@ if TYPE_CHECKING:
 def predict(
     sources: Annotated[
         list[str],
-        typer.Argument(help="Pictures, folders, patterns such as 'photos/*.jpg', URLs, videos, or a camera's number."),
+        typer.Argument(help="Images, folders, patterns such as 'photos/*.jpg', URLs, videos, or a camera's number."),
     ],
     weights: WeightsOption = DEFAULT_MODEL,
     model: ModelOption = None,
-    out: Annotated[Path, typer.Option(help="Where predictions.json and the pictures go.")] = Path("predictions"),
+    out: Annotated[Path, typer.Option(help="Where predictions.json and the images go.")] = Path("predictions"),
     min_score: Annotated[
         list[str] | None,
         typer.Option(
@@ -50,8 +50,8 @@ def predict(
             show_default=False,
         ),
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures that go through the model together.")] = 8,
-    pictures: Annotated[bool, typer.Option(help="Draw the detections on the pictures and videos.")] = True,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images that go through the model together.")] = 8,
+    pictures: Annotated[bool, typer.Option(help="Draw the detections on the images and videos.")] = True,
     crops: Annotated[bool, typer.Option("--crops", help="Save every detection, cut out, in crops/CLASS.")] = False,
     csv: Annotated[bool, typer.Option("--csv", help="Write predictions.csv, too.")] = False,
     yolo: Annotated[bool, typer.Option("--yolo", help="Write YOLO labels, too: labels/*.txt and data.yaml.")] = False,
@@ -68,11 +68,11 @@ def predict(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     as_json: JsonOption = False,
 ) -> Exit:
-    """Find objects in pictures and videos: draws them, and writes them as COCO JSON.
+    """Find objects in images and videos: draws them, and writes them as COCO JSON.
 
     With their masks, where the model has a mask head; such a model gives panoptic maps, too.
 
-    What is written of the pictures in a folder has the same place in --out. Ctrl-C stops after the picture at hand and
+    What is written of the images in a folder has the same place in --out. Ctrl-C stops after the image at hand and
     leaves whole files.
 
     Examples:
@@ -106,12 +106,12 @@ def predict(
         options = {"panoptic": True, "merge": merge.value} if panoptic else {}
         run.predict(config, stop, min_score=least, class_min_scores=by_class, batch_size=batch_size, **options)
         if as_json:
-            run.answer()
+            run.print_json()
         else:
             what = "segments" if panoptic else "objects"
-            print(f"{run.num_objects} {what} in {run.num_pictures} pictures: {out}")
+            print(f"{run.num_objects} {what} in {run.num_images} images: {out}")
         if stop.requested and not isinstance(given[0], int):
-            say(f"error: interrupted after {run.num_pictures} pictures; what was found in them is in {out}")
+            say(f"error: interrupted after {run.num_images} images; what was found in them is in {out}")
             return Exit.FAILED
         return Exit.SOME_FAILED if run.num_failed else Exit.DONE
 
@@ -149,12 +149,12 @@ def _given(sources: Sequence[str]) -> list[Source]:
 
 
 def _refuse_overwriting(out: Path, given: Sequence[Source]) -> None:
-    """Raise DataError where pictures that are read would be replaced by the drawn ones."""
+    """Raise DataError where images that are read would be replaced by the drawn ones."""
     from opendetr.data.records import DataError
     from opendetr.inference.sources.reading import folders_of
 
     if out.exists() and any(out.samefile(folder) for each in given for folder in folders_of(each)):
-        raise DataError(f"{out}: holds the pictures that are read, which would be overwritten; give another --out")
+        raise DataError(f"{out}: holds the images that are read, which would be overwritten; give another --out")
 
 
 class _Run:
@@ -170,7 +170,7 @@ class _Run:
         self._failures = Rows()
         self._last_failure = ""
         self.num_failed = 0
-        self.num_pictures = 0
+        self.num_images = 0
         self.num_objects = 0
 
     def __enter__(self) -> Self:
@@ -187,20 +187,20 @@ class _Run:
         with progress_bar("predicting") as progress, ExitStack() as stack:
             write = None
             for found in stack.enter_context(closing(self._stream(options))):
-                if write is None:  # only now, so that an error before the first picture leaves no folder
+                if write is None:  # only now, so that an error before the first image leaves no folder
                     write = stack.enter_context(self._folder(config))
                 write(found)
-                self.num_pictures += 1
+                self.num_images += 1
                 self.num_objects += len(found)
-                progress(self.num_pictures + self.num_failed, total)
+                progress(self.num_images + self.num_failed, total)
                 if stop.requested:
                     break
-        if not self.num_pictures:
-            several = f"none of {self.num_failed} pictures can be read"
+        if not self.num_images:
+            several = f"none of {self.num_failed} images can be read"
             raise DataError(several if self.num_failed > 1 else self._last_failure)
 
     def _folder(self, config: OutputConfig) -> AbstractContextManager[Callable[[Any], None]]:
-        """Writes what is found in each picture."""
+        """Writes what is found in each image."""
         from opendetr.inference.writers.folder import panoptic_folder, results_folder
 
         roots = [Path(source) for source in self._given if isinstance(source, str)]
@@ -210,15 +210,15 @@ class _Run:
         return results_folder(self._out, categories, config, roots=roots)
 
     def _stream(self, options: Mapping[str, Any]) -> Generator[Detections | Panoptic]:
-        from opendetr.inference.sources.reading import each_picture, is_one_picture
+        from opendetr.inference.sources.reading import each_image, is_one_image
 
         only = self._given[0] if len(self._given) == 1 else None
-        if only is not None and is_one_picture(only):
+        if only is not None and is_one_image(only):
             yield self._detector.predict(only, **options)
         elif isinstance(only, int):
             yield from self._detector.predict(only, **options, on_unreadable=self._failed)
         else:
-            pieces = each_picture(self._given if only is None else only, self._failed, skip=self._out)
+            pieces = each_image(self._given if only is None else only, self._failed, skip=self._out)
             distinct = pieces if only is not None else _distinct(pieces)
             yield from self._detector.predict(distinct, **options, on_unreadable=self._failed)
 
@@ -229,12 +229,12 @@ class _Run:
         self.num_failed += 1
 
     def _total(self) -> int | None:
-        """How many pictures there will be, for a bar that somebody sees; None where only the end will tell."""
-        from opendetr.inference.sources.reading import count_pictures
+        """How many images there will be, for a bar that somebody sees; None where only the end will tell."""
+        from opendetr.inference.sources.reading import count_images
 
-        return count_pictures(self._given, skip=self._out) if sys.stderr.isatty() else None
+        return count_images(self._given, skip=self._out) if sys.stderr.isatty() else None
 
-    def answer(self) -> None:
+    def print_json(self) -> None:
         """Print the result as JSON, piece by piece as it lies on the disk."""
         from opendetr.inference.writers.folder import COCO_FILE, PANOPTIC_FILE
 

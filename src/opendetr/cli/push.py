@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from opendetr.cli.output import JsonOption, ModelOption, answer, command
+from opendetr.cli.output import JsonOption, ModelOption, command, print_json
 
 
 @command
@@ -45,7 +45,7 @@ def push(
         private=private,
     )
     if as_json:
-        answer({"repository": repository, "address": address, "model": detector.preset.name})
+        print_json({"repository": repository, "address": address, "model": detector.preset.name})
     else:
         print(f"{detector.preset.name}: {address}")
 

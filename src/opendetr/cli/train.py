@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from opendetr.cli import launch
-from opendetr.cli.output import Exit, JsonOption, answer, command, say
+from opendetr.cli.output import Exit, JsonOption, command, print_json, say
 
 _EXAMPLES = """
 Train a detector on a folder of images and boxes: COCO, Pascal VOC, YOLO, or a CSV table.
@@ -35,7 +35,7 @@ Examples:
 
 @command
 def train(
-    data: Annotated[Path | None, typer.Argument(help="The data set folder.", show_default=False)] = None,
+    data: Annotated[Path | None, typer.Argument(help="The dataset folder.", show_default=False)] = None,
     model: Annotated[
         str | None,
         typer.Option(help="A name that `opendetr models` lists. [default: deformable-detr-tiny]", show_default=False),
@@ -146,7 +146,7 @@ def train(
                "config": config, "batch_size": batch_size, "learning_rate": lr, "image_size": image_size,
                "num_queries": num_queries, "seed": seed}  # fmt: skip
     if resume is None and data is None:
-        raise typer.BadParameter("name the data set folder, or a run folder with --resume")
+        raise typer.BadParameter("name the dataset folder, or a run folder with --resume")
     given = (data, named, of_recipe, changes, freeze_detector, *(value is not None for value in choices.values()))
     if resume is not None and any(given):
         raise typer.BadParameter("--resume keeps the settings of the run: no others may be given")
@@ -175,7 +175,7 @@ def train(
     if not is_main():
         return Exit.FAILED if result.interrupted else Exit.DONE
     if as_json:
-        answer({"folder": str(run.folder), "steps": result.step, "interrupted": result.interrupted,
+        print_json({"folder": str(run.folder), "steps": result.step, "interrupted": result.interrupted,
                 "seconds": result.seconds, "metrics": result.metrics, "best": result.best})  # fmt: skip
     else:
         print(run.folder)

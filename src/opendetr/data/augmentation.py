@@ -1,6 +1,6 @@
 """What training does to images beyond DETR's augmentation: colour jitter, mosaic, copy-paste; chosen by name.
 
-Shape letters: h w picture, n objects. All of it happens before DETR's augmentation, on pictures as they were read.
+Shape letters: h w image, n objects. All of it happens before DETR's augmentation, on images as they were read.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torchvision.transforms.v2 import functional
 from opendetr.data.config import Augment, DataConfig
 from opendetr.data.transforms import Crop, Effect, Flip, LabelledImage, Resize, TrainingTransform, resize_fast
 
-# A mosaic's tiles are at least this long; smaller canvases stay one picture.
+# A mosaic's tiles are at least this long; smaller canvases stay one image.
 _LEAST_TILE = 2
 _POLYGON_NUMBERS = 6
 
@@ -41,7 +41,7 @@ class ColourJitter:
     def __call__(
         self, image: LabelledImage, others: Sequence[LabelledImage], shape: tuple[int, int], rng: np.random.Generator
     ) -> LabelledImage:
-        """The picture in other colours; see `Effect`."""
+        """The image in other colours; see `Effect`."""
         changes = (
             (functional.adjust_brightness, self.brightness),
             (functional.adjust_contrast, self.contrast),
@@ -163,7 +163,7 @@ class CopyPaste:
     def _patch(
         self, donor: LabelledImage, index: int, shape: Sequence[int], rng: np.random.Generator
     ) -> tuple[_Region, np.ndarray]:
-        """An object of the donor resized for a picture of `shape`, mirrored or not: mask and pixels (h, w, 3)."""
+        """An object of the donor resized for an image of `shape`, mirrored or not: mask and pixels (h, w, 3)."""
         region = _Region.of(donor, index)
         height, width = region.mask.shape
         scale = rng.uniform(*self.scale) * min(shape) / min(donor.pixels.shape[:2])
@@ -220,7 +220,7 @@ class _Region:
     """The visible pixels of an object.
 
     Attributes:
-        top: row of the picture at which the mask begins.
+        top: row of the image at which the mask begins.
         left: column, likewise.
         mask: (h, w) bool.
         whole: pixels of the object, hidden ones included.
@@ -245,12 +245,12 @@ class _Region:
 
     @property
     def rows(self) -> slice:
-        """The picture's rows that the mask lies on."""
+        """The image's rows that the mask lies on."""
         return slice(self.top, self.top + self.mask.shape[0])
 
     @property
     def columns(self) -> slice:
-        """The picture's columns that the mask lies on."""
+        """The image's columns that the mask lies on."""
         return slice(self.left, self.left + self.mask.shape[1])
 
     @property

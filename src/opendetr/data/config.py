@@ -1,4 +1,4 @@
-"""How a data set becomes batches: sizes, augmentation, reading."""
+"""How a dataset becomes batches: sizes, augmentation, reading."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class AugmentationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """How a data set is split, read and made into batches.
+    """How a dataset is split, read and made into batches.
 
     Attributes:
         image_size: short side of the images in evaluation, in pixels; training scales its augmentation to it.
@@ -88,7 +88,7 @@ class DataConfig:
             images it may have, and an epoch begins with its largest batch. No limit when None.
         train_split: the split to train on; else "train", "trainval" or the only one.
         val_split: the split to score on while training; else "val".
-        val_fraction: share of the training images set aside where a data set has no validation split.
+        val_fraction: share of the training images set aside where a dataset has no validation split.
         num_workers: processes that load; 0 loads in the calling process, and gives the same batches.
         cache: "ram" decodes every image once, when the run starts, and keeps it: height x width x 3 bytes each, refused
             above half of the machine's memory. Where processes are forked (Linux) those that load share it, where they
@@ -96,7 +96,7 @@ class DataConfig:
         strict: refuse faulty annotations and unreadable images instead of skipping them.
         masks: what the masks of objects are read from, for models that learn them or are scored by them: "instances"
             outlines (polygons, run lengths), "panoptic" panoptic maps, with things and stuff, "auto" such maps where
-            the data set has them, else outlines, "none" nothing. With masks `augment` is "detr" or "colour".
+            the dataset has them, else outlines, "none" nothing. With masks `augment` is "detr" or "colour".
     """
 
     image_size: int = _REFERENCE_SIZE

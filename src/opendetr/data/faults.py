@@ -1,4 +1,4 @@
-"""What can be wrong or out of the ordinary in a data set, and what training does with each."""
+"""What can be wrong or out of the ordinary in a dataset, and what training does with each."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Effect(StrEnum):
 
 
 class Kind(StrEnum):
-    """What can be found, beside plain objects, while a data set is read and checked."""
+    """What can be found, beside plain objects, while a dataset is read and checked."""
 
     NO_DATA = "no_data"
     BROKEN_FILE = "broken_file"
@@ -90,9 +90,9 @@ class Kind(StrEnum):
         return _ABOUT[self].consequence
 
     @property
-    def mendable(self) -> bool:
-        """Whether `opendetr data check --fix` leaves it out of, or mends it in, the copy that it writes."""
-        return _ABOUT[self].mendable
+    def fixable(self) -> bool:
+        """Whether `opendetr data check --fix` leaves it out of, or fixes it in, the copy that it writes."""
+        return _ABOUT[self].fixable
 
     def counted(self, count: int) -> str:
         """Such as "2 boxes without area inside the image"."""
@@ -118,46 +118,44 @@ class _About(NamedTuple):
     noun: str
     what: str
     consequence: str
-    mendable: bool = False
+    fixable: bool = False
 
 
 _STOPPED = "training stops"
 _WITH_MASKS = "skipped by training with masks"
 _ABOUT = {
-    Kind.NO_DATA: _About(Effect.STOPS, "place", "without a data set to train on", _STOPPED),
+    Kind.NO_DATA: _About(Effect.STOPS, "place", "without a dataset to train on", _STOPPED),
     Kind.BROKEN_FILE: _About(Effect.STOPS, "annotation file", "that cannot be parsed", _STOPPED),
     Kind.WRONG_STRUCTURE: _About(Effect.STOPS, "annotation file", "of another structure", _STOPPED),
     Kind.BAD_CLASSES: _About(Effect.STOPS, "list of classes", "with a contradiction", _STOPPED),
-    Kind.MISSING_FIELD: _About(Effect.STOPS, "entry", "without a field that is needed", _STOPPED, mendable=True),
-    Kind.BAD_VALUE: _About(Effect.STOPS, "entry", "with a value that cannot be", _STOPPED, mendable=True),
-    Kind.REPEATED_IMAGE_ID: _About(Effect.STOPS, "image", "with the id of another one", _STOPPED, mendable=True),
-    Kind.UNKNOWN_IMAGE: _About(Effect.STOPS, "annotation", "of an image that is not there", _STOPPED, mendable=True),
-    Kind.UNKNOWN_CLASS: _About(Effect.STOPS, "annotation", "of a class that is not there", _STOPPED, mendable=True),
-    Kind.UNSAFE_NAME: _About(Effect.STOPS, "file name", "leading out of the data folder", _STOPPED, mendable=True),
-    Kind.MISSING_IMAGE: _About(Effect.STOPS, "image", "that cannot be found", _STOPPED, mendable=True),
-    Kind.MISSING_ANNOTATION: _About(Effect.STOPS, "listed name", "without an annotation", _STOPPED, mendable=True),
-    Kind.SIZE_MISMATCH: _About(Effect.STOPS, "image", "of another size than annotated", _STOPPED, mendable=True),
+    Kind.MISSING_FIELD: _About(Effect.STOPS, "entry", "without a field that is needed", _STOPPED, fixable=True),
+    Kind.BAD_VALUE: _About(Effect.STOPS, "entry", "with a value that cannot be", _STOPPED, fixable=True),
+    Kind.REPEATED_IMAGE_ID: _About(Effect.STOPS, "image", "with the id of another one", _STOPPED, fixable=True),
+    Kind.UNKNOWN_IMAGE: _About(Effect.STOPS, "annotation", "of an image that is not there", _STOPPED, fixable=True),
+    Kind.UNKNOWN_CLASS: _About(Effect.STOPS, "annotation", "of a class that is not there", _STOPPED, fixable=True),
+    Kind.UNSAFE_NAME: _About(Effect.STOPS, "file name", "leading out of the data folder", _STOPPED, fixable=True),
+    Kind.MISSING_IMAGE: _About(Effect.STOPS, "image", "that cannot be found", _STOPPED, fixable=True),
+    Kind.MISSING_ANNOTATION: _About(Effect.STOPS, "listed name", "without an annotation", _STOPPED, fixable=True),
+    Kind.SIZE_MISMATCH: _About(Effect.STOPS, "image", "of another size than annotated", _STOPPED, fixable=True),
     Kind.NO_LABELS: _About(Effect.STOPS, "split", "without any object", _STOPPED),
-    Kind.EMPTY_FILE: _About(Effect.SKIPS, "image file", "of zero bytes", "skipped", mendable=True),
-    Kind.UNREADABLE_IMAGE: _About(Effect.SKIPS, "image", "that cannot be read", "skipped", mendable=True),
-    Kind.OVERSIZED_IMAGE: _About(Effect.SKIPS, "image", "of more pixels than are safe", "skipped", mendable=True),
-    Kind.INVALID_ROW: _About(Effect.SKIPS, "row", "that cannot be read", "skipped", mendable=True),
-    Kind.UNLISTED_CLASS: _About(Effect.SKIPS, "row", "of a class that is not listed", "skipped", mendable=True),
+    Kind.EMPTY_FILE: _About(Effect.SKIPS, "image file", "of zero bytes", "skipped", fixable=True),
+    Kind.UNREADABLE_IMAGE: _About(Effect.SKIPS, "image", "that cannot be read", "skipped", fixable=True),
+    Kind.OVERSIZED_IMAGE: _About(Effect.SKIPS, "image", "of more pixels than are safe", "skipped", fixable=True),
+    Kind.INVALID_ROW: _About(Effect.SKIPS, "row", "that cannot be read", "skipped", fixable=True),
+    Kind.UNLISTED_CLASS: _About(Effect.SKIPS, "row", "of a class that is not listed", "skipped", fixable=True),
     Kind.PIXEL_ROW: _About(
-        Effect.SKIPS, "row", "in pixels where fractions of the image belong", "skipped", mendable=True
+        Effect.SKIPS, "row", "in pixels where fractions of the image belong", "skipped", fixable=True
     ),
-    Kind.INVALID_BOX: _About(Effect.SKIPS, "box", "with NaN, negative or inverted sides", "skipped", mendable=True),
-    Kind.NO_AREA: _About(Effect.SKIPS, "box", "without area inside the image", "skipped", mendable=True),
-    Kind.INVALID_OUTLINE: _About(Effect.SKIPS, "outline", "that cannot be drawn", _WITH_MASKS, mendable=True),
+    Kind.INVALID_BOX: _About(Effect.SKIPS, "box", "with NaN, negative or inverted sides", "skipped", fixable=True),
+    Kind.NO_AREA: _About(Effect.SKIPS, "box", "without area inside the image", "skipped", fixable=True),
+    Kind.INVALID_OUTLINE: _About(Effect.SKIPS, "outline", "that cannot be drawn", _WITH_MASKS, fixable=True),
     Kind.NO_OUTLINE: _About(Effect.SKIPS, "object", "without an outline", _WITH_MASKS),
-    Kind.EMPTY_MASK: _About(Effect.SKIPS, "outline", "around no pixel", _WITH_MASKS, mendable=True),
-    Kind.MASK_SIZE: _About(Effect.SKIPS, "mask", "of another size than its image", _WITH_MASKS, mendable=True),
-    Kind.UNREADABLE_MAP: _About(Effect.SKIPS, "panoptic map", "that cannot be read", _WITH_MASKS, mendable=True),
-    Kind.MISSING_SEGMENT: _About(Effect.SKIPS, "segment", "that its map does not show", _WITH_MASKS, mendable=True),
-    Kind.REPEATED_SEGMENT: _About(Effect.SKIPS, "segment", "on the pixels of another one", "skipped", mendable=True),
-    Kind.OUT_OF_IMAGE: _About(
-        Effect.ADJUSTS, "box", "reaching out of the image", "clamped for training", mendable=True
-    ),
+    Kind.EMPTY_MASK: _About(Effect.SKIPS, "outline", "around no pixel", _WITH_MASKS, fixable=True),
+    Kind.MASK_SIZE: _About(Effect.SKIPS, "mask", "of another size than its image", _WITH_MASKS, fixable=True),
+    Kind.UNREADABLE_MAP: _About(Effect.SKIPS, "panoptic map", "that cannot be read", _WITH_MASKS, fixable=True),
+    Kind.MISSING_SEGMENT: _About(Effect.SKIPS, "segment", "that its map does not show", _WITH_MASKS, fixable=True),
+    Kind.REPEATED_SEGMENT: _About(Effect.SKIPS, "segment", "on the pixels of another one", "skipped", fixable=True),
+    Kind.OUT_OF_IMAGE: _About(Effect.ADJUSTS, "box", "reaching out of the image", "clamped for training", fixable=True),
     Kind.UNLISTED_SEGMENT: _About(Effect.ADJUSTS, "segment", "that only its map knows", "taken as void"),
     Kind.SEGMENT_AREA: _About(Effect.ADJUSTS, "segment", "of another area than annotated", "that of its map taken"),
     Kind.NAMELESS_CLASS: _About(Effect.ADJUSTS, "class", "without a name", "named by number"),
@@ -166,11 +164,11 @@ _ABOUT = {
         "image",
         "annotated anew since opendetr.json was written",
         "its entry there is not applied",
-        mendable=True,
+        fixable=True,
     ),
-    Kind.NO_SIZE: _About(Effect.ADJUSTS, "image", "whose size is not annotated", "read from the image", mendable=True),
+    Kind.NO_SIZE: _About(Effect.ADJUSTS, "image", "whose size is not annotated", "read from the image", fixable=True),
     Kind.BAD_AREA: _About(
-        Effect.ADJUSTS, "annotation", "whose area is no positive number", "that of the box taken", mendable=True
+        Effect.ADJUSTS, "annotation", "whose area is no positive number", "that of the box taken", fixable=True
     ),
     Kind.TURNED_IMAGE: _About(
         Effect.ADJUSTS, "image", "annotated before its EXIF rotation", "used without the rotation"
@@ -178,17 +176,17 @@ _ABOUT = {
     Kind.ANIMATED_IMAGE: _About(Effect.ADJUSTS, "image", "of several frames", "only the first one used"),
     Kind.CROWD: _About(Effect.KEEPS, "crowd region", "scored as such", "not trained on"),
     Kind.UNLABELLED_IMAGE: _About(Effect.KEEPS, "image", "without a label file", "taken as one without objects"),
-    Kind.OMITTED_IMAGE: _About(Effect.KEEPS, "image", "without a label file", "left out, as the data set asks"),
+    Kind.OMITTED_IMAGE: _About(Effect.KEEPS, "image", "without a label file", "left out, as the dataset asks"),
     Kind.NO_OBJECTS: _About(Effect.KEEPS, "image", "without objects", "kept"),
     Kind.VOID_MAP: _About(Effect.KEEPS, "panoptic map", "that is void only", "kept as an image without objects"),
-    Kind.IN_TRAINING: _About(Effect.KEEPS, "image", "also in the training split", "scored as well", mendable=True),
+    Kind.IN_TRAINING: _About(Effect.KEEPS, "image", "also in the training split", "scored as well", fixable=True),
     Kind.COPY_IN_TRAINING: _About(
-        Effect.KEEPS, "image", "of which the training split has a copy", "scored as well", mendable=True
+        Effect.KEEPS, "image", "of which the training split has a copy", "scored as well", fixable=True
     ),
     Kind.COPY_IN_SPLIT: _About(Effect.KEEPS, "image", "repeating another of its split", "kept"),
-    Kind.REPEATED_ID: _About(Effect.KEEPS, "annotation", "with the id of another one", "numbered anew", mendable=True),
+    Kind.REPEATED_ID: _About(Effect.KEEPS, "annotation", "with the id of another one", "numbered anew", fixable=True),
     Kind.REPEATED_BOX: _About(
-        Effect.KEEPS, "box", "repeating another of its class", "kept as two objects", mendable=True
+        Effect.KEEPS, "box", "repeating another of its class", "kept as two objects", fixable=True
     ),
     Kind.TWO_CLASSES: _About(Effect.KEEPS, "box", "repeating one of another class", "kept as two objects"),
     Kind.NORMALISED_BOXES: _About(

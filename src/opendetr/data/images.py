@@ -24,10 +24,10 @@ _DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, KeyError, 
 _SIDEWAYS = frozenset({5, 6, 7, 8})
 _WIDE_MODES = frozenset({"I", "I;16", "I;16L", "I;16B", "I;16N"})
 _MAX_16_BIT = 65535
-_GREY = 2  # dimensions of a picture without channels
-# What pictures come in. Pillow knows more, some of which start other programs (EPS) or have no mark of their own (TGA).
+_GREY = 2  # dimensions of an image without channels
+# What images come in. Pillow knows more, some of which start other programs (EPS) or have no mark of their own (TGA).
 _FORMATS = ("AVIF", "BMP", "DIB", "GIF", "HEIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
-# A file of some bytes can ask for gigabytes of memory. Up to so many pixels any may have; larger pictures must have the
+# A file of some bytes can ask for gigabytes of memory. Up to so many pixels any may have; larger images must have the
 # bytes for them: photographs have 1 to 40 pixels a byte, drawings more.
 _ALWAYS_SAFE_PIXELS = 2**25
 _PIXELS_PER_BYTE = 100
@@ -47,19 +47,19 @@ class ImageFileError(ImageError, FaultError):
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """The picture in a file as (H, W, 3) uint8 RGB, its EXIF orientation applied.
+    """The image in a file as (H, W, 3) uint8 RGB, its EXIF orientation applied.
 
-    Grey, palette and CMYK pictures are converted; transparent ones lie on white, as viewers show them; of 16 bits the
-    upper 8 are taken. Raises ImageError for a file that is missing, empty, cut off, or no picture.
+    Grey, palette and CMYK images are converted; transparent ones lie on white, as viewers show them; of 16 bits the
+    upper 8 are taken. Raises ImageError for a file that is missing, empty, cut off, or no image.
     """
     return _read(Path(path), oriented=True)
 
 
 def read_record(record: ImageRecord) -> np.ndarray:
-    """The picture of a record, (height, width, 3) uint8 RGB, in the frame that the record's boxes are in.
+    """The image of a record, (height, width, 3) uint8 RGB, in the frame that the record's boxes are in.
 
-    That frame is the oriented one, except where the recorded size is that of the picture as stored, before a quarter
-    turn that EXIF asks for: then the boxes were drawn on the stored picture, and that one is given. Raises ImageError
+    That frame is the oriented one, except where the recorded size is that of the image as stored, before a quarter
+    turn that EXIF asks for: then the boxes were drawn on the stored image, and that one is given. Raises ImageError
     for a file that cannot be read, DataError when the recorded size is neither.
     """
     image = read_image(record.path)
@@ -70,14 +70,14 @@ def read_record(record: ImageRecord) -> np.ndarray:
         return stored
     height, width = image.shape[:2]
     detail = (
-        f"the picture is {width}x{height}, its annotations say {record.width}x{record.height}; "
-        "correct the annotated size, or annotate this picture"
+        f"the image is {width}x{height}, its annotations say {record.width}x{record.height}; "
+        "correct the annotated size, or annotate this image"
     )
     raise FaultError(Kind.SIZE_MISMATCH, record.path, "", detail)
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
-    """Height and width of a picture after its EXIF orientation, read from the file's head. Raises ImageError."""
+    """Height and width of an image after its EXIF orientation, read from the file's head. Raises ImageError."""
     try:
         with _opened(Path(path)) as image:
             width, height = _stored_size(image)
@@ -90,14 +90,14 @@ def image_size(path: str | Path) -> tuple[int, int]:
 def read_map(path: str | Path) -> np.ndarray:
     """A panoptic map as (H, W) int32 numbers of segments: red + 256 green + 65536 blue, or the values of a grey PNG.
 
-    Raises ImageError for a file that is missing, damaged, or no such picture.
+    Raises ImageError for a file that is missing, damaged, or no such image.
     """
     path = Path(path)
     try:
         with _opened(path) as image:
             values = np.asarray(image)
     except _DAMAGED as error:
-        fault = _file_error(path, error).remark
+        fault = _file_error(path, error).fault
         raise ImageFileError(Kind.UNREADABLE_MAP, path, "", fault.detail) from None
     if values.ndim == _GREY and values.dtype.kind in "ui":
         return values.astype(np.int32)
@@ -114,17 +114,17 @@ def write_map(path: str | Path, segments: np.ndarray) -> None:
 
 
 def is_animated(path: str | Path) -> bool:
-    """Whether a picture has more frames than the first, which is the one that is read. Raises ImageError."""
+    """Whether an image has more frames than the first, which is the one that is read. Raises ImageError."""
     try:
         with _opened(Path(path)) as image:
-            # A second picture in a JPEG is a preview or a depth map.
+            # A second image in a JPEG is a preview or a depth map.
             return image.format != "MPO" and getattr(image, "is_animated", False)
     except _DAMAGED as error:
         raise _file_error(Path(path), error) from None
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """A picture of any mode as 8-bit RGB. Raises ValueError for 32-bit numbers, whose range nobody knows."""
+    """An image of any mode as 8-bit RGB. Raises ValueError for 32-bit numbers, whose range nobody knows."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode in _WIDE_MODES:
@@ -157,7 +157,7 @@ def _read(path: Path, *, oriented: bool) -> np.ndarray:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
-    """The picture in a file, not decoded yet. Raises whatever Pillow does, and ImageError when it is a trap."""
+    """The image in a file, not decoded yet. Raises whatever Pillow does, and ImageError when it is a trap."""
     if not is_file(path):  # opening a pipe would wait for ever
         raise ImageFileError(Kind.UNREADABLE_IMAGE, path, "", "no such file")
     Image.init()

@@ -1,4 +1,4 @@
-"""Batches of a data set: the same ones for the same seed, whoever loads them and wherever an epoch is entered.
+"""Batches of a dataset: the same ones for the same seed, whoever loads them and wherever an epoch is entered.
 
 The order of an epoch is a function of (seed, epoch), what happens to an image of (seed, epoch, its index in the data).
 Loader processes only carry out what is fixed here. They send pixels as bytes, which become numbers where they are used:
@@ -70,7 +70,7 @@ class _Loaded:
         seed: as in `_Draw`.
         unreadable: image id and message of the images that could not be read.
         unseen: image id and message of the images with objects whose mask holds no pixel.
-        error: what is wrong with the data set, when it cannot be used at all.
+        error: what is wrong with the dataset, when it cannot be used at all.
     """
 
     samples: Packed | None = None
@@ -130,7 +130,7 @@ class RamCache:
                 self._unreadable[record.id] = str(error)
 
     def __call__(self, record: ImageRecord) -> np.ndarray:
-        """The picture, (height, width, 3) uint8 RGB. Raises ImageError for one that could not be read."""
+        """The image, (height, width, 3) uint8 RGB. Raises ImageError for one that could not be read."""
         if record.id in self._unreadable:
             raise ImageError(self._unreadable[record.id])
         return self._images[record.id]
@@ -196,8 +196,8 @@ class _Images(Dataset[_Loaded]):
         masks = read_masks(record, things)
         empty = [thing for thing, mask in zip(things, masks, strict=True) if not mask.any()]
         if empty:
-            remark = empty_mask(record, empty[0])
-            self._unseen[record.id] = f"{remark.kind.counted(len(empty))} (first: {remark.place})"
+            fault = empty_mask(record, empty[0])
+            self._unseen[record.id] = f"{fault.kind.counted(len(empty))} (first: {fault.place})"
         return labelled.with_masks(masks)
 
 
@@ -523,7 +523,7 @@ def eval_loader(
 ) -> EvalLoader:
     """The loader that a configuration describes, for evaluation; the arguments are those of `train_loader`.
 
-    It gives no masks: what is found is scored against the data set's own (see `data.masks`).
+    It gives no masks: what is found is scored against the dataset's own (see `data.masks`).
     """
     return EvalLoader(
         data, config.evaluation_transform(), batch_size=batch_size, share=share, device=device, **_options(config)

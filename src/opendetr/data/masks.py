@@ -3,7 +3,7 @@
 A panoptic map gives every pixel of an image the number of a segment, 0 where nobody looked ("void"). Segments are
 things, one each, and stuff, one for each class in the image.
 
-Shape letters: H W picture, n objects.
+Shape letters: H W image, n objects.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from faster_coco_eval.core import mask as coder
 from opendetr.categories import Categories
 from opendetr.data.faults import Kind
 from opendetr.data.images import ImageFileError, read_map
-from opendetr.data.records import DataError, DetectionData, ImageRecord, ObjectRecord, Remark, count_findings
+from opendetr.data.records import DataError, DataFault, DetectionData, ImageRecord, ObjectRecord, count_findings
 
 _NUM_READERS = min(8, os.cpu_count() or 1)
 _POINT_NUMBERS, _FEWEST_NUMBERS = 2, 6
@@ -65,7 +65,7 @@ def outline_fault(thing: ObjectRecord, height: int, width: int) -> tuple[Kind, s
 
 
 def run_lengths(thing: ObjectRecord, height: int, width: int) -> dict[str, Any]:
-    """The outline of an object as COCO's compressed run lengths of a picture of `height` x `width`.
+    """The outline of an object as COCO's compressed run lengths of an image of `height` x `width`.
 
     Raises ValueError for an outline that `outline_fault` finds fault with.
     """
@@ -97,26 +97,28 @@ def with_outlines(data: DetectionData) -> DetectionData:
             "masks, or set data.masks to none"
         )
     pairs = [_with_outlines(image) for image in data.images]
-    remarks = [remark for finding in data.findings for remark in finding.remarks]
-    remarks += [remark for _, found in pairs for remark in found]
+    faults = [fault for finding in data.findings for fault in finding.faults]
+    faults += [fault for _, found in pairs for fault in found]
     images = tuple(image for image, _ in pairs)
-    return replace(data, images=images, findings=count_findings(remarks), masks="instances")
+    return replace(data, images=images, findings=count_findings(faults), masks="instances")
 
 
-def outline_remarks(image: ImageRecord) -> dict[int, Remark]:
+def outline_faults(image: ImageRecord) -> dict[int, DataFault]:
     """Position of an object in `image.objects` -> what is wrong with its outline."""
     faults = ((index, outline_fault(thing, image.height, image.width)) for index, thing in enumerate(image.objects))
     file = image.source or str(image.path)
-    return {index: Remark(fault[0], file, image.objects[index].position, fault[1]) for index, fault in faults if fault}
+    return {
+        index: DataFault(fault[0], file, image.objects[index].position, fault[1]) for index, fault in faults if fault
+    }
 
 
-def _with_outlines(image: ImageRecord) -> tuple[ImageRecord, list[Remark]]:
-    faults = outline_remarks(image)
-    if not faults:
+def _with_outlines(image: ImageRecord) -> tuple[ImageRecord, list[DataFault]]:
+    undrawable = outline_faults(image)
+    if not undrawable:
         return image, []
-    kept = tuple(thing for index, thing in enumerate(image.objects) if index not in faults)
-    remarks = list(faults.values())
-    return replace(image, objects=kept, remarks=(*image.remarks, *remarks)), remarks
+    kept = tuple(thing for index, thing in enumerate(image.objects) if index not in undrawable)
+    faults = list(undrawable.values())
+    return replace(image, objects=kept, faults=(*image.faults, *faults)), faults
 
 
 def _polygon_fault(polygon: Any) -> str:
@@ -133,7 +135,7 @@ def _polygon_fault(polygon: Any) -> str:
 def _run_length_fault(outline: Mapping[str, Any], height: int, width: int) -> tuple[Kind, str] | None:
     size, counts = outline.get("size"), outline.get("counts")
     if size != [height, width]:
-        return Kind.MASK_SIZE, f"run lengths of a picture of {_size_text(size)}, the image has {width}x{height}"
+        return Kind.MASK_SIZE, f"run lengths of an image of {_size_text(size)}, the image has {width}x{height}"
     if not isinstance(counts, list | str | bytes):
         return Kind.INVALID_OUTLINE, "no run lengths"
     if isinstance(counts, list) and not all(isinstance(n, int) and n >= 0 for n in counts):
@@ -189,7 +191,7 @@ def known_masks(image: ImageRecord) -> np.ndarray | None:
     """
     if image.panoptic_map is not None:
         return read_masks(image, image.objects)
-    faults = outline_remarks(image)
+    faults = outline_faults(image)
     known = [index for index in range(len(image.objects)) if index not in faults]
     if not known:
         return None
@@ -226,11 +228,11 @@ def _map_hash(image: ImageRecord) -> str:
         return ""
 
 
-def empty_mask(image: ImageRecord, thing: ObjectRecord) -> Remark:
-    """The remark on an object whose mask holds no pixel."""
+def empty_mask(image: ImageRecord, thing: ObjectRecord) -> DataFault:
+    """The fault on an object whose mask holds no pixel."""
     if image.panoptic_map is not None:
-        return Remark(Kind.MISSING_SEGMENT, str(image.panoptic_map), thing.position)
-    return Remark(Kind.EMPTY_MASK, image.source or str(image.path), thing.position)
+        return DataFault(Kind.MISSING_SEGMENT, str(image.panoptic_map), thing.position)
+    return DataFault(Kind.EMPTY_MASK, image.source or str(image.path), thing.position)
 
 
 # ------------------------------------------------------------------------------------------------------------ the truth
@@ -243,9 +245,9 @@ def panoptic_truth(image: ImageRecord, categories: Categories) -> tuple[np.ndarr
     """
     segments = panoptic_map(image)
     areas = segment_areas(segments)
-    for remark in map_remarks(image, areas):
-        if remark.kind in _UNSCORABLE:
-            raise _unscorable(remark)
+    for fault in map_faults(image, areas):
+        if fault.kind in _UNSCORABLE:
+            raise _unscorable(fault)
     return segments, tuple(
         TrueSegment(thing.segment, categories.label_of_id(thing.category_id), thing.crowd, areas[thing.segment])
         for thing in image.objects
@@ -305,25 +307,25 @@ def _require_whole(data: DetectionData) -> None:
     """Raise DataError when something was left out that would be scored."""
     for finding in data.findings:
         if data.masks != "none" and finding.kind in _UNSCORABLE:
-            raise _unscorable(finding.remarks[0])
+            raise _unscorable(finding.faults[0])
 
 
-def map_remarks(image: ImageRecord, areas: Mapping[int, int]) -> Iterator[Remark]:
+def map_faults(image: ImageRecord, areas: Mapping[int, int]) -> Iterator[DataFault]:
     """Where a panoptic map and its annotation say different things; `areas` are those of `segment_areas`."""
     file = str(image.panoptic_map)
     listed = {thing.segment for thing in image.objects}
     for number in areas:
         if number not in listed:
-            yield Remark(Kind.UNLISTED_SEGMENT, file, f"segment {number}", f"{areas[number]} pixels")
+            yield DataFault(Kind.UNLISTED_SEGMENT, file, f"segment {number}", f"{areas[number]} pixels")
     for thing in image.objects:
         found = areas.get(thing.segment or 0, 0)
         if not found:
-            yield Remark(Kind.MISSING_SEGMENT, file, thing.position)
+            yield DataFault(Kind.MISSING_SEGMENT, file, thing.position)
         elif found != thing.area:
             detail = f"{thing.area:g} pixels annotated, {found} in the map"
-            yield Remark(Kind.SEGMENT_AREA, file, thing.position, detail)
+            yield DataFault(Kind.SEGMENT_AREA, file, thing.position, detail)
     if image.objects and not areas:
-        yield Remark(Kind.VOID_MAP, file)
+        yield DataFault(Kind.VOID_MAP, file)
 
 
 def segment_areas(segments: np.ndarray) -> dict[int, int]:
@@ -336,6 +338,6 @@ def segment_areas(segments: np.ndarray) -> dict[int, int]:
     return {number: area for number, area in zip(numbers.tolist(), areas.tolist(), strict=True) if number}
 
 
-def _unscorable(remark: Remark) -> DataError:
-    what = f"{remark.kind.counted(1)}{': ' if remark.detail else ''}{remark.detail}"
-    return DataError(f"{remark.place}: {what}; the score would be wrong: mend it, or take the image out")
+def _unscorable(fault: DataFault) -> DataError:
+    what = f"{fault.kind.counted(1)}{': ' if fault.detail else ''}{fault.detail}"
+    return DataError(f"{fault.place}: {what}; the score would be wrong: fix it, or take the image out")

@@ -1,4 +1,4 @@
-"""File names that come from annotation files: found, and kept inside the data set's folder."""
+"""File names that come from annotation files: found, and kept inside the dataset's folder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path, PureWindowsPath
 from opendetr.data.faults import Kind
 from opendetr.data.records import DataError, FaultError
 
-DESCRIPTION_SUFFIXES = (".yaml", ".yml", ".csv", ".tsv")  # of files that can stand for a data set
+DESCRIPTION_SUFFIXES = (".yaml", ".yml", ".csv", ".tsv")  # of files that can stand for a dataset
 
 
 def inside(folder: Path, name: str, file: str | Path, at: str = "") -> Path:
@@ -49,7 +49,7 @@ def is_file(path: Path) -> bool:
 
 
 def require_folder(folder: Path) -> None:
-    """Raise DataError unless the folder is there and holds something, or is a file that describes a data set."""
+    """Raise DataError unless the folder is there and holds something, or is a file that describes a dataset."""
     if folder.suffix.lower() in DESCRIPTION_SUFFIXES and is_file(folder):
         return
     try:
@@ -58,7 +58,7 @@ def require_folder(folder: Path) -> None:
     except FileNotFoundError:
         raise DataError(f"{folder}: no such folder") from None
     except NotADirectoryError:
-        raise DataError(f"{folder}: a file, not a folder; give the folder of the data set") from None
+        raise DataError(f"{folder}: a file, not a folder; give the folder of the dataset") from None
     except OSError as error:
         raise DataError(f"{folder}: cannot be read ({error.strerror})") from None
 

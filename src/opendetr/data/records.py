@@ -1,4 +1,4 @@
-"""What a data set says, as plain records in the pixels of the original images; every format is read into these.
+"""What a dataset says, as plain records in the pixels of the original images; every format is read into these.
 
 Evaluation reads these records; training targets are made from them (`data.transforms.LabelledImage`).
 """
@@ -27,7 +27,7 @@ _FAULTS = frozenset(
 _UNUSABLE = frozenset({Kind.INVALID_BOX, Kind.NO_AREA})
 
 
-class Remark(NamedTuple):
+class DataFault(NamedTuple):
     """One thing that was noticed while reading.
 
     Attributes:
@@ -49,13 +49,13 @@ class Remark(NamedTuple):
 
 
 class DataError(ValueError):
-    """A data set that cannot be used: one line that says what is wrong, where, and what to do.
+    """A dataset that cannot be used: one line that says what is wrong, where, and what to do.
 
     Attributes:
-        remark: the same as a remark, where the error is about one place in a file.
+        fault: the same as a fault, where the error is about one place in a file.
     """
 
-    remark: Remark | None = None
+    fault: DataFault | None = None
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.splitlines()))  # a name that it quotes may hold anything
@@ -64,11 +64,11 @@ class DataError(ValueError):
 class FaultError(DataError):
     """A place in a file that training stops at."""
 
-    remark: Remark
+    fault: DataFault
 
     def __init__(self, kind: Kind, file: str | Path, at: str, detail: str) -> None:
-        self.remark = Remark(kind, str(file), at, " ".join(detail.splitlines()))
-        super().__init__(f"{self.remark.place}: {detail}")
+        self.fault = DataFault(kind, str(file), at, " ".join(detail.splitlines()))
+        super().__init__(f"{self.fault.place}: {detail}")
 
 
 class FaultLog:
@@ -78,11 +78,11 @@ class FaultLog:
         stops: let the error out, so that reading ends; else note it and go on without the entry.
 
     Attributes:
-        remarks: the faults that were noted, in the order in which they were met.
+        faults: the faults that were noted, in the order in which they were met.
     """
 
     def __init__(self, *, stops: bool) -> None:
-        self.remarks: list[Remark] = []
+        self.faults: list[DataFault] = []
         self._stops = stops
 
     def __enter__(self) -> None:
@@ -91,7 +91,7 @@ class FaultLog:
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> bool:
         if self._stops or not isinstance(error, DataError):
             return False
-        self.remarks.append(error.remark or Remark(Kind.NO_DATA, "", detail=str(error)))
+        self.faults.append(error.fault or DataFault(Kind.NO_DATA, "", detail=str(error)))
         return True
 
 
@@ -106,25 +106,25 @@ class Finding:
         kind: what was found, and what was done with it.
         count: how often.
         first: where the first one is: the file, and the annotation in it.
-        remarks: all of them.
+        faults: all of them.
     """
 
     kind: Kind
     count: int
     first: str
-    remarks: tuple[Remark, ...] = field(default=(), repr=False, compare=False)
+    faults: tuple[DataFault, ...] = field(default=(), repr=False, compare=False)
 
     def __str__(self) -> str:
         return f"{self.kind.counted(self.count)}, {self.kind.consequence} (first: {self.first})"
 
 
-def count_findings(remarks: Iterable[Remark]) -> tuple[Finding, ...]:
+def count_findings(faults: Iterable[DataFault]) -> tuple[Finding, ...]:
     """Remarks counted by kind, in the order of `Kind`, each kind with its first place."""
-    by_kind: dict[Kind, list[Remark]] = {}
-    for remark in remarks:
-        by_kind.setdefault(remark.kind, []).append(remark)
+    by_kind: dict[Kind, list[DataFault]] = {}
+    for fault in faults:
+        by_kind.setdefault(fault.kind, []).append(fault)
     return tuple(
-        Finding(kind=kind, count=len(found), first=found[0].place, remarks=tuple(found))
+        Finding(kind=kind, count=len(found), first=found[0].place, faults=tuple(found))
         for kind in Kind
         if (found := by_kind.get(kind))
     )
@@ -135,10 +135,10 @@ class ObjectRecord:
     """One annotated object.
 
     Attributes:
-        id: the annotation's id in the data set.
-        category_id: the data set's own id of its class.
+        id: the annotation's id in the dataset.
+        category_id: the dataset's own id of its class.
         box: x, y, width, height in pixels of the original image, as annotated (it may reach out of the image).
-        area: in pixels, of the segmentation where the data set gives it, else of the box.
+        area: in pixels, of the segmentation where the dataset gives it, else of the box.
         crowd: True for a region of many objects: neither trained on nor counted as missed.
         difficult: VOC's mark of an object that is hard to see; it is an object like any other.
         segmentation: COCO polygons or run lengths as found, or None.
@@ -170,15 +170,15 @@ class ObjectRecord:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageRecord:
-    """One image of a data set.
+    """One image of a dataset.
 
     Attributes:
-        id: the image's id in the data set.
+        id: the image's id in the dataset.
         path: the file.
         height: in pixels, in the frame that the boxes are in (see `data.images.read_record`).
         width: likewise.
         objects: what is annotated in it.
-        remarks: what was noticed while reading it.
+        faults: what was noticed while reading it.
         source: the file to name in messages about its objects: their own annotation file, else the image.
         panoptic_map: the file that says which segment each pixel belongs to, or None (see `data.masks`).
     """
@@ -188,20 +188,20 @@ class ImageRecord:
     height: int
     width: int
     objects: tuple[ObjectRecord, ...] = ()
-    remarks: tuple[Remark, ...] = ()
+    faults: tuple[DataFault, ...] = ()
     source: str = field(default="", compare=False)
     panoptic_map: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class DetectionData:
-    """One split of a detection data set.
+    """One split of a detection dataset.
 
     Attributes:
-        categories: the classes, the same for all splits of a data set.
+        categories: the classes, the same for all splits of a dataset.
         images: the images, in the order of their ids.
-        split: the name under which the data set holds this split ("train", "trainval", ...).
-        folder: the data set's folder; file names are told relative to it.
+        split: the name under which the dataset holds this split ("train", "trainval", ...).
+        folder: the dataset's folder; file names are told relative to it.
         findings: what was counted or skipped while reading.
         masks: what it was read with: every object has an outline ("instances"), or is a segment of its image's map
             ("panoptic").
@@ -229,27 +229,27 @@ class DetectionData:
 
     @staticmethod
     def read(
-        split: str, folder: Path, categories: Categories, images: Iterable[ImageRecord], remarks: Iterable[Remark]
+        split: str, folder: Path, categories: Categories, images: Iterable[ImageRecord], faults: Iterable[DataFault]
     ) -> DetectionData:
-        """What a reader has read: the images in the order of their ids, their remarks counted with its own."""
+        """What a reader has read: the images in the order of their ids, their faults counted with its own."""
         ordered = tuple(sorted(images, key=lambda image: image.id))
-        of_images = (remark for image in ordered for remark in image.remarks)
-        findings = count_findings((*remarks, *of_images))
+        of_images = (fault for image in ordered for fault in image.faults)
+        findings = count_findings((*faults, *of_images))
         return DetectionData(categories=categories, images=ordered, split=split, folder=folder, findings=findings)
 
     def subset(self, chosen: Sequence[ImageRecord], split: str) -> DetectionData:
         """The `chosen` images alone, with their findings, under the name `split`."""
-        remarks = (remark for image in chosen for remark in image.remarks)
-        return replace(self, images=tuple(chosen), split=split, findings=count_findings(remarks))
+        faults = (fault for image in chosen for fault in image.faults)
+        return replace(self, images=tuple(chosen), split=split, findings=count_findings(faults))
 
     def require_no_faults(self) -> None:
         """Raise DataError for the first finding that is a fault of the data; strict reading calls this."""
         for finding in self.findings:
             if finding.kind in _FAULTS:
-                raise DataError(f"strict reading refuses {finding}; mend the data, or read it without strict")
+                raise DataError(f"strict reading refuses {finding}; fix the data, or read it without strict")
 
     def to_coco(self) -> dict[str, Any]:
-        """The COCO ground truth, with the category and image ids of the data set.
+        """The COCO ground truth, with the category and image ids of the dataset.
 
         Annotations are numbered anew from 1: COCO's scoring takes an annotation with id 0 for unmatched.
         """
@@ -285,8 +285,8 @@ class DetectionData:
 
 def usable_objects(
     objects: Iterable[ObjectRecord], height: int, width: int, file: str, at: str = ""
-) -> tuple[tuple[ObjectRecord, ...], tuple[Remark, ...]]:
-    """The objects that can be found and scored, and remarks on what is skipped and what is out of the ordinary.
+) -> tuple[tuple[ObjectRecord, ...], tuple[DataFault, ...]]:
+    """The objects that can be found and scored, and faults on what is skipped and what is out of the ordinary.
 
     Boxes keep their annotated coordinates, even where they reach out of the image: scoring is done on those.
 
@@ -294,18 +294,18 @@ def usable_objects(
         objects: as annotated in one image.
         height: of the image, in pixels.
         width: likewise.
-        file: the image or annotation file, for the remarks.
+        file: the image or annotation file, for the faults.
         at: where the image is in that file, when it is one of many images.
     """
-    kept, remarks = [], []
+    kept, faults = [], []
     for thing in objects:
         kinds = _kinds(thing, height, width)
-        remarks += [Remark(kind, file, thing.position) for kind in kinds]
+        faults += [DataFault(kind, file, thing.position) for kind in kinds]
         if not _UNUSABLE & kinds:
             kept.append(thing)
     if not kept:
-        remarks.append(Remark(Kind.NO_OBJECTS, file, at))
-    return tuple(kept), tuple(remarks)
+        faults.append(DataFault(Kind.NO_OBJECTS, file, at))
+    return tuple(kept), tuple(faults)
 
 
 def _kinds(thing: ObjectRecord, height: int, width: int) -> set[Kind]:

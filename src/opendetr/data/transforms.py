@@ -1,7 +1,7 @@
-"""From a picture with its objects to what a model is given; DETR's augmentation.
+"""From an image with its objects to what a model is given; DETR's augmentation.
 
-Shape letters: h w image, n objects. Until the very end boxes are (n, 4) xyxy in pixels of the picture as it is at that
-step, and masks are of its size. A transform first plans its steps from the picture's size and a random generator, then
+Shape letters: h w image, n objects. Until the very end boxes are (n, 4) xyxy in pixels of the image as it is at that
+step, and masks are of its size. A transform first plans its steps from the image's size and a random generator, then
 takes them: so the shape of the result is known before anything is read, and batches can be formed of like shapes.
 """
 
@@ -31,18 +31,18 @@ _STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class LabelledImage:
-    """A picture with the objects to be found in it.
+    """An image with the objects to be found in it.
 
     Attributes:
         pixels: (h, w, 3) uint8 RGB.
-        boxes: (n, 4) float64, xyxy in pixels, inside the picture, each with an area.
+        boxes: (n, 4) float64, xyxy in pixels, inside the image, each with an area.
         labels: (n,) int64 in 0..K-1.
         area: (n,) float64, pixels each object covers (its segmentation's area where known).
-        image_id: the data set's own id of the image.
+        image_id: the dataset's own id of the image.
         original_size: height and width before any step.
-        segmentations: of each object as annotated, in pixels of the picture as it was read; empty after any step.
+        segmentations: of each object as annotated, in pixels of the image as it was read; empty after any step.
         masks: (n, h, w) bool, the pixels of each object; None where no masks are asked for.
-        name: where the picture came from, for messages.
+        name: where the image came from, for messages.
         index: of the image in the dataset.
     """
 
@@ -61,7 +61,7 @@ class LabelledImage:
     def from_record(
         cls, record: ImageRecord, pixels: np.ndarray, categories: Categories, index: int = 0
     ) -> LabelledImage:
-        """What can be trained on: no crowd regions, boxes clamped to the picture."""
+        """What can be trained on: no crowd regions, boxes clamped to the image."""
         things = [thing for thing in record.objects if not thing.crowd]
         boxes = np.array([thing.box for thing in things], dtype=np.float64).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
@@ -117,7 +117,7 @@ class Flip:
     vertical: bool = False
 
     def apply(self, image: LabelledImage) -> LabelledImage:
-        """The mirrored picture."""
+        """The mirrored image."""
         axis = 0 if self.vertical else 1
         near, far = (1, 3) if self.vertical else (0, 2)
         boxes = image.boxes.copy()
@@ -136,7 +136,7 @@ class Resize:
     exact: bool = False
 
     def apply(self, image: LabelledImage) -> LabelledImage:
-        """The resized picture; areas scale with it."""
+        """The resized image; areas scale with it."""
         height, width = image.pixels.shape[:2]
         y, x = self.height / height, self.width / width
         pixels = (resize if self.exact else resize_fast)(image.pixels, self.height, self.width)
@@ -180,17 +180,17 @@ class Crop:
 
 
 class Effect(Protocol):
-    """What a recipe does to a picture beyond DETR's augmentation, and before it."""
+    """What a recipe does to an image beyond DETR's augmentation, and before it."""
 
     def __call__(
         self, image: LabelledImage, others: Sequence[LabelledImage], shape: tuple[int, int], rng: np.random.Generator
     ) -> LabelledImage:
-        """The changed picture; the one given stays as it is.
+        """The changed image; the one given stays as it is.
 
         Args:
             image: as read from the file, or as another effect left it.
-            others: the images of the data set, each read when it is asked for.
-            shape: height and width that the picture is about to be resized to.
+            others: the images of the dataset, each read when it is asked for.
+            shape: height and width that the image is about to be resized to.
             rng: where all chance comes from.
         """
         ...
@@ -205,11 +205,11 @@ class Transform(Protocol):
         ...
 
     def output_shape(self, height: int, width: int, rng: np.random.Generator) -> tuple[int, int]:
-        """Height and width that a picture of this size will have, given the generator in the same state."""
+        """Height and width that an image of this size will have, given the generator in the same state."""
         ...
 
     def __call__(self, image: LabelledImage, rng: np.random.Generator, others: Sequence[LabelledImage] = ()) -> Sample:
-        """The sample of an image. `others` are the images of the data set by index, for what needs several."""
+        """The sample of an image. `others` are the images of the dataset by index, for what needs several."""
         ...
 
 
@@ -222,7 +222,7 @@ class TrainingTransform:
         image_size: short side where the augmentation does not vary it.
         max_size: limit of the long side.
         side_multiple: what the sides that come out are multiples of.
-        effects: what is done to the picture first, beyond DETR's augmentation.
+        effects: what is done to the image first, beyond DETR's augmentation.
     """
 
     augmentation: AugmentationConfig
@@ -232,7 +232,7 @@ class TrainingTransform:
     effects: tuple[Effect, ...] = ()
 
     def plan(self, height: int, width: int, rng: np.random.Generator) -> list[Flip | Resize | Crop]:
-        """The steps for a picture of this size; the last one is a Resize."""
+        """The steps for an image of this size; the last one is a Resize."""
         options = self.augmentation
         steps: list[Flip | Resize | Crop] = []
         if options.flip and rng.random() < 0.5:
@@ -248,14 +248,14 @@ class TrainingTransform:
         return [*steps, Resize(*resized_shape(height, width, size, self.max_size, self.side_multiple))]
 
     def output_shape(self, height: int, width: int, rng: np.random.Generator) -> tuple[int, int]:
-        """Height and width that a picture of this size will have, given the generator in the same state."""
+        """Height and width that an image of this size will have, given the generator in the same state."""
         last = self.plan(height, width, rng)[-1]
         assert isinstance(last, Resize)
         return last.height, last.width
 
     @property
     def largest_shape(self) -> tuple[int, int]:
-        """Short and long side of the largest picture that can come out."""
+        """Short and long side of the largest image that can come out."""
         options = self.augmentation
         short = max(options.scales) if options.multi_scale else self.image_size
         multiple = self.side_multiple
@@ -287,7 +287,7 @@ class EvaluationTransform:
         return resized_shape(self.image_size, self.max_size, self.image_size, self.max_size, self.side_multiple)
 
     def output_shape(self, height: int, width: int, rng: np.random.Generator | None = None) -> tuple[int, int]:
-        """Height and width that a picture of this size will have; the generator is not asked."""
+        """Height and width that an image of this size will have; the generator is not asked."""
         return resized_shape(height, width, self.image_size, self.max_size, self.side_multiple)
 
     def __call__(

@@ -86,8 +86,8 @@ class CocoEvaluator:
         """Add the detections of some images.
 
         Args:
-            image_ids: the data set's ids of the images.
-            results: one `Detections` for each; their `categories` give the labels the data set's category ids.
+            image_ids: the dataset's ids of the images.
+            results: one `Detections` for each; their `categories` give the labels the dataset's category ids.
 
         Raises:
             ValueError: an image is not in the truth, a score or box is not finite, masks are compared and there are

@@ -5,7 +5,7 @@ class with p matches, a of them unmatched predictions and m unmatched true segme
 
     SQ = mean IoU of the matches        RQ = p / (p + a / 2 + m / 2)        PQ = SQ RQ
 
-Shape letters: H W picture, r runs of pixels, n true and m predicted segments, K classes.
+Shape letters: H W image, r runs of pixels, n true and m predicted segments, K classes.
 """
 
 from __future__ import annotations

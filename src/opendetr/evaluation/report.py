@@ -1,4 +1,4 @@
-"""One self-contained HTML page about a detector: its scores, its classes, its pictures.
+"""One self-contained HTML page about a detector: its scores, its classes, its images.
 
 The page needs no script, no network and no second file. It follows the reader's light or dark theme and fits a phone.
 """
@@ -80,7 +80,7 @@ def write_report(
         title: the page's heading.
         metrics: scores in 0..1 by name, those that `evaluation.names` knows explained; None is shown as "-".
         per_class: AP of each class in 0..1 by its name, or None where there is nothing of it to find.
-        pictures: captions and pictures, for instance truth beside prediction, shown in this order.
+        images: captions and images, for instance truth beside prediction, shown in this order.
         panoptic_per_class: PQ of each class, likewise, where there are panoptic maps.
         facts: what else is to be known, shown below the heading: the model, the number of images, the time taken.
 
@@ -98,7 +98,7 @@ def write_report(
         _classes_section("PQ by class", panoptic_per_class or {}),
     ]
     if pictures:
-        sections.append("<h2>Pictures</h2>\n" + "\n".join(_figure(caption, picture) for caption, picture in pictures))
+        sections.append("<h2>Pictures</h2>\n" + "\n".join(_figure(caption, image) for caption, image in pictures))
     content = "\n".join(section for section in sections if section)
     page = f"""<!doctype html>
 <html lang="en">
@@ -178,7 +178,7 @@ def _number(value: float | None) -> str:
 
 
 def _figure(caption: str, picture: Image.Image) -> str:
-    """A picture, inside the page as JPEG, and its caption."""
+    """An image, inside the page as JPEG, and its caption."""
     content = io.BytesIO()
     picture.convert("RGB").save(content, "JPEG", quality=_JPEG_QUALITY, subsampling=0, optimize=True)
     source = "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode("ascii")

@@ -1,4 +1,4 @@
-"""Pictures of a data set's truth beside what a detector finds."""
+"""Images of a dataset's truth beside what a detector finds."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _TITLES = ("truth", "prediction")
 def compare(
     detector: Predictor, data: DetectionData, chosen: Iterable[ImageRecord]
 ) -> Iterator[tuple[ImageRecord, Image.Image]]:
-    """Truth beside prediction for some images of a data set; those that cannot be read are left out.
+    """Truth beside prediction for some images of a dataset; those that cannot be read are left out.
 
     Objects are shown by their masks where data and detector have them, else by their boxes; panoptic maps, where both
     have these, come below.
@@ -30,12 +30,12 @@ def compare(
     for record in chosen:
         try:
             pixels = read_record(record)
-            pictures = _objects(detector, data, record, pixels, with_masks=with_masks)
+            images = _objects(detector, data, record, pixels, with_masks=with_masks)
             if with_masks and record.panoptic_map is not None:
-                pictures += _maps(detector, data, record, pixels)
+                images += _maps(detector, data, record, pixels)
         except ImageError:
             continue  # the evaluation has named it
-        yield record, contact_sheet(pictures, 2, _TITLES * (len(pictures) // 2))
+        yield record, contact_sheet(images, 2, _TITLES * (len(images) // 2))
 
 
 def _objects(
@@ -45,7 +45,7 @@ def _objects(
     things = [each for each in record.objects if categories.isthing[categories.label_of_id(each.category_id)]]
     masks = read_masks(record, things) if with_masks else None
     found = detector.predict(pixels, min_score=_SHOWN_SCORE)
-    assert isinstance(found, Detections)  # of one picture
+    assert isinstance(found, Detections)  # of one image
     return [draw_truth(pixels, things, categories, masks=masks), draw_detections(found)]
 
 
@@ -53,5 +53,5 @@ def _maps(detector: Predictor, data: DetectionData, record: ImageRecord, pixels:
     segments, info = panoptic_truth(record, data.categories)
     labels = {segment.id: segment.label for segment in info}
     found = detector.predict(pixels, panoptic=True)
-    assert isinstance(found, Panoptic)  # of one picture
+    assert isinstance(found, Panoptic)  # of one image
     return [draw_segments(pixels, segments, labels, data.categories), draw_panoptic(found)]

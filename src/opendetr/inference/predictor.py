@@ -1,4 +1,4 @@
-"""A detector ready for use: pictures in, detections or panoptic maps out; and its score on a data set.
+"""A detector ready for use: images in, detections or panoptic maps out; and its score on a dataset.
 
 Shape letters: B batch, H W image.
 """
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal, TypeVar, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from opendetr.categories import Categories
 from opendetr.config import ConfigError
@@ -30,8 +30,8 @@ from opendetr.evaluation.detection import Evaluation
 from opendetr.inference.evaluate import ResultSource, Stopwatch
 from opendetr.inference.session import ImageSession, Session
 from opendetr.inference.sources.prefetch import in_order
-from opendetr.inference.sources.reading import Source, each_picture, is_one_picture, read_picture
-from opendetr.inference.sources.source_image import Picture
+from opendetr.inference.sources.reading import Source, each_image, is_one_image, read_source
+from opendetr.inference.sources.source_image import SourceImage
 from opendetr.models.detector import Detector
 from opendetr.postprocess import ImageMasks, Merge, candidates, detect_with_queries, image_masks
 from opendetr.presets import (
@@ -68,9 +68,9 @@ Result = TypeVar("Result", Detections, Panoptic)
 
 @dataclass(frozen=True)
 class _Prepared:
-    """A picture and what the model is given of it, (3, h, w) normalised."""
+    """An image and what the model is given of it, (3, h, w) normalised."""
 
-    picture: Picture
+    picture: SourceImage
     input: Tensor
 
 
@@ -82,10 +82,14 @@ class Predictor:
         preset: gives the image sizes.
         categories: what the labels stand for.
         device: "auto", "cpu", "cuda" or "mps".
+
+    Raises:
+        WeightsError: weights that are not finite.
     """
 
     def __init__(self, model: Detector, preset: Preset, categories: Categories, *, device: str = "auto") -> None:
         self.device = best_device(device)
+        _require_finite(model)
         self.model = model.to(self.device).eval()
         self.preset = preset
         self.categories = categories
@@ -126,15 +130,15 @@ class Predictor:
         batch_size: int = 8,
         on_unreadable: Callable[[str], None] | None = None,
     ) -> Detections | Panoptic | Iterator[Detections] | Iterator[Panoptic]:
-        """Find the objects in pictures; with their masks, where the model has a mask head.
+        """Find the objects in images; with their masks, where the model has a mask head.
 
-        Of several pictures the next ones are read by threads while the model is at work, and no more of them than two
-        batches are held. Only pictures of one size go through the model together, so that none is padded: what is found
-        in a picture does not depend on its neighbours, apart from the last bits of what the kernels round. Masks are
-        computed for what is not left out, and brought to the size of the picture one picture at a time.
+        Of several images the next ones are read by threads while the model is at work, and no more of them than two
+        batches are held. Only images of one size go through the model together, so that none is padded: what is found
+        in an image does not depend on its neighbours, apart from the last bits of what the kernels round. Masks are
+        computed for what is not left out, and brought to the size of the image one image at a time.
 
         Args:
-            source: one picture (path, http or https URL, PIL image, (H, W, 3) or (H, W) uint8 array, (3, H, W) tensor,
+            source: one image (path, http or https URL, PIL image, (H, W, 3) or (H, W) uint8 array, (3, H, W) tensor,
                 uint8 or float in 0..1), or several (a folder, a pattern such as "photos/*.jpg", a video file, the
                 number of a camera, a list of any of these).
             panoptic: give the thing or the stuff that every pixel belongs to, instead of detections.
@@ -142,15 +146,15 @@ class Predictor:
             min_score: what scores less is left out; when omitted, 0.5 for detections, and for panoptic maps 0.85, or
                 0.4 where every class has a sigmoid of its own.
             class_min_scores: the same for single classes, by name; they go before `min_score`.
-            batch_size: pictures that go through the model together, where there are several; a camera's go one by one.
+            batch_size: images that go through the model together, where there are several; a camera's go one by one.
             on_unreadable: called with one line for whatever of several cannot be read and is left out.
 
         Returns:
-            Detections, or Panoptic, for one picture, an iterator in the order of the pictures for several; each keeps
-            its picture for `plot`, where it came from in `source`, and the number of a video's frame in `frame`.
+            Detections, or Panoptic, for one image, an iterator in the order of the images for several; each keeps
+            its image for `plot`, where it came from in `source`, and the number of a video's frame in `frame`.
 
         Raises:
-            DataError: nothing is there, or a picture cannot be read.
+            DataError: nothing is there, or an image cannot be read.
             ConfigError: the detector knows no class of a name in `class_min_scores`, it has no mask head and a panoptic
                 map is asked for, or a merge rule is given and no panoptic map is asked for.
         """
@@ -183,12 +187,12 @@ class Predictor:
         batch_size: int,
         on_unreadable: Callable[[str], None] | None,
     ) -> Result | Iterator[Result]:
-        if is_one_picture(source):
+        if is_one_image(source):
             (finish,) = solve([self._prepare(source)])  # type: ignore[arg-type]
             return finish()
-        pictures = each_picture(source, on_unreadable)
+        images = each_image(source, on_unreadable)
         live = isinstance(source, int)
-        return self._stream(pictures, solve, 1 if live else batch_size, on_unreadable)
+        return self._stream(images, solve, 1 if live else batch_size, on_unreadable)
 
     def _stream(
         self,
@@ -201,21 +205,21 @@ class Predictor:
             ThreadPoolExecutor(_NUM_READERS, "read") as pool,
             closing(in_order(pool, self._prepare, sources, batch_size)) as prepared,
         ):
-            pictures = _readable(prepared, on_unreadable)
-            while batch := list(islice(pictures, batch_size)):
+            images = _readable(prepared, on_unreadable)
+            while batch := list(islice(images, batch_size)):
                 yield from _by_shape(batch, solve)
 
     def _prepare(self, source: Source) -> _Prepared:
-        picture = read_picture(source)
-        return _Prepared(picture, self._transform.pixels(picture.pixels))
+        image = read_source(source)
+        return _Prepared(image, self._transform.pixels(image.pixels))
 
     @torch.inference_mode()
     def _detect(self, batch: Sequence[_Prepared], thresholds: Tensor) -> list[Callable[[], Detections]]:
-        """What finishes the detections of each picture: masks of their own size, where the model has a mask head."""
+        """What finishes the detections of each image: masks of their own size, where the model has a mask head."""
         images, sizes = self._batch(batch)
         output = self.session.step(images)
         found = detect_with_queries(output.final, sizes, self.categories, min_score=thresholds)
-        pictured = [_pictured(each.picture, some) for each, (some, _) in zip(batch, found, strict=True)]
+        pictured = [_with_image(each.picture, some) for each, (some, _) in zip(batch, found, strict=True)]
         if not self.has_masks:
             return [partial(_unchanged, each) for each in pictured]
         masks = image_masks(output, images, sizes, queries=[queries for _, queries in found])
@@ -223,20 +227,20 @@ class Predictor:
 
     @torch.inference_mode()
     def _panoptic(self, batch: Sequence[_Prepared], thresholds: Tensor, merge: Merge) -> list[Callable[[], Panoptic]]:
-        """What finishes the map of each picture."""
+        """What finishes the map of each image."""
         images, sizes = self._batch(batch)
         output = self.session.step(images)
         found = candidates(output.final, self.categories, min_score=thresholds, merge=merge)
 
-        def finish(picture: Picture, masks: ImageMasks) -> Panoptic:
-            return _pictured(picture, masks.panoptic(self.categories, merge=merge))
+        def finish(picture: SourceImage, masks: ImageMasks) -> Panoptic:
+            return _with_image(picture, masks.panoptic(self.categories, merge=merge))
 
         pictures = [each.picture for each in batch]
         masks = image_masks(output, images, sizes, found=found)
         return [partial(finish, *each) for each in zip(pictures, masks, strict=True)]
 
     def _batch(self, batch: Sequence[_Prepared]) -> tuple[ImageBatch, Tensor]:
-        """The model's input, and (B, 2) the sizes of the pictures."""
+        """The model's input, and (B, 2) the sizes of the images."""
         images = ImageBatch.from_images([each.input for each in batch]).to(self.device)
         return images, torch.tensor([each.picture.pixels.shape[:2] for each in batch])
 
@@ -262,7 +266,7 @@ class Predictor:
         panoptic_score: float | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Evaluation:
-        """The score on a data set, classes paired by name.
+        """The score on a dataset, classes paired by name.
 
         Boxes are scored always, masks where the model has a mask head and the data was read with masks, panoptic maps
         where it was read with these.
@@ -298,6 +302,16 @@ class Predictor:
         return evaluator.evaluation(watch.seconds / max(done, 1), unreadable)
 
 
+def _require_finite(model: nn.Module) -> None:
+    """Raise WeightsError for weights that hold NaN or infinity: they would predict nothing, without a message."""
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise WeightsError(
+                f"{name}: holds values that are not finite, so the model cannot predict; use the weights of an earlier "
+                "checkpoint, or train again with a lower learning rate"
+            )
+
+
 def _by_shape(
     batch: Sequence[_Prepared], solve: Callable[[Sequence[_Prepared]], list[Callable[[], Result]]]
 ) -> Iterator[Result]:
@@ -319,17 +333,17 @@ def _unchanged(found: Detections) -> Detections:
     return found
 
 
-def _pictured(picture: Picture, found: Result) -> Result:
-    """The result with the picture that it was found in."""
+def _with_image(picture: SourceImage, found: Result) -> Result:
+    """The result with the image that it was found in."""
     return replace(found, image=picture.pixels, source=picture.source, frame=picture.frame, time=picture.time)
 
 
 def _readable(
     pictures: Iterable[Future[_Prepared]], on_unreadable: Callable[[str], None] | None
 ) -> Iterator[_Prepared]:
-    for picture in pictures:
+    for image in pictures:
         try:
-            yield picture.result()
+            yield image.result()
         except ImageError as error:
             if on_unreadable is None:
                 raise

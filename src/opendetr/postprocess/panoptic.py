@@ -195,6 +195,6 @@ def _published(logits: Tensor, frame: MaskFrame, groups: list[list[int]]) -> tup
 
 def _nearest(values: Tensor, size: tuple[int, int]) -> Tensor:
     """(h, w) -> (H, W): the nearest pixel of each, as Pillow takes it."""
-    picture = Image.fromarray(values.numpy().astype(np.int32 if values.dtype == torch.int64 else np.float32))
-    resized = np.asarray(picture.resize(size[::-1], Image.Resampling.NEAREST))
+    image = Image.fromarray(values.numpy().astype(np.int32 if values.dtype == torch.int64 else np.float32))
+    resized = np.asarray(image.resize(size[::-1], Image.Resampling.NEAREST))
     return torch.from_numpy(resized.astype(resized.dtype, copy=True)).to(values.dtype)

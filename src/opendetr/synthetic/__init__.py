@@ -1,4 +1,4 @@
-"""Scenes: the embedded data set, a seeded generator of drawn pictures with exact COCO labels.
+"""Scenes: the embedded dataset, a seeded generator of drawn images with exact COCO labels.
 
 A scene shows 1 to 16 *things* (discs, stars, gears, ...) that occlude each other on a ground of *stuff* (sky, grass,
 water, sand). Boxes, polygons and panoptic segments are those of the visible pixels, exactly. A class is a shape:

@@ -1,4 +1,4 @@
-"""A scene: its picture and its labels."""
+"""A scene: its image and its labels."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from opendetr.synthetic.shapes import rasterise
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Scene:
-    """A drawn picture and its labels.
+    """A drawn image and its labels.
 
     Attributes:
         image: (H, W, 3) uint8, RGB.
@@ -37,11 +37,11 @@ def draw_scene(index: int, *, split: str = "train", seed: int = 0, config: Scene
     Args:
         index: number of the scene in its split, from 0.
         split: name of the split; it is part of the random key, so no two splits share a scene.
-        seed: seed of the data set.
+        seed: seed of the dataset.
         config: what scenes look like.
 
     Returns:
-        The picture and its labels; the same arguments give the same bytes.
+        The image and its labels; the same arguments give the same bytes.
     """
     layout = random_stream(seed, split, index, "layout")
     ground = lay_ground(layout, config.size)

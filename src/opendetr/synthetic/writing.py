@@ -1,4 +1,4 @@
-"""Scenes as a data set in the COCO layout, instances and panoptic."""
+"""Scenes as a dataset in the COCO layout, instances and panoptic."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def write_scenes(
     config: SceneConfig = DEFAULT_CONFIG,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Write a data set in the COCO layout, instances and panoptic.
+    """Write a dataset in the COCO layout, instances and panoptic.
 
     Writes ``folder/train/000000.png`` ..., ``folder/annotations/instances_train.json``,
     ``folder/annotations/panoptic_train.json`` and ``folder/annotations/panoptic_train/000000.png`` ..., and the same
@@ -44,7 +44,7 @@ def write_scenes(
     Args:
         folder: where to; is made if missing. Splits of the same name that an earlier call wrote there are replaced.
         counts: number of scenes per split.
-        seed: seed of the data set.
+        seed: seed of the dataset.
         config: what scenes look like.
         progress: called after every scene with the number of scenes done and the number of all scenes.
 
@@ -114,10 +114,10 @@ def _claim(folder: Path) -> None:
 
 
 class _SplitWriter:
-    """Writes the pictures of a split one by one and its COCO files at the end."""
+    """Writes the images of a split one by one and its COCO files at the end."""
 
     def __init__(self, folder: Path, split: str, info: dict[str, Any], config: SceneConfig) -> None:
-        self._pictures = folder / split
+        self._images_shown = folder / split
         self._annotations = folder / "annotations"
         self._split = split
         images: list[dict[str, Any]] = []
@@ -132,19 +132,19 @@ class _SplitWriter:
         """Make the folders and empty them, JSON first, so that an interrupted write never looks finished."""
         for name in self._files():
             (self._annotations / name).unlink(missing_ok=True)
-        for folder in (self._pictures, self._annotations / f"panoptic_{self._split}"):
+        for folder in (self._images_shown, self._annotations / f"panoptic_{self._split}"):
             folder.mkdir(parents=True, exist_ok=True)
-            for picture in folder.glob("*.png"):
-                picture.unlink()
+            for image in folder.glob("*.png"):
+                image.unlink()
 
     def _files(self) -> dict[str, dict[str, Any]]:
         """Names and contents of the COCO files."""
         return {f"instances_{self._split}.json": self._instances, f"panoptic_{self._split}.json": self._panoptic}
 
     def add(self, index: int, scene: Scene) -> None:
-        """Write both pictures of a scene and note its labels."""
+        """Write both images of a scene and note its labels."""
         name = f"{index:06d}.png"
-        Image.fromarray(scene.image).save(self._pictures / name, compress_level=1)
+        Image.fromarray(scene.image).save(self._images_shown / name, compress_level=1)
         write_map(self._annotations / f"panoptic_{self._split}" / name, scene.segments)
         height, width = scene.segments.shape
         self._instances["images"].append({"id": index, "file_name": name, "width": width, "height": height})

@@ -1,4 +1,4 @@
-"""What listens to a training run: progress on the terminal, a file of metrics, curves, pictures."""
+"""What listens to a training run: progress on the terminal, a file of metrics, curves, images."""
 
 from __future__ import annotations
 
@@ -34,9 +34,6 @@ METRICS_FILE = "metrics.jsonl"
 TABLE_FILE = "metrics.csv"
 _MOST_CLASSES = 12
 _MOST_STEP_LINES = 5000
-# Scores of an evaluation that fit a line.
-_SHOWN = ("AP", "AP50", "AP75")
-_SHOWN_WITH_MASKS = ("AP", "mask_AP", "PQ")
 
 
 class Progress(Observer):
@@ -46,12 +43,16 @@ class Progress(Observer):
         console: where to write; standard error when omitted.
         seconds: between two plain lines.
         metric: of an evaluation, shown all the time.
+        headlines: the metrics that are shown after an evaluation.
     """
 
-    def __init__(self, console: Console | None = None, *, seconds: float = 30.0, metric: str = "AP") -> None:
+    def __init__(
+        self, console: Console | None = None, *, seconds: float = 30.0, metric: str = "", headlines: Sequence[str] = ()
+    ) -> None:
         self._console = console or Console(stderr=True)
         self._seconds = seconds
         self._metric = metric
+        self._headlines = headlines
         self._metrics: Mapping[str, Any] = {}
         self._speed = _Throughput()
         self._spoken = -math.inf
@@ -92,8 +93,7 @@ class Progress(Observer):
     def on_evaluation(self, event: Evaluated) -> None:
         """Give the first scores."""
         self._metrics = event.metrics
-        shown = _SHOWN_WITH_MASKS if any(name in event.metrics for name in _SHOWN_WITH_MASKS[1:]) else _SHOWN
-        scores = ((name, event.metrics.get(name)) for name in shown)
+        scores = ((name, event.metrics.get(name)) for name in self._headlines)
         numbers = [f"{name} {value:.3f}" for name, value in scores if isinstance(value, float)]
         best = ", the best so far" if event.best else ""
         self._say(f"epoch {event.epoch:.1f}, step {event.step}: {' '.join(numbers)} ({_clock(event.seconds)}{best})")
@@ -317,7 +317,7 @@ class Curves(Observer):
         metrics: names of the scores to draw.
     """
 
-    def __init__(self, metrics: tuple[str, ...] = ("AP", "AP50")) -> None:
+    def __init__(self, metrics: Sequence[str] = ()) -> None:
         self._metrics = metrics
         self._folder = Path()
 
@@ -337,14 +337,14 @@ class Curves(Observer):
     def _draw(self) -> None:
         rows = read_metrics(self._folder)
         if any(row["kind"] == "step" for row in rows):
-            _save_picture(curves(rows, self._metrics), self._folder / "curves.png")
+            _save_image(curves(rows, self._metrics), self._folder / "curves.png")
 
 
-class Pictures(Observer):
-    """Keeps pictures of every evaluation, `pictures/step-N-name.jpg`: the same images, as the model sees them by then.
+class ValidationImages(Observer):
+    """Keeps images of every evaluation, `images/step-N-name.jpg`: the same images, as the model sees them by then.
 
     Args:
-        draw: the deployed task, in evaluation mode -> names and pictures.
+        draw: the deployed task, in evaluation mode -> names and images.
     """
 
     def __init__(self, draw: Callable[[nn.Module], Iterable[tuple[str, Image.Image]]]) -> None:
@@ -357,8 +357,8 @@ class Pictures(Observer):
 
     def on_evaluation(self, event: Evaluated) -> None:
         """Draw and keep."""
-        for name, picture in self._draw(event.task):
-            _save_picture(picture, self._folder / f"step-{event.step:07d}-{name}.jpg")
+        for name, image in self._draw(event.task):
+            _save_image(image, self._folder / f"step-{event.step:07d}-{name}.jpg")
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
@@ -374,10 +374,10 @@ def _whole_rows(lines: list[str], path: Path) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
         except json.JSONDecodeError as error:
             if number < len(lines):
-                raise CheckpointError(f"{path}: line {number} is no JSON; mend it or remove the file") from error
+                raise CheckpointError(f"{path}: line {number} is no JSON; fix it or remove the file") from error
 
 
-def curves(rows: Iterable[Mapping[str, Any]], metrics: tuple[str, ...] = ("AP", "AP50")) -> Image.Image:
+def curves(rows: Iterable[Mapping[str, Any]], metrics: Sequence[str] = ()) -> Image.Image:
     """Losses and, below them, scores over steps, from the rows of `read_metrics`, among them one step at least."""
     rows = list(rows)
     steps = [row for row in rows if row["kind"] == "step"]
@@ -436,7 +436,7 @@ def _strict(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _save_picture(picture: Image.Image, path: Path) -> None:
+def _save_image(picture: Image.Image, path: Path) -> None:
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         save_image(picture, path)

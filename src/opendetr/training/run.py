@@ -1,7 +1,7 @@
-"""A training run from beginning to end: a data set folder and a few choices in, a run folder out.
+"""A training run from beginning to end: a dataset folder and a few choices in, a run folder out.
 
 A run folder holds `config.yaml` (every setting; `--config` reads it back), `metrics.jsonl`, `metrics.csv`,
-`curves.png`, `pictures/` and the checkpoints `last` and `best`; `opendetr.load` opens their `model.safetensors`.
+`curves.png`, `images/` and the checkpoints `last` and `best`; `opendetr.load` opens their `model.safetensors`.
 
 Where a launcher such as torchrun has started several processes they train as one: all of them run what is written here,
 and the main one writes and talks.
@@ -51,7 +51,7 @@ from opendetr.presets import (
 )
 from opendetr.recipe import parse_duration
 from opendetr.tasks import Task
-from opendetr.training.callbacks import Curves, MetricsFile, MetricsTable, Pictures, Progress, TensorBoard
+from opendetr.training.callbacks import Curves, MetricsFile, MetricsTable, Progress, TensorBoard, ValidationImages
 from opendetr.training.checkpoint import find_checkpoint, writing
 from opendetr.training.events import Observer
 from opendetr.training.trainer import RunResult, Trainer
@@ -75,7 +75,7 @@ from opendetr.weights import (
 CONFIG_FILE = "config.yaml"
 _NOTHING, _IMAGENET, _PUBLISHED = "none", "imagenet", "published"
 _CHOICES = "choose other weights: none, imagenet, published, or a run folder or file of weights"
-_NUM_PICTURES = 4
+_NUM_SHOWN = 4
 
 Say = Callable[[str], object]
 
@@ -99,7 +99,7 @@ class _Setup:
 
     Attributes:
         preset: every setting.
-        data: the data set folder.
+        data: the dataset folder.
         weights: "none", "imagenet", "published" or a path: what the run starts from.
     """
 
@@ -128,7 +128,7 @@ def train(
     device: str = "auto",
     say: Say | None = None,
 ) -> Run:
-    """Train a detector on a data set folder, to the end or until Ctrl-C or SIGTERM, which save first.
+    """Train a detector on a dataset folder, to the end or until Ctrl-C or SIGTERM, which save first.
 
     Args:
         data: the folder, COCO, Pascal VOC or YOLO, or a CSV table; classes and splits are found in it.
@@ -549,17 +549,18 @@ def _trainer(
         save_weights(path, trained.model, card)  # type: ignore[arg-type]
 
     def pictures(trained: nn.Module) -> Iterator[tuple[str, Image.Image]]:
-        for record, picture in compare(predictor(trained), val, chosen):
-            yield f"{record.id}-{record.path.stem}", picture
+        for record, image in compare(predictor(trained), val, chosen):
+            yield f"{record.id}-{record.path.stem}", image
 
-    chosen = _for_pictures(val.images)
+    chosen = _to_show(val.images)
     recipe = replace(preset.recipe, best_by=_best_by(preset, val))
+    headlines = preset.headlines(val)
     observers: list[Observer] = [
-        Progress(metric=recipe.best_by),
+        Progress(metric=recipe.best_by, headlines=headlines),
         MetricsFile(),
         MetricsTable(),
         Curves(),
-        Pictures(pictures),
+        ValidationImages(pictures),
     ]
     if preset.recipe.tensorboard:
         observers.append(TensorBoard())
@@ -603,8 +604,8 @@ def _best_by(preset: Preset, val: DetectionData) -> str:
     return name
 
 
-def _for_pictures(images: Sequence[ImageRecord]) -> list[ImageRecord]:
+def _to_show(images: Sequence[ImageRecord]) -> list[ImageRecord]:
     """A few images with objects, spread over the data."""
     candidates = [image for image in images if image.objects]
-    step = max(1, len(candidates) // _NUM_PICTURES)
-    return candidates[::step][:_NUM_PICTURES]
+    step = max(1, len(candidates) // _NUM_SHOWN)
+    return candidates[::step][:_NUM_SHOWN]

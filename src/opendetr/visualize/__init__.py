@@ -1,7 +1,7 @@
-"""Pictures: boxes and masks with labels, panoptic maps, truth beside prediction, contact sheets, curves of a training.
+"""Images: boxes and masks with labels, panoptic maps, truth beside prediction, contact sheets, curves of a training.
 
 Everything is drawn with Pillow and NumPy and returned as a new RGB image. Small images are drawn enlarged, so that
-labels stay legible; line widths and letters follow the size of the picture.
+labels stay legible; line widths and letters follow the size of the image.
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ def draw_curves(
         title: above the chart.
         x_label: below the horizontal axis.
         y_label: above the vertical axis.
-        size: width and height of the picture in pixels.
+        size: width and height of the image in pixels.
     """
     curves = {name: _Curve.of(points) for name, points in series.items()}
     chart = Image.new("RGB", size, PAPER)

@@ -1,4 +1,4 @@
-"""Names in a picture: where they may stand, and how they are drawn."""
+"""Names in an image: where they may stand, and how they are drawn."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _DEPTH_SIDE = 256  # the longer side of the map in which places for names are lo
 
 @dataclass(frozen=True)
 class Region:
-    """Where a name may stand for a region of a picture.
+    """Where a name may stand for a region of an image.
 
     Attributes:
         box: (4,) its corners.
@@ -30,7 +30,7 @@ class Region:
 
     @classmethod
     def of(cls, mask: np.ndarray, scale: float) -> Region:
-        """The region of an (H, W) mask with at least one pixel, in a picture `scale` times as large."""
+        """The region of an (H, W) mask with at least one pixel, in an image `scale` times as large."""
         ((rows, columns),) = find_objects(mask.astype(np.uint8))
         shrink = max(1, max(rows.stop - rows.start, columns.stop - columns.start) // _DEPTH_SIDE)
         coarse = np.pad(mask[rows, columns][::shrink, ::shrink], 1)
@@ -87,7 +87,7 @@ def _options_around(middle: np.ndarray, size: np.ndarray, picture: tuple[int, in
 
 
 def _inside(low: np.ndarray, size: np.ndarray, picture: tuple[int, int]) -> np.ndarray:
-    """(options, 4) whole corners of labels of one size, moved into the picture."""
+    """(options, 4) whole corners of labels of one size, moved into the image."""
     low = low.clip(0, np.maximum(np.array(picture) - size, 0))
     return np.concatenate((low, low + size), 1).round()
 

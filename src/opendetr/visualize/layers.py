@@ -1,4 +1,4 @@
-"""Boxes, masks and regions laid over a picture."""
+"""Boxes, masks and regions laid over an image."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from scipy.ndimage import find_objects
 from opendetr.visualize.style import Colour
 
 _HALO = (0, 0, 0, 64)
-_FILL = 0.45  # how much of a mask's colour covers the picture
+_FILL = 0.45  # how much of a mask's colour covers the image
 _DARK = 0.35  # the halo of an outline, likewise
 # Things of one class are told apart by shades: how far their colours go to white (above 0) or to black (below).
 _SHADES = (0.0, 0.4, -0.35, 0.2, -0.18, 0.55, -0.5)
 
 
 def outlined(picture: Image.Image, outer: np.ndarray, colours: Sequence[Colour], line: int) -> Image.Image:
-    """The picture with lines inside the corners `outer`, large boxes first.
+    """The image with lines inside the corners `outer`, large boxes first.
 
     Lines are `line` wide, thinner in boxes that they would fill. A dark halo sets them off from backgrounds of their
     own colour.
@@ -49,7 +49,7 @@ def shaded(colours: Sequence[Colour], apart: Sequence[bool] = ()) -> list[Colour
 
 
 def masked(picture: Image.Image, masks: np.ndarray, colours: Sequence[Colour], line: int) -> Image.Image:
-    """The picture with (n, H, W) masks on it, half-transparent and outlined, large ones first."""
+    """The image with (n, H, W) masks on it, half-transparent and outlined, large ones first."""
     pixels = np.asarray(picture).astype(np.float32)
     for index in np.argsort(-masks.sum((1, 2)), kind="stable"):
         mask = masks[index]
@@ -85,14 +85,14 @@ def _eroded(mask: np.ndarray, steps: int) -> np.ndarray:
 
 
 def resized_map(regions: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(H, W) region numbers brought to the size of the picture."""
+    """(H, W) region numbers brought to the size of the image."""
     if regions.shape == size[::-1]:
         return regions
     return np.asarray(Image.fromarray(regions).resize(size, Image.Resampling.NEAREST))
 
 
 def coloured(picture: Image.Image, regions: np.ndarray, colours: Sequence[Colour], line: int) -> Image.Image:
-    """The picture with regions (H, W), numbered from 1, in their colours; 0 stays as it is."""
+    """The image with regions (H, W), numbered from 1, in their colours; 0 stays as it is."""
     pixels = np.asarray(picture).astype(np.float32)
     palette = np.array([(0, 0, 0), *colours], dtype=np.float32)
     strength = np.where(regions > 0, _FILL, 0.0).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Pictures of what was found and of what is true, and sheets of them."""
+"""Images of what was found and of what is true, and sheets of them."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from opendetr.visualize.labels import Region, draw_label, label_options, label_p
 from opendetr.visualize.layers import coloured, masked, outlined, resized_map, shaded
 from opendetr.visualize.style import INK, PAPER, Colour, fitted, font_of
 
-_LEAST_LABELLED = 0.001  # segments below this share of the picture get no name: it would hide them and others
+_LEAST_LABELLED = 0.001  # segments below this share of the image get no name: it would hide them and others
 
 
 class TruthObject(Protocol):
-    """What `draw_truth` reads of an object: a data set's own record of it."""
+    """What `draw_truth` reads of an object: a dataset's own record of it."""
 
     @property
     def category_id(self) -> int:
-        """The data set's id of its category."""
+        """The dataset's id of its category."""
 
     @property
     def box(self) -> tuple[float, float, float, float]:
@@ -43,7 +43,7 @@ def draw_truth(
     masks: np.ndarray | None = None,
     scale: float | None = None,
 ) -> Image.Image:
-    """The picture with the box and name of every object of a data set's record; crowds are marked as such.
+    """The image with the box and name of every object of a dataset's record; crowds are marked as such.
 
     Args:
         image: (H, W, 3) uint8 RGB or a PIL image, of the size that the record gives.
@@ -71,7 +71,7 @@ def draw_boxes(
     masks: np.ndarray | None = None,
     scale: float | None = None,
 ) -> Image.Image:
-    """The picture with boxes and captions. Captions keep inside the picture and out of each other's way.
+    """The image with boxes and captions. Captions keep inside the image and out of each other's way.
 
     Args:
         image: (H, W, 3) or (H, W) uint8 array, or a PIL image.
@@ -94,7 +94,7 @@ def draw_boxes(
     corners = _drawable(np.asarray(boxes, dtype=np.float64).reshape(-1, 4) * scale, picture.size)
     if not len(corners) == len(captions) == len(colours):
         raise ValueError(f"draw_boxes: {len(corners)} boxes, {len(captions)} captions, {len(colours)} colours")
-    font = _picture_font(picture)
+    font = _image_font(picture)
     line = _line_width(font)
     sizes = [np.array(label_size(caption, font)) for caption in captions]
     outer = (corners.round() + np.array([-1, -1, 1, 1]) * (line // 2)).clip(0, np.tile(picture.size, 2) - 1)
@@ -122,7 +122,7 @@ def draw_segments(
     *,
     scale: float | None = None,
 ) -> Image.Image:
-    """The picture with every segment of a panoptic map in its colour, and names at the centres of the larger ones.
+    """The image with every segment of a panoptic map in its colour, and names at the centres of the larger ones.
 
     Args:
         image: (H, W, 3) or (H, W) uint8 array, or a PIL image.
@@ -147,7 +147,7 @@ def draw_segments(
     colours = shaded(
         [categories.colours[label] for label in of_known], [categories.isthing[label] for label in of_known]
     )
-    font = _picture_font(picture)
+    font = _image_font(picture)
     regions = np.zeros(len(present), dtype=np.int32)
     regions[known] = np.arange(1, len(known) + 1)
     enlarged = resized_map(regions[index], picture.size)
@@ -163,7 +163,7 @@ def _named(
     colours: Sequence[Colour],
     font: ImageFont.FreeTypeFont,
 ) -> Image.Image:
-    """The picture with a name in the middle of each region that is large enough, the largest first."""
+    """The image with a name in the middle of each region that is large enough, the largest first."""
     areas = np.bincount(regions.ravel(), minlength=len(names) + 1)[1:]
     order = [index for index in np.argsort(-areas, kind="stable") if areas[index] >= _LEAST_LABELLED * regions.size]
     options = []
@@ -177,30 +177,30 @@ def _named(
 
 
 def contact_sheet(pictures: Sequence[Image.Image], columns: int, titles: Sequence[str] = ()) -> Image.Image:
-    """Pictures in rows of `columns`, each under its title; a row is as high as its highest picture.
+    """Images in rows of `columns`, each under its title; a row is as high as its highest image.
 
     Raises:
-        ValueError: there is no picture, or not as many titles (when there are any) as pictures.
+        ValueError: there is no image, or not as many titles (when there are any) as images.
     """
     if not pictures:
-        raise ValueError("contact_sheet: expected at least one picture, got none")
+        raise ValueError("contact_sheet: expected at least one image, got none")
     if titles and len(titles) != len(pictures):
         raise ValueError(f"contact_sheet: expected {len(pictures)} titles, got {len(titles)}")
     columns = min(columns, len(pictures))
-    width = max(picture.width for picture in pictures)
+    width = max(image.width for image in pictures)
     rows = [pictures[start : start + columns] for start in range(0, len(pictures), columns)]
-    heights = [max(picture.height for picture in row) for row in rows]
+    heights = [max(image.height for image in row) for row in rows]
     font = font_of(max(13, round(0.024 * (width * max(heights)) ** 0.5)))
     gap = round(font.size * 0.8)
     strip = round(font.size * 1.7) if titles else 0
     sheet = Image.new("RGB", (columns * (width + gap) + gap, sum(heights) + len(rows) * (strip + gap) + gap), PAPER)
     draw = ImageDraw.Draw(sheet)
-    for index, picture in enumerate(pictures):
+    for index, image in enumerate(pictures):
         row, column = divmod(index, columns)
         left, top = gap + column * (width + gap), gap + sum(heights[:row]) + row * (strip + gap)
         if titles:
             draw.text((left, top + strip * 0.42), fitted(titles[index], font, width), INK, font, anchor="lm")
-        sheet.paste(picture, (left, top + strip))
+        sheet.paste(image, (left, top + strip))
     return sheet
 
 
@@ -211,16 +211,16 @@ def truth_sheet(
     columns: int,
     side: int = 480,
 ) -> Image.Image:
-    """A contact sheet of a data set: every picture with the boxes or masks of its objects, and their names.
+    """A contact sheet of a dataset: every image with the boxes or masks of its objects, and their names.
 
     Args:
-        pictures: title, image, objects and masks of each, as in `draw_truth`.
+        images: title, image, objects and masks of each, as in `draw_truth`.
         categories: gives names and colours to the objects' category ids.
-        columns: pictures in a row.
-        side: pixels of the longer side of every picture on the sheet.
+        columns: images in a row.
+        side: pixels of the longer side of every image on the sheet.
 
     Raises:
-        ValueError: there is no picture.
+        ValueError: there is no image.
     """
     titles, drawn = [], []
     for title, image, objects, masks in pictures:
@@ -238,15 +238,15 @@ def as_image(image: Any) -> Image.Image:
 
 
 def _enlarged(picture: Image.Image, scale: float) -> Image.Image:
-    """The picture so many times as large."""
+    """The image so many times as large."""
     if scale == 1:
         return picture
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
     return picture.resize(size, Image.Resampling.BICUBIC)
 
 
-def _picture_font(picture: Image.Image) -> ImageFont.FreeTypeFont:
-    """The letters for names in a picture; they grow with it."""
+def _image_font(picture: Image.Image) -> ImageFont.FreeTypeFont:
+    """The letters for names in an image; they grow with it."""
     return font_of(max(12, round(0.021 * (picture.width * picture.height) ** 0.5)))
 
 
@@ -256,12 +256,12 @@ def _line_width(font: ImageFont.FreeTypeFont) -> int:
 
 
 def _legible_scale(picture: Image.Image) -> int:
-    """Whole enlargement that brings the longer side near 720 pixels; large pictures stay as they are."""
+    """Whole enlargement that brings the longer side near 720 pixels; large images stay as they are."""
     return min(8, max(1, round(720 / max(picture.size))))
 
 
 def _drawable(corners: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(n, 4) boxes cut to the picture, right side out. Raises ValueError when one is not finite."""
+    """(n, 4) boxes cut to the image, right side out. Raises ValueError when one is not finite."""
     finite = np.isfinite(corners).all(1)
     if not finite.all():
         raise ValueError(f"draw_boxes: box {int(finite.argmin())} is not finite: {corners[finite.argmin()].tolist()}")

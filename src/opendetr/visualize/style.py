@@ -1,4 +1,4 @@
-"""What pictures and charts share: colours, letters, smooth edges."""
+"""What images and charts share: colours, letters, smooth edges."""
 
 from __future__ import annotations
 

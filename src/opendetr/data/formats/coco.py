@@ -1,4 +1,4 @@
-"""Data sets in COCO's detection format: one JSON file with its images."""
+"""Datasets in COCO's detection format: one JSON file with its images."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from opendetr.data.paths import file_length, inside
 from opendetr.data.records import (
     MAX_SIDE,
     STOP_AT_FAULTS,
+    DataFault,
     DetectionData,
     FaultError,
     FaultLog,
     ImageRecord,
     Kind,
     ObjectRecord,
-    Remark,
     usable_objects,
 )
 
@@ -135,8 +135,8 @@ def read_coco(
         annotations: the JSON file, or one that is parsed already.
         images_folder: where the images lie.
         split: the name to give the data.
-        folder: the data set's folder; the images' when omitted.
-        categories: the classes of the whole data set; the file's own when omitted.
+        folder: the dataset's folder; the images' when omitted.
+        categories: the classes of the whole dataset; the file's own when omitted.
         log: what to do at an image or annotation that cannot be used.
 
     Sizes are the file's; where it gives none, the image's. Raises DataError for anything that is no COCO data, for
@@ -145,16 +145,16 @@ def read_coco(
     coco = annotations if isinstance(annotations, CocoFile) else parse_coco(Path(annotations))
     categories = categories or Categories.from_coco(coco.category_rows)
     rows = rows_by_id(coco, log)
-    remarks: list[Remark] = []
-    objects = _objects_by_image(coco, set(rows), categories, remarks, log)
+    faults: list[DataFault] = []
+    objects = _objects_by_image(coco, set(rows), categories, faults, log)
     images = []
     for image_id, row in rows.items():
         with log:
             path = inside(Path(images_folder), row.text("file_name"), row.path, row.at)
-            record = image_record(row, path, objects[image_id], remarks)
+            record = image_record(row, path, objects[image_id], faults)
             if record is not None:
                 images.append(record)
-    return DetectionData.read(split, Path(folder or images_folder), categories, images, remarks)
+    return DetectionData.read(split, Path(folder or images_folder), categories, images, faults)
 
 
 def _parse_json(path: Path) -> Any:
@@ -199,7 +199,7 @@ def rows_by_id(coco: CocoFile, log: FaultLog) -> dict[int, Row]:
 
 
 def _objects_by_image(
-    coco: CocoFile, image_ids: Set[int], categories: Categories, remarks: list[Remark], log: FaultLog
+    coco: CocoFile, image_ids: Set[int], categories: Categories, faults: list[DataFault], log: FaultLog
 ) -> dict[int, list[ObjectRecord]]:
     """Image id -> its objects in the order of their ids; an image without objects has an empty list."""
     objects: dict[int, list[ObjectRecord]] = {image_id: [] for image_id in image_ids}
@@ -217,11 +217,11 @@ def _objects_by_image(
                 )
             objects[image_id].append(thing)
             if thing.id in seen:
-                remarks.append(Remark(Kind.REPEATED_ID, str(coco.path), row.at))
+                faults.append(DataFault(Kind.REPEATED_ID, str(coco.path), row.at))
             seen.add(thing.id)
             if "area" in content and not is_area(content["area"]):
-                remarks.append(
-                    Remark(Kind.BAD_AREA, str(coco.path), row.at, f"'area' is {_shortened(content['area'])}")
+                faults.append(
+                    DataFault(Kind.BAD_AREA, str(coco.path), row.at, f"'area' is {_shortened(content['area'])}")
                 )
     for things in objects.values():
         things.sort(key=lambda thing: thing.id)
@@ -242,23 +242,23 @@ def _object_record(row: Row) -> ObjectRecord:
     )
 
 
-def image_record(row: Row, path: Path, objects: list[ObjectRecord], remarks: list[Remark]) -> ImageRecord | None:
-    """The record of an image; None, and a remark, for a file without a picture."""
+def image_record(row: Row, path: Path, objects: list[ObjectRecord], faults: list[DataFault]) -> ImageRecord | None:
+    """The record of an image; None, and a fault, for a file without an image."""
     if file_length(path, row.path, row.at) == 0:
-        remarks.append(Remark(Kind.EMPTY_FILE, str(path)))
+        faults.append(DataFault(Kind.EMPTY_FILE, str(path)))
         return None
     height, width = _length(row.content.get("height")), _length(row.content.get("width"))
-    of_image: tuple[Remark, ...] = ()
+    of_image: tuple[DataFault, ...] = ()
     if not (height and width):
         try:
             height, width = image_size(path)
         except ImageFileError as error:
-            remarks.append(error.remark)
+            faults.append(error.fault)
             return None
-        of_image = (Remark(Kind.NO_SIZE, str(row.path), row.at),)
+        of_image = (DataFault(Kind.NO_SIZE, str(row.path), row.at),)
     kept, of_objects = usable_objects(objects, height, width, str(path))
     return ImageRecord(
-        id=row.whole("id"), path=path, height=height, width=width, objects=kept, remarks=of_image + of_objects
+        id=row.whole("id"), path=path, height=height, width=width, objects=kept, faults=of_image + of_objects
     )
 
 

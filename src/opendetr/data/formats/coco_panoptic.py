@@ -1,4 +1,4 @@
-"""Data sets in COCO's panoptic format: a JSON file with its images and, for each of them, a PNG with the panoptic map.
+"""Datasets in COCO's panoptic format: a JSON file with its images and, for each of them, a PNG with the panoptic map.
 
     annotations/panoptic_train.json
     annotations/panoptic_train/000000.png ...      the maps
@@ -32,12 +32,12 @@ from opendetr.data.images import ImageFileError, read_map
 from opendetr.data.paths import first_folder_holding, inside, is_file, is_inside
 from opendetr.data.records import (
     STOP_AT_FAULTS,
+    DataFault,
     DetectionData,
     FaultError,
     FaultLog,
     ImageRecord,
     ObjectRecord,
-    Remark,
 )
 
 PREFIX = "panoptic_"
@@ -68,7 +68,7 @@ def described_files(source: Path) -> dict[str, CocoPaths]:
     """Split name -> its files, as a description gives them; empty where there is none such.
 
     Args:
-        source: the data set's folder, or its description.
+        source: the dataset's folder, or its description.
 
     Raises DataError for a description that names files which are not there.
     """
@@ -98,9 +98,9 @@ def read_panoptic(
         coco: the parsed file.
         images_folder: where the images lie.
         split: the name to give the data.
-        folder: the data set's folder.
+        folder: the dataset's folder.
         maps_folder: where the maps lie; looked for beside the file when omitted.
-        categories: the classes of the whole data set; the file's own when omitted.
+        categories: the classes of the whole dataset; the file's own when omitted.
         masks: whether the maps are needed: images without one are left out and counted.
         log: what to do at an image or annotation that cannot be used.
 
@@ -120,15 +120,15 @@ def read_panoptic(
             record = reader.record(row, path, segments[image_id])
             if record is not None:
                 images.append(record)
-    data = DetectionData.read(split, folder, categories, images, reader.remarks)
+    data = DetectionData.read(split, folder, categories, images, reader.faults)
     return replace(data, masks="panoptic" if masks else "none")
 
 
 class _Reader:
-    """Reads the annotations of one file; `remarks` are on images that are left out."""
+    """Reads the annotations of one file; `faults` are on images that are left out."""
 
     def __init__(self, maps: Path | None, ids: Set[int], log: FaultLog, *, needed: bool) -> None:
-        self.remarks: list[Remark] = []
+        self.faults: list[DataFault] = []
         self._maps = maps
         self._ids = ids
         self._needed = needed
@@ -152,23 +152,23 @@ class _Reader:
         return found
 
     def record(self, row: Row, path: Path, annotation: Row) -> ImageRecord | None:
-        """The record of an image; None, and a remark, where image or map cannot be used."""
+        """The record of an image; None, and a fault, where image or map cannot be used."""
         segments, of_image = self._segments(annotation)
         map_path = self._map(annotation, path)
         if map_path is not None and not is_file(map_path):
-            of_image.append(Remark(Kind.UNREADABLE_MAP, str(map_path), "", "no such file"))
+            of_image.append(DataFault(Kind.UNREADABLE_MAP, str(map_path), "", "no such file"))
             map_path = None
         record = None
         if map_path is not None or not self._needed:
             try:
                 objects = self._objects(segments, map_path, of_image)
-                record = image_record(row, path, objects, self.remarks)
+                record = image_record(row, path, objects, self.faults)
             except ImageFileError as error:
-                of_image.append(error.remark)
+                of_image.append(error.fault)
         if record is None:
-            self.remarks += of_image
+            self.faults += of_image
             return None
-        return replace(record, panoptic_map=map_path, remarks=(*record.remarks, *of_image))
+        return replace(record, panoptic_map=map_path, faults=(*record.faults, *of_image))
 
     def _map(self, annotation: Row, image: Path) -> Path | None:
         if self._maps is None:
@@ -176,12 +176,12 @@ class _Reader:
         name = annotation.text("file_name") if "file_name" in annotation.content else f"{image.stem}.png"
         return inside(self._maps, name, annotation.path, annotation.at)
 
-    def _segments(self, annotation: Row) -> tuple[dict[int, Row], list[Remark]]:
-        """Number -> entry of the segments of an annotation, and remarks on it."""
+    def _segments(self, annotation: Row) -> tuple[dict[int, Row], list[DataFault]]:
+        """Number -> entry of the segments of an annotation, and faults on it."""
         rows = annotation.content.get(_SEGMENTS)
         if not isinstance(rows, list) or not all(isinstance(each, dict) for each in rows):
             raise annotation.fault(Kind.BAD_VALUE, f"'{_SEGMENTS}' is no list of segments")
-        remarks = [] if rows else [Remark(Kind.VOID_MAP, str(annotation.path), annotation.at)]
+        faults = [] if rows else [DataFault(Kind.VOID_MAP, str(annotation.path), annotation.at)]
         segments: dict[int, Row] = {}
         for index, content in enumerate(rows):
             row = Row(annotation.path, f"{annotation.at}.{_SEGMENTS}", index, content)
@@ -190,12 +190,14 @@ class _Reader:
                 if category_id not in self._ids:
                     raise row.fault(Kind.UNKNOWN_CLASS, f"its category, id {category_id}, is not among the categories")
                 if number in segments:
-                    remarks.append(Remark(Kind.REPEATED_SEGMENT, str(row.path), row.at, f"segment {number}"))
+                    faults.append(DataFault(Kind.REPEATED_SEGMENT, str(row.path), row.at, f"segment {number}"))
                 else:
                     segments[number] = row
-        return segments, remarks
+        return segments, faults
 
-    def _objects(self, segments: Mapping[int, Row], map_path: Path | None, remarks: list[Remark]) -> list[ObjectRecord]:
+    def _objects(
+        self, segments: Mapping[int, Row], map_path: Path | None, faults: list[DataFault]
+    ) -> list[ObjectRecord]:
         """The segments as objects; where one lacks its box or area the map is measured."""
         incomplete = [row for row in segments.values() if not _is_complete(row)]
         drawn = read_map(map_path) if incomplete and map_path else None
@@ -207,7 +209,7 @@ class _Reader:
             elif (measured := _measured(drawn, number)) is not None:
                 box, area = measured
             else:
-                remarks.append(Remark(Kind.MISSING_SEGMENT, str(map_path), f"segment {number}"))
+                faults.append(DataFault(Kind.MISSING_SEGMENT, str(map_path), f"segment {number}"))
                 continue
             self._num_objects += 1
             objects.append(

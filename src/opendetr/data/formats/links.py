@@ -15,7 +15,7 @@ _MAX_LINKS = 8
 
 
 class Place(NamedTuple):
-    """A file or folder, and the name that it goes by in the data set, which differs where a link is on the way."""
+    """A file or folder, and the name that it goes by in the dataset, which differs where a link is on the way."""
 
     path: Path
     name: Path
@@ -27,7 +27,7 @@ def find_place(entry: str, bases: Sequence[Path], folder: Path) -> Place | None:
     Args:
         entry: the path, as written. One that is absolute or climbs out, and leads nowhere, is looked for by its end.
         bases: folders that it may start from.
-        folder: the data set's.
+        folder: the dataset's.
     """
     entry = entry.strip()
     slashed = entry.replace("\\", "/")

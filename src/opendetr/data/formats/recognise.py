@@ -1,4 +1,4 @@
-"""Opening a data set folder: its format is recognised by looking, its splits are found or made."""
+"""Opening a dataset folder: its format is recognised by looking, its splits are found or made."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from opendetr.data.paths import first_folder_holding, is_file, is_inside, requir
 from opendetr.data.records import (
     STOP_AT_FAULTS,
     DataError,
+    DataFault,
     DetectionData,
     FaultError,
     FaultLog,
     ImageRecord,
     Kind,
-    Remark,
     count_findings,
 )
 
@@ -49,7 +49,7 @@ _EXPECTED = (
 
 
 class Format(StrEnum):
-    """How a data set is written down."""
+    """How a dataset is written down."""
 
     COCO = "coco"
     VOC = "voc"
@@ -59,7 +59,7 @@ class Format(StrEnum):
 
 @dataclass(frozen=True)
 class Source:
-    """A data set whose format is known.
+    """A dataset whose format is known.
 
     Attributes:
         format: what it is.
@@ -84,11 +84,11 @@ def open_data(
     strict: bool = False,
     masks: Masks = "none",
 ) -> dict[str, DetectionData]:
-    """All splits of a data set, in COCO, Pascal VOC or YOLO format, or as a table.
+    """All splits of a dataset, in COCO, Pascal VOC or YOLO format, or as a table.
 
     Args:
-        folder: the data set; or the YAML file or CSV table that describes it.
-        val_fraction: share of the training images that becomes "val" where the data set has no such split.
+        folder: the dataset; or the YAML file or CSV table that describes it.
+        val_fraction: share of the training images that becomes "val" where the dataset has no such split.
         seed: chooses those images; with the names of the files alone, so that their order does not matter.
         train_split: the split to give as "train"; else "train", "trainval" or the only one there is.
         val_split: the split to give as "val".
@@ -120,7 +120,7 @@ def choose_splits(
     train_split: str | None = None,
     val_split: str | None = None,
 ) -> dict[str, DetectionData]:
-    """What `open_data` gives, made of all splits of a data set as they stand. Raises DataError as it does."""
+    """What `open_data` gives, made of all splits of a dataset as they stand. Raises DataError as it does."""
     train = data[_chosen(train_split, TRAIN_NAMES, tuple(data), Path(folder), "train")]
     if val_split is None and not set(VAL_NAMES) & data.keys():
         train, val = _divided(train, val_fraction, seed)
@@ -141,7 +141,7 @@ def open_split(
     strict: bool = False,
     masks: Masks = "none",
 ) -> DetectionData:
-    """One split of a data set folder, other splits unread where they can be; "all" is the whole of a set without any.
+    """One split of a dataset folder, other splits unread where they can be; "all" is the whole of a set without any.
 
     A "train" or "val" that the folder does not hold is made as `open_data` makes it. The other arguments are its own.
     Raises DataError.
@@ -161,7 +161,7 @@ def open_split(
 def read_splits(
     folder: str | Path, log: FaultLog = STOP_AT_FAULTS, *, masks: Masks = "none"
 ) -> dict[str, DetectionData]:
-    """All splits of a data set folder as they stand: none is chosen, made or required to hold objects.
+    """All splits of a dataset folder as they stand: none is chosen, made or required to hold objects.
 
     What `open_data` would stop at goes to the log; a split that cannot be read at all is left out.
     """
@@ -172,10 +172,10 @@ def read_splits(
 
 
 def recognise(folder: str | Path, log: FaultLog = STOP_AT_FAULTS, *, masks: Masks = "none") -> Source:
-    """The format of a data set, by looking. What names itself goes first, then what merely lies there.
+    """The format of a dataset, by looking. What names itself goes first, then what merely lies there.
 
     Args:
-        folder: the data set; or the file that describes it.
+        folder: the dataset; or the file that describes it.
         log: what to do at a fault.
         masks: what masks to read, as `DataConfig.masks`; without them such files are read where no others are.
 
@@ -196,7 +196,7 @@ def recognise(folder: str | Path, log: FaultLog = STOP_AT_FAULTS, *, masks: Mask
 
 
 def find_panoptic(folder: str | Path) -> dict[str, CocoPaths]:
-    """Split name -> the panoptic annotations of a data set; empty where there are none."""
+    """Split name -> the panoptic annotations of a dataset; empty where there are none."""
     folder = Path(folder)
     described = described_files(folder)
     if described:
@@ -210,7 +210,7 @@ def _with_outlines(source: Source, splits: tuple[str, ...]) -> dict[str, Detecti
 
 
 def _without_maps(folder: Path, log: FaultLog) -> Source:
-    """The data set as boxes, with outlines where it has some."""
+    """The dataset as boxes, with outlines where it has some."""
     described = described_files(folder)
     if described:
         return _coco_source(folder if folder.is_dir() else folder.parent, described, log)
@@ -233,7 +233,7 @@ def _without_maps(folder: Path, log: FaultLog) -> Source:
 
 
 def _source_of_file(path: Path, log: FaultLog) -> Source:
-    """A data set that is named by the file that describes it."""
+    """A dataset that is named by the file that describes it."""
     if path.suffix.lower() in TABLE_SUFFIXES:
         return _table_source(path.parent, {ALL: path}, log)
     return _yolo_source(path, log)
@@ -379,7 +379,7 @@ def _divided(whole: DetectionData, val_fraction: float, seed: int) -> tuple[Dete
     chosen = {image.id for image in sorted(whole.images, key=rank)[:num_val]}
     val = whole.subset([image for image in whole.images if image.id in chosen], "val")
     train = whole.subset([image for image in whole.images if image.id not in chosen], "train")
-    of_images = {remark.kind for image in whole.images for remark in image.remarks}
+    of_images = {fault.kind for image in whole.images for fault in image.faults}
     of_whole = tuple(finding for finding in whole.findings if finding.kind not in of_images)
     return replace(train, findings=of_whole + train.findings), val
 
@@ -387,13 +387,13 @@ def _divided(whole: DetectionData, val_fraction: float, seed: int) -> tuple[Dete
 def _with_overlap(val: DetectionData, train: DetectionData) -> DetectionData:
     """Validation data with a finding when training sees some of its images."""
     trained_on = {image.path for image in train.images}
-    shared = count_findings(Remark(Kind.IN_TRAINING, str(i.path)) for i in val.images if i.path in trained_on)
+    shared = count_findings(DataFault(Kind.IN_TRAINING, str(i.path)) for i in val.images if i.path in trained_on)
     return replace(val, findings=val.findings + shared)
 
 
 def _require_objects(data: DetectionData) -> None:
     if not data.num_objects:
         lost = (finding for finding in data.findings if finding.kind.effect is Effect.SKIPS)
-        reasons = (f"; {finding}: {finding.remarks[0].detail}".removesuffix(": ") for finding in lost)
+        reasons = (f"; {finding}: {finding.faults[0].detail}".removesuffix(": ") for finding in lost)
         detail = f"no annotations: {len(data)} images and no object{''.join(reasons)}"
         raise FaultError(Kind.NO_LABELS, data.folder, f"split '{data.split}'", detail)

@@ -18,7 +18,7 @@ from typing import Any
 from opendetr.categories import Categories
 from opendetr.data.faults import Kind
 from opendetr.data.paths import is_file
-from opendetr.data.records import FaultError, ImageRecord, ObjectRecord, Remark
+from opendetr.data.records import DataFault, FaultError, ImageRecord, ObjectRecord
 from opendetr.data.text import read_text
 
 FILE_NAME = "opendetr.json"
@@ -138,19 +138,19 @@ class Extras:
             image: what the annotation file alone says, an object for each row.
             rows: the rows, in one spelling whatever the spaces between their fields.
 
-        Returns `image` itself where nothing is kept for it, and with a remark where its rows have changed.
+        Returns `image` itself where nothing is kept for it, and with a fault where its rows have changed.
         """
         extra = self.of(key, image.path)
         if extra is None:
             return image
-        objects, remarks = list(image.objects), image.remarks
+        objects, faults = list(image.objects), image.faults
         if digest(rows) == extra.rows and len(objects) == len(extra.objects):
             objects = [_restored(thing, more) for thing, more in zip(objects, extra.objects, strict=True)]
         else:
-            remarks = (*remarks, Remark(Kind.STALE_EXTRA, image.source))
+            faults = (*faults, DataFault(Kind.STALE_EXTRA, image.source))
         objects += [thing.record() for thing in extra.rowless]
         objects.sort(key=lambda thing: thing.id)
-        return replace(image, id=extra.id, objects=tuple(objects), remarks=remarks)
+        return replace(image, id=extra.id, objects=tuple(objects), faults=faults)
 
 
 def digest(rows: Iterable[str]) -> str:
@@ -181,7 +181,7 @@ def image_extra(
 
 
 def write_extras(folder: Path, extras: Extras) -> None:
-    """Write `opendetr.json` into a data set folder."""
+    """Write `opendetr.json` into a dataset folder."""
     content = {
         "opendetr": _VERSION,
         "categories": extras.categories.to_dict() if extras.categories else None,
@@ -192,7 +192,7 @@ def write_extras(folder: Path, extras: Extras) -> None:
 
 
 def read_extras(folder: Path) -> Extras:
-    """The `opendetr.json` of a data set folder; empty where there is none. Raises FaultError for a broken one."""
+    """The `opendetr.json` of a dataset folder; empty where there is none. Raises FaultError for a broken one."""
     path = folder / FILE_NAME
     if not is_file(path):
         return Extras()

@@ -1,4 +1,4 @@
-"""The parts of a data set: what they are called, and how a whole is divided so that every part is like it."""
+"""The parts of a dataset: what they are called, and how a whole is divided so that every part is like it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from itertools import count
 
 from opendetr.data.records import DataError, DetectionData, ImageRecord
 
-ALL = "all"  # the one split of a data set that has no splits
+ALL = "all"  # the one split of a dataset that has no splits
 # How files and folders spell the usual ones.
 SPELLINGS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
              "test": "test", "testing": "test", "trainval": "trainval"}  # fmt: skip
@@ -30,7 +30,7 @@ def chance(seed: int, name: str) -> bytes:
 
 
 def pooled(splits: Mapping[str, DetectionData]) -> DetectionData:
-    """The images of all splits as one, each once; numbered anew where files of one data set use the same ids twice."""
+    """The images of all splits as one, each once; numbered anew where files of one dataset use the same ids twice."""
     first = next(iter(splits.values()))
     images = list({image.path: image for data in splits.values() for image in data.images}.values())
     if len({image.id for image in images}) < len(images):

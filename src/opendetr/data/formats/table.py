@@ -1,4 +1,4 @@
-"""Data sets as a table: a CSV file with a row for every box, beside the images.
+"""Datasets as a table: a CSV file with a row for every box, beside the images.
 
 The header says what the columns are, whatever their order, case and punctuation:
 
@@ -32,12 +32,12 @@ from opendetr.data.paths import file_length, is_file
 from opendetr.data.records import (
     STOP_AT_FAULTS,
     DataError,
+    DataFault,
     DetectionData,
     FaultError,
     FaultLog,
     ImageRecord,
     ObjectRecord,
-    Remark,
     usable_objects,
 )
 from opendetr.data.text import pixels, read_text
@@ -82,7 +82,7 @@ class _Image:
     line: int
     boxes: list[_Box] = field(default_factory=list)
     splits: set[str] = field(default_factory=set)
-    remarks: list[Remark] = field(default_factory=list)
+    faults: list[DataFault] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -90,18 +90,18 @@ class TableFolder:
     """Parsed tables.
 
     Attributes:
-        folder: the data set.
+        folder: the dataset.
         categories: the classes of all tables, sorted by name, with ids 1..K.
         splits: their names.
         images: all images, in the order in which they are numbered.
-        remarks: on rows that name no image.
+        faults: on rows that name no image.
     """
 
     folder: Path
     categories: Categories
     splits: tuple[str, ...]
     images: tuple[_Image, ...]
-    remarks: tuple[Remark, ...]
+    faults: tuple[DataFault, ...]
 
 
 def find_tables(folder: Path) -> dict[str, Path]:
@@ -117,35 +117,35 @@ def parse_tables(folder: Path, files: Mapping[str, Path], log: FaultLog = STOP_A
     """Read tables. Raises DataError that says what is wrong, and where.
 
     Args:
-        folder: the data set.
+        folder: the dataset.
         files: split -> table.
         log: what to do at a row that cannot be used.
     """
     images: dict[Path, _Image] = {}
-    remarks: list[Remark] = []
+    faults: list[DataFault] = []
     for split, path in files.items():
         with log:
-            _parse_table(path, split, folder, images, remarks, log)
+            _parse_table(path, split, folder, images, faults, log)
     ordered = sorted(images.values(), key=lambda image: (image.path.name, image.path.as_posix()))
     names = sorted({box.label for image in ordered for box in image.boxes}, key=_by_number)
     splits = dict.fromkeys(split for image in ordered for split in sorted(image.splits))
-    return TableFolder(folder, Categories.from_names(names), tuple(splits), tuple(ordered), tuple(remarks))
+    return TableFolder(folder, Categories.from_names(names), tuple(splits), tuple(ordered), tuple(faults))
 
 
 def read_table(table: TableFolder, split: str, log: FaultLog = STOP_AT_FAULTS) -> DetectionData:
     """One split of a table, in the order of the images' names. Raises DataError for an unknown split."""
     if split not in table.splits:
         raise DataError(f"{table.folder}: no split '{split}'; it has {', '.join(table.splits) or 'none'}")
-    images, remarks = [], list(table.remarks)
+    images, faults = [], list(table.faults)
     first_object = 1
     for image_id, image in enumerate(table.images, start=1):
         if split in image.splits:
             with log:
-                record = _image_record(image, split, image_id, first_object, table.categories, remarks)
+                record = _image_record(image, split, image_id, first_object, table.categories, faults)
                 if record is not None:
                     images.append(record)
         first_object += len(image.boxes)
-    return DetectionData.read(split, table.folder, table.categories, images, remarks)
+    return DetectionData.read(split, table.folder, table.categories, images, faults)
 
 
 def _is_table(path: Path) -> bool:
@@ -196,7 +196,7 @@ def _columns(header: Sequence[str], path: Path) -> _Columns:
 
 
 def _parse_table(
-    path: Path, split: str, folder: Path, images: dict[Path, _Image], remarks: list[Remark], log: FaultLog
+    path: Path, split: str, folder: Path, images: dict[Path, _Image], faults: list[DataFault], log: FaultLog
 ) -> None:
     rows = _rows(path)
     header = next(rows, (0, []))[1]
@@ -208,7 +208,7 @@ def _parse_table(
         name = cells[columns.image]
         with log:
             if not name:
-                remarks.append(Remark(Kind.INVALID_ROW, str(path), f"line {line}", "names no image"))
+                faults.append(DataFault(Kind.INVALID_ROW, str(path), f"line {line}", "names no image"))
                 continue
             if name not in places:
                 places[name] = _image_path(name, bases, folder, path, line)
@@ -220,7 +220,7 @@ def _parse_table(
             if isinstance(box, _Box):
                 image.boxes.append(box)
             elif box:
-                image.remarks.append(Remark(Kind.INVALID_ROW, str(path), f"line {line}", box))
+                image.faults.append(DataFault(Kind.INVALID_ROW, str(path), f"line {line}", box))
 
 
 def _image_path(name: str, bases: Sequence[Path], folder: Path, table: Path, line: int) -> Path:
@@ -253,17 +253,17 @@ def _by_number(name: str) -> tuple[bool, int, str]:
 
 
 def _image_record(
-    image: _Image, split: str, image_id: int, first_object: int, categories: Categories, remarks: list[Remark]
+    image: _Image, split: str, image_id: int, first_object: int, categories: Categories, faults: list[DataFault]
 ) -> ImageRecord | None:
-    """The record of an image; None, and a remark, for a file without a picture."""
+    """The record of an image; None, and a fault, for a file without an image."""
     source = str(image.table)
     if file_length(image.path, source, f"line {image.line}") == 0:
-        remarks.append(Remark(Kind.EMPTY_FILE, str(image.path)))
+        faults.append(DataFault(Kind.EMPTY_FILE, str(image.path)))
         return None
     try:
         height, width = image_size(image.path)
     except ImageFileError as error:
-        remarks.append(error.remark)
+        faults.append(error.fault)
         return None
     objects = [
         ObjectRecord(
@@ -283,6 +283,6 @@ def _image_record(
         height=height,
         width=width,
         objects=kept,
-        remarks=(*image.remarks, *of_objects),
+        faults=(*image.faults, *of_objects),
         source=source,
     )

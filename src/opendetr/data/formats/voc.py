@@ -1,4 +1,4 @@
-"""Data sets in Pascal VOC's format: one XML file an image, and lists of names as splits.
+"""Datasets in Pascal VOC's format: one XML file an image, and lists of names as splits.
 
 A box is x = xmin, y = ymin, width = xmax - xmin, height = ymax - ymin, as every common reader takes it, so that figures
 compare. (The 1-based, inclusive count of the original challenge would shift boxes by one pixel; most sets in this
@@ -24,13 +24,13 @@ from opendetr.data.records import (
     MAX_SIDE,
     STOP_AT_FAULTS,
     DataError,
+    DataFault,
     DetectionData,
     FaultError,
     FaultLog,
     ImageRecord,
     Kind,
     ObjectRecord,
-    Remark,
     usable_objects,
 )
 from opendetr.data.text import pixels
@@ -131,17 +131,17 @@ def read_voc(voc: str | Path | VocFolder, split: str, log: FaultLog = STOP_AT_FA
         raise DataError(f"{voc.folder}: no split '{split}'; it has {', '.join(voc.splits)}")
     wanted = set(voc.splits[split])
     images: list[ImageRecord] = []
-    remarks: list[Remark] = []
+    faults: list[DataFault] = []
     first_object = voc.extras.next_object_id
     for image_id, (name, annotation) in enumerate(voc.annotations.items(), start=voc.extras.next_image_id):
         if name in wanted:
             with log:
                 path = _image_path(voc.folder, name, annotation)
-                record = _image_record(voc, annotation, path, image_id, first_object, remarks)
+                record = _image_record(voc, annotation, path, image_id, first_object, faults)
                 if record is not None:
                     images.append(record)
         first_object += len(annotation.objects)
-    return DetectionData.read(split, voc.folder, voc.categories, images, remarks)
+    return DetectionData.read(split, voc.folder, voc.categories, images, faults)
 
 
 def _split_lists(folder: Path, annotations: Mapping[str, _Annotation], log: FaultLog) -> dict[str, tuple[str, ...]]:
@@ -227,38 +227,38 @@ def _length(root: ET.Element, tag: str) -> int:
 
 def _image_path(folder: Path, name: str, annotation: _Annotation) -> Path:
     """The image of an annotation: it bears the annotation's name, or else the one that the annotation gives."""
-    pictures = folder / "JPEGImages"
+    images = folder / "JPEGImages"
     suffixes = (*IMAGE_SUFFIXES, *(suffix.upper() for suffix in IMAGE_SUFFIXES))
-    same_name = next((path for suffix in suffixes if is_file(path := pictures / (name + suffix))), None)
+    same_name = next((path for suffix in suffixes if is_file(path := images / (name + suffix))), None)
     if same_name is not None or not annotation.file_name:
-        return same_name or pictures / (name + IMAGE_SUFFIXES[0])
-    return inside(pictures, annotation.file_name.strip(), str(annotation.path))
+        return same_name or images / (name + IMAGE_SUFFIXES[0])
+    return inside(images, annotation.file_name.strip(), str(annotation.path))
 
 
 def _image_record(
-    voc: VocFolder, annotation: _Annotation, path: Path, image_id: int, first_object: int, remarks: list[Remark]
+    voc: VocFolder, annotation: _Annotation, path: Path, image_id: int, first_object: int, faults: list[DataFault]
 ) -> ImageRecord | None:
-    """The record of an image; None, and a remark, for a file without a picture."""
+    """The record of an image; None, and a fault, for a file without an image."""
     source = str(annotation.path)
     if file_length(path, source) == 0:
-        remarks.append(Remark(Kind.EMPTY_FILE, str(path)))
+        faults.append(DataFault(Kind.EMPTY_FILE, str(path)))
         return None
-    size, of_image = annotation.size, list[Remark]()
+    size, of_image = annotation.size, list[DataFault]()
     if size is None:
         try:
             size = image_size(path)
         except ImageFileError as error:
-            remarks.append(error.remark)
+            faults.append(error.fault)
             return None
-        of_image.append(Remark(Kind.NO_SIZE, source))
+        of_image.append(DataFault(Kind.NO_SIZE, source))
     objects = tuple(
         thing.record(id_, voc.category_ids[thing.name]) for id_, thing in enumerate(annotation.objects, first_object)
     )
     height, width = size
     plain = ImageRecord(
-        id=image_id, path=path, height=height, width=width, objects=objects, remarks=tuple(of_image), source=source
+        id=image_id, path=path, height=height, width=width, objects=objects, faults=tuple(of_image), source=source
     )
     key = annotation.path.relative_to(voc.folder).as_posix()
     record = voc.extras.restored(key, plain, [thing.text for thing in annotation.objects])
     kept, of_objects = usable_objects(record.objects, height, width, source)
-    return replace(record, objects=kept, remarks=record.remarks + of_objects)
+    return replace(record, objects=kept, faults=record.faults + of_objects)

@@ -1,4 +1,4 @@
-"""Data sets in YOLO's format: `data.yaml`, and for every image a text file with a row for each object.
+"""Datasets in YOLO's format: `data.yaml`, and for every image a text file with a row for each object.
 
 A row is `class cx cy w h`, or `class x1 y1 x2 y2 ...` for a polygon, in fractions of the image's width and height after
 its EXIF orientation. A polygon's box is its hull, and its area that of the polygon. The class number is the category's
@@ -34,12 +34,12 @@ from opendetr.data.paths import file_length, is_file
 from opendetr.data.records import (
     STOP_AT_FAULTS,
     DataError,
+    DataFault,
     DetectionData,
     FaultError,
     FaultLog,
     ImageRecord,
     ObjectRecord,
-    Remark,
     usable_objects,
 )
 from opendetr.data.text import pixels, read_text
@@ -125,25 +125,25 @@ class _Image(NamedTuple):
 
 
 class _Labels(NamedTuple):
-    """The rows of a label file, and remarks on those that are no rows; `found` tells whether there is a file."""
+    """The rows of a label file, and faults on those that are no rows; `found` tells whether there is a file."""
 
     rows: tuple[YoloRow, ...]
-    remarks: tuple[Remark, ...]
+    faults: tuple[DataFault, ...]
     found: bool
 
 
 @dataclass(frozen=True)
 class YoloFolder:
-    """A parsed YOLO data set.
+    """A parsed YOLO dataset.
 
     Attributes:
-        folder: the data set.
+        folder: the dataset.
         categories: its classes.
         labels_of_numbers: class number -> label.
         splits: name -> its images.
         labels: image -> what its label file says, in the order in which images are numbered.
         extras: what `opendetr.json` adds.
-        remarks: on the data set as a whole.
+        faults: on the dataset as a whole.
         omit_unlabelled: leave out images without a label file, instead of taking them for empty ones.
     """
 
@@ -153,7 +153,7 @@ class YoloFolder:
     splits: Mapping[str, tuple[_Image, ...]]
     labels: Mapping[_Image, _Labels]
     extras: Extras
-    remarks: tuple[Remark, ...]
+    faults: tuple[DataFault, ...]
     omit_unlabelled: bool
 
 
@@ -175,7 +175,7 @@ def find_description(folder: Path) -> Path | None:
                 found.append(path)
     if len(found) > 1 and found[0].name not in USUAL_NAMES:
         names = ", ".join(path.name for path in found)
-        raise DataError(f"{folder}: {names} each describe a data set; name the one to use")
+        raise DataError(f"{folder}: {names} each describe a dataset; name the one to use")
     return found[0] if found else None
 
 
@@ -188,14 +188,14 @@ def parse_yolo(source: Path, log: FaultLog = STOP_AT_FAULTS) -> YoloFolder:
     """Read the description and all label files. Raises DataError that says what is wrong, and where.
 
     Args:
-        source: the data set's folder, or its `data.yaml`.
+        source: the dataset's folder, or its `data.yaml`.
         log: what to do at a file that cannot be used.
     """
     description = source if source.is_file() else find_description(source)
     folder = source.parent if source.is_file() else source
     content = parse_yaml(description) if description else {}
     if description and not _describes(content):
-        detail = "describes no data set; give 'train' and 'val', and 'names'"
+        detail = "describes no dataset; give 'train' and 'val', and 'names'"
         raise FaultError(Kind.WRONG_STRUCTURE, description, "", detail)
     splits = _splits(content, folder, description, log)
     labels = {}
@@ -204,7 +204,7 @@ def parse_yolo(source: Path, log: FaultLog = STOP_AT_FAULTS) -> YoloFolder:
             labels[image] = _parse_labels(image.labels)
     _require_labels(labels, description or folder)
     extras = read_extras(folder)
-    names, remarks = _class_names(content, description, folder, labels)
+    names, faults = _class_names(content, description, folder, labels)
     categories = _categories(names, extras, description or folder)
     return YoloFolder(
         folder=folder,
@@ -213,35 +213,35 @@ def parse_yolo(source: Path, log: FaultLog = STOP_AT_FAULTS) -> YoloFolder:
         splits=splits,
         labels=labels,
         extras=extras,
-        remarks=remarks,
+        faults=faults,
         omit_unlabelled=str(content.get(_SKIP_UNLABELLED)).lower() == "true",
     )
 
 
 def read_yolo(yolo: str | Path | YoloFolder, split: str, log: FaultLog = STOP_AT_FAULTS) -> DetectionData:
-    """One split of a YOLO data set, in the order of the images' names.
+    """One split of a YOLO dataset, in the order of the images' names.
 
-    Images are numbered from 1 in the order of all names in the data set, objects likewise, so that an image has the
+    Images are numbered from 1 in the order of all names in the dataset, objects likewise, so that an image has the
     same id in every split. Raises DataError for images that are missing, and for an unknown split.
     """
     yolo = yolo if isinstance(yolo, YoloFolder) else parse_yolo(Path(yolo))
     if split not in yolo.splits:
         raise DataError(f"{yolo.folder}: no split '{split}'; it has {', '.join(yolo.splits)}")
     wanted = set(yolo.splits[split])
-    images, remarks = [], list(yolo.remarks)
+    images, faults = [], list(yolo.faults)
     image_id, first_object = yolo.extras.next_image_id, yolo.extras.next_object_id
     for image, labels in yolo.labels.items():
         if image in wanted and yolo.omit_unlabelled and not labels.found:
-            remarks.append(Remark(Kind.OMITTED_IMAGE, str(image.path)))
+            faults.append(DataFault(Kind.OMITTED_IMAGE, str(image.path)))
         elif image in wanted:
             with log:
-                record = _image_record(yolo, image, image_id, first_object, remarks)
+                record = _image_record(yolo, image, image_id, first_object, faults)
                 if record is not None:
                     images.append(record)
         image_id += 1
         first_object += len(labels.rows)
-    remarks += _orphans(wanted, yolo.labels)
-    return DetectionData.read(split, yolo.folder, yolo.categories, images, remarks)
+    faults += _orphans(wanted, yolo.labels)
+    return DetectionData.read(split, yolo.folder, yolo.categories, images, faults)
 
 
 def label_file(image: PurePosixPath) -> PurePosixPath:
@@ -319,7 +319,7 @@ def _images(place: Place, bases: Sequence[Path], folder: Path, log: FaultLog) ->
     """The images of a folder, or of a text file that lists them."""
     if place.path.is_dir():
         if place.path.resolve() in folder.resolve().parents:  # a walk through it could take hours
-            detail = f"the data set {folder} lies in it; name the folder of its images"
+            detail = f"the dataset {folder} lies in it; name the folder of its images"
             raise FaultError(Kind.WRONG_STRUCTURE, place.path, "", detail)
         yield from _images_in(place)
         return
@@ -338,7 +338,7 @@ def _images(place: Place, bases: Sequence[Path], folder: Path, log: FaultLog) ->
 
 def _images_in(place: Place) -> Iterator[_Image]:
     for path in sorted(place.path.rglob("*")):
-        # Names with a dot are no pictures: macOS leaves such files beside every one on foreign disks.
+        # Names with a dot are no images: macOS leaves such files beside every one on foreign disks.
         if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file():
             yield _image(Place(path, place.name / path.relative_to(place.path)))
 
@@ -351,7 +351,7 @@ def _image(place: Place) -> _Image:
 
 
 def _order(image: _Image) -> tuple[str, str]:
-    """By name, in whatever folder: so the images of one data set have one order in all formats."""
+    """By name, in whatever folder: so the images of one dataset have one order in all formats."""
     return image.path.name, image.path.as_posix()
 
 
@@ -382,8 +382,8 @@ def _holds_text(folder: Path) -> bool:
 
 def _class_names(
     content: Mapping[str, Any], description: Path | None, folder: Path, labels: Mapping[_Image, _Labels]
-) -> tuple[dict[int, str], tuple[Remark, ...]]:
-    """Class number -> name, in the order of the numbers; and a remark for each name that had to be made."""
+) -> tuple[dict[int, str], tuple[DataFault, ...]]:
+    """Class number -> name, in the order of the numbers; and a fault for each name that had to be made."""
     place = description or folder
     names = _stated_names(content.get("names"), place) or _listed_names(folder)
     count = _stated_count(content.get("nc"), place)
@@ -394,7 +394,7 @@ def _class_names(
         found = {row.label for each in labels.values() for row in each.rows}
         numbers = sorted(found) if count is None else range(count)
         names = {number: f"class_{number}" for number in numbers}
-        return names, tuple(Remark(Kind.NAMELESS_CLASS, str(place), f"class {number}") for number in names)
+        return names, tuple(DataFault(Kind.NAMELESS_CLASS, str(place), f"class {number}") for number in names)
     return dict(sorted(names.items())), ()
 
 
@@ -455,7 +455,7 @@ def _categories(names: Mapping[int, str], extras: Extras, place: Path) -> Catego
 def _parse_labels(path: Path) -> _Labels:
     if not path.exists():
         return _Labels((), (), found=False)
-    rows, remarks = [], []
+    rows, faults = [], []
     for number, line in enumerate(read_text(path, max_bytes=_MAX_LABEL_BYTES).split("\n"), start=1):
         if line.strip():
             row = parse_row(line, number)
@@ -463,8 +463,8 @@ def _parse_labels(path: Path) -> _Labels:
                 rows.append(row)
             else:
                 kind, detail = row
-                remarks.append(Remark(kind, str(path), f"line {number}", detail))
-    return _Labels(tuple(rows), tuple(remarks), found=True)
+                faults.append(DataFault(kind, str(path), f"line {number}", detail))
+    return _Labels(tuple(rows), tuple(faults), found=True)
 
 
 def parse_row(text: str, line: int) -> YoloRow | tuple[Kind, str]:
@@ -500,20 +500,20 @@ def _require_labels(labels: Mapping[_Image, _Labels], place: Path) -> None:
 
 
 def _image_record(
-    yolo: YoloFolder, image: _Image, image_id: int, first_object: int, remarks: list[Remark]
+    yolo: YoloFolder, image: _Image, image_id: int, first_object: int, faults: list[DataFault]
 ) -> ImageRecord | None:
-    """The record of an image; None, and a remark, for a file without a picture."""
+    """The record of an image; None, and a fault, for a file without an image."""
     labels = yolo.labels[image]
     source = str(image.labels if labels.found else image.path)
     if file_length(image.path, source) == 0:
-        remarks.append(Remark(Kind.EMPTY_FILE, str(image.path)))
+        faults.append(DataFault(Kind.EMPTY_FILE, str(image.path)))
         return None
     key = image.labels.relative_to(yolo.folder).as_posix() if image.labels.is_relative_to(yolo.folder) else ""
     extra = yolo.extras.of(key, image.path)
     try:
         height, width = (extra and extra.size) or image_size(image.path)
     except ImageFileError as error:
-        remarks.append(error.remark)
+        faults.append(error.fault)
         return None
     rows, of_rows = _listed_rows(labels, yolo.labels_of_numbers, source)
     objects = tuple(
@@ -521,30 +521,33 @@ def _image_record(
         for id_, row in enumerate(rows, start=first_object)
     )
     plain = ImageRecord(
-        id=image_id, path=image.path, height=height, width=width, objects=objects, remarks=of_rows, source=source
+        id=image_id, path=image.path, height=height, width=width, objects=objects, faults=of_rows, source=source
     )
     record = yolo.extras.restored(key, plain, [row.text for row in rows])
     kept, of_objects = usable_objects(record.objects, height, width, source)
-    return replace(record, objects=kept, remarks=record.remarks + of_objects)
+    return replace(record, objects=kept, faults=record.faults + of_objects)
 
 
-def _listed_rows(labels: _Labels, known: Mapping[int, int], source: str) -> tuple[list[YoloRow], tuple[Remark, ...]]:
-    """The rows of classes that there are, and remarks on the others and on rows that are none."""
+def _listed_rows(labels: _Labels, known: Mapping[int, int], source: str) -> tuple[list[YoloRow], tuple[DataFault, ...]]:
+    """The rows of classes that there are, and faults on the others and on rows that are none."""
     others = [row for row in labels.rows if row.label not in known]
-    remarks = [
-        Remark(Kind.UNLISTED_CLASS, source, f"line {row.line}", f"class {row.label}, of {len(known)}") for row in others
+    faults = [
+        DataFault(Kind.UNLISTED_CLASS, source, f"line {row.line}", f"class {row.label}, of {len(known)}")
+        for row in others
     ]
     if not labels.found:
-        remarks.append(Remark(Kind.UNLABELLED_IMAGE, source))
-    return [row for row in labels.rows if row.label in known], (*labels.remarks, *remarks)
+        faults.append(DataFault(Kind.UNLABELLED_IMAGE, source))
+    return [row for row in labels.rows if row.label in known], (*labels.faults, *faults)
 
 
-def _orphans(images: Set[_Image], known: Collection[_Image]) -> list[Remark]:
-    """Remarks on label files, in the folders of these images' labels, that belong to no image of the data set."""
+def _orphans(images: Set[_Image], known: Collection[_Image]) -> list[DataFault]:
+    """Remarks on label files, in the folders of these images' labels, that belong to no image of the dataset."""
     folders = {image.labels.parent for image in images if "labels" in image.labels.parts}
     used = {image.labels for image in known}
     files = (path for folder in sorted(folders) for path in sorted(folder.glob("*.txt")))
-    return [Remark(Kind.ORPHAN_LABELS, str(path)) for path in files if path not in used and path.name != "classes.txt"]
+    return [
+        DataFault(Kind.ORPHAN_LABELS, str(path)) for path in files if path not in used and path.name != "classes.txt"
+    ]
 
 
 def _hull(xs: Sequence[float], ys: Sequence[float]) -> tuple[float, float, float, float]:

@@ -1,4 +1,4 @@
-"""What is wrong or out of the ordinary in a data set: all that the readers notice, and what only shows on the whole."""
+"""What is wrong or out of the ordinary in a dataset: all that the readers notice, and what only shows on the whole."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from opendetr.data.formats.recognise import (
     recognise,
 )
 from opendetr.data.images import image_size, is_animated, read_record
-from opendetr.data.masks import empty_mask, map_remarks, outline_area, outline_remarks, panoptic_map, segment_areas
-from opendetr.data.records import DetectionData, FaultError, FaultLog, ImageRecord, ObjectRecord, Remark
+from opendetr.data.masks import empty_mask, map_faults, outline_area, outline_faults, panoptic_map, segment_areas
+from opendetr.data.records import DataFault, DetectionData, FaultError, FaultLog, ImageRecord, ObjectRecord
 from opendetr.data.transforms import resized_shape
 from opendetr.files import IMAGE_SUFFIXES
 
@@ -85,11 +85,11 @@ class DataReport:
     """What a check found.
 
     Attributes:
-        folder: the data set.
+        folder: the dataset.
         format: how it is written down; None when that cannot be told.
         splits: the splits as they were read, without what cannot be used.
         counts: how much each split holds.
-        remarks: kind -> all places where it was found, in the order of `Kind`.
+        faults: kind -> all places where it was found, in the order of `Kind`.
         leaks: images of the training split of which a split that is scored has a copy.
     """
 
@@ -97,21 +97,21 @@ class DataReport:
     format: Format | None
     splits: Mapping[str, DetectionData]
     counts: Mapping[str, SplitCounts]
-    remarks: Mapping[Kind, tuple[Remark, ...]]
+    faults: Mapping[Kind, tuple[DataFault, ...]]
     leaks: frozenset[Path]
 
-    def with_effect(self, effect: Effect) -> dict[Kind, tuple[Remark, ...]]:
-        """The remarks of the kinds that training treats so."""
-        return {kind: remarks for kind, remarks in self.remarks.items() if kind.effect is effect}
+    def with_effect(self, effect: Effect) -> dict[Kind, tuple[DataFault, ...]]:
+        """The faults of the kinds that training treats so."""
+        return {kind: faults for kind, faults in self.faults.items() if kind.effect is effect}
 
 
 def check_data(
     folder: str | Path, demands: Demands, *, read_images: bool = True, progress: Progress | None = None
 ) -> DataReport:
-    """Look for everything that a data set has of `Kind`.
+    """Look for everything that a dataset has of `Kind`.
 
     Args:
-        folder: the data set, in any format.
+        folder: the dataset, in any format.
         demands: image size and number of queries to check against.
         read_images: decode every image; else only the annotations are looked at.
         progress: is called with the number of images that are read, and of all there are.
@@ -124,39 +124,39 @@ def check_data(
     with log:
         source = _trained_on(folder, demands, log)
         written_as, splits = source.format, source.read(source.splits)
-        if not log.remarks:
+        if not log.faults:
             choose_splits(splits, folder)
     maps, more = _maps(folder, splits, demands)
-    log.remarks += more
-    remarks = [remark._replace(file=remark.file or str(folder)) for remark in log.remarks]
+    log.faults += more
+    faults = [fault._replace(file=fault.file or str(folder)) for fault in log.faults]
     for data in splits.values():
-        remarks += [remark for finding in data.findings for remark in finding.remarks]
-        remarks += _of_images(data, demands)
-        remarks += _of_objects(data, demands)
-        remarks += _of_boxes_together(data)
-        remarks += _of_outlines(data, draw=read_images)
-    remarks += _of_classes(folder, splits)
-    remarks += _unlisted(splits, remarks)
+        faults += [fault for finding in data.findings for fault in finding.faults]
+        faults += _of_images(data, demands)
+        faults += _of_objects(data, demands)
+        faults += _of_boxes_together(data)
+        faults += _of_outlines(data, draw=read_images)
+    faults += _of_classes(folder, splits)
+    faults += _unlisted(splits, faults)
     digests: dict[Path, bytes] = {}
     if read_images:
         digests, more = _read_all(splits, progress)
-        remarks += more
-        remarks += _of_maps(maps)
+        faults += more
+        faults += _of_maps(maps)
     for data in splits.values():
-        remarks += _repeated_images(data, digests)
+        faults += _repeated_images(data, digests)
     leaks, more = _leaks(splits, digests)
     return DataReport(
         folder=folder,
         format=written_as,
         splits=splits,
         counts={split: _counts(data, demands) for split, data in splits.items()},
-        remarks=_grouped(remarks + more),
+        faults=_grouped(faults + more),
         leaks=leaks,
     )
 
 
 def _trained_on(folder: Path, demands: Demands, log: FaultLog) -> Source:
-    """The data set as the model is trained on it; one of panoptic maps alone is always read with them."""
+    """The dataset as the model is trained on it; one of panoptic maps alone is always read with them."""
     source = recognise(folder, log)
     wanted = demands.masks in ("auto", "panoptic") and find_panoptic(folder)
     return recognise(folder, log, masks="panoptic") if source.panoptic or wanted else source
@@ -164,8 +164,8 @@ def _trained_on(folder: Path, demands: Demands, log: FaultLog) -> Source:
 
 def _maps(
     folder: Path, splits: Mapping[str, DetectionData], demands: Demands
-) -> tuple[list[ImageRecord], list[Remark]]:
-    """The images with panoptic maps, also of those that lie beside the splits, and remarks on the latter.
+) -> tuple[list[ImageRecord], list[DataFault]]:
+    """The images with panoptic maps, also of those that lie beside the splits, and faults on the latter.
 
     A model that is not trained on them does not stop at them.
     """
@@ -176,36 +176,36 @@ def _maps(
     with log:
         if find_panoptic(folder):
             beside = read_splits(folder, log, masks="panoptic")
-    found = [remark for data in beside.values() for finding in data.findings for remark in finding.remarks]
-    remarks = [remark for remark in found if remark.kind in _MAP_KINDS]
+    found = [fault for data in beside.values() for finding in data.findings for fault in finding.faults]
+    faults = [fault for fault in found if fault.kind in _MAP_KINDS]
     if demands.masks in ("auto", "panoptic"):
-        remarks += log.remarks
-    return [image for data in beside.values() for image in data.images], remarks
+        faults += log.faults
+    return [image for data in beside.values() for image in data.images], faults
 
 
-def _of_maps(images: Sequence[ImageRecord]) -> Iterator[Remark]:
+def _of_maps(images: Sequence[ImageRecord]) -> Iterator[DataFault]:
     """Where panoptic maps and their annotations do not fit together."""
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as executor:
         for start in range(0, len(images), _IMAGES_AT_ONCE):
-            for remarks in executor.map(_map_faults, images[start : start + _IMAGES_AT_ONCE]):
-                yield from remarks
+            for faults in executor.map(_map_faults, images[start : start + _IMAGES_AT_ONCE]):
+                yield from faults
 
 
-def _map_faults(image: ImageRecord) -> list[Remark]:
+def _map_faults(image: ImageRecord) -> list[DataFault]:
     if image.panoptic_map is None:
         return []
     try:
-        return list(map_remarks(image, segment_areas(panoptic_map(image))))
+        return list(map_faults(image, segment_areas(panoptic_map(image))))
     except FaultError as fault:
-        return [fault.remark]
+        return [fault.fault]
 
 
-def _of_outlines(data: DetectionData, *, draw: bool) -> Iterator[Remark]:
+def _of_outlines(data: DetectionData, *, draw: bool) -> Iterator[DataFault]:
     """What is wrong with outlines, if the split has some; those of no pixel are found when they are drawn."""
     if not any(thing.segmentation for image in data.images for thing in image.objects):
         return
     for image in data.images:
-        faults = outline_remarks(image)
+        faults = outline_faults(image)
         yield from faults.values()
         for index, thing in enumerate(image.objects if draw else ()):
             if index not in faults and not outline_area(thing, image.height, image.width):
@@ -244,32 +244,32 @@ def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return common / (a[:, 2:].prod(-1)[:, None] + b[:, 2:].prod(-1) - common)
 
 
-def _of_images(data: DetectionData, demands: Demands) -> Iterator[Remark]:
+def _of_images(data: DetectionData, demands: Demands) -> Iterator[DataFault]:
     """What is out of the ordinary in single images."""
     for image in data.images:
         if max(image.height, image.width) > _LONG_RATIO * min(image.height, image.width):
             height, width = _resized(image, demands)
             detail = f"{image.width}x{image.height} pixels become {width}x{height}"
-            yield Remark(Kind.LONG_IMAGE, str(image.path), detail=detail)
+            yield DataFault(Kind.LONG_IMAGE, str(image.path), detail=detail)
         found = sum(not thing.crowd for thing in image.objects)
         if found > demands.num_queries:
             detail = f"{found} objects, {demands.num_queries} queries"
-            yield Remark(Kind.TOO_MANY_OBJECTS, str(image.path), detail=detail)
+            yield DataFault(Kind.TOO_MANY_OBJECTS, str(image.path), detail=detail)
 
 
-def _of_objects(data: DetectionData, demands: Demands) -> Iterator[Remark]:
+def _of_objects(data: DetectionData, demands: Demands) -> Iterator[DataFault]:
     """What is out of the ordinary in single objects."""
     for image in data.images:
         for thing, (width, height) in zip(image.objects, _resized_sides(image, demands), strict=True):
             _, _, w, h = thing.clipped_box(image.height, image.width)
             if max(w, h) > _THIN_RATIO * min(w, h):
-                yield Remark(Kind.THIN_BOX, _source(image), thing.position, f"{w:g}x{h:g} pixels")
+                yield DataFault(Kind.THIN_BOX, _source(image), thing.position, f"{w:g}x{h:g} pixels")
             if math.sqrt(width * height) < SIZE_LIMITS[0]:
                 detail = f"{w:g}x{h:g} pixels become {width:.1f}x{height:.1f}"
-                yield Remark(Kind.SMALL_OBJECT, _source(image), thing.position, detail)
+                yield DataFault(Kind.SMALL_OBJECT, _source(image), thing.position, detail)
         for earlier, thing in repeated_boxes(image):
             kind = Kind.REPEATED_BOX if earlier.category_id == thing.category_id else Kind.TWO_CLASSES
-            yield Remark(kind, _source(image), thing.position, f"the box of {earlier.position}")
+            yield DataFault(kind, _source(image), thing.position, f"the box of {earlier.position}")
 
 
 def _resized(image: ImageRecord, demands: Demands) -> tuple[int, int]:
@@ -285,10 +285,10 @@ def _resized_sides(image: ImageRecord, demands: Demands) -> Iterator[tuple[float
         yield w * width / image.width, h * height / image.height
 
 
-def _of_boxes_together(data: DetectionData) -> Iterator[Remark]:
+def _of_boxes_together(data: DetectionData) -> Iterator[DataFault]:
     boxes = [thing.box for image in data.images for thing in image.objects]
     if boxes and all(x + w <= 1 and y + h <= 1 for x, y, w, h in boxes):
-        yield Remark(Kind.NORMALISED_BOXES, str(data.folder), f"split '{data.split}'")
+        yield DataFault(Kind.NORMALISED_BOXES, str(data.folder), f"split '{data.split}'")
 
 
 def train_split(splits: Mapping[str, DetectionData]) -> str | None:
@@ -301,7 +301,7 @@ def _scored_splits(splits: Mapping[str, DetectionData]) -> list[str]:
     return [name for name in splits if name not in TRAIN_NAMES]
 
 
-def _of_classes(folder: Path, splits: Mapping[str, DetectionData]) -> Iterator[Remark]:
+def _of_classes(folder: Path, splits: Mapping[str, DetectionData]) -> Iterator[DataFault]:
     if not splits:
         return
     categories = next(iter(splits.values())).categories
@@ -313,14 +313,14 @@ def _of_classes(folder: Path, splits: Mapping[str, DetectionData]) -> Iterator[R
         place = (str(folder), f"class '{name}'")
         in_scored = [split for split in scored if counts[split][name]]
         if not any(count[name] for count in counts.values()):
-            yield Remark(Kind.UNUSED_CLASS, *place)
+            yield DataFault(Kind.UNUSED_CLASS, *place)
         elif not train[name] and in_scored:
-            yield Remark(Kind.UNSEEN_CLASS, *place, f"{counts[in_scored[0]][name]} objects in '{in_scored[0]}'")
+            yield DataFault(Kind.UNSEEN_CLASS, *place, f"{counts[in_scored[0]][name]} objects in '{in_scored[0]}'")
         elif train[name] < _FEW_OBJECTS:
-            yield Remark(Kind.RARE_CLASS, *place, f"{train[name]} to train on")
+            yield DataFault(Kind.RARE_CLASS, *place, f"{train[name]} to train on")
         other = first_like.setdefault("".join(filter(str.isalnum, name.casefold())) or name, name)
         if other != name:
-            yield Remark(Kind.ALIKE_NAMES, *place, f"like '{other}'")
+            yield DataFault(Kind.ALIKE_NAMES, *place, f"like '{other}'")
 
 
 def _used_names(categories: Categories) -> list[str]:
@@ -346,85 +346,89 @@ def _counts(data: DetectionData, demands: Demands) -> SplitCounts:
     )
 
 
-def _unlisted(splits: Mapping[str, DetectionData], known: Iterable[Remark]) -> Iterator[Remark]:
-    """Image files beside those of the data set that are none of its own."""
+def _unlisted(splits: Mapping[str, DetectionData], known: Iterable[DataFault]) -> Iterator[DataFault]:
+    """Image files beside those of the dataset that are none of its own."""
     used = {image.path for data in splits.values() for image in data.images}
-    accounted = used | {Path(remark.file) for remark in known}
+    accounted = used | {Path(fault.file) for fault in known}
     for folder in sorted({path.parent for path in used}):
         for path in sorted(folder.iterdir()):
             if path.suffix.lower() in IMAGE_SUFFIXES and path not in accounted and not path.is_dir():
-                yield Remark(Kind.UNLISTED_IMAGE, str(path))
+                yield DataFault(Kind.UNLISTED_IMAGE, str(path))
 
 
-def _read_all(splits: Mapping[str, DetectionData], progress: Progress | None) -> tuple[dict[Path, bytes], list[Remark]]:
+def _read_all(
+    splits: Mapping[str, DetectionData], progress: Progress | None
+) -> tuple[dict[Path, bytes], list[DataFault]]:
     """Every image decoded once: path -> digest of its pixels, and what is wrong with files."""
     images = (image for data in splits.values() for image in data.images)
     records = list({(image.path, image.height, image.width): image for image in images}.values())
     digests: dict[Path, bytes] = {}
-    remarks: list[Remark] = []
+    faults: list[DataFault] = []
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as executor:
         for start in range(0, len(records), _IMAGES_AT_ONCE):
             chunk = records[start : start + _IMAGES_AT_ONCE]
             for done, (record, (digest, found)) in enumerate(
                 zip(chunk, executor.map(_looked_at, chunk), strict=True), start=start + 1
             ):
-                remarks += found
+                faults += found
                 if digest is not None:
                     digests[record.path] = digest
                 if progress is not None:
                     progress(done, len(records))
-    return digests, remarks
+    return digests, faults
 
 
-def _looked_at(record: ImageRecord) -> tuple[bytes | None, list[Remark]]:
+def _looked_at(record: ImageRecord) -> tuple[bytes | None, list[DataFault]]:
     """The digest of an image's pixels, None when it cannot be used, and what is the matter with it."""
     try:
         pixels = read_record(record)
         oriented, animated = image_size(record.path), is_animated(record.path)
     except FaultError as fault:
-        return None, [fault.remark]
+        return None, [fault.fault]
     found = {Kind.TURNED_IMAGE: oriented != pixels.shape[:2], Kind.ANIMATED_IMAGE: animated}
     digest = hashlib.blake2b(pixels.tobytes(), digest_size=16, person=str(pixels.shape[0]).encode())
-    return digest.digest(), [Remark(kind, str(record.path)) for kind, there in found.items() if there]
+    return digest.digest(), [DataFault(kind, str(record.path)) for kind, there in found.items() if there]
 
 
-def _repeated_images(data: DetectionData, digests: Mapping[Path, bytes]) -> Iterator[Remark]:
+def _repeated_images(data: DetectionData, digests: Mapping[Path, bytes]) -> Iterator[DataFault]:
     """Images of a split with the very pixels of an earlier one, which may be the same file."""
     first: dict[bytes, ImageRecord] = {}
     for image in data.images:
         earlier = first.setdefault(_digest(image.path, digests), image)
         if earlier is not image:
-            yield Remark(Kind.COPY_IN_SPLIT, str(image.path), detail=f"the same as {earlier.path}")
+            yield DataFault(Kind.COPY_IN_SPLIT, str(image.path), detail=f"the same as {earlier.path}")
 
 
-def _leaks(splits: Mapping[str, DetectionData], digests: Mapping[Path, bytes]) -> tuple[frozenset[Path], list[Remark]]:
-    """Training images that a split which is scored has too, and remarks on those in the scored splits."""
+def _leaks(
+    splits: Mapping[str, DetectionData], digests: Mapping[Path, bytes]
+) -> tuple[frozenset[Path], list[DataFault]]:
+    """Training images that a split which is scored has too, and faults on those in the scored splits."""
     train = train_split(splits)
     trained_on: dict[bytes, list[Path]] = defaultdict(list)
     for image in splits[train].images if train else ():
         trained_on[_digest(image.path, digests)].append(image.path)
     leaks: set[Path] = set()
-    remarks = []
+    faults = []
     for image in (image for split in _scored_splits(splits) for image in splits[split].images):
         same = trained_on.get(_digest(image.path, digests), [])
         leaks.update(same)
         if image.path in same:
-            remarks.append(Remark(Kind.IN_TRAINING, str(image.path)))
+            faults.append(DataFault(Kind.IN_TRAINING, str(image.path)))
         elif same:
-            remarks.append(Remark(Kind.COPY_IN_TRAINING, str(image.path), detail=f"the same as {same[0]}"))
-    return frozenset(leaks), remarks
+            faults.append(DataFault(Kind.COPY_IN_TRAINING, str(image.path), detail=f"the same as {same[0]}"))
+    return frozenset(leaks), faults
 
 
 def _digest(path: Path, digests: Mapping[Path, bytes]) -> bytes:
-    """What is the same for the same picture: its digest, or its path where it was not read."""
+    """What is the same for the same image: its digest, or its path where it was not read."""
     return digests.get(path) or os.fsencode(path)
 
 
-def _grouped(remarks: Iterable[Remark]) -> dict[Kind, tuple[Remark, ...]]:
+def _grouped(faults: Iterable[DataFault]) -> dict[Kind, tuple[DataFault, ...]]:
     """Remarks by kind, each once: splits can share images."""
-    by_kind: dict[Kind, dict[Remark, None]] = {}
-    for remark in remarks:
-        by_kind.setdefault(remark.kind, {})[remark] = None
+    by_kind: dict[Kind, dict[DataFault, None]] = {}
+    for fault in faults:
+        by_kind.setdefault(fault.kind, {})[fault] = None
     return {kind: tuple(by_kind[kind]) for kind in Kind if kind in by_kind}
 
 

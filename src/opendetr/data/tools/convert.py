@@ -1,4 +1,4 @@
-"""Writing a data set as COCO, Pascal VOC or YOLO, whatever format it is in, so that reading it again gives the same.
+"""Writing a dataset as COCO, Pascal VOC or YOLO, whatever format it is in, so that reading it again gives the same.
 
 What a record holds is kept: boxes to the last bit, classes with their ids, ids of images and objects, areas, crowd
 regions, `difficult`, polygons and run lengths, images without objects, splits. VOC and YOLO have no place for some of
@@ -90,14 +90,14 @@ class _Written:
 def convert(
     source: str | Path, folder: str | Path, to: Format, *, link: bool = False, progress: Progress | None = None
 ) -> tuple[str, ...]:
-    """Write a data set in another format; see `write_data`."""
+    """Write a dataset in another format; see `write_data`."""
     splits = read_splits(source)
     notes = write_data(splits, folder, to, link=link, progress=progress)
     return (*notes, *maps_left_behind(source, splits))
 
 
 def maps_left_behind(source: str | Path, splits: Mapping[str, DetectionData]) -> tuple[str, ...]:
-    """A line that says so where a data set has panoptic maps beside the splits that were written."""
+    """A line that says so where a dataset has panoptic maps beside the splits that were written."""
     if any(image.panoptic_map for data in splits.values() for image in data.images) or not find_panoptic(source):
         return ()
     return ("panoptic maps beside the boxes, left behind",)
@@ -111,7 +111,7 @@ def write_data(
     link: bool = False,
     progress: Progress | None = None,
 ) -> tuple[str, ...]:
-    """Write splits of a data set with their images into a new folder: whole, or not at all.
+    """Write splits of a dataset with their images into a new folder: whole, or not at all.
 
     Args:
         splits: name -> data; all have the same classes. An image that is in several splits is written once.
@@ -166,7 +166,7 @@ def _content(splits: Mapping[str, DetectionData], to: Format) -> _Content:
     order = sorted(splits, key=lambda split: usual.index(split) if split in usual else len(usual))
     filled = {split: splits[split] for split in order if len(splits[split])}
     if not filled:
-        raise DataError("the data set has no image to write")
+        raise DataError("the dataset has no image to write")
     for split in filled:
         if not _SPLIT_NAME.fullmatch(split) or split in _NO_SPLIT_NAMES:
             raise DataError(f"the split {split[:60]!r} cannot name files; give it a plain name")

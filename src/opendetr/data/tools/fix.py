@@ -1,4 +1,4 @@
-"""A cleaned copy of a data set, made from what a check has found in it."""
+"""A cleaned copy of a dataset, made from what a check has found in it."""
 
 from __future__ import annotations
 
@@ -17,38 +17,38 @@ _UNUSABLE = (Kind.UNREADABLE_IMAGE, Kind.OVERSIZED_IMAGE, Kind.SIZE_MISMATCH, Ki
 _UNUSABLE_OBJECTS = (Kind.INVALID_OUTLINE, Kind.EMPTY_MASK, Kind.MASK_SIZE, Kind.MISSING_SEGMENT)
 
 
-def write_mended(report: DataReport, folder: str | Path, progress: Progress | None = None) -> dict[str, DetectionData]:
-    """Write what `mended` gives, whole or not at all: in the format that it came in, a table as COCO.
+def write_fixed(report: DataReport, folder: str | Path, progress: Progress | None = None) -> dict[str, DetectionData]:
+    """Write what `fixed` gives, whole or not at all: in the format that it came in, a table as COCO.
 
     Returns what was written. Raises DataError when nothing is left, or when `folder` holds something.
     """
-    splits = mended(report)
+    splits = fixed(report)
     to = Format.COCO if report.format in (None, Format.TABLE) else report.format
     write_data(splits, folder, to, progress=progress)
     return splits
 
 
-def mended(report: DataReport) -> dict[str, DetectionData]:
-    """The splits of a data set without the faults that can be mended; the report is of a check that read the images.
+def fixed(report: DataReport) -> dict[str, DetectionData]:
+    """The splits of a dataset without the faults that can be fixed; the report is of a check that read the images.
 
     What cannot be used is left out. Boxes are cut at the edges of their images, repeated ones left out, and training
     images that a scored split holds too.
     """
-    unusable = {Path(remark.file) for kind in _UNUSABLE for remark in report.remarks.get(kind, ()) if not remark.at}
-    objects = {(remark.file, remark.at) for kind in _UNUSABLE_OBJECTS for remark in report.remarks.get(kind, ())}
+    unusable = {Path(fault.file) for kind in _UNUSABLE for fault in report.faults.get(kind, ()) if not fault.at}
+    objects = {(fault.file, fault.at) for kind in _UNUSABLE_OBJECTS for fault in report.faults.get(kind, ())}
     train = train_split(report.splits)
-    numbers = itertools.count(1) if Kind.REPEATED_ID in report.remarks else None
+    numbers = itertools.count(1) if Kind.REPEATED_ID in report.faults else None
     splits = {}
     for name, data in report.splits.items():
         left_out = unusable | report.leaks if name == train else unusable
         kept = (image for image in data.images if not {image.path, image.panoptic_map} & left_out)
-        images = [_mended(image, objects, numbers) for image in kept]
+        images = [_fixed(image, objects, numbers) for image in kept]
         if images:
             splits[name] = data.subset(images, name)
     return splits
 
 
-def _mended(image: ImageRecord, unusable: Set[tuple[str, str]], numbers: Iterator[int] | None) -> ImageRecord:
+def _fixed(image: ImageRecord, unusable: Set[tuple[str, str]], numbers: Iterator[int] | None) -> ImageRecord:
     """The image with its usable objects cut to it; they are numbered anew when there are `numbers`.
 
     Args:

@@ -1,1 +1,1 @@
-"""Where pictures come from: files, folders, patterns, URLs, videos, cameras, and pictures in memory."""
+"""Where images come from: files, folders, patterns, URLs, videos, cameras, and images in memory."""

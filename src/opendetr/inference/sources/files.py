@@ -1,4 +1,4 @@
-"""Pictures in folders and those that match a pattern, found as they are asked for."""
+"""Images in folders and those that match a pattern, found as they are asked for."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from opendetr.data.records import DataError
 from opendetr.files import IMAGE_SUFFIXES
 
 
-def pictures_in(
+def images_in(
     folder: Path, *, skip: Path | None = None, on_unreadable: Callable[[str], None] | None = None
 ) -> Iterator[Path]:
-    """The pictures in a folder and in its folders, in the order of their paths.
+    """The images in a folder and in its folders, in the order of their paths.
 
     One folder's names are held at a time, so that a tree of any size needs little memory. Links to folders are
     followed, and no folder is entered twice: loops end.
@@ -60,14 +60,14 @@ def _identity(path: Path) -> tuple[int, int]:
 
 
 def _listing(folder: Path) -> Iterator[tuple[Path, bool]]:
-    """Folders and pictures in a folder by name, each with whether it is a folder. Links that lead nowhere are named."""
+    """Folders and images in a folder by name, each with whether it is a folder. Links that lead nowhere are named."""
     folders, names = set(), []
     with os.scandir(folder) as entries:
         for entry in entries:
             is_folder = _is(entry.is_dir)
             if is_folder:
                 folders.add(entry.name)
-            if is_folder or (is_picture_name(entry.name) and (_is(entry.is_file) or entry.is_symlink())):
+            if is_folder or (is_image_name(entry.name) and (_is(entry.is_file) or entry.is_symlink())):
                 names.append(entry.name)
     names.sort()
     return ((folder / name, name in folders) for name in names)
@@ -80,8 +80,8 @@ def _is(kind: Callable[[], bool]) -> bool:
         return False
 
 
-def is_picture_name(name: str) -> bool:
-    """Whether a file name ends as those of pictures do."""
+def is_image_name(name: str) -> bool:
+    """Whether a file name ends as those of images do."""
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122  a Path of each name is slow
 
 

@@ -1,4 +1,4 @@
-"""From whatever a user gives as a source to pictures in memory."""
+"""From whatever a user gives as a source to images in memory."""
 
 from __future__ import annotations
 
@@ -9,28 +9,30 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
 from opendetr.data.images import ImageError, read_image, to_rgb
 from opendetr.data.records import DataError
 from opendetr.files import IMAGE_SUFFIXES
-from opendetr.inference.sources.files import is_pattern, matching, pictures_in
+from opendetr.inference.sources.files import images_in, is_pattern, matching
 from opendetr.inference.sources.prefetch import read_ahead
-from opendetr.inference.sources.source_image import Picture
+from opendetr.inference.sources.source_image import SourceImage
 from opendetr.inference.sources.url import is_url, read_url
 from opendetr.inference.sources.video import camera_frames, is_video, video_frames
 
-Source = str | Path | int | np.ndarray | Tensor | Image.Image | Picture
+Source = str | Path | int | np.ndarray | Tensor | Image.Image | SourceImage
 """A path, URL, folder, pattern, video, camera's number, array, tensor or PIL image."""
 
 Report = Callable[[str], None]
 _FRAMES_AHEAD = 8
+_TENSOR_TYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def is_one_picture(source: Any) -> bool:
-    """Whether a source stands for one picture, not for several (or none) of them."""
-    if isinstance(source, np.ndarray | Tensor | Image.Image | Picture):
+def is_one_image(source: Any) -> bool:
+    """Whether a source stands for one image, not for several (or none) of them."""
+    if isinstance(source, np.ndarray | Tensor | Image.Image | SourceImage):
         return True
     return isinstance(source, str | Path) and (is_url(source) or _is_file_of_one(str(source)))
 
@@ -54,20 +56,20 @@ def _exists(path: Path) -> bool:
         return False
 
 
-def each_picture(
+def each_image(
     source: Source | Iterable[Source], report: Report | None = None, *, skip: Path | None = None
 ) -> Iterator[Source]:
-    """What a source holds, piece by piece: pictures still to be read, and the frames of videos, which are.
+    """What a source holds, piece by piece: images still to be read, and the frames of videos, which are.
 
     Args:
         source: anything that `Predictor.predict` takes; of a list every item may be of another kind.
         report: called with one line for whatever of several cannot be read.
-        skip: a folder in which no pictures are looked for.
+        skip: a folder in which no images are looked for.
 
     Raises:
         DataError: there is nothing, at once; later, whatever `report` would be called with where it is not given.
     """
-    if isinstance(source, str | Path | int | np.ndarray | Tensor | Image.Image | Picture):
+    if isinstance(source, str | Path | int | np.ndarray | Tensor | Image.Image | SourceImage):
         return _pieces(source, report, skip)
     return _pieces_of_all(source, report, skip)
 
@@ -85,7 +87,7 @@ def _pieces_of_all(sources: Iterable[Source], report: Report | None, skip: Path 
 def _pieces(source: Source, report: Report | None, skip: Path | None) -> Iterator[Source]:
     if isinstance(source, int):
         return camera_frames(source)
-    if not isinstance(source, str | Path) or is_one_picture(source):
+    if not isinstance(source, str | Path) or is_one_image(source):
         return iter((source,))
     path = Path(source)
     if _is_folder(path):
@@ -96,14 +98,14 @@ def _pieces(source: Source, report: Report | None, skip: Path | None) -> Iterato
 
 
 def _folder(path: Path, report: Report | None, skip: Path | None) -> Iterator[Path]:
-    pictures = pictures_in(path, skip=skip, on_unreadable=report)
-    first = next(pictures, None)
+    images = images_in(path, skip=skip, on_unreadable=report)
+    first = next(images, None)
     if first is None:
-        raise DataError(f"{path}: no picture in this folder; supported are {', '.join(sorted(IMAGE_SUFFIXES))}")
-    return chain((first,), pictures)
+        raise DataError(f"{path}: no image in this folder; supported are {', '.join(sorted(IMAGE_SUFFIXES))}")
+    return chain((first,), images)
 
 
-def _reported(frames: Iterator[Picture], report: Report | None) -> Iterator[Picture]:
+def _reported(frames: Iterator[SourceImage], report: Report | None) -> Iterator[SourceImage]:
     try:
         yield from frames
     except ImageError as error:
@@ -112,11 +114,11 @@ def _reported(frames: Iterator[Picture], report: Report | None) -> Iterator[Pict
         report(str(error))
 
 
-def count_pictures(sources: Iterable[Source], *, skip: Path | None = None) -> int | None:
-    """How many pictures the sources hold; None when a video or camera is among them."""
+def count_images(sources: Iterable[Source], *, skip: Path | None = None) -> int | None:
+    """How many images the sources hold; None when a video or camera is among them."""
     total = 0
     for source in sources:
-        if is_one_picture(source):
+        if is_one_image(source):
             total += 1
         elif isinstance(source, int) or (isinstance(source, str | Path) and is_video(Path(source))):
             return None
@@ -141,25 +143,25 @@ def folders_of(source: Source) -> set[Path]:
     return {path.parent} if _is_folder(path.parent) else set()
 
 
-def read_picture(source: Source) -> Picture:
-    """One picture in memory, (H, W, 3) uint8 RGB. Raises ImageError, one line, where there is none."""
-    if isinstance(source, Picture):
+def read_source(source: Source) -> SourceImage:
+    """One image in memory, (H, W, 3) uint8 RGB. Raises ImageError, one line, where there is none."""
+    if isinstance(source, SourceImage):
         return source
     if isinstance(source, str | Path):
-        return Picture(read_url(str(source)) if is_url(source) else _file(Path(source)), str(source))
+        return SourceImage(read_url(str(source)) if is_url(source) else _file(Path(source)), str(source))
     if isinstance(source, Image.Image):
-        return Picture(_image(source))
+        return SourceImage(_image(source))
     if isinstance(source, Tensor):
-        return Picture(_tensor(source))
+        return SourceImage(_tensor(source))
     if isinstance(source, np.ndarray):
-        return Picture(_array(source))
-    raise ImageError(f"{type(source).__name__} is no picture; give a path, URL, PIL image, array or tensor")
+        return SourceImage(_array(source))
+    raise ImageError(f"{type(source).__name__} is no image; give a path, URL, PIL image, array or tensor")
 
 
 def _file(path: Path) -> np.ndarray:
     try:
         if path.exists() and not path.is_file():
-            raise ImageError(f"{path}: neither a picture nor a folder; give a file")
+            raise ImageError(f"{path}: neither an image nor a folder; give a file")
     except OSError as error:
         raise ImageError(f"{path}: cannot be read ({error.strerror})") from None
     return read_image(path)
@@ -175,18 +177,32 @@ def _image(image: Image.Image) -> np.ndarray:
 
 def _tensor(tensor: Tensor) -> np.ndarray:
     if tensor.ndim != 3 or tensor.shape[0] != 3 or not tensor.numel():
-        raise ImageError(f"a tensor of {tuple(tensor.shape)} is no picture; give (3, H, W)")
+        raise ImageError(f"a tensor of {tuple(tensor.shape)} is no image; give (3, H, W)")
+    if tensor.dtype not in _TENSOR_TYPES:
+        name = str(tensor.dtype).removeprefix("torch.")
+        raise ImageError(f"a tensor of {name} is no image; give uint8, or float in 0..1")
+    if tensor.is_meta or tensor.layout != torch.strided:
+        raise ImageError("a tensor that is sparse or on the device 'meta' holds no pixels; give a dense one")
     pixels = tensor.detach().permute(1, 2, 0).cpu()
-    if pixels.is_floating_point():
-        if not bool(((pixels >= 0) & (pixels <= 1)).all()):
-            low, high = float(pixels.min()), float(pixels.max())
-            raise ImageError(f"a tensor with values from {low:g} to {high:g} is no picture; give 0..1, or uint8")
-        pixels = (pixels * 255).round()
-    return pixels.clamp(0, 255).numpy().astype(np.uint8)
+    return np.ascontiguousarray(pixels.numpy()) if pixels.dtype == torch.uint8 else _bytes(pixels)
+
+
+def _bytes(pixels: Tensor) -> np.ndarray:
+    """Float pixels in 0..1 as uint8."""
+    if pixels.dtype != torch.float64:
+        pixels = pixels.float()
+    low, high = pixels.min(), pixels.max()  # each is NaN where a pixel is
+    if not torch.isfinite(torch.stack((low, high))).all():
+        raise ImageError("a tensor that holds values that are not finite is no image; give 0..1, or uint8")
+    if low < 0 or high > 1:
+        raise ImageError(
+            f"a tensor with values from {float(low):g} to {float(high):g} is no image; give 0..1, or uint8"
+        )
+    return (pixels * 255).round().numpy().astype(np.uint8)
 
 
 def _array(array: np.ndarray) -> np.ndarray:
     coloured = array.ndim == 3 and array.shape[2] == 3
     if array.dtype != np.uint8 or not (coloured or array.ndim == 2) or not array.size:
-        raise ImageError(f"an array of {array.shape} {array.dtype} is no picture; give (H, W, 3) or (H, W) uint8")
+        raise ImageError(f"an array of {array.shape} {array.dtype} is no image; give (H, W, 3) or (H, W) uint8")
     return array if coloured else np.repeat(array[:, :, None], 3, axis=2)

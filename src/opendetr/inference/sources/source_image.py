@@ -1,4 +1,4 @@
-"""A picture in memory with where it came from."""
+"""An image in memory with where it came from."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture in memory.
+class SourceImage:
+    """An image in memory.
 
     Attributes:
         pixels: (H, W, 3) uint8 RGB.

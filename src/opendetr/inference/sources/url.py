@@ -1,4 +1,4 @@
-"""A picture from the web: fetched whole within a time and a size, or not at all."""
+"""An image from the web: fetched whole within a time and a size, or not at all."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def is_url(text: object) -> bool:
 
 
 def read_url(url: str) -> np.ndarray:
-    """The picture at an address, (H, W, 3) uint8 RGB.
+    """The image at an address, (H, W, 3) uint8 RGB.
 
     What the server says about the type is not believed: the bytes decide.
 
     Raises:
-        ImageError: there is no such server or picture, it takes over MAX_SECONDS, has over MAX_BYTES, breaks off, or is
-            no picture; one line that begins with the address.
+        ImageError: there is no such server or image, it takes over MAX_SECONDS, has over MAX_BYTES, breaks off, or is
+            no image; one line that begins with the address.
     """
     content, kind = _within(MAX_SECONDS, url, lambda: _fetched(url, time.monotonic() + MAX_SECONDS))
     with tempfile.TemporaryDirectory(prefix="opendetr-") as folder:
@@ -49,7 +49,7 @@ def read_url(url: str) -> np.ndarray:
             return read_image(path)
         except ImageError:
             what = f"{len(content)} bytes that the server calls {kind}" if kind else f"{len(content)} bytes"
-            raise ImageError(f"{url}: no image that can be read ({what}); give the address of a picture") from None
+            raise ImageError(f"{url}: no image that can be read ({what}); give the address of an image") from None
 
 
 def _fetched(url: str, deadline: float) -> tuple[bytes, str]:

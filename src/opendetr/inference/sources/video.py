@@ -1,4 +1,4 @@
-"""Videos and cameras as numbered pictures. PyAV reads the files, OpenCV the cameras; both are needed only here."""
+"""Videos and cameras as numbered images. PyAV reads the files, OpenCV the cameras; both are needed only here."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from opendetr.data.images import ImageError
-from opendetr.inference.sources.source_image import Picture
+from opendetr.inference.sources.source_image import SourceImage
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv"})
 _ASSUMED_RATE = 25  # frames a second where a video does not say
@@ -26,7 +26,7 @@ def is_video(path: Path) -> bool:
     return path.suffix.lower() in VIDEO_SUFFIXES
 
 
-def video_frames(path: Path) -> Iterator[Picture]:
+def video_frames(path: Path) -> Iterator[SourceImage]:
     """The frames of a video file's first video stream, upright as players show them.
 
     Raises:
@@ -42,18 +42,18 @@ def video_frames(path: Path) -> Iterator[Picture]:
     number = 0
     with container:
         if not container.streams.video:
-            raise VideoError(f"{path}: holds no moving pictures, or is cut off; replace it")
+            raise VideoError(f"{path}: holds no moving images, or is cut off; replace it")
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
         rate = float(stream.average_rate or _ASSUMED_RATE)
         try:
             for number, frame in enumerate(container.decode(stream), start=1):
                 seconds = (number - 1) / rate if frame.time is None else float(frame.time)
-                yield Picture(_upright(frame), str(path), number - 1, seconds)
+                yield SourceImage(_upright(frame), str(path), number - 1, seconds)
         except (av.FFmpegError, OSError, ValueError) as error:
             raise VideoError(f"{path}: the video breaks off after {number} frames ({_reason(error)})") from None
         if number == 0:
-            raise VideoError(f"{path}: holds no moving pictures, or is cut off; replace it")
+            raise VideoError(f"{path}: holds no moving images, or is cut off; replace it")
 
 
 def _upright(frame: Any) -> np.ndarray:
@@ -63,11 +63,11 @@ def _upright(frame: Any) -> np.ndarray:
     return pixels if remainder or turns % 4 == 0 else np.ascontiguousarray(np.rot90(pixels, turns))
 
 
-def camera_frames(index: int) -> Iterator[Picture]:
-    """The pictures of a camera, without end.
+def camera_frames(index: int) -> Iterator[SourceImage]:
+    """The images of a camera, without end.
 
     Raises:
-        VideoError: OpenCV is missing, there is no such camera, or it gives no more pictures.
+        VideoError: OpenCV is missing, there is no such camera, or it gives no more images.
     """
     name = f"camera {index}"
     cv2 = library("cv2", "opencv-python-headless", name)
@@ -79,9 +79,9 @@ def camera_frames(index: int) -> Iterator[Picture]:
         number = 0
         while (taken := capture.read())[0]:
             seconds = time.monotonic() - began
-            yield Picture(cv2.cvtColor(taken[1], cv2.COLOR_BGR2RGB), name, number, seconds)
+            yield SourceImage(cv2.cvtColor(taken[1], cv2.COLOR_BGR2RGB), name, number, seconds)
             number += 1
-        raise VideoError(f"{name}: gave no more pictures after {number}")
+        raise VideoError(f"{name}: gave no more images after {number}")
     finally:
         capture.release()
 

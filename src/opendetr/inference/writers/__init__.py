@@ -1,3 +1,3 @@
-"""What is written of detections and panoptic maps: pictures, videos, crops, COCO JSON, CSV and YOLO labels; memory
+"""What is written of detections and panoptic maps: images, videos, crops, COCO JSON, CSV and YOLO labels; memory
 stays flat.
 """

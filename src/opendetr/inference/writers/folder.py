@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from opendetr.categories import Categories
 from opendetr.inference.writers.background import Background
-from opendetr.inference.writers.images import crops, drawn_pictures, panoptic_map_name, panoptic_maps
+from opendetr.inference.writers.images import crops, drawn_images, panoptic_map_name, panoptic_maps
 from opendetr.inference.writers.names import OutputNames
 from opendetr.inference.writers.tables import Entry, Sink, coco_json, csv_table, panoptic_json, yolo_labels
 from opendetr.inference.writers.video import annotated_videos
@@ -30,8 +30,8 @@ class OutputConfig:
     """What is written beside `predictions.json`.
 
     Attributes:
-        pictures: every picture and video with its detections drawn on it.
-        crops: every detection as a picture of its own.
+        images: every image and video with its detections drawn on it.
+        crops: every detection as an image of its own.
         csv: `predictions.csv`.
         yolo: `labels/` and `data.yaml`.
     """
@@ -46,17 +46,17 @@ class OutputConfig:
 def results_folder(
     folder: Path, categories: Categories, config: OutputConfig, *, roots: Sequence[Path] = ()
 ) -> Iterator[Callable[[Detections], None]]:
-    """Gives a function that writes the detections of one picture, called in the order of the pictures.
+    """Gives a function that writes the detections of one image, called in the order of the images.
 
-    Pictures, crops and labels are written as they come, each file whole or not at all; the tables and videos take their
-    names when the context ends, and do not appear after an error. Memory does not grow with the number of pictures, but
+    Images, crops and labels are written as they come, each file whole or not at all; the tables and videos take their
+    names when the context ends, and do not appear after an error. Memory does not grow with the number of images, but
     for about a hundred bytes each that keep names apart.
 
     Args:
         folder: made where it is missing.
         categories: of the detector.
         config: what is written.
-        roots: the folders that pictures were looked for in; what is written has the same place below `folder`.
+        roots: the folders that images were looked for in; what is written has the same place below `folder`.
 
     Raises:
         OSError: something cannot be written.
@@ -73,7 +73,7 @@ def results_folder(
         if config.crops:
             sinks.append(crops(folder, categories, background))
         if config.pictures:
-            sinks.append(drawn_pictures(folder, background))
+            sinks.append(drawn_images(folder, background))
             sinks.append(stack.enter_context(annotated_videos(folder, background)))
         stack.enter_context(background)  # last, so that it is done before the others end
         yield _writer(sinks, roots)
@@ -83,15 +83,15 @@ def results_folder(
 def panoptic_folder(
     folder: Path, categories: Categories, *, pictures: bool, roots: Sequence[Path] = ()
 ) -> Iterator[Callable[[Panoptic], None]]:
-    """Gives a function that writes the panoptic map of one picture, called in the order of the pictures.
+    """Gives a function that writes the panoptic map of one image, called in the order of the images.
 
-    `panoptic.json` and the PNG files in `panoptic/` are COCO's panoptic format; pictures and videos as in
+    `panoptic.json` and the PNG files in `panoptic/` are COCO's panoptic format; images and videos as in
     `results_folder`, and so is what is said there of files and memory.
 
     Args:
         folder: made where it is missing.
         categories: of the detector.
-        pictures: draw the segments on every picture and video.
+        images: draw the segments on every image and video.
         roots: as in `results_folder`.
 
     Raises:
@@ -103,14 +103,14 @@ def panoptic_folder(
         table = panoptic_json(folder / PANOPTIC_FILE, categories, pictures=pictures, map_name=panoptic_map_name)
         sinks: list[Sink[Panoptic]] = [stack.enter_context(table), panoptic_maps(folder / PANOPTIC_FOLDER, background)]
         if pictures:
-            sinks.append(drawn_pictures(folder, background))
+            sinks.append(drawn_images(folder, background))
             sinks.append(stack.enter_context(annotated_videos(folder, background)))
         stack.enter_context(background)  # last, so that it is done before the others end
         yield _writer(sinks, roots)
 
 
 def _writer(sinks: Sequence[Sink[Result]], roots: Sequence[Path]) -> Callable[[Result], None]:
-    """A function that hands what was found in one picture to all sinks."""
+    """A function that hands what was found in one image to all sinks."""
     entries = _Entries(OutputNames(roots))
 
     def write(found: Result) -> None:
@@ -122,7 +122,7 @@ def _writer(sinks: Sequence[Sink[Result]], roots: Sequence[Path]) -> Callable[[R
 
 
 class _Entries:
-    """Numbers pictures and names what is written of them; the frames of a video share its name."""
+    """Numbers images and names what is written of them; the frames of a video share its name."""
 
     def __init__(self, names: OutputNames) -> None:
         self._names = names
@@ -130,7 +130,7 @@ class _Entries:
         self._video: tuple[str, PurePath] | None = None
 
     def of(self, found: Result) -> Entry[Result]:
-        """The entry of the next picture."""
+        """The entry of the next image."""
         self._number += 1
         source = found.source or "picture"
         if found.frame is None:

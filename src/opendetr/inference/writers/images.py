@@ -1,4 +1,4 @@
-"""What was found as pictures: drawn, cut out, or as a map; threads do it beside the model."""
+"""What was found as images: drawn, cut out, or as a map; threads do it beside the model."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from opendetr.inference.writers.tables import Entry, Sink
 from opendetr.results import Detections, Panoptic
 
 
-def drawn_pictures(folder: Path, background: Background) -> Sink[Detections | Panoptic]:
-    """Saves each picture with what was found drawn on it."""
+def drawn_images(folder: Path, background: Background) -> Sink[Detections | Panoptic]:
+    """Saves each image with what was found drawn on it."""
 
     def add(entry: Entry[Detections | Panoptic]) -> None:
         if entry.found.frame is None:
@@ -30,7 +30,7 @@ def drawn_pictures(folder: Path, background: Background) -> Sink[Detections | Pa
 
 
 def draw(path: Path, found: Detections | Panoptic) -> None:
-    """Save the picture with what was found drawn on it."""
+    """Save the image with what was found drawn on it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     _save(found.plot(), path)
 
@@ -50,7 +50,7 @@ def _encoded(picture: Image.Image, form: str) -> bytes:
 
 
 def crops(folder: Path, categories: Categories, background: Background) -> Sink[Detections]:
-    """Saves each detection, cut out of its picture, as `crops/CLASS/NAME-NUMBER`; numbers count from 0, best first."""
+    """Saves each detection, cut out of its image, as `crops/CLASS/NAME-NUMBER`; numbers count from 0, best first."""
     folders = [folder / "crops" / name for name in class_folders(categories)]
 
     def add(entry: Entry[Detections]) -> None:
@@ -61,25 +61,25 @@ def crops(folder: Path, categories: Categories, background: Background) -> Sink[
 
 def _cut(entry: Entry[Detections], folders: list[Path]) -> None:
     found = entry.found
-    picture = Image.fromarray(np.ascontiguousarray(found.image))
+    image = Image.fromarray(np.ascontiguousarray(found.image))
     suffix = entry.name.suffix if entry.name.suffix.lower() in FORMATS else ".jpg"
     for number, (label, box) in enumerate(zip(found.labels.tolist(), found.boxes.tolist(), strict=True)):
-        corners = _whole_pixels(box, picture.size)
+        corners = _whole_pixels(box, image.size)
         if corners is not None:
             path = folders[label] / entry.stem.with_name(f"{entry.stem.name}-{number}{suffix}")
             path.parent.mkdir(parents=True, exist_ok=True)
-            _save(picture.crop(corners), path)
+            _save(image.crop(corners), path)
 
 
 def _whole_pixels(box: list[float], size: tuple[int, int]) -> tuple[int, int, int, int] | None:
-    """The pixels that a box touches, inside the picture; None when it lies outside."""
+    """The pixels that a box touches, inside the image; None when it lies outside."""
     low = [max(0, int(np.floor(value))) for value in box[:2]]
     high = [min(limit, int(np.ceil(value))) for value, limit in zip(box[2:], size, strict=True)]
     return (low[0], low[1], high[0], high[1]) if low[0] < high[0] and low[1] < high[1] else None
 
 
 def panoptic_maps(folder: Path, background: Background) -> Sink[Panoptic]:
-    """Saves the map of each picture as COCO's PNG, under the name that `panoptic_map_name` gives."""
+    """Saves the map of each image as COCO's PNG, under the name that `panoptic_map_name` gives."""
 
     def add(entry: Entry[Panoptic]) -> None:
         segments = entry.found.segments
@@ -89,7 +89,7 @@ def panoptic_maps(folder: Path, background: Background) -> Sink[Panoptic]:
 
 
 def panoptic_map_name(entry: Entry[Panoptic]) -> str:
-    """The name of a picture's map in the folder of maps."""
+    """The name of an image's map in the folder of maps."""
     return entry.stem.with_name(entry.stem.name + ".png").as_posix()
 
 

@@ -27,7 +27,7 @@ class OutputNames:
     About a hundred bytes are kept for each name given.
 
     Args:
-        roots: the folders that pictures are looked for in.
+        roots: the folders that images are looked for in.
     """
 
     def __init__(self, roots: Sequence[Path]) -> None:

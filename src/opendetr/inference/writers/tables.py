@@ -26,12 +26,12 @@ Found_co = TypeVar("Found_co", bound=Detections | Panoptic, covariant=True)
 
 @dataclass(frozen=True)
 class Entry(Generic[Found_co]):
-    """What was found in one picture on its way to files.
+    """What was found in one image on its way to files.
 
     Attributes:
-        number: of the picture in this output, from 1; the COCO image id.
-        name: relative path of what is written of the picture, or of the video that it is a frame of.
-        found: with the picture it was found in.
+        number: of the image in this output, from 1; the COCO image id.
+        name: relative path of what is written of the image, or of the video that it is a frame of.
+        found: with the image it was found in.
     """
 
     number: int
@@ -40,7 +40,7 @@ class Entry(Generic[Found_co]):
 
     @property
     def num_bytes(self) -> int:
-        """What the picture and its masks or map take in memory."""
+        """What the image and its masks or map take in memory."""
         arrays = (self.found.image, getattr(self.found, "masks", None), getattr(self.found, "segments", None))
         return sum(array.nbytes for array in arrays if array is not None)
 
@@ -96,7 +96,7 @@ def coco_json(path: Path, categories: Categories, *, pictures: bool) -> Iterator
     Args:
         path: the file, written when the context ends without an error.
         categories: of the detector.
-        pictures: whether a picture is drawn of each, to be named.
+        images: whether an image is drawn of each, to be named.
     """
     rows = [{"id": row["id"], "name": row["name"]} for row in _used(categories)]
     with _coco_tables(path, rows) as (images, annotations):
@@ -118,7 +118,7 @@ def panoptic_json(
     Args:
         path: the file, written when the context ends without an error.
         categories: of the detector.
-        pictures: whether a picture is drawn of each, to be named.
+        images: whether an image is drawn of each, to be named.
         map_name: gives the name of the PNG file with the map.
     """
     with _coco_tables(path, list(_used(categories))) as (images, annotations):
@@ -187,10 +187,10 @@ def csv_table(path: Path) -> Iterator[Sink[Detections]]:
 
 @contextmanager
 def yolo_labels(folder: Path, categories: Categories) -> Iterator[Sink[Detections]]:
-    """Writes `labels/NAME.txt` for each picture, and `data.yaml` with the classes in the end.
+    """Writes `labels/NAME.txt` for each image, and `data.yaml` with the classes in the end.
 
     A line is the class, counted from 0 over the used ones, and the centre, width and height of the box in 0..1; boxes
-    are cut to the picture, and those of which nothing is left are left out.
+    are cut to the image, and those of which nothing is left are left out.
     """
     used = [label for label, used in enumerate(categories.used) if used]
     classes = {label: number for number, label in enumerate(used)}

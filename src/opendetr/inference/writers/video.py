@@ -73,7 +73,7 @@ def video_writer(path: Path) -> Iterator[VideoWriter]:
 
 
 class VideoWriter:
-    """Encodes pictures; the first one says how large the video is."""
+    """Encodes images; the first one says how large the video is."""
 
     def __init__(self, av: Any, container: Any) -> None:
         self._av = av
