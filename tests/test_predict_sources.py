@@ -203,6 +203,7 @@ def encoded(form: str = "png") -> bytes:
 @pytest.fixture
 def server(monkeypatch):
     monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.delenv("OPENDETR_OFFLINE", raising=False)
     with serving() as running:
         yield running
 

@@ -19,8 +19,9 @@ from opendetr.files import IMAGE_SUFFIXES
 from opendetr.inference.sources.files import images_in, is_pattern, matching
 from opendetr.inference.sources.prefetch import read_ahead
 from opendetr.inference.sources.source_image import SourceImage
-from opendetr.inference.sources.url import is_url, read_url
+from opendetr.inference.sources.url import read_url
 from opendetr.inference.sources.video import camera_frames, is_video, video_frames
+from opendetr.network import is_url
 
 Source = str | Path | int | np.ndarray | Tensor | Image.Image | SourceImage
 """A path, URL, folder, pattern, video, camera's number, array, tensor or PIL image."""
