@@ -7,6 +7,7 @@ from PIL import ExifTags, Image
 from folders import one_line, picture
 from opendetr.data.images import ImageError, image_size, read_image, read_record
 from opendetr.data.records import DataError, ImageRecord
+from opendetr.files import IMAGE_SUFFIXES
 
 
 def save(path: Path, image: Image.Image, **options) -> Path:
@@ -138,7 +139,7 @@ BROKEN = {
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
-@pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif", ".webp", ".bmp", ".gif"])
+@pytest.mark.parametrize("suffix", IMAGE_SUFFIXES)
 @pytest.mark.parametrize("fault", BROKEN)
 def test_a_file_that_cannot_be_read_is_named(tmp_path, fault, suffix):
     change, message = BROKEN[fault]

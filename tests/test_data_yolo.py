@@ -11,6 +11,7 @@ from folders import one_line, save_picture
 from opendetr.data.formats.recognise import Format, open_data, open_split, recognise
 from opendetr.data.formats.yolo import find_description, polygon_area
 from opendetr.data.records import DataError, Kind
+from opendetr.files import IMAGE_SUFFIXES
 
 DESCRIPTION = "train: images/train\nval: images/val\nnames: [cat, dog]\n"
 ROWS = "0 0.5 0.5 0.25 0.5\n1 0.25 0.25 0.125 0.25\n"
@@ -128,6 +129,16 @@ def test_without_description_the_layout_is_enough(tmp_path):
     data = open_data(tmp_path)
     assert data["train"].categories.names == ("cat", "dog")
     assert findings(data["train"]) == {}
+
+
+def test_images_of_every_suffix_are_found(tmp_path):
+    for index, suffix in enumerate(IMAGE_SUFFIXES):
+        save_picture(tmp_path / "images" / f"{index}{suffix}")
+        (tmp_path / "labels").mkdir(exist_ok=True)
+        (tmp_path / "labels" / f"{index}.txt").write_text(ROWS)
+    data = open_split(tmp_path, "all")
+    assert [image.path.suffix for image in data.images] == list(IMAGE_SUFFIXES)
+    assert data.num_objects == 2 * len(IMAGE_SUFFIXES)
 
 
 def test_a_bare_folder_without_splits_is_divided(tmp_path):

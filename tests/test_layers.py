@@ -15,7 +15,7 @@ PACKAGE = Path(opendetr.__file__).parent
 # Rows from bottom to top; modules and packages of one row do not import each other.
 ROWS = (
     "boxes categories config distributed files recipe version",
-    "structures scoring",
+    "structures scoring network",
     "nn data visualize",
     "models synthetic results",
     "postprocess losses",

@@ -21,7 +21,6 @@ from PIL import Image
 from folders import picture
 from opendetr.categories import Categories, coco_categories
 from opendetr.data.records import DataError
-from opendetr.files import whole_file, write_whole
 from opendetr.inference.writers.background import Background
 from opendetr.inference.writers.folder import OutputConfig, results_folder
 from opendetr.inference.writers.names import OutputNames, class_folders, safe_name, shortened
@@ -221,20 +220,6 @@ def test_after_an_error_no_table_and_no_part_of_one_is_left(tmp_path):
         failing()
     left = written(tmp_path / "out")
     assert not any(name.startswith(("predictions", "clip", "data")) or ".new" in name for name in left)
-
-
-def test_earlier_results_stay_after_an_error(tmp_path):
-    write_whole(tmp_path / "a", b"before")
-    with pytest.raises(ZeroDivisionError), whole_file(tmp_path / "a") as fresh:
-        fresh.write_bytes(b"half")
-        1 / 0  # noqa: B018
-    assert (tmp_path / "a").read_bytes() == b"before"
-    assert written(tmp_path) == {"a"}
-
-
-def test_the_longest_name_can_be_written(tmp_path):
-    write_whole(tmp_path / ("x" * 255), b"content")
-    assert written(tmp_path) == {"x" * 255}
 
 
 def test_an_error_of_a_writing_thread_ends_it(tmp_path):

@@ -21,6 +21,7 @@ from PIL import Image
 from folders import one_line, picture, save_picture
 from opendetr.data.images import ImageError
 from opendetr.data.records import DataError
+from opendetr.files import IMAGE_SUFFIXES
 from opendetr.inference.sources import files, url
 from opendetr.inference.sources.files import images_in
 from opendetr.inference.sources.prefetch import in_order, read_ahead
@@ -42,9 +43,10 @@ def empty_files(folder: Path, *names: str) -> list[Path]:
 
 def test_pictures_of_a_tree_come_in_the_order_of_their_paths(tmp_path):
     empty_files(tmp_path, "b.jpg", "b/x.PNG", "a/2.jpg", "a/10.jpg", "a/z/1.gif", "a.jpeg", "c/notes.txt", "ä.webp")
+    empty_files(tmp_path, *(f"d/{number}{suffix}" for number, suffix in enumerate(IMAGE_SUFFIXES)))
     found = list(images_in(tmp_path))
     assert found == sorted(path for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".txt")
-    assert len(found) == 7
+    assert len(found) == 7 + len(IMAGE_SUFFIXES)
 
 
 def test_folders_are_listed_only_when_they_are_reached(tmp_path):
@@ -201,6 +203,7 @@ def encoded(form: str = "png") -> bytes:
 @pytest.fixture
 def server(monkeypatch):
     monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.delenv("OPENDETR_OFFLINE", raising=False)
     with serving() as running:
         yield running
 

@@ -117,7 +117,7 @@ def test_a_failed_write_leaves_the_page_that_was_there(tmp_path, monkeypatch):
     def full(_descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("opendetr.evaluation.report.os.fsync", full)
+    monkeypatch.setattr("opendetr.files.os.fsync", full)
     with pytest.raises(OSError, match="No space left"):
         written(tmp_path, title="other")
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == before

@@ -119,7 +119,7 @@ def show(
     """
     from opendetr.data.formats.recognise import TRAIN_NAMES, recognise
     from opendetr.data.records import DataError
-    from opendetr.visualize import truth_sheet
+    from opendetr.visualize import save_image, truth_sheet
 
     if out.suffix.lower() not in _SHEET_SUFFIXES:
         raise typer.BadParameter(f"{out}: give a name that ends in {', '.join(_SHEET_SUFFIXES)}", param_hint="--out")
@@ -139,9 +139,7 @@ def show(
     columns = math.ceil(math.sqrt(len(records)))
     sheet = truth_sheet(chain([first], pictures), data.categories, columns=columns)
     out.parent.mkdir(parents=True, exist_ok=True)
-    fresh = out.with_stem(f".{out.stem}.new")
-    sheet.save(fresh)
-    fresh.replace(out)
+    save_image(sheet, out)
     for failure in failures:
         say(f"skipped: {failure}")
     shown = len(records) - len(failures)

@@ -15,6 +15,8 @@ from typing import Annotated, Any
 
 import typer
 
+from opendetr.files import write_atomically
+
 DEFAULT_MODEL = "deformable-detr-tiny"  # that of `presets`, which would take seconds to import
 WeightsOption = Annotated[
     str,
@@ -156,8 +158,6 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a file whole or not at all; folders on the way to it are made."""
-    from opendetr.files import write_whole
-
+    """Write a file completely or not at all; folders on the way to it are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps(content, allow_nan=False).encode())
+    write_atomically(path, json.dumps(content, allow_nan=False))

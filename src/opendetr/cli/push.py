@@ -30,8 +30,8 @@ def push(
     """
     from opendetr.export.hub import push as upload
     from opendetr.inference.predictor import load
+    from opendetr.network import OFFLINE, is_offline
     from opendetr.weights import WeightsError
-    from opendetr.weights.download import OFFLINE, is_offline
 
     if is_offline():
         raise WeightsError(f"push: {OFFLINE} is set; push without --offline")

@@ -11,7 +11,6 @@ from opendetr.data.faults import Kind
 from opendetr.data.records import DataError, FaultError
 
 DESCRIPTION_SUFFIXES = (".yaml", ".yml", ".csv", ".tsv")  # of files that can stand for a dataset
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif")
 
 
 def inside(folder: Path, name: str, file: str | Path, at: str = "") -> Path:

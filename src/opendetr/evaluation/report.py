@@ -15,6 +15,7 @@ from pathlib import Path
 from PIL import Image
 
 from opendetr.evaluation.names import meaning
+from opendetr.files import write_atomically
 
 _HEADLINES = {
     "AP": "IoU 0.50 to 0.95",
@@ -115,7 +116,10 @@ def write_report(
 </body>
 </html>
 """
-    return _write_whole(Path(path), page)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, page, sync=True)
+    return path
 
 
 def _facts_section(facts: Mapping[str, object]) -> str:
@@ -181,18 +185,3 @@ def _figure(caption: str, picture: Image.Image) -> str:
     text = escape(caption)
     size = f'width="{picture.width}" height="{picture.height}"'
     return f'<figure><img src="{source}" alt="{text}" {size}><figcaption>{text}</figcaption></figure>'
-
-
-def _write_whole(path: Path, text: str) -> Path:
-    """Write beside `path`, then put it in its place in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with beside.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
-    return path

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from opendetr.categories import Categories
 from opendetr.config import ConfigError, to_dict
-from opendetr.files import whole_file, write_whole
+from opendetr.files import atomic_path, write_atomically
 from opendetr.models.detector import Detector
 from opendetr.presets import Preset
 from opendetr.weights import ModelCard, WeightFamily, family_of
@@ -44,8 +44,8 @@ def export_official(model: Detector, preset: Preset, path: Path) -> None:
     family = _known_family(model, preset)
     _refuse_group_norm(preset)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as fresh:
-        torch.save({"model": _named(model, family, family.official)}, fresh)
+    with atomic_path(path) as temporary:
+        torch.save({"model": _named(model, family, family.official)}, temporary)
 
 
 def export_huggingface(model: Detector, preset: Preset, categories: Categories, folder: Path) -> None:
@@ -80,7 +80,7 @@ def export_huggingface(model: Detector, preset: Preset, categories: Categories, 
     _write_json(folder / PREPROCESSOR, processor)
     # Each tensor in a place of its own: safetensors refuses those that share one.
     content = save({name: value.clone() for name, value in state.items()}, {"format": "pt"} | card.to_metadata())
-    write_whole(folder / WEIGHTS, content)
+    write_atomically(folder / WEIGHTS, content)
 
 
 def not_for_huggingface(model: Detector, preset: Preset) -> str | None:
@@ -123,4 +123,4 @@ def _named(model: Detector, family: WeightFamily, rows: Rows) -> dict[str, Tenso
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    write_whole(path, json.dumps(content, indent=2).encode())
+    write_atomically(path, json.dumps(content, indent=2))

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from opendetr.files import cache_folder
+from opendetr.files import atomic_path, cache_folder
 
 SWITCH = "OPENDETR_NATIVE"
 _SOURCE = "deformable_attention.c"
@@ -92,15 +92,14 @@ def _processor() -> str:
 
 
 def _build(compiler: str, source: str, path: Path) -> None:
-    """Write the library's file, whole or not at all: several processes may build it at the same time."""
+    """Write the library's file atomically: several processes may build it at the same time."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        code, made = Path(folder) / _SOURCE, Path(folder) / path.name
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder, atomic_path(path) as made:
+        code = Path(folder) / _SOURCE
         code.write_text(source, encoding="utf-8")
         command = [compiler, *_FLAGS, str(code), "-o", str(made), "-lm"]
         if _run([*command, "-march=native"]).returncode:  # which some compilers do not know
             _run(command).check_returncode()
-        made.replace(path)
 
 
 def _run(command: list[str]) -> subprocess.CompletedProcess[str]:

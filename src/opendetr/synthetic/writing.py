@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-import struct
-import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
+from PIL import Image
 
+from opendetr.data.images import write_map
 from opendetr.data.records import DataError
+from opendetr.files import write_atomically
 from opendetr.synthetic.config import CATEGORIES, DEFAULT_CONFIG, SceneConfig
 from opendetr.synthetic.drawing import Scene, draw_scene
 from opendetr.synthetic.labels import Segment
@@ -24,7 +24,6 @@ DEFAULT_COUNTS: Mapping[str, int] = MappingProxyType({"train": 2000, "val": 300}
 
 _GENERATOR = "OpenDETR scenes 1"
 _MARKER = "scenes.json"
-_PNG_FILTER_UP = 2
 
 
 def write_scenes(
@@ -95,29 +94,6 @@ def _segment_record(label: Segment) -> dict[str, Any]:
     }
 
 
-def _encode_png(pixels: np.ndarray) -> bytes:
-    """PNG file of an (H, W, 3) uint8 image: every row as its difference to the one above, lightly compressed.
-
-    General encoders try all filters on each row and take several times as long.
-    """
-    height, width = pixels.shape[:2]
-    rows = np.full((height, 1 + 3 * width), _PNG_FILTER_UP, np.uint8)
-    rows[:, 1:] = pixels.reshape(height, -1)
-    rows[1:, 1:] -= pixels[:-1].reshape(height - 1, -1)
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows.tobytes(), 1)), (b"IEND", b""))
-    packed = [
-        struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-        for kind, content in chunks
-    ]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
-
-
-def _segments_to_rgb(segments: np.ndarray) -> np.ndarray:
-    """COCO panoptic colours (H, W, 3) uint8 of segment ids (H, W): id = R + 256 G + 65536 B."""
-    return np.stack([(segments >> shift & 255).astype(np.uint8) for shift in (0, 8, 16)], axis=2)
-
-
 def _check_counts(counts: Mapping[str, int]) -> None:
     """Refuse splits that cannot be written."""
     for split, count in counts.items():
@@ -168,9 +144,8 @@ class _SplitWriter:
     def add(self, index: int, scene: Scene) -> None:
         """Write both images of a scene and note its labels."""
         name = f"{index:06d}.png"
-        (self._images_shown / name).write_bytes(_encode_png(scene.image))
-        panoptic_png = _encode_png(_segments_to_rgb(scene.segments))
-        (self._annotations / f"panoptic_{self._split}" / name).write_bytes(panoptic_png)
+        Image.fromarray(scene.image).save(self._images_shown / name, compress_level=1)
+        write_map(self._annotations / f"panoptic_{self._split}" / name, scene.segments)
         height, width = scene.segments.shape
         self._instances["images"].append({"id": index, "file_name": name, "width": width, "height": height})
         annotations = self._instances["annotations"]
@@ -182,8 +157,6 @@ class _SplitWriter:
         self._panoptic["annotations"].append({"image_id": index, "file_name": name, "segments_info": segments_info})
 
     def finish(self) -> None:
-        """Write the COCO files, each of them whole or not at all."""
+        """Write the COCO files, each of them completely or not at all."""
         for name, content in self._files().items():
-            partial = self._annotations / f"{name}.partial"
-            partial.write_text(json.dumps(content, separators=(",", ":")))
-            partial.replace(self._annotations / name)
+            write_atomically(self._annotations / name, json.dumps(content, separators=(",", ":")))

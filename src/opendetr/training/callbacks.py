@@ -17,6 +17,7 @@ from rich.console import Console
 from torch import nn
 
 from opendetr.evaluation.names import CLASS_PREFIX
+from opendetr.files import write_atomically
 from opendetr.training.checkpoint import CheckpointError, writing
 from opendetr.training.events import (
     Evaluated,
@@ -27,7 +28,7 @@ from opendetr.training.events import (
     RunStarted,
     StepTaken,
 )
-from opendetr.visualize import contact_sheet, draw_curves
+from opendetr.visualize import contact_sheet, draw_curves, save_image
 
 METRICS_FILE = "metrics.jsonl"
 TABLE_FILE = "metrics.csv"
@@ -164,11 +165,9 @@ class MetricsFile(Observer):
         latest = {"evaluation": event.evaluated}
         rows = read_metrics(event.folder) if event.step else []
         kept = [row for row in rows if row["step"] <= latest.get(row["kind"], event.step)]
-        fresh = self._path.with_name(self._path.name + ".new")
         with writing(self._path):
             event.folder.mkdir(parents=True, exist_ok=True)
-            fresh.write_text("".join(map(_as_line, kept)), encoding="utf-8")
-            fresh.replace(self._path)
+            write_atomically(self._path, "".join(map(_as_line, kept)))
 
     def on_plan(self, event: PlanFixed) -> None:
         """Note the length of a timed run."""
@@ -250,10 +249,8 @@ class MetricsTable(Observer):
         table.writeheader()
         table.writerows(rows)
         path = self._folder / TABLE_FILE
-        fresh = path.with_name(f"{path.name}.new")
         with writing(path):
-            fresh.write_text(text.getvalue(), encoding="utf-8")
-            fresh.replace(path)
+            write_atomically(path, text.getvalue())
 
 
 def _table_rows(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -440,12 +437,9 @@ def _strict(value: Any) -> Any:
 
 
 def _save_image(picture: Image.Image, path: Path) -> None:
-    """Save whole or not at all."""
-    fresh = path.with_name(f"{path.stem}.new{path.suffix}")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(fresh)
-        fresh.replace(path)
+        save_image(picture, path)
 
 
 def _clock(seconds: float) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +18,8 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+
+from opendetr.files import flush
 
 FORMAT = 1
 _INDEX = "checkpoint.json"
@@ -83,7 +84,7 @@ def save_checkpoint(folder: Path, facts: Mapping[str, Any], files: Mapping[str, 
         if folder.exists():
             folder.rename(old)
         new.rename(folder)
-        _flush(folder.parent)
+        flush(folder.parent)
         if old.exists():
             shutil.rmtree(old)
 
@@ -127,13 +128,13 @@ def _write(folder: Path, facts: Mapping[str, Any], files: Mapping[str, Callable[
     folder.mkdir(parents=True)
     for name, write in files.items():
         write(folder / name)
-        _flush(folder / name)
+        flush(folder / name)
     index = {"format": FORMAT, "facts": facts, "files": {name: _hash(folder / name) for name in files}}
     index = json.loads(json.dumps(index))  # as it will be read: a tuple is a list, a key is text
     text = json.dumps({**index, "sha256": _hash_of(index)}, indent=1)
     (folder / _INDEX).write_text(text, encoding="utf-8")
-    _flush(folder / _INDEX)
-    _flush(folder)
+    flush(folder / _INDEX)
+    flush(folder)
 
 
 def _hash(path: Path) -> str:
@@ -143,14 +144,3 @@ def _hash(path: Path) -> str:
 
 def _hash_of(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def _flush(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
-    if path.is_dir() and os.name != "posix":  # elsewhere a folder cannot be opened
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -31,6 +31,7 @@ from opendetr.data.masks import map_hashes, require_scorable
 from opendetr.data.paths import require_folder
 from opendetr.data.records import DataError, DetectionData, ImageRecord
 from opendetr.distributed import from_main, is_main, join_processes, rank, together, world_size
+from opendetr.files import write_atomically
 from opendetr.inference.comparison import compare
 from opendetr.inference.predictor import Predictor
 from opendetr.models.detector import Detector
@@ -350,11 +351,9 @@ def _write_config(folder: Path, setup: _Setup, fingerprint: str) -> None:
     about = {"data": str(setup.data), "weights": setup.weights, "fingerprint": fingerprint}
     text = yaml.safe_dump(to_dict(setup.preset) | {"run": about}, sort_keys=False, width=120)
     path = folder / CONFIG_FILE
-    fresh = path.with_name(f"{CONFIG_FILE}.new")
     with writing(path):
         folder.mkdir(parents=True, exist_ok=True)
-        fresh.write_text(text, encoding="utf-8")
-        fresh.replace(path)
+        write_atomically(path, text, sync=True)
 
 
 def _nested(changes: Mapping[str, Any] | Iterable[str | Mapping[str, Any]]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from opendetr.visualize.pictures import (
     draw_boxes,
     draw_segments,
     draw_truth,
+    save_image,
     truth_sheet,
 )
 
@@ -25,5 +26,6 @@ __all__ = [
     "draw_curves",
     "draw_segments",
     "draw_truth",
+    "save_image",
     "truth_sheet",
 ]

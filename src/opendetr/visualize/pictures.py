@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import compress
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from opendetr.categories import Categories
+from opendetr.files import atomic_path
 from opendetr.visualize.labels import Region, draw_label, label_options, label_places, label_size, region_options
 from opendetr.visualize.layers import coloured, masked, outlined, resized_map, shaded
 from opendetr.visualize.style import INK, PAPER, Colour, fitted, font_of
@@ -266,3 +268,14 @@ def _drawable(corners: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     low, high = np.minimum(corners[:, :2], corners[:, 2:]), np.maximum(corners[:, :2], corners[:, 2:])
     limit = np.array(size) - 1
     return np.concatenate((low.clip(0, limit), high.clip(0, limit)), 1)
+
+
+def save_image(image: Image.Image, path: Path) -> None:
+    """Write an image atomically, in the format that the suffix of its path names.
+
+    Raises:
+        OSError: it cannot be written.
+        KeyError: Pillow writes no format with such a suffix.
+    """
+    with atomic_path(path) as temporary:
+        image.save(temporary, Image.registered_extensions()[path.suffix.lower()])

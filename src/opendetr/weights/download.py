@@ -7,47 +7,28 @@ when it is whole and its hash is right, and of several processes one fetches whi
 from __future__ import annotations
 
 import hashlib
-import http.client
-import os
 import re
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
+from http.client import HTTPResponse
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote, urldefrag, urlsplit
 
 from filelock import FileLock
 
 from opendetr.files import cache_folder
-from opendetr.version import __version__
+from opendetr.network import OFFLINE, NetworkError, TransferError, content_length, is_offline, open_url, read_chunks
 from opendetr.weights.errors import WeightsError
 
-OFFLINE = "OPENDETR_OFFLINE"
 _SILENCE_SECONDS = 30.0
 _PAUSE_SECONDS = 1.0
 _MAX_FRUITLESS = 3
-_CHUNK = 2**18
 _HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.\w+$")
 _HASH_BEHIND = re.compile(r"sha256=([0-9a-f]{8,64})", re.IGNORECASE)
 
 Progress = Callable[[int, int | None], None]
-
-
-class _FetchError(OSError):
-    """A transfer that there is no use in trying again."""
-
-
-class _BrokenOffError(_FetchError):
-    """A transfer that stopped, and may be gone on with."""
-
-
-def is_offline() -> bool:
-    """Whether the environment variable OPENDETR_OFFLINE forbids the network."""
-    return os.environ.get(OFFLINE, "").lower() not in ("", "0", "no", "false")
 
 
 def cached_path(url: str) -> Path:
@@ -94,7 +75,7 @@ def _hash_prefix(url: str) -> str:
 
 
 def _fetch(url: str, path: Path, prefix: str) -> None:
-    """Fetch a file whole. Raises OSError, and leaves what there is of it for the next time."""
+    """Fetch a file completely. Raises NetworkError or OSError, and leaves what there is of it for the next time."""
     part = path.with_name(f"{path.name}.part")
     if not prefix:
         part.unlink(missing_ok=True)  # nothing would tell whether it is the beginning of the same file
@@ -107,7 +88,7 @@ def _fetch(url: str, path: Path, prefix: str) -> None:
     found = _sha256(part)
     if not found.startswith(prefix):
         part.unlink()
-        raise _FetchError(f"the hash of what was sent begins with {found[:8]}, not with {prefix}")
+        raise NetworkError(f"the hash of what was sent begins with {found[:8]}, not with {prefix}")
     part.replace(path)
 
 
@@ -121,48 +102,40 @@ def _transfer(url: str, part: Path, progress: Progress) -> None:
                 version = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
                 _receive(response, part, before, progress)
                 return
-        except (_BrokenOffError, ConnectionError, TimeoutError, http.client.HTTPException) as error:
+        except TransferError as error:
             num_fruitless = 0 if _size(part) > before else num_fruitless + 1
             if num_fruitless == _MAX_FRUITLESS:
-                reason = str(error) or type(error).__name__
-                raise _FetchError(f"{reason}; {_size(part)} bytes are kept for the next try") from None
+                raise NetworkError(f"{error}; {_size(part)} bytes are kept for the next try") from None
         time.sleep(_PAUSE_SECONDS)
 
 
-def _request(url: str, start: int, version: str) -> Any:
-    """The answer to a request for the bytes from `start` on, or for the whole file where it has changed since."""
-    headers = {"User-Agent": f"opendetr/{__version__}"}
+def _request(url: str, start: int, version: str) -> HTTPResponse:
+    """The response to a request for the bytes from `start` on, or for the whole file where it has changed since."""
+    headers = {}
     if start:
         headers["Range"] = f"bytes={start}-"
         if version and not version.startswith("W/"):
             headers["If-Range"] = version
     try:
-        return urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=_SILENCE_SECONDS)
-    except urllib.error.HTTPError as error:
-        error.close()
-        kind = _BrokenOffError if error.code >= HTTPStatus.INTERNAL_SERVER_ERROR else _FetchError
-        if error.code != HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-            raise kind(f"the server answers {error.code}") from None
-        return _request(url, 0, "")
-    except urllib.error.URLError as error:
-        raise _FetchError(error.reason) from None
+        return open_url(url, timeout=_SILENCE_SECONDS, headers=headers)
+    except NetworkError as error:
+        if not (start and error.status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE):
+            raise
+    return open_url(url, timeout=_SILENCE_SECONDS)
 
 
-def _receive(response: Any, part: Path, start: int, progress: Progress) -> None:
-    """Write the body behind what there is, or over it where the server sends the whole file."""
+def _receive(response: HTTPResponse, part: Path, start: int, progress: Progress) -> None:
+    """Write the body after what is there, or over it where the server sends the whole file."""
     if response.status != HTTPStatus.PARTIAL_CONTENT:
         start = 0
     elif not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
-        raise _FetchError("the server sent another part of the file than was asked for")
-    length = response.headers.get("Content-Length", "")
-    total = start + int(length) if length.isdecimal() else None
+        raise NetworkError("the server sent another part of the file than was asked for")
+    length = content_length(response)
+    total = None if length is None else start + length
     with part.open("ab" if start else "wb") as file:
-        while chunk := response.read1(_CHUNK):
+        for chunk in read_chunks(response):
             file.write(chunk)
             progress(file.tell(), total)
-        received = file.tell()
-    if total is not None and received < total:
-        raise _BrokenOffError(f"the transfer broke off after {received} of {total} bytes")
 
 
 def _size(path: Path) -> int:

@@ -6,7 +6,8 @@ import re
 import textwrap
 from pathlib import Path
 
-from opendetr.weights.download import OFFLINE, download, is_offline
+from opendetr.network import OFFLINE, is_offline, is_url
+from opendetr.weights.download import download
 from opendetr.weights.errors import WeightsError
 from opendetr.weights.reading import weights_file
 
@@ -18,7 +19,7 @@ _PICKLED_FILES = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
 
 def is_remote(source: str | Path) -> bool:
     """Whether this names something on the network."""
-    return isinstance(source, str) and source.lower().startswith((_HUB, "http://", "https://"))
+    return is_url(source) or (isinstance(source, str) and source.lower().startswith(_HUB))
 
 
 def local_file(source: str | Path) -> Path:

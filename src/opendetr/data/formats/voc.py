@@ -19,7 +19,7 @@ from opendetr.categories import Categories
 from opendetr.data.formats.sidecar import Extras, read_extras
 from opendetr.data.formats.splits import ALL
 from opendetr.data.images import ImageFileError, image_size
-from opendetr.data.paths import IMAGE_SUFFIXES, file_length, inside, is_file
+from opendetr.data.paths import file_length, inside, is_file
 from opendetr.data.records import (
     MAX_SIDE,
     STOP_AT_FAULTS,
@@ -34,6 +34,7 @@ from opendetr.data.records import (
     usable_objects,
 )
 from opendetr.data.text import pixels
+from opendetr.files import IMAGE_SUFFIXES
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 

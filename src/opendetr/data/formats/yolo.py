@@ -30,7 +30,7 @@ from opendetr.data.formats.links import Place, find_place, through_text_links
 from opendetr.data.formats.sidecar import Extras, read_extras
 from opendetr.data.formats.splits import ALL, SPELLINGS
 from opendetr.data.images import ImageFileError, image_size
-from opendetr.data.paths import IMAGE_SUFFIXES, file_length, is_file
+from opendetr.data.paths import file_length, is_file
 from opendetr.data.records import (
     STOP_AT_FAULTS,
     DataError,
@@ -43,6 +43,7 @@ from opendetr.data.records import (
     usable_objects,
 )
 from opendetr.data.text import pixels, read_text
+from opendetr.files import IMAGE_SUFFIXES
 
 YAML_SUFFIXES = (".yaml", ".yml")
 USUAL_NAMES = ("data.yaml", "dataset.yaml", "data.yml", "dataset.yml", "config.yaml")

@@ -27,9 +27,9 @@ from opendetr.data.formats.recognise import (
 )
 from opendetr.data.images import image_size, is_animated, read_record
 from opendetr.data.masks import empty_mask, map_faults, outline_area, outline_faults, panoptic_map, segment_areas
-from opendetr.data.paths import IMAGE_SUFFIXES
 from opendetr.data.records import DataFault, DetectionData, FaultError, FaultLog, ImageRecord, ObjectRecord
 from opendetr.data.transforms import resized_shape
+from opendetr.files import IMAGE_SUFFIXES
 
 # Sides of objects in pixels after resizing, as the square root of their area: where one range ends and the next begins.
 SIZE_LIMITS = (8, 16, 32, 96)

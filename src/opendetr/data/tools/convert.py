@@ -35,9 +35,10 @@ from opendetr.data.formats.splits import SPELLINGS
 from opendetr.data.formats.voc import VocObject
 from opendetr.data.formats.yolo import YoloRow, format_row, is_polygon, parse_row
 from opendetr.data.images import ImageFileError, image_size
-from opendetr.data.paths import IMAGE_SUFFIXES, require_new
+from opendetr.data.paths import require_new
 from opendetr.data.records import DataError, DetectionData, ImageRecord
 from opendetr.data.text import pixels
+from opendetr.files import IMAGE_SUFFIXES
 
 WRITTEN_FORMATS = (Format.COCO, Format.YOLO, Format.VOC)
 _IN_FILE_NAMES = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]|^\s|\s$")

@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from opendetr.data.records import DataError
-
-SOURCE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm"})
+from opendetr.files import IMAGE_SUFFIXES
 
 
 def images_in(
@@ -83,7 +82,7 @@ def _is(kind: Callable[[], bool]) -> bool:
 
 def is_image_name(name: str) -> bool:
     """Whether a file name ends as those of images do."""
-    return os.path.splitext(name)[1].lower() in SOURCE_SUFFIXES  # noqa: PTH122  a Path of each name is slow
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122  a Path of each name is slow
 
 
 def matching(pattern: str) -> list[str]:

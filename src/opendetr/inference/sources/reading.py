@@ -15,11 +15,13 @@ from torch import Tensor
 
 from opendetr.data.images import ImageError, read_image, to_rgb
 from opendetr.data.records import DataError
-from opendetr.inference.sources.files import SOURCE_SUFFIXES, images_in, is_pattern, matching
+from opendetr.files import IMAGE_SUFFIXES
+from opendetr.inference.sources.files import images_in, is_pattern, matching
 from opendetr.inference.sources.prefetch import read_ahead
 from opendetr.inference.sources.source_image import SourceImage
-from opendetr.inference.sources.url import is_url, read_url
+from opendetr.inference.sources.url import read_url
 from opendetr.inference.sources.video import camera_frames, is_video, video_frames
+from opendetr.network import is_url
 
 Source = str | Path | int | np.ndarray | Tensor | Image.Image | SourceImage
 """A path, URL, folder, pattern, video, camera's number, array, tensor or PIL image."""
@@ -100,7 +102,7 @@ def _folder(path: Path, report: Report | None, skip: Path | None) -> Iterator[Pa
     images = images_in(path, skip=skip, on_unreadable=report)
     first = next(images, None)
     if first is None:
-        raise DataError(f"{path}: no image in this folder; supported are {', '.join(sorted(SOURCE_SUFFIXES))}")
+        raise DataError(f"{path}: no image in this folder; supported are {', '.join(sorted(IMAGE_SUFFIXES))}")
     return chain((first,), images)
 
 

@@ -11,7 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from opendetr.categories import Categories
-from opendetr.files import write_whole
+from opendetr.data.images import write_map
+from opendetr.files import atomic_path, write_atomically
 from opendetr.inference.writers.background import Background
 from opendetr.inference.writers.names import FORMATS, class_folders
 from opendetr.inference.writers.tables import Entry, Sink
@@ -39,7 +40,7 @@ def _save(picture: Image.Image, path: Path) -> None:
         content = _encoded(picture, FORMATS[path.suffix.lower()])
     except (OSError, ValueError):  # more pixels a side than the format has; viewers go by the content, not by the name
         content = _encoded(picture, "PNG")
-    write_whole(path, content)
+    write_atomically(path, content)
 
 
 def _encoded(picture: Image.Image, form: str) -> bytes:
@@ -93,8 +94,6 @@ def panoptic_map_name(entry: Entry[Panoptic]) -> str:
 
 
 def _save_map(path: Path, segments: Tensor) -> None:
-    """Save ids (H, W) as colours: red + 256 green + 65536 blue."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    ids = segments.numpy()
-    colours = np.stack((ids & 255, ids >> 8 & 255, ids >> 16 & 255), -1).astype(np.uint8)
-    write_whole(path, _encoded(Image.fromarray(colours), "PNG"))
+    with atomic_path(path) as temporary:
+        write_map(temporary, segments.numpy())

@@ -10,8 +10,8 @@ from pathlib import Path, PurePath, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
 from opendetr.categories import Categories
-from opendetr.inference.sources.url import is_url
 from opendetr.inference.sources.video import is_video
+from opendetr.network import is_url
 
 # What is written ends as what was read, where Pillow writes it well: in the format of this name.
 FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP", ".bmp": "BMP"}

@@ -15,7 +15,7 @@ from typing import IO, Any, Generic, TypeVar
 import yaml
 
 from opendetr.categories import Categories
-from opendetr.files import whole_file, write_whole
+from opendetr.files import atomic_path, write_atomically
 from opendetr.results import Detections, Panoptic
 
 CSV_HEAD = ("image_id", "file_name", "frame", "category_id", "category", "score", "x_min", "y_min", "x_max", "y_max")
@@ -144,7 +144,7 @@ def _coco_tables(path: Path, categories: list[dict[str, Any]]) -> Iterator[tuple
     """The rows of `images` and `annotations`; the file is written when the context ends without an error."""
     with Rows(path.parent) as images, Rows(path.parent) as annotations:
         yield images, annotations
-        with whole_file(path) as fresh, fresh.open("w", encoding="utf-8") as stream:
+        with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
             stream.write('{"images": ')
             images.copy_to(stream)
             stream.write(f',\n"categories": {json.dumps(categories)},\n"annotations": ')
@@ -165,7 +165,10 @@ def _image_row(entry: Entry[Detections | Panoptic], picture: bool) -> dict[str, 
 def csv_table(path: Path) -> Iterator[Sink[Detections]]:
     """Writes a line for each detection, boxes as corners in pixels."""
     # File names that are no text keep their bytes.
-    with whole_file(path) as fresh, fresh.open("w", encoding="utf-8", errors="surrogateescape", newline="") as stream:
+    with (
+        atomic_path(path) as temporary,
+        temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as stream,
+    ):
         lines = csv.writer(stream)
         lines.writerow(CSV_HEAD)
 
@@ -195,11 +198,11 @@ def yolo_labels(folder: Path, categories: Categories) -> Iterator[Sink[Detection
     def add(entry: Entry[Detections]) -> None:
         path = (folder / "labels" / entry.stem).with_name(entry.stem.name + ".txt")
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, "".join(_yolo_lines(entry.found, classes)).encode())
+        write_atomically(path, "".join(_yolo_lines(entry.found, classes)))
 
     yield add
     names = {classes[label]: categories.names[label] for label in used}
-    write_whole(folder / "data.yaml", yaml.safe_dump({"names": names}, allow_unicode=True, sort_keys=False).encode())
+    write_atomically(folder / "data.yaml", yaml.safe_dump({"names": names}, allow_unicode=True, sort_keys=False))
 
 
 def _yolo_lines(found: Detections, classes: Mapping[int, int]) -> Iterator[str]:

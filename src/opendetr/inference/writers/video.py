@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from opendetr.data.records import DataError
-from opendetr.files import whole_file
+from opendetr.files import atomic_path
 from opendetr.inference.sources.video import library
 from opendetr.inference.writers.background import Background
 from opendetr.inference.writers.tables import Entry, Sink
@@ -62,9 +62,9 @@ def video_writer(path: Path) -> Iterator[VideoWriter]:
         DataError: the file cannot be written.
     """
     av = library("av", "av", str(path))
-    with whole_file(path) as fresh:
+    with atomic_path(path) as temporary:
         try:
-            with av.open(str(fresh), "w", format="mp4") as container:
+            with av.open(str(temporary), "w", format="mp4") as container:
                 writer = VideoWriter(av, container)
                 yield writer
                 writer.finish()
