@@ -79,7 +79,7 @@ def test_patience_ends_a_run_that_no_longer_improves(tmp_path):
     scores = iter([0.1, 0.2, 0.2, 0.15, 0.5])
     recipe = replace(RECIPE, patience=2)
     screen = io.StringIO()
-    progress = Progress(Console(file=screen, width=200))
+    progress = Progress(Console(file=screen, width=200), metric="AP")
     _, result, recorder = run(tmp_path, recipe, evaluate=lambda _: {"AP": next(scores)}, observers=[progress])
     assert result.step == 8 and not result.interrupted
     assert result.best == {"AP": 0.2, "step": 6}
@@ -350,7 +350,7 @@ def test_curves_name_the_classes():
     many = {"AP": 0.2} | {f"AP/class {number}": number / 100 for number in range(40)}
 
     def height(metrics: dict[str, float]) -> int:
-        return curves([step, {"kind": "evaluation", "step": 1, "metrics": metrics}]).height
+        return curves([step, {"kind": "evaluation", "step": 1, "metrics": metrics}], ["AP"]).height
 
     assert height({"AP": 0.2}) < height(scores_of_classes(nn.Identity())) == height(many)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from opendetr.cli.output import DEFAULT_MODEL, JsonOption, command, number, print_json, progress_bar, say
+from opendetr.cli.output import JsonOption, command, number, print_json, progress_bar, say
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from opendetr.inference.predictor import Predictor
 
 PAGE = "index.html"
-_MODEL = f"{DEFAULT_MODEL}-panoptic"
+_MODEL = "deformable-detr-tiny-panoptic"
 _SPLIT, _SEED = "val", 0  # training scenes are of another split, so that none of these was ever seen
 _NUM_SHOWN = 12
 

@@ -235,3 +235,10 @@ def metric_names(data: DetectionData, *, has_masks: bool) -> list[str]:
     with_objects = {thing.category_id for image in data.images for thing in image.objects}
     classes = [each["name"] for each in data.to_coco()["categories"] if each["id"] in with_objects]
     return [main, *(name for name in names if name != main), *(f"{CLASS_PREFIX}{each}" for each in classes)]
+
+
+def headline_names(data: DetectionData, *, has_masks: bool) -> tuple[str, ...]:
+    """The few metrics of a `DetectionEvaluator` on a dataset that fit a line."""
+    if not has_masks or data.masks == "none":
+        return "AP", "AP50", "AP75"
+    return ("AP", f"{MASK_PREFIX}AP", "PQ") if data.masks == "panoptic" else ("AP", f"{MASK_PREFIX}AP")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Any, Self, cast
 
 from opendetr.categories import Categories
 from opendetr.config import ConfigError
 from opendetr.data.config import DataConfig
 from opendetr.data.records import DetectionData
-from opendetr.evaluation.detection import DetectionEvaluator, metric_names
+from opendetr.evaluation.detection import DetectionEvaluator, headline_names, metric_names
 from opendetr.losses.class_terms import SigmoidFocalClassification
 from opendetr.losses.criterion import CriterionConfig, SetCriterion
 from opendetr.losses.dense import DenseConfig, DenseSupervision
@@ -26,6 +26,9 @@ from opendetr.tasks import DetectionTask, MaskHeadTask, Task
 @dataclass(frozen=True, kw_only=True)
 class Preset:
     """One run as one tree: everything that a model and its training are made of.
+
+    A member that is evaluated in another way, or whose model has other parts to shrink, has a subclass that overrides
+    `evaluator`, `metrics` and `headlines`, or `miniature`.
 
     Attributes:
         name: the catalogue's name, from which the tree started.
@@ -76,6 +79,24 @@ class Preset:
     def metrics(self, data: DetectionData) -> list[str]:
         """The names of the metrics that the evaluator gives on a dataset, the main one first."""
         return metric_names(data, has_masks=self.has_masks)
+
+    def headlines(self, data: DetectionData) -> tuple[str, ...]:
+        """The few of these metrics that progress and curves show."""
+        return headline_names(data, has_masks=self.has_masks)
+
+    def miniature(self) -> Self:
+        """The preset shrunk to test size; what it is composed of stays."""
+        model: Any = self.model  # every config here has these fields, whatever else it has
+        transformer = replace(
+            model.transformer, width=32, num_heads=4, ffn_width=32, encoder_layers=2, decoder_layers=2
+        )
+        backbone = replace(model.backbone, depth=18, half_width=True)
+        return replace(
+            self,
+            model=replace(model, backbone=backbone, transformer=transformer, num_queries=12),
+            data=replace(self.data.resized(64), num_workers=0),
+            recipe=replace(self.recipe, batch_size=2, epochs=1),
+        )
 
 
 FOCAL_CRITERION = CriterionConfig(

@@ -33,9 +33,6 @@ METRICS_FILE = "metrics.jsonl"
 TABLE_FILE = "metrics.csv"
 _MOST_CLASSES = 12
 _MOST_STEP_LINES = 5000
-# Scores of an evaluation that fit a line.
-_SHOWN = ("AP", "AP50", "AP75")
-_SHOWN_WITH_MASKS = ("AP", "mask_AP", "PQ")
 
 
 class Progress(Observer):
@@ -45,12 +42,16 @@ class Progress(Observer):
         console: where to write; standard error when omitted.
         seconds: between two plain lines.
         metric: of an evaluation, shown all the time.
+        headlines: the metrics that are shown after an evaluation.
     """
 
-    def __init__(self, console: Console | None = None, *, seconds: float = 30.0, metric: str = "AP") -> None:
+    def __init__(
+        self, console: Console | None = None, *, seconds: float = 30.0, metric: str = "", headlines: Sequence[str] = ()
+    ) -> None:
         self._console = console or Console(stderr=True)
         self._seconds = seconds
         self._metric = metric
+        self._headlines = headlines
         self._metrics: Mapping[str, Any] = {}
         self._speed = _Throughput()
         self._spoken = -math.inf
@@ -91,8 +92,7 @@ class Progress(Observer):
     def on_evaluation(self, event: Evaluated) -> None:
         """Give the first scores."""
         self._metrics = event.metrics
-        shown = _SHOWN_WITH_MASKS if any(name in event.metrics for name in _SHOWN_WITH_MASKS[1:]) else _SHOWN
-        scores = ((name, event.metrics.get(name)) for name in shown)
+        scores = ((name, event.metrics.get(name)) for name in self._headlines)
         numbers = [f"{name} {value:.3f}" for name, value in scores if isinstance(value, float)]
         best = ", the best so far" if event.best else ""
         self._say(f"epoch {event.epoch:.1f}, step {event.step}: {' '.join(numbers)} ({_clock(event.seconds)}{best})")
@@ -320,7 +320,7 @@ class Curves(Observer):
         metrics: names of the scores to draw.
     """
 
-    def __init__(self, metrics: tuple[str, ...] = ("AP", "AP50")) -> None:
+    def __init__(self, metrics: Sequence[str] = ()) -> None:
         self._metrics = metrics
         self._folder = Path()
 
@@ -380,7 +380,7 @@ def _whole_rows(lines: list[str], path: Path) -> Iterator[dict[str, Any]]:
                 raise CheckpointError(f"{path}: line {number} is no JSON; fix it or remove the file") from error
 
 
-def curves(rows: Iterable[Mapping[str, Any]], metrics: tuple[str, ...] = ("AP", "AP50")) -> Image.Image:
+def curves(rows: Iterable[Mapping[str, Any]], metrics: Sequence[str] = ()) -> Image.Image:
     """Losses and, below them, scores over steps, from the rows of `read_metrics`, among them one step at least."""
     rows = list(rows)
     steps = [row for row in rows if row["kind"] == "step"]

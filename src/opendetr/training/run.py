@@ -555,8 +555,9 @@ def _trainer(
 
     chosen = _to_show(val.images)
     recipe = replace(preset.recipe, best_by=_best_by(preset, val))
+    headlines = preset.headlines(val)
     observers: list[Observer] = [
-        Progress(metric=recipe.best_by),
+        Progress(metric=recipe.best_by, headlines=headlines),
         MetricsFile(),
         MetricsTable(),
         Curves(),
