@@ -21,6 +21,7 @@ from opendetr.inference.writers import images as written_pictures
 from opendetr.inference.writers.folder import OutputConfig, results_folder
 from opendetr.presets import build_model, miniature
 from opendetr.results import Detections
+from opendetr.weights import WeightsError
 
 CLASSES = ("cat", "dog", "ant", "bee")
 SIZES = ((48, 64), (64, 48), (30, 90), (48, 64), (64, 64), (48, 64), (100, 40))
@@ -132,7 +133,7 @@ def test_the_next_pictures_are_read_while_the_model_is_at_work(detector, tmp_pat
         assert reading.wait(10), "the last image is not read before the model is done with the first ones"
         return forward(images)
 
-    monkeypatch.setattr(predictor_module, "read_picture", watched)
+    monkeypatch.setattr(predictor_module, "read_source", watched)
     monkeypatch.setattr(detector.model, "forward", waiting)
     assert len(list(detector.predict(tmp_path, batch_size=2))) == 4
 
@@ -184,3 +185,14 @@ def test_threads_end_with_the_iterator(detector):
     next(found)
     found.close()
     assert not any(thread.name.startswith("read") for thread in threading.enumerate())
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("part", ["box_head.layers.0.weight", "backbone.body.bn1.running_mean"])
+def test_weights_that_are_not_finite_are_one_line(value, part):
+    preset = miniature("detr-tiny")
+    model = build_model(preset, len(CLASSES))
+    model.state_dict()[part].view(-1)[0] = value
+    with pytest.raises(WeightsError, match=f"{part}: holds values that are not finite") as error:
+        Predictor(model, preset, Categories.from_names(CLASSES), device="cpu")
+    one_line(error.value)

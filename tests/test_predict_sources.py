@@ -138,13 +138,35 @@ def test_pictures_in_memory_are_the_same_in_every_form():
     np.testing.assert_array_equal(read_source(pixels[..., 0]).pixels, np.repeat(pixels[..., :1], 3, 2))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_a_float_tensor_of_any_precision_is_a_picture(dtype):
+    every = torch.arange(256, dtype=torch.float64).div(255).to(dtype).expand(3, 1, 256)
+    pixels = read_source(every).pixels
+    np.testing.assert_array_equal(pixels[0, :, 1], (every[1, 0].double() * 255).round().numpy())
+    if dtype != torch.bfloat16:  # which cannot tell all of them apart
+        np.testing.assert_array_equal(pixels[0, :, 1], np.arange(256))
+
+
 BAD_PICTURES = {
     "four channels": (np.zeros((4, 4, 4), np.uint8), "(H, W, 3)"),
     "floats": (np.zeros((4, 4, 3)), "float64"),
     "empty": (np.zeros((0, 4, 3), np.uint8), "(0, 4, 3)"),
     "channels last": (torch.zeros(4, 4, 3), "(3, H, W)"),
     "255": (torch.full((3, 2, 2), 255.0), "0..1"),
-    "not a number": (torch.full((3, 2, 2), torch.nan), "0..1"),
+    "not a number": (torch.full((3, 2, 2), torch.nan), "holds values that are not finite"),
+    "infinite": (torch.full((3, 2, 2), torch.inf, dtype=torch.bfloat16), "holds values that are not finite"),
+    "255 in half precision": (torch.full((3, 2, 2), 255, dtype=torch.bfloat16), "0..1"),
+    "whole numbers": (torch.zeros(3, 2, 2, dtype=torch.int64), "a tensor of int64 is no image; give uint8, or float"),
+    "signed bytes": (torch.zeros(3, 2, 2, dtype=torch.int8), "a tensor of int8"),
+    "truth values": (torch.zeros(3, 2, 2, dtype=torch.bool), "a tensor of bool"),
+    "complex numbers": (torch.zeros(3, 2, 2, dtype=torch.complex64), "a tensor of complex64"),
+    "eight bits of float": (torch.zeros(3, 2, 2, dtype=torch.float8_e5m2), "a tensor of float8_e5m2"),
+    "sparse": (torch.zeros(3, 2, 2).to_sparse(), "holds no pixels"),
+    "without content": (torch.zeros(3, 2, 2, device="meta"), "holds no pixels"),
+    "an array of whole numbers": (np.zeros((4, 4, 3), np.int64), "int64"),
+    "an array of truth values": (np.zeros((4, 4), bool), "bool"),
+    "an array of objects": (np.full((4, 4, 3), None), "object"),
+    "an array of no dimension": (np.array(3, np.uint8), "()"),
     "32 bits": (Image.fromarray(np.zeros((2, 2), np.float32)), "32-bit"),
     "no image": (object(), "object is no image"),
     "a name too long": ("x" * 5000 + ".jpg", "cannot be read"),

@@ -542,7 +542,7 @@ def test_a_long_run_has_fewer_lines(tmp_path):
 
 def test_curves_and_pictures_are_drawn(tmp_path):
     pictures = ValidationImages(lambda task: [("cells", Image.new("RGB", (8, 8), "red" if task.training else "blue"))])
-    run(tmp_path, observers=[MetricsFile(), Curves(["AP"]), pictures])
+    run(tmp_path, observers=[MetricsFile(), Curves(), pictures])
     with Image.open(tmp_path / "curves.png") as curves:
         assert curves.height > curves.width  # the loss, and the scores below it
     names = sorted(path.name for path in (tmp_path / "pictures").iterdir())

@@ -113,11 +113,11 @@ def outline_faults(image: ImageRecord) -> dict[int, DataFault]:
 
 
 def _with_outlines(image: ImageRecord) -> tuple[ImageRecord, list[DataFault]]:
-    faults = outline_faults(image)
-    if not faults:
+    undrawable = outline_faults(image)
+    if not undrawable:
         return image, []
-    kept = tuple(thing for index, thing in enumerate(image.objects) if index not in faults)
-    faults = list(faults.values())
+    kept = tuple(thing for index, thing in enumerate(image.objects) if index not in undrawable)
+    faults = list(undrawable.values())
     return replace(image, objects=kept, faults=(*image.faults, *faults)), faults
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal, TypeVar, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from opendetr.categories import Categories
 from opendetr.config import ConfigError
@@ -82,10 +82,14 @@ class Predictor:
         preset: gives the image sizes.
         categories: what the labels stand for.
         device: "auto", "cpu", "cuda" or "mps".
+
+    Raises:
+        WeightsError: weights that are not finite.
     """
 
     def __init__(self, model: Detector, preset: Preset, categories: Categories, *, device: str = "auto") -> None:
         self.device = best_device(device)
+        _require_finite(model)
         self.model = model.to(self.device).eval()
         self.preset = preset
         self.categories = categories
@@ -296,6 +300,16 @@ class Predictor:
         evaluator.gather()
         unreadable = [line for lines in gather(list(loader.unreadable.values())) for line in lines]
         return evaluator.evaluation(watch.seconds / max(done, 1), unreadable)
+
+
+def _require_finite(model: nn.Module) -> None:
+    """Raise WeightsError for weights that hold NaN or infinity: they would predict nothing, without a message."""
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise WeightsError(
+                f"{name}: holds values that are not finite, so the model cannot predict; use the weights of an earlier "
+                "checkpoint, or train again with a lower learning rate"
+            )
 
 
 def _by_shape(

@@ -302,7 +302,7 @@ def _trainer(
         Progress(metric=recipe.best_by, headlines=headlines),
         MetricsFile(),
         MetricsTable(),
-        Curves(headlines),
+        Curves(),
         ValidationImages(pictures),
     ]
     if preset.recipe.tensorboard:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -25,6 +26,7 @@ Source = str | Path | int | np.ndarray | Tensor | Image.Image | SourceImage
 
 Report = Callable[[str], None]
 _FRAMES_AHEAD = 8
+_TENSOR_TYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def is_one_image(source: Any) -> bool:
@@ -175,13 +177,27 @@ def _image(image: Image.Image) -> np.ndarray:
 def _tensor(tensor: Tensor) -> np.ndarray:
     if tensor.ndim != 3 or tensor.shape[0] != 3 or not tensor.numel():
         raise ImageError(f"a tensor of {tuple(tensor.shape)} is no image; give (3, H, W)")
+    if tensor.dtype not in _TENSOR_TYPES:
+        name = str(tensor.dtype).removeprefix("torch.")
+        raise ImageError(f"a tensor of {name} is no image; give uint8, or float in 0..1")
+    if tensor.is_meta or tensor.layout != torch.strided:
+        raise ImageError("a tensor that is sparse or on the device 'meta' holds no pixels; give a dense one")
     pixels = tensor.detach().permute(1, 2, 0).cpu()
-    if pixels.is_floating_point():
-        if not bool(((pixels >= 0) & (pixels <= 1)).all()):
-            low, high = float(pixels.min()), float(pixels.max())
-            raise ImageError(f"a tensor with values from {low:g} to {high:g} is no image; give 0..1, or uint8")
-        pixels = (pixels * 255).round()
-    return pixels.clamp(0, 255).numpy().astype(np.uint8)
+    return np.ascontiguousarray(pixels.numpy()) if pixels.dtype == torch.uint8 else _bytes(pixels)
+
+
+def _bytes(pixels: Tensor) -> np.ndarray:
+    """Float pixels in 0..1 as uint8."""
+    if pixels.dtype != torch.float64:
+        pixels = pixels.float()
+    low, high = pixels.min(), pixels.max()  # each is NaN where a pixel is
+    if not torch.isfinite(torch.stack((low, high))).all():
+        raise ImageError("a tensor that holds values that are not finite is no image; give 0..1, or uint8")
+    if low < 0 or high > 1:
+        raise ImageError(
+            f"a tensor with values from {float(low):g} to {float(high):g} is no image; give 0..1, or uint8"
+        )
+    return (pixels * 255).round().numpy().astype(np.uint8)
 
 
 def _array(array: np.ndarray) -> np.ndarray:

@@ -1,0 +1,54 @@
+"""The commands that the pages and the scripts in `runs/` show are ones that the scripts take."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import runpy
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from markdown_blocks import ROOT
+
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "runs").glob("*.py")))
+# A command has arguments; a script that is only named has none.
+COMMAND = re.compile(r"runs/(?P<script>\w+\.py)(?P<arguments>(?: [\w./-]+)+)")
+
+
+def shown_commands() -> list[tuple[str, str]]:
+    """Script and arguments of every command."""
+    found = [match for page in PAGES for match in COMMAND.finditer(page.read_text(encoding="utf-8"))]
+    return sorted({(match["script"], match["arguments"].strip()) for match in found if "--" in match["arguments"]})
+
+
+class ParsedError(Exception):
+    """The arguments were fine."""
+
+
+@pytest.mark.parametrize(("script", "arguments"), shown_commands())
+def test_a_command_that_is_shown_is_taken(monkeypatch, script, arguments):
+    parse = argparse.ArgumentParser.parse_args
+
+    def parse_alone(self, *given):
+        parse(self, *given)
+        raise ParsedError
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_alone)
+    monkeypatch.setattr(sys, "argv", [script, *shlex.split(arguments)])
+    with pytest.raises(ParsedError):
+        runpy.run_path(str(ROOT / "runs" / script), run_name="__main__")
+
+
+def test_the_pages_show_commands():
+    assert len(shown_commands()) > 8
+
+
+def test_masks_are_found_in_the_folder_of_all_annotations(tmp_path):
+    of_kind = runpy.run_path(str(ROOT / "runs" / "overfit_masks.py"))["data_of_kind"]
+    assert of_kind(tmp_path, "panoptic") == tmp_path
+    (tmp_path / "panoptic_segmentation").mkdir()
+    assert of_kind(tmp_path, "panoptic") == tmp_path / "panoptic_segmentation"
+    assert of_kind(Path("elsewhere"), "instances") == Path("elsewhere")
