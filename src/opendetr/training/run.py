@@ -296,7 +296,7 @@ def _trainer(
             yield f"{record.id}-{record.path.stem}", image
 
     chosen = _to_show(val.images)
-    recipe = replace(preset.recipe, best_by=_best_by(preset, val))
+    recipe = replace(preset.recipe, best_by=best_by(preset, val))
     headlines = preset.headlines(val)
     observers: list[Observer] = [
         Progress(metric=recipe.best_by, headlines=headlines),
@@ -331,7 +331,7 @@ def _trainer(
         )
 
 
-def _best_by(preset: Preset, val: DetectionData) -> str:
+def best_by(preset: Preset, val: DetectionData) -> str:
     """The metric by which the best checkpoint is chosen; "auto" is the main one of the model and the data.
 
     Raises:
