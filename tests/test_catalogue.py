@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -16,6 +16,7 @@ from opendetr.models.deformable import TwoStageOutput
 from opendetr.models.detector import Detector
 from opendetr.nn.layers import MLP
 from opendetr.presets import (
+    Preset,
     build_model,
     build_task,
     create,
@@ -23,9 +24,11 @@ from opendetr.presets import (
     list_models,
     miniature,
     preset_from_dict,
+    registry,
     trained_from_nothing,
 )
 from opendetr.structures import Batch, FeatureMap, ImageBatch, Output, Target
+from opendetr.training.run import best_by
 
 NUM_CLASSES = 4
 # State-dict tensors (those with several names counted once), all parameters and trainable ones of the published
@@ -282,6 +285,33 @@ def test_config_round_trip(name, change):
     for preset in (change(get_preset(name)), change(miniature(name))):
         text = yaml.safe_dump(to_dict(preset), sort_keys=False)
         assert preset_from_dict(yaml.safe_load(text)) == preset
+
+
+@dataclass(frozen=True, kw_only=True)
+class _OtherPreset(Preset):
+    """A member that is measured by recall, and shrinks in another way."""
+
+    def metrics(self, data):
+        return ["recall", "precision"]
+
+    def headlines(self, data):
+        return ("recall",)
+
+    def miniature(self):
+        return replace(self, model=replace(self.model, num_queries=5))
+
+
+def test_a_preset_of_another_kind_needs_no_branch_elsewhere(monkeypatch):
+    """Its class survives settings and configs, and what it overrides is what shared code asks it for."""
+    monkeypatch.setitem(registry._PRESETS, "other", lambda: _OtherPreset(name="other"))
+    preset = preset_from_dict(to_dict(miniature("other")))
+    assert isinstance(preset, _OtherPreset)
+    assert preset.model == replace(get_preset("other").model, num_queries=5)
+    assert preset.headlines(None) == ("recall",)
+    by = {each: replaced(preset, {"recipe": {"best_by": each}}) for each in ("auto", "precision", "AP")}
+    assert [best_by(by[each], None) for each in ("auto", "precision")] == ["recall", "precision"]
+    with pytest.raises(ConfigError, match="no metric of the validation data is called 'AP'; there are recall, precis"):
+        best_by(by["AP"], None)
 
 
 @pytest.mark.parametrize(

@@ -113,15 +113,30 @@ def special_cases(tree: ast.AST, classes: set[str], names: set[str]) -> list[str
     """Where code tells members apart: by the class of a model or its config, or by a name."""
     found = []
     for node in ast.walk(tree):
-        constants = {each.value for each in ast.walk(node) if isinstance(each, ast.Constant)}
-        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("isinstance", "issubclass", "type"):
-            used = {each.id for each in ast.walk(node) if isinstance(each, ast.Name)} & classes
-            found += [f"line {node.lineno}: the class {name}" for name in sorted(used)]
-        elif isinstance(node, ast.Compare):
-            found += [f"line {node.lineno}: a comparison with {name}" for name in sorted(constants & names)]
-        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("with", "suffix", "prefix")):
-            found += [f"line {node.lineno}: the suffix {name}" for name in sorted(constants & SUFFIXES)]
+        asked = parts_that_ask(node)
+        parts = [each for part in asked for each in ast.walk(part)]
+        used = {each.id for each in parts if isinstance(each, ast.Name)}
+        used |= {each.attr for each in parts if isinstance(each, ast.Attribute)}
+        constants = {each.value for each in parts if isinstance(each, ast.Constant)}
+        found += [f"line {asked[0].lineno}: the class {name}" for name in sorted(used & classes)]
+        found += [f"line {asked[0].lineno}: the name {name}" for name in sorted(constants & (names | SUFFIXES))]
     return found
+
+
+def parts_that_ask(node: ast.AST) -> list[ast.expr]:
+    """The expressions by which a node can tell things apart: a question, a comparison, a case, a table of classes."""
+    if isinstance(node, ast.Compare):
+        return [node]
+    if isinstance(node, ast.Dict):
+        return [key for key in node.keys if isinstance(key, ast.Name | ast.Attribute)]
+    if isinstance(node, ast.MatchClass):
+        return [node.cls]
+    if isinstance(node, ast.MatchValue):
+        return [node.value]
+    if isinstance(node, ast.Call):
+        called = ast.unparse(node.func)
+        return [node] if called in ("isinstance", "issubclass") or called.endswith(("with", "suffix", "prefix")) else []
+    return []
 
 
 def shared_modules() -> list[Path]:
@@ -151,6 +166,11 @@ def test_shared_code_does_not_ask_which_member_it_handles() -> None:
         "if model.family == 'deformable-detr': pass",
         "x = name in ('detr-r50', 'b')",
         "name.removesuffix('-panoptic')",
+        "isinstance(model, masks.MaskedDetector)",
+        "type(config) is TwoStageDETRConfig",
+        "tasks = {TwoStageDETRConfig: TwoStageTask}",
+        "match config:\n    case TwoStageDETRConfig():\n        pass",
+        "'-panoptic' in name",
     ],
 )
 def test_a_special_case_is_found(code: str) -> None:

@@ -39,9 +39,10 @@ from opendetr.recipe import Recipe
 from opendetr.results import Detections
 from opendetr.structures import Batch, ImageBatch, LazyMasks, Matches, Output, Target
 from opendetr.tasks import MaskHeadTask, Task
-from opendetr.training import run as training
 from opendetr.training.events import Observer, StepTaken
 from opendetr.training.freezing import freeze, train_mode
+from opendetr.training.settings import require_lessons, set_up
+from opendetr.training.starting_weights import load_transferred
 from opendetr.training.trainer import Trainer
 from opendetr.weights import ModelCard, WeightsError, load_weights, save_weights, transfer
 from test_processes import in_processes
@@ -541,8 +542,8 @@ def _saved(folder, given: str | Preset):
 
 
 def _set_up(tmp_path, model, weights, *, freeze_detector=True, config=None):
-    setup, origin = training._set_up(tmp_path, model, weights, config, freeze_detector=freeze_detector)
-    training._require_lessons(setup.preset, origin)
+    setup, origin = set_up(tmp_path, model, weights, config, freeze_detector=freeze_detector)
+    require_lessons(setup.preset, origin)
     return setup.preset
 
 
@@ -606,13 +607,13 @@ def test_a_frozen_detector_must_know_the_classes(tmp_path):
     path = _saved(tmp_path / "run", "detr-tiny")
     preset = _set_up(tmp_path, None, path)
     model = build_model(preset, len(CLASSES))
-    assert training._transferred(model, path, preset, CLASSES).endswith("new and random: attention, head")
+    assert load_transferred(model, path, preset, CLASSES).endswith("new and random: attention, head")
     others = Categories.from_names(("cat", "sea", "sky"))
     with pytest.raises(ConfigError, match="a frozen detector cannot learn sea; train it on this data first"):
-        training._transferred(model, path, preset, others)
+        load_transferred(model, path, preset, others)
     with_stuff = replace(others, isthing=(True, False, True))
     with pytest.raises(ConfigError, match=r"cannot learn sea; set data\.masks to instances, or"):
-        training._transferred(model, path, preset, with_stuff)
+        load_transferred(model, path, preset, with_stuff)
 
 
 def test_a_family_without_masks_in_the_catalogue():
@@ -623,12 +624,12 @@ def test_a_family_without_masks_in_the_catalogue():
 
 def test_a_mask_head_wants_masks_to_be_read():
     preset = get_preset("detr-tiny-panoptic")
-    training._require_lessons(preset, "none")
+    require_lessons(preset, "none")
     with pytest.raises(ConfigError, match=r"set data\.masks to auto"):
-        training._require_lessons(replace(preset, data=replace(preset.data, masks="none")), "none")
+        require_lessons(replace(preset, data=replace(preset.data, masks="none")), "none")
     frozen = replace(preset, freeze_detector=True)
     with pytest.raises(ConfigError, match="a frozen detector learns nothing"):
-        training._require_lessons(frozen, "none")
+        require_lessons(frozen, "none")
 
 
 def test_half_precision_stays_below_16_megabytes(tmp_path):

@@ -24,6 +24,7 @@ from opendetr.inference.predictor import load
 from opendetr.presets import build_model, get_preset, miniature, preset_from_dict
 from opendetr.synthetic import write_scenes
 from opendetr.training import run as training
+from opendetr.training import starting_weights
 from opendetr.training.trainer import Trainer
 from opendetr.weights import ModelCard, WeightsError, save_weights
 
@@ -251,7 +252,7 @@ def test_imagenet_weights_go_into_the_backbone(scenes, tmp_path, monkeypatch):
 
     state = resnet18().state_dict()
     torch.save(state, tmp_path / "resnet18-f37072fd.pth")
-    monkeypatch.setattr(training, "download", lambda url: tmp_path / url.rpartition("/")[2])
+    monkeypatch.setattr(starting_weights, "download", lambda url: tmp_path / url.rpartition("/")[2])
     result = run(scenes, tmp_path / "run", weights="imagenet", model="detr-r18", epochs=1)
     after = weights_of(result.folder)
     assert torch.equal(after["backbone.body.conv1.weight"], state["conv1.weight"])  # frozen

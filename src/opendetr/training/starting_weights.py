@@ -1,0 +1,99 @@
+"""The weights that a run starts from: which ones, where they are, and how they get into its model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from torchvision.models import get_model_weights
+
+from opendetr.categories import Categories
+from opendetr.config import ConfigError
+from opendetr.models.detector import Detector
+from opendetr.presets import Preset, get_preset, name_without_masks, published_weights, weights_origin
+from opendetr.weights import (
+    WeightsError,
+    download,
+    fitting_part,
+    in_our_layout,
+    is_remote,
+    load_weights,
+    local_file,
+    read_card,
+    read_state,
+    require_classes,
+    transfer,
+    usual_categories,
+)
+
+NOTHING, IMAGENET, PUBLISHED = "none", "imagenet", "published"
+_CHOICES = "choose other weights: none, imagenet, published, or a run folder or file of weights"
+
+
+def weights_choice(name: str, weights: str | Path | None) -> str:
+    """One of the three words, an address, or an absolute path."""
+    if weights is None:
+        other = NOTHING if get_preset(name).model.backbone.half_width else IMAGENET  # half of a width has none
+        has_weights = weights_origin(name) or weights_origin(name_without_masks(name))
+        return PUBLISHED if has_weights else other
+    known = str(weights) in (NOTHING, IMAGENET, PUBLISHED) or is_remote(weights)
+    return str(weights) if known else str(Path(weights).resolve())
+
+
+def starting_point(name: str, choice: str) -> str | Path:
+    """Where the weights come from: "none", "imagenet" or a file, downloaded if need be."""
+    if choice in (NOTHING, IMAGENET):
+        return choice
+    if choice != PUBLISHED:
+        return local_file(choice)
+    # Those of the detector are enough to start a model with a mask head from.
+    path = _or_choose(lambda: published_weights(name) or published_weights(name_without_masks(name)))
+    if path is None:
+        raise WeightsError(f"{name}: no weights of it are published; {_CHOICES}")
+    return path
+
+
+def _or_choose(fetch: Callable[[], Path | None]) -> Path | None:
+    """What `fetch` gives; its error names the other choices, too."""
+    try:
+        return fetch()
+    except WeightsError as error:
+        raise WeightsError(f"{error}; or {_CHOICES}") from None
+
+
+def load_start(model: Detector, origin: str | Path, preset: Preset, categories: Categories) -> str:
+    """Load the weights that a run starts from; returns a line about them."""
+    count = f"{preset.name}, {sum(parameter.numel() for parameter in model.parameters()) / 1e6:.1f} million parameters"
+    if origin == NOTHING:
+        return f"{count}, all of them random"
+    if isinstance(origin, Path):
+        return f"{count}, from {origin}; {load_transferred(model, origin, preset, categories)}"
+    backbone = preset.model.backbone
+    if backbone.half_width or backbone.norm == "group":
+        what = "of half width" if backbone.half_width else "with group norm"
+        raise WeightsError(f"{preset.name}: there are no ImageNet weights for a backbone {what}; {_CHOICES}")
+    url = get_model_weights(f"resnet{backbone.depth}")["IMAGENET1K_V1"].url
+    path = _or_choose(lambda: download(url))
+    assert path is not None
+    state = {name: value for name, value in read_state(path).items() if not name.startswith("fc.")}
+    load_weights(model.backbone.body, state)
+    return f"{count}, the backbone's from {path.name}"
+
+
+def load_transferred(model: Detector, path: Path, preset: Preset, categories: Categories) -> str:
+    """Load a detector's weights, its classes fitted by name; returns what became of them."""
+    card = read_card(path)
+    state = read_state(path)
+    known = card.categories if card else usual_categories(state)
+    part = in_our_layout(model, fitting_part(model, state))
+    require_classes(path, model, part, len(known), num_others=model.num_logits - len(categories))
+    report = transfer(model, state, known, categories)
+    if report.new and preset.freeze_detector:
+        isthing = dict(zip(categories.names, categories.isthing, strict=True))
+        mend = (
+            "train it on this data first"
+            if any(isthing[name] for name in report.new)
+            else "set data.masks to instances, or train the detector with data.masks set to panoptic first"
+        )
+        raise ConfigError(f"{path}: a frozen detector cannot learn {', '.join(report.new[:5])}; {mend}")
+    return str(report)
