@@ -10,15 +10,14 @@ from opendetr.weights.family import WeightFamily, family_of, published_files, re
 from opendetr.weights.hub import is_remote, local_file
 from opendetr.weights.loading import (
     LoadReport,
-    TransferReport,
     fitting_part,
     in_our_layout,
     load_weights,
     require_classes,
-    transfer,
     usual_categories,
 )
 from opendetr.weights.reading import read_state, weights_file
+from opendetr.weights.transfer import TransferReport, transfer
 
 __all__ = [
     "LoadReport",
