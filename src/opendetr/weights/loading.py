@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,7 +66,9 @@ def in_our_layout(model: Detector, state: Mapping[str, Tensor]) -> dict[str, Ten
         if name in ours and not torch.equal(ours[name], value):
             raise WeightsError(f"{theirs}: this model shares {name} between layers, but these weights do not")
         ours[name] = value
-    return ours | _shared_heads(ours, own) if layout == "huggingface" else ours
+    if layout == "huggingface" and family is not None and family.huggingface is not None:
+        ours |= _shared_heads(ours, own, family.huggingface.numbered_heads)
+    return ours
 
 
 def fitting_part(model: Detector, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -96,12 +98,12 @@ def require_classes(
         )
 
 
-def _shared_heads(ours: Mapping[str, Tensor], own: Collection[str]) -> dict[str, Tensor]:
+def _shared_heads(ours: Mapping[str, Tensor], own: Collection[str], heads: Iterable[str]) -> dict[str, Tensor]:
     """Heads of later layers: transformers saves the first one alone where all are equal."""
     shared: dict[str, Tensor] = {}
-    for heads in ("class_heads.", "box_heads."):
-        if not any(name.startswith(f"{heads}1.") for name in ours):
-            firsts = {name: re.sub(r"\d+", "0", name, count=1) for name in own if name.startswith(heads)}
+    for head in heads:
+        if not any(name.startswith(f"{head}1.") for name in ours):
+            firsts = {name: re.sub(r"\d+", "0", name, count=1) for name in own if name.startswith(head)}
             shared |= {name: ours[first] for name, first in firsts.items() if name not in ours and first in ours}
     return shared
 
