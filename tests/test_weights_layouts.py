@@ -20,7 +20,7 @@ from golden import Golden, rule
 from golden_scaled import close
 from opendetr.categories import Categories, coco_panoptic_categories
 from opendetr.config import ConfigError
-from opendetr.export.checkpoints import export_huggingface, export_official
+from opendetr.export.checkpoints import export_huggingface, export_official, not_for_huggingface
 from opendetr.inference.predictor import Predictor
 from opendetr.models.detector import Detector
 from opendetr.models.detr import DETR
@@ -614,6 +614,22 @@ def test_heads_that_differ_where_the_model_shares_one(tmp_path):
         load_weights(model, state)
 
 
+@pytest.mark.parametrize("kind", ["refine", "two stages"])
+def test_equal_heads_may_be_saved_once(tmp_path, kind):
+    """As transformers does; those of later layers are the first one again, in the model that has one per layer."""
+    model = filled(SMALL[kind])
+    state = model.state_dict()
+    first = {name: re.sub(r"\d", "0", name, count=1) for name in state if re.match(r"(class|box)_heads\.", name)}
+    model.load_state_dict(state | {name: state[other].clone() for name, other in first.items()})
+    export_huggingface(model, SMALL[kind], CLASSES, tmp_path / "out")
+    saved = load_file(tmp_path / "out" / "model.safetensors")
+    later = {name for name in saved if re.search(r"(class|bbox)_embed\.1\.", name)}
+    assert later
+    again = build_model(SMALL[kind], len(CLASSES))
+    load_weights(again, {name: value for name, value in saved.items() if name not in later})
+    assert same(again.state_dict(), model.state_dict())
+
+
 def test_an_unknown_layout_names_those_that_are_known():
     with pytest.raises(WeightsError, match=r"opendetr, official, detectron2, huggingface.*first names: stem.a, stem.b"):
         load_weights(build_model(SMALL["detr"], 3), {"stem.a": torch.zeros(1), "stem.b": torch.zeros(1)})
@@ -645,13 +661,18 @@ def test_a_family_that_is_not_registered_has_our_own_layout(tmp_path):
     assert same(models[0].state_dict(), models[1].state_dict())
     with pytest.raises(ConfigError, match="exists only here"):
         export_official(models[0], preset, tmp_path / "official.pth")
-    with pytest.raises(ConfigError, match="transformers has no such model"):
+    with pytest.raises(ConfigError, match="exists only here"):
         export_huggingface(models[0], preset, CLASSES, tmp_path / "hf")
+    assert not_for_huggingface(models[0], preset) == "transformers has no models of this family"
     official = {their: models[0].state_dict()[our] for their, our in their_names(state, detr.FAMILY.official).items()}
     with pytest.raises(WeightsError, match="in the official layout, which is not read for own"):
         load_weights(models[1], official)
-    register_family(replace(detr.FAMILY, name="own"))
+    register_family(replace(detr.FAMILY, name="own", huggingface=None, no_huggingface="it is new"))
     try:
         assert load_weights(models[1], official).layout == "official"
+        export_official(models[0], preset, tmp_path / "official.pth")
+        assert same(read_state(tmp_path / "official.pth"), official)
+        with pytest.raises(ConfigError, match="for Hugging Face: it is new; --format official can hold it"):
+            export_huggingface(models[0], preset, CLASSES, tmp_path / "hf")
     finally:
         family._FAMILIES.pop("own")

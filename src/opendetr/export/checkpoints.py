@@ -64,15 +64,15 @@ def export_huggingface(model: Detector, preset: Preset, categories: Categories, 
     """
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise ConfigError(f"{folder}: is not an empty folder; give the name of a new one")
+    family = _known_family(model, preset)
     _refuse_group_norm(preset)
     reason = not_for_huggingface(model, preset)
     if reason:
         raise ConfigError(f"{preset.name}: cannot be written for Hugging Face: {reason}; --format official can hold it")
-    settings, family = to_dict(preset), _known_family(model, preset)
     assert family.huggingface is not None
     rows = family.huggingface.writing(timm=preset.model.backbone.dilation)
     state = unpacked(_named(model, family, rows))
-    config = config_json(family.huggingface, settings["model"], categories, model)
+    config = config_json(family.huggingface, to_dict(preset)["model"], categories, model)
     processor = preprocessor_json(family.huggingface, preset.data.image_size, preset.data.max_size)
     card = ModelCard(to_dict(_with_frozen_norm(preset)), categories, {})
     folder.mkdir(parents=True, exist_ok=True)
@@ -85,10 +85,7 @@ def export_huggingface(model: Detector, preset: Preset, categories: Categories, 
 
 def not_for_huggingface(model: Detector, preset: Preset) -> str | None:
     """Why transformers cannot hold a detector, in a few words; None when it can."""
-    settings = to_dict(preset)
-    family = family_of(model)
-    known = None if family is None else family.huggingface
-    return unwritable(known, settings["model"], settings["masks"] if preset.has_masks else None)
+    return unwritable(family_of(model), to_dict(preset))
 
 
 def _known_family(model: Detector, preset: Preset) -> WeightFamily:
@@ -117,7 +114,7 @@ def _named(model: Detector, family: WeightFamily, rows: Rows) -> dict[str, Tenso
         for name, value in model.state_dict().items()
         if not name.endswith("num_batches_tracked")
     }
-    names = their_names(own, rows)
+    names = their_names(own, rows, family.num_heads(model))
     assert set(names.values()) == own.keys()
     return {theirs: own[ours] for theirs, ours in names.items() if not any(part in theirs for part in absent)}
 

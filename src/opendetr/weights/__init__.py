@@ -10,15 +10,14 @@ from opendetr.weights.family import WeightFamily, family_of, published_files, re
 from opendetr.weights.hub import is_remote, local_file
 from opendetr.weights.loading import (
     LoadReport,
-    TransferReport,
     fitting_part,
     in_our_layout,
     load_weights,
     require_classes,
-    transfer,
     usual_categories,
 )
 from opendetr.weights.reading import read_state, weights_file
+from opendetr.weights.transfer import TransferReport, transfer
 
 __all__ = [
     "LoadReport",
@@ -48,5 +47,5 @@ _OWN = (detr.FAMILY, conditional.FAMILY, deformable.FAMILY)
 for _family in _OWN:
     register_family(_family)
 register_family(masks.DETR)
-for _family in _OWN[1:]:  # transformers has masks for DETR alone
-    register_family(masks.with_masks(_family, huggingface=None, published={}))
+for _family in _OWN[1:]:  # its ConditionalDetrForSegmentation leaves the reference points out of the boxes
+    register_family(masks.with_masks(_family, no_huggingface="transformers has masks for DETR alone"))

@@ -57,6 +57,12 @@ HUGGING_FACE: Rows = (
 )
 
 
+def _num_heads(detector: Detector) -> int:
+    """One per decoder layer, and one more for proposals."""
+    assert isinstance(detector, DeformableDETR)
+    return len(detector.decoder.layers) + detector.has_proposals
+
+
 def _absent(detector: Detector) -> tuple[str, ...]:
     """A decoder that moves or chooses boxes has the heads for that under a second name; others do not."""
     assert isinstance(detector, DeformableDETR)
@@ -72,9 +78,9 @@ def _preset_name(model: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     return "deformable-detr-r50-refine" if model.get("refine") else "deformable-detr-r50"
 
 
-def _read_further(config: Mapping[str, Any], model: dict[str, Any]) -> None:
+def _read_further(config: Mapping[str, Any], settings: dict[str, Any]) -> None:
     if config.get("two_stage"):
-        model["num_queries"] = config.get("two_stage_num_proposals", 300)
+        settings["model"]["num_queries"] = config.get("two_stage_num_proposals", 300)
 
 
 def _further_config(model: Mapping[str, Any], detector: Detector) -> dict[str, Any]:
@@ -86,8 +92,8 @@ def _further_config(model: Mapping[str, Any], detector: Detector) -> dict[str, A
     }
 
 
-def _unwritable(model: Mapping[str, Any]) -> str | None:
-    narrow = model["transformer"]["width"] < 64
+def _unwritable(settings: Mapping[str, Any]) -> str | None:
+    narrow = settings["model"]["transformer"]["width"] < 64
     return "transformers' group norm has 32 groups, so the width must be 64 or more" if narrow else None
 
 
@@ -99,6 +105,7 @@ def _published(name: str, identity: str, ap: float) -> PublishedWeights:
 FAMILY = WeightFamily(
     name="deformable-detr",
     official=OFFICIAL,
+    num_heads=_num_heads,
     absent=_absent,
     huggingface=HuggingFaceFormat(
         model_type="deformable_detr",
@@ -109,6 +116,7 @@ FAMILY = WeightFamily(
             ("transformer.num_points", ("encoder_n_points", "decoder_n_points")),
             ("refine", ("with_box_refine",)),
         ),
+        numbered_heads=("class_heads.", "box_heads."),
         preset_name=_preset_name,
         unwritable=_unwritable,
         read_further=_read_further,

@@ -54,8 +54,9 @@ def dc5_suffix(model: Mapping[str, Any]) -> str:
     return "-dc5" if model["backbone"]["dilation"] else ""
 
 
-def unwritable_transformer(model: Mapping[str, Any]) -> str | None:
+def unwritable_transformer(settings: Mapping[str, Any]) -> str | None:
     """Why transformers cannot hold the transformer of a model with one level, in a few words; None when it can."""
+    model = settings["model"]
     if model["transformer"]["norm_first"]:
         return "transformers has no pre-norm layers"
     return None if model["position"] == "sine" else "its learned positions are not those of transformers"

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from opendetr.categories import Categories
 from opendetr.models.detector import Detector
 from opendetr.weights.name_maps import HF_RESNET, HF_TIMM, Rows, below
 from opendetr.weights.published import PublishedWeights
@@ -20,6 +21,10 @@ _SIGNS: Mapping[Layout, tuple[str, ...]] = {
 LAYOUTS: tuple[Layout, ...] = tuple(_SIGNS)
 
 
+# Why transformers cannot hold the models of a family that has no `HuggingFaceFormat`, where nothing else is said.
+NO_FORMAT = "transformers has no models of this family"
+
+
 def _nothing(*_given: Any) -> None:
     """There is no obstacle, and nothing further to read."""
 
@@ -32,7 +37,7 @@ def _no_config(model: Mapping[str, Any], detector: Detector) -> dict[str, Any]:
 class HuggingFaceFormat:
     """How transformers holds the models of a family.
 
-    Settings are the plain values of the model's config.
+    Settings are plain values: those of the preset, or those of its model alone.
 
     Attributes:
         model_type: the type in config.json.
@@ -41,12 +46,15 @@ class HuggingFaceFormat:
         rows_around: prefixes, theirs and ours, before the names of the detector; empty for a detector itself.
         read_rows, written_rows: further names, as they may stand in a file and as they are written.
         settings: settings of ours, and the names of theirs that mean them, beyond those that all families have.
+        numbered_heads: starts of our names of heads, one per layer. A file has the first of them alone where all are
+            equal.
         annotations: what the image processor is for.
-        preset_name: settings and config.json -> the nearest model of the catalogue.
-        unwritable: settings -> why transformers cannot hold such a model, in a few words, or None.
-        read_further: adds to the settings what config.json says in another way.
-        further_config: settings and model -> further keys of config.json.
-        num_backbone_levels: settings -> how many levels of the backbone the model takes.
+        preset_name: settings of the model and config.json -> the nearest model of the catalogue.
+        unwritable: settings of the preset -> why transformers cannot hold such a model, in a few words, or None.
+        read_further: adds to settings of the preset what config.json says in another way.
+        categories: the classes that config.json names -> what the labels stand for.
+        further_config: settings of the model and the model -> further keys of config.json.
+        num_backbone_levels: settings of the model -> how many levels of the backbone it takes.
         has_position_type: whether config.json has the type of position encoding, which must be "sine".
     """
 
@@ -58,10 +66,12 @@ class HuggingFaceFormat:
     read_rows: Rows = ()
     written_rows: Rows = ()
     settings: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    numbered_heads: tuple[str, ...] = ()
     annotations: str = "coco_detection"
     preset_name: Callable[[Mapping[str, Any], Mapping[str, Any]], str]
     unwritable: Callable[[Mapping[str, Any]], str | None] = _nothing
     read_further: Callable[[Mapping[str, Any], dict[str, Any]], None] = _nothing
+    categories: Callable[[Categories], Categories] = lambda named: named
     further_config: Callable[[Mapping[str, Any], Detector], dict[str, Any]] = _no_config
     num_backbone_levels: Callable[[Mapping[str, Any]], int] = lambda model: 1
     has_position_type: bool = True
@@ -93,7 +103,10 @@ class WeightFamily:
         official: the names in the files of its authors.
         detectron2: the names in the wrapper for Detectron2, where there is one.
         huggingface: how transformers holds it, where it does.
+        no_huggingface: why transformers does not hold it, where it does not.
         published: the files of its authors, by the catalogue's name of the model.
+        num_heads: how many numbers a head has in official and Hugging Face names where a model shares one between
+            layers.
         absent: parts of official and Hugging Face names that a model's file does not have.
     """
 
@@ -101,7 +114,9 @@ class WeightFamily:
     official: Rows
     detectron2: Rows | None = None
     huggingface: HuggingFaceFormat | None = None
+    no_huggingface: str = NO_FORMAT
     published: Mapping[str, PublishedWeights] = field(default_factory=dict)
+    num_heads: Callable[[Detector], int] = lambda detector: 1
     absent: Callable[[Detector], tuple[str, ...]] = lambda detector: ()
 
     def table(self, layout: Layout) -> Rows | None:
@@ -117,7 +132,7 @@ _FAMILIES: dict[str, WeightFamily] = {}
 
 
 def register_family(family: WeightFamily) -> None:
-    """Make a family known. A model whose family is not known has our own layout only."""
+    """Make a family known, in place of one of the same name. A model of an unknown family has our own layout only."""
     _FAMILIES[family.name] = family
 
 

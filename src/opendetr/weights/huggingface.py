@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from opendetr.categories import Categories, coco_panoptic_categories
+from opendetr.categories import Categories
 from opendetr.models.detector import Detector
 from opendetr.weights.errors import WeightsError
-from opendetr.weights.family import HuggingFaceFormat, families
+from opendetr.weights.family import NO_FORMAT, HuggingFaceFormat, WeightFamily, families
 from opendetr.weights.reading import read_json
 
 CONFIG = "config.json"
@@ -30,8 +30,7 @@ _SETTINGS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("num_queries", ("num_queries",)),
 )
 _LAYERS = {18: ("basic", [2, 2, 2, 2]), 50: ("bottleneck", [3, 4, 6, 3]), 101: ("bottleneck", [3, 4, 23, 3])}
-_UNUSED, _GENERIC = "N/A", "LABEL_"
-_PANOPTIC = "coco_panoptic"  # the annotations of models with a mask head
+UNUSED = "N/A"  # the name of labels that are never emitted
 _MEAN, _DEVIATION = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 _BILINEAR = 2
 
@@ -69,32 +68,17 @@ def settings_of(path: Path) -> tuple[dict[str, Any], Categories]:
     """
     config = read_json(path)
     known = _format_of(config)
-    has_masks = known.annotations == _PANOPTIC
     try:
-        model = _model_of(config, known, path)
-        categories = _categories_of(config)
-        if has_masks:
-            categories = _panoptic(categories)
+        settings: dict[str, Any] = {"model": _model_of(config, known, path)}
+        known.read_further(config, settings)
+        categories = known.categories(_categories_of(config))
     except (TypeError, ValueError, AttributeError, LookupError) as error:
         if isinstance(error, WeightsError):
             raise
         raise WeightsError(f"{path}: describes no model that can be read ({error!r})") from None
-    settings: dict[str, Any] = {"name": known.preset_name(model, config), "model": model}
-    data: dict[str, Any] = _sizes(path.parent / PREPROCESSOR)
-    if has_masks:
-        settings["masks"] = {"num_heads": model["transformer"].get("num_heads", 8)}
-        data["masks"] = "auto"
+    settings["name"] = known.preset_name(settings["model"], config)
+    data = _sizes(path.parent / PREPROCESSOR) | settings.get("data", {})
     return settings | ({"data": data} if data else {}), categories
-
-
-def _panoptic(categories: Categories) -> Categories:
-    """The published segmentation models have COCO panoptic's rows, of which their files say less than there is."""
-    known = coco_panoptic_categories()
-    fits = len(categories) == len(known) and all(
-        name in (other, _UNUSED) or name.startswith(_GENERIC)
-        for name, other in zip(categories.names, known.names, strict=True)
-    )
-    return known if fits else categories
 
 
 def _model_of(config: Mapping[str, Any], known: HuggingFaceFormat, path: Path) -> dict[str, Any]:
@@ -105,7 +89,6 @@ def _model_of(config: Mapping[str, Any], known: HuggingFaceFormat, path: Path) -
             raise WeightsError(f"{path}: {' and '.join(theirs)} differ, which no model here has")
         if values:
             _put(model, ours, values[0])
-    known.read_further(config, model)
     if known.has_position_type and config.get("position_embedding_type", "sine") != "sine":
         raise WeightsError(f"{path}: position_embedding_type {config['position_embedding_type']!r} cannot be read")
     return model
@@ -148,8 +131,8 @@ def _categories_of(config: Mapping[str, Any]) -> Categories:
     """The classes by label; labels that have no name, or the name N/A, are never emitted."""
     names = {int(label): str(name) for label, name in config.get("id2label", {0: "LABEL_0", 1: "LABEL_1"}).items()}
     labels = range(max([len(names), *(label + 1 for label in names)]))
-    all_names = tuple(names.get(label, _UNUSED) for label in labels)
-    return Categories(all_names, tuple(labels), used=tuple(name != _UNUSED for name in all_names))
+    all_names = tuple(names.get(label, UNUSED) for label in labels)
+    return Categories(all_names, tuple(labels), used=tuple(name != UNUSED for name in all_names))
 
 
 def _sizes(path: Path) -> dict[str, Any]:
@@ -169,27 +152,24 @@ def _sizes(path: Path) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------------------- writing
 
 
-def unwritable(
-    known: HuggingFaceFormat | None, model: Mapping[str, Any], masks: Mapping[str, Any] | None = None
-) -> str | None:
+def unwritable(family: WeightFamily | None, settings: Mapping[str, Any]) -> str | None:
     """Why transformers cannot hold a model, in a few words; None when it can.
 
     Args:
-        known: the format of its family; None where transformers has no such models.
-        model: the settings of its detector as plain values.
-        masks: those of its mask head, where it has one.
+        family: what is known about the weights of its family; None where that is not registered.
+        settings: those of its preset as plain values.
     """
-    if known is None:  # its ConditionalDetrForSegmentation leaves the reference points out of the boxes
-        return "transformers has masks for DETR alone" if masks else "transformers has no such model"
-    if masks is not None and masks["num_heads"] != model["transformer"]["num_heads"]:
-        return f"transformers' masks have as many heads as its encoder, {model['transformer']['num_heads']}"
-    backbone = model["backbone"]
+    if family is None or family.huggingface is None:
+        return NO_FORMAT if family is None else family.no_huggingface
+    backbone = settings["model"]["backbone"]
     reasons = {
         "transformers has no group norm in a ResNet": backbone["norm"] == "group",
         "transformers dilates no ResNet-18 as torchvision does": backbone["dilation"] and backbone["depth"] == 18,
         "transformers dilates no ResNet of half width": backbone["dilation"] and backbone["half_width"],
     }
-    return next((reason for reason, applies in reasons.items() if applies), None) or known.unwritable(model)
+    return next((reason for reason, applies in reasons.items() if applies), None) or family.huggingface.unwritable(
+        settings
+    )
 
 
 def config_json(
@@ -203,7 +183,7 @@ def config_json(
         categories: what its labels stand for.
         detector: the model itself.
     """
-    names = [name if used else _UNUSED for name, used in zip(categories.names, categories.used, strict=True)]
+    names = [name if used else UNUSED for name, used in zip(categories.names, categories.used, strict=True)]
     config: dict[str, Any] = {
         "model_type": known.model_type,
         "architectures": [known.architecture],

@@ -1,9 +1,9 @@
-"""Weights into a model: all of them from any layout, or to other classes."""
+"""Loads weights into a model, from any layout that is known for its family."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,8 +22,6 @@ from opendetr.weights.reading import read_state
 # Beside the parameters: what counts operations, what trainable norms count, weights of a loss.
 _STRAY = ("total_ops", "total_params", "num_batches_tracked", "criterion.empty_weight")
 
-_SPLIT_NOISE = 0.01  # how far a new query is moved from the one that it is split from, in their standard deviations
-
 
 @dataclass(frozen=True)
 class LoadReport:
@@ -36,34 +34,6 @@ class LoadReport:
 
     layout: Layout
     num_tensors: int
-
-
-@dataclass(frozen=True)
-class TransferReport:
-    """Which classes a transfer kept.
-
-    Attributes:
-        kept: in both, by name: their rows were copied.
-        new: only in the new model: their rows are random.
-        dropped: only in the old one.
-        new_parts: of the model, which the old one did not have: they are random.
-        left_out: parts of the old one, which the new model does not have.
-    """
-
-    kept: tuple[str, ...]
-    new: tuple[str, ...]
-    dropped: tuple[str, ...]
-    new_parts: tuple[str, ...] = ()
-    left_out: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        parts = [
-            f"{len(names)} {what}" + (f" ({', '.join(names[:8])}{', ...' if len(names) > 8 else ''})" if names else "")
-            for what, names in (("kept", self.kept), ("new", self.new), ("dropped", self.dropped))
-        ]
-        around = f"; new and random: {', '.join(self.new_parts)}" if self.new_parts else ""
-        without = f"; left out: {', '.join(self.left_out)}" if self.left_out else ""
-        return "classes: " + ", ".join(parts) + around + without
 
 
 def in_our_layout(model: Detector, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -96,7 +66,9 @@ def in_our_layout(model: Detector, state: Mapping[str, Tensor]) -> dict[str, Ten
         if name in ours and not torch.equal(ours[name], value):
             raise WeightsError(f"{theirs}: this model shares {name} between layers, but these weights do not")
         ours[name] = value
-    return ours | _shared_heads(ours, own) if layout == "huggingface" else ours
+    if layout == "huggingface" and family is not None and family.huggingface is not None:
+        ours |= _shared_heads(ours, own, family.huggingface.numbered_heads)
+    return ours
 
 
 def fitting_part(model: Detector, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -126,12 +98,12 @@ def require_classes(
         )
 
 
-def _shared_heads(ours: Mapping[str, Tensor], own: Collection[str]) -> dict[str, Tensor]:
+def _shared_heads(ours: Mapping[str, Tensor], own: Collection[str], heads: Iterable[str]) -> dict[str, Tensor]:
     """Heads of later layers: transformers saves the first one alone where all are equal."""
     shared: dict[str, Tensor] = {}
-    for heads in ("class_heads.", "box_heads."):
-        if not any(name.startswith(f"{heads}1.") for name in ours):
-            firsts = {name: re.sub(r"\d+", "0", name, count=1) for name in own if name.startswith(heads)}
+    for head in heads:
+        if not any(name.startswith(f"{head}1.") for name in ours):
+            firsts = {name: re.sub(r"\d+", "0", name, count=1) for name in own if name.startswith(head)}
             shared |= {name: ours[first] for name, first in firsts.items() if name not in ours and first in ours}
     return shared
 
@@ -178,60 +150,3 @@ def _faults(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]
         for name, value in state.items()
         if name in own and own[name].shape != value.shape
     ]
-
-
-def transfer(model: Detector, state: Mapping[str, Tensor], old: Categories, new: Categories) -> TransferReport:
-    """Load weights into a model with other classes: rows of classes of the same name are copied, new ones stay random.
-
-    Rows behind the classes ("no object") are copied too. Where a head has as many rows and only the first of them is
-    used, that one is copied. With another number of learned queries the first ones are kept, and new ones split from
-    them. Weights of a detector are enough for a model that adds a mask head to it, which then stays random; those of a
-    model with a mask head do for the detector in it.
-
-    Args:
-        model: the new model; its tensors are those of `state` but for the number of classes.
-        state: any layout.
-        old, new: what the rows of `state` and of `model` stand for.
-
-    Raises:
-        WeightsError: anything else does not fit.
-    """
-    part = fitting_part(model, state)
-    left_out = () if part is state else ("the mask head",)
-    state, own = in_our_layout(model, part), model.state_dict()
-    new_parts: tuple[str, ...] = ()
-    inside = f"{model.detector_part}."
-    if model.detector_part is not None and all(name.startswith(inside) for name in state):
-        around = {name: value for name, value in own.items() if not name.startswith(inside)}
-        new_parts = tuple(dict.fromkeys(name.partition(".")[0] for name in around))
-        state |= around
-    kept = [name for name in new.names if name in old.names]
-    num_others = model.num_logits - len(new)
-    of = [old.label_of_name(name) for name in kept] + [len(old) + other for other in range(num_others)]
-    to = [new.label_of_name(name) for name in kept] + [len(new) + other for other in range(num_others)]
-    for names, from_rows, to_rows in ((model.class_rows, of, to), (model.objectness_rows, [0], [0])):
-        for name in names:
-            if name not in state or state[name].shape != (len(old) + num_others, *own[name].shape[1:]):
-                continue  # load_weights names it
-            rows = own[name].clone()
-            rows[to_rows] = state[name][from_rows].to(rows)
-            state[name] = rows
-    for name in model.query_rows:
-        if name in state and state[name].shape[1:] == own[name].shape[1:]:
-            state[name] = _fitted_queries(state[name], len(own[name]))
-    load_weights(model, state)
-    return TransferReport(
-        tuple(kept),
-        tuple(name for name in new.names if name not in old.names),
-        tuple(name for name, used in zip(old.names, old.used, strict=True) if used and name not in new.names),
-        new_parts,
-        left_out,
-    )
-
-
-def _fitted_queries(queries: Tensor, count: int) -> Tensor:
-    """(Q, D) -> (count, D): the first ones, and beyond Q copies of all in turn, moved a little so that they part."""
-    extra = torch.arange(len(queries), max(count, len(queries))) % len(queries)
-    noise = torch.randn(len(extra), queries.shape[1], generator=torch.Generator().manual_seed(0))
-    split = queries[extra] + _SPLIT_NOISE * queries.float().std() * noise.to(queries.device)
-    return torch.cat((queries[:count], split.to(queries)))

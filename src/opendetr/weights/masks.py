@@ -6,15 +6,18 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, cast
 
+from opendetr.categories import Categories, coco_panoptic_categories
 from opendetr.models.detector import Detector
 from opendetr.models.masks import INSIDE, WITH_MASKS, MaskedDetector
 from opendetr.weights import detr
-from opendetr.weights.detr import dc5_suffix, published
-from opendetr.weights.family import HuggingFaceFormat, WeightFamily
+from opendetr.weights.detr import dc5_suffix, published, unwritable_transformer
+from opendetr.weights.family import NO_FORMAT, HuggingFaceFormat, WeightFamily
+from opendetr.weights.huggingface import UNUSED
 from opendetr.weights.name_maps import Rows, below
 from opendetr.weights.published import PublishedWeights
 
 _INSIDE_OTHERS = "detr."  # the prefix of the detector in the layouts of others
+_GENERIC = "LABEL_"  # how transformers' names of classes begin that have none
 
 # The mask head: the attention that its maps are of, its convolutions, the levels that are added between them.
 MASKS: Rows = (
@@ -56,9 +59,16 @@ def _around(rows: Rows, masks: Rows = MASKS) -> Rows:
 
 
 def with_masks(
-    family: WeightFamily, *, huggingface: HuggingFaceFormat | None, published: Mapping[str, PublishedWeights]
+    family: WeightFamily,
+    *,
+    huggingface: HuggingFaceFormat | None = None,
+    no_huggingface: str = NO_FORMAT,
+    published: Mapping[str, PublishedWeights] | None = None,
 ) -> WeightFamily:
     """The family of a family's detectors with a mask head."""
+
+    def num_heads(detector: Detector) -> int:
+        return family.num_heads(cast(MaskedDetector, detector).detector)
 
     def absent(detector: Detector) -> tuple[str, ...]:
         return family.absent(cast(MaskedDetector, detector).detector)
@@ -69,13 +79,37 @@ def with_masks(
         official=_around(family.official),
         detectron2=None if family.detectron2 is None else _around(family.detectron2, below("detr.", "", MASKS)),
         huggingface=huggingface,
-        published=published,
+        no_huggingface=no_huggingface,
+        published=published or {},
+        num_heads=num_heads,
         absent=absent,
     )
 
 
 def _preset_name(model: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     return "detr-r101-panoptic" if model["backbone"]["depth"] == 101 else f"detr-r50{dc5_suffix(model)}-panoptic"
+
+
+def _unwritable(settings: Mapping[str, Any]) -> str | None:
+    num_heads = settings["model"]["transformer"]["num_heads"]
+    if settings["masks"]["num_heads"] != num_heads:
+        return f"transformers' masks have as many heads as its encoder, {num_heads}"
+    return unwritable_transformer(settings)
+
+
+def _read_further(config: Mapping[str, Any], settings: dict[str, Any]) -> None:
+    settings["masks"] = {"num_heads": settings["model"]["transformer"].get("num_heads", 8)}
+    settings["data"] = {"masks": "auto"}
+
+
+def _categories(named: Categories) -> Categories:
+    """The published models have COCO panoptic's rows, not all of which their files name."""
+    known = coco_panoptic_categories()
+    fits = len(named) == len(known) and all(
+        name in (other, UNUSED) or name.startswith(_GENERIC)
+        for name, other in zip(named.names, known.names, strict=True)
+    )
+    return known if fits else named
 
 
 assert detr.FAMILY.huggingface is not None
@@ -89,6 +123,9 @@ DETR = with_masks(
         class_suffix="ForSegmentation",
         annotations="coco_panoptic",
         preset_name=_preset_name,
+        unwritable=_unwritable,
+        read_further=_read_further,
+        categories=_categories,
         num_backbone_levels=lambda model: 4,
     ),
     published={

@@ -108,22 +108,21 @@ def our_name(name: str, rows: Rows, own: Collection[str]) -> str:
 
     Args:
         name: theirs.
-        rows: a table of this module.
+        rows: a table of the model's family.
         own: the names of the model's parameters and buffers.
     """
     candidates = [pattern.sub(ours, name, count=1) for pattern, ours in _compiled(rows) if pattern.match(name)]
     return next((candidate for candidate in candidates if candidate in own), candidates[0] if candidates else name)
 
 
-def their_names(own: Collection[str], rows: Rows) -> dict[str, str]:
+def their_names(own: Collection[str], rows: Rows, num_heads: int = 1) -> dict[str, str]:
     """All names that `rows` have for the parameters of a model, each with ours; a head that is shared has several.
 
     Args:
         own: the names of the model's parameters and buffers.
-        rows: a table of this module.
+        rows: a table of the model's family.
+        num_heads: how many numbers a row stands for that has `{n}` on their side alone.
     """
-    layers = {match[1] for name in own if (match := re.search(r"\bdecoder\.layers\.(\d+)\.", name))}
-    num_heads = len(layers) + any("proposal_class_head." in name for name in own)
     return {
         theirs: name
         for name in own
