@@ -158,7 +158,7 @@ def main() -> None:
     of_memory.add_argument("--few", type=int, default=1000)
     of_memory.add_argument("--many", type=int, default=20_000)
     of_overlap = commands.add_parser("overlap")
-    of_overlap.add_argument("--pictures", type=int, default=1100)
+    of_overlap.add_argument("--images", type=int, default=1100)
     of_overlap.add_argument("--rounds", type=int, default=11)
     of_overlap.add_argument("--batch-size", type=int, default=8)
     of_overlap.add_argument("--wait", type=float, default=0.0, help="seconds for each image")
@@ -166,7 +166,7 @@ def main() -> None:
     if options.command == "memory":
         memory(options.few, options.many)
     else:
-        overlap(options.pictures, options.rounds, options.batch_size, options.wait)
+        overlap(options.images, options.rounds, options.batch_size, options.wait)
 
 
 if __name__ == "__main__":

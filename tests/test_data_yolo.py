@@ -163,7 +163,7 @@ def test_labels_may_lie_beside_the_images(tmp_path):
     for index in range(3):
         save_picture(tmp_path / "pictures" / f"{index}.png")
         (tmp_path / "pictures" / f"{index}.txt").write_text(ROWS)
-    (tmp_path / "data.yaml").write_text("all: images\nnames: [cat, dog]\n")
+    (tmp_path / "data.yaml").write_text("all: pictures\nnames: [cat, dog]\n")
     assert open_split(tmp_path, "all").num_objects == 6
 
 
