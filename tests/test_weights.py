@@ -18,6 +18,7 @@ from opendetr.cli.main import app
 from opendetr.config import to_dict
 from opendetr.inference.predictor import load
 from opendetr.models.detector import Detector
+from opendetr.models.detr import DETR
 from opendetr.presets import Preset, build_model, list_models, miniature, trained_from_nothing
 from opendetr.structures import ImageBatch
 from opendetr.weights import (
@@ -125,6 +126,34 @@ def test_our_file_there_and_back(saved):
     model = build_model(miniature("deformable-detr-r50"), len(NEW))
     report = load_weights(model, saved)
     assert (report.layout, report.num_tensors) == ("opendetr", len(model.state_dict()))
+
+
+@pytest.mark.parametrize("part", ["transformer", "detector", "model.encoder"])
+def test_own_names_may_begin_like_those_of_another_layout(part):
+    """A family that is not registered has our layout, whatever its modules are called."""
+    preset = miniature("detr-tiny")
+    scoring = preset.criterion.classification.scoring()
+
+    class Own(DETR):
+        family = "own"
+
+        def __init__(self, num_classes: int) -> None:
+            super().__init__(preset.model, scoring.num_logits(num_classes), scoring)
+            inner: torch.nn.Module = torch.nn.Linear(4, 4)
+            for name in reversed(part.split(".")[1:]):
+                inner = torch.nn.ModuleDict({name: inner})
+            self.add_module(part.partition(".")[0], inner)
+
+    torch.manual_seed(0)
+    first, second = Own(len(OLD)), Own(len(OLD))
+    assert load_weights(second, first.state_dict()).layout == "opendetr"
+    assert all(torch.equal(value, first.state_dict()[name]) for name, value in second.state_dict().items())
+    report = transfer(Own(len(NEW)), first.state_dict(), OLD, NEW)
+    assert (report.kept, report.left_out) == (("c", "a"), ())
+    cut_off = dict(first.state_dict())
+    del cut_off["class_head.bias"]
+    with pytest.raises(WeightsError, match=r"opendetr layout\): missing class_head\.bias"):
+        load_weights(second, cut_off)
 
 
 def _with_counters() -> tuple[Preset, Detector]:

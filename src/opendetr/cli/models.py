@@ -62,7 +62,6 @@ def _weights(name: str) -> dict[str, Any]:
     """What there is to know about the weights of a model; nothing where there are none."""
     from opendetr.presets import shipped_weights
     from opendetr.weights import published_files
-    from opendetr.weights.published import LICENCE
 
     shipped, published = shipped_weights(name), published_files().get(name)
     if shipped:
@@ -75,7 +74,7 @@ def _weights(name: str) -> dict[str, Any]:
         "address": published.place,
         "hub": published.hub,
         "MiB": published.megabytes,
-        "licence": LICENCE,
+        "licence": published.licence,
         "AP": published.ap,
         "mask AP": published.mask_ap,
         "PQ": published.pq,

@@ -62,7 +62,7 @@ def _preset_name(model: Mapping[str, Any], config: Mapping[str, Any]) -> str:
 def _published(variant: str, ap: float, hub: str | None = None) -> PublishedWeights:
     file = f"ConditionalDETR_{variant}_epoch50.pth"
     place = f"https://github.com/DeppMeng/ConditionalDETR/releases/download/v1.0/{file}"
-    return PublishedWeights(file=file, place=place, ap=ap, hub=hub)
+    return PublishedWeights(file=file, place=place, licence="Apache-2.0", ap=ap, hub=hub)
 
 
 FAMILY = WeightFamily(

@@ -99,7 +99,7 @@ def _unwritable(settings: Mapping[str, Any]) -> str | None:
 
 def _published(name: str, identity: str, ap: float) -> PublishedWeights:
     place = f"https://drive.google.com/file/d/{identity}/view"
-    return PublishedWeights(file=f"{name}.pth", place=place, ap=ap)
+    return PublishedWeights(file=f"{name}.pth", place=place, licence="Apache-2.0", ap=ap)
 
 
 FAMILY = WeightFamily(

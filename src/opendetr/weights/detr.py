@@ -71,7 +71,10 @@ def published(
 ) -> PublishedWeights:
     """A file of DETR's authors, whose name carries its hash."""
     place = f"https://dl.fbaipublicfiles.com/detr/{file}"
-    return PublishedWeights(file=file, place=place, ap=ap, mask_ap=mask_ap, pq=pq, megabytes=megabytes, is_checked=True)
+    return PublishedWeights(
+        file=file, place=place, licence="Apache-2.0", ap=ap, mask_ap=mask_ap, pq=pq, megabytes=megabytes,
+        is_checked=True,
+    )  # fmt: skip
 
 
 FAMILY = WeightFamily(

@@ -45,6 +45,8 @@ def in_our_layout(model: Detector, state: Mapping[str, Tensor]) -> dict[str, Ten
         WeightsError: the layout has no names for such a model, or two names mean one parameter of it, with different
             values; or the weights are those of a mask head, too, that the model does not have.
     """
+    if _has_own_names(model, state):
+        return dict(state)
     if model.detector_part is not None and not has_masks(state):
         inside = in_our_layout(model.get_submodule(model.detector_part), state)  # type: ignore[arg-type]
         return {f"{model.detector_part}.{name}": value for name, value in inside.items()}
@@ -73,9 +75,18 @@ def in_our_layout(model: Detector, state: Mapping[str, Tensor]) -> dict[str, Ten
 
 def fitting_part(model: Detector, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """The state dict, in its own layout, without a mask head that the model does not have."""
-    if model.detector_part is not None or not has_masks(state):
+    if model.detector_part is not None or not has_masks(state) or _has_own_names(model, state):
         return state
     return {alone: state[name] for name, alone in of_detector(state).items()}
+
+
+def _has_own_names(model: Detector, state: Mapping[str, Tensor]) -> bool:
+    """Whether a state dict has the model's own names, which may begin like those of another layout.
+
+    A registered family may have many names in common with another layout, so all of the model's must be there.
+    """
+    found = (name in state for name in model.state_dict() if not name.endswith(_STRAY))
+    return any(found) if family_of(model) is None else all(found)
 
 
 def usual_categories(state: Mapping[str, Tensor]) -> Categories:
@@ -124,6 +135,7 @@ def load_weights(model: nn.Module, source: str | Path | Mapping[str, Tensor]) ->
     assert isinstance(state, Mapping)
     own, layout = model.state_dict(), layout_of(state)
     if isinstance(model, Detector):
+        layout = "opendetr" if _has_own_names(model, state) else layout
         first_names = ", ".join(list(state)[:3])
         state = in_our_layout(model, state)
         if layout == "opendetr" and not own.keys() & state.keys():

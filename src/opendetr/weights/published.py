@@ -9,8 +9,6 @@ from opendetr.files import cache_folder
 from opendetr.weights.download import download
 from opendetr.weights.errors import WeightsError
 
-LICENCE = "Apache-2.0"  # of all of them
-
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedWeights:
@@ -19,6 +17,7 @@ class PublishedWeights:
     Attributes:
         file: its name in the cache.
         place: its address; where that carries no hash to compare with, the place to get it from by hand.
+        licence: its SPDX identifier.
         ap: AP on COCO val2017 that its authors give, in 0..1.
         mask_ap: AP of its masks there, where it has any, in 0..1.
         pq: panoptic quality on COCO panoptic val2017, likewise.
@@ -29,6 +28,7 @@ class PublishedWeights:
 
     file: str
     place: str
+    licence: str
     ap: float
     mask_ap: float | None = None
     pq: float | None = None
