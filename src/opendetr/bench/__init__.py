@@ -8,7 +8,9 @@ from __future__ import annotations
 from importlib import import_module
 from typing import cast
 
-from opendetr.bench.figure import Benchmark
+from opendetr.bench.figure import Benchmark, Figure
+
+__all__ = ["BENCHMARKS", "Benchmark", "Figure", "load_benchmark"]
 
 BENCHMARKS = ("panoptic", "panoptic-quality", "deformable-attention", "training-step")
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from opendetr.bench.figure import Figure
 from opendetr.bench.measuring import in_fresh_process, interleaved, peak_bytes_above
-from opendetr.nn.deformable_attention import DeformableAttention, sample_and_sum
+from opendetr.nn import DeformableAttention, sample_and_sum
 
 SHAPES = ((100, 134), (50, 67), (25, 34), (13, 17))
 NUM_TOKENS = sum(h * w for h, w in SHAPES)

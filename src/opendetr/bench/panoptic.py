@@ -17,8 +17,8 @@ from torch import Tensor
 from opendetr.bench.figure import Figure
 from opendetr.bench.measuring import in_fresh_process, interleaved, peak_bytes_above
 from opendetr.categories import coco_panoptic_categories
-from opendetr.export.checkpoints import export_huggingface
-from opendetr.inference.predictor import load
+from opendetr.export import export_huggingface
+from opendetr.inference import load
 from opendetr.postprocess import candidates, image_masks
 from opendetr.presets import build_model, get_preset
 from opendetr.scoring import SoftmaxNoObject

@@ -11,7 +11,7 @@ import typer
 from opendetr.cli.output import JsonOption, command, print_json, say, table
 
 if TYPE_CHECKING:
-    from opendetr.bench.figure import Figure
+    from opendetr.bench import Figure
 
 
 @command

@@ -13,9 +13,8 @@ import typer
 from opendetr.cli.output import DEFAULT_MODEL, Exit, JsonOption, command, print_json, progress_bar, say, table
 
 if TYPE_CHECKING:
-    from opendetr.data.faults import Kind
-    from opendetr.data.records import DataFault
-    from opendetr.data.tools.check import DataReport, Demands
+    from opendetr.data import DataFault, Kind
+    from opendetr.data.tools import DataReport, Demands
 
 _SHOWN_PLACES = 3
 _SHOWN_CLASSES = 20
@@ -56,8 +55,8 @@ def check(
 
         opendetr data check my-data --model detr-tiny-panoptic
     """
-    from opendetr.data.paths import require_new
-    from opendetr.data.tools.check import check_data
+    from opendetr.data import require_new
+    from opendetr.data.tools import check_data
 
     if fix is not None:
         if not images:
@@ -75,7 +74,7 @@ def check(
 
 
 def _demands(model: str, image_size: int | None) -> Demands:
-    from opendetr.data.tools.check import Demands
+    from opendetr.data.tools import Demands
     from opendetr.presets import get_preset
 
     preset = get_preset(model)
@@ -90,7 +89,7 @@ def _demands(model: str, image_size: int | None) -> Demands:
 
 
 def _write_copy(report: DataReport, folder: Path) -> None:
-    from opendetr.data.tools.fix import write_fixed
+    from opendetr.data.tools import write_fixed
 
     with progress_bar("writing") as progress:
         splits = write_fixed(report, folder, progress)
@@ -99,7 +98,7 @@ def _write_copy(report: DataReport, folder: Path) -> None:
 
 
 def _verdict(report: DataReport, fix: Path | None) -> Exit:
-    from opendetr.data.faults import Effect
+    from opendetr.data import Effect
 
     kinds = [kind for kind in report.faults if fix is None or not kind.fixable]
     stopping = [kind for kind in kinds if kind.effect is Effect.STOPS]
@@ -137,7 +136,7 @@ def _record(report: DataReport) -> dict[str, Any]:
 
 
 def _text(report: DataReport) -> str:
-    from opendetr.data.faults import Effect
+    from opendetr.data import Effect
 
     blocks = [_counts_table(report)] if report.counts else []
     for effect in Effect:
@@ -181,7 +180,7 @@ def _share(classes: Mapping[str, int], name: str) -> str:
 
 
 def _size_names() -> list[str]:
-    from opendetr.data.tools.check import SIZE_LIMITS
+    from opendetr.data.tools import SIZE_LIMITS
 
     between = [f"{low} to {high} px" for low, high in itertools.pairwise(SIZE_LIMITS)]
     return [f"below {SIZE_LIMITS[0]} px", *between, f"{SIZE_LIMITS[-1]} px and more"]

@@ -18,7 +18,7 @@ from opendetr.cli.check import check
 from opendetr.cli.output import Exit, JsonOption, command, print_json, progress_bar, say, table
 
 if TYPE_CHECKING:
-    from opendetr.data.records import DetectionData, ImageRecord
+    from opendetr.data import DetectionData, ImageRecord
 
 _HELP = "Datasets: make, look at, check, convert and split one."
 _SHEET_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -92,7 +92,7 @@ def convert(
 
         opendetr data convert my-data/data.yaml my-data-coco --to coco --link
     """
-    from opendetr.data.formats.recognise import Format, read_splits
+    from opendetr.data.formats import Format, read_splits
 
     splits = read_splits(source)
     return _write(splits, folder, Format(to), source, link=link, as_json=as_json)
@@ -117,8 +117,8 @@ def show(
 
         opendetr data show my-data --split val --images 36 --seed 1 --out val.png
     """
-    from opendetr.data.formats.recognise import TRAIN_NAMES, recognise
-    from opendetr.data.records import DataError
+    from opendetr.data import DataError
+    from opendetr.data.formats import TRAIN_NAMES, recognise
     from opendetr.visualize import save_image, truth_sheet
 
     if out.suffix.lower() not in _SHEET_SUFFIXES:
@@ -169,9 +169,8 @@ def split(
 
         opendetr data split my-data my-splits --fractions train=0.9,val=0.1 --seed 3 --link
     """
-    from opendetr.data.formats.recognise import Format, recognise
-    from opendetr.data.formats.splits import pooled, stratified
-    from opendetr.data.tools.convert import WRITTEN_FORMATS
+    from opendetr.data.formats import Format, pooled, recognise, stratified
+    from opendetr.data.tools import WRITTEN_FORMATS
 
     shares = _shares(fractions)
     found = recognise(source)
@@ -185,8 +184,8 @@ def _write(
     splits: Mapping[str, DetectionData], folder: Path, to: Any, source: Path, *, link: bool, as_json: bool
 ) -> Exit:
     """Write splits of the dataset `source`, and say what is in them and what became of it."""
-    from opendetr.data.faults import Kind
-    from opendetr.data.tools.convert import maps_left_behind, write_data
+    from opendetr.data import Kind
+    from opendetr.data.tools import maps_left_behind, write_data
 
     for name, data in splits.items():
         say(f"{name}: {data.summary()}")
@@ -228,9 +227,7 @@ def _some(images: Iterable[ImageRecord], number: int, seed: int) -> list[ImageRe
 
 def _readable(records: Iterable[ImageRecord], failures: list[str]) -> Iterator[tuple[str, Any, Any, Any]]:
     """Name, image, objects and masks of each record, one at a time; a line for each that cannot be read."""
-    from opendetr.data.images import read_record
-    from opendetr.data.masks import known_masks
-    from opendetr.data.records import DataError
+    from opendetr.data import DataError, known_masks, read_record
 
     for record in records:
         try:

@@ -14,8 +14,8 @@ from opendetr.cli.output import JsonOption, command, number, print_json, progres
 if TYPE_CHECKING:
     from PIL import Image
 
-    from opendetr.data.records import DetectionData
-    from opendetr.inference.predictor import Predictor
+    from opendetr.data import DetectionData
+    from opendetr.inference import Predictor
 
 PAGE = "index.html"
 _MODEL = "deformable-detr-tiny-panoptic"
@@ -38,9 +38,9 @@ def demo(
 
         opendetr demo --out /tmp/demo --images 50 --json
     """
-    from opendetr.data.formats.recognise import open_split
-    from opendetr.evaluation.report import write_report
-    from opendetr.inference.predictor import load
+    from opendetr.data.formats import open_split
+    from opendetr.evaluation import write_report
+    from opendetr.inference import load
     from opendetr.synthetic import write_scenes
 
     began = time.monotonic()
@@ -82,7 +82,7 @@ def demo(
 
 def _images_shown(detector: Predictor, data: DetectionData) -> Iterator[tuple[str, Image.Image]]:
     """Truth beside prediction for scenes spread over the data."""
-    from opendetr.inference.comparison import compare
+    from opendetr.inference import compare
 
     chosen = data.images[:: max(1, len(data) // _NUM_SHOWN)][:_NUM_SHOWN]
     for record, image in compare(detector, data, chosen):

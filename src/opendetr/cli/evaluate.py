@@ -27,7 +27,7 @@ from opendetr.cli.output import (
 )
 
 if TYPE_CHECKING:
-    from opendetr.evaluation.detection import Evaluation
+    from opendetr.evaluation import Evaluation
 
 
 class MaskSource(StrEnum):
@@ -94,8 +94,8 @@ def evaluate(
         opendetr eval my-data --weights detr-r50-panoptic --merge published --batch-size 1
     """
     from opendetr.config import ConfigError
-    from opendetr.data.formats.recognise import open_split
-    from opendetr.inference.predictor import load
+    from opendetr.data.formats import open_split
+    from opendetr.inference import load
 
     detector = load(weights, model=model, device=device, strict_no_object=strict_no_object)
     given = {
@@ -144,7 +144,7 @@ def evaluate(
 
 
 def _print(scores: Evaluation) -> None:
-    from opendetr.evaluation.names import meaning
+    from opendetr.evaluation import meaning
 
     print(table([(name, number(value), meaning(name)) for name, value in scores.metrics.items()]))
     print()

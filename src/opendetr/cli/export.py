@@ -38,8 +38,8 @@ def export(
 
         opendetr export runs/mine mine.pth --format official
     """
-    from opendetr.export.checkpoints import export_huggingface, export_official
-    from opendetr.inference.predictor import load
+    from opendetr.export import export_huggingface, export_official
+    from opendetr.inference import load
 
     detector = load(weights, model=model, device="cpu")
     preset = detector.preset

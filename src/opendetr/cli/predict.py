@@ -26,11 +26,11 @@ from opendetr.cli.output import (
 )
 
 if TYPE_CHECKING:
-    from opendetr.inference.predictor import Predictor
-    from opendetr.inference.sources.reading import Source
-    from opendetr.inference.writers.folder import OutputConfig
+    from opendetr.inference import Predictor
+    from opendetr.inference.sources import Source
+    from opendetr.inference.writers import OutputConfig
     from opendetr.results import Detections, Panoptic
-    from opendetr.training.signals import StopSignal
+    from opendetr.training import StopSignal
 
 
 @command
@@ -93,9 +93,9 @@ def predict(
     if merge is not MergeRule.DEFAULT and not panoptic:
         raise typer.BadParameter("--merge is a rule of panoptic maps: give --panoptic, too")
 
-    from opendetr.inference.predictor import load
-    from opendetr.inference.writers.folder import OutputConfig
-    from opendetr.training.signals import StopSignal
+    from opendetr.inference import load
+    from opendetr.inference.writers import OutputConfig
+    from opendetr.training import StopSignal
 
     given = _given(sources)
     if pictures or crops:
@@ -150,8 +150,8 @@ def _given(sources: Sequence[str]) -> list[Source]:
 
 def _refuse_overwriting(out: Path, given: Sequence[Source]) -> None:
     """Raise DataError where images that are read would be replaced by the drawn ones."""
-    from opendetr.data.records import DataError
-    from opendetr.inference.sources.reading import folders_of
+    from opendetr.data import DataError
+    from opendetr.inference.sources import folders_of
 
     if out.exists() and any(out.samefile(folder) for each in given for folder in folders_of(each)):
         raise DataError(f"{out}: holds the images that are read, which would be overwritten; give another --out")
@@ -161,7 +161,7 @@ class _Run:
     """Predicts and writes, and counts what could be read and what could not."""
 
     def __init__(self, detector: Predictor, given: Sequence[Source], out: Path, *, panoptic: bool) -> None:
-        from opendetr.inference.writers.tables import Rows
+        from opendetr.inference.writers import Rows
 
         self._detector = detector
         self._given = given
@@ -181,7 +181,7 @@ class _Run:
 
     def predict(self, config: OutputConfig, stop: StopSignal, **options: Any) -> None:
         """Predict until the end, or until a stop is asked for. Raises DataError when nothing could be read."""
-        from opendetr.data.records import DataError
+        from opendetr.data import DataError
 
         total = self._total()
         with progress_bar("predicting") as progress, ExitStack() as stack:
@@ -201,7 +201,7 @@ class _Run:
 
     def _folder(self, config: OutputConfig) -> AbstractContextManager[Callable[[Any], None]]:
         """Writes what is found in each image."""
-        from opendetr.inference.writers.folder import panoptic_folder, results_folder
+        from opendetr.inference.writers import panoptic_folder, results_folder
 
         roots = [Path(source) for source in self._given if isinstance(source, str)]
         categories = self._detector.categories
@@ -210,7 +210,7 @@ class _Run:
         return results_folder(self._out, categories, config, roots=roots)
 
     def _stream(self, options: Mapping[str, Any]) -> Generator[Detections | Panoptic]:
-        from opendetr.inference.sources.reading import each_image, is_one_image
+        from opendetr.inference.sources import each_image, is_one_image
 
         only = self._given[0] if len(self._given) == 1 else None
         if only is not None and is_one_image(only):
@@ -230,13 +230,13 @@ class _Run:
 
     def _total(self) -> int | None:
         """How many images there will be, for a bar that somebody sees; None where only the end will tell."""
-        from opendetr.inference.sources.reading import count_images
+        from opendetr.inference.sources import count_images
 
         return count_images(self._given, skip=self._out) if sys.stderr.isatty() else None
 
     def print_json(self) -> None:
         """Print the result as JSON, piece by piece as it lies on the disk."""
-        from opendetr.inference.writers.folder import COCO_FILE, PANOPTIC_FILE
+        from opendetr.inference.writers import COCO_FILE, PANOPTIC_FILE
 
         sys.stdout.write(f'{{"out": {json.dumps(str(self._out))}, "failed": ')
         self._failures.copy_to(sys.stdout)

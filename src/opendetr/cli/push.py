@@ -28,8 +28,8 @@ def push(
 
         opendetr predict photo.jpg --weights hf:anna/blood-cells
     """
-    from opendetr.export.hub import push as upload
-    from opendetr.inference.predictor import load
+    from opendetr.export import push as upload
+    from opendetr.inference import load
     from opendetr.network import OFFLINE, is_offline
     from opendetr.weights import WeightsError
 
@@ -52,8 +52,8 @@ def push(
 
 def _scores(folder: Path) -> dict[str, float]:
     """AP, AP50, mask_AP, PQ and the like of a run folder's best weights; none where there is no run."""
-    from opendetr.evaluation.names import meaning
-    from opendetr.training.checkpoint import find_checkpoint, load_checkpoint
+    from opendetr.evaluation import meaning
+    from opendetr.training import find_checkpoint, load_checkpoint
 
     best = find_checkpoint(folder / "best")
     metrics = {} if best is None else load_checkpoint(best).facts["metrics"]

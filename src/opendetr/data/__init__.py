@@ -1,7 +1,49 @@
 """Datasets: formats, records, images, masks, augmentation, and the batches made of them."""
 
+from opendetr.data.config import DataConfig
+from opendetr.data.faults import Effect, Kind
 from opendetr.data.formats.recognise import open_data
-from opendetr.data.images import ImageError
-from opendetr.data.records import DataError
+from opendetr.data.images import ImageError, read_image, read_record, to_rgb, write_map
+from opendetr.data.loader import eval_loader, train_loader
+from opendetr.data.masks import (
+    TrueSegment,
+    coco_truth,
+    known_masks,
+    map_hashes,
+    panoptic_truth,
+    read_masks,
+    require_scorable,
+    thing_outlines,
+)
+from opendetr.data.paths import require_folder, require_new
+from opendetr.data.records import DataError, DataFault, DetectionData, ImageRecord
+from opendetr.data.transforms import evaluation_transform
 
-__all__ = ["DataError", "ImageError", "open_data"]
+__all__ = [
+    "DataConfig",
+    "DataError",
+    "DataFault",
+    "DetectionData",
+    "Effect",
+    "ImageError",
+    "ImageRecord",
+    "Kind",
+    "TrueSegment",
+    "coco_truth",
+    "eval_loader",
+    "evaluation_transform",
+    "known_masks",
+    "map_hashes",
+    "open_data",
+    "panoptic_truth",
+    "read_image",
+    "read_masks",
+    "read_record",
+    "require_folder",
+    "require_new",
+    "require_scorable",
+    "thing_outlines",
+    "to_rgb",
+    "train_loader",
+    "write_map",
+]

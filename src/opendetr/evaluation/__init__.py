@@ -1,11 +1,14 @@
 """Evaluation: metrics of results against the ground truth of a dataset."""
 
 from opendetr.evaluation.coco import METRICS, CocoEvaluator
-from opendetr.evaluation.detection import DetectionEvaluator, Evaluation, ImageResult
+from opendetr.evaluation.detection import DetectionEvaluator, Evaluation, ImageResult, headline_names, metric_names
 from opendetr.evaluation.evaluator import Evaluator
+from opendetr.evaluation.names import CLASS_PREFIX, meaning
 from opendetr.evaluation.panoptic import PANOPTIC_METRICS, PanopticEvaluation
+from opendetr.evaluation.report import write_report
 
 __all__ = [
+    "CLASS_PREFIX",
     "METRICS",
     "PANOPTIC_METRICS",
     "CocoEvaluator",
@@ -14,4 +17,8 @@ __all__ = [
     "Evaluator",
     "ImageResult",
     "PanopticEvaluation",
+    "headline_names",
+    "meaning",
+    "metric_names",
+    "write_report",
 ]

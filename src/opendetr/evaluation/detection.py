@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from opendetr.categories import Categories
-from opendetr.data.masks import TrueSegment, coco_truth, panoptic_truth, thing_outlines
-from opendetr.data.records import DataError, DetectionData
+from opendetr.data import DataError, DetectionData, TrueSegment, coco_truth, panoptic_truth, thing_outlines
 from opendetr.evaluation.coco import METRICS, CocoEvaluator
 from opendetr.evaluation.names import CLASS_PREFIX, MASK_PREFIX
 from opendetr.evaluation.panoptic import PANOPTIC_METRICS, PanopticEvaluation, Quality

@@ -3,4 +3,8 @@
 from opendetr.export.checkpoints import export_huggingface, export_official
 from opendetr.export.hub import push
 
-__all__ = ["export_huggingface", "export_official", "push"]
+__all__ = [
+    "export_huggingface",
+    "export_official",
+    "push",
+]

@@ -19,11 +19,21 @@ from torch import Tensor
 from opendetr.categories import Categories
 from opendetr.config import ConfigError, to_dict
 from opendetr.files import atomic_path, write_atomically
-from opendetr.models.detector import Detector
+from opendetr.models import Detector
 from opendetr.presets import Preset
-from opendetr.weights import ModelCard, WeightFamily, family_of
-from opendetr.weights.huggingface import CONFIG, PREPROCESSOR, config_json, preprocessor_json, unwritable
-from opendetr.weights.name_maps import Rows, their_names, unpacked
+from opendetr.weights import (
+    CONFIG,
+    PREPROCESSOR,
+    ModelCard,
+    Rows,
+    WeightFamily,
+    config_json,
+    family_of,
+    preprocessor_json,
+    their_names,
+    unpacked,
+    unwritable,
+)
 
 WEIGHTS = "model.safetensors"
 

@@ -11,10 +11,9 @@ from tempfile import TemporaryDirectory
 from opendetr.categories import Categories
 from opendetr.config import ConfigError, to_dict
 from opendetr.export.checkpoints import WEIGHTS, export_huggingface, not_for_huggingface
-from opendetr.models.detector import Detector
+from opendetr.models import Detector
 from opendetr.presets import Preset
-from opendetr.weights import ModelCard, WeightsError, save_weights
-from opendetr.weights.hub import hub_errors
+from opendetr.weights import ModelCard, WeightsError, hub_errors, save_weights
 
 _CARD = """---
 library_name: opendetr

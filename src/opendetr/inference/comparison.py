@@ -7,9 +7,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from PIL import Image
 
-from opendetr.data.images import ImageError, read_record
-from opendetr.data.masks import panoptic_truth, read_masks
-from opendetr.data.records import DetectionData, ImageRecord
+from opendetr.data import DetectionData, ImageError, ImageRecord, panoptic_truth, read_masks, read_record
 from opendetr.inference.predictor import Predictor
 from opendetr.results import Detections, Panoptic, draw_detections, draw_panoptic
 from opendetr.visualize import contact_sheet, draw_segments, draw_truth

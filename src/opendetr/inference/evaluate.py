@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from opendetr.categories import Categories
-from opendetr.evaluation.detection import DetectionEvaluator, ImageResult
+from opendetr.evaluation import DetectionEvaluator, ImageResult
 from opendetr.inference.session import Session
 from opendetr.postprocess import Merge, candidates, detect, detect_with_queries, image_masks
 from opendetr.results import Panoptic

@@ -21,18 +21,15 @@ from torch import Tensor, nn
 
 from opendetr.categories import Categories
 from opendetr.config import ConfigError
-from opendetr.data.images import ImageError
-from opendetr.data.loader import eval_loader
-from opendetr.data.records import DetectionData
-from opendetr.data.transforms import evaluation_transform
+from opendetr.data import DetectionData, ImageError, eval_loader, evaluation_transform
 from opendetr.distributed import best_device, gather, rank, world_size
-from opendetr.evaluation.detection import Evaluation
+from opendetr.evaluation import Evaluation
 from opendetr.inference.evaluate import ResultSource, Stopwatch
 from opendetr.inference.session import ImageSession, Session
 from opendetr.inference.sources.prefetch import in_order
 from opendetr.inference.sources.reading import Source, each_image, is_one_image, read_source
 from opendetr.inference.sources.source_image import SourceImage
-from opendetr.models.detector import Detector
+from opendetr.models import Detector
 from opendetr.postprocess import ImageMasks, Merge, candidates, detect_with_queries, image_masks
 from opendetr.presets import (
     Preset,
@@ -48,6 +45,7 @@ from opendetr.structures import ImageBatch
 from opendetr.weights import (
     WeightsError,
     fitting_part,
+    has_masks,
     in_our_layout,
     load_weights,
     local_file,
@@ -56,7 +54,6 @@ from opendetr.weights import (
     require_classes,
     usual_categories,
 )
-from opendetr.weights.masks import has_masks
 
 DETECTION_SCORE = 0.5
 """Detections that score less are left out, unless another threshold is given."""

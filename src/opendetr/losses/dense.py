@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from opendetr.losses.boxes import box_giou, box_l1
 from opendetr.losses.class_terms import sigmoid_focal
 from opendetr.losses.term import Normaliser
-from opendetr.nn.layers import MLP
+from opendetr.nn import MLP
 from opendetr.structures import FeatureMap, Matches, Output, Target
 
 _PRIOR = 0.01  # the class probability that an untrained cell gives, which keeps the many empty cells quiet

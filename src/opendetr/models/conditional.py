@@ -18,10 +18,17 @@ import torch
 from torch import Tensor, nn
 
 from opendetr.models.detr import DETR, DETRConfig
-from opendetr.nn.attention import AttentionModule, attention_weights, scaled_dot_product_attention
-from opendetr.nn.layers import MLP, FeedForward, Residual, xavier_initialise
-from opendetr.nn.position import embed_coordinates
-from opendetr.nn.transformer import TransformerConfig
+from opendetr.nn import (
+    MLP,
+    AttentionModule,
+    FeedForward,
+    Residual,
+    TransformerConfig,
+    attention_weights,
+    embed_coordinates,
+    scaled_dot_product_attention,
+    xavier_initialise,
+)
 from opendetr.structures import Scoring
 
 _PRIOR = 0.01  # the class probability of an untrained query, which keeps the many empty ones quiet

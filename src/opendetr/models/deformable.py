@@ -19,11 +19,22 @@ import torch
 from torch import Tensor, nn
 
 from opendetr.models.detector import Detector, tokens_of
-from opendetr.nn.attention import MultiHeadAttention
-from opendetr.nn.backbone import Backbone, BackboneConfig, resize_padding
-from opendetr.nn.deformable_attention import DeformableAttention, Shapes
-from opendetr.nn.layers import MLP, FeedForward, Residual, convolve_narrow, group_norm, xavier_initialise
-from opendetr.nn.position import SinePosition, embed_coordinates
+from opendetr.nn import (
+    MLP,
+    Backbone,
+    BackboneConfig,
+    DeformableAttention,
+    FeedForward,
+    MultiHeadAttention,
+    Residual,
+    Shapes,
+    SinePosition,
+    convolve_narrow,
+    embed_coordinates,
+    group_norm,
+    resize_padding,
+    xavier_initialise,
+)
 from opendetr.structures import FeatureMap, Output, Predictions, Scoring
 
 _PRIOR = 0.01  # the class probability of an untrained query, which keeps the many empty ones quiet

@@ -6,7 +6,7 @@ from abc import abstractmethod
 
 from torch import Tensor, nn
 
-from opendetr.nn.backbone import Backbone
+from opendetr.nn import Backbone
 from opendetr.structures import FeatureMap, ImageBatch, Output, Scoring
 
 

@@ -15,10 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from opendetr.models.detector import Detector, tokens_of
-from opendetr.nn.backbone import Backbone, BackboneConfig
-from opendetr.nn.layers import MLP
-from opendetr.nn.position import LearnedPosition, SinePosition
-from opendetr.nn.transformer import Decoder, Encoder, TransformerConfig
+from opendetr.nn import (
+    MLP,
+    Backbone,
+    BackboneConfig,
+    Decoder,
+    Encoder,
+    LearnedPosition,
+    SinePosition,
+    TransformerConfig,
+)
 from opendetr.structures import FeatureMap, Output, Predictions, Scoring
 
 

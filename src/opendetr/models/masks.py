@@ -28,7 +28,7 @@ from opendetr.models.conditional import ConditionalDETRConfig
 from opendetr.models.deformable import DeformableDETRConfig
 from opendetr.models.detector import Detector, tokens_of
 from opendetr.models.detr import DETRConfig
-from opendetr.nn.attention import AttentionModule
+from opendetr.nn import AttentionModule
 from opendetr.structures import FeatureMap, ImageBatch, LazyMasks, Output, Scoring
 
 # A detector with a mask head is of a family of its own, and holds the detector without as a part.

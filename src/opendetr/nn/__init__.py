@@ -6,16 +6,37 @@ from opendetr.nn.attention import (
     attention_weights,
     scaled_dot_product_attention,
 )
-from opendetr.nn.deformable_attention import DeformableAttention, DeformableWeights
+from opendetr.nn.backbone import Backbone, BackboneConfig, resize_padding
+from opendetr.nn.deformable_attention import DeformableAttention, DeformableWeights, Shapes, sample_and_sum
 from opendetr.nn.inspection import AttentionWeights, collect_attention
+from opendetr.nn.layers import MLP, FeedForward, Residual, convolve_narrow, group_norm, xavier_initialise
+from opendetr.nn.position import LearnedPosition, SinePosition, embed_coordinates
+from opendetr.nn.transformer import Decoder, Encoder, TransformerConfig
 
 __all__ = [
+    "MLP",
     "AttentionModule",
     "AttentionWeights",
+    "Backbone",
+    "BackboneConfig",
+    "Decoder",
     "DeformableAttention",
     "DeformableWeights",
+    "Encoder",
+    "FeedForward",
+    "LearnedPosition",
     "MultiHeadAttention",
+    "Residual",
+    "Shapes",
+    "SinePosition",
+    "TransformerConfig",
     "attention_weights",
     "collect_attention",
+    "convolve_narrow",
+    "embed_coordinates",
+    "group_norm",
+    "resize_padding",
+    "sample_and_sum",
     "scaled_dot_product_attention",
+    "xavier_initialise",
 ]

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from opendetr.models.conditional import ConditionalDETRConfig
-from opendetr.nn.backbone import BackboneConfig
-from opendetr.nn.transformer import TransformerConfig
+from opendetr.models import ConditionalDETRConfig
+from opendetr.nn import BackboneConfig, TransformerConfig
 from opendetr.presets.detr import detr_tiny
 from opendetr.presets.preset import FOCAL_CRITERION, Preset
 from opendetr.recipe import Recipe

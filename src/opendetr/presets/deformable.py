@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from opendetr.models.deformable import DeformableDETRConfig, DeformableTransformerConfig, TwoStageDETRConfig
-from opendetr.nn.backbone import BackboneConfig
+from opendetr.models import DeformableDETRConfig, DeformableTransformerConfig, TwoStageDETRConfig
+from opendetr.nn import BackboneConfig
 from opendetr.presets.detr import detr_tiny
 from opendetr.presets.preset import FOCAL_CRITERION, Preset
 from opendetr.recipe import Recipe

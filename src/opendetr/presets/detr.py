@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from opendetr.data.config import DataConfig
-from opendetr.models.detr import DETRConfig
-from opendetr.nn.backbone import BackboneConfig
-from opendetr.nn.transformer import TransformerConfig
+from opendetr.data import DataConfig
+from opendetr.models import DETRConfig
+from opendetr.nn import BackboneConfig, TransformerConfig
 from opendetr.presets.preset import Preset
 from opendetr.recipe import Recipe
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from opendetr.models.masks import MaskHeadConfig
+from opendetr.models import MaskHeadConfig
 from opendetr.presets.deformable import deformable_detr_tiny
 from opendetr.presets.detr import detr_r50, detr_r50_dc5, detr_r101, detr_tiny
 from opendetr.presets.preset import Preset

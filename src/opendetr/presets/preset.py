@@ -7,18 +7,19 @@ from typing import Any, Self, cast
 
 from opendetr.categories import Categories
 from opendetr.config import ConfigError
-from opendetr.data.config import DataConfig
-from opendetr.data.records import DetectionData
-from opendetr.evaluation.detection import DetectionEvaluator, headline_names, metric_names
-from opendetr.losses.class_terms import SigmoidFocalClassification
-from opendetr.losses.criterion import CriterionConfig, SetCriterion
-from opendetr.losses.dense import DenseConfig, DenseSupervision
-from opendetr.losses.masks import MaskCriterionConfig, MaskLoss
-from opendetr.losses.matcher import MatcherConfig
-from opendetr.models.deformable import DeformableDETRConfig
-from opendetr.models.detector import Detector
-from opendetr.models.detr import DETRConfig
-from opendetr.models.masks import MaskedDetector, MaskHeadConfig
+from opendetr.data import DataConfig, DetectionData
+from opendetr.evaluation import DetectionEvaluator, headline_names, metric_names
+from opendetr.losses import (
+    CriterionConfig,
+    DenseConfig,
+    DenseSupervision,
+    MaskCriterionConfig,
+    MaskLoss,
+    MatcherConfig,
+    SetCriterion,
+    SigmoidFocalClassification,
+)
+from opendetr.models import DeformableDETRConfig, Detector, DETRConfig, MaskedDetector, MaskHeadConfig
 from opendetr.recipe import Recipe
 from opendetr.tasks import DetectionTask, MaskHeadTask, Task
 

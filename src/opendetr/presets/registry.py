@@ -13,7 +13,7 @@ from torch import Tensor
 
 from opendetr.categories import Categories, coco_categories, coco_panoptic_categories
 from opendetr.config import ConfigError, replaced
-from opendetr.models.detector import Detector
+from opendetr.models import Detector
 from opendetr.presets.conditional import (
     conditional_detr_r50,
     conditional_detr_r50_dc5,

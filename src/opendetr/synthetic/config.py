@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from opendetr.data.records import DataError
+from opendetr.data import DataError
 
 _THINGS = {
     "round": ("disc", "ring", "crescent", "drop"),

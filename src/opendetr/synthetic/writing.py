@@ -11,8 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from opendetr.data.images import write_map
-from opendetr.data.records import DataError
+from opendetr.data import DataError, write_map
 from opendetr.files import write_atomically
 from opendetr.synthetic.config import CATEGORIES, DEFAULT_CONFIG, SceneConfig
 from opendetr.synthetic.drawing import Scene, draw_scene

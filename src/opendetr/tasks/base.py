@@ -8,9 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from opendetr.losses.criterion import SetCriterion
-from opendetr.losses.term import LossTerm, Normaliser
-from opendetr.models.detector import Detector
+from opendetr.losses import LossTerm, Normaliser, SetCriterion
+from opendetr.models import Detector
 from opendetr.structures import Batch, Matches, Output, Target
 
 

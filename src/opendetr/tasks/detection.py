@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from opendetr.losses.criterion import ProposalLoss, SetCriterion
-from opendetr.losses.dense import DenseSupervision
-from opendetr.losses.masks import MaskLoss
-from opendetr.losses.term import LossTerm
-from opendetr.models.detector import Detector
+from opendetr.losses import DenseSupervision, LossTerm, MaskLoss, ProposalLoss, SetCriterion
+from opendetr.models import Detector
 from opendetr.tasks.base import Task
 
 

@@ -7,9 +7,8 @@ from dataclasses import replace
 
 import torch
 
-from opendetr.losses.criterion import SetCriterion
-from opendetr.losses.masks import MaskLoss
-from opendetr.models.masks import MaskedDetector
+from opendetr.losses import MaskLoss, SetCriterion
+from opendetr.models import MaskedDetector
 from opendetr.structures import Batch, Matches, Output, Target
 from opendetr.tasks.base import Task
 

@@ -1,7 +1,16 @@
 """Training: a run from start to end, the trainer, and its parts."""
 
-from opendetr.training.checkpoint import CheckpointError
+from opendetr.training.checkpoint import CheckpointError, find_checkpoint, load_checkpoint
 from opendetr.training.run import resume, train
+from opendetr.training.signals import StopSignal
 from opendetr.training.trainer import NonFiniteError
 
-__all__ = ["CheckpointError", "NonFiniteError", "resume", "train"]
+__all__ = [
+    "CheckpointError",
+    "NonFiniteError",
+    "StopSignal",
+    "find_checkpoint",
+    "load_checkpoint",
+    "resume",
+    "train",
+]

@@ -16,7 +16,7 @@ from rich import progress as bars
 from rich.console import Console
 from torch import nn
 
-from opendetr.evaluation.names import CLASS_PREFIX
+from opendetr.evaluation import CLASS_PREFIX
 from opendetr.files import write_atomically
 from opendetr.training.checkpoint import CheckpointError, writing
 from opendetr.training.events import (

@@ -23,14 +23,18 @@ from torch import nn
 
 from opendetr.categories import Categories
 from opendetr.config import ConfigError, replaced, to_dict
-from opendetr.data.formats.recognise import open_data
-from opendetr.data.loader import train_loader
-from opendetr.data.masks import map_hashes, require_scorable
-from opendetr.data.paths import require_folder
-from opendetr.data.records import DataError, DetectionData, ImageRecord
+from opendetr.data import (
+    DataError,
+    DetectionData,
+    ImageRecord,
+    map_hashes,
+    require_folder,
+    require_scorable,
+    train_loader,
+)
+from opendetr.data.formats import open_data
 from opendetr.distributed import from_main, is_main, join_processes, rank, together, world_size
-from opendetr.inference.comparison import compare
-from opendetr.inference.predictor import Predictor
+from opendetr.inference import Predictor, compare
 from opendetr.presets import Preset, build_model, build_task, preset_from_dict
 from opendetr.tasks import Task
 from opendetr.training.callbacks import Curves, MetricsFile, MetricsTable, Progress, TensorBoard, ValidationImages

@@ -9,7 +9,7 @@ from torchvision.models import get_model_weights
 
 from opendetr.categories import Categories
 from opendetr.config import ConfigError
-from opendetr.models.detector import Detector
+from opendetr.models import Detector
 from opendetr.presets import Preset, get_preset, name_without_masks, published_weights, weights_origin
 from opendetr.weights import (
     WeightsError,

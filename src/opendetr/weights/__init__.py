@@ -7,7 +7,8 @@ from opendetr.weights.card import ModelCard, read_card, save_weights
 from opendetr.weights.download import download
 from opendetr.weights.errors import WeightsError
 from opendetr.weights.family import WeightFamily, family_of, published_files, register_family
-from opendetr.weights.hub import is_remote, local_file
+from opendetr.weights.hub import hub_errors, is_remote, local_file
+from opendetr.weights.huggingface import CONFIG, PREPROCESSOR, config_json, preprocessor_json, unwritable
 from opendetr.weights.loading import (
     LoadReport,
     fitting_part,
@@ -16,29 +17,41 @@ from opendetr.weights.loading import (
     require_classes,
     usual_categories,
 )
+from opendetr.weights.masks import has_masks
+from opendetr.weights.name_maps import Rows, their_names, unpacked
 from opendetr.weights.reading import read_state, weights_file
 from opendetr.weights.transfer import TransferReport, transfer
 
 __all__ = [
+    "CONFIG",
+    "PREPROCESSOR",
     "LoadReport",
     "ModelCard",
+    "Rows",
     "TransferReport",
     "WeightFamily",
     "WeightsError",
+    "config_json",
     "download",
     "family_of",
     "fitting_part",
+    "has_masks",
+    "hub_errors",
     "in_our_layout",
     "is_remote",
     "load_weights",
     "local_file",
+    "preprocessor_json",
     "published_files",
     "read_card",
     "read_state",
     "register_family",
     "require_classes",
     "save_weights",
+    "their_names",
     "transfer",
+    "unpacked",
+    "unwritable",
     "usual_categories",
     "weights_file",
 ]

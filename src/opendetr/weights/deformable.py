@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from opendetr.models.deformable import DeformableDETR
-from opendetr.models.detector import Detector
+from opendetr.models import DeformableDETR, Detector
 from opendetr.weights.detr import dc5_suffix
 from opendetr.weights.family import HuggingFaceFormat, WeightFamily
 from opendetr.weights.name_maps import BACKBONE, ENCODER, HF_DECODER, HF_ENCODER, Rows, below

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from opendetr.categories import Categories
-from opendetr.models.detector import Detector
+from opendetr.models import Detector
 from opendetr.weights.name_maps import HF_RESNET, HF_TIMM, Rows, below
 from opendetr.weights.published import PublishedWeights
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from opendetr.categories import Categories
-from opendetr.models.detector import Detector
+from opendetr.models import Detector
 from opendetr.weights.errors import WeightsError
 from opendetr.weights.family import NO_FORMAT, HuggingFaceFormat, WeightFamily, families
 from opendetr.weights.reading import read_json

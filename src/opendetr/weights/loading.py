@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from opendetr.categories import Categories, coco_categories, coco_panoptic_categories
-from opendetr.models.detector import Detector
+from opendetr.models import Detector
 from opendetr.weights.errors import WeightsError
 from opendetr.weights.family import LAYOUTS, Layout, family_of, layout_of
 from opendetr.weights.hub import local_file

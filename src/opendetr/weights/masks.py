@@ -7,8 +7,7 @@ from dataclasses import replace
 from typing import Any, cast
 
 from opendetr.categories import Categories, coco_panoptic_categories
-from opendetr.models.detector import Detector
-from opendetr.models.masks import INSIDE, WITH_MASKS, MaskedDetector
+from opendetr.models import INSIDE, WITH_MASKS, Detector, MaskedDetector
 from opendetr.weights import detr
 from opendetr.weights.detr import dc5_suffix, published, unwritable_transformer
 from opendetr.weights.family import NO_FORMAT, HuggingFaceFormat, WeightFamily

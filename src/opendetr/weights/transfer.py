@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from opendetr.categories import Categories
-from opendetr.models.detector import Detector
+from opendetr.models import Detector
 from opendetr.weights.loading import fitting_part, in_our_layout, load_weights
 
 _SPLIT_NOISE = 0.01  # how far a new query is moved from the one that it is split from, in their standard deviations

@@ -1,1 +1,16 @@
 """Tools for datasets: check, fix, convert, split."""
+
+from opendetr.data.tools.check import SIZE_LIMITS, DataReport, Demands, check_data
+from opendetr.data.tools.convert import WRITTEN_FORMATS, maps_left_behind, write_data
+from opendetr.data.tools.fix import write_fixed
+
+__all__ = [
+    "SIZE_LIMITS",
+    "WRITTEN_FORMATS",
+    "DataReport",
+    "Demands",
+    "check_data",
+    "maps_left_behind",
+    "write_data",
+    "write_fixed",
+]

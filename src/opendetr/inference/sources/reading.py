@@ -13,8 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from opendetr.data.images import ImageError, read_image, to_rgb
-from opendetr.data.records import DataError
+from opendetr.data import DataError, ImageError, read_image, to_rgb
 from opendetr.files import IMAGE_SUFFIXES
 from opendetr.inference.sources.files import images_in, is_pattern, matching
 from opendetr.inference.sources.prefetch import read_ahead

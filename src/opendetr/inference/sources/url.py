@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from opendetr.data.images import ImageError, read_image
+from opendetr.data import ImageError, read_image
 from opendetr.network import NetworkError, TransferError, open_url, read_chunks
 
 MAX_BYTES = 64 * 2**20

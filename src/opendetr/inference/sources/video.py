@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from opendetr.data.images import ImageError
+from opendetr.data import ImageError
 from opendetr.inference.sources.source_image import SourceImage
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv"})

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from opendetr.categories import Categories
-from opendetr.data.images import write_map
+from opendetr.data import write_map
 from opendetr.files import atomic_path, write_atomically
 from opendetr.inference.writers.background import Background
 from opendetr.inference.writers.names import FORMATS, class_folders

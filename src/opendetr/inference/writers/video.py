@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from opendetr.data.records import DataError
+from opendetr.data import DataError
 from opendetr.files import atomic_path
 from opendetr.inference.sources.video import library
 from opendetr.inference.writers.background import Background
