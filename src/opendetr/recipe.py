@@ -30,19 +30,24 @@ class Recipe:
         schedule: "step" multiplies the rate by 0.1 once, "cosine" lowers it along half a cosine.
         step_at: share of the run after which the step comes.
         floor: share of the full rate at which the cosine ends.
-        warmup_steps: steps over which the rate first rises linearly.
+        warmup_steps: steps over which the rate first rises linearly; None for a tenth of the run, 200 at most.
         precision: "bf16" runs the model under autocast, "auto" does where the device computes bfloat16 itself; "fp16",
             for CUDA GPUs without it, scales the loss and skips the steps in which a gradient overflows.
         gradient_checkpointing: compute the insides of repeated blocks twice instead of keeping them: the same numbers
             in less memory and more time.
         freeze: parts of the model that stay as they are, such as "backbone" or "encoder.layers.0".
-        ema_decay: decay of the moving average of the weights, which is then what is evaluated and deployed; 0 for none.
-        num_evaluations: evaluations, spread evenly over the run; the last one is at its end.
+        ema_decay: decay of the moving average of the weights, which is then what is evaluated and deployed; 0 for none,
+            None for an average over about the last twentieth of the run.
+        num_evaluations: evaluations, spread evenly over the run; the last one is at its end. None for at most ten, as
+            many as take a tenth of the run; where that would be fewer than three, all but the last use a part of the
+            images.
         best_by: the score of which the best checkpoint has most: "AP", "AP50", ..., or "AP/" and the name of a class;
             "auto" is PQ where maps are scored, mask_AP where masks are, else AP.
         patience: the run ends when so many evaluations in a row were not the best so far; 0 for never.
         save_every: seconds between checkpoints; every evaluation makes one too.
         tensorboard: write what TensorBoard reads into the run folder, too.
+        fit_to_data: epochs, batch size and learning rate follow from the number of training images, unless they are
+            given; see `training.settings.fit_to_data`.
         seed: of the data's order, the augmentation and dropout.
 
     Raises:
@@ -63,27 +68,30 @@ class Recipe:
     schedule: Literal["step", "cosine"] = "step"
     step_at: float = 2 / 3
     floor: float = 0.0
-    warmup_steps: int = 0
+    warmup_steps: int | None = 0
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
     gradient_checkpointing: bool = False
     freeze: tuple[str, ...] = ()
-    ema_decay: float = 0.0
-    num_evaluations: int = 10
+    ema_decay: float | None = 0.0
+    num_evaluations: int | None = None
     best_by: str = "AP"
     patience: int = 0
     save_every: float = 300.0
     tensorboard: bool = False
+    fit_to_data: bool = False
     seed: int = 42
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "accumulate", "epochs", "num_evaluations"):
+        for name in ("batch_size", "accumulate", "epochs"):
             self._expect(name, getattr(self, name) >= 1, "at least 1")
+        self._expect("num_evaluations", self.num_evaluations is None or self.num_evaluations >= 1, "at least 1")
         rates = ("learning_rate", "backbone_learning_rate", "weight_decay", "clip_norm")
-        for name in (*rates, "warmup_steps", "patience", "seed"):
+        for name in (*rates, "patience", "seed"):
             self._expect(name, getattr(self, name) >= 0, "at least 0")
+        self._expect("warmup_steps", self.warmup_steps is None or self.warmup_steps >= 0, "at least 0")
         for name in ("step_at", "floor", "sampling_rate_factor"):
             self._expect(name, 0 <= getattr(self, name) <= 1, "a share from 0 to 1")
-        self._expect("ema_decay", 0 <= self.ema_decay < 1, "0 for none, or a decay below 1")
+        self._expect("ema_decay", self.ema_decay is None or 0 <= self.ema_decay < 1, "0 for none, or a decay below 1")
         self._expect("save_every", self.save_every >= 0, "at least 0 seconds")
         self._expect("time", self.time is None or self.time > 0, "seconds above 0")
         self._expect("schedule", self.schedule in ("step", "cosine"), "step or cosine")

@@ -16,6 +16,7 @@ from rich import progress as bars
 from rich.console import Console
 from torch import nn
 
+from opendetr.data import counted
 from opendetr.evaluation import CLASS_PREFIX
 from opendetr.files import write_atomically
 from opendetr.training.checkpoint import CheckpointError, writing
@@ -34,6 +35,7 @@ METRICS_FILE = "metrics.jsonl"
 TABLE_FILE = "metrics.csv"
 _MOST_CLASSES = 12
 _MOST_STEP_LINES = 5000
+_FEW_STEPS = 50
 
 
 class Progress(Observer):
@@ -57,6 +59,7 @@ class Progress(Observer):
         self._speed = _Throughput()
         self._spoken = -math.inf
         self._steps_per_epoch = 1
+        self._planned = False
         columns = (bars.SpinnerColumn(), bars.BarColumn(20), bars.TextColumn("{task.description}"))
         self._bar = bars.Progress(*columns, console=self._console, transient=True)
         self._line: bars.TaskID | None = None
@@ -74,10 +77,15 @@ class Progress(Observer):
 
     def on_plan(self, event: PlanFixed) -> None:
         """Say how long the run will be from now on."""
-        epochs = event.plan.total_steps / self._steps_per_epoch
-        self._say(
-            f"{event.step_seconds:.2f} s a step: {event.plan.total_steps} steps ({epochs:.1f} epochs) fit the time"
-        )
+        steps = event.plan.total_steps
+        if event.step and self._planned:
+            self._say(f"{event.step_seconds:.2f} s a step now: {steps} steps fit the time")
+            return
+        self._planned = True
+        self._say(_plan_line(event, self._steps_per_epoch))
+        if steps < _FEW_STEPS:
+            more = "more time, or smaller images (--image-size)" if event.step_seconds else "a longer run"
+            self._say(f"warning: a run of {steps} steps learns next to nothing; give it {more}")
 
     def on_step(self, event: StepTaken) -> None:
         """Bring the line up to date, or write one when it is time."""
@@ -95,8 +103,11 @@ class Progress(Observer):
         self._metrics = event.metrics
         scores = ((name, event.metrics.get(name)) for name in self._headlines)
         numbers = [f"{name} {value:.3f}" for name, value in scores if isinstance(value, float)]
-        best = ", the best so far" if event.best else ""
-        self._say(f"epoch {event.epoch:.1f}, step {event.step}: {' '.join(numbers)} ({_clock(event.seconds)}{best})")
+        notes = [_clock(event.seconds)]
+        notes += [] if event.images is None else [f"{event.images} images"]
+        notes += ["the best so far"] if event.best and event.step else []
+        when = f"epoch {event.epoch:.1f}, step {event.step}" if event.step else "before training"
+        self._say(f"{when}: {' '.join(numbers)} ({', '.join(notes)})")
 
     def on_end(self, event: RunEnded) -> None:
         """Clear the line, and say why and when the run ended."""
@@ -125,6 +136,20 @@ class Progress(Observer):
 
     def _say(self, text: str) -> None:
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _plan_line(event: PlanFixed, steps_per_epoch: int) -> str:
+    """The settings that follow from the length of the run and from the data, in one line."""
+    plan, evaluations, recipe = event.plan, event.evaluations, event.recipe
+    length = f"{plan.total_steps} steps ({plan.total_steps / steps_per_epoch:.1f} epochs)"
+    parts = [f"{length} of {recipe.batch_size} images", f"learning rate {recipe.learning_rate:g}"]
+    parts += [f"warm-up {plan.warmup_steps} steps"] if plan.warmup_steps else []
+    parts += [f"EMA decay {plan.ema_decay:.3g}"] if plan.ema_decay else []
+    parts.append(counted(evaluations.count, "evaluation"))
+    if evaluations.images is not None:
+        parts[-1] += f" on {evaluations.images} of {event.num_images} images (the last one on all)"
+    speed = f"{event.step_seconds:.2f} s a step: " if event.step_seconds else ""
+    return f"plan: {speed}{', '.join(parts)}"
 
 
 class _Throughput:
@@ -163,7 +188,7 @@ class MetricsFile(Observer):
         """Keep the lines up to the checkpoint, and begin a new file in a new run."""
         self._path = event.folder / METRICS_FILE
         latest = {"evaluation": event.evaluated}
-        rows = read_metrics(event.folder) if event.step else []
+        rows = read_metrics(event.folder) if event.step or event.metrics else []
         kept = [row for row in rows if row["step"] <= latest.get(row["kind"], event.step)]
         with writing(self._path):
             event.folder.mkdir(parents=True, exist_ok=True)
@@ -205,6 +230,7 @@ class MetricsFile(Observer):
             {
                 "kind": "evaluation",
                 "step": event.step,
+                "images": event.images,
                 "epoch": event.epoch,
                 "seconds": event.seconds,
                 "metrics": event.metrics,

@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from torch import nn
 
-from opendetr.training.schedule import Plan
+from opendetr.recipe import Recipe
+from opendetr.training.schedule import Evaluations, Plan
 
 Outcome = Literal["finished", "early", "interrupted", "failed"]
 
@@ -78,12 +79,18 @@ class PlanFixed:
     Attributes:
         step: steps taken so far.
         plan: the run's length from now on.
-        step_seconds: measured of late, loading the data included.
+        evaluations: how often the run is evaluated.
+        num_images: validation images in all.
+        recipe: settings of the run.
+        step_seconds: measured of late, loading the data included; None for a run whose length is not a time.
     """
 
     step: int
     plan: Plan
-    step_seconds: float
+    evaluations: Evaluations
+    num_images: int
+    recipe: Recipe
+    step_seconds: float | None
 
     def tell(self, observer: Observer) -> None:
         """Call the observer's method for this event."""
@@ -149,6 +156,7 @@ class Evaluated:
         epoch: passes over the data, a started one as its share.
         metrics: what the evaluation returned.
         best: whether this is the best one so far.
+        images: validation images that were used; None for all.
         seconds: that it took.
         task: the task with the deployed weights, in evaluation mode.
     """
@@ -157,6 +165,7 @@ class Evaluated:
     epoch: float
     metrics: Mapping[str, Any]
     best: bool
+    images: int | None
     seconds: float
     task: nn.Module
 

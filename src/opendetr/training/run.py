@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import sys
+import time as clock
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -44,8 +45,10 @@ from opendetr.training.settings import (
     CONFIG_FILE,
     Setup,
     adjusted,
+    fit_to_data,
     nested,
     read_config,
+    require_hope,
     require_lessons,
     run_length,
     set_up,
@@ -129,6 +132,7 @@ def train(
         >>> run = train("my-data", time="30m")
         >>> detector = opendetr.load(run.folder)
     """
+    began = clock.perf_counter()
     place = join_processes(device)
     say = _voice(say)
     with together():
@@ -137,17 +141,25 @@ def train(
             _require_empty(Path(out))
         setup, origin = set_up(Path(data), model, weights, config, freeze_detector=freeze_detector)
         lengths = run_length(epochs, max_steps, time)
-        preset = replaced(setup.preset, nested(changes))
+        changed = nested(changes)
+        preset = replaced(setup.preset, changed)
         preset = adjusted(preset, lengths, batch_size, learning_rate, image_size, num_queries, seed)
-        setup = replace(setup, preset=preset)
+        # `adjusted` has added batch size, seed and learning rate to the lengths.
+        given = setup.given | changed.get("recipe", {}).keys() | lengths.keys()
+        setup = replace(setup, preset=preset, given=given)
         require_lessons(preset, origin)
         if origin == NOTHING:
             say("weights: none, so the backbone is trained whole: batch norm, nothing frozen, the full learning rate")
         parts = _open(setup, say)
+        setup = fit_to_data(setup, len(parts["train"]))
+        preset = setup.preset
+        for warning in require_hope(preset, parts):
+            say(warning)
         task = _new_task(preset, parts["train"].categories)
         say(load_start(task.model, origin, preset, parts["train"].categories))
     folder = from_main(_free_folder(preset.name) if out is None else Path(out))
     trainer = _trainer(setup, task, parts, folder, place)
+    trainer.state.seconds = clock.perf_counter() - began  # a time given is that of the whole run
     if is_main():
         write_config(folder, setup, _fingerprint(parts))
     return Run(folder, trainer.train())
@@ -288,8 +300,9 @@ def _trainer(
     def predictor(trained: nn.Module) -> Predictor:
         return Predictor(trained.model, seen, categories, device=str(device))  # type: ignore[arg-type]
 
-    def evaluate(trained: nn.Module) -> dict[str, Any]:
-        metrics = predictor(trained).evaluate(val, batch_size=preset.recipe.batch_size).named_metrics
+    def evaluate(trained: nn.Module, num_images: int | None = None) -> dict[str, Any]:
+        data = val if num_images is None else val.subset(_spread(val.images, num_images), val.split)
+        metrics = predictor(trained).evaluate(data, batch_size=preset.recipe.batch_size).named_metrics
         return {name: value for name, value in metrics.items() if value is not None}
 
     def save(path: Path, trained: nn.Module) -> None:
@@ -329,6 +342,8 @@ def _trainer(
             recipe,
             folder,
             evaluate=evaluate,
+            num_images=len(val),
+            evaluate_start=setup.starts_from_detector and not preset.freeze_detector,
             save_model=save,
             observers=observers,
             device=str(device),
@@ -353,6 +368,10 @@ def best_by(preset: Preset, val: DetectionData) -> str:
 
 def _to_show(images: Sequence[ImageRecord]) -> list[ImageRecord]:
     """A few images with objects, spread over the data."""
-    candidates = [image for image in images if image.objects]
-    step = max(1, len(candidates) // _NUM_SHOWN)
-    return candidates[::step][:_NUM_SHOWN]
+    return _spread([image for image in images if image.objects], _NUM_SHOWN)
+
+
+def _spread(images: Sequence[ImageRecord], count: int) -> list[ImageRecord]:
+    """At most `count` images, spread over the data."""
+    count = min(count, len(images))
+    return [images[index * len(images) // count] for index in range(count)]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from opendetr.training.checkpoint import CheckpointError
-from opendetr.training.schedule import Plan
+from opendetr.training.schedule import Evaluations, Plan
 
 
 @dataclass
@@ -22,6 +22,7 @@ class RunState:
         step: steps taken; epoch and position in it follow from it.
         seconds: of training, earlier sessions included.
         plan: the run's length, None while a timed run does not know it.
+        evaluations: how often the run is evaluated; None while a timed run does not know it.
         evaluated: number of steps after which the latest evaluation was made.
         metrics, best: what the latest and the best evaluation returned.
         worse: evaluations since the best one.
@@ -31,6 +32,7 @@ class RunState:
     step: int = 0
     seconds: float = 0.0
     plan: Plan | None = None
+    evaluations: Evaluations | None = None
     evaluated: int = 0
     metrics: dict[str, Any] = field(default_factory=dict)
     best: dict[str, Any] = field(default_factory=dict)
@@ -41,8 +43,12 @@ class RunState:
     def from_facts(cls, facts: Mapping[str, Any]) -> RunState:
         """The inverse of `dataclasses.asdict`; further keys are left alone."""
         values = {name: facts[name] for name in cls.__dataclass_fields__}
-        plan = values.pop("plan")
-        return cls(plan=None if plan is None else Plan(**plan), **values)
+        plan, evaluations = values.pop("plan"), values.pop("evaluations")
+        return cls(
+            plan=None if plan is None else Plan(**plan),
+            evaluations=None if evaluations is None else Evaluations(**evaluations),
+            **values,
+        )
 
 
 class TrainedTensors:

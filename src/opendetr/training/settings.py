@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import yaml
 
 from opendetr.config import ConfigError, parse_assignment, replaced, to_dict
+from opendetr.data import DetectionData, counted
 from opendetr.files import write_atomically
 from opendetr.presets import (
     DEFAULT_MODEL,
@@ -23,10 +25,11 @@ from opendetr.presets import (
 )
 from opendetr.recipe import parse_duration
 from opendetr.training.checkpoint import writing
-from opendetr.training.starting_weights import NOTHING, PUBLISHED, starting_point, weights_choice
+from opendetr.training.starting_weights import IMAGENET, NOTHING, PUBLISHED, starting_point, weights_choice
 from opendetr.weights import ModelCard, read_card
 
 CONFIG_FILE = "config.yaml"
+_SMALLEST_IMAGE = 32  # pixels; a cell of the coarsest features
 
 
 @dataclass(frozen=True)
@@ -37,11 +40,18 @@ class Setup:
         preset: every setting.
         data: the dataset folder.
         weights: "none", "imagenet", "published" or a path: what the run starts from.
+        given: names of the recipe's settings that the user gave.
     """
 
     preset: Preset
     data: Path
     weights: str
+    given: frozenset[str] = frozenset()
+
+    @property
+    def starts_from_detector(self) -> bool:
+        """Whether the run starts from the weights of a detector."""
+        return self.weights not in (NOTHING, IMAGENET)
 
 
 def set_up(
@@ -74,11 +84,14 @@ def set_up(
             if of_card.has_masks:
                 seen = replace(seen, masks=of.masks)
             preset = replace(preset, data=seen, criterion=of_card.criterion)
+    if isinstance(origin, Path):  # a trained detector learns the data's classes in less than the published length
+        recipe = replace(preset.recipe, warmup_steps=None, ema_decay=None, fit_to_data=True)
+        preset = replace(preset, recipe=recipe)
     if freeze_detector:
         preset = with_frozen_detector(preset)
     preset = replaced(preset, record)
     preset = replace(preset, freeze_detector=preset.freeze_detector or freeze_detector)
-    return Setup(preset, data.resolve(), choice), origin
+    return Setup(preset, data.resolve(), choice, frozenset(record.get("recipe", {}))), origin
 
 
 def _model_name(name: str | None, card: ModelCard | None, origin: str | Path, *, with_masks: bool) -> str:
@@ -93,6 +106,54 @@ def _model_name(name: str | None, card: ModelCard | None, origin: str | Path, *,
         found = _one_of(name, of_card, f"{origin}: holds {of_card}") or DEFAULT_MODEL
     has_head = card is not None and of_card == found and preset_from_dict(card.config).has_masks  # perhaps by a setting
     return name_with_masks(found) if with_masks and not has_head else found
+
+
+def fit_to_data(setup: Setup, num_images: int) -> Setup:
+    """Settings whose recipe has `fit_to_data`, with epochs, batch size and learning rate for a number of images.
+
+    The images that a run sees grow with the square root of the dataset: 50 epochs of 160 images when it starts from a
+    detector, 4 times as many when it does not; 2 epochs (8) of 100,000. A run on fewer than 100 images has half of the
+    batch size, one on 20,000 or more has twice the batch size; the learning rate follows by the square root. What the
+    user gave stays.
+    """
+    preset, recipe = setup.preset, setup.preset.recipe
+    if not recipe.fit_to_data:
+        return setup
+    fitted: dict[str, Any] = {}
+    if "epochs" not in setup.given and not preset.freeze_detector:
+        fit = 50 * math.sqrt(160 / num_images) * (1 if setup.starts_from_detector else 4)
+        fitted["epochs"] = round(min(max(fit, 1), 300))
+    if "batch_size" not in setup.given:
+        factor = 0.5 if num_images < 100 else 2 if num_images >= 20_000 else 1
+        fitted["batch_size"] = max(2, round(recipe.batch_size * factor), recipe.accumulate)
+        if "learning_rate" not in setup.given:
+            rate = math.sqrt(fitted["batch_size"] / recipe.batch_size)
+            fitted["learning_rate"] = recipe.learning_rate * rate
+            fitted["backbone_learning_rate"] = recipe.backbone_learning_rate * rate
+    return replace(setup, preset=replace(preset, recipe=replace(recipe, **fitted)))
+
+
+def require_hope(preset: Preset, parts: Mapping[str, DetectionData]) -> list[str]:
+    """Refuse settings with which nothing can be learned; returns warnings about others, a line each.
+
+    Raises:
+        ConfigError: a learning rate of zero, or images of a few pixels.
+    """
+    recipe, size = preset.recipe, preset.data.image_size
+    if recipe.learning_rate == 0 and "backbone" not in recipe.freeze:
+        raise ConfigError("recipe.learning_rate: 0 changes no weight; leave it out for the model's own rate")
+    if size < _SMALLEST_IMAGE:
+        raise ConfigError(
+            f"data.image_size: {size} pixels leave nothing to detect; give at least {_SMALLEST_IMAGE}, or leave it out"
+        )
+    most = max((len(image.objects) for image in parts["train"].images), default=0)
+    count = sum(len(image.objects) > preset.model.num_queries for image in parts["train"].images)
+    if not count:
+        return []
+    return [
+        f"warning: {counted(count, 'training image')} with more objects than the model's {preset.model.num_queries} "
+        f"queries, {most} at most; the rest cannot be detected: give --num-queries {most}"
+    ]
 
 
 def require_lessons(preset: Preset, origin: str | Path) -> None:

@@ -61,11 +61,23 @@ from opendetr.training.events import (
 from opendetr.training.freezing import freeze, train_mode
 from opendetr.training.optimizer import parameter_groups
 from opendetr.training.run_state import RunState, TrainedTensors, own_tensors
-from opendetr.training.schedule import Pace, StepSpeed, learning_rate_factor, plan_steps, plan_time, revised
+from opendetr.training.schedule import (
+    EVALUATION_SHARE,
+    Pace,
+    StepSpeed,
+    learning_rate_factor,
+    plan_evaluations,
+    plan_steps,
+    plan_time,
+    revised,
+)
 from opendetr.training.signals import AbandonedError, StopSignal
 from opendetr.training.train_step import autocast_dtype, keep_freed_memory, step_randomness
 
 STATE, MODEL = "training.safetensors", "model.safetensors"
+_FEW_IMAGES = 8  # to measure the speed of an evaluation with
+_REVISION_STEPS, _REVISION_SHARE = 5, 0.02  # how often the plan of a timed run is corrected: in steps, and of its time
+_TOLD_CHANGE = 0.05  # of the number of steps
 COUNT = "count"  # what a task calls the divisor that it knows after the forward pass only
 
 
@@ -165,7 +177,10 @@ class Trainer:
         loader: gives the batches of `recipe.batch_size`; one is one optimiser step of all processes.
         recipe: optimiser, schedule, length.
         folder: the run folder; the checkpoints `last` and `best` are kept in it.
-        evaluate: the deployed task, in evaluation mode -> metrics, the same in all processes; none when omitted.
+        evaluate: the deployed task, in evaluation mode -> metrics, the same in all processes; none when omitted. A
+            second argument, a number, asks for that many of the images only.
+        num_images: validation images that `evaluate` uses.
+        evaluate_start: evaluate before the first step, too: the weights that the run starts from may be the best.
         save_model: writes the deployed task's weights to a path, for `model.safetensors`; plain tensors when omitted.
         observers: are told of every event, in this order; in the main process only.
         device: "auto", "cpu", "cuda", "mps".
@@ -181,7 +196,9 @@ class Trainer:
         recipe: Recipe,
         folder: Path,
         *,
-        evaluate: Callable[[nn.Module], Mapping[str, Any]] | None = None,
+        evaluate: Callable[..., Mapping[str, Any]] | None = None,
+        num_images: int = 1,
+        evaluate_start: bool = False,
         save_model: Callable[[Path, nn.Module], object] | None = None,
         observers: Sequence[Observer] = (),
         device: str = "auto",
@@ -194,23 +211,27 @@ class Trainer:
         self.recipe = recipe
         self.folder = folder
         self.evaluate = evaluate
+        self.num_images = num_images
+        self.evaluate_start = evaluate_start and evaluate is not None
         self.save_model = save_model or _save_tensors
         self.observers = observers if is_main() else ()
         groups = parameter_groups(self.task, recipe)
         self.optimizer = torch.optim.AdamW(groups, fused=True)
         self.rates = [group["lr"] for group in groups]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.autocast_dtype is torch.float16)
-        self.average = WeightAverage(self.task, recipe.ema_decay) if recipe.ema_decay else None
+        self.average = None if recipe.ema_decay == 0 else WeightAverage(self.task)
         if recipe.gradient_checkpointing:
             recompute_blocks(self.task)
-        self.state = RunState(plan=plan_steps(recipe, len(loader)))
+        plan, evaluations = plan_steps(recipe, len(loader), num_images) or (None, None)
+        self.state = RunState(plan=plan, evaluations=evaluations)
         self._tensors = TrainedTensors(self.task, self.average.task if self.average else None, self.optimizer)
         self._optional = cast(Task, self.task).optional_parameters
         self._parallel = parallel(self.task, self.device, some_without_gradient=bool(self._optional))
         self._notes: tuple[str, ...] = (note,) if note else ()
         self._speed = StepSpeed()
         self._clock = self._saved = 0.0  # when training began, earlier sessions counted in; when it was saved last
-        self._save_seconds = 0.0
+        self._save_seconds = self._image_seconds = self._evaluation_seconds = 0.0
+        self._told_steps = 0  # of the plan that the callbacks know
 
     def train(self, *, resume: bool = False) -> RunResult:
         """Train to the end of the run, or until Ctrl-C or SIGTERM, which save first.
@@ -262,6 +283,8 @@ class Trainer:
         self._clock = self._saved - self.state.seconds
         if is_new:  # the random start belongs to the run, and a disk that cannot hold it is found out at once
             self._save()
+        if self.state.step == 0:
+            self._begin(stop)
         self._attend(stop)
         while not (self._finished() or _anywhere(stop)):
             epoch, position = divmod(self.state.step, len(self.loader))
@@ -313,45 +336,89 @@ class Trainer:
         """What is due between two steps: planning a timed run, an evaluation, a checkpoint."""
         self.state.seconds = time.perf_counter() - self._clock
         if self.state.plan is None and self._can_be_planned():
-            self._make_plan(stop)
+            self._make_plan()
+        elif self.recipe.time is not None and self.state.plan is not None and not self._finished():
+            self._revise_plan()
         if self._evaluation_due() and not _anywhere(stop):
             if world_size() > 1:  # then nothing breaks an evaluation off, and a launcher that stops us does not wait
                 self._save()
-            seconds = self._evaluate(stop)
-            if seconds is not None and not self._finished():
-                self._revise_plan(seconds)
+            if self._evaluate(stop) is not None and not self._finished():
                 self._save()
         elif time.perf_counter() - self._saved >= self.recipe.save_every:
             self._save()
 
+    def _begin(self, stop: StopSignal) -> None:
+        """What comes before the first step: how often to evaluate, and the score of the weights to start from."""
+        state = self.state
+        if state.evaluations is None:
+            affordable = self._affordable_images()
+            state.evaluations = from_main(plan_evaluations(self.recipe, affordable, self.num_images))
+        if self.evaluate_start and not state.metrics and not _anywhere(stop) and self._evaluate(stop) is not None:
+            self._save()
+        if state.plan is not None:
+            self._tell_plan(None)
+
+    def _affordable_images(self) -> float:
+        """Validation images that evaluations have the time for in a timed run; their speed is measured with a few."""
+        if self.evaluate is None:
+            return 0.0
+        few = min(_FEW_IMAGES, self.num_images)
+        task = self.deployed
+        task.eval()
+        for _ in range(2):  # the first time is slower
+            started = time.perf_counter()
+            with torch.no_grad():
+                self._metrics(task, few)
+            self._image_seconds = (time.perf_counter() - started) / few
+        train_mode(self.task)
+        return EVALUATION_SHARE * cast(float, self.recipe.time) / self._image_seconds
+
+    def _metrics(self, task: nn.Module, num_images: int | None) -> dict[str, Any]:
+        assert self.evaluate is not None
+        whole = num_images is None or num_images >= self.num_images
+        return dict(self.evaluate(task) if whole else self.evaluate(task, num_images))
+
     def _can_be_planned(self) -> bool:
         return from_main(self._speed.is_known(self.state.seconds, cast(float, self.recipe.time)))
 
-    def _make_plan(self, stop: StopSignal) -> None:
-        """Count the steps that the time allows; what an evaluation and a checkpoint cost is found by making one."""
-        seconds = self._evaluate(stop) if self.evaluate is not None else 0.0
-        if seconds is None:
-            return
+    def _make_plan(self) -> None:
+        """Count the steps that the time allows."""
+        assert self.state.evaluations is not None
         self._save()
-        self.state.plan = from_main(plan_time(self.recipe, self.state.step, self._pace(seconds)))
+        self.state.plan = from_main(plan_time(self.recipe, self.state.step, self._pace(), self.state.evaluations))
         self._save()
-        self._tell(PlanFixed(self.state.step, self.state.plan, self._speed.step_seconds))
-        self._speed = StepSpeed()
+        self._tell_plan(self._speed.step_seconds)
+        self._speed = StepSpeed(self._speed.step_seconds)
 
-    def _revise_plan(self, evaluation_seconds: float) -> None:
+    def _tell_plan(self, step_seconds: float | None) -> None:
+        plan, evaluations = self.state.plan, self.state.evaluations
+        assert plan is not None and evaluations is not None
+        self._told_steps = plan.total_steps
+        self._tell(PlanFixed(self.state.step, plan, evaluations, self.num_images, self.recipe, step_seconds))
+
+    def _revise_plan(self) -> None:
         """Correct the plan of a timed run whose speed has changed; the checkpoint that follows holds the new one."""
-        plan = self.state.plan
-        if self.recipe.time is None or plan is None or not self._speed.is_reliable:
+        state, recipe = self.state, self.recipe
+        assert recipe.time is not None and state.plan is not None and state.evaluations is not None
+        if state.step % _REVISION_STEPS:
             return
-        pace = self._pace(evaluation_seconds)
-        self.state.plan = from_main(revised(plan, self.recipe, self.state.step, pace))
-        if self.state.plan != plan:
-            self._tell(PlanFixed(self.state.step, self.state.plan, pace.step))
-        self._speed = StepSpeed()
+        due = self._speed.is_reliable and self._speed.seconds >= _REVISION_SHARE * recipe.time
+        if from_main(due or state.seconds >= recipe.time):
+            plan = revised(state.plan, recipe, state.step, self._pace(), state.evaluations)
+            state.plan = from_main(plan)
+            if abs(state.plan.total_steps - self._told_steps) > _TOLD_CHANGE * self._told_steps:
+                self._tell_plan(self._speed.step_seconds)
+            self._speed = StepSpeed(self._speed.step_seconds)
 
-    def _pace(self, evaluation_seconds: float) -> Pace:
-        used = time.perf_counter() - self._clock
-        return Pace(used=used, step=self._speed.step_seconds, evaluation=evaluation_seconds, save=self._save_seconds)
+    def _pace(self) -> Pace:
+        return Pace(
+            used=time.perf_counter() - self._clock,
+            step=self._speed.step_seconds,
+            image=self._image_seconds,
+            evaluation=self._evaluation_seconds,
+            save=self._save_seconds,
+            num_images=self.num_images,
+        )
 
     def _step(self, share: _Share, waiting: float) -> None:
         """One optimiser step; `waiting` is when the wait for its batch began."""
@@ -359,7 +426,7 @@ class Trainer:
         state, recipe = self.state, self.recipe
         epoch = state.step // len(self.loader)
         total_steps = state.plan.total_steps if state.plan else None
-        factor = learning_rate_factor(state.step, total_steps, recipe)
+        factor = learning_rate_factor(state.step, state.plan, recipe)
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
         with step_randomness(recipe.seed, state.step, self.device):
@@ -382,7 +449,8 @@ class Trainer:
         self.scaler.update()
         self.optimizer.zero_grad()
         if self.average:
-            self.average.update(self.task, state.step)
+            decay = recipe.ema_decay if recipe.ema_decay is not None else state.plan.ema_decay if state.plan else 1.0
+            self.average.update(self.task, state.step, decay)
         state.step += 1
         seconds = time.perf_counter() - waiting
         self._speed.add(seconds)
@@ -455,21 +523,31 @@ class Trainer:
         """The task with the weights to evaluate and to keep: the averaged ones when there is an average."""
         return self.average.task if self.average else self.task
 
-    def _evaluate(self, stop: StopSignal) -> float | None:
-        """Evaluate; the seconds it took. None when a signal came: then it is left to the resumed run."""
-        assert self.evaluate is not None
+    def _evaluate(self, stop: StopSignal) -> Mapping[str, Any] | None:
+        """Evaluate, at the end of the run on all images. None when a signal came: the resumed run does it then.
+
+        Where the other evaluations use a part of the images, the last one uses this part first, so that the best
+        weights are chosen by scores of the same images.
+        """
         state, task = self.state, self.deployed
+        assert state.evaluations is not None
+        part = state.evaluations.images
+        is_last = self._finished()
         started = time.perf_counter()
         copy_buffers(task)
         task.eval()
         try:
             # The others would wait for a process that leaves alone.
             with stop.abandoning() if world_size() == 1 else nullcontext(), torch.no_grad():
-                metrics = dict(self.evaluate(task))
+                compared = self._metrics(task, part)
+                metrics = compared if part is None or not is_last else self._metrics(task, None)
         except AbandonedError:
             return None
         else:
-            value = metrics.get(self.recipe.best_by)  # None where the data has nothing to be measured on
+            evaluated = time.perf_counter() - started
+            num_images = self.num_images if part is None else part + is_last * self.num_images
+            self._image_seconds = evaluated / num_images
+            value = compared.get(self.recipe.best_by)  # None where the data has nothing to be measured on
             before = state.best.get(self.recipe.best_by, -math.inf)
             is_best = value is not None and value >= before  # of equals the one that has learned longer
             state.evaluated, state.metrics = state.step, metrics
@@ -477,9 +555,11 @@ class Trainer:
             if is_best:
                 state.best = {**metrics, "step": state.step}
                 self._save_best()
-            seconds = time.perf_counter() - started
-            self._tell(Evaluated(state.step, state.step / len(self.loader), metrics, is_best, seconds, task))
-            return time.perf_counter() - started
+            images = None if part is None or is_last else part
+            epoch = state.step / len(self.loader)
+            self._tell(Evaluated(state.step, epoch, metrics, is_best, images, time.perf_counter() - started, task))
+            self._evaluation_seconds = time.perf_counter() - started - evaluated
+            return metrics
         finally:
             train_mode(self.task)
 
