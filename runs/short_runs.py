@@ -63,9 +63,8 @@ def _run(source: Path, name: str, out: Path, length: str) -> dict[str, Any]:
 def show(results: Path) -> None:
     """Print the table as Markdown."""
     rows = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob("*.json"))}
-    print(
-        "| data | time | version | steps | seconds | evaluating | AP last | AP deployed |\n|---|---|---|---|---|---|---|---|"
-    )
+    heads = ("data", "time", "version", "steps", "seconds", "evaluating", "AP last", "AP deployed")
+    print("| " + " | ".join(heads) + " |\n" + "|---" * len(heads) + "|")
     for name in sorted({stem.split("-")[1] for stem in rows}):
         for length in LENGTHS:
             for label in sorted({stem.split("-")[0] for stem in rows}, reverse=True):

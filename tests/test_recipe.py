@@ -135,7 +135,7 @@ def test_plan_of_time_accounts_for_evaluations_and_checkpoints():
     assert plan_time(recipe, 20, pace(100, 2), five).total_steps == 20 + 450
     paid = plan_time(recipe, 20, pace(100, 2, image=0.25, save=1, evaluation=1), five)
     left = 900 - 5 * (40 * 0.25 + 1)
-    assert paid.total_steps == 20 + int((left - 5 - left / 100) / 2)
+    assert paid.total_steps == 20 + int((left - 5 * (1 + int(left / 5 / 100))) / 2)
     assert len(evaluations(paid)) == 5
     partial = plan_time(recipe, 20, pace(100, 2, image=1), Evaluations(5, 10))
     assert partial.total_steps == 20 + int((900 - 5 * 10 - 40) / 2)  # the last one is made on the part and on all
@@ -152,7 +152,7 @@ def test_a_plan_follows_the_speed():
     assert slower == Plan(750, 100, 7, 0.9)
     dearer = revised(plan, recipe, 500, pace(500, 2, image=0.5, save=5), ten)
     left = 500 - 5 * 20
-    assert dearer.total_steps == 500 + int((left - 5 * 5 - left / 300 * 5) / 2)
+    assert dearer.total_steps == 500 + int((left - 5 * 5) / 2)
     assert revised(slower, recipe, 600, pace(700, 1), ten).total_steps == 900
     assert revised(plan, recipe, 500, pace(1100, 2), ten).total_steps == 500  # the time is over
 

@@ -196,6 +196,8 @@ class MetricsFile(Observer):
 
     def on_plan(self, event: PlanFixed) -> None:
         """Note the length of a timed run."""
+        if event.step_seconds is None:
+            return
         self._write(
             {
                 "kind": "plan",

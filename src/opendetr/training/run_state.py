@@ -26,6 +26,7 @@ class RunState:
         evaluated: number of steps after which the latest evaluation was made.
         metrics, best: what the latest and the best evaluation returned.
         worse: evaluations since the best one.
+        image_seconds, evaluation_seconds, save_seconds: what they took last; see `Pace`.
         scaler: the state of fp16's loss scale; empty without fp16.
     """
 
@@ -37,6 +38,9 @@ class RunState:
     metrics: dict[str, Any] = field(default_factory=dict)
     best: dict[str, Any] = field(default_factory=dict)
     worse: int = 0
+    image_seconds: float = 0.0
+    evaluation_seconds: float = 0.0
+    save_seconds: float = 0.0
     scaler: dict[str, Any] = field(default_factory=dict)
 
     @classmethod

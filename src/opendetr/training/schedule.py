@@ -153,7 +153,8 @@ def _plan(recipe: Recipe, total_steps: int, evaluations: Evaluations) -> Plan:
 
 def _steps_in(seconds: float, recipe: Recipe, pace: Pace, num_evaluations: int) -> int:
     """Training steps in some seconds, out of which checkpoints are saved, too: after evaluations and now and then."""
-    num_saves = num_evaluations + seconds / max(recipe.save_every, pace.save, 1.0)
+    between = seconds / max(num_evaluations, 1)
+    num_saves = num_evaluations * (1 + int(between / max(recipe.save_every, pace.save, 1.0)))
     return int((seconds - num_saves * pace.save) / pace.step)
 
 

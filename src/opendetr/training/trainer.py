@@ -230,7 +230,6 @@ class Trainer:
         self._notes: tuple[str, ...] = (note,) if note else ()
         self._speed = StepSpeed()
         self._clock = self._saved = 0.0  # when training began, earlier sessions counted in; when it was saved last
-        self._save_seconds = self._image_seconds = self._evaluation_seconds = 0.0
         self._told_steps = 0  # of the plan that the callbacks know
 
     def train(self, *, resume: bool = False) -> RunResult:
@@ -369,9 +368,9 @@ class Trainer:
             started = time.perf_counter()
             with torch.no_grad():
                 self._metrics(task, few)
-            self._image_seconds = (time.perf_counter() - started) / few
+            self.state.image_seconds = (time.perf_counter() - started) / few
         train_mode(self.task)
-        return EVALUATION_SHARE * cast(float, self.recipe.time) / self._image_seconds
+        return EVALUATION_SHARE * cast(float, self.recipe.time) / max(self.state.image_seconds, 1e-9)
 
     def _metrics(self, task: nn.Module, num_images: int | None) -> dict[str, Any]:
         assert self.evaluate is not None
@@ -404,8 +403,10 @@ class Trainer:
             return
         due = self._speed.is_reliable and self._speed.seconds >= _REVISION_SHARE * recipe.time
         if from_main(due or state.seconds >= recipe.time):
-            plan = revised(state.plan, recipe, state.step, self._pace(), state.evaluations)
-            state.plan = from_main(plan)
+            before = state.plan
+            state.plan = from_main(revised(before, recipe, state.step, self._pace(), state.evaluations))
+            if state.plan != before:
+                self._save()
             if abs(state.plan.total_steps - self._told_steps) > _TOLD_CHANGE * self._told_steps:
                 self._tell_plan(self._speed.step_seconds)
             self._speed = StepSpeed(self._speed.step_seconds)
@@ -414,9 +415,9 @@ class Trainer:
         return Pace(
             used=time.perf_counter() - self._clock,
             step=self._speed.step_seconds,
-            image=self._image_seconds,
-            evaluation=self._evaluation_seconds,
-            save=self._save_seconds,
+            image=self.state.image_seconds,
+            evaluation=self.state.evaluation_seconds,
+            save=self.state.save_seconds,
             num_images=self.num_images,
         )
 
@@ -546,7 +547,7 @@ class Trainer:
         else:
             evaluated = time.perf_counter() - started
             num_images = self.num_images if part is None else part + is_last * self.num_images
-            self._image_seconds = evaluated / num_images
+            self.state.image_seconds = evaluated / num_images
             value = compared.get(self.recipe.best_by)  # None where the data has nothing to be measured on
             before = state.best.get(self.recipe.best_by, -math.inf)
             is_best = value is not None and value >= before  # of equals the one that has learned longer
@@ -558,7 +559,7 @@ class Trainer:
             images = None if part is None or is_last else part
             epoch = state.step / len(self.loader)
             self._tell(Evaluated(state.step, epoch, metrics, is_best, images, time.perf_counter() - started, task))
-            self._evaluation_seconds = time.perf_counter() - started - evaluated
+            self.state.evaluation_seconds = time.perf_counter() - started - evaluated
             return metrics
         finally:
             train_mode(self.task)
@@ -587,8 +588,8 @@ class Trainer:
         if is_main():
             save_checkpoint(last, facts, files)
         self._saved = time.perf_counter()
-        self._save_seconds = self._saved - started
-        self._tell(CheckpointSaved(self.state.step, last, self._save_seconds))
+        self.state.save_seconds = self._saved - started
+        self._tell(CheckpointSaved(self.state.step, last, self.state.save_seconds))
 
     def _machine(self) -> dict[str, Any]:
         """What else the last bit of a result depends on."""
