@@ -163,7 +163,7 @@ BROKEN_EXTRAS = {
 def test_a_broken_extra_file_is_said_in_one_line(awkward, tmp_path, fault, to):
     convert(awkward, tmp_path / "out", to)
     (tmp_path / "out" / "opendetr.json").write_text(BROKEN_EXTRAS[fault])
-    with pytest.raises(DataError, match=r"opendetr.json: .*convert the data again, or take this file away") as error:
+    with pytest.raises(DataError, match=r"opendetr.json: .*convert the dataset again, or delete this file") as error:
         read_splits(tmp_path / "out")
     one_line(error.value)
 

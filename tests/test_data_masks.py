@@ -151,7 +151,7 @@ def test_boxes_alone_are_refused_in_one_line(tmp_path):
         with pytest.raises(DataError, match="boxes alone and no outlines of objects; take a model without") as error:
             open_data(tmp_path, masks=masks)
         one_line(error.value)
-    with pytest.raises(DataError, match="holds no panoptic annotations"):
+    with pytest.raises(DataError, match="contains no panoptic annotations"):
         open_data(tmp_path, masks="panoptic")
     data = open_data(tmp_path)["train"]
     with pytest.raises(DataError, match="was read without masks"):
