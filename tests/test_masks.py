@@ -205,7 +205,7 @@ def test_any_model_gets_masks_by_a_setting():
     preset = replaced(get_preset("conditional-detr-tiny"), settings)
     assert preset.masks == MaskHeadConfig(enabled=True, num_heads=4)
     assert isinstance(build_model(preset, 3), MaskedDetector)
-    with pytest.raises(ConfigError, match=r"masks.num_heads is set, but there is no mask head; set masks.enabled"):
+    with pytest.raises(ConfigError, match=r"masks.num_heads is set, but the model has no mask head; set masks.enabled"):
         replaced(get_preset("conditional-detr-tiny"), parse_assignment("masks.num_heads=4"))
 
 
@@ -618,7 +618,7 @@ def test_a_frozen_detector_must_know_the_classes(tmp_path):
 
 def test_a_family_without_masks_in_the_catalogue():
     assert name_with_masks("detr-r50") == "detr-r50-panoptic" == name_with_masks("detr-r50-panoptic")
-    with pytest.raises(ConfigError, match="conditional-detr-r50: the catalogue has it without a mask head only"):
+    with pytest.raises(ConfigError, match="conditional-detr-r50: the catalogue has no version with a mask head"):
         name_with_masks("conditional-detr-r50")
 
 

@@ -268,7 +268,7 @@ def test_imagenet_weights_go_into_the_backbone(scenes, tmp_path, monkeypatch):
     ("options", "message"),
     [
         ({"changes": ["model.num_querys=1"]}, "did you mean"),
-        ({"model": "detr-r5"}, "no model of the catalogue"),
+        ({"model": "detr-r5"}, "not a model of the catalogue"),
         ({"time": "soon"}, "no length of time"),
         ({"time": "5m", "epochs": 3}, "not more than one"),
         ({"image_size": 0}, "image_size"),

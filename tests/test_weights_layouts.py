@@ -576,7 +576,7 @@ def _masked_detectron2_name(name: str) -> str:
 @pytest.mark.parametrize(
     ("preset", "reason"),
     [
-        (miniature("deformable-detr-tiny-panoptic"), "masks for DETR alone"),
+        (miniature("deformable-detr-tiny-panoptic"), "masks for DETR only"),
         (small("detr-r50-panoptic"), "as many mask attention heads as encoder heads, 4"),
     ],
     ids=["deformable", "heads"],
@@ -662,9 +662,9 @@ def test_a_family_that_is_not_registered_has_our_own_layout(tmp_path):
     state = {key: value for key, value in models[0].state_dict().items() if "num_batches" not in key}
     load_weights(models[1], state)
     assert same(models[0].state_dict(), models[1].state_dict())
-    with pytest.raises(ConfigError, match="exists only here"):
+    with pytest.raises(ConfigError, match="exists only in OpenDETR"):
         export_official(models[0], preset, tmp_path / "official.pth")
-    with pytest.raises(ConfigError, match="exists only here"):
+    with pytest.raises(ConfigError, match="exists only in OpenDETR"):
         export_huggingface(models[0], preset, CLASSES, tmp_path / "hf")
     assert not_for_huggingface(models[0], preset) == "transformers has no models of this family"
     official = {their: models[0].state_dict()[our] for their, our in their_names(state, detr.FAMILY.official).items()}
@@ -675,7 +675,7 @@ def test_a_family_that_is_not_registered_has_our_own_layout(tmp_path):
         assert load_weights(models[1], official).layout == "official"
         export_official(models[0], preset, tmp_path / "official.pth")
         assert same(read_state(tmp_path / "official.pth"), official)
-        with pytest.raises(ConfigError, match="for Hugging Face: it is new; --format official can hold it"):
+        with pytest.raises(ConfigError, match="to Hugging Face: it is new; use --format official"):
             export_huggingface(models[0], preset, CLASSES, tmp_path / "hf")
     finally:
         family._FAMILIES.pop("own")

@@ -49,4 +49,4 @@ for _family in _OWN:
 register_family(masks.DETR)
 # transformers' ConditionalDetrForSegmentation predicts boxes without the reference points, so it cannot be used.
 for _family in _OWN[1:]:
-    register_family(masks.with_masks(_family, no_huggingface="transformers has masks for DETR alone"))
+    register_family(masks.with_masks(_family, no_huggingface="transformers has masks for DETR only"))
