@@ -157,7 +157,7 @@ def test_a_description_that_names_the_whole_disk(tmp_path):
     data.write()
     for place in ("/", "..", "images/train/../../.."):
         (tmp_path / "data.yaml").write_text(f"train: {place}\nval: images/val\nnames: [cat, dog]\n")
-        with pytest.raises(DataError, match=r"the dataset .* lies in it") as error:
+        with pytest.raises(DataError, match=r"contains the dataset .*; name the folder") as error:
             open_data(tmp_path)
         one_line(error.value)
 

@@ -190,6 +190,7 @@ def test_json_names_every_place(tmp_path):
     (without_area,) = [finding for finding in record["findings"] if finding["kind"] == "no_area"]
     assert without_area["count"] == 6
     assert without_area["effect"] == "skips"
+    assert without_area["fixable"] is True
     assert [place["at"] for place in without_area["places"]] == [f"object {number}" for number in range(1, 7)]
     assert record["splits"]["train"]["images"] == 4
     assert sum(record["splits"]["train"]["sizes"].values()) == 18
@@ -232,6 +233,6 @@ def test_many_boxes_in_one_image_are_compared_in_little_memory(tmp_path):
     data.write()
     repeated = check(tmp_path).faults[Kind.REPEATED_BOX]
     assert [(fault.at, fault.detail) for fault in repeated] == [
-        ("annotation 3001", "the box of annotation 8"),
-        ("annotation 3002", "the box of annotation 2001"),
+        ("annotation 3001", "same box as annotation 8"),
+        ("annotation 3002", "same box as annotation 2001"),
     ]

@@ -279,11 +279,11 @@ def test_bad_weights_are_one_line(run, scenes, tmp_path, monkeypatch):
     plain.write_bytes(b"")
     picture = scenes / "val" / "000000.png"
     for options, words in (
-        (["--weights", cut], "not a whole safetensors file"),
+        (["--weights", cut], "not a complete safetensors file"),
         (["--weights", evil, "--model", "detr-tiny"], "refused"),
-        (["--weights", plain, "--model", "detr-tiny"], "not a whole PyTorch file"),
+        (["--weights", plain, "--model", "detr-tiny"], "not a complete PyTorch file"),
         (["--weights", run / "best" / "model.safetensors.gone"], "no such file"),
-        (["--weights", scenes], "holds no weights"),
+        (["--weights", scenes], "contains no weights"),
         (["--weights", "detr-r18"], "no weights of it are published"),
     ):
         assert words in failure("predict", picture, "--out", tmp_path / "out", *options)

@@ -179,13 +179,13 @@ BROKEN = {
     "no annotations key": (drop("annotations"), "not COCO: the key 'annotations' is missing"),
     "no categories key": (drop("categories"), "not COCO: the key 'categories' is missing"),
     "images no list": (put({}, "images"), "'images' is not a list of objects"),
-    "no images": (put([], "images"), "holds no images"),
+    "no images": (put([], "images"), "contains no images"),
     "no annotations": (put([], "annotations"), "no annotations"),
     "no category id": (drop("categories", 0, "id"), r"categories\[0\]: the key 'id' is missing"),
     "category twice": (put(3, "categories", 0, "id"), "id 3 stands twice"),
     "no category name": (drop("categories", 1, "name"), r"categories\[1\]: the key 'name' is missing"),
     "no image id": (drop("images", 1, "id"), r"images\[1\]: the key 'id' is missing"),
-    "image id twice": (put(1, "images", 1, "id"), r"images\[1\]: the image id 1 stands twice"),
+    "image id twice": (put(1, "images", 1, "id"), r"images\[1\]: the image id 1 is used twice"),
     "image id text": (put("a", "images", 1, "id"), r"images\[1\]: 'id' is 'a'; expected a whole number"),
     "image id endless": (put(10**400, "images", 1, "id"), r"images\[1\]: 'id' is 1000"),
     "no file name": (drop("images", 0, "file_name"), r"images\[0\]: the key 'file_name' is missing"),
@@ -230,7 +230,7 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path, fault):
         (b"", "line 1, column 1: broken JSON"),
         (b'{"images": [\n{"id": 1,', "line 2, column 10: broken JSON"),
         (b"\xff\xfe\xfa\x00", "broken JSON"),
-        (b"[1, 2]", "not COCO: no object with images, annotations, categories, but a list"),
+        (b"[1, 2]", "not COCO: expected an object with images, annotations, categories, got a list"),
         (b"[" * 100_000, "not COCO: nested too deeply"),
         (b'{"images": ' + b"1" * 5000 + b"}", "broken JSON"),
     ],
@@ -257,7 +257,7 @@ def test_folders_without_data_are_told_apart(tmp_path):
         "missing": "no such folder",
         "empty": "the folder is empty",
         "file": "a file, not a folder",
-        "pictures": "holds no annotations",
+        "pictures": "contains no annotations",
     }
 
 
@@ -323,7 +323,7 @@ def test_what_is_written_is_read_back(tmp_path):
 
 def test_too_few_images_to_divide(tmp_path):
     write_coco_folder(tmp_path, {"train": coco_content(1)})
-    with pytest.raises(DataError, match="too few to set some aside"):
+    with pytest.raises(DataError, match="too few to select a validation split"):
         open_data(tmp_path)
     assert len(open_data(tmp_path, val_split="train")["val"]) == 1
     with pytest.raises(DataError, match="between 0 and 1"):

@@ -94,7 +94,7 @@ def test_other_programs_read_the_rows(awkward, tmp_path):
     kept = "kept in opendetr.json, which other programs do not read"
     assert notes == (
         f"1 crowd region {kept}",
-        f"1 box far out of the image, {kept}",
+        f"1 box far outside the image, {kept}",
         f"1 outline of an object {kept}",
         f"1 mark of a difficult object {kept}",
     )
@@ -163,7 +163,7 @@ BROKEN_EXTRAS = {
 def test_a_broken_extra_file_is_said_in_one_line(awkward, tmp_path, fault, to):
     convert(awkward, tmp_path / "out", to)
     (tmp_path / "out" / "opendetr.json").write_text(BROKEN_EXTRAS[fault])
-    with pytest.raises(DataError, match=r"opendetr.json: .*convert the data again, or take this file away") as error:
+    with pytest.raises(DataError, match=r"opendetr.json: .*convert the dataset again, or delete this file") as error:
         read_splits(tmp_path / "out")
     one_line(error.value)
 
@@ -231,7 +231,7 @@ def test_names_that_other_formats_cannot_hold(tmp_path):
 @pytest.mark.parametrize("name", ["names", "../up", "a/b"])
 def test_splits_that_cannot_name_files_are_refused(awkward, tmp_path, name):
     data = replace(read_splits(awkward)["train"], split=name)
-    with pytest.raises(DataError, match="cannot name files; give it a plain name"):
+    with pytest.raises(DataError, match="cannot be part of a file name; rename it"):
         write_data({name: data}, tmp_path / "out", YOLO)
     assert not (tmp_path / "out").exists()
 

@@ -151,7 +151,7 @@ def test_boxes_alone_are_refused_in_one_line(tmp_path):
         with pytest.raises(DataError, match="boxes alone and no outlines of objects; take a model without") as error:
             open_data(tmp_path, masks=masks)
         one_line(error.value)
-    with pytest.raises(DataError, match="holds no panoptic annotations"):
+    with pytest.raises(DataError, match="contains no panoptic annotations"):
         open_data(tmp_path, masks="panoptic")
     data = open_data(tmp_path)["train"]
     with pytest.raises(DataError, match="was read without masks"):
@@ -319,14 +319,14 @@ def test_panoptic_data_are_written_as_they_are_read(own_scenes, tmp_path):
 
 
 def test_it_is_said_which_masks_a_format_has_no_place_for(own_scenes, tmp_path):
-    assert "panoptic maps beside the boxes, left behind" in convert(own_scenes, tmp_path / "coco", Format.COCO)
+    assert "panoptic maps of the dataset were not written" in convert(own_scenes, tmp_path / "coco", Format.COCO)
     outlined = open_data(tmp_path / "coco", masks="instances")["train"]
     assert outlined.images[0].objects == open_data(own_scenes)["train"].images[0].objects
     for path in (own_scenes / "annotations").glob("instances_*.json"):
         path.unlink()
     for to in (Format.YOLO, Format.VOC):
         notes = convert(own_scenes, tmp_path / to, to)
-        assert "12 panoptic maps left behind, for which the format has no place" in notes
+        assert "12 panoptic maps not written: the format does not support panoptic maps" in notes
         assert open_data(tmp_path / to)["train"].num_objects == open_data(own_scenes)["train"].num_objects
 
 

@@ -63,11 +63,11 @@ def test_the_order_of_the_images_does_not_matter_and_the_seed_does():
 @pytest.mark.parametrize(
     ("fractions", "message"),
     [
-        ({"a": 0.5, "b": 0.6}, "the shares add up to 1.1"),
-        ({"a": 1.5}, "the share of 'a' is 1.5"),
-        ({"a": float("nan")}, "the share of 'a' is nan"),
-        ({"a": 0.0, "b": 1.0}, "the share of 'a' is 0"),
-        ({"../a": 1.0}, "the split '../a' names files"),
+        ({"a": 0.5, "b": 0.6}, "the fractions add up to 1.1"),
+        ({"a": 1.5}, "the fraction of 'a' is 1.5"),
+        ({"a": float("nan")}, "the fraction of 'a' is nan"),
+        ({"a": 0.0, "b": 1.0}, "the fraction of 'a' is 0"),
+        ({"../a": 1.0}, "the split '../a' cannot be part of a file name"),
         ({"a": 0.98, "b": 0.01, "c": 0.01}, "10 images are too few: 'b' would get none"),
     ],
 )

@@ -118,7 +118,7 @@ def test_a_faulty_row_is_skipped_and_named(tmp_path, fault):
 
 
 BAD_TABLES = {
-    "no box": ("image,label\n0.png,cat\n", "no column for a box among image, label; name them"),
+    "no box": ("image,label\n0.png,cat\n", "no column for a box among image, label; name the columns"),
     "no class": ("image,x,y,w,h\n0.png,1,1,2,2\n", "no column for a class among image, x, y, w, h"),
     "no header": ("0.png,1,1,2,2,cat\n", "no column for an image and a class and a box among 0.png"),
     "empty": ("", "no column for"),

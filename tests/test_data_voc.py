@@ -160,7 +160,7 @@ def test_unknown_splits_are_refused(tmp_path):
         with pytest.raises(DataError, match="no split 'night'; it has test, train, trainval, val") as error:
             read(tmp_path, "night")
         one_line(error.value)
-    with pytest.raises(DataError, match="holds no XML files"):
+    with pytest.raises(DataError, match="contains no XML files"):
         read_voc(tmp_path / "JPEGImages", "train")
 
 

@@ -191,18 +191,18 @@ def test_a_link_that_leads_nowhere_is_said(tmp_path, text):
 # -------------------------------------------------------------------------------------------------------- faulty rows
 
 BAD_ROWS = {
-    "letters": ("cat 0.5 0.5 0.2 0.2", Kind.INVALID_ROW, "'cat' is no number"),
-    "commas": ("0,0.5,0.5,0.2,0.2", Kind.INVALID_ROW, "'0,0.5,0.5,0.2,0.2' is no number"),
+    "letters": ("cat 0.5 0.5 0.2 0.2", Kind.INVALID_ROW, "'cat' is not a number"),
+    "commas": ("0,0.5,0.5,0.2,0.2", Kind.INVALID_ROW, "'0,0.5,0.5,0.2,0.2' is not a number"),
     "few": ("0 0.5 0.5", Kind.INVALID_ROW, "2 numbers after the class"),
     "with a score": ("0 0.5 0.5 0.2 0.2 0.9", Kind.INVALID_ROW, "5 numbers after the class"),
-    "fraction": ("0.5 0.5 0.5 0.2 0.2", Kind.INVALID_ROW, "'0.5' is no class number"),
-    "below zero": ("-1 0.5 0.5 0.2 0.2", Kind.INVALID_ROW, "'-1' is no class number"),
-    "class nan": ("nan 0.5 0.5 0.2 0.2", Kind.INVALID_ROW, "'nan' is no class number"),
-    "enormous class": ("1e300 0.5 0.5 0.2 0.2", Kind.INVALID_ROW, "'1e300' is no class number"),
-    "null byte": ("0 0.5 0.5 0.2 0.2\0", Kind.INVALID_ROW, "is no number"),
-    "long": ("9" * 5000, Kind.INVALID_ROW, "is no class number"),
-    "pixels": ("0 20 20 10 10", Kind.PIXEL_ROW, "20 is no fraction of the image"),
-    "unlisted class": ("7 0.5 0.5 0.2 0.2", Kind.UNLISTED_CLASS, "class 7, of 2"),
+    "fraction": ("0.5 0.5 0.5 0.2 0.2", Kind.INVALID_ROW, "'0.5' is not a class number"),
+    "below zero": ("-1 0.5 0.5 0.2 0.2", Kind.INVALID_ROW, "'-1' is not a class number"),
+    "class nan": ("nan 0.5 0.5 0.2 0.2", Kind.INVALID_ROW, "'nan' is not a class number"),
+    "enormous class": ("1e300 0.5 0.5 0.2 0.2", Kind.INVALID_ROW, "'1e300' is not a class number"),
+    "null byte": ("0 0.5 0.5 0.2 0.2\0", Kind.INVALID_ROW, "is not a number"),
+    "long": ("9" * 5000, Kind.INVALID_ROW, "is not a class number"),
+    "pixels": ("0 20 20 10 10", Kind.PIXEL_ROW, "20 is not a fraction of the image size"),
+    "unlisted class": ("7 0.5 0.5 0.2 0.2", Kind.UNLISTED_CLASS, "class 7, but 2 are listed"),
     "nan": ("0 nan 0.5 0.2 0.2", Kind.INVALID_BOX, ""),
     "infinite": ("0 0.5 0.5 inf 0.2", Kind.INVALID_BOX, ""),
     "negative side": ("0 0.5 0.5 -0.2 0.2", Kind.INVALID_BOX, ""),
@@ -279,7 +279,7 @@ def test_missing_labels_are_counted(tmp_path):
     data = open_data(tmp_path)["train"]
     assert findings(data) == {Kind.OMITTED_IMAGE: 1, Kind.ORPHAN_LABELS: 1}
     shutil.rmtree(tmp_path / "labels")
-    with pytest.raises(DataError, match=r"none of 4 images has a label file; they belong where .*labels.train.0.txt"):
+    with pytest.raises(DataError, match=r"none of 4 images has a label file; add them, such as .*labels.train.0.txt"):
         open_data(tmp_path)
 
 
@@ -296,8 +296,8 @@ BAD_DESCRIPTIONS = {
     "latin-1": ("names: [ä]".encode("latin-1"), "byte 8 is no text in UTF-8"),
     "deep": ("names: " + "[" * 900 + "]" * 900, "data.yaml"),
     "train missing": ("train: nowhere\nval: images/val\nnames: [a, b]", "'train': there is no 'nowhere' in"),
-    "no number": ("names: {a: 0, b: 1}\ntrain: images/train", "'names': 'a' is no class number with a name"),
-    "nested": ("names: [[a], b]\ntrain: images/train", "'names': 0 is no class number with a name"),
+    "no number": ("names: {a: 0, b: 1}\ntrain: images/train", "'names': 'a' is not a class number with a name"),
+    "nested": ("names: [[a], b]\ntrain: images/train", "'names': 0 is not a class number with a name"),
     "count": ("nc: 3\nnames: [a, b]\ntrain: images/train", "'nc': is 3, but there are 2 names; correct one of them"),
     "endless count": ("nc: 999999999999\ntrain: images/train", "'nc': is '999999999999'; expected a number of classes"),
     "picture": ("train: images/train/0.png\nnames: [a, b]", "0.png: neither a folder nor a .txt list of images"),

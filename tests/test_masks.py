@@ -205,7 +205,7 @@ def test_any_model_gets_masks_by_a_setting():
     preset = replaced(get_preset("conditional-detr-tiny"), settings)
     assert preset.masks == MaskHeadConfig(enabled=True, num_heads=4)
     assert isinstance(build_model(preset, 3), MaskedDetector)
-    with pytest.raises(ConfigError, match=r"masks.num_heads is set, but there is no mask head; set masks.enabled"):
+    with pytest.raises(ConfigError, match=r"masks.num_heads is set, but the model has no mask head; set masks.enabled"):
         replaced(get_preset("conditional-detr-tiny"), parse_assignment("masks.num_heads=4"))
 
 
@@ -479,7 +479,7 @@ def test_a_model_with_a_mask_head_is_enough_for_its_detector(tmp_path, name, lay
         export_official(model, preset, tmp_path / "official.pth")
         state = torch.load(tmp_path / "official.pth", weights_only=True)["model"]
     report = transfer(detector, state, CLASSES, CLASSES)
-    assert str(report) == "classes: 3 kept (cat, dog, sky), 0 new, 0 dropped; left out: the mask head"
+    assert str(report) == "classes: 3 kept (cat, dog, sky), 0 new, 0 dropped; skipped: the mask head"
     images = ImageBatch.from_images([torch.randn(3, *size) for size in SIZES])
     with torch.no_grad():
         one, other = detector.eval()(images).final, model.eval()(images).final
@@ -526,7 +526,7 @@ def test_masks_are_not_left_out_in_silence():
     state = {key: value for key, value in model.state_dict().items() if "head.out" not in key}
     with pytest.raises(WeightsError, match=r"missing head\.out\.weight; missing head\.out\.bias"):
         transfer(model, state, CLASSES, CLASSES)
-    with pytest.raises(WeightsError, match="of a model with a mask head, and this one has none"):
+    with pytest.raises(WeightsError, match="these weights include a mask head, but the model has none"):
         load_weights(build_model(detector_alone(preset), len(CLASSES)), model.state_dict())
 
 
@@ -618,7 +618,7 @@ def test_a_frozen_detector_must_know_the_classes(tmp_path):
 
 def test_a_family_without_masks_in_the_catalogue():
     assert name_with_masks("detr-r50") == "detr-r50-panoptic" == name_with_masks("detr-r50-panoptic")
-    with pytest.raises(ConfigError, match="conditional-detr-r50: the catalogue has it without a mask head only"):
+    with pytest.raises(ConfigError, match="conditional-detr-r50: the catalogue has no version with a mask head"):
         name_with_masks("conditional-detr-r50")
 
 

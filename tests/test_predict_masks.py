@@ -292,9 +292,9 @@ def test_an_official_file_of_other_classes_says_so(tmp_path):
     save_picture(tmp_path / "x.png")
     words = ["--model", "detr-tiny-panoptic"]
     line = predict(tmp_path / "official.pth", tmp_path / "out", tmp_path / "x.png", *words, code=1).stderr
-    assert f"has {len(CATEGORIES)} classes and does not say which" in line and line.count("\n") == 1
+    assert f"has {len(CATEGORIES)} classes but no class names" in line and line.count("\n") == 1
     assert load(tmp_path / "official.pth", model="detr-tiny-panoptic", categories=CATEGORIES).has_masks
-    with pytest.raises(WeightsError, match="has 4 classes and does not say which, and 2 are named"):
+    with pytest.raises(WeightsError, match="has 4 classes but no class names, and 2 are named"):
         load(tmp_path / "official.pth", model="detr-tiny-panoptic", categories=Categories.from_names(("cat", "dog")))
 
 

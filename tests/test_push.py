@@ -154,7 +154,7 @@ def test_what_is_pushed_loads_from_the_hub(tmp_path, hub, weights):
     assert json.loads(done.stdout)["repository"] == "anna/cells"
     assert hub.made.get("private") is True or hub.made.get("visibility") == "private"
     page = (hub.folder / "README.md").read_text(encoding="utf-8")
-    assert ("image-segmentation" in page) == ("panoptic" in page) == ("transformers has masks for DETR alone" in page)
+    assert ("image-segmentation" in page) == ("panoptic" in page) == ("transformers has masks for DETR only" in page)
     assert 'opendetr.load("hf:anna/cells")' in page and "red, white" in page
 
     fetched = tmp_path / "fetched.pth"

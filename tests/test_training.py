@@ -225,7 +225,7 @@ def test_a_detector_without_a_description(scenes, tmp_path):
                    device="cpu", say=lines.append)  # fmt: skip
     assert "0 kept, 12 new" in lines[-1]
     torch.save(build_model(preset, 5).state_dict(), tmp_path / "five.pth")
-    with pytest.raises(WeightsError, match="5 classes and does not say which"):
+    with pytest.raises(WeightsError, match="5 classes but no class names"):
         training.train(scenes, model="detr-r50", weights=tmp_path / "five.pth", changes=small, out=tmp_path / "no",
                        say=lines.append)  # fmt: skip
     assert not (tmp_path / "no").exists()
@@ -271,7 +271,7 @@ def test_imagenet_weights_go_into_the_backbone(scenes, tmp_path, monkeypatch):
     ("options", "message"),
     [
         ({"changes": ["model.num_querys=1"]}, "did you mean"),
-        ({"model": "detr-r5"}, "no model of the catalogue"),
+        ({"model": "detr-r5"}, "not a model of the catalogue"),
         ({"time": "soon"}, "no length of time"),
         ({"time": "5m", "epochs": 3}, "not more than one"),
         ({"image_size": 0}, "image_size"),

@@ -217,7 +217,7 @@ def test_a_file_beside_some_other_config_json_says_nothing(saved):
 
 
 def test_which_file_of_a_folder(tmp_path):
-    with pytest.raises(WeightsError, match="holds no weights"):
+    with pytest.raises(WeightsError, match="contains no weights"):
         weights_file(tmp_path)
     for name in ("pytorch_model.bin", "model.safetensors", "last/model.safetensors", "best/model.safetensors"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -273,7 +273,7 @@ def test_export_and_use(tmp_path):
 
 
 def test_export_in_one_line(tmp_path):
-    assert "holds no weights" in _opendetr("export", tmp_path, tmp_path / "o", "--format", "official", code=1).stderr
+    assert "contains no weights" in _opendetr("export", tmp_path, tmp_path / "o", "--format", "official", code=1).stderr
     assert "no weights of it" in _opendetr("export", "detr-r18", tmp_path, "--format", "official", code=1).stderr
     _opendetr("export", "detr-r18", tmp_path, "--format", "other", code=2)
     _opendetr("export", "detr-r18", tmp_path, code=2)

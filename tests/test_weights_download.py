@@ -218,14 +218,14 @@ def test_one_process_fetches_and_the_other_waits(server):
 
 def test_a_lie_about_the_hash_leaves_nothing(server):
     server.answers[FILE] = Ranged(CONTENT[:-1] + b"?")
-    assert "the hash of what was sent begins with" in failure(server.url + FILE)
+    assert "the hash of the received file begins with" in failure(server.url + FILE)
     assert left(cache_folder()) == set()
 
 
 def test_a_transfer_that_never_ends_keeps_what_there_is(server):
     server.answers[FILE] = in_turn(Ranged(most=1000), *[sends_raw(b"")] * 3)
     line = failure(server.url + FILE)
-    assert "1000 bytes are kept for the next try" in line
+    assert "1000 bytes are kept for the next attempt" in line
     assert left(cache_folder()) == {f"{FILE[1:]}.part"}
     server.answers[FILE] = answer = Ranged()
     assert download(server.url + FILE).read_bytes() == CONTENT
@@ -399,7 +399,7 @@ except WeightsError as error:
     assert first == second
     assert Path(first).read_bytes() == file.encode()
     assert {path.name for path in Path(first).parent.iterdir()} == {file, "config.json"}
-    assert failed.startswith("hf:owner/other: cannot be had (") and "name their folder" in failed
+    assert failed.startswith("hf:owner/other: cannot be downloaded (") and "give their folder" in failed
 
 
 # -------------------------------------------------------------------------------------------------------- the catalogue

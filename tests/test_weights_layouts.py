@@ -194,7 +194,7 @@ def test_detectron2_wrapper(tmp_path):
     again = build_model(preset, len(CLASSES))
     assert load_weights(again, tmp_path / "model_final.pth").layout == "detectron2"
     assert same(again.state_dict(), model.state_dict())
-    with pytest.raises(WeightsError, match="detectron2 layout, which is not read for deformable-detr"):
+    with pytest.raises(WeightsError, match="the detectron2 layout of weights is not supported for deformable-detr"):
         load_weights(build_model(SMALL["levels"], 3), theirs)
 
 
@@ -292,7 +292,7 @@ def test_dilated_backbones_go_through_timm(tmp_path):
     ("preset", "reason"),
     [
         (small("detr-r50", norm="group", half_width=False), "group norm"),
-        (small("detr-tiny", dilation=True), "dilates no ResNet-18"),
+        (small("detr-tiny", dilation=True), "no dilated ResNet-18"),
         (small("detr-r50", depth=50, half_width=True, dilation=True), "half width"),
         (replace(SMALL["detr"], model=replace(SMALL["detr"].model, position="learned")), "learned positions"),
         (miniature("deformable-detr-r50"), "32 groups"),
@@ -402,11 +402,14 @@ def _timm_name(name: str) -> str:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"backbone_config": {"model_type": "timm_backbone", "backbone": "resnet50d"}}, "its backbone is resnet50d"),
-        ({"backbone_config": {"model_type": "resnet", "depths": [1, 1, 1, 1]}}, "other layers or widths"),
+        (
+            {"backbone_config": {"model_type": "timm_backbone", "backbone": "resnet50d"}},
+            "backbone resnet50d is not supported",
+        ),
+        ({"backbone_config": {"model_type": "resnet", "depths": [1, 1, 1, 1]}}, "layers or widths"),
         ({"decoder_attention_heads": 8}, "decoder_attention_heads differ"),
         ({"position_embedding_type": "learned"}, "position_embedding_type 'learned'"),
-        ({"id2label": ["cat"]}, "describes no model"),
+        ({"id2label": ["cat"]}, "does not describe a supported model"),
         ({"num_queries": "many"}, "model.num_queries"),
         ({"decoder_layers": 4}, "missing decoder.layers.3"),
     ],
@@ -421,7 +424,7 @@ def test_configurations_that_do_not_fit(theirs, change, words):
 def test_other_normalisation_is_refused(theirs):
     path = theirs / "preprocessor_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"image_mean": [0.5, 0.5, 0.5]}))
-    with pytest.raises(WeightsError, match="normalised by other numbers"):
+    with pytest.raises(WeightsError, match="must be those of ImageNet"):
         opendetr.load(theirs)
 
 
@@ -573,8 +576,8 @@ def _masked_detectron2_name(name: str) -> str:
 @pytest.mark.parametrize(
     ("preset", "reason"),
     [
-        (miniature("deformable-detr-tiny-panoptic"), "masks for DETR alone"),
-        (small("detr-r50-panoptic"), "as many heads as its encoder, 4"),
+        (miniature("deformable-detr-tiny-panoptic"), "masks for DETR only"),
+        (small("detr-r50-panoptic"), "as many mask attention heads as encoder heads, 4"),
     ],
     ids=["deformable", "heads"],
 )
@@ -659,20 +662,20 @@ def test_a_family_that_is_not_registered_has_our_own_layout(tmp_path):
     state = {key: value for key, value in models[0].state_dict().items() if "num_batches" not in key}
     load_weights(models[1], state)
     assert same(models[0].state_dict(), models[1].state_dict())
-    with pytest.raises(ConfigError, match="exists only here"):
+    with pytest.raises(ConfigError, match="exists only in OpenDETR"):
         export_official(models[0], preset, tmp_path / "official.pth")
-    with pytest.raises(ConfigError, match="exists only here"):
+    with pytest.raises(ConfigError, match="exists only in OpenDETR"):
         export_huggingface(models[0], preset, CLASSES, tmp_path / "hf")
     assert not_for_huggingface(models[0], preset) == "transformers has no models of this family"
     official = {their: models[0].state_dict()[our] for their, our in their_names(state, detr.FAMILY.official).items()}
-    with pytest.raises(WeightsError, match="in the official layout, which is not read for own"):
+    with pytest.raises(WeightsError, match="the official layout of weights is not supported for own"):
         load_weights(models[1], official)
     register_family(replace(detr.FAMILY, name="own", huggingface=None, no_huggingface="it is new"))
     try:
         assert load_weights(models[1], official).layout == "official"
         export_official(models[0], preset, tmp_path / "official.pth")
         assert same(read_state(tmp_path / "official.pth"), official)
-        with pytest.raises(ConfigError, match="for Hugging Face: it is new; --format official can hold it"):
+        with pytest.raises(ConfigError, match="to Hugging Face: it is new; use --format official"):
             export_huggingface(models[0], preset, CLASSES, tmp_path / "hf")
     finally:
         family._FAMILIES.pop("own")

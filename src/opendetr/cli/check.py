@@ -118,7 +118,7 @@ def _record(report: DataReport) -> dict[str, Any]:
             "what": kind.counted(len(faults)),
             "effect": str(kind.effect),
             "consequence": kind.consequence,
-            "mendable": kind.fixable,
+            "fixable": kind.fixable,
             "places": [{"file": fault.file, "at": fault.at, "detail": fault.detail} for fault in faults],
         }
         for kind, faults in report.faults.items()

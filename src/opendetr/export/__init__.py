@@ -1,4 +1,4 @@
-"""Writing a detector for other libraries, and uploading it."""
+"""Export of detectors to other libraries, and upload to the Hugging Face hub."""
 
 from opendetr.export.checkpoints import export_huggingface, export_official
 from opendetr.export.hub import push

@@ -1,7 +1,7 @@
-"""A detector in the layouts of others: what it has learned can leave as it came.
+"""Exports detectors to the layouts of the original implementations and of Hugging Face.
 
-A backbone with trainable batch norm is written as the frozen one that it is in evaluation: its statistics and its scale
-are the same tensors.
+Trainable batch norm in the backbone is exported as frozen batch norm. Both have the same tensors and give the same
+results in evaluation.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ WEIGHTS = "model.safetensors"
 
 
 def export_official(model: Detector, preset: Preset, path: Path) -> None:
-    """Write the file of the original implementation: {"model": names and tensors}.
+    """Write a checkpoint file of the original implementation: {"model": state dict}.
 
     Args:
         model: the detector.
-        preset: what it is made of.
-        path: a file that is not there yet; the folder it is in is made.
+        preset: its configuration.
+        path: a new file. Missing parent folders are created.
 
     Raises:
-        ConfigError: something is there, or the original has no such backbone.
+        ConfigError: the path exists, or the original implementation does not support the model.
     """
     if path.exists():
-        raise ConfigError(f"{path}: is there already; give the name of a new file")
+        raise ConfigError(f"{path}: exists already; give the name of a new file")
     family = _known_family(model, preset)
     _refuse_group_norm(preset)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -59,18 +59,18 @@ def export_official(model: Detector, preset: Preset, path: Path) -> None:
 
 
 def export_huggingface(model: Detector, preset: Preset, categories: Categories, folder: Path) -> None:
-    """Write a folder that `from_pretrained` of transformers reads: model, configuration, image processor.
+    """Write a folder for `from_pretrained` of transformers: model, configuration and image processor.
 
-    The model's own settings and classes are in it, too, so that `opendetr.load` reads it like a run folder.
+    The model file also contains our own settings and classes, so `opendetr.load` accepts the folder like a run folder.
 
     Args:
         model: the detector.
-        preset: what it is made of, and the size of its images.
-        categories: what its labels stand for.
-        folder: a folder that is empty or not there yet.
+        preset: its configuration, and the size of the images.
+        categories: the classes of its labels.
+        folder: an empty or new folder.
 
     Raises:
-        ConfigError: something is there, or transformers has no such model.
+        ConfigError: the folder is not empty, or transformers does not support the model.
     """
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise ConfigError(f"{folder}: is not an empty folder; give the name of a new one")
@@ -78,7 +78,7 @@ def export_huggingface(model: Detector, preset: Preset, categories: Categories, 
     _refuse_group_norm(preset)
     reason = not_for_huggingface(model, preset)
     if reason:
-        raise ConfigError(f"{preset.name}: cannot be written for Hugging Face: {reason}; --format official can hold it")
+        raise ConfigError(f"{preset.name}: cannot be exported to Hugging Face: {reason}; use --format official")
     assert family.huggingface is not None
     rows = family.huggingface.writing(timm=preset.model.backbone.dilation)
     state = unpacked(_named(model, family, rows))
@@ -88,27 +88,27 @@ def export_huggingface(model: Detector, preset: Preset, categories: Categories, 
     folder.mkdir(parents=True, exist_ok=True)
     _write_json(folder / CONFIG, config)
     _write_json(folder / PREPROCESSOR, processor)
-    # Each tensor in a place of its own: safetensors refuses those that share one.
+    # safetensors does not accept tensors that share memory.
     content = save({name: value.clone() for name, value in state.items()}, {"format": "pt"} | card.to_metadata())
     write_atomically(folder / WEIGHTS, content)
 
 
 def not_for_huggingface(model: Detector, preset: Preset) -> str | None:
-    """Why transformers cannot hold a detector, in a few words; None when it can."""
+    """The reason why transformers does not support a detector, in a few words; None if it does."""
     return unwritable(family_of(model), to_dict(preset))
 
 
 def _known_family(model: Detector, preset: Preset) -> WeightFamily:
-    """What is known about the weights of a model. Raises ConfigError when it is nothing."""
+    """The weight family of a model. Raises ConfigError if it is not registered."""
     family = family_of(model)
     if family is None:
-        raise ConfigError(f"{preset.name}: exists only here, so no other layout can hold it; use our own files")
+        raise ConfigError(f"{preset.name}: exists only in OpenDETR; use its own weights file")
     return family
 
 
 def _refuse_group_norm(preset: Preset) -> None:
     if preset.model.backbone.norm == "group":
-        raise ConfigError(f"{preset.name}: a backbone with group norm exists only here; use our own files")
+        raise ConfigError(f"{preset.name}: group norm in a backbone exists only in OpenDETR; use its own weights file")
 
 
 def _with_frozen_norm(preset: Preset) -> Preset:
@@ -117,7 +117,7 @@ def _with_frozen_norm(preset: Preset) -> Preset:
 
 
 def _named(model: Detector, family: WeightFamily, rows: Rows) -> dict[str, Tensor]:
-    """The state dict under the names of `rows`, a tensor that others keep under several names under all of them."""
+    """The state dict with the names of `rows`. A tensor with several names there is listed under all of them."""
     absent = family.absent(model)
     own = {
         name: value.cpu().contiguous()

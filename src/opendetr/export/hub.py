@@ -1,4 +1,4 @@
-"""A detector goes to a repository of Hugging Face's hub, from where "hf:owner/name" loads it."""
+"""Uploads a detector to the Hugging Face hub, from which "hf:owner/name" loads it."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ detections = detector.predict("photo.jpg")
 
 or `opendetr predict photo.jpg --weights hf:{name}`. {transformers}
 """
-_READABLE = "transformers reads it too, with `from_pretrained`."
-_OURS_ALONE = "transformers has no such model ({reason}), so the file is one of OpenDETR's own."
+_READABLE = "transformers also loads it, with `from_pretrained`."
+_OURS_ALONE = "transformers does not support this model ({reason}), so only OpenDETR can load it."
 
 
 def push(
@@ -49,31 +49,31 @@ def push(
     scores: Mapping[str, float] | None = None,
     private: bool = False,
 ) -> str:
-    """Upload a detector in the layout of Hugging Face, or in our own where transformers has no such model.
+    """Upload a detector in the layout of Hugging Face, or in our own if transformers does not support the model.
 
     Args:
         model: the detector.
-        preset: what it is made of.
-        categories: what its labels stand for.
-        repository: "owner/name"; is made if missing, and gets a new commit if not.
-        scores: what the page says about its quality, such as {"AP": 0.42}.
-        private: make a new repository private.
+        preset: its configuration.
+        categories: the classes of its labels.
+        repository: "owner/name". A missing repository is created; an existing one gets a new commit.
+        scores: metrics for the page of the model, such as {"AP": 0.42}.
+        private: whether a new repository is private.
 
     Returns:
-        The address of its page.
+        The URL of the repository.
 
     Raises:
-        ConfigError: the repository's name is none.
-        WeightsError: the hub cannot be reached, or refuses.
+        ConfigError: the name of the repository is not valid.
+        WeightsError: the hub cannot be reached, or rejects the upload.
     """
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
         raise ConfigError(f"{repository}: expected owner/name, as in anna/blood-cells")
     from huggingface_hub import HfApi
 
-    with TemporaryDirectory() as place:
-        folder = Path(place)
-        readers = _write(model, preset, categories, folder)
-        page = _page(preset, categories, repository, scores or {}, readers)
+    with TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        loaders = _write(model, preset, categories, folder)
+        page = _page(preset, categories, repository, scores or {}, loaders)
         (folder / "README.md").write_text(page, encoding="utf-8")
         try:
             hub = HfApi()
@@ -85,7 +85,7 @@ def push(
 
 
 def _write(model: Detector, preset: Preset, categories: Categories, folder: Path) -> str:
-    """Write the files; returns the sentence that says who can read them."""
+    """Write the files. Returns a sentence for the page about which libraries can load them."""
     reason = not_for_huggingface(model, preset)
     if reason is None:
         export_huggingface(model, preset, categories, folder)
@@ -96,23 +96,23 @@ def _write(model: Detector, preset: Preset, categories: Categories, folder: Path
 
 def _page(preset: Preset, categories: Categories, name: str, scores: Mapping[str, float], transformers: str) -> str:
     used = [label for label, is_used in zip(categories.names, categories.used, strict=True) if is_used]
-    rows = "".join(f"| {score} | {value:.3f} |\n" for score, value in scores.items())
+    rows = "".join(f"| {metric} | {value:.3f} |\n" for metric, value in scores.items())
     return _CARD.format(
         name=name,
         task="image-segmentation" if preset.has_masks else "object-detection",
         preset=preset.name,
         count=len(used),
         classes=textwrap.shorten(", ".join(used), 400, placeholder=" ..."),
-        scores=f"\n| score on its validation images | |\n|---|---|\n{rows}" if rows else "",
+        scores=f"\n| metric on the validation images | |\n|---|---|\n{rows}" if rows else "",
         transformers=transformers,
     )
 
 
 def _reason(error: Exception) -> str:
-    """What went wrong, in one line, and what to do where that is known."""
+    """The reason of an upload error in one line, with a fix if one is known."""
     code = getattr(getattr(error, "response", None), "status_code", None)
     if code == 401 or type(error).__name__ == "LocalTokenNotFoundError":
-        return "the hub does not know who you are; log in with `hf auth login`, or set HF_TOKEN"
+        return "not logged in to the hub; log in with `hf auth login`, or set HF_TOKEN"
     if code == 403:
-        return "the hub does not let you write there; check the owner's name and what your token may do"
+        return "no permission to write to this repository; check the owner's name and the permissions of your token"
     return f"cannot be uploaded ({textwrap.shorten(str(error), 160, placeholder=' ...')})"

@@ -1,4 +1,4 @@
-"""Losses: matching, class terms, and the loss terms that a task adds up."""
+"""Losses: matching, class terms, and the loss terms of a task."""
 
 from opendetr.losses.class_terms import ClassTerm, SigmoidFocalClassification, SoftmaxClassification
 from opendetr.losses.criterion import CriterionConfig, ProposalLoss, SetCriterion

@@ -1,4 +1,4 @@
-"""Class terms as objects: the cost that matching weighs, the loss that training lowers, the scoring of both.
+"""Class terms. Each defines the cost for matching, the loss, and the scoring of the logits.
 
 Shape letters: B batch, Q queries, L decoder layers, C class logits, K classes, n objects of the batch, m matches.
 """
@@ -16,32 +16,32 @@ from torch.nn import functional as F
 from opendetr.scoring import Sigmoid, SoftmaxNoObject
 from opendetr.structures import Matches, Target
 
-_EPSILON = 1e-8  # the original's, inside the logarithms of the cost
+_EPSILON = 1e-8  # as in the original, inside the logarithms of the cost
 
 
 class ClassTerm(Protocol):
-    """How classes enter matching and loss.
+    """The class part of matching and loss.
 
-    It receives targets, so it may use what a subclass of `Target` has instead of labels.
+    The methods receive targets and not labels, so a term can use other fields of a subclass of `Target`.
     """
 
     def scoring(self) -> SoftmaxNoObject | Sigmoid:
-        """What the logits of a model mean that is trained with this term."""
+        """The scoring for a model that is trained with this term."""
         ...
 
     def cost(self, logits: Tensor, targets: Sequence[Target]) -> Tensor:
-        """(L, B, Q, C) logits and B targets with n objects in all -> (n, L, Q).
+        """Logits (L, B, Q, C) and B targets with n objects in total -> costs (n, L, Q).
 
-        Row i is the cost of the i-th object, in the order of the images, with every query of its own image.
+        Row i holds the costs of the i-th object, in the order of the images, with each query of its image.
         """
         ...
 
     def loss(self, logits: Tensor, targets: Sequence[Target], matches: Matches) -> Tensor:
-        """(L, B, Q, C) logits -> (L,), the sum over images and queries."""
+        """Logits (L, B, Q, C) -> losses (L,), summed over images and queries."""
         ...
 
     def normaliser(self, object_counts: Sequence[int], num_queries: int) -> float:
-        """What the sum is divided by, from the number of objects of each image of the step."""
+        """The divisor of the loss, computed from the number of objects of each image in the step."""
         ...
 
 
@@ -50,13 +50,13 @@ class SoftmaxClassification:
     """Cross-entropy over the classes and "no object" (DETR, section 3.1).
 
     Attributes:
-        no_object_weight: weight of the queries that match nothing, against the imbalance of many to few.
+        no_object_weight: weight of unmatched queries. It is below 1 because most queries are unmatched.
     """
 
     no_object_weight: float = 0.1
 
     def scoring(self) -> SoftmaxNoObject:
-        """Softmax, "no object" in the last column."""
+        """Softmax with "no object" as the last class."""
         return SoftmaxNoObject()
 
     def cost(self, logits: Tensor, targets: Sequence[Target]) -> Tensor:
@@ -65,30 +65,30 @@ class SoftmaxClassification:
 
     def loss(self, logits: Tensor, targets: Sequence[Target], matches: Matches) -> Tensor:
         """Weighted cross-entropy summed over images and queries: (L, B, Q, C) -> (L,)."""
-        wanted = torch.full(logits.shape[:-1], logits.shape[-1] - 1, dtype=torch.int64, device=logits.device)
-        wanted[matches.layer, matches.image, matches.query] = of_matches(targets, matches, "labels")
-        return no_object_cross_entropy(logits, wanted, self.no_object_weight).sum((1, 2))
+        labels = torch.full(logits.shape[:-1], logits.shape[-1] - 1, dtype=torch.int64, device=logits.device)
+        labels[matches.layer, matches.image, matches.query] = of_matches(targets, matches, "labels")
+        return no_object_cross_entropy(logits, labels, self.no_object_weight).sum((1, 2))
 
     def normaliser(self, object_counts: Sequence[int], num_queries: int) -> float:
-        """The sum of the queries' weights: an image matches as many queries as it has objects, at most all."""
+        """The sum of the weights of all queries. An image has min(objects, queries) matched queries."""
         matched = sum(min(count, num_queries) for count in object_counts)
         return matched + self.no_object_weight * (len(object_counts) * num_queries - matched)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SigmoidFocalClassification:
-    """Focal loss of one sigmoid a class (Lin et al., RetinaNet, 2017), as Deformable and Conditional DETR have it.
+    """Focal loss with one sigmoid per class (Lin et al., RetinaNet, 2017), as in Deformable and Conditional DETR.
 
     Attributes:
-        alpha: weight of the right class; the wrong ones weigh 1 - alpha.
-        gamma: how much less an easy logit counts.
+        alpha: weight of the correct class; the other classes have the weight 1 - alpha.
+        gamma: focusing parameter. Larger values reduce the loss of easy logits.
     """
 
     alpha: float = 0.25
     gamma: float = 2.0
 
     def scoring(self) -> Sigmoid:
-        """A sigmoid a class."""
+        """One sigmoid per class."""
         return Sigmoid()
 
     def cost(self, logits: Tensor, targets: Sequence[Target]) -> Tensor:
@@ -100,9 +100,9 @@ class SigmoidFocalClassification:
 
     def loss(self, logits: Tensor, targets: Sequence[Target], matches: Matches) -> Tensor:
         """Focal loss summed over images, queries and classes: (L, B, Q, C) -> (L,)."""
-        truth, labels = torch.zeros_like(logits), of_matches(targets, matches, "labels")
-        truth[matches.layer, matches.image, matches.query, labels] = 1
-        return sigmoid_focal(logits, truth, self.alpha, self.gamma).sum((1, 2, 3))
+        one_hot, labels = torch.zeros_like(logits), of_matches(targets, matches, "labels")
+        one_hot[matches.layer, matches.image, matches.query, labels] = 1
+        return sigmoid_focal(logits, one_hot, self.alpha, self.gamma).sum((1, 2, 3))
 
     def normaliser(self, object_counts: Sequence[int], num_queries: int) -> float:
         """The number of objects, at least 1."""
@@ -110,29 +110,29 @@ class SigmoidFocalClassification:
 
 
 def _of_objects(values: Tensor, targets: Sequence[Target]) -> Tensor:
-    """Of (L, B, Q, C), the values of each object's class in the queries of its image: (n, L, Q)."""
+    """Select, from (L, B, Q, C), the values of each object's class in the queries of its image: (n, L, Q)."""
     return values[:, image_index(targets), :, torch.cat([target.labels for target in targets])]
 
 
 def image_index(targets: Sequence[Target]) -> Tensor:
-    """(n,) int64, the image of each object of a batch."""
+    """(n,) int64, the image index of each object of a batch."""
     return torch.cat([torch.full_like(target.labels, index) for index, target in enumerate(targets)])
 
 
 def of_matches(targets: Sequence[Target], matches: Matches, name: str) -> Tensor:
-    """(m, ...), the matched objects' values of a field of `Target` with one entry per object."""
+    """(m, ...), a field of `Target` with one entry per object, for the matched objects."""
     counts = torch.tensor([0, *[len(target) for target in targets]], device=matches.target.device)
     values = torch.cat([getattr(target, name) for target in targets])
     return values[counts.cumsum(0)[matches.image] + matches.target]
 
 
 def no_object_cross_entropy(logits: Tensor, labels: Tensor, no_object_weight: float) -> Tensor:
-    """Weighted cross-entropy of every query, not reduced (DETR, section 3.1 and appendix A.2).
+    """Weighted cross-entropy of each query, not reduced (DETR, section 3.1 and appendix A.2).
 
     Args:
         logits: (..., K + 1), "no object" last.
         labels: (...) int64 in 0..K; K is "no object".
-        no_object_weight: weight of the queries that should answer "no object"; the others weigh 1.
+        no_object_weight: weight of queries with the label "no object"; other queries have the weight 1.
 
     Returns:
         (...).
@@ -143,16 +143,16 @@ def no_object_cross_entropy(logits: Tensor, labels: Tensor, no_object_weight: fl
     return loss.view(labels.shape)
 
 
-def sigmoid_focal(logits: Tensor, truth: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
+def sigmoid_focal(logits: Tensor, targets: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
     """Focal loss of independent classes, not reduced (Lin et al., RetinaNet, 2017, eq. 5).
 
     Args:
         logits: any shape.
-        truth: the same shape, 0 or 1.
-        alpha: weight of the ones; the zeros weigh 1 - alpha.
-        gamma: how much less an easy entry counts.
+        targets: the same shape, 0 or 1.
+        alpha: weight of the ones; the zeros have the weight 1 - alpha.
+        gamma: focusing parameter. Larger values reduce the loss of easy entries.
     """
-    entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
+    entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
     probability = logits.sigmoid()
-    missed = probability + truth - 2 * probability * truth  # 1 - p of what is right
-    return (alpha * truth + (1 - alpha) * (1 - truth)) * missed**gamma * entropy
+    missed = probability + targets - 2 * probability * targets  # 1 - probability of the correct value
+    return (alpha * targets + (1 - alpha) * (1 - targets)) * missed**gamma * entropy

@@ -1,4 +1,4 @@
-"""The set loss: match, then score class, L1 and GIoU in every decoder layer (DETR, section 3.1, eq. 2).
+"""The set loss: matching, then class, L1 and GIoU losses in every decoder layer (DETR, section 3.1, eq. 2).
 
 Shape letters: B batch, Q queries, L decoder layers, C class logits, n objects, m matches.
 """
@@ -18,7 +18,7 @@ from opendetr.losses.matcher import MatcherConfig, match, pair_costs
 from opendetr.losses.term import Normaliser
 from opendetr.structures import Matches, Output, Predictions, Target
 
-_PROPOSAL = "proposal_"  # before the names of the losses of proposals
+_PROPOSAL = "proposal_"  # prefix of the names of the proposal losses
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class CriterionConfig:
     """Weights of the set loss.
 
     Attributes:
-        classification: the class term, cost and loss.
+        classification: class term, for cost and loss.
         matcher: weights of the matching costs.
         class_weight, l1_weight, giou_weight: weights of the losses, the same in every layer.
     """
@@ -39,7 +39,7 @@ class CriterionConfig:
 
 
 class SetCriterion:
-    """The set loss, a loss term; it also matches and counts for the other terms.
+    """The set loss, a loss term. It also provides matches and divisors for the other terms.
 
     Args:
         config: weights and class term.
@@ -63,12 +63,12 @@ class SetCriterion:
         candidates: Tensor | None = None,
         fixed: Matches | None = None,
     ) -> Matches:
-        """Which query is matched with which object, in every layer; `candidates` and `fixed` as in `matcher.match`."""
+        """Match queries with objects in every layer; `candidates` and `fixed` as in `matcher.match`."""
         costs = pair_costs(output, targets, self.class_term, self.config.matcher)
         return match(costs, [len(target) for target in targets], candidates=candidates, fixed=fixed)
 
     def normaliser(self, object_counts: Sequence[int], num_queries: int) -> Normaliser:
-        """The divisors for images with so many objects each: all images of a step, when it is computed in parts."""
+        """The divisors of a step, from the number of objects of each image in all micro-batches and processes."""
         return Normaliser(max(float(sum(object_counts)), 1.0), self.class_term.normaliser(object_counts, num_queries))
 
     def __call__(
@@ -76,22 +76,22 @@ class SetCriterion:
     ) -> dict[str, Tensor]:
         """Unweighted losses of every layer: "class", "l1" and "giou", each (L,), last = final layer.
 
-        They are finite for every finite prediction. Images without objects and more objects than queries are ordinary.
+        The losses are finite for all finite predictions. Images may have no objects, or more objects than queries.
         """
         logits = torch.stack([layer.logits for layer in output.layers])
         boxes = torch.stack([layer.boxes for layer in output.layers])
         predicted = boxes[matches.layer, matches.image, matches.query]
-        wanted = of_matches(targets, matches, "boxes")
+        target_boxes = of_matches(targets, matches, "boxes")
         counts = matches.counts(len(output.layers))
         return {
             "class": self.class_term.loss(logits, targets, matches) / normaliser.classes,
-            "l1": _layer_sums(box_l1(predicted, wanted), counts) / normaliser.objects,
-            "giou": _layer_sums(box_giou(predicted, wanted), counts) / normaliser.objects,
+            "l1": _layer_sums(box_l1(predicted, target_boxes), counts) / normaliser.objects,
+            "giou": _layer_sums(box_giou(predicted, target_boxes), counts) / normaliser.objects,
         }
 
 
 class ProposalLoss:
-    """The set loss of a two-stage member's proposals, which are matched as well, without classes.
+    """The set loss of a two-stage model's proposals. They are matched with the objects, without classes.
 
     Args:
         criterion: matching and weights.
@@ -102,7 +102,7 @@ class ProposalLoss:
 
     @property
     def weights(self) -> Mapping[str, float]:
-        """The weights of the set loss, under the names of the proposals."""
+        """The weights of the set loss, with the names of the proposal losses."""
         return {f"{_PROPOSAL}{name}": weight for name, weight in self._criterion.weights.items()}
 
     def __call__(
@@ -116,13 +116,13 @@ class ProposalLoss:
 
 
 class _TwoStage(Protocol):
-    """The output of a two-stage member."""
+    """The output of a two-stage model."""
 
     proposals: Predictions
 
 
 def _layer_sums(values: Tensor, counts: Sequence[int]) -> Tensor:
-    """(m,) values of all matches -> (L,), their sums by layer."""
-    if len(set(counts)) == 1:  # a view tells the layers apart
+    """Values (m,) of all matches -> (L,), summed per layer."""
+    if len(set(counts)) == 1:  # all layers have the same number of matches, so a view is enough
         return values.view(len(counts), -1).sum(1)
     return torch.stack([of_layer.sum() for of_layer in values.split(list(counts))])

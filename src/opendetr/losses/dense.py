@@ -1,9 +1,9 @@
-"""Dense supervision of the encoder: a help in training, not a part of the detector.
+"""Dense supervision of the encoder, an auxiliary loss for training.
 
-Set prediction alone tells a randomly initialised backbone little: one query in ten has an object, and which one changes
-from step to step. Here every cell of the memory that lies in an object answers for it as well, which trains backbone
-and encoder from the first step on (the assignment of FCOS, Tian et al. 2019, section 3.1; as a collaborative head
-beside DETR's: Zong et al., Co-DETR, 2023). The heads are dropped after training; prediction never sees them.
+Set prediction alone gives a randomly initialised backbone a weak signal: about one query in ten is matched, and the
+matches change from step to step. Here the memory cells inside an object also predict it, which trains the backbone and
+the encoder from the first step on. The assignment is that of FCOS (Tian et al. 2019, section 3.1). Co-DETR (Zong et
+al., 2023) uses such heads as collaborative heads. The heads are not part of the detector and not used in prediction.
 
 Shape letters: B batch, D width, K classes, h w cells of the memory, N = h w, n objects.
 """
@@ -24,7 +24,7 @@ from opendetr.losses.term import Normaliser
 from opendetr.nn import MLP
 from opendetr.structures import FeatureMap, Matches, Output, Target
 
-_PRIOR = 0.01  # the class probability that an untrained cell gives, which keeps the many empty cells quiet
+_PRIOR = 0.01  # initial class probability, low because most cells contain no object
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,9 +32,9 @@ class DenseConfig:
     """Weights of the dense loss.
 
     Attributes:
-        weight: of the whole loss beside the set loss; 0 for none.
-        class_weight, l1_weight, giou_weight: of its terms.
-        reach: a cell answers for an object when its centre lies in this central share of the object's box.
+        weight: weight of the dense loss, added to the set loss; 0 switches it off.
+        class_weight, l1_weight, giou_weight: weights of its terms.
+        reach: central share of a box, in 0..1. Cells with their centre inside it are assigned to the object.
     """
 
     weight: float = 0.0
@@ -46,23 +46,23 @@ class DenseConfig:
 
 @torch.no_grad()
 def assign_cells(boxes: Tensor, height: int, width: int, valid: tuple[int, int], reach: float) -> Tensor:
-    """The object that each cell answers for.
+    """Assign an object to each cell.
 
-    A cell whose centre lies in the central part of several boxes takes the smallest; the cell that holds the centre of
-    an object is reached in any case, so that small objects are not left out.
+    A cell is assigned to the smallest box whose central part contains the centre of the cell. The cell that contains
+    the centre of a box always counts as inside, so small objects get a cell, too.
 
     Args:
         boxes: (n, 4) cxcywh in 0..1 of the unpadded image.
-        height, width: of the memory, padding included, in cells.
-        valid: rows and columns that are not padding.
-        reach: the central share of a box.
+        height, width: size of the memory in cells, including padding.
+        valid: number of rows and columns without padding.
+        reach: central share of a box, see `DenseConfig`.
 
     Returns:
-        (N,) int64 in 0..n-1, or -1 where nothing is to be found.
+        (N,) int64, indices of objects in 0..n-1, or -1 for cells without an object.
     """
     if not len(boxes):
         return torch.full((height * width,), -1, device=boxes.device)
-    cell = 1 / torch.tensor([valid[1], valid[0]], dtype=boxes.dtype, device=boxes.device)  # width, height of one
+    cell = 1 / torch.tensor([valid[1], valid[0]], dtype=boxes.dtype, device=boxes.device)  # width and height of a cell
     rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     centers = (torch.stack((columns, rows), -1).view(-1, 1, 2).to(boxes) + 0.5) * cell
     reached = (boxes[:, 2:] * reach / 2).maximum(cell / 2)
@@ -79,7 +79,7 @@ def _valid_cells(memory: FeatureMap, image: int) -> tuple[int, int]:
 
 
 class DenseSupervision(nn.Module):
-    """A class and a box head on every cell of the memory, with their loss.
+    """A class and a box head for the cells of the memory, with their loss.
 
     Args:
         config: weights.
@@ -96,22 +96,22 @@ class DenseSupervision(nn.Module):
 
     @property
     def weights(self) -> Mapping[str, float]:
-        """1: the loss is weighted already."""
+        """The weight of "dense": 1, because the loss already includes its weights."""
         return {"dense": 1.0}
 
     def forward(
         self, output: Output, targets: Sequence[Target], matches: Matches, normaliser: Normaliser
     ) -> dict[str, Tensor]:
-        """ "dense", (1,), of the finest level of the memory; see `LossTerm`."""
+        """ "dense", (1,), computed on the finest level of the memory; see `LossTerm`."""
         return {"dense": self.loss(output.memory[0], targets, normaliser.objects)[None]}
 
     def loss(self, memory: FeatureMap, targets: Sequence[Target], num_objects: float) -> Tensor:
-        """The weighted loss of the encoder's output, a scalar.
+        """The weighted loss of one level of the memory, a scalar.
 
         Args:
             memory: (B, D, h, w).
             targets: B targets.
-            num_objects: divisor, so that a step computed in parts adds up.
+            num_objects: divisor, the number of objects in the whole step.
         """
         with torch.autocast(memory.values.device.type, enabled=False):
             tokens = memory.values.float().flatten(2).transpose(1, 2)
@@ -125,16 +125,16 @@ class DenseSupervision(nn.Module):
             return self._loss(tokens, assigned, targets) / num_objects
 
     def _loss(self, tokens: Tensor, assigned: Tensor, targets: Sequence[Target]) -> Tensor:
-        """Tokens (B, N, D), the objects that they answer for (B, N) -> focal loss of cells plus box loss of objects."""
+        """Tokens (B, N, D) and assigned objects (B, N) -> focal loss of all cells plus box loss of assigned cells."""
         config, positive = self.config, assigned >= 0
         chosen = [index[index >= 0] for index in assigned]
         labels = torch.cat([target.labels[index] for target, index in zip(targets, chosen, strict=True)])
-        wanted = torch.cat([target.boxes[index] for target, index in zip(targets, chosen, strict=True)])
-        # An object's cells share a weight of 1, so that a small object counts as much as a large one.
+        target_boxes = torch.cat([target.boxes[index] for target, index in zip(targets, chosen, strict=True)])
+        # The weights of an object's cells sum to 1, so small objects count as much as large ones.
         share = torch.cat([1 / torch.bincount(index)[index] for index in chosen])
         logits, boxes = self.class_head(tokens), self.box_head(tokens[positive]).sigmoid()
         truth = torch.zeros_like(logits)
         truth[positive] = F.one_hot(labels, logits.shape[-1]).to(truth)
-        box_loss = config.l1_weight * box_l1(boxes, wanted) + config.giou_weight * box_giou(boxes, wanted)
+        box_loss = config.l1_weight * box_l1(boxes, target_boxes) + config.giou_weight * box_giou(boxes, target_boxes)
         class_loss = config.class_weight * sigmoid_focal(logits, truth).sum()
         return config.weight * (class_loss + (share * box_loss).sum())

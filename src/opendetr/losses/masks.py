@@ -1,4 +1,4 @@
-"""The losses of masks: focal and dice, of the matched queries of the last layer (DETR, section 4.2).
+"""Mask losses: focal and dice loss of the matched queries of the last layer (DETR, section 4.2).
 
 Shape letters: m matches, n of them in one image, h w cells of the predicted masks, H W pixels of the padded batch.
 """
@@ -20,11 +20,11 @@ from opendetr.structures import Matches, Output, Target
 
 @dataclass(frozen=True, kw_only=True)
 class MaskCriterionConfig:
-    """Weights of the losses of masks.
+    """Weights of the mask losses.
 
     Attributes:
-        mask_weight: of the focal loss.
-        dice_weight: of the dice loss.
+        mask_weight: weight of the focal loss.
+        dice_weight: weight of the dice loss.
     """
 
     mask_weight: float = 1.0
@@ -32,7 +32,7 @@ class MaskCriterionConfig:
 
 
 class MaskLoss:
-    """The losses of masks against those of the matched objects of the last layer, a loss term.
+    """The losses between predicted and ground-truth masks in the last layer, a loss term.
 
     Args:
         config: weights.
@@ -49,26 +49,27 @@ class MaskLoss:
     def __call__(
         self, output: Output, targets: Sequence[Target], matches: Matches, normaliser: Normaliser
     ) -> dict[str, Tensor]:
-        """ "mask" and "dice", (1,) each; masks are computed for the matched queries alone.
+        """ "mask" and "dice", (1,) each.
 
-        Masks are compared at the size of the padded batch, padding included, as published.
+        Masks are computed only for matched queries. They are compared at the size of the padded batch, including the
+        padding, as published.
 
         Raises:
-            ValueError: objects without masks.
+            ValueError: a target has no masks.
         """
         assert output.masks is not None
         final = matches.of_layer(len(output.layers) - 1)
         masks = output.masks(final.image, final.query)
         counts = final.image.bincount(minlength=len(targets)).tolist()
-        sums = masks[:0].sum().expand(2)  # 0, through which the head gets a gradient where nothing was matched
+        sums = masks[:0].sum().expand(2)  # zeros that give the head a gradient even without matches
         per_image = zip(masks.split(counts), final.target.split(counts), targets, strict=True)
         for logits, chosen, target in per_image:
             if len(chosen):
-                # The full-size maps of an image are computed again in the backward pass, not kept.
+                # The full-size maps of an image are recomputed in the backward pass to save memory.
                 of_image = checkpoint(
                     _sums,
                     logits,
-                    _truth(target)[chosen],
+                    _target_masks(target)[chosen],
                     output.masks.size,
                     use_reentrant=False,
                     preserve_rng_state=False,
@@ -78,11 +79,11 @@ class MaskLoss:
         return {"mask": focal[None], "dice": overlap[None]}
 
 
-def _truth(target: Target) -> Tensor:
+def _target_masks(target: Target) -> Tensor:
     if target.masks is None:
         raise ValueError(
-            f"image {target.image_id}: its objects have no masks to learn from; set data.masks to auto, or train a "
-            "model without a mask head"
+            f"image {target.image_id}: its objects have no masks; set data.masks to auto, or train a model "
+            "without a mask head"
         )
     return target.masks
 
@@ -96,15 +97,15 @@ def _sums(logits: Tensor, truth: Tensor, size: tuple[int, int]) -> Tensor:
         return torch.stack((sigmoid_focal(logits, padded).mean(1).sum(), dice(logits, padded).sum()))
 
 
-def dice(logits: Tensor, truth: Tensor) -> Tensor:
-    """One minus the overlap of soft masks, smoothed by 1 (Milletari et al., V-Net, 2016, section 3).
+def dice(logits: Tensor, targets: Tensor) -> Tensor:
+    """Dice loss of soft masks, smoothed by 1 (Milletari et al., V-Net, 2016, section 3).
 
     Args:
         logits: (..., N).
-        truth: the same shape, 0 or 1.
+        targets: the same shape, 0 or 1.
 
     Returns:
         (...), in 0..1.
     """
     probability = logits.sigmoid()
-    return 1 - (2 * (probability * truth).sum(-1) + 1) / (probability.sum(-1) + truth.sum(-1) + 1)
+    return 1 - (2 * (probability * targets).sum(-1) + 1) / (probability.sum(-1) + targets.sum(-1) + 1)

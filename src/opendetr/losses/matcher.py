@@ -20,7 +20,7 @@ from opendetr.structures import Matches, Output, Target
 
 @dataclass(frozen=True, kw_only=True)
 class MatcherConfig:
-    """What a pair of query and object costs.
+    """Weights of the matching cost of a query and an object.
 
     Attributes:
         class_cost, l1_cost, giou_cost: weights of the three terms.
@@ -33,7 +33,7 @@ class MatcherConfig:
 
 @torch.no_grad()
 def pair_costs(output: Output, targets: Sequence[Target], class_term: ClassTerm, config: MatcherConfig) -> Tensor:
-    """The cost of every object with every query of its own image: (n, L, Q), objects in the order of the images."""
+    """The costs (n, L, Q) of each object, in the order of the images, with each query of its image."""
     boxes = torch.cat([target.boxes for target in targets])[:, None, None]
     logits = torch.stack([layer.logits for layer in output.layers])
     predicted = torch.stack([layer.boxes for layer in output.layers])[:, image_index(targets)].transpose(0, 1)
@@ -48,17 +48,17 @@ def pair_costs(output: Output, targets: Sequence[Target], class_term: ClassTerm,
 def match(
     costs: Tensor, counts: Sequence[int], *, candidates: Tensor | None = None, fixed: Matches | None = None
 ) -> Matches:
-    """The cheapest one-to-one assignment in every layer and image; min(objects, candidates) pairs each.
+    """The one-to-one assignment with the lowest cost, in every layer and image, of min(objects, candidates) pairs.
 
-    The costs of all layers and images go to the host in one transfer. Costs that are not finite count as very high, so
-    a diverged model ends in a loss that says so, not in an error of the solver.
+    The costs of all layers and images are moved to the host in one transfer. Costs that are not finite are replaced by
+    very large ones. So a diverged model fails with its loss and not with an error of the solver.
 
     Args:
-        costs: (n, L, Q), of each object, in the order of the images, with the queries of its image.
+        costs: (n, L, Q), costs of each object, in the order of the images, with the queries of its image.
         counts: number of objects of each of the B images.
-        candidates: (B, Q) bool, the queries that may be matched; all when omitted.
-        fixed: pairs of one layer that are kept in every layer (`layer` is ignored). Their queries and objects take no
-            part in the assignment.
+        candidates: (B, Q) bool, the queries that may be matched. By default all.
+        fixed: pairs that are kept in every layer; their `layer` is ignored. The other queries and objects are
+            assigned among themselves.
 
     Returns:
         Matches on the device of the costs, sorted by layer, image and query.
@@ -80,7 +80,7 @@ def match(
 
 
 def _pairs_of_images(fixed: Matches | None, num_images: int) -> list[np.ndarray]:
-    """(f, 2) queries and objects of the fixed pairs of each image."""
+    """The fixed pairs of each image, as (f, 2) query and object indices."""
     if fixed is None:
         return [np.empty((0, 2), np.int64)] * num_images
     image, *pairs = (values.cpu().numpy() for values in (fixed.image, fixed.query, fixed.target))
@@ -88,7 +88,7 @@ def _pairs_of_images(fixed: Matches | None, num_images: int) -> list[np.ndarray]
 
 
 def _assigned(cost: np.ndarray, allowed: np.ndarray, fixed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Queries, ascending, and objects of the cheapest pairs of (Q, n) costs, with the fixed pairs among them."""
+    """The assignment of (Q, n) costs, including the fixed pairs: queries in ascending order, and their objects."""
     if allowed.all() and not len(fixed):
         return linear_sum_assignment(cost)
     queries = np.setdiff1d(np.flatnonzero(allowed), fixed[:, 0])

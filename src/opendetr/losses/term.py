@@ -1,4 +1,4 @@
-"""What a loss term is: one summand of the loss that training minimises."""
+"""The interface of loss terms, and the divisors of losses."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from opendetr.structures import Matches, Output, Target
 
 @dataclass(frozen=True)
 class Normaliser:
-    """What sums are divided by: counted over everything that one optimiser step sees, in all parts and processes.
+    """The divisors of summed losses, over all micro-batches and processes of one optimiser step.
 
     Attributes:
         objects: number of objects, at least 1.
-        classes: divisor of the class term, from the objects and queries of all images.
+        classes: divisor of the class term, see `ClassTerm.normaliser`.
     """
 
     objects: float
@@ -25,14 +25,14 @@ class Normaliser:
 
 
 class LossTerm(Protocol):
-    """One summand of the loss. A task calls its terms one after another with the same matches.
+    """One term of the total loss. A task calls its terms in order, with the same matches.
 
-    A term may be an `nn.Module` with parameters of its own; the task registers it.
+    A term with parameters is an `nn.Module`, which the task registers as a submodule.
     """
 
     @property
     def weights(self) -> Mapping[str, float]:
-        """The weight of each loss that the term returns, by name; the names differ from those of other terms."""
+        """The weight of each returned loss, by name. No two terms of a task use the same name."""
         ...
 
     def __call__(
@@ -41,9 +41,9 @@ class LossTerm(Protocol):
         """Unweighted losses by name: (L,) for one value per decoder layer, (1,) for others.
 
         Args:
-            output: of the model. Whatever else a term needs is in it or in the targets.
+            output: the model's output. It and the targets hold everything that a term needs.
             targets: B targets.
-            matches: which query is matched with which object, in every layer.
+            matches: matches of queries and objects in every layer.
             normaliser: divisors of the whole step.
         """
         ...

@@ -1,9 +1,10 @@
 """Conditional DETR (Meng et al., "Conditional DETR for Fast Training Convergence", 2021).
 
-DETR's queries learn slowly where to look, because in its decoder one sum of content and position has to say both what
-is sought and where. Here the two are projected apart and compared apart: every query has a reference point, the point
-is encoded as the cells of the image are, what the query has gathered so far scales that encoding, and the boxes are
-offsets from the point. All else is DETR, with a sigmoid a class instead of "no object".
+DETR's queries learn slowly where to attend, because its decoder adds content and position before it compares queries
+with keys. Conditional DETR projects and compares the two separately. Every query has a reference point, which is
+encoded like the positions of the cells. The decoder output of the previous layer scales this encoding. Boxes are
+offsets from the reference points. The rest is as in DETR, except that there is one sigmoid per class and no class "no
+object".
 
 Shape letters: B batch, Q queries, L decoder layers, N tokens of the memory, D width.
 """
@@ -31,16 +32,16 @@ from opendetr.nn import (
 )
 from opendetr.structures import Scoring
 
-_PRIOR = 0.01  # the class probability of an untrained query, which keeps the many empty ones quiet
-_EPSILON = 1e-5  # the original's, where a reference point becomes a logit
+_PRIOR = 0.01  # initial class probability, low because most queries match no object
+_EPSILON = 1e-5  # as in the original, for the logits of reference points
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConditionalDETRConfig(DETRConfig):
-    """What a Conditional DETR is made of; the defaults are the published R50.
+    """Configuration of a Conditional DETR. The defaults are those of the published R50 model.
 
     Attributes:
-        num_queries: Q, the most objects that an image can have.
+        num_queries: Q, the maximum number of detections per image.
     """
 
     num_queries: int = 300
@@ -51,7 +52,7 @@ class ConditionalDETRConfig(DETRConfig):
 
 
 class QueryAttention(AttentionModule):
-    """Self-attention among the queries: content and position have projections of their own, whose results are added."""
+    """Self-attention among the queries, with separate projections of content and position that are added."""
 
     def __init__(self, width: int, num_heads: int, dropout: float) -> None:
         super().__init__()
@@ -66,7 +67,7 @@ class QueryAttention(AttentionModule):
         nn.init.zeros_(self.out_proj.bias)
 
     def forward(self, content: Tensor, position: Tensor) -> Tensor:
-        """Content and position of the queries, (B, Q, D) each -> (B, Q, D)."""
+        """Content and position of the queries, (B, Q, D) each -> attention output (B, Q, D)."""
         query, key = self._project(content, position)
         dropout = self.dropout if self.training else 0.0
         attended = scaled_dot_product_attention(query, key, self.value(content), self.num_heads, dropout=dropout)
@@ -88,16 +89,17 @@ class QueryAttention(AttentionModule):
 
 
 class ConditionalAttention(AttentionModule):
-    """Cross-attention in which content is compared with content and place with place.
+    """Cross-attention that compares content with content and position with position.
 
-    A head's features of place lie beside its features of content, so its score is the sum of two products, and queries
+    Each head concatenates its content and position features. Its score is the sum of the two dot products, and queries
     and keys are twice as wide as values.
 
     Args:
         width: D.
         num_heads: heads.
         dropout: probability of dropping an attention weight while training.
-        is_first: whether queries have no content yet; then their position and that of the cells is added to content.
+        is_first: whether this is the first layer, whose queries have no content yet. It also adds the positions of
+            queries and cells to their content.
     """
 
     def __init__(self, width: int, num_heads: int, dropout: float, *, is_first: bool) -> None:
@@ -122,14 +124,14 @@ class ConditionalAttention(AttentionModule):
         position: Tensor,
         padding: Tensor | None,
     ) -> Tensor:
-        """Look at the memory.
+        """Attend to the memory.
 
         Args:
-            content: (B, Q, D), what each query has gathered so far.
+            content: (B, Q, D), decoder output of the previous layer.
             query_position: (B, Q, D), the object queries.
-            query_place: (B, Q, D), encoding of where each query looks.
+            query_place: (B, Q, D), scaled encoding of the reference points.
             memory: (B, N, D), the encoder's output.
-            position: (B, N, D), encoding of where each token lies.
+            position: (B, N, D), position encoding of the tokens.
             padding: (B, N) bool, True where the memory is padding, or None.
 
         Returns:
@@ -149,7 +151,7 @@ class ConditionalAttention(AttentionModule):
         position: Tensor,
         padding: Tensor | None,
     ) -> Tensor:
-        """The attention weights for the arguments of `forward`, of content and place together.
+        """The attention weights for the arguments of `forward`, from content and position together.
 
         Returns:
             (B, heads, Q, N) float32, without dropout. Each row sums to 1 over the tokens; padded tokens have 0.
@@ -158,10 +160,10 @@ class ConditionalAttention(AttentionModule):
         return attention_weights(query, key, self.num_heads, padding)
 
     def spatial_weights(self, query_place: Tensor, position: Tensor, padding: Tensor | None) -> Tensor:
-        """The softmax of the spatial half of the scores alone, the maps of figure 1 of the paper.
+        """The softmax of the position half of the scores only, as shown in figure 1 of the paper.
 
-        The scale is that of both halves together. So `weights` is, row by row, in proportion to these weights times
-        those of the content half.
+        The scale is that of both halves together. So each row of `weights` is proportional to the product of this
+        row and the softmax of the content half.
 
         Args:
             query_place, position, padding: as in `forward`.
@@ -175,15 +177,15 @@ class ConditionalAttention(AttentionModule):
     def _project(
         self, content: Tensor, query_position: Tensor, query_place: Tensor, memory: Tensor, position: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Projected queries (B, Q, 2 D) and keys (B, N, 2 D), content and place of each head side by side."""
+        """Projected queries (B, Q, 2 D) and keys (B, N, 2 D), with content and position of each head concatenated."""
         query, key = self.query_content(content), self.key_content(memory)
         key_place = self.key_place(position)
         if self.query_position is not None:
             query, key = query + self.query_position(query_position), key + key_place
-        return self._beside(query, self.query_place(query_place)), self._beside(key, key_place)
+        return self._concatenate(query, self.query_place(query_place)), self._concatenate(key, key_place)
 
-    def _beside(self, content: Tensor, place: Tensor) -> Tensor:
-        """(B, N, D) twice -> (B, N, 2 D): head by head, its features of content and then its features of place."""
+    def _concatenate(self, content: Tensor, place: Tensor) -> Tensor:
+        """Concatenate the features of each head: content and position (B, N, D) -> (B, N, 2 D)."""
         heads = [features.unflatten(-1, (self.num_heads, -1)) for features in (content, place)]
         return torch.cat(heads, -1).flatten(-2)
 
@@ -210,21 +212,21 @@ class ConditionalDecoderLayer(nn.Module):
         position: Tensor,
         padding: Tensor | None,
     ) -> Tensor:
-        """One round of looking; the arguments are those of `ConditionalAttention`."""
+        """Update the content of the queries; arguments and result as in `ConditionalAttention`."""
 
-        def exchange(x: Tensor) -> Tensor:
+        def self_attention(x: Tensor) -> Tensor:
             return self.self_attention(x, query_position)
 
-        def look(x: Tensor) -> Tensor:
+        def cross_attention(x: Tensor) -> Tensor:
             return self.cross_attention(x, query_position, query_place, memory, position, padding)
 
-        content = self.self_attention_residual(content, exchange)
-        content = self.cross_attention_residual(content, look)
+        content = self.self_attention_residual(content, self_attention)
+        content = self.cross_attention_residual(content, cross_attention)
         return self.feed_forward_residual(content, self.feed_forward)
 
 
 class ConditionalDecoder(nn.Module):
-    """The decoder layers, the reference points of the queries, and what scales the encoding of these."""
+    """The decoder layers, the reference points of the queries, and the scale of their encoding."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -238,7 +240,7 @@ class ConditionalDecoder(nn.Module):
         xavier_initialise(self)
 
     def reference_points(self, queries: Tensor) -> Tensor:
-        """Object queries (..., D) -> (..., 2) float32: x, y in 0..1 of the point that each belongs to."""
+        """Object queries (..., D) -> reference points (..., 2) float32, x and y in 0..1."""
         with torch.autocast(queries.device.type, enabled=False):  # a place needs more digits than bfloat16 has
             return self.reference_head(queries.float()).sigmoid()
 
@@ -256,7 +258,7 @@ class ConditionalDecoder(nn.Module):
 
 
 class ConditionalDETR(DETR):
-    """The detector; its arguments are DETR's."""
+    """The Conditional DETR detector; the arguments are those of `DETR`."""
 
     family = "conditional-detr"
     decoder_type: ClassVar = ConditionalDecoder
@@ -266,10 +268,10 @@ class ConditionalDETR(DETR):
         super().__init__(config, num_logits, scoring)
         nn.init.constant_(self.class_head.bias, math.log(_PRIOR / (1 - _PRIOR)))
         for parameter in self.box_head.layers[-1].parameters():
-            nn.init.zeros_(parameter)  # a box starts around its query's reference point
+            nn.init.zeros_(parameter)  # so boxes are initially centred at the reference points
 
     def predict_boxes(self, queries: Tensor, query_position: Tensor) -> Tensor:
-        """The decoder's output (L, B, Q, D) -> boxes (L, B, Q, 4), centred at an offset from the reference points."""
+        """The decoder's output (L, B, Q, D) -> boxes (L, B, Q, 4), with centres relative to the reference points."""
         reference = torch.logit(self.decoder.reference_points(query_position), eps=_EPSILON)
         boxes = self.box_head(queries)
         return torch.cat((boxes[..., :2] + reference, boxes[..., 2:]), -1).sigmoid()

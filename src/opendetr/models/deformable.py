@@ -1,9 +1,9 @@
 """Deformable DETR (Zhu et al., "Deformable DETR: Deformable Transformers for End-to-End Object Detection", 2021).
 
-DETR's attention compares every cell with every cell: too dear for fine features, and slow to learn where to look. Here
-a query looks at a few points around a reference, on several levels at once, so that fine levels can be afforded and
-looking is local from the first step on. Boxes are offsets from the reference; with refinement every decoder layer
-starts from the box of the layer before, and in two stages the encoder proposes the first boxes.
+DETR's attention compares all cells with each other. This is too expensive for fine features, and slow to train. In
+deformable attention, a query attends to a few points around a reference, on several levels at once. So the model can
+use fine levels, and attention is local from the first step on. Boxes are offsets from the reference. With refinement,
+every decoder layer starts from the boxes of the previous layer. In two stages, the encoder proposes the first boxes.
 
 Shape letters: B batch, N tokens of all levels, Q queries, L levels, D width, C class logits, h w cells of a level.
 """
@@ -37,10 +37,10 @@ from opendetr.nn import (
 )
 from opendetr.structures import FeatureMap, Output, Predictions, Scoring
 
-_PRIOR = 0.01  # the class probability of an untrained query, which keeps the many empty ones quiet
-_EPSILON = 1e-5  # the original's, where a place becomes a logit
-_PROPOSAL_SIZE = 0.05  # side of a proposal of the finest level; a coarser level doubles it
-_PROPOSAL_MARGIN = 0.01  # proposals nearer to an edge of the image than this are none
+_PRIOR = 0.01  # initial class probability, low because most queries match no object
+_EPSILON = 1e-5  # as in the original, for the logits of references
+_PROPOSAL_SIZE = 0.05  # side of a proposal on the finest level; it doubles with each coarser level
+_PROPOSAL_MARGIN = 0.01  # proposals closer to an edge of the image are excluded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +53,8 @@ class DeformableTransformerConfig:
         ffn_width: hidden features of the feed-forward blocks.
         encoder_layers, decoder_layers: blocks of each.
         dropout: probability, after attention, in and after the feed-forward blocks, in the decoder's self-attention.
-        num_levels: L; 1 reads the backbone's last features, 3 the last three, and with more extra ones are made.
-        num_points: points that a head looks at on a level.
+        num_levels: L. 1 uses the backbone's last level and 3 its last three; 4 and 5 add coarser levels.
+        num_points: sampled points per head and level.
     """
 
     width: int = 256
@@ -73,13 +73,13 @@ class DeformableTransformerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DeformableDETRConfig:
-    """What a Deformable DETR is made of; the defaults are the published R50.
+    """Configuration of a Deformable DETR. The defaults are those of the published R50 model.
 
     Attributes:
         backbone: the CNN.
         transformer: encoder and decoder.
-        num_queries: Q, the most objects that an image can have.
-        refine: every decoder layer has heads of its own and starts from the boxes of the layer before.
+        num_queries: Q, the maximum number of detections per image.
+        refine: whether every decoder layer has its own heads and starts from the boxes of the previous layer.
     """
 
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
@@ -94,7 +94,7 @@ class DeformableDETRConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TwoStageDETRConfig(DeformableDETRConfig):
-    """What a two-stage Deformable DETR is made of. It refines: the proposals are boxes to start from.
+    """Configuration of a two-stage Deformable DETR. Its decoder refines the proposals.
 
     Attributes:
         refine: always True.
@@ -104,7 +104,7 @@ class TwoStageDETRConfig(DeformableDETRConfig):
 
     def __post_init__(self) -> None:
         if not self.refine:
-            raise ValueError("model.refine: a two-stage model refines its proposals; leave it on")
+            raise ValueError("model.refine: a two-stage model refines its proposals; set it to true")
 
     def build(self, num_logits: int, scoring: Scoring) -> TwoStageDETR:
         """The model, randomly initialised."""
@@ -113,11 +113,11 @@ class TwoStageDETRConfig(DeformableDETRConfig):
 
 @dataclass(frozen=True)
 class TwoStageOutput(Output):
-    """What a two-stage model returns.
+    """The output of a two-stage model.
 
     Attributes:
-        proposals: what every token of the memory says, (B, N, C) logits and (B, N, 4) boxes. Only the first logit is
-            used: whether there is an object at all.
+        proposals: predictions of every token of the memory, (B, N, C) logits and (B, N, 4) boxes. Only the first logit
+            is used. It means "any object".
     """
 
     proposals: Predictions
@@ -138,10 +138,10 @@ class EncoderLayer(nn.Module):
     ) -> Tensor:
         """Tokens and positions (B, N, D), references (B, N, L, 2), padding (B, N) or None -> (B, N, D)."""
 
-        def attend(x: Tensor) -> Tensor:
+        def attention(x: Tensor) -> Tensor:
             return self.attention(x + position, reference, x, shapes, padding)
 
-        return self.feed_forward_residual(self.attention_residual(tokens, attend), self.feed_forward)
+        return self.feed_forward_residual(self.attention_residual(tokens, attention), self.feed_forward)
 
 
 class DecoderLayer(nn.Module):
@@ -165,12 +165,12 @@ class DecoderLayer(nn.Module):
         shapes: Shapes,
         padding: Tensor | None,
     ) -> Tensor:
-        """One round of looking.
+        """Update the content of the queries.
 
         Args:
-            content: (B, Q, D), what each query has gathered so far.
-            query_position: (B, Q, D), what each query looks for.
-            reference: (B, Q, L, 2 or 4), where it looks, in 0..1 of each padded level.
+            content: (B, Q, D), output of the previous layer.
+            query_position: (B, Q, D), position part of the queries.
+            reference: (B, Q, L, 2 or 4), reference points or boxes, in 0..1 of each padded level.
             memory: (B, N, D), the encoder's output.
             shapes: h and w of each level.
             padding: (B, N) bool, True where the memory is padding, or None.
@@ -179,20 +179,20 @@ class DecoderLayer(nn.Module):
             (B, Q, D).
         """
 
-        def exchange(x: Tensor) -> Tensor:
-            placed = x + query_position
-            return self.self_attention(placed, placed, x)
+        def self_attention(x: Tensor) -> Tensor:
+            query = x + query_position
+            return self.self_attention(query, query, x)
 
-        def look(x: Tensor) -> Tensor:
+        def cross_attention(x: Tensor) -> Tensor:
             return self.cross_attention(x + query_position, reference, memory, shapes, padding)
 
-        content = self.self_attention_residual(content, exchange)
-        content = self.cross_attention_residual(content, look)
+        content = self.self_attention_residual(content, self_attention)
+        content = self.cross_attention_residual(content, cross_attention)
         return self.feed_forward_residual(content, self.feed_forward)
 
 
 class _Stack(nn.Module):
-    """Layers one after another, Xavier on every matrix but for what decides where to look at first."""
+    """Consecutive layers. All matrices have Xavier initialisation, except those of the deformable attention."""
 
     def __init__(self, layers: Iterable[nn.Module]) -> None:
         super().__init__()
@@ -211,7 +211,7 @@ class _Tokens:
         values: (B, N, D).
         shapes: h and w of each level.
         padding: (B, N) bool, or None.
-        valid: (B, L, 2) float, the share of each level's width and height that is no padding, or None for all of it.
+        valid: (B, L, 2) float, the share of each level's width and height without padding, or None for no padding.
     """
 
     values: Tensor
@@ -221,7 +221,7 @@ class _Tokens:
 
     @staticmethod
     def of(levels: Sequence[FeatureMap]) -> _Tokens:
-        """Levels (B, D, h, w) as tokens."""
+        """Flatten levels (B, D, h, w) to tokens."""
         values = torch.cat([tokens_of(level.values) for level in levels], 1)
         shapes = [(level.values.shape[-2], level.values.shape[-1]) for level in levels]
         paddings = [level.padding for level in levels if level.padding is not None]
@@ -233,7 +233,7 @@ class _Tokens:
         )
 
     def centres(self) -> Tensor:
-        """(B or 1, N, 2), x and y of each token's centre in 0..1 of the unpadded image, beyond 1 in the padding."""
+        """(B or 1, N, 2), x and y of each token's centre in 0..1 of the unpadded image; above 1 in the padding."""
         grids = []
         for index, (h, w) in enumerate(self.shapes):
             y, x = torch.meshgrid(torch.arange(h) + 0.5, torch.arange(w) + 0.5, indexing="ij")
@@ -249,17 +249,17 @@ class _Tokens:
 
 
 def _share(padding: Tensor) -> Tensor:
-    """(B, n) bool along an edge -> (B,), how much is no padding: at least a cell, so that nothing is infinite."""
+    """Padding (B, n) bool along an edge -> (B,), the share without padding, at least one cell to avoid infinities."""
     return (~padding).sum(1).clamp(min=1) / padding.shape[1]
 
 
 class DeformableDETR(Detector):
-    """The detector.
+    """The Deformable DETR detector.
 
     Args:
-        config: what it is made of.
-        num_logits: C, outputs of a class head.
-        scoring: what the logits mean.
+        config: architecture.
+        num_logits: C, number of outputs of a class head.
+        scoring: how class logits become scores.
     """
 
     family = "deformable-detr"
@@ -276,7 +276,7 @@ class DeformableDETR(Detector):
         self.level_embedding = nn.Parameter(torch.randn(transformer.num_levels, width))
         self.encoder = _Stack(EncoderLayer(transformer) for _ in range(transformer.encoder_layers))
         self.decoder = _Stack(DecoderLayer(transformer) for _ in range(transformer.decoder_layers))
-        num_heads = transformer.decoder_layers if config.refine else 1  # without refinement all layers share one
+        num_heads = transformer.decoder_layers if config.refine else 1  # without refinement, all layers share one head
         class_head, box_head = _heads(width, num_logits)
         self.class_heads = nn.ModuleList(copy.deepcopy(class_head) for _ in range(num_heads))
         self.box_heads = nn.ModuleList(copy.deepcopy(box_head) for _ in range(num_heads))
@@ -284,14 +284,14 @@ class DeformableDETR(Detector):
         self._make_queries(config, class_head, box_head)
 
     def _make_queries(self, config: DeformableDETRConfig, class_head: nn.Linear, box_head: MLP) -> None:
-        """Learned queries (position, then content) and the linear map from position to reference point."""
+        """Create the learned queries (position, then content) and the layer that maps position to reference point."""
         width = config.transformer.width
         self.queries = nn.Embedding(config.num_queries, 2 * width)
         self.reference_points = nn.Linear(width, 2)
         nn.init.xavier_uniform_(self.reference_points.weight)
         nn.init.zeros_(self.reference_points.bias)
         with torch.no_grad():
-            self.box_heads[0].layers[-1].bias[2:] = -2.0  # type: ignore[union-attr, index]  # boxes begin small
+            self.box_heads[0].layers[-1].bias[2:] = -2.0  # type: ignore[union-attr, index]  # small initial boxes
 
     @property
     def num_queries(self) -> int:
@@ -301,7 +301,7 @@ class DeformableDETR(Detector):
     def project_features(
         self, features: tuple[FeatureMap, ...], padding: Tensor | None = None
     ) -> tuple[FeatureMap, ...]:
-        """The backbone's last features projected, and coarser levels made from the coarsest of them."""
+        """Project the last backbone features, and compute coarser levels from the coarsest of them."""
         if padding is None:
             padding = features[0].padding
         num_own = min(len(self.projections), 3)
@@ -346,13 +346,13 @@ class DeformableDETR(Detector):
     def _decode(
         self, tokens: _Tokens, position: Tensor, content: Tensor, reference: Tensor
     ) -> tuple[tuple[Predictions, ...], Tensor]:
-        """Every layer's predictions and what its queries know, (layers, B, Q, D).
+        """The predictions of every layer and the decoder output, (layers, B, Q, D).
 
         Args:
             tokens: the memory.
-            position: (B, Q, D), what each query looks for.
-            content: (B, Q, D), what it begins with.
-            reference: (B, Q, 2 or 4), where it begins to look.
+            position: (B, Q, D), position part of the queries.
+            content: (B, Q, D), initial content of the queries.
+            reference: (B, Q, 2 or 4), initial reference points or boxes.
         """
         predictions, queries = [], []
         for index, layer in enumerate(self.decoder.layers):
@@ -371,14 +371,14 @@ class DeformableDETR(Detector):
 
 
 class TwoStageDETR(DeformableDETR):
-    """The detector whose encoder proposes boxes, the best of which the decoder starts from (its section 4.2)."""
+    """Two-stage Deformable DETR: the decoder refines the best boxes that the encoder proposes (section 4.2)."""
 
     has_proposals = True
     objectness_rows = ("proposal_class_head.weight", "proposal_class_head.bias")
     query_rows = ()
 
     def _make_queries(self, config: DeformableDETRConfig, class_head: nn.Linear, box_head: MLP) -> None:
-        """Queries are made from proposals; every token of the memory has heads for its own."""
+        """Create the layers that make queries from proposals, and the heads of the proposals."""
         width = config.transformer.width
         self._num_queries = config.num_queries
         self.proposal_content = nn.Linear(width, width)
@@ -400,7 +400,7 @@ class TwoStageDETR(DeformableDETR):
         with torch.autocast(tokens.values.device.type, enabled=False):
             proposals, logit_boxes = self._propose(tokens)
             scores = proposals.logits[..., 0]
-            if tokens.padding is not None:  # the last to be chosen, so that more of it changes nothing
+            if tokens.padding is not None:  # padded tokens come last, so the amount of padding has no effect
                 scores = scores.masked_fill(tokens.padding, -torch.inf)
             reference = self._best(scores, logit_boxes.detach()).sigmoid()
             embedded = embed_coordinates(reference, tokens.values.shape[-1] // 2)
@@ -409,7 +409,7 @@ class TwoStageDETR(DeformableDETR):
         return TwoStageOutput(layers, queries, features, memory, proposals)
 
     def _propose(self, tokens: _Tokens) -> tuple[Predictions, Tensor]:
-        """What every token says, and its boxes before the sigmoid, (B, N, 4); infinite where it may not propose."""
+        """The proposals of all tokens, and their boxes before the sigmoid, (B, N, 4), infinite for excluded tokens."""
         centres = tokens.centres()
         sizes = [torch.full((h * w, 2), _PROPOSAL_SIZE * 2.0**level) for level, (h, w) in enumerate(tokens.shapes)]
         sides = torch.cat(sizes).to(centres).expand(len(centres), -1, -1)
@@ -424,20 +424,20 @@ class TwoStageDETR(DeformableDETR):
         return Predictions(self.proposal_class_head(content), logit_boxes.sigmoid(), self.scoring), logit_boxes
 
     def _best(self, scores: Tensor, boxes: Tensor) -> Tensor:
-        """The boxes of the Q best tokens; fewer when the memory has fewer tokens. (B, N), (B, N, 4) -> (B, Q, 4)."""
+        """Scores (B, N) and boxes (B, N, 4) -> the boxes of the Q best tokens (B, Q, 4), fewer if N < Q."""
         chosen = scores.topk(min(self.num_queries, scores.shape[1]), dim=1).indices
         return boxes.gather(1, chosen[..., None].expand(-1, -1, 4))
 
 
 def _moved(offsets: Tensor, reference: Tensor) -> Tensor:
-    """Offsets (B, Q, 4) before the sigmoid, from references (B, Q, 2 or 4) in 0..1 -> boxes (B, Q, 4)."""
-    given = reference.shape[-1]
+    """Add offsets (B, Q, 4) before the sigmoid to references (B, Q, 2 or 4) in 0..1 -> boxes (B, Q, 4)."""
+    size = reference.shape[-1]
     start = torch.logit(reference.clamp(0, 1), eps=_EPSILON)
-    return torch.cat((offsets[..., :given] + start, offsets[..., given:]), -1).sigmoid()
+    return torch.cat((offsets[..., :size] + start, offsets[..., size:]), -1).sigmoid()
 
 
 def _projections(num_channels: Sequence[int], num_levels: int, width: int) -> list[nn.Sequential]:
-    """What brings each level to D features: 1x1 for the backbone's, 3x3 of stride 2 for each one beyond."""
+    """The projections to D features: 1x1 for levels of the backbone, 3x3 with stride 2 for each coarser level."""
     own = num_channels[-min(num_levels, 3) :]
     convolutions = [nn.Conv2d(channels, width, kernel_size=1) for channels in own]
     for index in range(num_levels - len(own)):
@@ -450,7 +450,7 @@ def _projections(num_channels: Sequence[int], num_levels: int, width: int) -> li
 
 
 def _heads(width: int, num_logits: int) -> tuple[nn.Linear, MLP]:
-    """A class head that finds next to nothing yet, and a box head that moves nothing yet."""
+    """A class head with low initial probabilities, and a box head with initial offsets of zero."""
     class_head, box_head = nn.Linear(width, num_logits), MLP(width, width, 4, num_layers=3)
     nn.init.constant_(class_head.bias, math.log(_PRIOR / (1 - _PRIOR)))
     for parameter in box_head.layers[-1].parameters():

@@ -1,4 +1,4 @@
-"""What every member of the family has in common, and all that the rest of the library asks of one."""
+"""The base class of all detectors, and the interface that the rest of the library uses."""
 
 from __future__ import annotations
 
@@ -14,16 +14,15 @@ class Detector(nn.Module):
     """Images in, predictions of every decoder layer out.
 
     Attributes:
-        family: under which name `weights` knows the names of the parameters in other layouts.
-        detector_part: the submodule that is a detector by itself, in a model around one; else None.
-        class_rows: names of the tensors that have a row a class.
-        objectness_rows: names of the tensors that have as many rows, of which only the first is used: whether there is
-            an object of any class.
-        query_rows: names of the tensors that have a row a learned query.
+        family: name of the weight family, which defines the parameter names in other layouts.
+        detector_part: name of the submodule that is a complete detector, if the model wraps one; else None.
+        class_rows: names of the tensors with one row per class.
+        objectness_rows: names of tensors with as many rows, of which only the first is used, for "any object".
+        query_rows: names of the tensors with one row per learned query.
         has_masks: whether the output has `masks`, which computes the masks of queries.
-        has_proposals: whether the output has `proposals`, boxes of the encoder that are trained as well.
-        first_level: the stage of the backbone (0 to 3) that the finest projected features are made from.
-        scoring: what the class logits mean; it travels with the predictions.
+        has_proposals: whether the output has `proposals`, boxes of the encoder with their own loss.
+        first_level: the backbone stage (0 to 3) of the finest projected features.
+        scoring: how class logits become scores. The predictions carry it along.
         backbone: the CNN.
     """
 
@@ -41,11 +40,11 @@ class Detector(nn.Module):
     @property
     @abstractmethod
     def num_queries(self) -> int:
-        """Q, the most objects that an image can have."""
+        """Q, the maximum number of detections per image."""
 
     @property
     def num_logits(self) -> int:
-        """C, outputs of a class head."""
+        """C, the number of outputs of a class head."""
         return len(self.get_parameter(self.class_rows[0]))
 
     @abstractmethod
@@ -55,9 +54,9 @@ class Detector(nn.Module):
         """Backbone features -> projected features, the encoder's input: levels (B, D, h, w), fine to coarse.
 
         Args:
-            features: of the backbone, fine to coarse.
-            padding: (B, H, W) bool of the images, for members that make coarser levels than the backbone has; the
-                finest features' own when omitted.
+            features: backbone features, fine to coarse.
+            padding: (B, H, W) bool, padding of the images, for models that add levels coarser than the backbone's. By
+                default that of the finest features.
         """
 
     @abstractmethod
@@ -66,7 +65,7 @@ class Detector(nn.Module):
 
     @abstractmethod
     def decode(self, memory: tuple[FeatureMap, ...], features: tuple[FeatureMap, ...] = ()) -> Output:
-        """Memory -> predictions of every decoder layer; `features` are handed on to the output."""
+        """Memory -> predictions of every decoder layer. `features` become part of the output."""
 
     def from_features(self, features: tuple[FeatureMap, ...], padding: Tensor | None = None) -> Output:
         """Backbone features -> predictions of every decoder layer; `padding` as in `project_features`."""
@@ -78,5 +77,5 @@ class Detector(nn.Module):
 
 
 def tokens_of(features: Tensor) -> Tensor:
-    """(B, D, h, w) -> (B, h w, D), row by row."""
+    """Flatten (B, D, h, w) row by row -> (B, h w, D)."""
     return features.flatten(2).transpose(1, 2)

@@ -1,7 +1,8 @@
 """DETR: object detection as set prediction (Carion et al., "End-to-End Object Detection with Transformers", 2020).
 
-A CNN sees the image, an encoder lets its cells talk to each other, a decoder lets learned object queries look at them,
-and each query answers with one class and one box. No anchors, no suppression: the loss has every object answered once.
+A CNN computes features of the image. The encoder applies self-attention to the feature cells. In the decoder, learned
+object queries attend to the encoder's output, and each query predicts one class and one box. There are no anchors and
+no non-maximum suppression, because the loss matches each object with one query.
 
 Shape letters: B batch, Q queries, L decoder layers, C class logits, D width, H W image, h w features.
 """
@@ -30,13 +31,13 @@ from opendetr.structures import FeatureMap, Output, Predictions, Scoring
 
 @dataclass(frozen=True, kw_only=True)
 class DETRConfig:
-    """What a DETR is made of; the defaults are the published R50.
+    """Configuration of a DETR. The defaults are those of the published R50 model.
 
     Attributes:
         backbone: the CNN.
         transformer: encoder and decoder.
-        position: how a cell's place is encoded.
-        num_queries: Q, the most objects that an image can have.
+        position: type of the position encoding.
+        num_queries: Q, the maximum number of detections per image.
     """
 
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
@@ -53,15 +54,15 @@ _POSITIONS = {"sine": SinePosition, "learned": LearnedPosition}
 
 
 class DETR(Detector):
-    """The detector.
+    """The DETR detector.
 
     Args:
-        config: what it is made of.
-        num_logits: C, outputs of the class head (no-object among them, for a scoring that has one).
-        scoring: what the logits mean.
+        config: architecture.
+        num_logits: C, number of outputs of the class head, including "no object" if the scoring has it.
+        scoring: how class logits become scores.
 
     Attributes:
-        decoder_type: what decodes, from the same arguments as `Decoder`; a member with another decoder names its own.
+        decoder_type: class of the decoder, with the arguments of `Decoder`. A subclass may set another class.
     """
 
     family = "detr"
@@ -89,7 +90,7 @@ class DETR(Detector):
     def project_features(
         self, features: tuple[FeatureMap, ...], padding: Tensor | None = None
     ) -> tuple[FeatureMap, ...]:
-        """The coarsest features, projected: one level."""
+        """Project the coarsest backbone features; returns one level."""
         top = features[-1]
         return (FeatureMap(self.project(top.values), top.padding),)
 
@@ -112,8 +113,8 @@ class DETR(Detector):
 
         Args:
             memory: one level (B, D, h, w) with its position encoding.
-            features: of the backbone, handed on.
-            query_position: (Q, D) or (B, Q, D), the object queries; the learned ones when omitted.
+            features: backbone features, which become part of the output.
+            query_position: (Q, D) or (B, Q, D), the object queries. By default the learned ones.
         """
         query_position = self.queries.weight if query_position is None else query_position
         queries = self.decode_queries(memory[0], query_position)
@@ -135,6 +136,6 @@ class DETR(Detector):
 
         Args:
             queries: the decoder's output.
-            query_position: (Q, D) or (B, Q, D), the object queries, for members that predict boxes relative to them.
+            query_position: (Q, D) or (B, Q, D), the object queries, for models that predict boxes relative to them.
         """
         return self.box_head(queries).sigmoid()

@@ -1,15 +1,15 @@
 """Masks for any member of the family (DETR, Carion et al. 2020, section 4.2 and figure 8).
 
-Where a query looks in the memory says where its object is, coarsely: the attention maps of the last layer's queries,
-beside the features that the encoder reads, go through a small convolutional network that takes in the backbone's finer
-levels one after another, and come out as one mask a query. The boxes are found without any of it, so masks are computed
-afterwards, and for those queries only that are asked for.
+The attention maps of a query show roughly where its object is. The mask head is a small convolutional network. It takes
+the projected features and the attention maps of the last layer's queries, adds the backbone's finer levels one after
+another, and predicts one mask per query. The boxes do not depend on it. So masks are computed afterwards, and only for
+the requested queries.
 
-What all queries of an image have in common is computed once. The first convolution reads D shared features and a few
-attention maps a query; being linear, it is the sum of a convolution of either.
+Everything that the queries of an image share is computed once. The input of the first convolution is D shared features
+and A attention maps per query. The convolution is linear, so it is computed as the sum of two convolutions.
 
 Shape letters: B batch, Q queries, D width, A heads of the attention, C channels, h w cells of a level, H W cells of the
-finest level (stride 4), m queries that masks are asked for, n those of them in one image.
+finest level (stride 4), m queries with requested masks, n those of them in one image.
 """
 
 from __future__ import annotations
@@ -31,26 +31,26 @@ from opendetr.models.detr import DETRConfig
 from opendetr.nn import AttentionModule
 from opendetr.structures import FeatureMap, ImageBatch, LazyMasks, Output, Scoring
 
-# A detector with a mask head is of a family of its own, and holds the detector without as a part.
+# A detector with a mask head has its own weight family. The detector without masks is a submodule.
 WITH_MASKS = "-masks"
 INSIDE = "detector."
 _NUM_GROUPS = 8
-# Values of the widest activation of the head that are computed at a time; more of them are slower on a CPU, too.
+# Maximum size of the widest activation of the head. Larger chunks need more memory and are slower on a CPU.
 _CHUNK = 2**22
 
 
 @dataclass(frozen=True, kw_only=True)
 class MaskHeadConfig:
-    """What is put around a detector so that it gives masks; the defaults are DETR's.
+    """Configuration of the mask head. The defaults are DETR's.
 
     Attributes:
-        enabled: whether there is a mask head at all.
-        num_heads: A, attention maps of a query; it divides the detector's width.
-        level: the level that the attention looks at and the head begins with, by the backbone's stage: 1 to 3, strides
-            8, 16 and 32 (16 with dilation). DETR's encoder reads 3 alone.
-        attention_gain: by how much the weights that the first convolution has for attention maps are enlarged at
-            first. All maps of a query sum to 1, so that a cell has some 1 / 2000; with the published 1 they begin as
-            next to nothing beside the features, and it takes epochs until masks differ from query to query.
+        enabled: whether the model has a mask head.
+        num_heads: A, attention maps per query; it divides the detector's width.
+        level: the level at which the attention and the head start, by backbone stage: 1 to 3, with strides 8, 16 and 32
+            (16 with dilation). DETR has level 3 only.
+        attention_gain: factor of the initial weights for attention maps in the first convolution; 1 as published. The
+            maps of a query sum to 1, so a cell has a value of about 1 / 2000. With a factor of 1 the maps are initially
+            negligible next to the features, and it takes epochs until masks differ between queries.
     """
 
     enabled: bool = False
@@ -72,13 +72,13 @@ class MaskHeadConfig:
         """The detector with a mask head, randomly initialised.
 
         Raises:
-            ValueError: the detector's width or levels do not fit.
+            ValueError: the configuration does not fit the detector's width or levels.
         """
         return MaskedDetector(self, detector.build(num_logits, scoring), detector.transformer.width)
 
 
 class MaskAttention(AttentionModule):
-    """Where queries look: attention weights whose softmax runs over all heads and cells together.
+    """The attention maps of queries: attention weights with one softmax over all heads and cells.
 
     Args:
         width: D.
@@ -95,19 +95,19 @@ class MaskAttention(AttentionModule):
             nn.init.zeros_(linear.bias)
 
     def forward(self, queries: Tensor, key: Tensor, padding: Tensor | None) -> Tensor:
-        """Queries (n, D) and keys (h w, D) of one image, padding (h w,) bool -> (n, A, h w), summing to 1 a query."""
+        """Queries (n, D), keys (h w, D) and padding (h w,) of one image -> (n, A, h w), with a sum of 1 per query."""
         query = self.query(queries).unflatten(-1, (self.num_heads, -1)).transpose(0, 1)
         keys = key.unflatten(-1, (self.num_heads, -1)).permute(1, 2, 0)
         weights = torch.matmul(query / math.sqrt(query.shape[-1]), keys).transpose(0, 1)
-        if padding is not None:  # not minus infinity: an image that is all padding has a finite mask, too
+        if padding is not None:  # not minus infinity, so that the result is finite if all cells are padded
             weights = weights.masked_fill(padding, torch.finfo(weights.dtype).min)
         return weights.flatten(1).softmax(-1).view(weights.shape)
 
     def weights(self, queries: Tensor, key: Tensor, padding: Tensor | None) -> Tensor:
-        """The attention weights for the arguments of `forward`, which are its result.
+        """The attention weights for the arguments of `forward`, the same as its result.
 
         Returns:
-            (n, A, h w) float32. Those of a query sum to 1 over heads and cells together; padded cells have 0, unless
+            (n, A, h w) float32. The weights of a query sum to 1 over all heads and cells. Padded cells have 0, unless
             all cells are padded.
         """
         return self.forward(queries, key, padding).float()
@@ -115,11 +115,11 @@ class MaskAttention(AttentionModule):
 
 @dataclass(frozen=True)
 class _Shared:
-    """What all masks of one image have in common.
+    """The part of the computation that all masks of one image share.
 
     Attributes:
-        first: (1, D + A, h, w), what the first convolution makes of the features that the encoder reads.
-        levels: (1, C, h, w) each, the adapted levels of the backbone, coarse to fine.
+        first: (1, D + A, h, w), output of the first convolution for the projected features.
+        levels: (1, C, h, w) each, adapted levels of the backbone, coarse to fine.
     """
 
     first: Tensor
@@ -127,12 +127,12 @@ class _Shared:
 
 
 class MaskHead(nn.Module):
-    """Attention maps to masks: 3x3 convolutions with group norm, between which ever finer levels are added.
+    """Attention maps to masks: 3x3 convolutions with group norm, between which finer and finer levels are added.
 
     Args:
         width: D.
         num_heads: A.
-        num_channels: of the backbone's levels that are added, fine to coarse; the width is halved for each.
+        num_channels: channels of the added backbone levels, fine to coarse. Each level halves the width.
     """
 
     def __init__(self, width: int, num_heads: int, num_channels: Sequence[int]) -> None:
@@ -151,16 +151,16 @@ class MaskHead(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def of_attention(self) -> Tensor:
-        """(D + A, A, 3, 3), the part of the first convolution's weights that reads attention maps."""
+        """(D + A, A, 3, 3), the weights of the first convolution for the attention maps."""
         first = self.convolutions[0]
         assert isinstance(first, nn.Conv2d)
         return first.weight[:, self.width :]
 
     def share(self, projected: Tensor, features: Sequence[Tensor]) -> _Shared:
-        """What is computed once for an image.
+        """Compute what all masks of an image share.
 
         Args:
-            projected: (1, D, h, w), what the encoder reads.
+            projected: (1, D, h, w), projected features of the start level.
             features: (1, C, h, w) each, finer levels of the backbone, fine to coarse.
         """
         first = self.convolutions[0]
@@ -169,10 +169,10 @@ class MaskHead(nn.Module):
         return _Shared(F.conv2d(projected, first.weight[:, : self.width], first.bias, padding=1), tuple(levels))
 
     def forward(self, shared: _Shared, attention: Tensor) -> Tensor:
-        """What the masks of an image share, and attention maps (n, A, h, w) -> logits (n, H, W) float32."""
+        """The shared part and the attention maps (n, A, h, w) of an image -> logits (n, H, W) float32."""
         height, width = shared.levels[-1].shape[-2:]
-        at_once = max(1, _CHUNK // (2 * self.out.in_channels * height * width))
-        return torch.cat([self._masks(shared, some) for some in attention.split(at_once)])
+        chunk_size = max(1, _CHUNK // (2 * self.out.in_channels * height * width))
+        return torch.cat([self._masks(shared, chunk) for chunk in attention.split(chunk_size)])
 
     def _masks(self, shared: _Shared, attention: Tensor) -> Tensor:
         others = self.convolutions[1:]
@@ -188,20 +188,20 @@ class MaskHead(nn.Module):
 
 
 class MaskedDetector(Detector):
-    """A detector that can be asked for masks; it answers as the detector in it does.
+    """A detector with a mask head. Its classes and boxes are those of the detector.
 
     Args:
-        config: what the masks are made by.
+        config: configuration of the mask head.
         detector: any member of the family.
-        width: D, of the detector.
+        width: D of the detector.
 
     Attributes:
-        detector: that detector, as it is without masks.
-        attention: where the queries look.
-        head: attention maps to masks.
+        detector: the detector without masks.
+        attention: computes the attention maps.
+        head: computes the masks.
 
     Raises:
-        ValueError: width or levels of the detector do not fit.
+        ValueError: the configuration does not fit the detector's width or levels.
     """
 
     has_masks = True
@@ -213,7 +213,8 @@ class MaskedDetector(Detector):
             raise ValueError(f"masks.num_heads: {config.num_heads} does not divide the detector's width of {width}")
         if width < 2 ** (config.level + 1):
             raise ValueError(
-                f"masks: a width of {width} is too small for a head that halves it {config.level + 1} times"
+                f"masks.level: expected a lower level than {config.level} for this detector; the mask head halves its "
+                f"width of {width} {config.level + 1} times"
             )
         if config.level < detector.first_level:
             expected = "3" if detector.first_level == 3 else f"{detector.first_level} to 3"
@@ -245,29 +246,29 @@ class MaskedDetector(Detector):
     def project_features(
         self, features: tuple[FeatureMap, ...], padding: Tensor | None = None
     ) -> tuple[FeatureMap, ...]:
-        """The detector's."""
+        """As in the detector."""
         return self.detector.project_features(features, padding)
 
     def encode(self, projected: tuple[FeatureMap, ...]) -> tuple[FeatureMap, ...]:
-        """The detector's."""
+        """As in the detector."""
         return self.detector.encode(projected)
 
     def decode(self, memory: tuple[FeatureMap, ...], features: tuple[FeatureMap, ...] = ()) -> Output:
-        """The detector's."""
+        """As in the detector."""
         return self.detector.decode(memory, features)
 
     def forward(self, images: ImageBatch) -> Output:
-        """Images -> the output of the detector, whose `masks` computes those of the queries that are asked for."""
+        """Images -> the output of the detector, with `masks`, which computes the masks of requested queries."""
         output = self.detector(images)
         return replace(output, masks=LazyMasks(partial(self.masks, output), images.shape))
 
     def masks(self, output: Output, image: Tensor, query: Tensor) -> Tensor:
-        """The masks of some queries of the last layer; which others are asked for changes none of them.
+        """The masks of the requested queries of the last layer. Each mask is independent of the other requests.
 
         Args:
-            output: of this model, with its features.
-            image: (m,) int64, which image of the batch each query is of.
-            query: (m,) int64, which of its queries.
+            output: the model's output, including its features.
+            image: (m,) int64, index of the image of each requested query.
+            query: (m,) int64, index of the query in its image.
 
         Returns:
             (m, H, W) float32 logits at stride 4 of the padded batch, the size of `output.features[0]`.
@@ -275,13 +276,13 @@ class MaskedDetector(Detector):
         order = image.argsort(stable=True)
         counts = image.bincount(minlength=len(output.final.boxes)).tolist()
         projected = self.detector.project_features(output.features)[self.level - self.first_level].values
-        asked = [index for index, count in enumerate(counts) if count] or [0]  # none asked for is an empty part
+        indices = [index for index, count in enumerate(counts) if count] or [0]  # no query gives an empty result
         per_image = query[order].split(counts)
-        parts = [self._masks_of(output, projected, index, per_image[index]) for index in asked]
+        parts = [self._masks_of(output, projected, index, per_image[index]) for index in indices]
         return torch.cat(parts)[order.argsort()]
 
     def _masks_of(self, output: Output, projected: Tensor, image: int, query: Tensor) -> Tensor:
-        """The masks of queries (n,) of one image, (n, H, W)."""
+        """Queries (n,) of one image -> their masks (n, H, W)."""
         here = slice(image, image + 1)
         memory = output.memory[self.level - self.first_level]
         padding = None if memory.padding is None else memory.padding[image].flatten()

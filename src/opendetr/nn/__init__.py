@@ -1,4 +1,4 @@
-"""Building blocks shared by the whole family: layers, positions, attention, transformer, backbone."""
+"""Building blocks for all models: layers, position encodings, attention, transformer, backbone."""
 
 from opendetr.nn.attention import (
     AttentionModule,

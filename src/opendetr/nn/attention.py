@@ -1,4 +1,4 @@
-"""Multi-head attention in which positions are added to queries and keys only, and the weights of any attention.
+"""Multi-head attention with positions in queries and keys only, and attention weights for inspection.
 
 Shape letters: B batch, N queries, M keys, D width of values, E width of queries and keys.
 """
@@ -16,14 +16,14 @@ from torch.nn import functional as F
 def scaled_dot_product_attention(
     query: Tensor, key: Tensor, value: Tensor, num_heads: int, padding: Tensor | None = None, dropout: float = 0.0
 ) -> Tensor:
-    """Scaled dot-product attention of projected tokens, each head with its share of the features.
+    """Multi-head scaled dot-product attention of projected tokens.
 
     Args:
         query: (B, N, E).
         key: (B, M, E).
         value: (B, M, D).
-        num_heads: heads; it divides E and D.
-        padding: (B, M) bool, True where a key must not be looked at; None costs nothing.
+        num_heads: number of heads; it divides E and D.
+        padding: (B, M) bool, True for keys that must not be attended to, or None.
         dropout: probability of dropping an attention weight.
 
     Returns:
@@ -32,17 +32,17 @@ def scaled_dot_product_attention(
     if query.device.type == "cpu" and query.dtype != torch.float32:
         # torch's CPU kernel takes twice as long in bfloat16 as in float32, forward and backward.
         with torch.autocast("cpu", enabled=False):
-            whole = query.float(), key.float(), value.float()
-            return scaled_dot_product_attention(*whole, num_heads, padding, dropout).to(query.dtype)
+            tokens = query.float(), key.float(), value.float()
+            return scaled_dot_product_attention(*tokens, num_heads, padding, dropout).to(query.dtype)
     q, k, v = (_split_heads(tokens, num_heads) for tokens in (query, key, value))
     if query.device.type == "cpu" and dropout and padding is None:
         return _attention_with_dropout(q, k, v, dropout).transpose(1, 2).flatten(2)
-    seen = None if padding is None else ~padding[:, None, None, :]
+    mask = None if padding is None else ~padding[:, None, None, :]
     width = v.shape[-1]
     if query.device.type == "cpu" and width < q.shape[-1]:
-        # torch's fused CPU kernel, half the time of the other one, wants values as wide as keys.
+        # torch's fused CPU kernel is twice as fast, but needs values as wide as keys.
         v = F.pad(v, (0, q.shape[-1] - width))
-    attended = F.scaled_dot_product_attention(q, k, v, seen, dropout)
+    attended = F.scaled_dot_product_attention(q, k, v, mask, dropout)
     return attended[..., :width].transpose(1, 2).flatten(2)
 
 
@@ -52,10 +52,10 @@ def _split_heads(tokens: Tensor, num_heads: int) -> Tensor:
 
 
 def _attention_with_dropout(query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
-    """(B, H, N, E), (B, H, M, E), (B, H, M, D) -> (B, H, N, D), to the bit what torch's kernel gives.
+    """Attention (B, H, N, E), (B, H, M, E), (B, H, M, D) -> (B, H, N, D), bit-identical to torch's kernel.
 
-    That one has no fused path with dropout on a CPU, and spends a tenth of its time on rows that see nothing. Without
-    padding there are none.
+    With dropout on a CPU, torch's kernel is not fused, and a tenth of its time goes into checks for fully masked rows.
+    Without padding there are no such rows.
     """
     scale = math.sqrt(1 / math.sqrt(query.shape[-1]))
     weights = torch.matmul(query * scale, (key * scale).transpose(-2, -1)).softmax(-1)
@@ -63,17 +63,17 @@ def _attention_with_dropout(query: Tensor, key: Tensor, value: Tensor, dropout: 
 
 
 def attention_weights(query: Tensor, key: Tensor, num_heads: int, padding: Tensor | None = None) -> Tensor:
-    """The weights that `scaled_dot_product_attention` gives to the values, without dropout.
+    """The attention weights of `scaled_dot_product_attention`, without dropout.
 
     Args:
         query: (B, N, E), projected.
         key: (B, M, E), projected.
-        num_heads: heads; it divides E.
-        padding: (B, M) bool, True where a key must not be looked at, or None.
+        num_heads: number of heads; it divides E.
+        padding: (B, M) bool, True for keys that must not be attended to, or None.
 
     Returns:
-        (B, heads, N, M) float32. Each row sums to 1 over the keys, and padded keys have exactly 0. Where all keys of
-        an image are padded, its rows are 0, as is the attention.
+        (B, heads, N, M) float32. Each row sums to 1 over the keys, and padded keys have exactly 0. If all keys of an
+        image are padded, its rows are 0, and so is the attention.
     """
     with torch.autocast(query.device.type, enabled=False):
         q, k = (_split_heads(tokens.float(), num_heads) for tokens in (query, key))
@@ -85,16 +85,16 @@ def attention_weights(query: Tensor, key: Tensor, num_heads: int, padding: Tenso
 
 
 class AttentionModule(nn.Module):
-    """Base class of all attention modules: each can tell the weights that its forward pass uses."""
+    """Base class of all attention modules. `weights` returns the weights that the forward pass uses."""
 
     def weights(self, *args: Any, **kwargs: Any) -> Any:
         """The attention weights that `forward` uses for the same arguments, before dropout.
 
-        Neither the module nor torch's random state changes, and gradients flow as usual. `forward` does not depend on
-        this method being called; `opendetr.nn.collect_attention` calls it for every attention module of a model.
+        A call changes neither the module nor torch's random state, and does not affect `forward`. Gradients flow as
+        usual. `opendetr.nn.collect_attention` calls it for the attention modules of a model.
 
         Returns:
-            What the subclass documents: a float32 tensor, or `DeformableWeights`.
+            A float32 tensor or `DeformableWeights`, as documented by the subclass.
         """
         raise NotImplementedError
 
@@ -103,12 +103,12 @@ class MultiHeadAttention(AttentionModule):
     """Scaled dot-product attention with packed projections (rows of `in_proj_weight`: query, key, value).
 
     Args:
-        width: D, features of queries, keys, values and of the result.
-        num_heads: heads; each sees D / num_heads features.
+        width: D, features of queries, keys, values and output.
+        num_heads: number of heads, with D / num_heads features each.
         dropout: probability of dropping an attention weight while training.
 
     Raises:
-        ValueError: when `num_heads` does not divide `width`.
+        ValueError: `num_heads` does not divide `width`.
     """
 
     def __init__(self, width: int, num_heads: int, dropout: float = 0.0) -> None:
@@ -124,13 +124,13 @@ class MultiHeadAttention(AttentionModule):
         nn.init.zeros_(self.out_proj.bias)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, padding: Tensor | None = None) -> Tensor:
-        """Attend.
+        """Apply the attention.
 
         Args:
-            query: (B, N, D), position added.
-            key: (B, M, D), position added; the very object `query` for self-attention, which saves a projection.
-            value: (B, M, D), no position.
-            padding: (B, M) bool, True where a key must not be looked at; None costs nothing.
+            query: (B, N, D), with position.
+            key: (B, M, D), with position. For self-attention pass the same object as `query`, which saves a projection.
+            value: (B, M, D), without position.
+            padding: (B, M) bool, True for keys that must not be attended to, or None.
 
         Returns:
             (B, N, D).
@@ -150,7 +150,7 @@ class MultiHeadAttention(AttentionModule):
         return attention_weights(*self._project(query, key), self.num_heads, padding)
 
     def _project(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-        """Projected queries (B, N, D) and keys (B, M, D); one multiplication where both are the same object."""
+        """Projected queries (B, N, D) and keys (B, M, D), with one multiplication if both are the same object."""
         width = query.shape[-1]
         if query is key:
             projected = F.linear(query, self.in_proj_weight[: 2 * width], self.in_proj_bias[: 2 * width])

@@ -1,4 +1,4 @@
-"""ResNet backbones: torchvision's layers, with the norm, the dilation and the width that DETR asks for.
+"""ResNet backbones: torchvision's layers with configurable norm, dilation and width.
 
 Shape letters: B batch, H W image, h w features.
 """
@@ -22,14 +22,14 @@ from opendetr.structures import FeatureMap, ImageBatch
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneConfig:
-    """Which ResNet, and how it is normalised and frozen.
+    """Configuration of a ResNet.
 
     Attributes:
         depth: 18, 50 or 101 layers.
-        dilation: DC5: the last stage keeps the resolution (stride 16) and dilates its convolutions.
-        half_width: half the channels in every stage, for models that must be small.
-        norm: "frozen" (statistics and scale fixed, as published), "batch", or "group" (32 groups).
-        frozen_stages: how many of stem, stage 1, ... 4 stay as they are; 2 as published, 0 without pretrained weights.
+        dilation: whether the last stage has dilated convolutions instead of a stride (DC5), for a stride of 16.
+        half_width: whether every stage has half the channels, for small models.
+        norm: "frozen" (batch norm with fixed statistics and scale, as published), "batch", or "group" (32 groups).
+        frozen_stages: how many of stem, stage 1, ... 4 are frozen; 2 as published, 0 without pretrained weights.
     """
 
     depth: Literal[18, 50, 101] = 50
@@ -72,7 +72,7 @@ def _shortcut(downsample: nn.Sequential | None, x: Tensor) -> Tensor:
 
 
 class _BasicBlock(BasicBlock):
-    """torchvision's block with frozen norms folded into the convolutions, and dilation allowed."""
+    """torchvision's block with frozen norms folded into the convolutions, and with support for dilation."""
 
     def __init__(self, inplanes: int, planes: int, stride: int = 1, downsample: nn.Module | None = None,
                  groups: int = 1, base_width: int = 64, dilation: int = 1,
@@ -100,7 +100,7 @@ class _Bottleneck(Bottleneck):
 
 
 class _HalfWidthResNet(ResNet):
-    """A ResNet with half the channels in every stage, the stem's included."""
+    """A ResNet with half the channels in the stem and in every stage."""
 
     def __init__(self, block: type, layers: list[int], norm_layer: Callable[..., nn.Module], **options: Any) -> None:
         super().__init__(block, layers, norm_layer=norm_layer, **options)
@@ -109,7 +109,7 @@ class _HalfWidthResNet(ResNet):
         self.bn1 = norm_layer(32)
 
     def _make_layer(self, block: type, planes: int, *rest: Any, **options: Any) -> nn.Sequential:
-        if planes == 64:  # the first stage reads the narrow stem
+        if planes == 64:  # the input of the first stage is the narrow stem
             self.inplanes = 32
         return super()._make_layer(block, planes // 2, *rest, **options)
 
@@ -122,7 +122,7 @@ _STAGES: dict[int, tuple[type[BasicBlock | Bottleneck], list[int]]] = {
 
 
 class Backbone(nn.Module):
-    """Images to features at strides 4, 8, 16 and 32 (16 again with dilation).
+    """Images to features at strides 4, 8, 16 and 32 (16 with dilation).
 
     Attributes:
         num_channels: channels of the four levels.
@@ -139,7 +139,7 @@ class Backbone(nn.Module):
         widths = (32, 64, 128, 256) if config.half_width else (64, 128, 256, 512)
         self.num_channels = tuple(width * block.expansion for width in widths)
         self._freeze(config.frozen_stages)
-        self.to(memory_format=torch.channels_last)  # the layout that convolutions are fastest in, on CPU and GPU
+        self.to(memory_format=torch.channels_last)  # the fastest layout for convolutions, on CPU and GPU
 
     def _stages(self) -> tuple[nn.Module, ...]:
         return self.body.layer1, self.body.layer2, self.body.layer3, self.body.layer4
@@ -161,7 +161,7 @@ class Backbone(nn.Module):
 
 
 def resize_padding(padding: Tensor | None, features: Tensor) -> Tensor | None:
-    """(B, H, W) bool -> (B, h, w) bool: the nearest pixel above and to the left decides, as in the original."""
+    """Resize padding (B, H, W) bool -> (B, h, w) bool, by the nearest pixel above and to the left, as the original."""
     if padding is None:
         return None
     return F.interpolate(padding[:, None].float(), size=features.shape[-2:], mode="nearest")[:, 0].bool()

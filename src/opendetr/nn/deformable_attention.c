@@ -1,9 +1,9 @@
-/* Sampling and summing of multi-scale deformable attention on a CPU, and its gradients.
+/* The weighted sums of samples in multi-scale deformable attention, and their gradients, on a CPU.
 
    Arrays are float32 and contiguous, laid out as in deformable_attention.py: value (B, N, H, d), locations
-   (B, Q, H, L, P, 2), weights (B, Q, H, L, P), sums (B, Q, H, d). A "pair" is an image and a head, b * H + h: pairs share
-   nothing, so that threads may take one each. What lies outside a level is zero. A place or weight that is not a finite
-   number makes the sum of its own query and head not a number. */
+   (B, Q, H, L, P, 2), weights (B, Q, H, L, P), sums (B, Q, H, d). A "pair" is an image and a head, b * H + h. Pairs share
+   no data, so threads can process them in parallel. Values outside a level are zero. If a location or weight is not
+   finite, the sum of its query and head is NaN. */
 
 #include <math.h>
 #include <stdint.h>
@@ -13,7 +13,7 @@ typedef struct {
     const int64_t *shapes; /* (L, 2): h and w */
 } Sizes;
 
-/* The cells around a sample, in pixels of its level: row y and column x of the upper left one, and the way to the next. */
+/* The four cells around a sample: row y and column x of the upper left cell, and the offset from its centre in cells. */
 typedef struct {
     int64_t x, y;
     float right, down;
@@ -21,7 +21,7 @@ typedef struct {
 
 #define INLINE static inline __attribute__((always_inline))
 
-/* 1: inside, 0: outside, so that the sample is zero, -1: not a finite number. */
+/* Returns 1 if the location is inside the level, 0 if it is outside (its sample is zero), -1 if it is not finite. */
 INLINE int find(const float *location, int64_t h, int64_t w, Place *place) {
     float x = location[0] * (float)w - 0.5f, y = location[1] * (float)h - 0.5f;
     if (!(x > -1.0f && y > -1.0f && x < (float)w && y < (float)h)) return isfinite(x) && isfinite(y) ? 0 : -1;
@@ -32,17 +32,18 @@ INLINE int find(const float *location, int64_t h, int64_t w, Place *place) {
     return 1;
 }
 
-/* Corner 0..3 of a place: its cell, or -1 outside the level. */
+/* The index of the cell at corner 0..3 of a place, or -1 outside the level. */
 INLINE int64_t cell(const Place *place, int corner, int64_t h, int64_t w) {
     int64_t x = place->x + (corner & 1), y = place->y + (corner >> 1);
     return x < 0 || y < 0 || x >= w || y >= h ? -1 : y * w + x;
 }
 
+/* The bilinear weight of corner 0..3. */
 INLINE float share(const Place *place, int corner) {
     return (corner & 1 ? place->right : 1.0f - place->right) * (corner >> 1 ? place->down : 1.0f - place->down);
 }
 
-/* Numbers of a head are taken 16 at a time, and the rest, or all of a narrow head, one by one. */
+/* The numbers of a head are processed in blocks of 16. The rest, or all of a narrow head, is processed one by one. */
 typedef float Block __attribute__((vector_size(64), aligned(4), may_alias));
 enum { BLOCK = 16, MOST_BLOCKS = 4 };
 
@@ -62,9 +63,9 @@ INLINE void sum_query(const Sizes *s, int64_t d, const float *value, const float
         int64_t h = s->shapes[2 * level], w = s->shapes[2 * level + 1];
         for (int64_t point = 0; point < s->points; point++, locations += 2, weights++) {
             Place place;
-            int found = find(locations, h, w, &place);
-            if (found == 0 && isfinite(*weights)) continue;
-            if (found <= 0) {
+            int status = find(locations, h, w, &place);
+            if (status == 0 && isfinite(*weights)) continue;
+            if (status <= 0) {
                 for (int64_t i = 0; i < blocks; i++) total[i] += NAN;
                 for (int64_t i = rest; i < d; i++) sums[i] = NAN;
                 continue;
@@ -93,9 +94,9 @@ INLINE void spread_query(const Sizes *s, int64_t d, const float *value, const fl
         for (int64_t point = 0; point < s->points;
              point++, locations += 2, weights++, of_locations += 2, of_weights++) {
             Place place;
-            int found = find(locations, h, w, &place);
-            if (found <= 0) {
-                of_locations[0] = of_locations[1] = *of_weights = found ? NAN : 0.0f;
+            int status = find(locations, h, w, &place);
+            if (status <= 0) {
+                of_locations[0] = of_locations[1] = *of_weights = status ? NAN : 0.0f;
                 continue;
             }
             float worth[4] = {0.0f, 0.0f, 0.0f, 0.0f};
@@ -154,7 +155,7 @@ INLINE void spread_pairs(const Sizes *s, int64_t d, int64_t pair, int64_t end, c
     }
 }
 
-/* Sums of the queries first..last - 1 of the pairs pair..end - 1. The usual widths are known to the compiler. */
+/* Computes the sums of the queries first..last - 1 of the pairs pair..end - 1. Common widths are compile-time constants. */
 void opendetr_sum(const Sizes *s, int64_t pair, int64_t end, int64_t first, int64_t last, const float *value,
                   const float *locations, const float *weights, float *sums) {
     switch (s->width) {
@@ -164,7 +165,7 @@ void opendetr_sum(const Sizes *s, int64_t pair, int64_t end, int64_t first, int6
     }
 }
 
-/* Gradients by the pairs pair..end - 1; of_value is added to, the others are filled. */
+/* Computes the gradients of the pairs pair..end - 1. They are added to of_value and written to the other arrays. */
 void opendetr_spread(const Sizes *s, int64_t pair, int64_t end, const float *value, const float *locations,
                      const float *weights, const float *gradient, float *of_value, float *of_locations,
                      float *of_weights) {

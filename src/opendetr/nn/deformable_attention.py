@@ -1,8 +1,8 @@
 """Multi-scale deformable attention (Zhu et al., "Deformable DETR", 2021, section 4.1, eq. 3).
 
-Every query looks at a few points of every level of the memory, wherever it likes, instead of at every cell.
+Every query attends to a few points of every level of the memory, instead of all cells. It predicts the points.
 
-Shape letters: B batch, N tokens of all levels, Q queries, H heads, L levels, P points of a head on a level, D width,
+Shape letters: B batch, N tokens of all levels, Q queries, H heads, L levels, P points per head and level, D width,
 d = D / H, h w cells of a level, R cells of all framed levels.
 """
 
@@ -24,16 +24,16 @@ from opendetr.nn.native import library, sample_native
 
 Shapes = Sequence[tuple[int, int]]
 
-_SAMPLES_AT_ONCE = 1 << 18  # bounds what is held at a time; fewer cost more passes over the table in backward
+_SAMPLES_AT_ONCE = 1 << 18  # bounds the memory; smaller values need more passes over the table in backward
 
 
 def sample_and_sum(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
-    """The weighted sum of bilinear samples of every level; a level is zero outside.
+    """The weighted sum of bilinear samples of all levels. Samples outside a level are zero.
 
     Args:
-        value: (B, N, H, d), the levels one after another, each row by row.
-        shapes: h and w of each of the L levels; their products add up to N.
-        locations: (B, Q, H, L, P, 2), x and y; 0 and 1 are the edges of a level, padding included.
+        value: (B, N, H, d), all levels in order, each flattened row by row.
+        shapes: h and w of each of the L levels. The products h w sum to N.
+        locations: (B, Q, H, L, P, 2), x and y; 0 and 1 are the edges of a level, including padding.
         weights: (B, Q, H, L, P).
 
     Returns:
@@ -51,16 +51,16 @@ def _is_traced() -> bool:
     return torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export() or torch.jit.is_tracing()
 
 
-# ------------------------------------------------------------------------------- every device, compilation and export
+# ------------------------------------------------------------------------------ all devices, compilation and export
 
 
 def _sample_levels(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
-    """`sample_and_sum` through `grid_sample`, level by level."""
+    """`sample_and_sum` with `grid_sample`, level by level."""
     levels = value.split([h * w for h, w in shapes], 1)
     sums = []
     for index, (level, shape) in enumerate(zip(levels, shapes, strict=True)):
         pieces = level, shape, locations[:, :, :, index], weights[:, :, :, index]
-        if torch.is_grad_enabled() and not _is_traced():  # backward samples again, instead of keeping every sample
+        if torch.is_grad_enabled() and not _is_traced():  # backward samples again, which saves memory
             sums.append(checkpoint(_sample_level, *pieces, use_reentrant=False))
         else:
             sums.append(_sample_level(*pieces))
@@ -76,15 +76,15 @@ def _sample_level(level: Tensor, shape: tuple[int, int], locations: Tensor, weig
     return summed.unflatten(0, (level.shape[0], -1)).permute(0, 3, 1, 2).flatten(2)
 
 
-# -------------------------------------------------------------------------------------- on CPUs that have no compiler
+# ----------------------------------------------------------------------------------------- CPUs without a C compiler
 
 
 class _Table:
-    """Where the cells of all levels lie in one table of rows of d numbers, a row a cell and head.
+    """The layout of all levels as one table, with one row of d numbers per cell and head.
 
-    Every level is framed by cells of zeros, and locations are clamped to the frame: no corner needs a check, and what
-    is sampled outside is zero. Row-wise tables let `embedding_bag` do the sampling: it reads a sample's d numbers in
-    one piece, where `grid_sample` collects them from d places.
+    Every level has a frame of zero cells, and locations are clamped to the frame. So corners need no bounds checks, and
+    samples outside are zero. With such a table `embedding_bag` can do the sampling. It reads the d numbers of a sample
+    from consecutive memory, which `grid_sample` does not.
 
     Args:
         shapes: h and w of each level.
@@ -93,12 +93,12 @@ class _Table:
 
     def __init__(self, shapes: Shapes, batch: int, heads: int, num_points: int) -> None:
         self.shapes, self.batch, self.heads = shapes, batch, heads
-        # The neighbours of the last cell are read, with weight 0, so they must be there.
+        # The neighbours of the last cell are read with weight 0, so they must exist.
         lengths = [(h + 2) * (w + 2) + w + 3 for h, w in shapes]
         self.starts = [sum(lengths[:index]) for index in range(len(lengths))]
         self.num_cells = sum(lengths)
         assert batch * self.num_cells * heads < 1 << 31, "rows are counted in 32 bits"
-        # Of the samples of one query and head, so that nothing is broadcast along a short last axis.
+        # One entry per sample of a query and head, because broadcasting along a short last axis is slow.
         self.num_points = num_points
         self.sizes = self._of_samples([(w, h) for h, w in shapes])  # (L P 2,), x and y
         self.strides = self._of_samples([(w + 2,) for _, w in shapes])  # (L P,)
@@ -122,13 +122,13 @@ class _Table:
         return torch.cat([level.flatten(1, 2) for level in levels], 1).unflatten(2, (self.heads, -1))
 
     def _levels(self, rows: Tensor) -> Iterator[Tensor]:
-        """Views (B, h, w, H d) of the cells inside the frames."""
+        """Views (B, h, w, H d) of the cells inside the frame of each level."""
         for start, (h, w) in zip(self.starts, self.shapes, strict=True):
             framed = rows[:, start : start + (h + 2) * (w + 2)].unflatten(1, (h + 2, w + 2))
             yield framed[:, 1:-1, 1:-1]
 
     def add_corners(self, rows: Tensor, sums: Tensor, corner: int) -> None:
-        """Add to `rows` (B R H, d) the `sums` (B R H, d) of samples by their first cell, at one of their corners."""
+        """Add `sums` (B R H, d), indexed by the first cell of the samples, to `rows` (B R H, d) at one corner."""
         rows, sums = (x.view(self.batch, self.num_cells, -1) for x in (rows, sums))
         for start, (h, w) in zip(self.starts, self.shapes, strict=True):
             step, end = corner // 2 * (w + 2) + corner % 2, start + (h + 2) * (w + 2) + w + 3
@@ -137,13 +137,13 @@ class _Table:
 
 @dataclass(frozen=True)
 class _Corners:
-    """The four cells around each sample; S = L P samples of each of m queries and heads.
+    """The four cells around each sample, for S = L P samples of each of m pairs of query and head.
 
     Attributes:
         first: (m, S) int32, the row of the upper left cell.
         shares: four (m, S), bilinear weights times attention weights.
-        x, y: (m, S), where the sample lies between the centres of the cells, in 0..1.
-        inside: (m, 2 S) bool, where moving the location along x or y moves the sample.
+        x, y: (m, S), position of the sample between the centres of the cells, in 0..1.
+        inside: (m, 2 S) bool, False where x or y was clamped, so its gradient is zero.
     """
 
     first: Tensor
@@ -163,7 +163,7 @@ class _Corners:
 
 
 def _corners(table: _Table, first_row: Tensor, locations: Tensor, weights: Tensor) -> _Corners:
-    """Corners of (m, 2 S) locations and (m, S) weights; `first_row` (m, 1) of each image and head."""
+    """The corners of locations (m, 2 S) with weights (m, S). `first_row` (m, 1) is that of the image and head."""
     place = (locations * table.sizes).add_(0.5)  # 0 is the centre of the frame's first cell
     inside = (place > 0) & (place < table.sizes + 1)
     torch.minimum(place.clamp_(min=0), table.sizes + 1, out=place)
@@ -171,7 +171,7 @@ def _corners(table: _Table, first_row: Tensor, locations: Tensor, weights: Tenso
     x, y = place.sub_(cell).unflatten(1, (-1, 2)).unbind(-1)
     column, line = cell.unflatten(1, (-1, 2)).unbind(-1)
     first = (line * table.strides).add_(column).add_(table.offsets).to(torch.int32)
-    first = first.clamp_(min=0).mul_(table.heads).add_(first_row)  # a place that is not a number has no cell
+    first = first.clamp_(min=0).mul_(table.heads).add_(first_row)  # NaN locations have no cell
     right, lower = weights * x, weights * y
     lower_right = right * y
     upper_right, lower_left = right - lower_right, lower - lower_right
@@ -180,7 +180,7 @@ def _corners(table: _Table, first_row: Tensor, locations: Tensor, weights: Tenso
 
 
 def _pieces(table: _Table, num_queries: int) -> Iterator[tuple[slice, Tensor]]:
-    """Slices of all B Q H queries and heads, so many that memory stays bounded, and their `first_row` (m, 1)."""
+    """Split the B Q H pairs of query and head to bound the memory. Yields slices and their `first_row` (m, 1)."""
     heads, total = table.heads, table.batch * num_queries
     size = max(1, _SAMPLES_AT_ONCE // (heads * len(table.strides)))
     head = torch.arange(heads, dtype=torch.int32)
@@ -192,7 +192,7 @@ def _pieces(table: _Table, num_queries: int) -> Iterator[tuple[slice, Tensor]]:
 
 
 class _SampleRows(torch.autograd.Function):
-    """`sample_and_sum` through `embedding_bag`. Nothing is kept for backward but the arguments."""
+    """`sample_and_sum` with `embedding_bag`. Only the arguments are saved for backward."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
@@ -224,7 +224,7 @@ class _SampleRows(torch.autograd.Function):
             of_weights.view_as(weights)[piece] = worth
             slope.mul_(weights[piece][..., None])
             of_locations.view_as(locations)[piece] = slope.flatten(1).mul_(table.sizes).mul_(corners.inside)
-        of_rows = rows.zero_()  # corners are found twice, so that no second table is held
+        of_rows = rows.zero_()  # corners are computed twice to avoid a second table
         for piece, first_row in _pieces(table, num_queries):
             corners = _corners(table, first_row, locations[piece], weights[piece])
             _add_row_gradients(table, corners, gradient[piece], of_rows)
@@ -232,9 +232,9 @@ class _SampleRows(torch.autograd.Function):
 
 
 def _place_gradients(table: _Table, corners: _Corners, rows: Tensor, of_sums: Tensor) -> tuple[Tensor, Tensor]:
-    """What moving a sample by a cell is worth, (m, S, 2), and what its weight is worth, (m, S).
+    """The gradients of the samples' positions in cells, (m, S, 2), and of their weights, (m, S).
 
-    `embedding_bag` itself tells what each corner is worth.
+    The backward pass of `embedding_bag` computes the gradients of the corner weights.
     """
     with torch.enable_grad():
         weights = corners.weights().requires_grad_()
@@ -249,10 +249,10 @@ def _place_gradients(table: _Table, corners: _Corners, rows: Tensor, of_sums: Te
 
 
 def _add_row_gradients(table: _Table, corners: _Corners, of_sums: Tensor, of_rows: Tensor) -> None:
-    """Add each sample's share of `of_sums` (m, d) to the four rows that it read.
+    """Add each sample's share of `of_sums` (m, d) to its four rows.
 
-    Samples are sorted by their first row, so that summing what a row gets is an `embedding_bag` as well; the other
-    corners are shifts of the same sums.
+    Samples are sorted by their first row, so `embedding_bag` can sum the gradients of each row. The other corners are
+    shifts of the same sums.
     """
     keys, order = corners.first.flatten().sort()
     shares = [share.flatten().index_select(0, order) for share in corners.shares]
@@ -267,14 +267,14 @@ def _add_row_gradients(table: _Table, corners: _Corners, of_sums: Tensor, of_row
 
 
 class DeformableWeights(NamedTuple):
-    """Where the queries of deformable attention sample the memory, and what each sample weighs.
+    """The sampling locations of deformable attention and their weights.
 
     Attributes:
-        locations: (B, Q, H, L, P, 2) float32, x and y; 0 and 1 are the edges of each padded level. A location may lie
-            outside, where samples are zero. For 0..1 of the unpadded image, divide by the share of the padded width
-            and height that the image covers.
-        weights: (B, Q, H, L, P) float32; those of a query and head sum to 1 over levels and points. Samples in the
-            padding keep their weight: the values there are zero.
+        locations: (B, Q, H, L, P, 2) float32, x and y; 0 and 1 are the edges of each padded level. Locations may lie
+            outside, where samples are zero. For coordinates in 0..1 of the unpadded image, divide by the share of the
+            padded width and height that the image covers.
+        weights: (B, Q, H, L, P) float32. The weights of a query and head sum to 1 over levels and points. Samples in
+            the padding keep their weight, but the values there are zero.
     """
 
     locations: Tensor
@@ -285,11 +285,11 @@ class DeformableAttention(AttentionModule):
     """Attention to a few sampled points of every level.
 
     Args:
-        width: D, features of queries, memory and result.
+        width: D, features of queries, memory and output.
         num_heads, num_levels, num_points: H, L, P.
 
     Raises:
-        ValueError: when `num_heads` does not divide `width`.
+        ValueError: `num_heads` does not divide `width`.
     """
 
     def __init__(self, width: int, num_heads: int, num_levels: int, num_points: int) -> None:
@@ -304,7 +304,7 @@ class DeformableAttention(AttentionModule):
         self.initialise()
 
     def initialise(self) -> None:
-        """Point p of head h starts p + 1 cells away in the head's own direction, all points weigh the same."""
+        """Place point p of each head p + 1 cells from the reference, in one direction per head, with equal weights."""
         angles = torch.arange(self.num_heads, dtype=torch.float32) * (2 * math.pi / self.num_heads)
         direction = torch.stack((angles.cos(), angles.sin()), -1)
         direction = direction / direction.abs().amax(-1, keepdim=True)  # onto a square
@@ -321,12 +321,12 @@ class DeformableAttention(AttentionModule):
     def forward(
         self, query: Tensor, reference: Tensor, memory: Tensor, shapes: Shapes, padding: Tensor | None = None
     ) -> Tensor:
-        """Attend.
+        """Apply the attention.
 
         Args:
-            query: (B, Q, D), position added.
+            query: (B, Q, D), with position.
             reference: (B, Q, L, 2) x and y, or (B, Q, L, 4) cx, cy, w, h; 0 and 1 are the edges of each padded level.
-            memory: (B, N, D), all levels one after another, without position.
+            memory: (B, N, D), all levels in order, without position.
             shapes: h and w of each level.
             padding: (B, N) bool, True where the memory is padding, or None.
 

@@ -1,4 +1,4 @@
-"""Attention weights of a model, collected during its forward passes without changing a bit of the output."""
+"""Collects the attention weights of a model during its forward passes. The outputs stay bit-identical."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ AttentionWeights = Tensor | DeformableWeights
 def collect_attention(model: nn.Module, names: str = "*") -> Iterator[dict[str, list[AttentionWeights]]]:
     """Collect the attention weights of every forward pass inside a `with` block.
 
-    Outputs, gradients and torch's random state are those of a model that is not observed, to the bit, in evaluation
-    and in training. The weights have no gradient, stay on the model's device and are those before dropout.
+    Outputs, gradients and torch's random state stay bit-identical, in evaluation and in training. The collected weights
+    are those before dropout. They have no gradient and stay on the model's device.
 
-    Weights of dense attention are large: B x heads x queries x keys numbers per module, gigabytes for an encoder that
-    reads a fine level. `names` keeps those of some modules only; nothing is computed for the others.
+    The weights of dense attention are large: B x heads x queries x keys numbers per module, which is gigabytes for an
+    encoder with a fine level. `names` selects modules; nothing is computed for the others.
 
     Args:
-        model: any model with attention modules in it.
-        names: pattern of the names of the modules, as in a shell: `decoder.*.cross_attention`.
+        model: any model with attention modules.
+        names: shell-style pattern for the names of the modules, such as `decoder.*.cross_attention`.
 
     Yields:
-        A dictionary that the forward passes fill: the name of a module, as in `model.named_modules()`, to what its
-        `weights` returns, one entry per call. Most modules are called once in a forward pass of the model; the mask
-        attention is called once for every image that masks are asked for. With activation checkpointing a backward
-        pass inside the block calls the modules again.
+        A dictionary that the forward passes fill. It maps the name of a module, as in `model.named_modules()`, to the
+        results of its `weights`, one entry per call. Most modules are called once per forward pass of the model. The
+        mask attention is called once per image with requested masks. With activation checkpointing, a backward pass
+        inside the block calls the modules again.
 
     Raises:
-        ValueError: no attention module has such a name.
+        ValueError: no attention module matches `names`.
 
     Examples:
         >>> with collect_attention(model, "decoder.*.cross_attention") as attention:

@@ -1,4 +1,4 @@
-"""Small layers that every member uses."""
+"""Small layers that all models use."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ class MLP(nn.Module):
     """Linear layers with ReLU between them.
 
     Args:
-        width: features in.
-        hidden: features of the layers between.
-        num_outputs: features out.
-        num_layers: linear layers in all.
+        width: input features.
+        hidden: features of the hidden layers.
+        num_outputs: output features.
+        num_layers: number of linear layers.
     """
 
     def __init__(self, width: int, hidden: int, num_outputs: int, num_layers: int) -> None:
@@ -33,7 +33,7 @@ class MLP(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """The two linear layers of a transformer block, dropout after the activation (that at the end is `Residual`'s)."""
+    """The two linear layers of a transformer block, with dropout after the activation. `Residual` drops the output."""
 
     def __init__(self, width: int, hidden: int, dropout: float) -> None:
         super().__init__()
@@ -47,11 +47,11 @@ class FeedForward(nn.Module):
 
 
 class Residual(nn.Module):
-    """Adds what a sub-layer gives to what it got, with the norm before the sub-layer or after the sum.
+    """A residual connection around a sub-layer, with the norm before the sub-layer or after the sum.
 
     Args:
         width: D.
-        dropout: probability of dropping an entry of the sub-layer's result.
+        dropout: probability of dropping an entry of the sub-layer's output.
         norm_first: True for pre-norm, False for post-norm (the original DETR).
     """
 
@@ -62,7 +62,7 @@ class Residual(nn.Module):
         self.norm_first = norm_first
 
     def forward(self, x: Tensor, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
-        """(..., D) and a function of the same shape -> (..., D)."""
+        """Input (..., D) and a function that keeps its shape -> (..., D)."""
         if self.norm_first:
             return x + self.dropout(sublayer(self.norm(x)))
         return self.norm(x + self.dropout(sublayer(x)))
@@ -81,12 +81,12 @@ def convolve_narrow(convolution: Callable[[Tensor], Tensor], x: Tensor) -> Tenso
 
 
 def group_norm(num_channels: int) -> nn.GroupNorm:
-    """Group norm of 32 groups, fewer for narrow features: a group has at least two channels."""
+    """Group norm with 32 groups, or fewer for narrow features, so that each group has at least two channels."""
     return nn.GroupNorm(min(32, num_channels // 2), num_channels)
 
 
 def xavier_initialise(module: nn.Module) -> None:
-    """Xavier uniform on every matrix of `module` (DETR's rule for its transformer); vectors keep what they have."""
+    """Initialise all matrices of `module` with Xavier uniform, as in DETR's transformer. Vectors are unchanged."""
     for parameter in module.parameters():
         if parameter.dim() > 1:
             nn.init.xavier_uniform_(parameter)

@@ -1,10 +1,10 @@
-"""Deformable attention's sampling in C, built on its first use by the machine's own compiler.
+"""The sampling of deformable attention in C, compiled on first use with the machine's compiler.
 
-It reads and writes every number once, where tensors would pass over arrays of all samples again and again. Where there
-is no compiler, nothing is built and the caller goes on with tensors; so it does with OPENDETR_NATIVE=0.
+The C code reads and writes every number once. Tensor operations need many passes over arrays of all samples. Without a
+compiler, or with OPENDETR_NATIVE=0, nothing is built and the caller uses tensor operations.
 
-Shape letters: B batch, N tokens of all levels, Q queries, H heads, L levels, P points of a head on a level, d width of
-a head.
+Shape letters: B batch, N tokens of all levels, Q queries, H heads, L levels, P points per head and level, d width of a
+head.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from opendetr.files import atomic_path, cache_folder
 
 SWITCH = "OPENDETR_NATIVE"
 _SOURCE = "deformable_attention.c"
-# Sums keep their order, but for the dot products that the source marks.
+# No -ffast-math: sums keep their order, except for the dot products with an omp pragma in the source.
 _FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-shared", "-fopenmp-simd", "-ffp-contract=fast")
 _SECONDS = 60
 
@@ -51,17 +51,17 @@ class _Sizes(ctypes.Structure):
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The compiled functions, or None where they are not wanted or cannot be had."""
-    wanted = os.environ.get(SWITCH, "").lower() not in ("0", "no", "off", "false")
+    """The compiled functions, or None if they are switched off or cannot be compiled."""
+    enabled = os.environ.get(SWITCH, "").lower() not in ("0", "no", "off", "false")
     compiler = next((path for name in ("cc", "gcc", "clang") if (path := shutil.which(name))), None)
-    if os.name != "posix" or not wanted or compiler is None:
+    if os.name != "posix" or not enabled or compiler is None:
         return None
     try:
         return _loaded(compiler)
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         reason = getattr(error, "stderr", None) or error
         warnings.warn(
-            f"{compiler}: no sampling of deformable attention in C, which stays slower: "
+            f"{compiler}: cannot compile the sampling of deformable attention, which will be slower: "
             f"{' '.join(str(reason).split())[:300]}",
             stacklevel=2,
         )
@@ -69,21 +69,21 @@ def library() -> ctypes.CDLL | None:
 
 
 def _loaded(compiler: str) -> ctypes.CDLL:
-    """The library from the cache, where it is built first if it is not there or cannot be loaded."""
+    """Load the library from the cache. Builds it if it is missing or cannot be loaded."""
     source = (resources.files("opendetr") / "nn" / _SOURCE).read_text(encoding="utf-8")
     key = hashlib.sha256("\n".join((source, *_FLAGS, platform.platform(), _processor())).encode()).hexdigest()[:16]
     path = cache_folder() / "native" / f"deformable_attention-{key}.so"
     if path.is_file():
         try:
             return ctypes.CDLL(str(path))
-        except OSError:  # cut off, perhaps
+        except OSError:  # possibly incomplete
             path.unlink()
     _build(compiler, source, path)
     return ctypes.CDLL(str(path))
 
 
 def _processor() -> str:
-    """What this processor can do: a folder may be shared with other machines."""
+    """The features of this processor, because machines with other processors may share the cache."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -92,13 +92,13 @@ def _processor() -> str:
 
 
 def _build(compiler: str, source: str, path: Path) -> None:
-    """Write the library's file atomically: several processes may build it at the same time."""
+    """Compile the library and write it atomically, because several processes may build it at the same time."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder, atomic_path(path) as made:
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder, atomic_path(path) as temporary:
         code = Path(folder) / _SOURCE
         code.write_text(source, encoding="utf-8")
-        command = [compiler, *_FLAGS, str(code), "-o", str(made), "-lm"]
-        if _run([*command, "-march=native"]).returncode:  # which some compilers do not know
+        command = [compiler, *_FLAGS, str(code), "-o", str(temporary), "-lm"]
+        if _run([*command, "-march=native"]).returncode:  # some compilers do not support it
             _run(command).check_returncode()
 
 
@@ -110,18 +110,18 @@ def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
 
 
 def sample_native(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
-    """`sample_and_sum` by the library, which must be there, for float32 on the CPU.
+    """`sample_and_sum` with the library, for float32 on the CPU. `library()` must not be None.
 
-    Nothing is kept for backward but the arguments.
+    Only the arguments are saved for backward.
 
     Raises:
-        ValueError: shapes that do not belong together; the library would read what is not there.
+        ValueError: the shapes do not fit each other, so the library would read outside the tensors.
     """
-    _require_alike(value, shapes, locations, weights)
+    _require_fitting(value, shapes, locations, weights)
     return _Sample.apply(value, [side for shape in shapes for side in shape], locations, weights)
 
 
-def _require_alike(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> None:
+def _require_fitting(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> None:
     batch, num_tokens, heads, _ = value.shape
     expected = (batch, weights.shape[1], heads, len(shapes), weights.shape[-1])
     if tuple(weights.shape) != expected or tuple(locations.shape) != (*expected, 2):
@@ -140,7 +140,7 @@ def _sum_samples(value: Tensor, sides: Sequence[int], locations: Tensor, weights
     batch, num_queries, heads = weights.shape[:3]
     sizes = _sizes(value, sides, weights)
     pairs = batch * heads
-    parts = -(-torch.get_num_threads() // max(pairs, 1))  # of the queries, where there are fewer pairs than threads
+    parts = -(-torch.get_num_threads() // max(pairs, 1))  # splits the queries if there are fewer pairs than threads
 
     def work(part: int) -> None:
         pair, queries = part // parts, part % parts
@@ -159,18 +159,18 @@ def _sums_like(value: Tensor, sides: Sequence[int], locations: Tensor, weights: 
 def _spread_samples(
     value: Tensor, sides: Sequence[int], locations: Tensor, weights: Tensor, gradient: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of value, locations and weights, by that of the sums (B, Q, H d)."""
+    """The gradients of value, locations and weights, from the gradient of the sums (B, Q, H d)."""
     value, locations, weights = value.contiguous(), locations.contiguous(), weights.contiguous()
     gradient = gradient.contiguous()
-    found = torch.zeros_like(value), torch.empty_like(locations), torch.empty_like(weights)
+    gradients = torch.zeros_like(value), torch.empty_like(locations), torch.empty_like(weights)
     sizes = _sizes(value, sides, weights)
 
     def work(pair: int) -> None:
-        pointers = _pointers(value, locations, weights, gradient, *found)
+        pointers = _pointers(value, locations, weights, gradient, *gradients)
         _functions().opendetr_spread(ctypes.byref(sizes), ctypes.c_int64(pair), ctypes.c_int64(pair + 1), *pointers)
 
     _in_threads(work, weights.shape[0] * weights.shape[2])
-    return found
+    return gradients
 
 
 def _gradients_like(
@@ -179,8 +179,8 @@ def _gradients_like(
     return torch.empty_like(value), torch.empty_like(locations), torch.empty_like(weights)
 
 
-# Operators of torch, so that fake tensors and whatever else counts operators sees them as one each. `custom_op` would
-# do it in fewer lines, but imports 150 MiB of torch when it is called first.
+# Registered as torch operators, so that fake tensors and operator counters support them. `custom_op` would need fewer
+# lines, but its first call imports 150 MiB of torch.
 _LIBRARY = torch.library.Library("opendetr", "DEF")
 _ARGUMENTS = "Tensor value, int[] sides, Tensor locations, Tensor weights"
 for _signature, _kernel, _fake in (
@@ -193,7 +193,7 @@ for _signature, _kernel, _fake in (
 
 
 class _Sample(torch.autograd.Function):
-    """The sums, and their gradients. Nothing is kept for backward but the arguments."""
+    """The sums and their gradients. Only the arguments are saved for backward."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, sides: list[int], locations: Tensor, weights: Tensor) -> Tensor:
@@ -205,13 +205,13 @@ class _Sample(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, Tensor, Tensor]:
         value, locations, weights = ctx.saved_tensors
-        found = torch.ops.opendetr.spread_samples(value, ctx.sides, locations, weights, gradient)
-        return found[0], None, found[1], found[2]
+        gradients = torch.ops.opendetr.spread_samples(value, ctx.sides, locations, weights, gradient)
+        return gradients[0], None, gradients[1], gradients[2]
 
 
 def _functions() -> ctypes.CDLL:
     functions = library()
-    assert functions is not None, "callers ask for the library first"
+    assert functions is not None, "callers must check library() first"
     return functions
 
 
@@ -227,12 +227,12 @@ def _pointers(*tensors: Tensor) -> list[ctypes.c_void_p]:
 
 
 def _in_threads(work: Callable[[int], None], count: int) -> None:
-    """Do the parts 0..count - 1, at most as many at a time as torch has threads; the library lets others run."""
+    """Run work(0) .. work(count - 1) in as many threads as torch uses. The library releases the GIL."""
     threads = min(torch.get_num_threads(), count)
     if threads > 1:
         try:
             parts = _pool(os.getpid(), threads).map(work, range(count))
-        except RuntimeError:  # the interpreter is about to end, and starts no more threads
+        except RuntimeError:  # the interpreter is shutting down and starts no threads
             parts = map(work, range(count))
     else:
         parts = map(work, range(count))
@@ -242,5 +242,5 @@ def _in_threads(work: Callable[[int], None], count: int) -> None:
 
 @cache
 def _pool(process: int, threads: int) -> ThreadPoolExecutor:
-    """Threads of this process: they do not live on in a fork of it."""
+    """A thread pool per process, because threads do not survive a fork."""
     return ThreadPoolExecutor(threads, thread_name_prefix=f"opendetr-native-{process}")

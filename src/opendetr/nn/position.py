@@ -1,4 +1,4 @@
-"""Where a cell lies, as features: sine encodings and learned tables.
+"""Position encodings of cells: sine encodings and learned tables.
 
 Shape letters: B batch, D width, h w features.
 """
@@ -20,36 +20,36 @@ def _wavelengths(num_features: int, temperature: float) -> Tensor:
 
 
 def _waves(place: Tensor, wavelengths: Tensor) -> Tensor:
-    """(...) places, (n,) wave lengths -> (..., n): sine on even features, cosine on odd ones."""
+    """Positions (...), wavelengths (n,) -> (..., n): sine in even features, cosine in odd features."""
     phase = place[..., None] / wavelengths
     return torch.stack((phase[..., 0::2].sin(), phase[..., 1::2].cos()), -1).flatten(-2)
 
 
 def embed_coordinates(coordinates: Tensor, num_features: int, temperature: float = 10000.0) -> Tensor:
-    """Sines and cosines of coordinates: what `SinePosition` gives for cells, for any point or box.
+    """Sine encoding of points or boxes, as `SinePosition` does for cells.
 
     Args:
-        coordinates: (..., k) float32 in 0..1; to compare with `SinePosition`, y comes before x.
-        num_features: features of each coordinate, an even number.
-        temperature: base of the wave lengths.
+        coordinates: (..., k) float32 in 0..1. `SinePosition` has y before x.
+        num_features: features per coordinate, an even number.
+        temperature: base of the wavelengths.
 
     Returns:
-        (..., k * num_features), the coordinates in their order.
+        (..., k * num_features), in the order of the coordinates.
     """
     wavelengths = _wavelengths(num_features, temperature).to(coordinates.device)
     return _waves(2 * math.pi * coordinates, wavelengths).flatten(-2)
 
 
 class SinePosition(nn.Module):
-    """Sines and cosines of the cell's place among the valid cells, y features before x features.
+    """Sine encoding of each cell's position among the valid cells, y features before x features.
 
-    The place is counted from 1 and divided by the number of valid cells on its axis, times 2 pi, so that images of
-    every size span the same range (DETR, appendix A.4; "Attention is all you need", section 3.5).
+    Positions are counted from 1, divided by the number of valid cells on the axis, and multiplied by 2 pi. So images of
+    all sizes span the same range (DETR, appendix A.4; "Attention is all you need", section 3.5).
 
     Args:
-        width: D, features out; half for each axis.
-        temperature: base of the wave lengths.
-        shift: added to every count: -0.5 gives the centre of the cell (Deformable DETR), 0 its far edge (DETR).
+        width: D, output features, half of them for each axis.
+        temperature: base of the wavelengths.
+        shift: added to each count. -0.5 gives the centre of a cell (Deformable DETR), 0 its far edge (DETR).
     """
 
     wavelengths: Tensor
@@ -75,11 +75,11 @@ class SinePosition(nn.Module):
 
 
 class LearnedPosition(nn.Module):
-    """A learned vector a column and a row, x features before y features; padding plays no part.
+    """Learned encoding with one vector per column and per row, x features before y features. Padding is ignored.
 
     Args:
-        width: D, features out; half for each axis.
-        num_cells: longest side of a feature map, in cells.
+        width: D, output features, half of them for each axis.
+        num_cells: maximum side of a feature map, in cells.
     """
 
     def __init__(self, width: int, num_cells: int = 50) -> None:
@@ -93,7 +93,7 @@ class LearnedPosition(nn.Module):
         """Features (their shape only) -> (B, D, h, w).
 
         Raises:
-            ValueError: when a side has more cells than the table.
+            ValueError: a side has more cells than the table.
         """
         b, _, h, w = features.values.shape
         num_cells = self.row_embed.num_embeddings

@@ -1,4 +1,4 @@
-"""DETR's encoder and decoder: positions enter every attention layer, through queries and keys only.
+"""DETR's encoder and decoder. Every attention layer adds positions to queries and keys, but not to values.
 
 Shape letters: B batch, N tokens of the memory, Q queries, L decoder layers, D width.
 """
@@ -23,7 +23,7 @@ class TransformerConfig:
         num_heads: attention heads.
         ffn_width: hidden features of the feed-forward blocks.
         encoder_layers, decoder_layers: blocks of each.
-        dropout: probability, at every site of the original: attention weights, after attention, in and after the FFN.
+        dropout: probability for attention weights, after attention, and in and after feed-forward blocks.
         norm_first: pre-norm (True) or post-norm (False, the published models).
     """
 
@@ -49,15 +49,15 @@ class EncoderLayer(nn.Module):
     def forward(self, tokens: Tensor, position: Tensor, padding: Tensor | None) -> Tensor:
         """Tokens (B, N, D), their positions (B, N, D), padding (B, N) or None -> (B, N, D)."""
 
-        def attend(x: Tensor) -> Tensor:
-            placed = x + position
-            return self.attention(placed, placed, x, padding)
+        def attention(x: Tensor) -> Tensor:
+            query = x + position
+            return self.attention(query, query, x, padding)
 
-        return self.feed_forward_residual(self.attention_residual(tokens, attend), self.feed_forward)
+        return self.feed_forward_residual(self.attention_residual(tokens, attention), self.feed_forward)
 
 
 class Encoder(nn.Module):
-    """The encoder layers; pre-norm ends with a norm of its own, post-norm does not need one."""
+    """The encoder layers. Pre-norm needs a final norm, post-norm does not."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -87,11 +87,11 @@ class DecoderLayer(nn.Module):
     def forward(
         self, content: Tensor, query_position: Tensor, memory: Tensor, keys: Tensor, padding: Tensor | None
     ) -> Tensor:
-        """One round of looking.
+        """Update the content of the queries.
 
         Args:
-            content: (B, Q, D), what each query has gathered so far.
-            query_position: (B, Q, D), the object queries: what each query looks for.
+            content: (B, Q, D), output of the previous layer.
+            query_position: (B, Q, D), the object queries.
             memory: (B, N, D), the encoder's output.
             keys: (B, N, D), memory with its position added.
             padding: (B, N) bool, True where the memory is padding, or None.
@@ -100,20 +100,20 @@ class DecoderLayer(nn.Module):
             (B, Q, D).
         """
 
-        def exchange(x: Tensor) -> Tensor:
-            placed = x + query_position
-            return self.self_attention(placed, placed, x)
+        def self_attention(x: Tensor) -> Tensor:
+            query = x + query_position
+            return self.self_attention(query, query, x)
 
-        def look(x: Tensor) -> Tensor:
+        def cross_attention(x: Tensor) -> Tensor:
             return self.cross_attention(x + query_position, keys, memory, padding)
 
-        content = self.self_attention_residual(content, exchange)
-        content = self.cross_attention_residual(content, look)
+        content = self.self_attention_residual(content, self_attention)
+        content = self.cross_attention_residual(content, cross_attention)
         return self.feed_forward_residual(content, self.feed_forward)
 
 
 class Decoder(nn.Module):
-    """The decoder layers; one shared norm on what every layer gives, which the heads read."""
+    """The decoder layers. All layers share one norm on their output, which is the input of the heads."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()

@@ -12,7 +12,7 @@ from opendetr.recipe import Recipe
 
 
 def _conditional(name: str, backbone: BackboneConfig, batch_size: int) -> Preset:
-    """A published Conditional DETR with the recipe of its authors."""
+    """A published Conditional DETR with its authors' recipe."""
     return Preset(
         name=name,
         model=ConditionalDETRConfig(backbone=backbone),
@@ -27,7 +27,7 @@ def conditional_detr_r50() -> Preset:
 
 
 def conditional_detr_r50_dc5() -> Preset:
-    """Conditional DETR-DC5: the last stage dilated, twice the resolution."""
+    """Conditional DETR-DC5: ResNet-50 with a dilated last stage, for twice the feature resolution."""
     return _conditional("conditional-detr-r50-dc5", BackboneConfig(dilation=True), batch_size=8)
 
 
@@ -42,7 +42,7 @@ def conditional_detr_r101_dc5() -> Preset:
 
 
 def conditional_detr_tiny() -> Preset:
-    """A Conditional DETR of the size of `detr_tiny`, trained as that is."""
+    """A Conditional DETR with the size and the recipe of `detr_tiny`."""
     model = ConditionalDETRConfig(
         backbone=BackboneConfig(depth=18, half_width=True, dilation=True),
         transformer=TransformerConfig(width=128, ffn_width=512, encoder_layers=3, decoder_layers=3, dropout=0.0),

@@ -12,7 +12,7 @@ from opendetr.recipe import Recipe
 
 
 def _deformable(name: str, model: DeformableDETRConfig) -> Preset:
-    """A published Deformable DETR with the recipe of its authors."""
+    """A published Deformable DETR with its authors' recipe."""
     recipe = Recipe(
         learning_rate=2e-4,
         backbone_learning_rate=2e-5,
@@ -28,12 +28,12 @@ _SINGLE_SCALE = DeformableTransformerConfig(num_levels=1)
 
 
 def deformable_detr_r50_single_scale() -> Preset:
-    """Deformable DETR that reads the coarsest level alone."""
+    """Deformable DETR with ResNet-50 and only the coarsest level."""
     return _deformable("deformable-detr-r50-single-scale", DeformableDETRConfig(transformer=_SINGLE_SCALE))
 
 
 def deformable_detr_r50_single_scale_dc5() -> Preset:
-    """Deformable DETR that reads the coarsest level alone, dilated to twice the resolution."""
+    """Single-scale Deformable DETR with a dilated last stage, for twice the feature resolution."""
     model = DeformableDETRConfig(transformer=_SINGLE_SCALE, backbone=BackboneConfig(dilation=True))
     return _deformable("deformable-detr-r50-single-scale-dc5", model)
 
@@ -49,12 +49,12 @@ def deformable_detr_r50_refine() -> Preset:
 
 
 def deformable_detr_r50_two_stage() -> Preset:
-    """Deformable DETR with refinement and proposals of the encoder."""
+    """Two-stage Deformable DETR: the encoder proposes boxes, and the decoder refines them."""
     return _deformable("deformable-detr-r50-two-stage", TwoStageDETRConfig())
 
 
 def deformable_detr_tiny() -> Preset:
-    """A two-stage Deformable DETR about the size of `detr_tiny`, for small images and no GPU."""
+    """A two-stage Deformable DETR of about the size of `detr_tiny`, for small images and training without a GPU."""
     tiny = detr_tiny()
     model = TwoStageDETRConfig(
         backbone=BackboneConfig(depth=18, half_width=True),
@@ -63,5 +63,5 @@ def deformable_detr_tiny() -> Preset:
         ),
         num_queries=60,
     )
-    recipe = replace(tiny.recipe, batch_size=4)  # learns more from as many images than with 8, as DETR does not
+    recipe = replace(tiny.recipe, batch_size=4)  # unlike DETR, it learns more from the same images than with 8
     return replace(tiny, name="deformable-detr-tiny", model=model, criterion=FOCAL_CRITERION, recipe=recipe)

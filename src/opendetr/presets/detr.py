@@ -20,7 +20,7 @@ def detr_r101() -> Preset:
 
 
 def detr_r50_dc5() -> Preset:
-    """DETR-DC5: the last stage dilated, twice the resolution."""
+    """DETR-DC5: ResNet-50 with a dilated last stage, for twice the feature resolution."""
     return Preset(name="detr-r50-dc5", model=DETRConfig(backbone=BackboneConfig(dilation=True)))
 
 
@@ -30,12 +30,12 @@ def detr_r101_dc5() -> Preset:
 
 
 def detr_r18() -> Preset:
-    """DETR with ResNet-18, for smaller machines."""
+    """DETR with ResNet-18, a smaller backbone."""
     return Preset(name="detr-r18", model=DETRConfig(backbone=BackboneConfig(depth=18)))
 
 
 def detr_tiny() -> Preset:
-    """A DETR of 4 million parameters for small images and no GPU; its recipe is made for training from nothing."""
+    """A DETR with 4 million parameters, for small images and training from scratch without a GPU."""
     return Preset(
         name="detr-tiny",
         model=DETRConfig(
@@ -43,7 +43,7 @@ def detr_tiny() -> Preset:
             transformer=TransformerConfig(width=128, ffn_width=512, encoder_layers=3, decoder_layers=3, dropout=0.0),
             num_queries=50,
         ),
-        # Small feature maps whose last cells are half filled place boxes wrongly; and a CPU likes few shapes.
+        # Partly padded cells at the edge shift the boxes on small feature maps, and few shapes are faster on a CPU.
         data=DataConfig(side_multiple=32).resized(256),
         recipe=Recipe(
             learning_rate=5e-4,

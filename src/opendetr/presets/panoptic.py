@@ -1,4 +1,4 @@
-"""The presets of detectors with a mask head."""
+"""Presets of detectors with a mask head."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from opendetr.presets.preset import Preset
 
 
 def _with_masks(detector: Preset, masks: MaskHeadConfig) -> Preset:
-    """A detector with a mask head, trained on panoptic annotations, or on instances where there are no others."""
+    """A detector with a mask head. It is trained on panoptic annotations, or on instance masks if there are none."""
     data = replace(detector.data, masks="auto")
     recipe = replace(detector.recipe, best_by="auto")
     return replace(
@@ -45,5 +45,5 @@ def detr_tiny_panoptic() -> Preset:
 
 
 def deformable_detr_tiny_panoptic() -> Preset:
-    """`deformable_detr_tiny` with a mask head that begins at stride 16."""
+    """`deformable_detr_tiny` with a mask head that starts at stride 16."""
     return _with_masks(deformable_detr_tiny(), MaskHeadConfig(level=2, attention_gain=2000.0))

@@ -1,4 +1,4 @@
-"""What a preset holds, and the model and the task that are built from it."""
+"""The Preset class, and the functions that build a model and a task from a preset."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ from opendetr.tasks import DetectionTask, MaskHeadTask, Task
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """One run as one tree: everything that a model and its training are made of.
+    """The configuration of a model and its training, as one tree.
 
-    A member that is evaluated in another way, or whose model has other parts to shrink, has a subclass that overrides
-    `evaluator`, `metrics` and `headlines`, or `miniature`.
+    A family member that is evaluated in another way has a subclass that overrides `evaluator`, `metrics` and
+    `headlines`. A member whose model config has other fields overrides `miniature`.
 
     Attributes:
-        name: the catalogue's name, from which the tree started.
-        model: the architecture of the detector.
-        masks: the mask head around it, if it is enabled.
-        without_masks: the catalogue's name of the same detector without a mask head; None for one that has none.
-        freeze_detector: train the mask head alone, around a detector that stays as it is.
-        criterion: the set loss.
-        mask_criterion: the losses of masks beside it, where there is a mask head.
-        dense: supervision of the encoder beside it, off as published.
-        data: sizes and augmentation.
-        recipe: optimiser, schedule, length.
+        name: the catalogue's name of the model.
+        model: architecture of the detector.
+        masks: mask head, if it is enabled.
+        without_masks: the catalogue's name of the same detector without a mask head; None if it has no mask head.
+        freeze_detector: whether to train only the mask head and keep the detector fixed.
+        criterion: set loss.
+        mask_criterion: mask losses, used if the model has a mask head.
+        dense: dense supervision of the encoder, off by default as in the published models.
+        data: image sizes and augmentation.
+        recipe: optimiser, schedule and length of the training.
     """
 
     name: str
@@ -59,9 +59,11 @@ class Preset:
         off = MaskHeadConfig()
         if not self.has_masks and self.masks != off:
             name = next(name for name, value in vars(self.masks).items() if value != getattr(off, name))
-            raise ValueError(f"masks.{name} is set, but there is no mask head; set masks.enabled to true, too")
+            raise ValueError(f"masks.{name} is set, but the model has no mask head; set masks.enabled to true")
         if self.freeze_detector and not self.has_masks:
-            raise ValueError(f"{self.name}: has no mask head to train around a frozen detector; enable masks")
+            raise ValueError(
+                f"{self.name}: has no mask head to train; choose another model or set masks.enabled to true"
+            )
 
     @property
     def has_masks(self) -> bool:
@@ -70,24 +72,24 @@ class Preset:
 
     @property
     def detector_name(self) -> str:
-        """The catalogue's name of the detector, without its mask head if it has one."""
+        """The catalogue's name of the detector without its mask head."""
         return self.without_masks or self.name
 
     def evaluator(self, categories: Categories, data: DetectionData, **options: Any) -> DetectionEvaluator:
-        """What evaluates the model on a dataset; see `DetectionEvaluator` for the options."""
+        """The evaluator of the model on a dataset; see `DetectionEvaluator` for the options."""
         return DetectionEvaluator(categories, data, has_masks=self.has_masks, **options)
 
     def metrics(self, data: DetectionData) -> list[str]:
-        """The names of the metrics that the evaluator gives on a dataset, the main one first."""
+        """The names of the metrics that the evaluator computes on a dataset, the main one first."""
         return metric_names(data, has_masks=self.has_masks)
 
     def headlines(self, data: DetectionData) -> tuple[str, ...]:
-        """The few of these metrics that progress and curves show."""
+        """The names of the metrics shown in progress lines and curves."""
         return headline_names(data, has_masks=self.has_masks)
 
     def miniature(self) -> Self:
-        """The preset shrunk to test size; what it is composed of stays."""
-        model: Any = self.model  # every config here has these fields, whatever else it has
+        """The preset with smaller sizes, for tests. The components stay the same."""
+        model: Any = self.model  # every model config has these fields
         transformer = replace(
             model.transformer, width=32, num_heads=4, ffn_width=32, encoder_layers=2, decoder_layers=2
         )
@@ -106,9 +108,10 @@ FOCAL_CRITERION = CriterionConfig(
 
 
 def trained_from_nothing(preset: Preset) -> Preset:
-    """The preset with what a randomly initialised backbone needs.
+    """Adapt a preset to training from scratch, with a randomly initialised backbone.
 
-    Trainable batch norm, no frozen stage, the full learning rate for the backbone, dense supervision of the encoder.
+    The backbone gets trainable batch norm, no frozen stages and the full learning rate. Dense supervision of the
+    encoder is switched on.
     """
     return replace(
         preset,
@@ -119,13 +122,15 @@ def trained_from_nothing(preset: Preset) -> Preset:
 
 
 def with_frozen_detector(preset: Preset) -> Preset:
-    """The second stage of training masks (DETR, section 4.2): the trained detector frozen, its mask head in 25 epochs.
+    """Adapt a preset to training only the mask head for 25 epochs, with a frozen detector (DETR, section 4.2).
 
     Raises:
-        ConfigError: there is no mask head to train.
+        ConfigError: the model has no mask head.
     """
     if not preset.has_masks:
-        raise ConfigError(f"{preset.name}: has no mask head to train; choose a model that has one, or enable masks")
+        raise ConfigError(
+            f"{preset.name}: has no mask head to train; choose another model or set masks.enabled to true"
+        )
     return replace(preset, freeze_detector=True, recipe=replace(preset.recipe, epochs=25, step_at=15 / 25))
 
 
@@ -133,12 +138,13 @@ def build_model(preset: Preset, num_classes: int, *, strict_no_object: bool = Fa
     """The model of a preset, randomly initialised.
 
     Args:
-        preset: gives the architecture.
-        num_classes: K.
+        preset: the architecture.
+        num_classes: K, number of classes.
         strict_no_object: see `SoftmaxNoObject.strict`.
 
     Raises:
-        ConfigError: strict about "no object", and the model has no such class.
+        ConfigError: `strict_no_object` is set and the model has no "no object" class, or the mask head does not fit
+            the detector.
     """
     scoring = preset.criterion.classification.scoring()
     if strict_no_object:
@@ -156,7 +162,7 @@ def build_model(preset: Preset, num_classes: int, *, strict_no_object: bool = Fa
 
 
 def build_task(preset: Preset, model: Detector, num_classes: int) -> Task:
-    """What the trainer trains: the model with the losses of its preset."""
+    """The task of a preset: the model with its losses, ready for the trainer."""
     criterion = SetCriterion(preset.criterion)
     masks = MaskLoss(preset.mask_criterion) if preset.has_masks else None
     if preset.freeze_detector:

@@ -1,4 +1,4 @@
-"""The catalogue: every preset by its name, with its weights and classes."""
+"""The catalogue: all presets by name, with their weights and classes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from opendetr.presets.preset import Preset, build_model, build_task
 from opendetr.tasks import Task
 from opendetr.weights import load_weights, published_files
 
-DEFAULT_MODEL = "deformable-detr-tiny"  # what is trained and used where no model is named
+DEFAULT_MODEL = "deformable-detr-tiny"  # used for training and prediction if no model is named
 
 
 _PRESETS: dict[str, Callable[[], Preset]] = {
@@ -79,7 +79,7 @@ _SHIPPED = dict.fromkeys(
 
 
 def shipped_weights(name: str) -> Path | None:
-    """The weights of a catalogue model that come with the package, or None."""
+    """The path of the weights that the package contains for a model, or None."""
     if name not in _SHIPPED:
         return None
     path = Path(str(resources.files("opendetr") / "assets" / _SHIPPED[name]))
@@ -87,9 +87,9 @@ def shipped_weights(name: str) -> Path | None:
 
 
 def weights_origin(name: str) -> str | None:
-    """Where the weights of a catalogue model come from: "package", an address, or None where they are not to be had.
+    """The origin of a model's weights: "package", a URL, or None if they are not available.
 
-    Weights that are downloaded only by hand count when they lie in the cache.
+    Weights that must be downloaded manually are available if they are in the cache.
     """
     if shipped_weights(name):
         return "package"
@@ -98,65 +98,67 @@ def weights_origin(name: str) -> str | None:
 
 
 def published_weights(name: str) -> Path | None:
-    """The weights of a catalogue model: from the package, or downloaded once; None where there are none.
+    """The path of a model's weights, from the package or downloaded to the cache; None if there are none.
 
     Raises:
-        WeightsError: they cannot be downloaded, or only by hand.
+        WeightsError: the weights cannot be downloaded, or must be downloaded manually.
     """
     published = published_files().get(name)
     return shipped_weights(name) if published is None else published.fetch()
 
 
 def list_models() -> list[str]:
-    """The names of all models of the catalogue."""
+    """The names of all models in the catalogue."""
     return list(_PRESETS)
 
 
 def get_preset(name: str) -> Preset:
-    """The preset of a name.
+    """The preset with a name.
 
     Raises:
-        ConfigError: when there is none, with the nearest names.
+        ConfigError: the name is unknown. The message suggests similar names.
     """
     if name not in _PRESETS:
         near = difflib.get_close_matches(name, _PRESETS, n=3, cutoff=0.3) or list(_PRESETS)
-        raise ConfigError(f"{name!r} is no model of the catalogue; did you mean {' or '.join(near)}?")
+        raise ConfigError(f"{name!r} is not a model of the catalogue; did you mean {' or '.join(near)}?")
     return _PRESETS[name]()
 
 
 def preset_from_dict(record: Mapping[str, Any]) -> Preset:
-    """The inverse of `config.to_dict`: starts from the preset of the record's name and replaces fields.
+    """Build a preset from plain values, the inverse of `config.to_dict`.
+
+    The record's "name" selects a preset of the catalogue, and the other keys replace its fields.
 
     Raises:
-        ConfigError: no or an unknown name, an unknown key, a value of the wrong kind.
+        ConfigError: the name is missing or unknown, a key is unknown, or a value has the wrong type.
     """
     if "name" not in record:
-        raise ConfigError("config: the key 'name' is missing; give the name of a model of the catalogue")
+        raise ConfigError("config: the key 'name' is missing; set it to the name of a model of the catalogue")
     return replaced(get_preset(str(record["name"])), dict(record))
 
 
 def name_with_masks(name: str) -> str:
-    """The catalogue's name of a detector with its mask head.
+    """The catalogue's name of the same detector with a mask head.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: the catalogue has no such model.
     """
     if get_preset(name).has_masks:
         return name
-    twins = {get_preset(each).without_masks: each for each in _PRESETS}
-    if name not in twins:
-        known = ", ".join(each for without, each in twins.items() if without is not None)
-        raise ConfigError(f"{name}: the catalogue has it without a mask head only; there are {known}")
-    return twins[name]
+    with_masks = {get_preset(other).without_masks: other for other in _PRESETS}
+    if name not in with_masks:
+        known = ", ".join(other for without, other in with_masks.items() if without is not None)
+        raise ConfigError(f"{name}: the catalogue has no version with a mask head; choose one of {known}")
+    return with_masks[name]
 
 
 def name_without_masks(name: str) -> str:
-    """The catalogue's name of the detector of a model, which is the model itself where it has no mask head."""
+    """The catalogue's name of the same detector without a mask head; the same name if it has none."""
     return get_preset(name).detector_name
 
 
 def detector_alone(preset: Preset) -> Preset:
-    """The preset of the detector that a model with a mask head has in it."""
+    """The preset of the detector inside a model with a mask head."""
     plain = get_preset(preset.detector_name)
     return replace(
         preset,
@@ -169,12 +171,12 @@ def detector_alone(preset: Preset) -> Preset:
 
 
 def published_categories(name: str) -> Categories:
-    """The classes of the published weights of a model: COCO panoptic's with a mask head, else those of COCO."""
+    """The classes of a model's published weights: COCO panoptic with a mask head, else COCO."""
     return coco_panoptic_categories() if get_preset(name).has_masks else coco_categories()
 
 
 def miniature(name: str) -> Preset:
-    """A preset shrunk to test size; see `Preset.miniature`."""
+    """A preset with smaller sizes, for tests; see `Preset.miniature`."""
     return get_preset(name).miniature()
 
 
@@ -184,14 +186,14 @@ def create(
     """A model with the published architecture.
 
     Args:
-        name: of the catalogue.
-        weights: a file or state dict to load strictly; None leaves the random initialisation. Nothing is downloaded.
-        num_classes: K; when omitted, as many as the published models count: COCO's 91 rows, or the 250 of COCO
+        name: name of the model in the catalogue.
+        weights: what to load, see `load_weights`; None for a random initialisation, without any download.
+        num_classes: K, number of classes. By default that of the published models: 91 for COCO, 250 for COCO
             panoptic.
 
     Raises:
-        ConfigError: an unknown name.
-        WeightsError: weights that do not fit.
+        ConfigError: the name is unknown.
+        WeightsError: the weights do not fit the model.
 
     Example:
         >>> model = create("detr-tiny", num_classes=3)
@@ -206,6 +208,6 @@ def create(
 
 
 def create_task(name: str, model: Detector | None = None, num_classes: int | None = None) -> Task:
-    """The published losses around a model; a new one with `num_classes`, as in `create`, when `model` is omitted."""
+    """A model with its published losses. If `model` is omitted, a new one is created; `num_classes` as in `create`."""
     count = len(published_categories(name)) if num_classes is None else num_classes
     return build_task(get_preset(name), create(name, num_classes=count) if model is None else model, count)

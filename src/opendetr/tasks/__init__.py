@@ -1,4 +1,4 @@
-"""Tasks: a model joined with its losses."""
+"""Tasks: models with their losses."""
 
 from opendetr.tasks.base import Task
 from opendetr.tasks.detection import DetectionTask

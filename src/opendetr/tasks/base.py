@@ -1,4 +1,4 @@
-"""A task joins a model with its losses: a batch in, losses out. The trainer trains this one module."""
+"""The base class of tasks. A task is the module that the trainer trains: a batch in, losses out."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ from opendetr.structures import Batch, Matches, Output, Target
 class Task(nn.Module):
     """A model with its loss terms.
 
-    A member with another input or another order of computation overrides `frames`; one with further losses adds terms.
+    A family member with other inputs or another order of computation overrides `frames`. A member with further losses
+    adds terms.
 
     Args:
         model: images -> Output.
-        criterion: matches queries with objects and gives the divisors.
-        terms: the summands of the loss by name, in the order in which they are computed. Terms with parameters are
-            registered as submodules under their names.
+        criterion: matches queries with objects and computes the divisors.
+        terms: loss terms by name, in the order of computation. Terms that are modules are registered as submodules
+            under their names.
 
     Attributes:
-        optional_parameters: names of parameters, or beginnings of names, that may be without a gradient in a step.
-            With several processes every other parameter is expected to have one.
+        optional_parameters: names, or prefixes of names, of parameters that may have no gradient in a step. With
+            several processes, all other parameters must have one.
     """
 
     optional_parameters: ClassVar[tuple[str, ...]] = ()
@@ -41,18 +42,18 @@ class Task(nn.Module):
                 self.add_module(name, term)
 
     def frames(self, batch: Batch) -> Iterator[tuple[Output, Sequence[Target], Matches]]:
-        """Run the model on a batch: output, targets and matches, once for images, frame by frame for clips."""
+        """Run the model. Yields output, targets and matches, once for images and once per frame for clips."""
         output = self.model(batch.images)
         yield output, batch.targets, self.match(output, batch.targets)
 
     def forward(self, batch: Batch, normaliser: Normaliser | None = None) -> dict[str, Tensor]:
         """Unweighted losses of a batch: (L,) for one value per decoder layer, (1,) for others.
 
-        Their names and shapes are the same for every batch. The losses of several frames are added up.
+        Names and shapes are the same for every batch. The losses of all frames are summed.
 
         Args:
             batch: a micro-batch of one process.
-            normaliser: divisors of the whole step; those of `batch` when omitted.
+            normaliser: divisors of the whole step. By default they are computed from `batch`.
         """
         losses: dict[str, Tensor] = {}
         normaliser = normaliser or self.normaliser(batch.object_counts)
@@ -71,10 +72,10 @@ class Task(nn.Module):
         """Unweighted losses of an output: (L,) for terms of every decoder layer, last = final, (1,) for others.
 
         Args:
-            output: of the model.
+            output: the model's output.
             targets: B targets.
-            normaliser: divisors; those of `targets` when omitted.
-            matches: those of every layer, where they are known already.
+            normaliser: divisors. By default they are computed from `targets`.
+            matches: matches of every layer. By default they are computed.
         """
         normaliser = normaliser or self.normaliser([len(target) for target in targets])
         assert normaliser is not None, "a task that normalises after the forward pass calls its terms itself"
@@ -86,16 +87,20 @@ class Task(nn.Module):
         return losses
 
     def normaliser(self, object_counts: Sequence[int]) -> Normaliser | None:
-        """Divisors for a step that sees so many objects, image by image, in all parts and processes.
+        """The divisors of a step.
 
-        None where the divisor is known only after the forward pass. Then `forward` returns sums, and beside them
-        "count", (1,), the divisor of its part. The trainer adds the counts of all parts and processes, and divides the
-        gradients and the losses by the sum, at least 1.
+        Args:
+            object_counts: number of objects of each image, over all micro-batches and processes.
+
+        Returns:
+            The divisors, or None if they are known only after the forward pass. In that case `forward` returns sums
+            and also "count", (1,), the divisor of its micro-batch. The trainer sums the counts over all micro-batches
+            and processes, and divides the gradients and the losses by the sum or by 1, whichever is larger.
         """
         return self.criterion.normaliser(object_counts, self.model.num_queries)
 
     def total(self, losses: Mapping[str, Tensor]) -> Tensor:
-        """The weighted scalar that training minimises."""
+        """The weighted sum of the losses, a scalar."""
         totals = [
             torch.stack([weight * losses[name].sum() for name, weight in term.weights.items()]).sum()
             for term in self.terms.values()
@@ -106,5 +111,5 @@ class Task(nn.Module):
         return total
 
     def match(self, output: Output, targets: Sequence[Target]) -> Matches:
-        """Which query is matched with which object, in every layer."""
+        """Match queries with objects in every layer."""
         return self.criterion.match(output, targets)

@@ -1,4 +1,4 @@
-"""Object detection on single images, with masks where the model has a mask head."""
+"""The task of object detection, with masks if the model has a mask head."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ class DetectionTask(Task):
 
     Args:
         model: images -> Output.
-        criterion: the set loss.
-        dense: supervision of the encoder's output besides, or None.
-        masks: the losses of masks, for a model with a mask head, or None.
+        criterion: set loss.
+        dense: dense supervision of the encoder's output, or None.
+        masks: mask losses for a model with a mask head, or None.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Training the mask head alone, around a detector that stays as it is (DETR, section 4.2)."""
+"""The task of training only the mask head of a model, with a frozen detector (DETR, section 4.2)."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from opendetr.tasks.base import Task
 
 
 class MaskHeadTask(Task):
-    """The losses of masks alone; nothing is computed that only the detector would learn from.
+    """A model with a mask head and only the mask losses.
 
-    The detector predicts as in evaluation. The original leaves its dropout on, so its masks learn from queries that
-    prediction never produces.
+    The detector stays in evaluation mode. The original keeps its dropout active, so its mask head is trained on queries
+    that never occur in prediction.
 
     Args:
-        model: a detector with a mask head; the detector in it is frozen here.
+        model: a detector with a mask head. The constructor freezes the detector.
         criterion: matches the queries of the last layer.
-        masks: the losses.
+        masks: mask losses.
     """
 
     model: MaskedDetector
@@ -32,13 +32,13 @@ class MaskHeadTask(Task):
         model.detector.requires_grad_(False)
 
     def train(self, mode: bool = True) -> MaskHeadTask:
-        """Training mode for the mask head."""
+        """Set the mode of the mask head. The detector stays in evaluation mode."""
         super().train(mode)
         self.model.detector.eval()
         return self
 
     def frames(self, batch: Batch) -> Iterator[tuple[Output, Sequence[Target], Matches]]:
-        """The output of the last layer, without gradients; those of the mask head begin where masks are decoded."""
+        """Yield the output of the last layer without gradients. Only the mask head, which runs later, has gradients."""
         with torch.no_grad():
             output = self.model(batch.images)
         last = replace(output, layers=output.layers[-1:])

@@ -1,4 +1,4 @@
-"""Weights: our own files, the layouts of others, the transfer to other classes, what is published, downloads."""
+"""Weights: our own files, other layouts, transfer to other classes, published files, downloads."""
 
 from __future__ import annotations
 
@@ -60,5 +60,6 @@ _OWN = (detr.FAMILY, conditional.FAMILY, deformable.FAMILY)
 for _family in _OWN:
     register_family(_family)
 register_family(masks.DETR)
-for _family in _OWN[1:]:  # its ConditionalDetrForSegmentation leaves the reference points out of the boxes
-    register_family(masks.with_masks(_family, no_huggingface="transformers has masks for DETR alone"))
+# transformers' ConditionalDetrForSegmentation predicts boxes without the reference points, so it cannot be used.
+for _family in _OWN[1:]:
+    register_family(masks.with_masks(_family, no_huggingface="transformers has masks for DETR only"))

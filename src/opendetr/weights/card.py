@@ -1,4 +1,4 @@
-"""Our own file of weights: safetensors, with what the model is and what its labels stand for in the header."""
+"""Our own weights file: safetensors, with the model's configuration and classes in the header."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _FORMAT = 1
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What a file of weights says about the model in it.
+    """The description of the model in a weights file.
 
     Attributes:
-        config: the run's configuration as plain values, the preset's name under "name".
-        categories: what the labels stand for.
-        facts: anything else worth knowing, plain values (metrics, steps, data).
+        config: the configuration of the run as plain values, with the preset's name under "name".
+        categories: the classes of the labels.
+        facts: further plain values, such as metrics, steps and data.
     """
 
     config: dict[str, Any]
@@ -34,7 +34,7 @@ class ModelCard:
     facts: dict[str, Any]
 
     def to_metadata(self) -> dict[str, str]:
-        """What stands in the header of a safetensors file."""
+        """The metadata for the header of a safetensors file."""
         content = {
             "format": _FORMAT, "config": self.config, "categories": self.categories.to_dict(), "facts": self.facts,
         }  # fmt: skip
@@ -42,27 +42,30 @@ class ModelCard:
 
 
 def save_weights(path: Path, model: nn.Module, card: ModelCard, *, half: bool = False) -> None:
-    """Write our own file: safetensors, the card as JSON in its header.
+    """Write a safetensors file with the card as JSON in its header.
 
     Args:
-        path: where to, written as it is; callers that must survive a kill write aside and rename.
-        model: gives the state dict.
-        card: describes it.
-        half: store matrices in half precision (norms and biases stay as they are).
+        path: the file to write. The write is not atomic.
+        model: its state dict is saved.
+        card: the description of the model.
+        half: store matrices in half precision; norms and biases keep their precision.
     """
     state = {
         name: (value.half() if half and value.is_floating_point() and value.ndim > 1 else value).contiguous()
         for name, value in model.state_dict().items()
     }
-    # Not safetensors' own writing of files: that makes them readable for their owner alone.
+    # safetensors' own save_file would make the file readable for its owner only.
     path.write_bytes(save(state, metadata=card.to_metadata()))
 
 
 def read_card(path: Path) -> ModelCard | None:
-    """What a file says about its model: the card in our own, the config.json beside Hugging Face's; else None.
+    """Read the model card of a weights file: from our own header, or from the config.json next to a Hugging Face file.
+
+    Returns:
+        The card, or None if the file has neither.
 
     Raises:
-        WeightsError: the file is missing or cut off, or its card cannot be used.
+        WeightsError: the file is missing or incomplete, or its card cannot be used.
     """
     if not path.is_file():
         raise WeightsError(f"{path}: no such file")
@@ -78,11 +81,11 @@ def _own_card(path: Path) -> ModelCard | None:
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get(_KEY)
     except SafetensorError as error:
-        raise WeightsError(f"{path}: not a whole safetensors file ({error}); copy or save it again") from None
+        raise WeightsError(f"{path}: not a complete safetensors file ({error}); copy or save it again") from None
     if text is None:
         return None
     try:
         content = json.loads(text)
         return ModelCard(content["config"], Categories.from_dict(content["categories"]), content["facts"])
     except (ValueError, KeyError, TypeError) as error:
-        raise WeightsError(f"{path}: its description cannot be read ({error}); save it again") from None
+        raise WeightsError(f"{path}: its model card cannot be read ({error}); save it again") from None

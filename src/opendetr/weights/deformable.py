@@ -19,7 +19,7 @@ DEFORMABLE_PARTS: Rows = (
     ("pos_trans.", "proposal_query."),
     ("pos_trans_norm.", "proposal_query_norm."),
 )
-# A head a layer with refinement, one more for proposals in two stages, else one head under many names.
+# With refinement: one head per layer. With two stages: one more for proposals. Else one head under several names.
 DEFORMABLE_HEADS: Rows = (
     ("class_embed.{n}.", "class_heads.{n}."),
     ("class_embed.{n}.", "proposal_class_head."),
@@ -57,13 +57,13 @@ HUGGING_FACE: Rows = (
 
 
 def _num_heads(detector: Detector) -> int:
-    """One per decoder layer, and one more for proposals."""
+    """One head per decoder layer, and one more for proposals."""
     assert isinstance(detector, DeformableDETR)
     return len(detector.decoder.layers) + detector.has_proposals
 
 
 def _absent(detector: Detector) -> tuple[str, ...]:
-    """A decoder that moves or chooses boxes has the heads for that under a second name; others do not."""
+    """Only a decoder that refines boxes, or has proposals, contains its heads under a second name."""
     assert isinstance(detector, DeformableDETR)
     absent = () if detector.has_proposals else ("decoder.class_embed.",)
     return absent if detector.refine else (*absent, "decoder.bbox_embed.")
@@ -83,7 +83,7 @@ def _read_further(config: Mapping[str, Any], settings: dict[str, Any]) -> None:
 
 
 def _further_config(model: Mapping[str, Any], detector: Detector) -> dict[str, Any]:
-    # Not tied: the heads of all layers are in the file, and those of refinement differ.
+    # The file contains the heads of all layers, which differ with refinement, so they are not tied.
     return {
         "two_stage": detector.has_proposals,
         "two_stage_num_proposals": model["num_queries"],

@@ -27,7 +27,7 @@ OFFICIAL: Rows = (
     ("transformer.decoder.layers.{n}.multihead_attn.", "decoder.layers.{n}.cross_attention."),
     *SINGLE_HEADS,
 )
-# The wrapper of the original DETR for Detectron2: Detectron2's names of a ResNet, all else as in the original.
+# The original DETR's wrapper for Detectron2: the ResNet has Detectron2's names, the rest has the original names.
 DETECTRON2_BACKBONE: Rows = below(
     "detr.backbone.0.backbone.",
     "backbone.body.",
@@ -50,16 +50,16 @@ DETECTRON2: Rows = (*DETECTRON2_BACKBONE, *below("detr.", "", OFFICIAL))
 
 
 def dc5_suffix(model: Mapping[str, Any]) -> str:
-    """What the name of a model with a dilated backbone has behind that of the backbone."""
+    """The suffix of the model name for a dilated backbone."""
     return "-dc5" if model["backbone"]["dilation"] else ""
 
 
 def unwritable_transformer(settings: Mapping[str, Any]) -> str | None:
-    """Why transformers cannot hold the transformer of a model with one level, in a few words; None when it can."""
+    """The reason why transformers does not support the transformer of a single-level model; None if it does."""
     model = settings["model"]
     if model["transformer"]["norm_first"]:
         return "transformers has no pre-norm layers"
-    return None if model["position"] == "sine" else "its learned positions are not those of transformers"
+    return None if model["position"] == "sine" else "transformers has other learned positions"
 
 
 def _preset_name(model: Mapping[str, Any], config: Mapping[str, Any]) -> str:
@@ -69,7 +69,7 @@ def _preset_name(model: Mapping[str, Any], config: Mapping[str, Any]) -> str:
 def published(
     file: str, ap: float, megabytes: int, *, mask_ap: float | None = None, pq: float | None = None
 ) -> PublishedWeights:
-    """A file of DETR's authors, whose name carries its hash."""
+    """A file published by DETR's authors. Its name contains its hash."""
     place = f"https://dl.fbaipublicfiles.com/detr/{file}"
     return PublishedWeights(
         file=file, place=place, licence="Apache-2.0", ap=ap, mask_ap=mask_ap, pq=pq, megabytes=megabytes,

@@ -1,7 +1,7 @@
-"""Files from the web, fetched once: whole and as published, or not at all.
+"""Downloads files once, and checks that they are complete and as published.
 
-A transfer that breaks off is gone on with where it stopped, by this call or a later one. The file gets its name only
-when it is whole and its hash is right, and of several processes one fetches while the others wait.
+An interrupted transfer resumes where it stopped, in this call or a later one. The file gets its final name only when it
+is complete and its hash matches. Of several processes, one downloads while the others wait.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ _SILENCE_SECONDS = 30.0
 _PAUSE_SECONDS = 1.0
 _MAX_FRUITLESS = 3
 _HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.\w+$")
-_HASH_BEHIND = re.compile(r"sha256=([0-9a-f]{8,64})", re.IGNORECASE)
+_HASH_IN_FRAGMENT = re.compile(r"sha256=([0-9a-f]{8,64})", re.IGNORECASE)
 
 Progress = Callable[[int, int | None], None]
 
 
 def cached_path(url: str) -> Path:
-    """Where the file of an address is kept: under its name if that carries its hash, else apart for every address."""
+    """The cache path of a URL. A file whose name contains no hash gets a folder per URL, to tell equal names apart."""
     address, _ = urldefrag(url)
     name = unquote(urlsplit(address).path).rpartition("/")[2] or "weights"
     if _HASH_IN_NAME.search(name):
@@ -41,59 +41,59 @@ def cached_path(url: str) -> Path:
 
 
 def download(url: str) -> Path:
-    """The file of an address, from the cache or from where it is published.
+    """The cached file of a URL, which is downloaded if it is not cached yet.
 
     Args:
-        url: http or https. What the file's SHA-256 begins with is taken from its name (NAME-HASH.pth) or from behind
-            the address (#sha256=HASH) and compared; an address that says neither is taken at its word.
+        url: http or https. The file's SHA-256 must begin with the hash in the name (NAME-HASH.pth) or in the fragment
+            (#sha256=HASH) of the URL. The file is not checked if the URL has neither.
 
     Raises:
-        WeightsError: it cannot be had, or it is not the published file.
+        WeightsError: the file cannot be downloaded, or its hash does not match.
     """
     path, prefix = cached_path(url), _hash_prefix(url)
     if not path.is_file():
         if is_offline():
-            raise WeightsError(f"cannot download {url}: {OFFLINE} is set: no network is used; put the file at {path}")
+            raise WeightsError(f"cannot download {url}: {OFFLINE} is set; put the file at {path}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{path}.lock"):
-                if not path.is_file():  # another process may have been faster
+                if not path.is_file():  # another process may have downloaded it meanwhile
                     _fetch(urldefrag(url)[0], path, prefix)
         except (OSError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise WeightsError(f"cannot download {url} ({reason}); without a network, put the file at {path}") from None
     if not _sha256(path).startswith(prefix):
-        raise WeightsError(f"{path}: not the published file, its hash does not begin with {prefix}; remove it")
+        raise WeightsError(f"{path}: not the published file, its hash does not begin with {prefix}; delete it")
     return path
 
 
 def _hash_prefix(url: str) -> str:
-    """What the file's SHA-256 begins with; empty where the address does not say."""
-    address, behind = urldefrag(url)
-    found = _HASH_BEHIND.fullmatch(behind) or _HASH_IN_NAME.search(urlsplit(address).path)
-    return found[1].lower() if found else ""
+    """The first digits of the file's SHA-256; empty if the URL has none."""
+    address, fragment = urldefrag(url)
+    match = _HASH_IN_FRAGMENT.fullmatch(fragment) or _HASH_IN_NAME.search(urlsplit(address).path)
+    return match[1].lower() if match else ""
 
 
 def _fetch(url: str, path: Path, prefix: str) -> None:
-    """Fetch a file completely. Raises NetworkError or OSError, and leaves what there is of it for the next time."""
+    """Download a complete file. On NetworkError or OSError the part received so far stays for the next attempt."""
     part = path.with_name(f"{path.name}.part")
     if not prefix:
-        part.unlink(missing_ok=True)  # nothing would tell whether it is the beginning of the same file
+        part.unlink(missing_ok=True)  # without a hash, it may be the beginning of another file
     resumed = part.exists()
     with _bar(path.name) as progress:
         _transfer(url, part, progress)
         if resumed and not _sha256(part).startswith(prefix):
             part.unlink()
             _transfer(url, part, progress)
-    found = _sha256(part)
-    if not found.startswith(prefix):
+    digest = _sha256(part)
+    if not digest.startswith(prefix):
         part.unlink()
-        raise NetworkError(f"the hash of what was sent begins with {found[:8]}, not with {prefix}")
+        raise NetworkError(f"the hash of the received file begins with {digest[:8]}, not with {prefix}")
     part.replace(path)
 
 
 def _transfer(url: str, part: Path, progress: Progress) -> None:
-    """Bring `part` to its end, over as many requests as that takes while one in three brings something."""
+    """Complete `part`. Gives up after three requests in a row that bring no data."""
     num_fruitless, version = 0, ""
     while True:
         before = _size(part)
@@ -105,12 +105,12 @@ def _transfer(url: str, part: Path, progress: Progress) -> None:
         except TransferError as error:
             num_fruitless = 0 if _size(part) > before else num_fruitless + 1
             if num_fruitless == _MAX_FRUITLESS:
-                raise NetworkError(f"{error}; {_size(part)} bytes are kept for the next try") from None
+                raise NetworkError(f"{error}; {_size(part)} bytes are kept for the next attempt") from None
         time.sleep(_PAUSE_SECONDS)
 
 
 def _request(url: str, start: int, version: str) -> HTTPResponse:
-    """The response to a request for the bytes from `start` on, or for the whole file where it has changed since."""
+    """Request the bytes from `start` on, or the whole file if it has changed since."""
     headers = {}
     if start:
         headers["Range"] = f"bytes={start}-"
@@ -125,11 +125,11 @@ def _request(url: str, start: int, version: str) -> HTTPResponse:
 
 
 def _receive(response: HTTPResponse, part: Path, start: int, progress: Progress) -> None:
-    """Write the body after what is there, or over it where the server sends the whole file."""
+    """Append the body to `part`, or overwrite `part` if the server sends the whole file."""
     if response.status != HTTPStatus.PARTIAL_CONTENT:
         start = 0
     elif not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
-        raise NetworkError("the server sent another part of the file than was asked for")
+        raise NetworkError("the server sent a different part of the file than requested")
     length = content_length(response)
     total = None if length is None else start + length
     with part.open("ab" if start else "wb") as file:
@@ -149,7 +149,7 @@ def _sha256(path: Path) -> str:
 
 @contextmanager
 def _bar(name: str) -> Iterator[Progress]:
-    """A bar on the terminal; gives a function that is called with the bytes that are there and those in all."""
+    """A progress bar on the terminal. Yields a function of the bytes received and the total, None if unknown."""
     from rich import progress
     from rich.console import Console
 

@@ -1,7 +1,7 @@
-"""What goes wrong with weights."""
+"""The error for weights that cannot be used."""
 
 from __future__ import annotations
 
 
 class WeightsError(ValueError):
-    """Weights that cannot be used; the message is one line."""
+    """Weights cannot be used. The message is one line."""

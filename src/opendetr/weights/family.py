@@ -1,4 +1,4 @@
-"""What the library knows about the weights of a family: one object per family, in one registry."""
+"""The registry of weight families: names in other layouts and published files, one object per family."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from opendetr.weights.name_maps import HF_RESNET, HF_TIMM, Rows, below
 from opendetr.weights.published import PublishedWeights
 
 Layout = Literal["opendetr", "official", "detectron2", "huggingface"]
-# Beginnings of names that tell the layouts apart.
+# Prefixes of names that identify the layouts.
 _SIGNS: Mapping[Layout, tuple[str, ...]] = {
     "official": ("transformer.", "backbone.0.", "detr.backbone.0.body."),
     "detectron2": ("detr.backbone.0.backbone.", "detr.detr.backbone.0.backbone."),
@@ -21,12 +21,12 @@ _SIGNS: Mapping[Layout, tuple[str, ...]] = {
 LAYOUTS: tuple[Layout, ...] = tuple(_SIGNS)
 
 
-# Why transformers cannot hold the models of a family that has no `HuggingFaceFormat`, where nothing else is said.
+# The default reason why a family has no `HuggingFaceFormat`.
 NO_FORMAT = "transformers has no models of this family"
 
 
-def _nothing(*_given: Any) -> None:
-    """There is no obstacle, and nothing further to read."""
+def _nothing(*_arguments: Any) -> None:
+    """The default of `unwritable` (no reason) and of `read_further` (nothing to add)."""
 
 
 def _no_config(model: Mapping[str, Any], detector: Detector) -> dict[str, Any]:
@@ -35,27 +35,27 @@ def _no_config(model: Mapping[str, Any], detector: Detector) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class HuggingFaceFormat:
-    """How transformers holds the models of a family.
+    """How transformers represents the models of a family.
 
-    Settings are plain values: those of the preset, or those of its model alone.
+    Settings are plain values, either of the preset or of its model alone.
 
     Attributes:
-        model_type: the type in config.json.
-        class_prefix, class_suffix: of the names of its classes, as in DetrForObjectDetection.
+        model_type: `model_type` in config.json.
+        class_prefix, class_suffix: parts of the class names, as in DetrForObjectDetection.
         rows: names of the transformer and the heads.
-        rows_around: prefixes, theirs and ours, before the names of the detector; empty for a detector itself.
-        read_rows, written_rows: further names, as they may stand in a file and as they are written.
-        settings: settings of ours, and the names of theirs that mean them, beyond those that all families have.
-        numbered_heads: starts of our names of heads, one per layer. A file has the first of them alone where all are
-            equal.
-        annotations: what the image processor is for.
-        preset_name: settings of the model and config.json -> the nearest model of the catalogue.
-        unwritable: settings of the preset -> why transformers cannot hold such a model, in a few words, or None.
-        read_further: adds to settings of the preset what config.json says in another way.
-        categories: the classes that config.json names -> what the labels stand for.
-        further_config: settings of the model and the model -> further keys of config.json.
-        num_backbone_levels: settings of the model -> how many levels of the backbone it takes.
-        has_position_type: whether config.json has the type of position encoding, which must be "sine".
+        rows_around: prefixes (theirs, ours) of the detector's names; empty if the model is the detector itself.
+        read_rows, written_rows: further names, accepted when reading and used when writing.
+        settings: our settings and the corresponding names in config.json, beyond those that all families share.
+        numbered_heads: prefixes of our names of heads, one head per layer. A file contains only the first head if all
+            are equal.
+        annotations: annotation format of the image processor.
+        preset_name: (model settings, config.json) -> the nearest model of the catalogue.
+        unwritable: preset settings -> the reason why transformers does not support the model, or None.
+        read_further: (config.json, preset settings) -> None; adds settings that need more than a renaming.
+        categories: classes in config.json -> classes of the labels.
+        further_config: (model settings, model) -> further keys of config.json.
+        num_backbone_levels: model settings -> number of backbone levels that the model uses.
+        has_position_type: whether config.json contains the type of position encoding, which must be "sine".
     """
 
     model_type: str
@@ -86,28 +86,28 @@ class HuggingFaceFormat:
 
     @property
     def reading(self) -> Rows:
-        """The table of names that a file may have."""
+        """The table of names accepted when reading a file."""
         return self._table((*HF_RESNET, *HF_TIMM), self.read_rows)
 
     def writing(self, *, timm: bool) -> Rows:
-        """The table of names to write, with a backbone of timm, which alone can be dilated, or transformers' own."""
+        """The table of names for writing a file, with a timm backbone (required for dilation) or transformers' own."""
         return self._table(HF_TIMM if timm else HF_RESNET, self.written_rows)
 
 
 @dataclass(frozen=True, kw_only=True)
 class WeightFamily:
-    """What is known about the weights of a family.
+    """The layouts and published files of a family's weights.
 
     Attributes:
         name: as in `Detector.family`.
-        official: the names in the files of its authors.
-        detectron2: the names in the wrapper for Detectron2, where there is one.
-        huggingface: how transformers holds it, where it does.
-        no_huggingface: why transformers does not hold it, where it does not.
-        published: the files of its authors, by the catalogue's name of the model.
-        num_heads: how many numbers a head has in official and Hugging Face names where a model shares one between
-            layers.
-        absent: parts of official and Hugging Face names that a model's file does not have.
+        official: the names in the authors' files.
+        detectron2: the names in the Detectron2 wrapper, if there is one.
+        huggingface: the Hugging Face format, if transformers supports the family.
+        no_huggingface: the reason why transformers does not support the family.
+        published: the authors' files, by the catalogue's name of the model.
+        num_heads: model -> number of heads in official and Hugging Face files. A head that the model shares between
+            layers has one entry per layer there.
+        absent: model -> parts of official and Hugging Face names that its file does not contain.
     """
 
     name: str
@@ -120,7 +120,7 @@ class WeightFamily:
     absent: Callable[[Detector], tuple[str, ...]] = lambda detector: ()
 
     def table(self, layout: Layout) -> Rows | None:
-        """The names in a layout of others; None where there are none."""
+        """The table of names of another layout; None if the family does not support it."""
         if layout == "official":
             return self.official
         if layout == "detectron2":
@@ -132,27 +132,27 @@ _FAMILIES: dict[str, WeightFamily] = {}
 
 
 def register_family(family: WeightFamily) -> None:
-    """Make a family known, in place of one of the same name. A model of an unknown family has our own layout only."""
+    """Register a family, or replace the one of the same name. Models of other families have our own layout only."""
     _FAMILIES[family.name] = family
 
 
 def family_of(detector: Detector) -> WeightFamily | None:
-    """What is known about the weights of a model; None for a family that is not registered."""
+    """The weight family of a model; None if it is not registered."""
     return _FAMILIES.get(detector.family)
 
 
 def families() -> Collection[WeightFamily]:
-    """All families that are known."""
+    """All registered families."""
     return _FAMILIES.values()
 
 
 def published_files() -> dict[str, PublishedWeights]:
-    """The files of the authors of all families, by the catalogue's name of the model."""
+    """The published files of all families, by the catalogue's name of the model."""
     return {name: weights for family in families() for name, weights in family.published.items()}
 
 
 def layout_of(names: Collection[str]) -> Layout:
-    """The layout that these names are of; ours where it is none of the others."""
+    """The layout of these names; "opendetr" if it is none of the others."""
     return next(
         (layout for layout, signs in _SIGNS.items() if any(name.startswith(signs) for name in names)), "opendetr"
     )

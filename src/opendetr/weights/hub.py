@@ -1,4 +1,4 @@
-"""What a user may name as weights, found or fetched: a path, an address, a repository of Hugging Face's."""
+"""Finds or downloads weights by path, URL or name of a Hugging Face repository."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ _PICKLED_FILES = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
 
 
 def is_remote(source: str | Path) -> bool:
-    """Whether this names something on the network."""
+    """Whether the source is a URL or a Hugging Face repository."""
     return is_url(source) or (isinstance(source, str) and source.lower().startswith(_HUB))
 
 
 def local_file(source: str | Path) -> Path:
-    """The file of weights that a user means, on this machine.
+    """The local path of a weights file, which is downloaded if necessary.
 
     Args:
-        source: a file, a run folder, a folder of Hugging Face's, an address (see `download`), or "hf:owner/name".
+        source: a file, a run folder, a Hugging Face folder, a URL (see `download`), or "hf:owner/name".
 
     Raises:
-        WeightsError: nothing is there, or it cannot be fetched.
+        WeightsError: the weights are missing or cannot be downloaded.
     """
     if not is_remote(source):
         return weights_file(Path(source))
@@ -38,14 +38,14 @@ def local_file(source: str | Path) -> Path:
 
 
 def hub_errors() -> tuple[type[Exception], ...]:
-    """What huggingface_hub raises: mostly OSError and ValueError, and errors of the HTTP client that it uses."""
+    """The errors that huggingface_hub raises: OSError, ValueError, and those of its HTTP client."""
     from huggingface_hub import errors
 
     return OSError, ValueError, getattr(errors, "HTTPError", OSError)
 
 
 def _from_hub(name: str) -> Path:
-    """The folder with the files of a repository, in the cache of huggingface_hub."""
+    """Download the files of a repository; returns their folder in the cache of huggingface_hub."""
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise WeightsError(f"{_HUB}{name}: expected {_HUB}owner/name, as in hf:facebook/detr-resnet-50")
     from huggingface_hub import snapshot_download
@@ -58,12 +58,12 @@ def _from_hub(name: str) -> Path:
                 return folder
     except hub_errors() as error:
         reason = (
-            f"{OFFLINE} is set, and it is not in the cache"
+            f"{OFFLINE} is set, and the repository is not cached"
             if offline
             else textwrap.shorten(str(error), 160, placeholder=" ...")
         )
         raise WeightsError(
-            f"{_HUB}{name}: cannot be had ({reason}); without a network, copy the files of the repository and name "
-            "their folder"
+            f"{_HUB}{name}: cannot be downloaded ({reason}); without a network, copy the files of the repository "
+            "and give their folder"
         ) from None
-    raise WeightsError(f"{_HUB}{name}: holds neither {_SAFE_FILES[0]} nor {_PICKLED_FILES[0]}")
+    raise WeightsError(f"{_HUB}{name}: contains neither {_SAFE_FILES[0]} nor {_PICKLED_FILES[0]}")

@@ -1,7 +1,7 @@
-"""The files beside Hugging Face's weights: what they say about a model, read and written.
+"""Reads and writes the configuration files of a Hugging Face model.
 
-config.json says what the model is made of and what its labels stand for, preprocessor_config.json what size the images
-have. Values that a file leaves out are the published ones there as here.
+config.json holds the architecture and the class names, preprocessor_config.json the image sizes. A value that a file
+omits has the default of the published model.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from opendetr.weights.reading import read_json
 CONFIG = "config.json"
 PREPROCESSOR = "preprocessor_config.json"
 
-# A setting of our model, and the names of theirs that mean it.
+# Each of our model settings and the corresponding names in config.json.
 _SETTINGS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("transformer.width", ("d_model",)),
     ("transformer.num_heads", ("encoder_attention_heads", "decoder_attention_heads")),
@@ -30,13 +30,13 @@ _SETTINGS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("num_queries", ("num_queries",)),
 )
 _LAYERS = {18: ("basic", [2, 2, 2, 2]), 50: ("bottleneck", [3, 4, 6, 3]), 101: ("bottleneck", [3, 4, 23, 3])}
-UNUSED = "N/A"  # the name of labels that are never emitted
+UNUSED = "N/A"  # the name of labels that are never predicted
 _MEAN, _DEVIATION = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 _BILINEAR = 2
 
 
 def config_beside(path: Path) -> Path | None:
-    """The config.json of one of our families that lies beside a file of weights, or None."""
+    """The config.json next to a weights file, or None if there is none or its model type is not supported."""
     config = path.parent / CONFIG
     if not config.is_file():
         return None
@@ -48,7 +48,7 @@ def _formats() -> list[HuggingFaceFormat]:
 
 
 def _format_of(config: Mapping[str, Any]) -> HuggingFaceFormat:
-    """The format of a config.json: that of its class, else the first of its type."""
+    """The format that matches the architecture in a config.json, else the first one with its model type."""
     fitting = [known for known in _formats() if known.model_type == config["model_type"]]
     named = (known for known in fitting if known.architecture in (config.get("architectures") or ()))
     return next(named, fitting[0])
@@ -58,13 +58,13 @@ def _format_of(config: Mapping[str, Any]) -> HuggingFaceFormat:
 
 
 def settings_of(path: Path) -> tuple[dict[str, Any], Categories]:
-    """What a config.json and the preprocessor_config.json beside it say: our settings, and the classes.
+    """Read our settings and the classes from a config.json and the preprocessor_config.json next to it.
 
     Returns:
-        settings as `presets.preset_from_dict` reads them, and what the labels stand for.
+        The settings, as `presets.preset_from_dict` expects them, and the classes of the labels.
 
     Raises:
-        WeightsError: it describes a model that there is none of here.
+        WeightsError: the described model is not supported.
     """
     config = read_json(path)
     known = _format_of(config)
@@ -75,7 +75,7 @@ def settings_of(path: Path) -> tuple[dict[str, Any], Categories]:
     except (TypeError, ValueError, AttributeError, LookupError) as error:
         if isinstance(error, WeightsError):
             raise
-        raise WeightsError(f"{path}: describes no model that can be read ({error!r})") from None
+        raise WeightsError(f"{path}: does not describe a supported model ({error!r})") from None
     settings["name"] = known.preset_name(settings["model"], config)
     data = _sizes(path.parent / PREPROCESSOR) | settings.get("data", {})
     return settings | ({"data": data} if data else {}), categories
@@ -86,11 +86,11 @@ def _model_of(config: Mapping[str, Any], known: HuggingFaceFormat, path: Path) -
     for ours, theirs in (*_SETTINGS, *known.settings):
         values = [config[name] for name in theirs if name in config]
         if any(value != values[0] for value in values):
-            raise WeightsError(f"{path}: {' and '.join(theirs)} differ, which no model here has")
+            raise WeightsError(f"{path}: {' and '.join(theirs)} differ, which is not supported")
         if values:
             _put(model, ours, values[0])
     if known.has_position_type and config.get("position_embedding_type", "sine") != "sine":
-        raise WeightsError(f"{path}: position_embedding_type {config['position_embedding_type']!r} cannot be read")
+        raise WeightsError(f"{path}: position_embedding_type {config['position_embedding_type']!r} is not supported")
     return model
 
 
@@ -109,10 +109,10 @@ def _backbone_of(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
         halves = [half for half in (False, True) if depths and _widths(depths[0], half) == _widths_of(own)]
         if halves:
             return {"depth": depths[0], "half_width": halves[0], "dilation": False}
-        raise WeightsError(f"{path}: its ResNet has other layers or widths than those here; ResNet-18, 50 and 101 fit")
+        raise WeightsError(f"{path}: the layers or widths of its ResNet are not supported; use ResNet-18, 50 or 101")
     name = str(own.get("backbone") or config.get("backbone") or "resnet50").partition(".")[0]
     if name not in [f"resnet{depth}" for depth in _LAYERS]:
-        raise WeightsError(f"{path}: its backbone is {name}, which there is none of here; ResNet-18, 50 and 101 fit")
+        raise WeightsError(f"{path}: its backbone {name} is not supported; use ResNet-18, 50 or 101")
     dilation = own.get("output_stride") == 16 or bool(config.get("dilation"))
     return {"depth": int(name.removeprefix("resnet")), "half_width": False, "dilation": dilation}
 
@@ -128,7 +128,7 @@ def _widths_of(resnet: Mapping[str, Any]) -> tuple[int, list[int]]:
 
 
 def _categories_of(config: Mapping[str, Any]) -> Categories:
-    """The classes by label; labels that have no name, or the name N/A, are never emitted."""
+    """The classes by label. Labels without a name, or with the name N/A, are never predicted."""
     names = {int(label): str(name) for label, name in config.get("id2label", {0: "LABEL_0", 1: "LABEL_1"}).items()}
     labels = range(max([len(names), *(label + 1 for label in names)]))
     all_names = tuple(names.get(label, UNUSED) for label in labels)
@@ -136,12 +136,12 @@ def _categories_of(config: Mapping[str, Any]) -> Categories:
 
 
 def _sizes(path: Path) -> dict[str, Any]:
-    """Sizes of the images; nothing where no file says any."""
+    """Image sizes from preprocessor_config.json; empty if the file is missing or has none."""
     if not path.is_file():
         return {}
     content = read_json(path)
     if (content.get("image_mean", _MEAN), content.get("image_std", _DEVIATION)) != (_MEAN, _DEVIATION):
-        raise WeightsError(f"{path}: its images are normalised by other numbers than ImageNet's, which cannot be done")
+        raise WeightsError(f"{path}: image_mean and image_std must be those of ImageNet")
     size: Any = content.get("size")
     longest: Any = content.get("max_size")
     if isinstance(size, dict):
@@ -153,19 +153,19 @@ def _sizes(path: Path) -> dict[str, Any]:
 
 
 def unwritable(family: WeightFamily | None, settings: Mapping[str, Any]) -> str | None:
-    """Why transformers cannot hold a model, in a few words; None when it can.
+    """The reason why transformers does not support a model, in a few words; None if it does.
 
     Args:
-        family: what is known about the weights of its family; None where that is not registered.
-        settings: those of its preset as plain values.
+        family: the weight family of the model; None if it is not registered.
+        settings: the settings of its preset as plain values.
     """
     if family is None or family.huggingface is None:
         return NO_FORMAT if family is None else family.no_huggingface
     backbone = settings["model"]["backbone"]
     reasons = {
         "transformers has no group norm in a ResNet": backbone["norm"] == "group",
-        "transformers dilates no ResNet-18 as torchvision does": backbone["dilation"] and backbone["depth"] == 18,
-        "transformers dilates no ResNet of half width": backbone["dilation"] and backbone["half_width"],
+        "transformers has no dilated ResNet-18": backbone["dilation"] and backbone["depth"] == 18,
+        "transformers has no dilated ResNet of half width": backbone["dilation"] and backbone["half_width"],
     }
     return next((reason for reason, applies in reasons.items() if applies), None) or family.huggingface.unwritable(
         settings
@@ -175,12 +175,12 @@ def unwritable(family: WeightFamily | None, settings: Mapping[str, Any]) -> str 
 def config_json(
     known: HuggingFaceFormat, model: Mapping[str, Any], categories: Categories, detector: Detector
 ) -> dict[str, Any]:
-    """config.json of a model.
+    """The content of config.json for a model.
 
     Args:
-        known: the format of its family.
+        known: the Hugging Face format of its family.
         model: its settings as plain values.
-        categories: what its labels stand for.
+        categories: the classes of its labels.
         detector: the model itself.
     """
     names = [name if used else UNUSED for name, used in zip(categories.names, categories.used, strict=True)]
@@ -219,7 +219,7 @@ def _backbone_json(model: Mapping[str, Any], first_stage: int) -> dict[str, Any]
 
 
 def preprocessor_json(known: HuggingFaceFormat, image_size: int, max_size: int) -> dict[str, Any]:
-    """preprocessor_config.json of a model whose images have these short and long sides."""
+    """The content of preprocessor_config.json, with the short and the long side of the images in pixels."""
     return {
         "image_processor_type": f"{known.class_prefix}ImageProcessor",
         "format": known.annotations,

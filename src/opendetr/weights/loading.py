@@ -1,4 +1,4 @@
-"""Loads weights into a model, from any layout that is known for its family."""
+"""Loads weights into a model, from any layout that is supported for its family."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from opendetr.weights.masks import has_masks, of_detector
 from opendetr.weights.name_maps import our_name, packed
 from opendetr.weights.reading import read_state
 
-# Beside the parameters: what counts operations, what trainable norms count, weights of a loss.
+# Tensors that are not parameters: operation counters, batch counters of trainable norms, weights of a loss.
 _STRAY = ("total_ops", "total_params", "num_batches_tracked", "criterion.empty_weight")
 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What `load_weights` found.
+    """The result of `load_weights`.
 
     Attributes:
         layout: "opendetr", "official", "detectron2" or "huggingface".
-        num_tensors: tensors that were loaded.
+        num_tensors: number of tensors loaded.
     """
 
     layout: Layout
@@ -37,13 +37,14 @@ class LoadReport:
 
 
 def in_our_layout(model: Detector, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict in our layout, whatever layout it came in.
+    """Convert a state dict from any layout to ours.
 
-    That of a detector without a mask head, for a model with one, becomes the part of the model's that it is.
+    If the model has a mask head and the weights are those of a detector without one, the result is the state of the
+    model's detector, with the prefix that it has in the model.
 
     Raises:
-        WeightsError: the layout has no names for such a model, or two names mean one parameter of it, with different
-            values; or the weights are those of a mask head, too, that the model does not have.
+        WeightsError: the layout is not supported for the model; two names with different values belong to one
+            parameter of the model; or the weights include a mask head and the model has none.
     """
     if _has_own_names(model, state):
         return dict(state)
@@ -51,14 +52,14 @@ def in_our_layout(model: Detector, state: Mapping[str, Tensor]) -> dict[str, Ten
         inside = in_our_layout(model.get_submodule(model.detector_part), state)  # type: ignore[arg-type]
         return {f"{model.detector_part}.{name}": value for name, value in inside.items()}
     if has_masks(state) and model.detector_part is None:
-        raise WeightsError("weights of a model with a mask head, and this one has none; choose one that has")
+        raise WeightsError("these weights include a mask head, but the model has none; choose a model that has one")
     layout = layout_of(state)
     if layout == "opendetr":
         return dict(state)
     family = family_of(model)
     rows = None if family is None else family.table(layout)
     if rows is None:
-        raise WeightsError(f"weights in the {layout} layout, which is not read for {model.family}")
+        raise WeightsError(f"the {layout} layout of weights is not supported for {model.family}")
     own = model.state_dict()
     ours: dict[str, Tensor] = {}
     for theirs, value in packed(state).items():
@@ -74,43 +75,52 @@ def in_our_layout(model: Detector, state: Mapping[str, Tensor]) -> dict[str, Ten
 
 
 def fitting_part(model: Detector, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """The state dict, in its own layout, without a mask head that the model does not have."""
+    """The state dict in its own layout, without the mask head if the model has none."""
     if model.detector_part is not None or not has_masks(state) or _has_own_names(model, state):
         return state
     return {alone: state[name] for name, alone in of_detector(state).items()}
 
 
 def _has_own_names(model: Detector, state: Mapping[str, Tensor]) -> bool:
-    """Whether a state dict has the model's own names, which may begin like those of another layout.
+    """Whether a state dict uses the model's own names, which may begin like those of another layout.
 
-    A registered family may have many names in common with another layout, so all of the model's must be there.
+    The names of a registered family can overlap with those of another layout, so all names of the model must be
+    present.
     """
-    found = (name in state for name in model.state_dict() if not name.endswith(_STRAY))
-    return any(found) if family_of(model) is None else all(found)
+    present = (name in state for name in model.state_dict() if not name.endswith(_STRAY))
+    return any(present) if family_of(model) is None else all(present)
 
 
 def usual_categories(state: Mapping[str, Tensor]) -> Categories:
-    """The classes of weights that do not name them: COCO panoptic's with a mask head, else those of COCO."""
+    """The default classes of weights that do not name them: COCO panoptic with a mask head, else COCO."""
     return coco_panoptic_categories() if has_masks(state) else coco_categories()
 
 
 def require_classes(
     path: Path, model: Detector, state: Mapping[str, Tensor], num_known: int, *, num_others: int
 ) -> None:
-    """Raise WeightsError for weights in our layout that have other classes than the `num_known` whose names are known.
+    """Check that weights in our layout have as many classes as there are known names.
 
-    `num_others` outputs of a class head are of no class ("no object").
+    Args:
+        path: the file, for the message.
+        model: the model that the weights are for.
+        state: the weights in our layout.
+        num_known: number of known class names.
+        num_others: outputs of the class head that stand for no class, such as "no object".
+
+    Raises:
+        WeightsError: the number of classes differs.
     """
     rows = state.get(model.class_rows[0])
     if rows is not None and len(rows) != num_known + num_others:
         raise WeightsError(
-            f"{path}: has {len(rows) - num_others} classes and does not say which, and {num_known} are named; give "
-            "opendetr.load its own categories, and save it with opendetr.weights.save_weights"
+            f"{path}: has {len(rows) - num_others} classes but no class names, and {num_known} are named; pass "
+            "its categories to opendetr.load, then save it with opendetr.weights.save_weights"
         )
 
 
 def _shared_heads(ours: Mapping[str, Tensor], own: Collection[str], heads: Iterable[str]) -> dict[str, Tensor]:
-    """Heads of later layers: transformers saves the first one alone where all are equal."""
+    """The heads of later layers. transformers saves only the first head if all are equal."""
     shared: dict[str, Tensor] = {}
     for head in heads:
         if not any(name.startswith(f"{head}1.") for name in ours):
@@ -120,14 +130,17 @@ def _shared_heads(ours: Mapping[str, Tensor], own: Collection[str], heads: Itera
 
 
 def load_weights(model: nn.Module, source: str | Path | Mapping[str, Tensor]) -> LoadReport:
-    """Load weights strictly, for a detector in any layout that is known for its family.
+    """Load weights into a model. All names and shapes must match.
+
+    A detector takes weights in any layout that is supported for its family, other modules only their own state dict.
 
     Args:
         model: receives the weights.
-        source: a state dict, or whatever `local_file` finds a file for: a path, an address, "hf:owner/name".
+        source: a state dict, or what `local_file` accepts: a path, a URL or "hf:owner/name".
 
     Raises:
-        WeightsError: naming every key that is missing, unknown or of another shape; the model is left as it was.
+        WeightsError: keys are missing, unknown or of another shape. The message lists them all. The model is
+            unchanged.
     """
     where, state = "", source
     if isinstance(source, str | Path):
@@ -154,7 +167,7 @@ def load_weights(model: nn.Module, source: str | Path | Mapping[str, Tensor]) ->
 
 
 def _faults(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
-    """What is missing in a state dict, unknown, or of another shape."""
+    """The keys of a state dict that are missing, unknown or of another shape."""
     faults = [f"missing {name}" for name in own if name not in state]
     faults += [f"unknown {name}" for name in state if name not in own]
     return faults + [

@@ -1,4 +1,4 @@
-"""The weights of detectors with a mask head, which hold the detector under a prefix."""
+"""Weight families of detectors with a mask head. Their names contain the detector under a prefix."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from opendetr.weights.huggingface import UNUSED
 from opendetr.weights.name_maps import Rows, below
 from opendetr.weights.published import PublishedWeights
 
-_INSIDE_OTHERS = "detr."  # the prefix of the detector in the layouts of others
-_GENERIC = "LABEL_"  # how transformers' names of classes begin that have none
+_INSIDE_OTHERS = "detr."  # the prefix of the detector in other layouts
+_GENERIC = "LABEL_"  # the prefix of transformers' placeholder class names
 
-# The mask head: the attention that its maps are of, its convolutions, the levels that are added between them.
+# The mask head: the attention maps, the convolutions, the adapters of the backbone levels.
 MASKS: Rows = (
     ("bbox_attention.q_linear.", "attention.query."),
     ("bbox_attention.k_linear.", "attention.key."),
@@ -27,7 +27,7 @@ MASKS: Rows = (
     *((f"mask_head.adapter{number + 1}.", f"head.adapters.{number}.") for number in range(3)),
     ("mask_head.out_lay.", "head.out."),
 )
-# The same as transformers calls it since version 5; its files keep the names above.
+# The names in transformers from version 5 on. Published files keep the names above.
 HF_MASKS: Rows = (
     ("bbox_attention.q_proj.", "attention.query."),
     ("bbox_attention.k_proj.", "attention.key."),
@@ -42,12 +42,12 @@ HF_MASKS: Rows = (
 
 
 def has_masks(names: Iterable[str]) -> bool:
-    """Whether these names, of any layout, are those of a detector with a mask head."""
+    """Whether these names, in any layout, belong to a detector with a mask head."""
     return any(name.startswith(INSIDE) or "bbox_attention." in name for name in names)
 
 
 def of_detector(names: Iterable[str]) -> dict[str, str]:
-    """Of the names of a detector with a mask head, in any layout: those of the detector -> its names without one."""
+    """Map the detector's names in a model with a mask head, in any layout, to its names without one."""
     prefixes = INSIDE, _INSIDE_OTHERS
     inside = {name: name.removeprefix(prefix) for name in names for prefix in prefixes if name.startswith(prefix)}
     return {name: alone for name, alone in inside.items() if not alone.startswith(("bbox_attention.", "mask_head."))}
@@ -64,7 +64,7 @@ def with_masks(
     no_huggingface: str = NO_FORMAT,
     published: Mapping[str, PublishedWeights] | None = None,
 ) -> WeightFamily:
-    """The family of a family's detectors with a mask head."""
+    """The weight family of a family's detectors with a mask head."""
 
     def num_heads(detector: Detector) -> int:
         return family.num_heads(cast(MaskedDetector, detector).detector)
@@ -92,7 +92,7 @@ def _preset_name(model: Mapping[str, Any], config: Mapping[str, Any]) -> str:
 def _unwritable(settings: Mapping[str, Any]) -> str | None:
     num_heads = settings["model"]["transformer"]["num_heads"]
     if settings["masks"]["num_heads"] != num_heads:
-        return f"transformers' masks have as many heads as its encoder, {num_heads}"
+        return f"transformers needs as many mask attention heads as encoder heads, {num_heads}"
     return unwritable_transformer(settings)
 
 
@@ -102,7 +102,7 @@ def _read_further(config: Mapping[str, Any], settings: dict[str, Any]) -> None:
 
 
 def _categories(named: Categories) -> Categories:
-    """The published models have COCO panoptic's rows, not all of which their files name."""
+    """COCO panoptic's classes if the file's names fit them: published files do not name every row."""
     known = coco_panoptic_categories()
     fits = len(named) == len(known) and all(
         name in (other, UNUSED) or name.startswith(_GENERIC)

@@ -1,11 +1,13 @@
-"""How the names of parameters in other layouts become ours: tables of rows, and what reads them.
+"""Translates parameter names between other layouts and ours, with tables of prefixes.
 
-A row pairs the start of a name of theirs with the start of ours; `{n}` is a number, the same on both sides. The first
-row that fits and leads to a parameter of the model counts, so one table serves models that share a head between layers
-and models that do not. One difference is not a matter of names: Hugging Face keeps the projections of an attention
-apart that the others have as the rows of one (`packed`, `unpacked`).
+A row of a table is a pair of prefixes, theirs and ours. `{n}` stands for a number that is the same on both sides. The
+first row that matches and leads to a parameter of the model is used. So one table serves models that share a head
+between layers and models that do not.
 
-The tables of each family are in its own module; what several have in common is here.
+Hugging Face also stores the query, key and value projections of an attention separately. The other layouts store them
+as the rows of one tensor. `packed` and `unpacked` convert between the two.
+
+Each family has its tables in its own module. This module holds the tables that several families share.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ Rows = tuple[tuple[str, str], ...]
 
 
 def below(theirs: str, ours: str, rows: Rows) -> Rows:
-    """The rows with the start of a name put before each side."""
+    """The rows with a prefix added to each side."""
     return tuple((theirs + left, ours + right) for left, right in rows)
 
 
@@ -49,7 +51,7 @@ SINGLE_HEADS: Rows = (
 )
 
 
-# Hugging Face files hold torchvision's names of a ResNet (by way of timm) or those of transformers' own ResNet.
+# A ResNet in a Hugging Face file has torchvision's names (via timm) or those of transformers' own ResNet.
 HF_TIMM: Rows = (("model.backbone.conv_encoder.model.", "backbone.body."),)
 HF_RESNET: Rows = below(
     "model.backbone.conv_encoder.model.",
@@ -69,7 +71,7 @@ HF_RESNET: Rows = below(
         ),
     ),
 )
-# `attention.q_proj`, `k_proj` and `v_proj` are rows of our `attention.in_proj`, in this order.
+# `attention.q_proj`, `k_proj` and `v_proj` become the rows of our `attention.in_proj`, in this order.
 HF_ENCODER: Rows = below(
     "model.encoder.layers.{n}.",
     "encoder.layers.{n}.",
@@ -104,10 +106,10 @@ HF_SINGLE_HEADS: Rows = (
 
 
 def our_name(name: str, rows: Rows, own: Collection[str]) -> str:
-    """Our name of a parameter that `rows` know; other names come back as they are.
+    """Our name of a parameter. A name that no row matches is returned unchanged.
 
     Args:
-        name: theirs.
+        name: the name in the other layout.
         rows: a table of the model's family.
         own: the names of the model's parameters and buffers.
     """
@@ -116,12 +118,12 @@ def our_name(name: str, rows: Rows, own: Collection[str]) -> str:
 
 
 def their_names(own: Collection[str], rows: Rows, num_heads: int = 1) -> dict[str, str]:
-    """All names that `rows` have for the parameters of a model, each with ours; a head that is shared has several.
+    """Map every name of the other layout to our name. A shared head has several names there.
 
     Args:
         own: the names of the model's parameters and buffers.
         rows: a table of the model's family.
-        num_heads: how many numbers a row stands for that has `{n}` on their side alone.
+        num_heads: how many numbers to insert in rows with `{n}` on their side only.
     """
     return {
         theirs: name
@@ -132,7 +134,7 @@ def their_names(own: Collection[str], rows: Rows, num_heads: int = 1) -> dict[st
 
 
 def _candidates(name: str, rows: Rows, num_heads: int) -> Iterator[str]:
-    """What `rows` may call our `name`; of rows that fit, those that say most about it count."""
+    """The possible names of our `name` in the other layout, from the rows with the longest matching prefix."""
     matches = [(match, theirs) for pattern, theirs in _inverted(rows) if (match := pattern.match(name))]
     longest = max((match.end() for match, _ in matches), default=0)
     for match, theirs in matches:
@@ -142,27 +144,27 @@ def _candidates(name: str, rows: Rows, num_heads: int) -> Iterator[str]:
 
 
 def packed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The projections of each attention that Hugging Face keeps apart as the rows of one."""
-    whole = dict(state)
+    """Join the separate query, key and value projections of each attention into one tensor, as rows."""
+    joined = dict(state)
     for name in state:
         names = [name.replace(".q_proj.", f".{part}_proj.") for part in "qkv"]
-        if ".q_proj." in name and all(part in whole for part in names):
-            whole[name.replace(".q_proj.", ".in_proj_")] = torch.cat([whole.pop(part) for part in names])
-    return whole
+        if ".q_proj." in name and all(part in joined for part in names):
+            joined[name.replace(".q_proj.", ".in_proj_")] = torch.cat([joined.pop(part) for part in names])
+    return joined
 
 
 def unpacked(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The inverse of `packed`."""
-    apart: dict[str, Tensor] = {}
+    separate: dict[str, Tensor] = {}
     for name, value in state.items():
         if ".in_proj_" in name:
-            apart |= {
+            separate |= {
                 name.replace(".in_proj_", f".{part}_proj."): rows
                 for part, rows in zip("qkv", value.chunk(3), strict=True)
             }
         else:
-            apart[name] = value
-    return apart
+            separate[name] = value
+    return separate
 
 
 @lru_cache

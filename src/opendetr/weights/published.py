@@ -1,4 +1,4 @@
-"""A file of weights that the authors of a model have published: where it is, and what it reaches."""
+"""Weights published by the authors of a model: address, licence and accuracy."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from opendetr.weights.errors import WeightsError
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedWeights:
-    """One published file of weights.
+    """One published weights file.
 
     Attributes:
-        file: its name in the cache.
-        place: its address; where that carries no hash to compare with, the place to get it from by hand.
-        licence: its SPDX identifier.
-        ap: AP on COCO val2017 that its authors give, in 0..1.
-        mask_ap: AP of its masks there, where it has any, in 0..1.
-        pq: panoptic quality on COCO panoptic val2017, likewise.
-        megabytes: its size in MiB, where its authors give one.
-        hub: the same weights as a repository of Hugging Face's, where there is one that the authors name.
-        is_checked: whether the name carries the hash, so that it can be downloaded and checked.
+        file: file name in the cache.
+        place: URL of the file, or of a page to download it from manually if there is no hash to check it.
+        licence: SPDX identifier.
+        ap: box AP on COCO val2017 as published, in 0..1.
+        mask_ap: mask AP on COCO val2017, in 0..1; None without masks.
+        pq: panoptic quality on COCO panoptic val2017, in 0..1; None without masks.
+        megabytes: size in MiB; None if not published.
+        hub: name of the Hugging Face repository with the same weights, if the authors give one.
+        is_checked: whether the file name contains the hash. Only then the file is downloaded.
     """
 
     file: str
@@ -38,24 +38,24 @@ class PublishedWeights:
 
     @property
     def path(self) -> Path:
-        """Where it is kept on this machine."""
+        """Path of the file in the cache."""
         return cache_folder() / self.file
 
     def fetch(self) -> Path:
-        """The file: from the cache, or downloaded once where it can be checked.
+        """The path of the file in the cache, after a download if necessary.
 
-        A file without a published hash is never downloaded unasked: nothing would tell it from another one. Put into
-        the cache by the user it is used.
+        A file without a published hash cannot be checked, so it is never downloaded. It is used if the user has put
+        it into the cache.
 
         Raises:
-            WeightsError: it cannot be had; one line that says how.
+            WeightsError: the file cannot be downloaded. The message says how to get it.
         """
         if self.is_checked:
             return download(self.place)
         if self.path.is_file():
             return self.path
-        other = f", or name hf:{self.hub}" if self.hub else ""
+        alternative = f", or use hf:{self.hub}" if self.hub else ""
         raise WeightsError(
-            f"{self.file}: published without a hash to check it by, so it is not downloaded unasked; get it from "
-            f"{self.place} and put it at {self.path}{other}"
+            f"{self.file}: published without a hash, so it is not downloaded automatically; download it from "
+            f"{self.place} and put it at {self.path}{alternative}"
         )

@@ -12,19 +12,19 @@ from opendetr.categories import Categories
 from opendetr.models import Detector
 from opendetr.weights.loading import fitting_part, in_our_layout, load_weights
 
-_SPLIT_NOISE = 0.01  # how far a new query is moved from the one that it is split from, in their standard deviations
+_SPLIT_NOISE = 0.01  # standard deviation of the noise on a split query, relative to that of the queries
 
 
 @dataclass(frozen=True)
 class TransferReport:
-    """Which classes a transfer kept.
+    """The classes and parts that a transfer kept, added and dropped.
 
     Attributes:
-        kept: in both, by name: their rows were copied.
-        new: only in the new model: their rows are random.
-        dropped: only in the old one.
-        new_parts: of the model, which the old one did not have: they are random.
-        left_out: parts of the old one, which the new model does not have.
+        kept: classes with the same name in both models. Their rows were copied.
+        new: classes of the new model only. Their rows are random.
+        dropped: classes of the old model only.
+        new_parts: parts of the new model only. They are random.
+        left_out: parts of the old model only.
     """
 
     kept: tuple[str, ...]
@@ -35,29 +35,31 @@ class TransferReport:
 
     def __str__(self) -> str:
         parts = [
-            f"{len(names)} {what}" + (f" ({', '.join(names[:8])}{', ...' if len(names) > 8 else ''})" if names else "")
-            for what, names in (("kept", self.kept), ("new", self.new), ("dropped", self.dropped))
+            f"{len(names)} {kind}" + (f" ({', '.join(names[:8])}{', ...' if len(names) > 8 else ''})" if names else "")
+            for kind, names in (("kept", self.kept), ("new", self.new), ("dropped", self.dropped))
         ]
-        around = f"; new and random: {', '.join(self.new_parts)}" if self.new_parts else ""
-        without = f"; left out: {', '.join(self.left_out)}" if self.left_out else ""
-        return "classes: " + ", ".join(parts) + around + without
+        added = f"; new and random: {', '.join(self.new_parts)}" if self.new_parts else ""
+        skipped = f"; skipped: {', '.join(self.left_out)}" if self.left_out else ""
+        return "classes: " + ", ".join(parts) + added + skipped
 
 
 def transfer(model: Detector, state: Mapping[str, Tensor], old: Categories, new: Categories) -> TransferReport:
-    """Load weights into a model with other classes: rows of classes of the same name are copied, new ones stay random.
+    """Load weights into a model with other classes.
 
-    Rows behind the classes ("no object") are copied too. Where a head has as many rows and only the first of them is
-    used, that one is copied. With another number of learned queries the first ones are kept, and new ones split from
-    them. Weights of a detector are enough for a model that adds a mask head to it, which then stays random; those of a
-    model with a mask head do for the detector in it.
+    Rows of classes with the same name are copied, and so are the rows after the classes ("no object"). Rows of new
+    classes stay random. For a class head of which only the first row is used, that row is copied. If the number of
+    learned queries differs, the first ones are kept, and further ones are noisy copies.
+
+    A model with a mask head accepts the weights of a detector without one. The mask head then stays random. A detector
+    accepts the weights of a model with a mask head, which is skipped.
 
     Args:
-        model: the new model; its tensors are those of `state` but for the number of classes.
-        state: any layout.
-        old, new: what the rows of `state` and of `model` stand for.
+        model: the new model. Its tensors have the shapes of `state`, except for the numbers of classes and queries.
+        state: the old weights, in any layout.
+        old, new: the classes of `state` and of `model`.
 
     Raises:
-        WeightsError: anything else does not fit.
+        WeightsError: other names or shapes do not match.
     """
     part = fitting_part(model, state)
     left_out = () if part is state else ("the mask head",)
@@ -75,7 +77,7 @@ def transfer(model: Detector, state: Mapping[str, Tensor], old: Categories, new:
     for names, from_rows, to_rows in ((model.class_rows, of, to), (model.objectness_rows, [0], [0])):
         for name in names:
             if name not in state or state[name].shape != (len(old) + num_others, *own[name].shape[1:]):
-                continue  # load_weights names it
+                continue  # load_weights reports it
             rows = own[name].clone()
             rows[to_rows] = state[name][from_rows].to(rows)
             state[name] = rows
@@ -93,7 +95,7 @@ def transfer(model: Detector, state: Mapping[str, Tensor], old: Categories, new:
 
 
 def _fitted_queries(queries: Tensor, count: int) -> Tensor:
-    """(Q, D) -> (count, D): the first ones, and beyond Q copies of all in turn, moved a little so that they part."""
+    """(Q, D) -> (count, D): the first queries. Beyond Q, noisy copies of all in turn; the noise tells them apart."""
     extra = torch.arange(len(queries), max(count, len(queries))) % len(queries)
     noise = torch.randn(len(extra), queries.shape[1], generator=torch.Generator().manual_seed(0))
     split = queries[extra] + _SPLIT_NOISE * queries.float().std() * noise.to(queries.device)

@@ -1,4 +1,4 @@
-"""Datasets in COCO's detection format: one JSON file with its images."""
+"""Read datasets in the COCO detection format: a JSON file and its images."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _BOX_NUMBERS = 4
 
 
 class NotCocoError(FaultError):
-    """JSON that is something else than COCO's: an object or a key is missing."""
+    """A JSON file that is not COCO: an object or a key is missing."""
 
     def __init__(self, path: Path, detail: str) -> None:
         super().__init__(Kind.WRONG_STRUCTURE, path, "", f"not COCO: {detail}")
@@ -39,7 +39,7 @@ class NotCocoError(FaultError):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One entry of a COCO file, and where it stands: `key`, such as "images", and `index` in its list."""
+    """One entry of a COCO file, and its position: the list `key`, such as "images", and the `index` in it."""
 
     path: Path
     key: str
@@ -48,37 +48,37 @@ class Row:
 
     @property
     def at(self) -> str:
-        """Where it stands in the file: "images[3]"."""
+        """Its position in the file: "images[3]"."""
         id_ = self.content.get("id")
-        return f"{self.key}[{self.index}]" + (f" (id {id_})" if self.key == "annotations" and _is_whole(id_) else "")
+        return f"{self.key}[{self.index}]" + (f" (id {id_})" if self.key == "annotations" and _is_integer(id_) else "")
 
     def fault(self, kind: Kind, detail: str) -> FaultError:
-        """The error that something is wrong with it."""
+        """The error for a fault of this entry."""
         return FaultError(kind, self.path, self.at, detail)
 
-    def whole(self, key: str) -> int:
-        """A whole number. Raises FaultError for anything else, as the other readers of fields do."""
-        value = self._needed(key)
-        if not _is_whole(value):
+    def integer(self, key: str) -> int:
+        """The value of an integer field. Raises FaultError if it is missing or has another type."""
+        value = self._required(key)
+        if not _is_integer(value):
             raise self.fault(Kind.BAD_VALUE, f"'{key}' is {_shortened(value)}; expected a whole number")
         return int(value)
 
     def text(self, key: str) -> str:
-        """A text."""
-        value = self._needed(key)
+        """The value of a string field. Raises FaultError if it is missing or has another type."""
+        value = self._required(key)
         if not isinstance(value, str):
             raise self.fault(Kind.BAD_VALUE, f"'{key}' is {_shortened(value)}; expected text")
         return value
 
     def box(self) -> tuple[float, float, float, float]:
-        """Its box: x, y, width, height."""
-        value = self._needed("bbox")
+        """Its box: x, y, width, height in pixels. Raises FaultError if it is missing or not four numbers."""
+        value = self._required("bbox")
         if not isinstance(value, list) or len(value) != _BOX_NUMBERS or not all(map(_is_number, value)):
             raise self.fault(Kind.BAD_VALUE, f"'bbox' is {_shortened(value)}; expected four numbers")
         x, y, w, h = map(float, value)
         return x, y, w, h
 
-    def _needed(self, key: str) -> Any:
+    def _required(self, key: str) -> Any:
         if self.content.get(key) is None:
             raise self.fault(Kind.MISSING_FIELD, f"the key '{key}' is missing")
         return self.content[key]
@@ -90,9 +90,9 @@ class CocoFile:
 
     Attributes:
         path: the JSON file.
-        images: its images, as they stand there.
-        annotations: its annotations, likewise.
-        category_rows: its classes, likewise; every one has a whole `id` of its own and a `name`.
+        images: the entries of its images, unchanged.
+        annotations: the entries of its annotations, unchanged.
+        category_rows: the entries of its classes, unchanged; each has a unique integer `id` and a `name`.
     """
 
     path: Path
@@ -102,15 +102,15 @@ class CocoFile:
 
     @property
     def file_names(self) -> list[str]:
-        """The names of the images, as the file gives them; an image without one is left out."""
+        """The file names of the images, as the file gives them; images without one are skipped."""
         return [row["file_name"] for row in self.images if isinstance(row.get("file_name"), str)]
 
 
 def parse_coco(path: Path) -> CocoFile:
-    """Read a JSON file and check that it is COCO's. Raises DataError that says what is wrong, and where."""
+    """Read a JSON file and check that it is COCO. Raises DataError that names the fault and its place."""
     content = _parse_json(path)
     if not isinstance(content, dict):
-        raise NotCocoError(path, f"no object with {', '.join(_KEYS)}, but a {type(content).__name__}")
+        raise NotCocoError(path, f"expected an object with {', '.join(_KEYS)}, got a {type(content).__name__}")
     for key in _KEYS:
         if key not in content:
             raise NotCocoError(path, f"the key '{key}' is missing")
@@ -129,18 +129,19 @@ def read_coco(
     categories: Categories | None = None,
     log: FaultLog = STOP_AT_FAULTS,
 ) -> DetectionData:
-    """One COCO file with its images, in the order of their ids.
+    """Read one COCO file with its images, in the order of their ids.
 
     Args:
-        annotations: the JSON file, or one that is parsed already.
-        images_folder: where the images lie.
-        split: the name to give the data.
-        folder: the dataset's folder; the images' when omitted.
-        categories: the classes of the whole dataset; the file's own when omitted.
-        log: what to do at an image or annotation that cannot be used.
+        annotations: the JSON file, or its parsed content.
+        images_folder: the folder of the images.
+        split: the name of the split.
+        folder: the folder of the dataset; that of the images when omitted.
+        categories: the classes of the whole dataset; those of the file when omitted.
+        log: what to do at an unusable image or annotation.
 
-    Sizes are the file's; where it gives none, the image's. Raises DataError for anything that is no COCO data, for
-    annotations of unknown images or categories, for images that are missing, and for names that leave the folder.
+    The size of an image is the one that the JSON file gives, or else the size of the image file. Raises DataError for
+    a file that is not COCO, for annotations of unknown images or categories, for missing images, and for file names
+    that lead out of the folder.
     """
     coco = annotations if isinstance(annotations, CocoFile) else parse_coco(Path(annotations))
     categories = categories or Categories.from_coco(coco.category_rows)
@@ -166,7 +167,7 @@ def _parse_json(path: Path) -> Any:
         at = f"line {error.lineno}, column {error.colno}"
         raise FaultError(Kind.BROKEN_FILE, path, at, f"broken JSON: {error.msg}") from None
     except UnicodeDecodeError as error:
-        raise FaultError(Kind.BROKEN_FILE, path, f"byte {error.start}", "broken JSON: no text") from None
+        raise FaultError(Kind.BROKEN_FILE, path, f"byte {error.start}", "broken JSON: not UTF-8 text") from None
     except ValueError as error:
         raise FaultError(Kind.BROKEN_FILE, path, "", f"broken JSON: {error}") from None
     except RecursionError:
@@ -176,7 +177,7 @@ def _parse_json(path: Path) -> Any:
 def _check_categories(rows: list[dict[str, Any]], path: Path) -> None:
     for index, content in enumerate(rows):
         row = Row(path, "categories", index, content)
-        row.whole("id")
+        row.integer("id")
         row.text("name")
     try:
         Categories.from_coco(rows)
@@ -190,9 +191,9 @@ def rows_by_id(coco: CocoFile, log: FaultLog) -> dict[int, Row]:
     for index, content in enumerate(coco.images):
         with log:
             row = Row(coco.path, "images", index, content)
-            image_id = row.whole("id")
+            image_id = row.integer("id")
             if image_id in rows:
-                detail = f"the image id {image_id} stands twice; give every image its own"
+                detail = f"the image id {image_id} is used twice; give every image a unique id"
                 raise row.fault(Kind.REPEATED_IMAGE_ID, detail)
             rows[image_id] = row
     return rows
@@ -201,17 +202,17 @@ def rows_by_id(coco: CocoFile, log: FaultLog) -> dict[int, Row]:
 def _objects_by_image(
     coco: CocoFile, image_ids: Set[int], categories: Categories, faults: list[DataFault], log: FaultLog
 ) -> dict[int, list[ObjectRecord]]:
-    """Image id -> its objects in the order of their ids; an image without objects has an empty list."""
+    """Image id -> its objects in the order of their ids; an empty list for an image without objects."""
     objects: dict[int, list[ObjectRecord]] = {image_id: [] for image_id in image_ids}
-    known, seen = set(categories.ids), set()
+    known_ids, seen = set(categories.ids), set()
     for index, content in enumerate(coco.annotations):
         row = Row(coco.path, "annotations", index, content)
         with log:
             thing = _object_record(row)
-            image_id = row.whole("image_id")
+            image_id = row.integer("image_id")
             if image_id not in objects:
                 raise row.fault(Kind.UNKNOWN_IMAGE, f"its image, id {image_id}, is not among the images")
-            if thing.category_id not in known:
+            if thing.category_id not in known_ids:
                 raise row.fault(
                     Kind.UNKNOWN_CLASS, f"its category, id {thing.category_id}, is not among the categories"
                 )
@@ -232,8 +233,8 @@ def _object_record(row: Row) -> ObjectRecord:
     box = row.box()
     area = row.content.get("area")
     return ObjectRecord(
-        id=row.whole("id") if "id" in row.content else row.index,
-        category_id=row.whole("category_id"),
+        id=row.integer("id") if "id" in row.content else row.index,
+        category_id=row.integer("category_id"),
         box=box,
         area=float(area) if is_area(area) else box[2] * box[3],
         crowd=row.content.get("iscrowd") == 1,
@@ -243,27 +244,27 @@ def _object_record(row: Row) -> ObjectRecord:
 
 
 def image_record(row: Row, path: Path, objects: list[ObjectRecord], faults: list[DataFault]) -> ImageRecord | None:
-    """The record of an image; None, and a fault, for a file without an image."""
+    """The record of an image. For an unreadable image, adds a fault and returns None."""
     if file_length(path, row.path, row.at) == 0:
         faults.append(DataFault(Kind.EMPTY_FILE, str(path)))
         return None
     height, width = _length(row.content.get("height")), _length(row.content.get("width"))
-    of_image: tuple[DataFault, ...] = ()
+    size_faults: tuple[DataFault, ...] = ()
     if not (height and width):
         try:
             height, width = image_size(path)
         except ImageFileError as error:
             faults.append(error.fault)
             return None
-        of_image = (DataFault(Kind.NO_SIZE, str(row.path), row.at),)
-    kept, of_objects = usable_objects(objects, height, width, str(path))
+        size_faults = (DataFault(Kind.NO_SIZE, str(row.path), row.at),)
+    usable, object_faults = usable_objects(objects, height, width, str(path))
     return ImageRecord(
-        id=row.whole("id"), path=path, height=height, width=width, objects=kept, faults=of_image + of_objects
+        id=row.integer("id"), path=path, height=height, width=width, objects=usable, faults=size_faults + object_faults
     )
 
 
 def _length(value: Any) -> int:
-    """Whole pixels; 0 where the file does not say."""
+    """A side of an image in whole pixels; 0 if the value is not a valid size."""
     return int(value) if _is_number(value) and 0 < value < MAX_SIDE else 0
 
 
@@ -271,15 +272,15 @@ def _is_number(value: Any) -> TypeGuard[int | float]:
     return isinstance(value, float) or (isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63)
 
 
-def _is_whole(value: Any) -> TypeGuard[int | float]:
+def _is_integer(value: Any) -> TypeGuard[int | float]:
     return _is_number(value) and float(value).is_integer()
 
 
 def is_area(value: Any) -> TypeGuard[int | float]:
-    """Whether a value from a file can be an area."""
+    """Whether a value from a file is a valid area: a positive, finite number."""
     return _is_number(value) and 0 < value < math.inf
 
 
 def _shortened(value: Any) -> str:
-    """A value from a file as an error message can hold it."""
+    """A value from a file, shortened for an error message."""
     return reprlib.repr(value)

@@ -1,4 +1,4 @@
-"""Paths that a description gives, found here although they were written on another machine."""
+"""Find the files and folders that a description names, even if its paths were written on another machine."""
 
 from __future__ import annotations
 
@@ -15,19 +15,22 @@ _MAX_LINKS = 8
 
 
 class Place(NamedTuple):
-    """A file or folder, and the name that it goes by in the dataset, which differs where a link is on the way."""
+    """A file or folder, and its path within the dataset. The two differ if the path leads through a link."""
 
     path: Path
     name: Path
 
 
 def find_place(entry: str, bases: Sequence[Path], folder: Path) -> Place | None:
-    """The file or folder that a path in a description means; None where there is none.
+    """The file or folder that a path in a description refers to; None if it does not exist.
+
+    If the path itself does not exist, ever shorter ends of it are searched for in `folder`. This finds paths that are
+    absolute or lead out of the folder.
 
     Args:
-        entry: the path, as written. One that is absolute or climbs out, and leads nowhere, is looked for by its end.
-        bases: folders that it may start from.
-        folder: the dataset's.
+        entry: the path as written in the description.
+        bases: folders that it may be relative to.
+        folder: the folder of the dataset.
     """
     entry = entry.strip()
     slashed = entry.replace("\\", "/")
@@ -35,14 +38,14 @@ def find_place(entry: str, bases: Sequence[Path], folder: Path) -> Place | None:
     ends = (Path(*parts[start:]) for start in range(len(parts)) if parts[start] not in ("/", ".."))
     names = [base / spelling for spelling in dict.fromkeys((entry, slashed)) for base in bases]
     names += [folder / end for end in ends if not end.is_absolute()]
-    found = ((through_text_links(name), name) for name in names)
-    return next((Place(path, name) for path, name in found if path is not None), None)
+    resolved = ((through_text_links(name), name) for name in names)
+    return next((Place(path, name) for path, name in resolved if path is not None), None)
 
 
 def through_text_links(path: Path, depth: int = 0) -> Path | None:
-    """The file or folder itself; None where there is none.
+    """The file or folder that a path leads to through links stored as text; None if it does not exist.
 
-    Where links cannot be made, Git writes a link as a small text file with the path that it leads to.
+    On systems without symbolic links, Git writes a link as a small text file that contains the path of its target.
     """
     try:
         if path.is_dir() or (path.is_file() and not _linked_folder(path)):
@@ -57,7 +60,7 @@ def through_text_links(path: Path, depth: int = 0) -> Path | None:
 
 
 def _linked_folder(link: Path) -> Path | None:
-    """Where a link that is stored as text leads, if that is a folder, or another such link."""
+    """The target of a link that is stored as text; None if the file is no such link or the target does not exist."""
     if link.suffix or link.stat().st_size > _MAX_LINK_BYTES:
         return None
     try:

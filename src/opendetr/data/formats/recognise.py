@@ -1,4 +1,4 @@
-"""Opening a dataset folder: its format is recognised by looking, its splits are found or made."""
+"""Open a dataset folder: recognise its format, and find or create its splits."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ from opendetr.data.records import (
 
 TRAIN_NAMES = ("train", "trainval", ALL)
 VAL_NAMES = ("val",)
-_NAMES_TO_LOOK_FOR = 20  # images of a COCO file that tell which folder it means
+_NAMES_TO_LOOK_FOR = 20  # images of a COCO file that are searched for to find its folder of images
 _EXPECTED = (
-    "expected COCO (annotations/instances_*.json, or a JSON file beside the images), Pascal VOC (Annotations/*.xml and "
-    "JPEGImages/), YOLO (data.yaml, or images/ and labels/*.txt) or a CSV table of images and boxes"
+    "expected COCO (annotations/instances_*.json, or a JSON file next to the images), Pascal VOC (Annotations/*.xml "
+    "and JPEGImages/), YOLO (data.yaml, or images/ and labels/*.txt) or a CSV table of images and boxes"
 )
 
 
 class Format(StrEnum):
-    """How a dataset is written down."""
+    """The annotation format of a dataset."""
 
     COCO = "coco"
     VOC = "voc"
@@ -62,9 +62,9 @@ class Source:
     """A dataset whose format is known.
 
     Attributes:
-        format: what it is.
+        format: the format.
         splits: the names of its splits.
-        read: gives some of them, with common classes.
+        read: names of splits -> these splits, all with the same classes.
         panoptic: whether its objects are the segments of panoptic maps.
     """
 
@@ -87,19 +87,19 @@ def open_data(
     """All splits of a dataset, in COCO, Pascal VOC or YOLO format, or as a table.
 
     Args:
-        folder: the dataset; or the YAML file or CSV table that describes it.
-        val_fraction: share of the training images that becomes "val" where the dataset has no such split.
-        seed: chooses those images; with the names of the files alone, so that their order does not matter.
-        train_split: the split to give as "train"; else "train", "trainval" or the only one there is.
-        val_split: the split to give as "val".
-        strict: refuse faults such as boxes with NaN and image files of zero bytes instead of skipping them.
-        masks: what masks to read, as `DataConfig.masks`.
+        folder: the dataset, or the YAML file or CSV table that describes it.
+        val_fraction: fraction of the training images that becomes "val" if the dataset has no such split.
+        seed: determines these images, together with the file names. The order of the files has no influence.
+        train_split: the split to return as "train"; by default "train", "trainval" or the only split.
+        val_split: the split to return as "val".
+        strict: raise an error for faults such as boxes with NaN and empty image files, instead of skipping them.
+        masks: the masks to read, as in `DataConfig.masks`.
 
-    Returns the splits by name; "train" and "val" are always among them. Raises DataError, one line, for whatever is
-    wrong with the folder.
+    Returns the splits by name; they always include "train" and "val". Raises DataError with one line for any fault of
+    the folder.
     """
     if not 0 < val_fraction < 1:
-        raise DataError(f"the share of images for validation is {val_fraction}; give one between 0 and 1")
+        raise DataError(f"the fraction of images for validation is {val_fraction}; choose one between 0 and 1")
     source = recognise(folder, masks=masks)
     data = source.read(source.splits)
     chosen = choose_splits(
@@ -120,10 +120,10 @@ def choose_splits(
     train_split: str | None = None,
     val_split: str | None = None,
 ) -> dict[str, DetectionData]:
-    """What `open_data` gives, made of all splits of a dataset as they stand. Raises DataError as it does."""
+    """The splits that `open_data` returns, made from all splits of a dataset as read. Raises the same errors."""
     train = data[_chosen(train_split, TRAIN_NAMES, tuple(data), Path(folder), "train")]
     if val_split is None and not set(VAL_NAMES) & data.keys():
-        train, val = _divided(train, val_fraction, seed)
+        train, val = _divide(train, val_fraction, seed)
     else:
         val = data[_chosen(val_split, VAL_NAMES, tuple(data), Path(folder), "val")]
     others = {name: part for name, part in data.items() if name not in ("train", "val", ALL)}
@@ -141,10 +141,10 @@ def open_split(
     strict: bool = False,
     masks: Masks = "none",
 ) -> DetectionData:
-    """One split of a dataset folder, other splits unread where they can be; "all" is the whole of a set without any.
+    """One split of a dataset folder. Other splits are not read unless they are needed.
 
-    A "train" or "val" that the folder does not hold is made as `open_data` makes it. The other arguments are its own.
-    Raises DataError.
+    A dataset without splits has the one split "all". If the folder has no "train" or "val", it is created as in
+    `open_data`. The other arguments and the errors are those of `open_data`.
     """
     source = recognise(folder, masks=masks)
     if split in source.splits and not (split == "train" and "val" not in source.splits):
@@ -161,9 +161,9 @@ def open_split(
 def read_splits(
     folder: str | Path, log: FaultLog = STOP_AT_FAULTS, *, masks: Masks = "none"
 ) -> dict[str, DetectionData]:
-    """All splits of a dataset folder as they stand: none is chosen, made or required to hold objects.
+    """All splits of a dataset folder as read: none is selected, created or required to have objects.
 
-    What `open_data` would stop at goes to the log; a split that cannot be read at all is left out.
+    Errors that `open_data` would raise go to the log. A split that cannot be read at all is skipped.
     """
     with log:
         source = recognise(folder, log, masks=masks)
@@ -172,14 +172,17 @@ def read_splits(
 
 
 def recognise(folder: str | Path, log: FaultLog = STOP_AT_FAULTS, *, masks: Masks = "none") -> Source:
-    """The format of a dataset, by looking. What names itself goes first, then what merely lies there.
+    """Recognise the format of a dataset by its files.
+
+    Descriptions and files with the standard names of a format take precedence over other files.
 
     Args:
-        folder: the dataset; or the file that describes it.
+        folder: the dataset, or the file that describes it.
         log: what to do at a fault.
-        masks: what masks to read, as `DataConfig.masks`; without them such files are read where no others are.
+        masks: the masks to read, as in `DataConfig.masks`. With "none", panoptic annotations are read only if the
+            dataset has no others.
 
-    Raises DataError when the format is none that is known, or when it has no such masks.
+    Raises DataError when the format is unknown, or when the dataset has no such masks.
     """
     folder = Path(folder)
     require_folder(folder)
@@ -188,15 +191,15 @@ def recognise(folder: str | Path, log: FaultLog = STOP_AT_FAULTS, *, masks: Mask
         return _coco_source(folder if folder.is_dir() else folder.parent, panoptic, log, masks=True)
     if masks == "panoptic":
         raise DataError(
-            f"{folder}: holds no panoptic annotations (annotations/{PREFIX}train.json and its maps); set data.masks to "
-            "auto to read outlines"
+            f"{folder}: contains no panoptic annotations (annotations/{PREFIX}train.json and its maps); set data.masks "
+            "to auto to read outlines"
         )
     source = _without_maps(folder, log)
     return source if masks == "none" else replace(source, read=lambda splits: _with_outlines(source, splits))
 
 
 def find_panoptic(folder: str | Path) -> dict[str, CocoPaths]:
-    """Split name -> the panoptic annotations of a dataset; empty where there are none."""
+    """Split name -> the panoptic annotations of a dataset; empty if it has none."""
     folder = Path(folder)
     described = described_files(folder)
     if described:
@@ -210,7 +213,7 @@ def _with_outlines(source: Source, splits: tuple[str, ...]) -> dict[str, Detecti
 
 
 def _without_maps(folder: Path, log: FaultLog) -> Source:
-    """The dataset as boxes, with outlines where it has some."""
+    """The dataset as boxes, with outlines if it has any."""
     described = described_files(folder)
     if described:
         return _coco_source(folder if folder.is_dir() else folder.parent, described, log)
@@ -226,14 +229,14 @@ def _without_maps(folder: Path, log: FaultLog) -> Source:
     if files:
         return _coco_source(folder, {name: CocoPaths(path) for name, path in _named_splits(files, folder).items()}, log)
     if not tables and (others := sorted(folder.glob("*.csv"))):
-        tables = {ALL: others[0]}  # reading it says which columns are missing
+        tables = {ALL: others[0]}  # the error of its reader names the missing columns
     if not tables:
-        raise FaultError(Kind.NO_DATA, folder, "", f"holds no annotations; {_EXPECTED}")
+        raise FaultError(Kind.NO_DATA, folder, "", f"contains no annotations; {_EXPECTED}")
     return _table_source(folder, tables, log)
 
 
 def _source_of_file(path: Path, log: FaultLog) -> Source:
-    """A dataset that is named by the file that describes it."""
+    """A dataset given by the file that describes it."""
     if path.suffix.lower() in TABLE_SUFFIXES:
         return _table_source(path.parent, {ALL: path}, log)
     return _yolo_source(path, log)
@@ -280,15 +283,15 @@ def _coco_source(folder: Path, files: Mapping[str, CocoPaths], log: FaultLog, *,
 
 
 def _usual_coco_files(folder: Path) -> list[Path]:
-    """Files of COCO's own names, and of those that Roboflow gives."""
+    """COCO files with the standard names, or with those of Roboflow."""
     return sorted((folder / "annotations").glob("instances_*.json")) + sorted(folder.glob("*/_annotations.coco.json"))
 
 
 def _loose_coco_files(folder: Path) -> list[Path]:
-    """JSON files of any name that are COCO; panoptic ones where there are no others."""
+    """COCO files of any name; panoptic ones only if there are no others."""
     paths = sorted((folder / "annotations").glob("*.json")) + sorted(folder.glob("*.json"))
-    found = paths if len(paths) == 1 else _only_coco(paths)
-    return [path for path in found if not path.name.startswith(PREFIX)] or found
+    files = paths if len(paths) == 1 else _only_coco(paths)
+    return [path for path in files if not path.name.startswith(PREFIX)] or files
 
 
 def _named_splits(paths: Sequence[Path], folder: Path) -> dict[str, Path]:
@@ -300,7 +303,7 @@ def _named_splits(paths: Sequence[Path], folder: Path) -> dict[str, Path]:
 
 
 def _only_coco(paths: list[Path]) -> list[Path]:
-    """Those of several JSON files that are COCO's. Raises the first file's error when none is."""
+    """The COCO files among several JSON files. Raises the error of the first file if there are none."""
     kept, errors = [], []
     for path in paths:
         try:
@@ -315,34 +318,37 @@ def _only_coco(paths: list[Path]) -> list[Path]:
 
 
 def _split_name(path: Path, folder: Path) -> str:
-    """Such as "train" of instances_train2017.json, "val" of valid/_annotations.coco.json, "cells" of cells.json."""
-    beside_images = path.name.startswith("_annotations") and path.parent != folder
-    name = path.parent.name if beside_images else _stem(path)
+    """The split of a COCO file.
+
+    For example "train" for instances_train2017.json, "val" for valid/_annotations.coco.json, "cells" for cells.json.
+    """
+    in_split_folder = path.name.startswith("_annotations") and path.parent != folder
+    name = path.parent.name if in_split_folder else _stem(path)
     return usual_split(name)
 
 
 def _stem(path: Path) -> str:
-    """A file's name without what COCO puts before that of the split."""
+    """The name of a file without its suffix and the prefix that COCO puts before the name of the split."""
     return path.stem.removeprefix("instances_").removeprefix(PREFIX)
 
 
 def _images_folder(coco: CocoFile, split: str, folder: Path) -> Path:
-    """The folder with the file's images. Raises DataError that names the folders looked into."""
+    """The folder with the images of a COCO file. Raises DataError that names the searched folders."""
     stem = _stem(coco.path)
     spellings = (stem, split, *(word for word, meaning in SPELLINGS.items() if meaning == split))
     named = [base / name for base in (folder, folder / "images") for name in dict.fromkeys(spellings)]
     candidates = [*named, coco.path.parent, coco.path.parent / "images", folder / "images", folder]
     names = coco.file_names[:_NAMES_TO_LOOK_FOR]
     if not coco.images:
-        raise FaultError(Kind.NO_DATA, coco.path, "", "holds no images")
-    holder = first_folder_holding([name for name in names if is_inside(name)], candidates)
-    if holder is None and not any(map(is_inside, names)):
-        return folder  # reading the images says what is wrong with their names
-    if holder is None:
-        looked = ", ".join(str(path) for path in dict.fromkeys(candidates) if path.is_dir())
-        detail = f"its images ({names[0]}, ...) are missing; put them into one of {looked}"
+        raise FaultError(Kind.NO_DATA, coco.path, "", "contains no images")
+    images_folder = first_folder_holding([name for name in names if is_inside(name)], candidates)
+    if images_folder is None and not any(map(is_inside, names)):
+        return folder  # the reader reports the faults of the names
+    if images_folder is None:
+        searched = ", ".join(str(path) for path in dict.fromkeys(candidates) if path.is_dir())
+        detail = f"its images ({names[0]}, ...) are missing; put them into one of {searched}"
         raise FaultError(Kind.MISSING_IMAGE, coco.path, "", detail)
-    return holder
+    return images_folder
 
 
 def _common_categories(files: Iterable[CocoFile]) -> Categories:
@@ -350,9 +356,9 @@ def _common_categories(files: Iterable[CocoFile]) -> Categories:
     rows: dict[int, dict[str, Any]] = {}
     for coco in files:
         for row in coco.category_rows:
-            known = rows.setdefault(row["id"], row)
-            if known["name"] != row["name"]:
-                names = f"'{row['name']}' here and '{known['name']}' in another split"
+            first = rows.setdefault(row["id"], row)
+            if first["name"] != row["name"]:
+                names = f"'{row['name']}' here and '{first['name']}' in another split"
                 detail = f"category {row['id']} is {names}; give it one name"
                 raise FaultError(Kind.BAD_CLASSES, coco.path, "", detail)
     return Categories.from_coco(rows.values())
@@ -367,33 +373,35 @@ def _chosen(wanted: str | None, usual: tuple[str, ...], splits: tuple[str, ...],
     return chosen
 
 
-def _divided(whole: DetectionData, val_fraction: float, seed: int) -> tuple[DetectionData, DetectionData]:
-    """Training and validation images, chosen by a hash of seed and file name: whatever order the files come in."""
+def _divide(data: DetectionData, val_fraction: float, seed: int) -> tuple[DetectionData, DetectionData]:
+    """Divide the images into training and validation images, by a hash of seed and file name."""
 
     def rank(image: ImageRecord) -> tuple[bytes, str]:
-        return chance(seed, image.path.name), whole.file_name(image)
+        return chance(seed, image.path.name), data.file_name(image)
 
-    num_val = max(1, round(len(whole) * val_fraction))
-    if num_val >= len(whole):
-        raise DataError(f"{whole.folder}: {len(whole)} images are too few to set some aside; name a validation split")
-    chosen = {image.id for image in sorted(whole.images, key=rank)[:num_val]}
-    val = whole.subset([image for image in whole.images if image.id in chosen], "val")
-    train = whole.subset([image for image in whole.images if image.id not in chosen], "train")
-    of_images = {fault.kind for image in whole.images for fault in image.faults}
-    of_whole = tuple(finding for finding in whole.findings if finding.kind not in of_images)
-    return replace(train, findings=of_whole + train.findings), val
+    num_val = max(1, round(len(data) * val_fraction))
+    if num_val >= len(data):
+        raise DataError(f"{data.folder}: {len(data)} images are too few to select a validation split; name one")
+    chosen = {image.id for image in sorted(data.images, key=rank)[:num_val]}
+    val = data.subset([image for image in data.images if image.id in chosen], "val")
+    train = data.subset([image for image in data.images if image.id not in chosen], "train")
+    image_kinds = {fault.kind for image in data.images for fault in image.faults}
+    without_image = tuple(finding for finding in data.findings if finding.kind not in image_kinds)
+    return replace(train, findings=without_image + train.findings), val
 
 
 def _with_overlap(val: DetectionData, train: DetectionData) -> DetectionData:
-    """Validation data with a finding when training sees some of its images."""
-    trained_on = {image.path for image in train.images}
-    shared = count_findings(DataFault(Kind.IN_TRAINING, str(i.path)) for i in val.images if i.path in trained_on)
+    """Validation data, with a warning if the training split contains some of its images."""
+    train_paths = {image.path for image in train.images}
+    shared = count_findings(
+        DataFault(Kind.IN_TRAINING, str(image.path)) for image in val.images if image.path in train_paths
+    )
     return replace(val, findings=val.findings + shared)
 
 
 def _require_objects(data: DetectionData) -> None:
     if not data.num_objects:
-        lost = (finding for finding in data.findings if finding.kind.effect is Effect.SKIPS)
-        reasons = (f"; {finding}: {finding.faults[0].detail}".removesuffix(": ") for finding in lost)
+        skipped = (finding for finding in data.findings if finding.kind.effect is Effect.SKIPS)
+        reasons = (f"; {finding}: {finding.faults[0].detail}".removesuffix(": ") for finding in skipped)
         detail = f"no annotations: {len(data)} images and no object{''.join(reasons)}"
         raise FaultError(Kind.NO_LABELS, data.folder, f"split '{data.split}'", detail)

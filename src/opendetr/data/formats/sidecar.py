@@ -1,8 +1,9 @@
-"""What a format has no place for, kept in `opendetr.json` beside its annotations, so that converting loses nothing.
+"""The file `opendetr.json` next to the annotations: it stores what their format cannot store.
 
-YOLO and Pascal VOC know no ids, no crowd regions, no areas, and not every number of a box to its last bit. Whoever
-writes them for us puts the rest into `opendetr.json`; our readers take it from there, and other programs pass it over.
-The entry of an image holds a digest of its rows: once somebody has changed those, the rows alone count.
+YOLO and Pascal VOC have no fields for ids, crowd regions and areas, and YOLO does not store every box exactly. When a
+dataset is written in these formats, `opendetr.json` stores the rest, so that nothing is lost. The readers of these
+formats use it; other programs ignore it. The entry of an image contains a digest of the rows of its annotation file. If
+the rows have been changed since, the entry is not applied to them.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectExtra:
-    """The id of an object, and what its row does not give; None where the row does.
+    """The id of an object, and the values that its row does not give; None where the row gives them.
 
     The fields are those of `ObjectRecord`.
     """
@@ -44,9 +45,10 @@ class ObjectExtra:
 
 @dataclass(frozen=True, kw_only=True)
 class RowlessExtra:
-    """An object without a row: a crowd region, which other programs would take for an object, or a row none could read.
+    """An object without a row: a crowd region, or an object whose row would be invalid.
 
-    The fields are those of `ObjectRecord`; the area is that of the box when None.
+    Crowd regions have no rows because other programs would use them as objects. The fields are those of `ObjectRecord`.
+    If the area is None, it is that of the box.
     """
 
     id: int
@@ -58,21 +60,21 @@ class RowlessExtra:
     segmentation: Any = None
 
     def record(self) -> ObjectRecord:
-        """The object as it was."""
+        """The original object."""
         return ObjectRecord(**vars(self) | {"area": self.area or math.prod(self.box[2:])})
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageExtra:
-    """What belongs to one annotation file.
+    """The entry of one annotation file.
 
     Attributes:
-        id: of the image.
-        image: the name of its file.
-        rows: digest of the rows that the file had, see `digest`.
-        size: height and width where the image file itself says something else.
+        id: the id of the image.
+        image: the name of the image file.
+        rows: the digest of the rows of the annotation file when it was written, see `digest`.
+        size: height and width in pixels, if they differ from those of the image file.
         objects: one for each row.
-        rowless: objects without one.
+        rowless: objects without a row.
     """
 
     id: int
@@ -84,7 +86,7 @@ class ImageExtra:
 
     @property
     def things(self) -> tuple[ObjectExtra | RowlessExtra, ...]:
-        """Objects with rows and without."""
+        """Objects with and without a row."""
         return (*self.objects, *self.rowless)
 
 
@@ -93,9 +95,9 @@ class Extras:
     """The content of an `opendetr.json`.
 
     Attributes:
-        categories: the classes as they were.
-        names: the classes' names as the annotation files have them, in the same order.
-        images: annotation file, relative to the folder and with forward slashes -> what belongs to it.
+        categories: the original classes.
+        names: the names of the classes in the annotation files, in the same order.
+        images: annotation file, relative to the folder and with forward slashes -> its entry.
     """
 
     categories: Categories | None = None
@@ -104,16 +106,16 @@ class Extras:
 
     @property
     def next_image_id(self) -> int:
-        """The first number from which on no image has an id yet."""
+        """One more than the largest id of an image."""
         return max((image.id for image in self.images.values()), default=0) + 1
 
     @property
     def next_object_id(self) -> int:
-        """The first number from which on no object has an id yet."""
+        """One more than the largest id of an object."""
         return max((thing.id for image in self.images.values() for thing in image.things), default=0) + 1
 
     def categories_with(self, names: Sequence[str]) -> Categories:
-        """The classes as they were, and after them some that have been added since, under ids of their own."""
+        """The original classes, followed by classes of these names under new ids."""
         known = self.categories or Categories.from_names([])
         first = max(known.ids, default=0) + 1
         added = Categories((*known.names, *names), (*known.ids, *range(first, first + len(names))))
@@ -126,19 +128,20 @@ class Extras:
         )
 
     def of(self, key: str, image: Path) -> ImageExtra | None:
-        """What belongs to the annotation file `key`, if it is that of this image."""
+        """The entry of the annotation file `key`; None if there is none, or if it is of another image."""
         extra = self.images.get(key)
         return extra if extra and extra.image == image.name else None
 
     def restored(self, key: str, image: ImageRecord, rows: Sequence[str]) -> ImageRecord:
-        """An image as it was before it was written in a poorer format.
+        """The image with the values that its annotation file does not store.
 
         Args:
             key: its annotation file, as in `images`.
-            image: what the annotation file alone says, an object for each row.
-            rows: the rows, in one spelling whatever the spaces between their fields.
+            image: the image as its annotation file gives it, with an object for each row.
+            rows: the rows in a normalised form, in which spaces between fields do not matter.
 
-        Returns `image` itself where nothing is kept for it, and with a fault where its rows have changed.
+        Returns `image` itself if it has no entry. If the rows have changed, only the id of the image and its objects
+        without a row are restored, and the image gets a fault.
         """
         extra = self.of(key, image.path)
         if extra is None:
@@ -154,21 +157,21 @@ class Extras:
 
 
 def digest(rows: Iterable[str]) -> str:
-    """A fingerprint of the rows of one annotation file."""
+    """A hash of the rows of one annotation file."""
     return hashlib.sha256("\n".join(rows).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def image_extra(
     image: ImageRecord, name: str, written: Mapping[int, tuple[ObjectRecord, str]], size: tuple[int, int]
 ) -> ImageExtra:
-    """What is to be kept of an image.
+    """The entry of an image.
 
     Args:
-        image: as it is.
-        name: of its file, where it is written to.
-        written: position in `image.objects` -> the object as its row alone gives it, and the row as `Extras.restored`
-            will be given it. Objects that are not here have no row.
-        size: height and width as the reader will find them.
+        image: the image with all its values.
+        name: the name of the image file in the new folder.
+        written: index in `image.objects` -> the object as its row gives it, and the row in the form that
+            `Extras.restored` receives. Objects that are not listed have no row.
+        size: height and width in pixels, as the reader of the annotation file gets them.
     """
     return ImageExtra(
         id=image.id,
@@ -176,7 +179,7 @@ def image_extra(
         rows=digest(row for _, row in written.values()),
         size=None if size == (image.height, image.width) else (image.height, image.width),
         objects=tuple(_difference(image.objects[index], plain) for index, (plain, _) in written.items()),
-        rowless=tuple(_whole(thing) for index, thing in enumerate(image.objects) if index not in written),
+        rowless=tuple(_rowless(thing) for index, thing in enumerate(image.objects) if index not in written),
     )
 
 
@@ -192,7 +195,7 @@ def write_extras(folder: Path, extras: Extras) -> None:
 
 
 def read_extras(folder: Path) -> Extras:
-    """The `opendetr.json` of a dataset folder; empty where there is none. Raises FaultError for a broken one."""
+    """Read the `opendetr.json` of a dataset folder. Empty if there is none. Raises FaultError for invalid content."""
     path = folder / FILE_NAME
     if not is_file(path):
         return Extras()
@@ -202,7 +205,7 @@ def read_extras(folder: Path) -> Extras:
     try:
         content = json.loads(text)
         if not isinstance(content, dict) or content.get("opendetr") != _VERSION:
-            raise ValueError(f"not written by this version of OpenDETR, which reads number {_VERSION}")
+            raise ValueError(f"the key 'opendetr' is not {_VERSION}, the version that OpenDETR reads")
         categories = TypeAdapter(Categories).validate_python(content.get("categories"))
         names = tuple(TypeAdapter(list[str]).validate_python(content.get("names")))
         images = TypeAdapter(dict[str, ImageExtra]).validate_python(content.get("images"))
@@ -217,10 +220,10 @@ def read_extras(folder: Path) -> Extras:
 
 
 def _check(extras: Extras) -> None:
-    """Raise ValueError where the parts contradict each other."""
+    """Raise ValueError if the parts contradict each other."""
     known: set[int | None] = {None, *(extras.categories.ids if extras.categories else ())}
     if len(extras.names) != len(known) - 1:
-        raise ValueError(f"{len(known) - 1} classes, but {len(extras.names)} names of classes")
+        raise ValueError(f"{len(known) - 1} categories, but {len(extras.names)} names")
     for key, image in extras.images.items():
         if image.size and min(image.size) < 1:
             raise ValueError(f"images.{key}: the size is {image.size}")
@@ -228,11 +231,11 @@ def _check(extras: Extras) -> None:
             if thing.category_id not in known:
                 raise ValueError(f"images.{key}: the category {thing.category_id} is not listed")
             if thing.area is not None and not 0 < thing.area < math.inf:
-                raise ValueError(f"images.{key}: an area is {thing.area}")
+                raise ValueError(f"images.{key}: the area of an object is {thing.area}")
 
 
 def _broken(path: Path, reason: str) -> FaultError:
-    return FaultError(Kind.BROKEN_FILE, path, "", f"{reason}; convert the data again, or take this file away")
+    return FaultError(Kind.BROKEN_FILE, path, "", f"{reason}; convert the dataset again, or delete this file")
 
 
 def _restored(plain: ObjectRecord, extra: ObjectExtra) -> ObjectRecord:
@@ -245,13 +248,13 @@ def _difference(thing: ObjectRecord, plain: ObjectRecord) -> ObjectExtra:
     return ObjectExtra(id=thing.id, **changed)
 
 
-def _whole(thing: ObjectRecord) -> RowlessExtra:
-    stated = {each.name: getattr(thing, each.name) for each in fields(RowlessExtra)}
-    return RowlessExtra(**stated | {"area": thing.area if 0 < thing.area < math.inf else None})
+def _rowless(thing: ObjectRecord) -> RowlessExtra:
+    values = {attribute.name: getattr(thing, attribute.name) for attribute in fields(RowlessExtra)}
+    return RowlessExtra(**values | {"area": thing.area if 0 < thing.area < math.inf else None})
 
 
 def _stated(extra: ObjectExtra | RowlessExtra) -> dict[str, Any]:
-    """The fields that say something."""
+    """The fields that are not None."""
     return {name: value for name, value in vars(extra).items() if value is not None}
 
 

@@ -1,4 +1,4 @@
-"""The parts of a dataset: what they are called, and how a whole is divided so that every part is like it."""
+"""Splits of a dataset: their names, and stratified division of images into splits."""
 
 from __future__ import annotations
 
@@ -11,26 +11,29 @@ from itertools import count
 
 from opendetr.data.records import DataError, DetectionData, ImageRecord
 
-ALL = "all"  # the one split of a dataset that has no splits
-# How files and folders spell the usual ones.
+ALL = "all"  # the only split of a dataset without splits
+# Spellings of the usual splits in names of files and folders -> the split.
 SPELLINGS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
              "test": "test", "testing": "test", "trainval": "trainval"}  # fmt: skip
-_NOTHING = -1  # stands for a class in images without objects: they are divided evenly, too
+_NO_OBJECTS = -1  # the class of images without objects, so that they are divided evenly too
 
 
 def usual_split(name: str) -> str:
-    """The split that a file or folder of this name holds: "train" for "instances_train2017", else the name itself."""
+    """The split that a file or folder name stands for: "train" for "instances_train2017"; else the name itself."""
     words = re.split(r"[\W_]+", re.sub(r"\d{4}$", "", name).lower())
     return next((SPELLINGS[word] for word in words if word in SPELLINGS), name)
 
 
 def chance(seed: int, name: str) -> bytes:
-    """A number between 0 and 1, as bytes to sort by, from seed and name alone: the order of files does not matter."""
+    """A hash of seed and name as a random sort key. It does not depend on the order of the files."""
     return hashlib.sha256(f"{seed}:{name}".encode("utf-8", "surrogatepass")).digest()
 
 
 def pooled(splits: Mapping[str, DetectionData]) -> DetectionData:
-    """The images of all splits as one, each once; numbered anew where files of one dataset use the same ids twice."""
+    """The images of all splits as one split, each image once.
+
+    If the splits use the same id for two images, all images get new ids. The same applies to objects.
+    """
     first = next(iter(splits.values()))
     images = list({image.path: image for data in splits.values() for image in data.images}.values())
     if len({image.id for image in images}) < len(images):
@@ -48,51 +51,54 @@ def pooled(splits: Mapping[str, DetectionData]) -> DetectionData:
 def stratified(
     images: Sequence[ImageRecord], fractions: Mapping[str, float], seed: int
 ) -> dict[str, list[ImageRecord]]:
-    """Images divided into parts in which every class has about its share.
+    """Divide images into parts so that every class is divided in about the same proportions.
 
-    The image goes, rarest class first, to the part that lacks most images of that class: iterative stratification
-    (Sechidis, Tsoumakas and Vlahavas, 2011, algorithm 1).
+    This is iterative stratification (Sechidis, Tsoumakas and Vlahavas, 2011, algorithm 1). It starts with the rarest
+    class. Each image of the class goes to the part that lacks most images of it.
 
     Args:
-        images: what to divide; the file names and the seed alone decide between equals.
-        fractions: the parts' names and shares, which add up to 1.
-        seed: of the order in which images of a class are given out.
+        images: the images to divide.
+        fractions: name of each part -> its fraction of the images. The fractions must add up to 1.
+        seed: determines the order of the images of a class, together with the file names.
 
-    Returns the images of each part in the order in which they came. Raises DataError for shares that do not add up, and
+    Returns the images of each part in their original order. Raises DataError when the fractions do not add up to 1, and
     when a part gets no image.
     """
     _check_fractions(fractions)
-    objects = [{thing.category_id for thing in image.objects} for image in images]
-    classes = {index: found or {_NOTHING} for index, found in enumerate(objects)}
-    waiting = sorted(classes, key=lambda index: chance(seed, images[index].path.name))
-    left = Counter(label for labels in classes.values() for label in labels)
-    wanted = {part: {label: share * count for label, count in left.items()} for part, share in fractions.items()}
-    room = {part: share * len(images) for part, share in fractions.items()}
+    category_sets = [{thing.category_id for thing in image.objects} for image in images]
+    classes = {index: category_ids or {_NO_OBJECTS} for index, category_ids in enumerate(category_sets)}
+    unassigned = sorted(classes, key=lambda index: chance(seed, images[index].path.name))
+    remaining = Counter(label for labels in classes.values() for label in labels)
+    wanted = {
+        part: {label: fraction * count for label, count in remaining.items()} for part, fraction in fractions.items()
+    }
+    room = {part: fraction * len(images) for part, fraction in fractions.items()}
     chosen: dict[str, list[int]] = {part: [] for part in fractions}
-    while waiting:
-        rarest = min((label for label in left if left[label]), key=lambda label: (left[label], label))
-        taken = [index for index in waiting if rarest in classes[index]]
-        for index in taken:
+    while unassigned:
+        rarest = min((label for label in remaining if remaining[label]), key=lambda label: (remaining[label], label))
+        members = [index for index in unassigned if rarest in classes[index]]
+        for index in members:
             part = max(fractions, key=lambda part: (wanted[part][rarest], room[part]))
             chosen[part].append(index)
             room[part] -= 1
             for label in classes[index]:
                 wanted[part][label] -= 1
-                left[label] -= 1
-        gone = set(taken)
-        waiting = [index for index in waiting if index not in gone]
+                remaining[label] -= 1
+        assigned = set(members)
+        unassigned = [index for index in unassigned if index not in assigned]
     for part, indices in chosen.items():
         if not indices:
-            raise DataError(f"{len(images)} images are too few: '{part}' would get none; give it more, or leave it out")
+            detail = f"'{part}' would get none; increase its fraction, or omit it"
+            raise DataError(f"{len(images)} images are too few: {detail}")
     return {part: [images[index] for index in sorted(indices)] for part, indices in chosen.items()}
 
 
 def _check_fractions(fractions: Mapping[str, float]) -> None:
-    for part, share in fractions.items():
+    for part, fraction in fractions.items():
         if not part.isidentifier():
-            raise DataError(f"the split {part!r} names files; use letters, digits and _")
-        if not 0 < share <= 1:
-            raise DataError(f"the share of '{part}' is {share:g}; give one above 0 and up to 1")
+            raise DataError(f"the split {part!r} cannot be part of a file name; use letters, digits and _")
+        if not 0 < fraction <= 1:
+            raise DataError(f"the fraction of '{part}' is {fraction:g}; it must be above 0 and at most 1")
     total = sum(fractions.values())
     if abs(total - 1) > 1e-6:
-        raise DataError(f"the shares add up to {total:g}; make them add up to 1")
+        raise DataError(f"the fractions add up to {total:g}; they must add up to 1")

@@ -1,15 +1,17 @@
-"""Datasets as a table: a CSV file with a row for every box, beside the images.
+"""Read datasets in the form of a table: a CSV file with a row for every box, next to the images.
 
-The header says what the columns are, whatever their order, case and punctuation:
+The header names the columns, in any order. Case and punctuation are ignored.
 
-- the image: `image`, `file`, `filename`, `path`, ... ; a path from the table's folder, or from `images` in it;
+- the image: `image`, `file`, `filename`, `path`, ... ; a path relative to the folder of the table or to its
+  subfolder `images`;
 - the box in pixels: its corners `xmin, ymin, xmax, ymax` (or `x0, y0, x1, y1`, or `x1, y1, x2, y2`, or `left, top,
   right, bottom`), or a corner and sides `x, y, width, height` (or `x, y, w, h`);
 - the class: `label`, `class`, `name`, `category`, ... ;
-- perhaps the split: `split`, `subset` or `set`. Without it, tables named `train.csv`, `val.csv`, ... are the splits.
+- optionally the split: `split`, `subset` or `set`. Without it, tables named `train.csv`, `val.csv`, ... are the splits.
 
-A row whose box is empty stands for an image without objects. Fields are divided by commas, semicolons or tabs. Classes
-are sorted by name, with ids 1..K; images are numbered from 1 in the order of their names, objects likewise.
+A row with an empty box means an image without objects. Fields are separated by commas, semicolons, tabs or vertical
+bars. Classes are sorted by name and have ids 1..K. Images have ids from 1 in the order of their names; objects are
+numbered in the same order.
 """
 
 from __future__ import annotations
@@ -55,7 +57,7 @@ _EMPTY = frozenset({"", "nan", "none", "null"})
 
 
 class _Columns(NamedTuple):
-    """Where a table has what: column numbers; `corners` tells what the four numbers of a box are."""
+    """Column numbers of a table. The box is given as two corners if `corners` is true, else as a corner and sides."""
 
     image: int
     label: int
@@ -75,7 +77,7 @@ class _Box(NamedTuple):
 
 @dataclass
 class _Image:
-    """One image of a table: where it was named first, its boxes, and the splits that it is in."""
+    """One image of a table: the table and line that name it first, its boxes, and the splits that contain it."""
 
     path: Path
     table: Path
@@ -92,9 +94,9 @@ class TableFolder:
     Attributes:
         folder: the dataset.
         categories: the classes of all tables, sorted by name, with ids 1..K.
-        splits: their names.
-        images: all images, in the order in which they are numbered.
-        faults: on rows that name no image.
+        splits: the names of the splits.
+        images: all images, in the order of their ids.
+        faults: the faults of rows that name no image.
     """
 
     folder: Path
@@ -105,7 +107,7 @@ class TableFolder:
 
 
 def find_tables(folder: Path) -> dict[str, Path]:
-    """Split name -> table, of those in a folder whose header is that of a table of boxes."""
+    """Split name -> table, for the tables in a folder whose header names the required columns."""
     paths = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in TABLE_SUFFIXES and _is_table(path)]
     if len(paths) == 1 and usual_split(paths[0].stem) not in SPELLINGS.values():
         return {ALL: paths[0]}
@@ -114,12 +116,12 @@ def find_tables(folder: Path) -> dict[str, Path]:
 
 
 def parse_tables(folder: Path, files: Mapping[str, Path], log: FaultLog = STOP_AT_FAULTS) -> TableFolder:
-    """Read tables. Raises DataError that says what is wrong, and where.
+    """Read tables. Raises DataError that names the fault and its place.
 
     Args:
         folder: the dataset.
         files: split -> table.
-        log: what to do at a row that cannot be used.
+        log: what to do at an unusable row.
     """
     images: dict[Path, _Image] = {}
     faults: list[DataFault] = []
@@ -133,7 +135,7 @@ def parse_tables(folder: Path, files: Mapping[str, Path], log: FaultLog = STOP_A
 
 
 def read_table(table: TableFolder, split: str, log: FaultLog = STOP_AT_FAULTS) -> DetectionData:
-    """One split of a table, in the order of the images' names. Raises DataError for an unknown split."""
+    """One split of a table, in the order of the image names. Raises DataError for an unknown split."""
     if split not in table.splits:
         raise DataError(f"{table.folder}: no split '{split}'; it has {', '.join(table.splits) or 'none'}")
     images, faults = [], list(table.faults)
@@ -157,7 +159,7 @@ def _is_table(path: Path) -> bool:
 
 
 def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Line and fields of every row that is not empty, the header first."""
+    """Line number and fields of every row that is not empty, the header first."""
     text = read_text(path)
     header = text.lstrip("\n").partition("\n")[0]
     delimiter = max(_DELIMITERS, key=header.count)
@@ -174,7 +176,7 @@ def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def _columns(header: Sequence[str], path: Path) -> _Columns:
-    """Where the header says that things are. Raises FaultError that names the columns that are missing."""
+    """Find the columns in the header. Raises FaultError that names the missing columns."""
     names = [re.sub(r"[\W_]+", "", name.lower()) for name in header]
 
     def first(spellings: Sequence[str]) -> int | None:
@@ -182,12 +184,12 @@ def _columns(header: Sequence[str], path: Path) -> _Columns:
 
     image, label = first(_IMAGE), first(_LABEL)
     boxes = [(spelling, spelling in _CORNERS) for spelling in (*_CORNERS, *_SIDES) if set(spelling) <= set(names)]
-    needed = {"an image": image, "a class": label, "a box": boxes or None}
-    missing = [what for what, found in needed.items() if found is None]
+    required = {"an image": image, "a class": label, "a box": boxes or None}
+    missing = [description for description, column in required.items() if column is None]
     if image is None or label is None or not boxes:
         detail = (
             f"no column for {' and '.join(missing)} among {', '.join(header)[:200]}; "
-            "name them, for instance, image, label, xmin, ymin, xmax, ymax"
+            "name the columns, for example, image, label, xmin, ymin, xmax, ymax"
         )
         raise FaultError(Kind.WRONG_STRUCTURE, path, "", detail)
     spelling, corners = boxes[0]
@@ -202,7 +204,7 @@ def _parse_table(
     header = next(rows, (0, []))[1]
     columns = _columns(header, path)
     bases = list(dict.fromkeys((path.parent, folder, folder / "images", folder / split, folder / "images" / split)))
-    places: dict[str, Path] = {}
+    paths: dict[str, Path] = {}
     for line, row in rows:
         cells = [cell.strip() for cell in row] + [""] * (len(header) - len(row))
         name = cells[columns.image]
@@ -210,9 +212,9 @@ def _parse_table(
             if not name:
                 faults.append(DataFault(Kind.INVALID_ROW, str(path), f"line {line}", "names no image"))
                 continue
-            if name not in places:
-                places[name] = _image_path(name, bases, folder, path, line)
-            image = images.setdefault(places[name], _Image(places[name], path, line))
+            if name not in paths:
+                paths[name] = _image_path(name, bases, folder, path, line)
+            image = images.setdefault(paths[name], _Image(paths[name], path, line))
             stated = cells[columns.split] if columns.split is not None else ""
             part = SPELLINGS.get(stated.lower(), stated) or split
             image.splits.add(part)
@@ -224,15 +226,15 @@ def _parse_table(
 
 
 def _image_path(name: str, bases: Sequence[Path], folder: Path, table: Path, line: int) -> Path:
-    found = find_place(name, bases, folder)
-    if found is None or not is_file(found.path):
-        detail = f"its image {name[:200]!r} is missing; put it there, or take it out of the table"
+    place = find_place(name, bases, folder)
+    if place is None or not is_file(place.path):
+        detail = f"its image {name[:200]!r} is missing; add it, or remove it from the table"
         raise FaultError(Kind.MISSING_IMAGE, table, f"line {line}", detail)
-    return found.path
+    return place.path
 
 
 def _parse_box(cells: Sequence[str], columns: _Columns, split: str, line: int) -> _Box | str | None:
-    """The box of a row; None where it has none, and words where it is no box."""
+    """The box of a row; None for an empty box, and an error message for an invalid one."""
     texts = [cells[column] for column in columns.box]
     if all(text.lower() in _EMPTY for text in texts):
         return None
@@ -247,7 +249,7 @@ def _parse_box(cells: Sequence[str], columns: _Columns, split: str, line: int) -
 
 
 def _by_number(name: str) -> tuple[bool, int, str]:
-    """Classes that are numbers in the order of the numbers, then names."""
+    """Sort key of a class name: numbers first, in numerical order, then names."""
     number = name.isascii() and name.isdigit()
     return not number, int(name[:18]) if number else 0, name
 
@@ -255,7 +257,7 @@ def _by_number(name: str) -> tuple[bool, int, str]:
 def _image_record(
     image: _Image, split: str, image_id: int, first_object: int, categories: Categories, faults: list[DataFault]
 ) -> ImageRecord | None:
-    """The record of an image; None, and a fault, for a file without an image."""
+    """The record of an image. For an unreadable image, adds a fault and returns None."""
     source = str(image.table)
     if file_length(image.path, source, f"line {image.line}") == 0:
         faults.append(DataFault(Kind.EMPTY_FILE, str(image.path)))
@@ -276,13 +278,13 @@ def _image_record(
         for id_, (part, line, label, box) in enumerate(image.boxes, start=first_object)
         if part == split
     ]
-    kept, of_objects = usable_objects(objects, height, width, source, f"line {image.line}")
+    usable, object_faults = usable_objects(objects, height, width, source, f"line {image.line}")
     return ImageRecord(
         id=image_id,
         path=image.path,
         height=height,
         width=width,
-        objects=kept,
-        faults=(*image.faults, *of_objects),
+        objects=usable,
+        faults=(*image.faults, *object_faults),
         source=source,
     )

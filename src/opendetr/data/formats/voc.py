@@ -1,8 +1,9 @@
-"""Datasets in Pascal VOC's format: one XML file an image, and lists of names as splits.
+"""Read datasets in the Pascal VOC format: one XML file per image, and lists of image names as splits.
 
-A box is x = xmin, y = ymin, width = xmax - xmin, height = ymax - ymin, as every common reader takes it, so that figures
-compare. (The 1-based, inclusive count of the original challenge would shift boxes by one pixel; most sets in this
-format do not follow it.) `difficult` objects are objects like any other. Sides are taken to a millionth of a pixel.
+A box is x = xmin, y = ymin, width = xmax - xmin, height = ymax - ymin. All common readers do the same, so results are
+comparable. (The 1-based, inclusive coordinates of the original challenge would shift boxes by one pixel. Most datasets
+in this format do not use them.) `difficult` objects are not treated specially. Sides are rounded to a millionth of a
+pixel.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
 class VocObject(NamedTuple):
-    """One object of an annotation: its number in the file from 1, its class, xmin, ymin, xmax, ymax, and its mark."""
+    """One object of an annotation file: its number from 1, class, xmin, ymin, xmax, ymax in pixels, and `difficult`."""
 
     number: int
     name: str
@@ -49,11 +50,11 @@ class VocObject(NamedTuple):
 
     @property
     def text(self) -> str:
-        """The object in the one spelling that `data.extras` knows it by."""
+        """The object in the normalised form that the digest of `data.formats.sidecar` is computed from."""
         return " ".join((self.name, *map(repr, self.corners), str(int(self.difficult))))
 
     def record(self, id_: int, category_id: int) -> ObjectRecord:
-        """The object under these ids."""
+        """The record of the object, with these ids."""
         x0, y0, x1, y1 = self.corners
         sides = pixels(x1 - x0), pixels(y1 - y0)
         return ObjectRecord(
@@ -68,7 +69,7 @@ class VocObject(NamedTuple):
 
 @dataclass(frozen=True)
 class _Annotation:
-    """One XML file: its objects, and the size (height, width) it gives, or None."""
+    """One XML file: its objects, and the image size (height, width) that it gives, or None."""
 
     path: Path
     file_name: str | None
@@ -81,11 +82,12 @@ class VocFolder:
     """A parsed VOC folder.
 
     Attributes:
-        folder: holds `Annotations` and `JPEGImages`.
-        categories: the classes of all annotations, sorted by name, with ids 1..K.
-        splits: name -> the names of its images; the one split "all" where there are no lists.
-        category_ids: class, as annotations name it -> its id.
-        extras: what `opendetr.json` adds.
+        folder: contains `Annotations` and `JPEGImages`.
+        categories: the classes of all annotations, sorted by name, with ids 1..K, or those of `opendetr.json`.
+        splits: name -> the names of its images; only the split "all" if there are no lists.
+        annotations: image name -> its annotation file.
+        category_ids: class name in the annotations -> its id.
+        extras: the content of `opendetr.json`.
     """
 
     folder: Path
@@ -97,15 +99,15 @@ class VocFolder:
 
 
 def parse_voc(folder: Path, log: FaultLog = STOP_AT_FAULTS) -> VocFolder:
-    """Read all annotations and lists of a VOC folder. Raises DataError that says what is wrong, and where.
+    """Read all annotations and lists of a VOC folder. Raises DataError that names the fault and its place.
 
     Args:
-        folder: holds `Annotations` and `JPEGImages`.
-        log: what to do at a file, object or name that cannot be used.
+        folder: contains `Annotations` and `JPEGImages`.
+        log: what to do at an unusable file, object or name.
     """
     paths = sorted((folder / "Annotations").glob("*.xml"))
     if not paths:
-        raise DataError(f"{folder / 'Annotations'}: holds no XML files; a VOC folder has one for every image")
+        raise DataError(f"{folder / 'Annotations'}: contains no XML files; a VOC folder has one for every image")
     annotations = {}
     for path in paths:
         with log:
@@ -115,7 +117,7 @@ def parse_voc(folder: Path, log: FaultLog = STOP_AT_FAULTS) -> VocFolder:
     extras = read_extras(folder)
     categories = extras.categories_with(sorted(names - set(extras.names)))
     stated = (*extras.names, *categories.names[len(extras.names) :])
-    # Of classes with one name, the first has it; `opendetr.json` tells the others apart.
+    # If several classes have one name, it means the first; `opendetr.json` gives the ids of the others.
     category_ids = dict(reversed(list(zip(stated, categories.ids, strict=True))))
     return VocFolder(folder, categories, splits, annotations, category_ids, extras)
 
@@ -123,8 +125,8 @@ def parse_voc(folder: Path, log: FaultLog = STOP_AT_FAULTS) -> VocFolder:
 def read_voc(voc: str | Path | VocFolder, split: str, log: FaultLog = STOP_AT_FAULTS) -> DetectionData:
     """One split of a VOC folder, in the order of the image names.
 
-    Images are numbered from 1 in the order of all names in the folder, objects likewise, so that an image has the same
-    id in every split. Raises DataError for broken files, missing images, and an unknown split.
+    Images and objects have ids from 1 in the order of all image names in the folder, so an image has the same id in
+    every split. Raises DataError for broken files, missing images, and an unknown split.
     """
     voc = voc if isinstance(voc, VocFolder) else parse_voc(Path(voc))
     if split not in voc.splits:
@@ -145,7 +147,7 @@ def read_voc(voc: str | Path | VocFolder, split: str, log: FaultLog = STOP_AT_FA
 
 
 def _split_lists(folder: Path, annotations: Mapping[str, _Annotation], log: FaultLog) -> dict[str, tuple[str, ...]]:
-    """List name -> image names. Lists with a second column are VOC's per-class lists, which are no splits."""
+    """List name -> image names. Lists with a second column are the per-class lists of VOC, not splits."""
     splits = {}
     for path in sorted((folder / "ImageSets" / "Main").glob("*.txt")):
         with log:
@@ -171,7 +173,7 @@ def _read_list(path: Path) -> str:
 
 def _listed_name(name: str, folder: Path, annotations: Mapping[str, _Annotation], path: Path, number: int) -> str:
     if name not in annotations:
-        detail = f"'{name}' has no {folder / 'Annotations'}/{name}.xml"
+        detail = f"'{name}' has no {folder / 'Annotations'}/{name}.xml; add it, or remove the line"
         raise FaultError(Kind.MISSING_ANNOTATION, path, f"line {number}", detail)
     return name
 
@@ -217,7 +219,7 @@ def _parse_object(element: ET.Element, number: int, path: Path) -> VocObject:
 
 
 def _length(root: ET.Element, tag: str) -> int:
-    """Whole pixels; 0 where the annotation does not say."""
+    """A side of the image in whole pixels; 0 if the annotation does not give a valid one."""
     try:
         length = float(root.findtext(tag) or 0)
     except ValueError:
@@ -226,7 +228,7 @@ def _length(root: ET.Element, tag: str) -> int:
 
 
 def _image_path(folder: Path, name: str, annotation: _Annotation) -> Path:
-    """The image of an annotation: it bears the annotation's name, or else the one that the annotation gives."""
+    """The image with the name of the annotation file, or else the one that the annotation names."""
     images = folder / "JPEGImages"
     suffixes = (*IMAGE_SUFFIXES, *(suffix.upper() for suffix in IMAGE_SUFFIXES))
     same_name = next((path for suffix in suffixes if is_file(path := images / (name + suffix))), None)
@@ -238,27 +240,27 @@ def _image_path(folder: Path, name: str, annotation: _Annotation) -> Path:
 def _image_record(
     voc: VocFolder, annotation: _Annotation, path: Path, image_id: int, first_object: int, faults: list[DataFault]
 ) -> ImageRecord | None:
-    """The record of an image; None, and a fault, for a file without an image."""
+    """The record of an image. For an unreadable image, adds a fault and returns None."""
     source = str(annotation.path)
     if file_length(path, source) == 0:
         faults.append(DataFault(Kind.EMPTY_FILE, str(path)))
         return None
-    size, of_image = annotation.size, list[DataFault]()
+    size, size_faults = annotation.size, list[DataFault]()
     if size is None:
         try:
             size = image_size(path)
         except ImageFileError as error:
             faults.append(error.fault)
             return None
-        of_image.append(DataFault(Kind.NO_SIZE, source))
+        size_faults.append(DataFault(Kind.NO_SIZE, source))
     objects = tuple(
         thing.record(id_, voc.category_ids[thing.name]) for id_, thing in enumerate(annotation.objects, first_object)
     )
     height, width = size
     plain = ImageRecord(
-        id=image_id, path=path, height=height, width=width, objects=objects, faults=tuple(of_image), source=source
+        id=image_id, path=path, height=height, width=width, objects=objects, faults=tuple(size_faults), source=source
     )
     key = annotation.path.relative_to(voc.folder).as_posix()
     record = voc.extras.restored(key, plain, [thing.text for thing in annotation.objects])
-    kept, of_objects = usable_objects(record.objects, height, width, source)
-    return replace(record, objects=kept, faults=record.faults + of_objects)
+    usable, object_faults = usable_objects(record.objects, height, width, source)
+    return replace(record, objects=usable, faults=record.faults + object_faults)

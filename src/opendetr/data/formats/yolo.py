@@ -1,16 +1,17 @@
-"""Datasets in YOLO's format: `data.yaml`, and for every image a text file with a row for each object.
+"""Read datasets in the YOLO format: `data.yaml`, and for every image a text file with a row for each object.
 
-A row is `class cx cy w h`, or `class x1 y1 x2 y2 ...` for a polygon, in fractions of the image's width and height after
-its EXIF orientation. A polygon's box is its hull, and its area that of the polygon. The class number is the category's
-id. `data.yaml` names the classes (a list, or numbers with names) and gives folders or lists of images as splits:
+A row is `class cx cy w h`, or `class x1 y1 x2 y2 ...` for a polygon, in fractions of the width and height of the image
+after its EXIF orientation is applied. The box of a polygon is its bounding box, and its area is that of the polygon.
+The class number is the id of the category. `data.yaml` names the classes (a list, or numbers with names) and gives
+folders or lists of images as splits:
 
     path: .
     train: images/train
     val: images/val
     names: {0: cat, 1: dog}
 
-The labels of `images/train/1.jpg` are in `labels/train/1.txt`, or else beside the image. Without `data.yaml` a folder
-with `images` and `labels` is read as well; its classes are named by `classes.txt`, or else by their numbers.
+The labels of `images/train/1.jpg` are in `labels/train/1.txt`, or else next to the image. A folder with `images` and
+`labels` can also be read without `data.yaml`. Its classes are then named by `classes.txt`, or else by their numbers.
 """
 
 from __future__ import annotations
@@ -56,11 +57,11 @@ _MAX_CLASSES = 100_000
 _LARGEST_CLASS = 2**31
 _ROUNDING = 0.01  # COCO rounds boxes to two decimals
 _BOX_NUMBERS, _FEWEST_POLYGON_NUMBERS = 4, 6
-_LARGEST_FRACTION = 2.0  # what is further from the image than its own size was meant in pixels
+_LARGEST_FRACTION = 2.0  # a larger value must be in pixels
 
 
 class YoloRow(NamedTuple):
-    """One row of a label file: its line from 1, its class number, and 4 numbers of a box or 2n of a polygon."""
+    """One row of a label file: its line number from 1, its class number, and 4 numbers of a box or 2n of a polygon."""
 
     line: int
     label: int
@@ -68,11 +69,11 @@ class YoloRow(NamedTuple):
 
     @property
     def text(self) -> str:
-        """The row in the one spelling that `data.extras` knows it by."""
+        """The row in the normalised form that the digest of `data.formats.sidecar` is computed from."""
         return " ".join(map(repr, (self.label, *self.values)))
 
     def record(self, id_: int, category_id: int, height: int, width: int) -> ObjectRecord:
-        """The object in pixels of an image of `height` x `width`."""
+        """The record of the object, in pixels of an image of `height` x `width`."""
         at = f"line {self.line}"
         if len(self.values) == _BOX_NUMBERS:
             cx, cy, w, h = self.values
@@ -81,14 +82,14 @@ class YoloRow(NamedTuple):
             return ObjectRecord(id=id_, category_id=category_id, box=box, area=math.prod(sides), at=at)
         xs = [pixels(x * width) for x in self.values[0::2]]
         ys = [pixels(y * height) for y in self.values[1::2]]
-        box = _hull(xs, ys)
+        box = _bounding_box(xs, ys)
         polygon = [coordinate for point in zip(xs, ys, strict=True) for coordinate in point]
         area = polygon_area(polygon) or math.prod(box[2:])
         return ObjectRecord(id=id_, category_id=category_id, box=box, area=area, segmentation=[polygon], at=at)
 
 
 def format_row(thing: ObjectRecord, label: int, height: int, width: int, *, polygon: bool) -> str:
-    """The row of an object, as its box or as its polygon (see `is_polygon`), with all digits that its numbers have."""
+    """The row of an object as a box or as a polygon (see `is_polygon`). Numbers have all their digits."""
     x, y, w, h = thing.box
     if polygon:
         (points,) = thing.segmentation
@@ -99,37 +100,37 @@ def format_row(thing: ObjectRecord, label: int, height: int, width: int, *, poly
 
 
 def is_polygon(thing: ObjectRecord) -> bool:
-    """Whether a row can say all of an object: it is one polygon that spans its box."""
+    """Whether a row can store the outline of an object: it is one polygon, and its bounding box is the box."""
     polygons = thing.segmentation
     if not isinstance(polygons, list) or len(polygons) != 1 or not isinstance(polygons[0], list):
         return False
     points = polygons[0]
     if len(points) < _FEWEST_POLYGON_NUMBERS or len(points) % 2 or not all(isinstance(p, int | float) for p in points):
         return False
-    distances = (abs(a - b) for a, b in zip(_hull(points[0::2], points[1::2]), thing.box, strict=True))
+    distances = (abs(a - b) for a, b in zip(_bounding_box(points[0::2], points[1::2]), thing.box, strict=True))
     return all(distance < _ROUNDING for distance in distances)
 
 
 def polygon_area(polygon: Sequence[float]) -> float:
-    """Area in pixels within x1, y1, x2, y2, ... (the shoelace formula)."""
+    """Area of the polygon x1, y1, x2, y2, ... in pixels (shoelace formula)."""
     points = list(zip(polygon[0::2], polygon[1::2], strict=True))
     following = points[1:] + points[:1]
     return abs(sum(x * v - u * y for (x, y), (u, v) in zip(points, following, strict=True))) / 2
 
 
 class _Image(NamedTuple):
-    """An image file, and the label file that belongs to it, which need not be there."""
+    """An image file and its label file, which need not exist."""
 
     path: Path
     labels: Path
 
 
 class _Labels(NamedTuple):
-    """The rows of a label file, and faults on those that are no rows; `found` tells whether there is a file."""
+    """The rows of a label file, and the faults of invalid rows; `exists` is whether the file exists."""
 
     rows: tuple[YoloRow, ...]
     faults: tuple[DataFault, ...]
-    found: bool
+    exists: bool
 
 
 @dataclass(frozen=True)
@@ -139,12 +140,12 @@ class YoloFolder:
     Attributes:
         folder: the dataset.
         categories: its classes.
-        labels_of_numbers: class number -> label.
+        labels_of_numbers: class number -> label (index of the class in `categories`).
         splits: name -> its images.
-        labels: image -> what its label file says, in the order in which images are numbered.
-        extras: what `opendetr.json` adds.
-        faults: on the dataset as a whole.
-        omit_unlabelled: leave out images without a label file, instead of taking them for empty ones.
+        labels: image -> the content of its label file, in the order of the image ids.
+        extras: the content of `opendetr.json`.
+        faults: the faults of the dataset as a whole.
+        omit_unlabelled: skip images without a label file, instead of treating them as images without objects.
     """
 
     folder: Path
@@ -158,12 +159,13 @@ class YoloFolder:
 
 
 def find_description(folder: Path) -> Path | None:
-    """The `data.yaml` of a folder, whatever its name; None where there is none.
+    """The description of a folder: `data.yaml`, or a YAML file of another name; None if there is none.
 
-    Raises FaultError when a file of a usual name is no YAML, DataError when several files describe data.
+    Raises FaultError when a file with a usual name is not valid YAML, and DataError when several files describe a
+    dataset.
     """
     paths = sorted(path for path in folder.iterdir() if path.suffix in YAML_SUFFIXES and path.is_file())
-    found = []
+    descriptions = []
     for path in sorted(paths, key=lambda path: path.name not in USUAL_NAMES):
         try:
             content = parse_yaml(path)
@@ -172,30 +174,30 @@ def find_description(folder: Path) -> Path | None:
                 raise
         else:
             if _describes(content):
-                found.append(path)
-    if len(found) > 1 and found[0].name not in USUAL_NAMES:
-        names = ", ".join(path.name for path in found)
+                descriptions.append(path)
+    if len(descriptions) > 1 and descriptions[0].name not in USUAL_NAMES:
+        names = ", ".join(path.name for path in descriptions)
         raise DataError(f"{folder}: {names} each describe a dataset; name the one to use")
-    return found[0] if found else None
+    return descriptions[0] if descriptions else None
 
 
 def is_bare_folder(folder: Path) -> bool:
-    """Whether a folder without description is of YOLO's layout: images with text files in `labels`."""
+    """Whether a folder without a description has the YOLO layout: `images`, and text files in `labels`."""
     return bool(_bare_splits(folder))
 
 
 def parse_yolo(source: Path, log: FaultLog = STOP_AT_FAULTS) -> YoloFolder:
-    """Read the description and all label files. Raises DataError that says what is wrong, and where.
+    """Read the description and all label files. Raises DataError that names the fault and its place.
 
     Args:
-        source: the dataset's folder, or its `data.yaml`.
-        log: what to do at a file that cannot be used.
+        source: the folder of the dataset, or its `data.yaml`.
+        log: what to do at an unusable file.
     """
     description = source if source.is_file() else find_description(source)
     folder = source.parent if source.is_file() else source
     content = parse_yaml(description) if description else {}
     if description and not _describes(content):
-        detail = "describes no dataset; give 'train' and 'val', and 'names'"
+        detail = "does not describe a dataset; add 'train', 'val' and 'names'"
         raise FaultError(Kind.WRONG_STRUCTURE, description, "", detail)
     splits = _splits(content, folder, description, log)
     labels = {}
@@ -219,10 +221,10 @@ def parse_yolo(source: Path, log: FaultLog = STOP_AT_FAULTS) -> YoloFolder:
 
 
 def read_yolo(yolo: str | Path | YoloFolder, split: str, log: FaultLog = STOP_AT_FAULTS) -> DetectionData:
-    """One split of a YOLO dataset, in the order of the images' names.
+    """One split of a YOLO dataset, in the order of the image names.
 
-    Images are numbered from 1 in the order of all names in the dataset, objects likewise, so that an image has the
-    same id in every split. Raises DataError for images that are missing, and for an unknown split.
+    Images and objects have ids from 1 in the order of all image names in the dataset, so an image has the same id in
+    every split. Raises DataError for missing images, and for an unknown split.
     """
     yolo = yolo if isinstance(yolo, YoloFolder) else parse_yolo(Path(yolo))
     if split not in yolo.splits:
@@ -231,7 +233,7 @@ def read_yolo(yolo: str | Path | YoloFolder, split: str, log: FaultLog = STOP_AT
     images, faults = [], list(yolo.faults)
     image_id, first_object = yolo.extras.next_image_id, yolo.extras.next_object_id
     for image, labels in yolo.labels.items():
-        if image in wanted and yolo.omit_unlabelled and not labels.found:
+        if image in wanted and yolo.omit_unlabelled and not labels.exists:
             faults.append(DataFault(Kind.OMITTED_IMAGE, str(image.path)))
         elif image in wanted:
             with log:
@@ -245,7 +247,10 @@ def read_yolo(yolo: str | Path | YoloFolder, split: str, log: FaultLog = STOP_AT
 
 
 def label_file(image: PurePosixPath) -> PurePosixPath:
-    """Where the labels of an image are: `images/train/1.jpg` -> `labels/train/1.txt`; beside it without `images`."""
+    """The label file of an image: `images/train/1.jpg` -> `labels/train/1.txt`.
+
+    If no folder in the path is named `images`, the label file is next to the image.
+    """
     parts = list(image.parts)
     folders = [index for index, part in enumerate(parts[:-1]) if part == "images"]
     if folders:
@@ -257,7 +262,7 @@ def label_file(image: PurePosixPath) -> PurePosixPath:
 
 
 def parse_yaml(path: Path) -> Any:
-    """The content, every value a text: YAML would take a class named `no` for False."""
+    """The content of a YAML file, with all scalars as strings, because YAML reads a class named `no` as False."""
     text = read_text(path, max_bytes=_MAX_DESCRIPTION_BYTES)
     try:
         return yaml.load(text, Loader=yaml.BaseLoader)
@@ -288,38 +293,38 @@ def _splits(
     splits: dict[str, tuple[_Image, ...]] = {}
     for key, value in content.items():
         entries = [value] if isinstance(value, str) else value
-        if key in _NO_SPLITS or not isinstance(entries, list) or not all(isinstance(each, str) for each in entries):
+        if key in _NO_SPLITS or not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
             continue
         places = [(entry, find_place(entry, bases, folder)) for entry in entries if entry.strip()]
         missing = next((entry for entry, place in places if place is None), None)
         if missing is None and places:
             with log:
-                found = [image for _, place in places if place for image in _images(place, bases, folder, log)]
-                splits[SPELLINGS.get(key.lower(), key)] = tuple(dict.fromkeys(found))
+                images = [image for _, place in places if place for image in _images(place, bases, folder, log)]
+                splits[SPELLINGS.get(key.lower(), key)] = tuple(dict.fromkeys(images))
         elif key in ("train", "val") and missing is not None:
             with log:
-                detail = f"there is no {missing!r} in {' or '.join(map(str, bases))}; correct it, or take it out"
+                detail = f"there is no {missing!r} in {' or '.join(map(str, bases))}; correct or remove the entry"
                 raise FaultError(Kind.WRONG_STRUCTURE, description or folder, f"'{key}'", detail)
     bare = {} if splits else _bare_splits(folder)
     splits |= {name: tuple(_images_in(place)) for name, place in bare.items()}
     if not splits:
-        detail = "names no images; give 'train' and 'val', folders or lists of images"
+        detail = "names no images; add 'train' and 'val' with folders or lists of images"
         raise FaultError(Kind.NO_DATA, description or folder, "", detail)
     return splits
 
 
 def _bases(content: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Folders that the description's paths may start from: its `path` where that is here, its own folder."""
+    """Folders that paths in a description may be relative to: its `path`, if it exists, and its own folder."""
     path = content.get("path")
     stated = folder / path if isinstance(path, str) and path.strip() else folder
     return list(dict.fromkeys(base for base in (stated, folder) if base.is_dir()))
 
 
 def _images(place: Place, bases: Sequence[Path], folder: Path, log: FaultLog) -> Iterator[_Image]:
-    """The images of a folder, or of a text file that lists them."""
+    """The images of a folder, or of a text file that lists images."""
     if place.path.is_dir():
-        if place.path.resolve() in folder.resolve().parents:  # a walk through it could take hours
-            detail = f"the dataset {folder} lies in it; name the folder of its images"
+        if place.path.resolve() in folder.resolve().parents:  # searching it could take hours
+            detail = f"contains the dataset {folder}; name the folder of its images"
             raise FaultError(Kind.WRONG_STRUCTURE, place.path, "", detail)
         yield from _images_in(place)
         return
@@ -329,34 +334,37 @@ def _images(place: Place, bases: Sequence[Path], folder: Path, log: FaultLog) ->
     for number, line in enumerate(read_text(place.path).split("\n"), start=1):
         with log:
             if line.strip():
-                found = find_place(line, [place.path.parent, *bases], folder)
-                if found is None or not is_file(found.path):
-                    detail = f"the image {line.strip()!r} is missing; put it there, or take it out of the list"
+                image = find_place(line, [place.path.parent, *bases], folder)
+                if image is None or not is_file(image.path):
+                    detail = f"the image {line.strip()!r} is missing; add it, or remove it from the list"
                     raise FaultError(Kind.MISSING_IMAGE, place.path, f"line {number}", detail)
-                yield _image(found)
+                yield _image(image)
 
 
 def _images_in(place: Place) -> Iterator[_Image]:
     for path in sorted(place.path.rglob("*")):
-        # Names with a dot are no images: macOS leaves such files beside every one on foreign disks.
+        # Files whose names start with a dot are not images: macOS adds such files on disks with foreign file systems.
         if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file():
             yield _image(Place(path, place.name / path.relative_to(place.path)))
 
 
 def _image(place: Place) -> _Image:
-    """The image with its label file: in `labels`, or beside it where that alone exists."""
+    """The image with its label file: in `labels`, or next to the image if only that file exists."""
     usual = Path(label_file(PurePosixPath(place.name.as_posix())))
-    beside = place.name.with_suffix(".txt")
-    return _Image(place.path, beside if is_file(beside) and not is_file(usual) else usual)
+    adjacent = place.name.with_suffix(".txt")
+    return _Image(place.path, adjacent if is_file(adjacent) and not is_file(usual) else usual)
 
 
 def _order(image: _Image) -> tuple[str, str]:
-    """By name, in whatever folder: so the images of one dataset have one order in all formats."""
+    """Sort key: the file name before the folder, so that the images of a dataset have the same order in all formats."""
     return image.path.name, image.path.as_posix()
 
 
 def _bare_splits(folder: Path) -> dict[str, Place]:
-    """Split name -> its images, where nothing but the layout tells: images/ and labels/, or those in each split."""
+    """Split name -> its images, for a folder without a description.
+
+    The folder contains `images` and `labels`, or a folder for each split that contains them.
+    """
     images = through_text_links(folder / "images")
     if images is not None and images.is_dir() and _holds_text(folder / "labels"):
         parts = {SPELLINGS[sub.name.lower()]: sub for sub in _folders(images) if sub.name.lower() in SPELLINGS}
@@ -383,7 +391,7 @@ def _holds_text(folder: Path) -> bool:
 def _class_names(
     content: Mapping[str, Any], description: Path | None, folder: Path, labels: Mapping[_Image, _Labels]
 ) -> tuple[dict[int, str], tuple[DataFault, ...]]:
-    """Class number -> name, in the order of the numbers; and a fault for each name that had to be made."""
+    """Class number -> name, in the order of the numbers; and a fault for each class that has no name."""
     place = description or folder
     names = _stated_names(content.get("names"), place) or _listed_names(folder)
     count = _stated_count(content.get("nc"), place)
@@ -391,8 +399,8 @@ def _class_names(
         detail = f"is {count}, but there are {len(names)} names; correct one of them"
         raise FaultError(Kind.BAD_CLASSES, place, "'nc'", detail)
     if not names:
-        found = {row.label for each in labels.values() for row in each.rows}
-        numbers = sorted(found) if count is None else range(count)
+        used = {row.label for content in labels.values() for row in content.rows}
+        numbers = sorted(used) if count is None else range(count)
         names = {number: f"class_{number}" for number in numbers}
         return names, tuple(DataFault(Kind.NAMELESS_CLASS, str(place), f"class {number}") for number in names)
     return dict(sorted(names.items())), ()
@@ -405,27 +413,27 @@ def _stated_names(value: Any, place: Path) -> dict[int, str]:
         value = dict(enumerate(value or []))
     names = {}
     for key, name in value.items():
-        number = _whole(str(key))
+        number = _parse_integer(str(key))
         if number is None or not isinstance(name, str):
-            detail = f"{reprlib.repr(key)} is no class number with a name; write a list, or number: name"
+            detail = f"{reprlib.repr(key)} is not a class number with a name; write a list, or number: name"
             raise FaultError(Kind.BAD_CLASSES, place, "'names'", detail)
         names[number] = name
     if len(names) != len(value):
-        raise FaultError(Kind.BAD_CLASSES, place, "'names'", "one number has two names; give it one")
+        raise FaultError(Kind.BAD_CLASSES, place, "'names'", "a number has two names; remove one of them")
     return names
 
 
 def _stated_count(value: Any, place: Path) -> int | None:
     if value in (None, ""):
         return None
-    count = _whole(value)
+    count = _parse_integer(value)
     if count is None or not 0 < count <= _MAX_CLASSES:
         raise FaultError(Kind.BAD_CLASSES, place, "'nc'", f"is {reprlib.repr(value)}; expected a number of classes")
     return count
 
 
-def _whole(value: Any) -> int | None:
-    """The number that a text gives; None for another text, or a list or table."""
+def _parse_integer(value: Any) -> int | None:
+    """The integer that a string contains; None for other strings and other types."""
     text = value.strip() if isinstance(value, str) else ""
     return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else None
 
@@ -437,12 +445,12 @@ def _listed_names(folder: Path) -> dict[int, str]:
 
 
 def _categories(names: Mapping[int, str], extras: Extras, place: Path) -> Categories:
-    """The classes under the ids that they had before they were written as YOLO, or else their numbers."""
+    """The classes with the ids that `opendetr.json` gives, or else with their numbers as ids."""
     known = extras.categories
     if known is None:
         return Categories(tuple(names.values()), tuple(names))
     if not set(range(len(known))) <= names.keys():
-        detail = f"names {len(names)} classes, opendetr.json {len(known)}; name them all, or take opendetr.json away"
+        detail = f"names {len(names)} classes, opendetr.json {len(known)}; name them all, or delete opendetr.json"
         raise FaultError(Kind.BAD_CLASSES, place, "", detail)
     added = extras.categories_with([name for number, name in names.items() if number >= len(known)])
     stated = [known.names[n] if names[n] == name else names[n] for n, name in enumerate(extras.names)]
@@ -454,7 +462,7 @@ def _categories(names: Mapping[int, str], extras: Extras, place: Path) -> Catego
 
 def _parse_labels(path: Path) -> _Labels:
     if not path.exists():
-        return _Labels((), (), found=False)
+        return _Labels((), (), exists=False)
     rows, faults = [], []
     for number, line in enumerate(read_text(path, max_bytes=_MAX_LABEL_BYTES).split("\n"), start=1):
         if line.strip():
@@ -464,23 +472,23 @@ def _parse_labels(path: Path) -> _Labels:
             else:
                 kind, detail = row
                 faults.append(DataFault(kind, str(path), f"line {number}", detail))
-    return _Labels(tuple(rows), tuple(faults), found=True)
+    return _Labels(tuple(rows), tuple(faults), exists=True)
 
 
 def parse_row(text: str, line: int) -> YoloRow | tuple[Kind, str]:
-    """One row of a label file, or what is wrong with it: the kind of fault, and words."""
+    """One row of a label file; for an invalid row, the kind of fault and a message."""
     fields = text.split()
     try:
         label, *values = map(float, fields)
     except ValueError:
-        wrong = next(field for field in fields if not _is_float(field))
-        return Kind.INVALID_ROW, f"{wrong[:40]!r} is no number"
+        invalid = next(field for field in fields if not _is_float(field))
+        return Kind.INVALID_ROW, f"{invalid[:40]!r} is not a number"
     if not label.is_integer() or not 0 <= label < _LARGEST_CLASS:
-        return Kind.INVALID_ROW, f"{fields[0][:40]!r} is no class number"
+        return Kind.INVALID_ROW, f"{fields[0][:40]!r} is not a class number"
     if len(values) != _BOX_NUMBERS and (len(values) < _FEWEST_POLYGON_NUMBERS or len(values) % 2):
         return Kind.INVALID_ROW, f"{len(values)} numbers after the class; a box has 4, a polygon an even number from 6"
     if any(math.isfinite(value) and abs(value) > _LARGEST_FRACTION for value in values):
-        return Kind.PIXEL_ROW, f"{max(values, key=abs):g} is no fraction of the image"
+        return Kind.PIXEL_ROW, f"{max(values, key=abs):g} is not a fraction of the image size"
     return YoloRow(line, int(label), tuple(values))
 
 
@@ -493,18 +501,18 @@ def _is_float(text: str) -> bool:
 
 
 def _require_labels(labels: Mapping[_Image, _Labels], place: Path) -> None:
-    if labels and not any(each.found for each in labels.values()):
+    if labels and not any(content.exists for content in labels.values()):
         expected = next(iter(labels)).labels
-        detail = f"none of {len(labels)} images has a label file; they belong where {expected} would be"
+        detail = f"none of {len(labels)} images has a label file; add them, such as {expected}"
         raise FaultError(Kind.NO_DATA, place, "", detail)
 
 
 def _image_record(
     yolo: YoloFolder, image: _Image, image_id: int, first_object: int, faults: list[DataFault]
 ) -> ImageRecord | None:
-    """The record of an image; None, and a fault, for a file without an image."""
+    """The record of an image. For an unreadable image, adds a fault and returns None."""
     labels = yolo.labels[image]
-    source = str(image.labels if labels.found else image.path)
+    source = str(image.labels if labels.exists else image.path)
     if file_length(image.path, source) == 0:
         faults.append(DataFault(Kind.EMPTY_FILE, str(image.path)))
         return None
@@ -515,33 +523,33 @@ def _image_record(
     except ImageFileError as error:
         faults.append(error.fault)
         return None
-    rows, of_rows = _listed_rows(labels, yolo.labels_of_numbers, source)
+    rows, row_faults = _listed_rows(labels, yolo.labels_of_numbers, source)
     objects = tuple(
         row.record(id_, yolo.categories.ids[yolo.labels_of_numbers[row.label]], height, width)
         for id_, row in enumerate(rows, start=first_object)
     )
     plain = ImageRecord(
-        id=image_id, path=image.path, height=height, width=width, objects=objects, faults=of_rows, source=source
+        id=image_id, path=image.path, height=height, width=width, objects=objects, faults=row_faults, source=source
     )
     record = yolo.extras.restored(key, plain, [row.text for row in rows])
-    kept, of_objects = usable_objects(record.objects, height, width, source)
-    return replace(record, objects=kept, faults=record.faults + of_objects)
+    usable, object_faults = usable_objects(record.objects, height, width, source)
+    return replace(record, objects=usable, faults=record.faults + object_faults)
 
 
 def _listed_rows(labels: _Labels, known: Mapping[int, int], source: str) -> tuple[list[YoloRow], tuple[DataFault, ...]]:
-    """The rows of classes that there are, and faults on the others and on rows that are none."""
-    others = [row for row in labels.rows if row.label not in known]
+    """The rows of listed classes, and the faults of the other rows, of invalid rows and of a missing label file."""
+    unlisted = [row for row in labels.rows if row.label not in known]
     faults = [
-        DataFault(Kind.UNLISTED_CLASS, source, f"line {row.line}", f"class {row.label}, of {len(known)}")
-        for row in others
+        DataFault(Kind.UNLISTED_CLASS, source, f"line {row.line}", f"class {row.label}, but {len(known)} are listed")
+        for row in unlisted
     ]
-    if not labels.found:
+    if not labels.exists:
         faults.append(DataFault(Kind.UNLABELLED_IMAGE, source))
     return [row for row in labels.rows if row.label in known], (*labels.faults, *faults)
 
 
 def _orphans(images: Set[_Image], known: Collection[_Image]) -> list[DataFault]:
-    """Remarks on label files, in the folders of these images' labels, that belong to no image of the dataset."""
+    """Warnings for label files of no image of the dataset, in the folders with the labels of these images."""
     folders = {image.labels.parent for image in images if "labels" in image.labels.parts}
     used = {image.labels for image in known}
     files = (path for folder in sorted(folders) for path in sorted(folder.glob("*.txt")))
@@ -550,8 +558,8 @@ def _orphans(images: Set[_Image], known: Collection[_Image]) -> list[DataFault]:
     ]
 
 
-def _hull(xs: Sequence[float], ys: Sequence[float]) -> tuple[float, float, float, float]:
-    """Points -> x, y, width, height; NaN where a point is not finite."""
+def _bounding_box(xs: Sequence[float], ys: Sequence[float]) -> tuple[float, float, float, float]:
+    """Bounding box of points as x, y, width, height; all NaN if a coordinate is not finite."""
     if not all(map(math.isfinite, (*xs, *ys))):
         return (math.nan,) * 4
     return min(xs), min(ys), pixels(max(xs) - min(xs)), pixels(max(ys) - min(ys))

@@ -1,4 +1,4 @@
-"""What is wrong or out of the ordinary in a dataset: all that the readers notice, and what only shows on the whole."""
+"""Check a dataset: faults and warnings of single files and objects, and those that only the whole dataset shows."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from opendetr.data.records import DataFault, DetectionData, FaultError, FaultLog
 from opendetr.data.transforms import resized_shape
 from opendetr.files import IMAGE_SUFFIXES
 
-# Sides of objects in pixels after resizing, as the square root of their area: where one range ends and the next begins.
+# Limits of the ranges of object sizes. A size is the square root of the area of the resized box, in pixels.
 SIZE_LIMITS = (8, 16, 32, 96)
 _REPEATED_IOU = 0.95
 _THIN_RATIO = 20
 _LONG_RATIO = 4
 _FEW_OBJECTS = 10
-_MAX_PAIRS = 1_000_000  # box pairs that are compared at once; bounds the memory for an image of very many boxes
+_MAX_PAIRS = 1_000_000  # pairs of boxes compared at once; limits the memory for an image of very many boxes
 _IMAGES_AT_ONCE = 256
 _MAP_KINDS = frozenset({Kind.UNREADABLE_MAP, Kind.REPEATED_SEGMENT, Kind.MISSING_SEGMENT, Kind.VOID_MAP})
 
@@ -46,14 +46,14 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Demands:
-    """What a model makes of the data.
+    """The settings of a model that a dataset is checked against.
 
     Attributes:
-        image_size: short side of the images that go into it, in pixels.
-        max_size: limit of the long side.
-        side_multiple: what both sides are rounded to a multiple of.
-        num_queries: the most objects that it can find in an image.
-        masks: what masks it is trained on, as `DataConfig.masks`.
+        image_size: short side of the resized images, in pixels.
+        max_size: largest long side of the resized images, in pixels.
+        side_multiple: both sides are rounded to a multiple of this number of pixels.
+        num_queries: number of queries: the model detects at most this many objects in an image.
+        masks: the masks that the model is trained on, as in `DataConfig.masks`.
     """
 
     image_size: int
@@ -65,13 +65,13 @@ class Demands:
 
 @dataclass(frozen=True, kw_only=True)
 class SplitCounts:
-    """How much a split holds.
+    """The number of images and objects in a split.
 
     Attributes:
-        images: number of images that can be used, as far as they were read.
-        objects: number of objects that can be used.
+        images: number of images that the reader kept; pixels that cannot be decoded do not reduce it.
+        objects: number of objects that the reader kept.
         classes: class name -> number of its objects, in the order of the classes.
-        sizes: number of objects in each range that `SIZE_LIMITS` divides, after resizing.
+        sizes: number of objects in each range of sizes; `SIZE_LIMITS` separates the ranges.
     """
 
     images: int
@@ -82,15 +82,15 @@ class SplitCounts:
 
 @dataclass(frozen=True, kw_only=True)
 class DataReport:
-    """What a check found.
+    """The result of a check.
 
     Attributes:
         folder: the dataset.
-        format: how it is written down; None when that cannot be told.
-        splits: the splits as they were read, without what cannot be used.
-        counts: how much each split holds.
-        faults: kind -> all places where it was found, in the order of `Kind`.
-        leaks: images of the training split of which a split that is scored has a copy.
+        format: the format of its annotations; None when it is not recognised.
+        splits: the splits as read, without unusable images and objects.
+        counts: the number of images and objects in each split.
+        faults: kind -> all its faults, in the order of `Kind`.
+        leaks: training images that an evaluation split contains as well.
     """
 
     folder: Path
@@ -101,53 +101,53 @@ class DataReport:
     leaks: frozenset[Path]
 
     def with_effect(self, effect: Effect) -> dict[Kind, tuple[DataFault, ...]]:
-        """The faults of the kinds that training treats so."""
+        """The faults of the kinds with this effect on training."""
         return {kind: faults for kind, faults in self.faults.items() if kind.effect is effect}
 
 
 def check_data(
     folder: str | Path, demands: Demands, *, read_images: bool = True, progress: Progress | None = None
 ) -> DataReport:
-    """Look for everything that a dataset has of `Kind`.
+    """Find every fault and warning of `Kind` in a dataset.
 
     Args:
         folder: the dataset, in any format.
-        demands: image size and number of queries to check against.
-        read_images: decode every image; else only the annotations are looked at.
-        progress: is called with the number of images that are read, and of all there are.
+        demands: the settings of the model to check against.
+        read_images: decode every image as well; otherwise only the annotations are checked.
+        progress: called with the number of decoded images and the number of all images.
 
-    Never raises for a fault of the data; memory grows with the annotations, not with the images.
+    Never raises for a fault of the data. Memory grows with the annotations, not with the images.
     """
     folder = Path(folder)
     log = FaultLog(stops=False)
-    written_as, splits = None, dict[str, DetectionData]()
+    format_, splits = None, dict[str, DetectionData]()
     with log:
-        source = _trained_on(folder, demands, log)
-        written_as, splits = source.format, source.read(source.splits)
+        source = _open_source(folder, demands, log)
+        format_, splits = source.format, source.read(source.splits)
         if not log.faults:
             choose_splits(splits, folder)
-    maps, more = _maps(folder, splits, demands)
+    maps, more = _panoptic_images(folder, splits, demands)
     log.faults += more
     faults = [fault._replace(file=fault.file or str(folder)) for fault in log.faults]
     for data in splits.values():
         faults += [fault for finding in data.findings for fault in finding.faults]
-        faults += _of_images(data, demands)
-        faults += _of_objects(data, demands)
-        faults += _of_boxes_together(data)
-        faults += _of_outlines(data, draw=read_images)
-    faults += _of_classes(folder, splits)
-    faults += _unlisted(splits, faults)
+        faults += _image_faults(data, demands)
+        faults += _object_faults(data, demands)
+        faults += _split_faults(data)
+        faults += _outline_faults(data, draw=read_images)
+    faults += _class_faults(folder, splits)
+    faults += _unlisted_images(splits, faults)
     digests: dict[Path, bytes] = {}
     if read_images:
         digests, more = _read_all(splits, progress)
         faults += more
-        faults += _of_maps(maps)
+        faults += _maps_faults(maps)
     for data in splits.values():
         faults += _repeated_images(data, digests)
     leaks, more = _leaks(splits, digests)
     return DataReport(
         folder=folder,
-        format=written_as,
+        format=format_,
         splits=splits,
         counts={split: _counts(data, demands) for split, data in splits.items()},
         faults=_grouped(faults + more),
@@ -155,36 +155,39 @@ def check_data(
     )
 
 
-def _trained_on(folder: Path, demands: Demands, log: FaultLog) -> Source:
-    """The dataset as the model is trained on it; one of panoptic maps alone is always read with them."""
+def _open_source(folder: Path, demands: Demands, log: FaultLog) -> Source:
+    """The dataset with the masks that the model is trained on.
+
+    A dataset that has panoptic annotations only is always read with its maps.
+    """
     source = recognise(folder, log)
-    wanted = demands.masks in ("auto", "panoptic") and find_panoptic(folder)
-    return recognise(folder, log, masks="panoptic") if source.panoptic or wanted else source
+    with_maps = source.panoptic or (demands.masks in ("auto", "panoptic") and find_panoptic(folder))
+    return recognise(folder, log, masks="panoptic") if with_maps else source
 
 
-def _maps(
+def _panoptic_images(
     folder: Path, splits: Mapping[str, DetectionData], demands: Demands
 ) -> tuple[list[ImageRecord], list[DataFault]]:
-    """The images with panoptic maps, also of those that lie beside the splits, and faults on the latter.
+    """The images that have panoptic maps, and the faults of maps that the splits were read without.
 
-    A model that is not trained on them does not stop at them.
+    Faults that stop training are included only for a model that may be trained on the maps.
     """
     if any(data.masks == "panoptic" for data in splits.values()):
         return [image for data in splits.values() for image in data.images], []
     log = FaultLog(stops=False)
-    beside: dict[str, DetectionData] = {}
+    with_maps: dict[str, DetectionData] = {}
     with log:
         if find_panoptic(folder):
-            beside = read_splits(folder, log, masks="panoptic")
-    found = [fault for data in beside.values() for finding in data.findings for fault in finding.faults]
-    faults = [fault for fault in found if fault.kind in _MAP_KINDS]
+            with_maps = read_splits(folder, log, masks="panoptic")
+    findings = (finding for data in with_maps.values() for finding in data.findings)
+    faults = [fault for finding in findings for fault in finding.faults if fault.kind in _MAP_KINDS]
     if demands.masks in ("auto", "panoptic"):
         faults += log.faults
-    return [image for data in beside.values() for image in data.images], faults
+    return [image for data in with_maps.values() for image in data.images], faults
 
 
-def _of_maps(images: Sequence[ImageRecord]) -> Iterator[DataFault]:
-    """Where panoptic maps and their annotations do not fit together."""
+def _maps_faults(images: Sequence[ImageRecord]) -> Iterator[DataFault]:
+    """Differences between panoptic maps and their annotations."""
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as executor:
         for start in range(0, len(images), _IMAGES_AT_ONCE):
             for faults in executor.map(_map_faults, images[start : start + _IMAGES_AT_ONCE]):
@@ -200,8 +203,8 @@ def _map_faults(image: ImageRecord) -> list[DataFault]:
         return [fault.fault]
 
 
-def _of_outlines(data: DetectionData, *, draw: bool) -> Iterator[DataFault]:
-    """What is wrong with outlines, if the split has some; those of no pixel are found when they are drawn."""
+def _outline_faults(data: DetectionData, *, draw: bool) -> Iterator[DataFault]:
+    """Faults of outlines, if the split has any. Outlines around no pixel are found only if they are drawn."""
     if not any(thing.segmentation for image in data.images for thing in image.objects):
         return
     for image in data.images:
@@ -213,10 +216,10 @@ def _of_outlines(data: DetectionData, *, draw: bool) -> Iterator[DataFault]:
 
 
 def repeated_boxes(image: ImageRecord) -> Iterator[tuple[ObjectRecord, ObjectRecord]]:
-    """Each object that has the box of an earlier one of its class or of another (IoU of 0.95 and more).
+    """Objects whose box repeats that of an earlier object: their IoU is at least 0.95.
 
-    Gives pairs (earlier, repeating), at most one with the same class and one with another for each that repeats. Crowd
-    regions are left out, and so are segments of panoptic maps, which share no pixel.
+    Yields pairs (earlier object, repeating object). An object repeats at most two: one of its class and one of another
+    class. Crowd regions are skipped. So are segments of panoptic maps, because they share no pixel.
     """
     if image.panoptic_map is not None:
         return
@@ -237,28 +240,28 @@ def repeated_boxes(image: ImageRecord) -> Iterator[tuple[ObjectRecord, ObjectRec
 
 
 def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """(n, 4) and (m, 4) boxes as x, y, width, height, all with an area -> (n, m)."""
-    lower = np.maximum(a[:, None, :2], b[:, :2])
-    upper = np.minimum((a[:, :2] + a[:, 2:])[:, None], b[:, :2] + b[:, 2:])
-    common = (upper - lower).clip(0).prod(-1)
-    return common / (a[:, 2:].prod(-1)[:, None] + b[:, 2:].prod(-1) - common)
+    """IoU of boxes (n, 4) and (m, 4) as x, y, width, height, none of them empty -> (n, m)."""
+    top_left = np.maximum(a[:, None, :2], b[:, :2])
+    bottom_right = np.minimum((a[:, :2] + a[:, 2:])[:, None], b[:, :2] + b[:, 2:])
+    intersection = (bottom_right - top_left).clip(0).prod(-1)
+    return intersection / (a[:, 2:].prod(-1)[:, None] + b[:, 2:].prod(-1) - intersection)
 
 
-def _of_images(data: DetectionData, demands: Demands) -> Iterator[DataFault]:
-    """What is out of the ordinary in single images."""
+def _image_faults(data: DetectionData, demands: Demands) -> Iterator[DataFault]:
+    """Warnings about single images."""
     for image in data.images:
         if max(image.height, image.width) > _LONG_RATIO * min(image.height, image.width):
             height, width = _resized(image, demands)
             detail = f"{image.width}x{image.height} pixels become {width}x{height}"
             yield DataFault(Kind.LONG_IMAGE, str(image.path), detail=detail)
-        found = sum(not thing.crowd for thing in image.objects)
-        if found > demands.num_queries:
-            detail = f"{found} objects, {demands.num_queries} queries"
+        num_objects = sum(not thing.crowd for thing in image.objects)
+        if num_objects > demands.num_queries:
+            detail = f"{num_objects} objects, {demands.num_queries} queries"
             yield DataFault(Kind.TOO_MANY_OBJECTS, str(image.path), detail=detail)
 
 
-def _of_objects(data: DetectionData, demands: Demands) -> Iterator[DataFault]:
-    """What is out of the ordinary in single objects."""
+def _object_faults(data: DetectionData, demands: Demands) -> Iterator[DataFault]:
+    """Warnings about single objects."""
     for image in data.images:
         for thing, (width, height) in zip(image.objects, _resized_sides(image, demands), strict=True):
             _, _, w, h = thing.clipped_box(image.height, image.width)
@@ -269,11 +272,11 @@ def _of_objects(data: DetectionData, demands: Demands) -> Iterator[DataFault]:
                 yield DataFault(Kind.SMALL_OBJECT, _source(image), thing.position, detail)
         for earlier, thing in repeated_boxes(image):
             kind = Kind.REPEATED_BOX if earlier.category_id == thing.category_id else Kind.TWO_CLASSES
-            yield DataFault(kind, _source(image), thing.position, f"the box of {earlier.position}")
+            yield DataFault(kind, _source(image), thing.position, f"same box as {earlier.position}")
 
 
 def _resized(image: ImageRecord, demands: Demands) -> tuple[int, int]:
-    """Height and width with which an image goes into the model."""
+    """Height and width of the resized image."""
     return resized_shape(image.height, image.width, demands.image_size, demands.max_size, demands.side_multiple)
 
 
@@ -285,42 +288,44 @@ def _resized_sides(image: ImageRecord, demands: Demands) -> Iterator[tuple[float
         yield w * width / image.width, h * height / image.height
 
 
-def _of_boxes_together(data: DetectionData) -> Iterator[DataFault]:
+def _split_faults(data: DetectionData) -> Iterator[DataFault]:
     boxes = [thing.box for image in data.images for thing in image.objects]
     if boxes and all(x + w <= 1 and y + h <= 1 for x, y, w, h in boxes):
         yield DataFault(Kind.NORMALISED_BOXES, str(data.folder), f"split '{data.split}'")
 
 
 def train_split(splits: Mapping[str, DetectionData]) -> str | None:
-    """The split that is trained on when none is named."""
+    """The split that training uses when the user names none."""
     return next((name for name in TRAIN_NAMES if name in splits), None)
 
 
-def _scored_splits(splits: Mapping[str, DetectionData]) -> list[str]:
-    """Splits that the training split must not overlap; "trainval" holds it by its meaning."""
+def _evaluation_splits(splits: Mapping[str, DetectionData]) -> list[str]:
+    """Evaluation splits, which must not overlap the training split. "trainval" contains it by definition."""
     return [name for name in splits if name not in TRAIN_NAMES]
 
 
-def _of_classes(folder: Path, splits: Mapping[str, DetectionData]) -> Iterator[DataFault]:
+def _class_faults(folder: Path, splits: Mapping[str, DetectionData]) -> Iterator[DataFault]:
     if not splits:
         return
     categories = next(iter(splits.values())).categories
     counts = {split: _class_counts(data) for split, data in splits.items()}
     train = counts.get(train_split(splits) or "", Counter())
-    scored = _scored_splits(splits)
+    evaluation = _evaluation_splits(splits)
     first_like: dict[str, str] = {}
     for name in _used_names(categories):
         place = (str(folder), f"class '{name}'")
-        in_scored = [split for split in scored if counts[split][name]]
+        in_evaluation = [split for split in evaluation if counts[split][name]]
         if not any(count[name] for count in counts.values()):
             yield DataFault(Kind.UNUSED_CLASS, *place)
-        elif not train[name] and in_scored:
-            yield DataFault(Kind.UNSEEN_CLASS, *place, f"{counts[in_scored[0]][name]} objects in '{in_scored[0]}'")
+        elif not train[name] and in_evaluation:
+            yield DataFault(
+                Kind.UNSEEN_CLASS, *place, f"{counts[in_evaluation[0]][name]} objects in '{in_evaluation[0]}'"
+            )
         elif train[name] < _FEW_OBJECTS:
-            yield DataFault(Kind.RARE_CLASS, *place, f"{train[name]} to train on")
+            yield DataFault(Kind.RARE_CLASS, *place, f"{train[name]} in the training split")
         other = first_like.setdefault("".join(filter(str.isalnum, name.casefold())) or name, name)
         if other != name:
-            yield DataFault(Kind.ALIKE_NAMES, *place, f"like '{other}'")
+            yield DataFault(Kind.ALIKE_NAMES, *place, f"similar to '{other}'")
 
 
 def _used_names(categories: Categories) -> list[str]:
@@ -346,8 +351,8 @@ def _counts(data: DetectionData, demands: Demands) -> SplitCounts:
     )
 
 
-def _unlisted(splits: Mapping[str, DetectionData], known: Iterable[DataFault]) -> Iterator[DataFault]:
-    """Image files beside those of the dataset that are none of its own."""
+def _unlisted_images(splits: Mapping[str, DetectionData], known: Iterable[DataFault]) -> Iterator[DataFault]:
+    """Image files in the folders of the dataset that no annotation names."""
     used = {image.path for data in splits.values() for image in data.images}
     accounted = used | {Path(fault.file) for fault in known}
     for folder in sorted({path.parent for path in used}):
@@ -359,7 +364,7 @@ def _unlisted(splits: Mapping[str, DetectionData], known: Iterable[DataFault]) -
 def _read_all(
     splits: Mapping[str, DetectionData], progress: Progress | None
 ) -> tuple[dict[Path, bytes], list[DataFault]]:
-    """Every image decoded once: path -> digest of its pixels, and what is wrong with files."""
+    """Decode every image once. Returns path -> digest of its pixels, and the faults of the image files."""
     images = (image for data in splits.values() for image in data.images)
     records = list({(image.path, image.height, image.width): image for image in images}.values())
     digests: dict[Path, bytes] = {}
@@ -367,10 +372,10 @@ def _read_all(
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as executor:
         for start in range(0, len(records), _IMAGES_AT_ONCE):
             chunk = records[start : start + _IMAGES_AT_ONCE]
-            for done, (record, (digest, found)) in enumerate(
-                zip(chunk, executor.map(_looked_at, chunk), strict=True), start=start + 1
+            for done, (record, (digest, file_faults)) in enumerate(
+                zip(chunk, executor.map(_decode, chunk), strict=True), start=start + 1
             ):
-                faults += found
+                faults += file_faults
                 if digest is not None:
                     digests[record.path] = digest
                 if progress is not None:
@@ -378,20 +383,20 @@ def _read_all(
     return digests, faults
 
 
-def _looked_at(record: ImageRecord) -> tuple[bytes | None, list[DataFault]]:
-    """The digest of an image's pixels, None when it cannot be used, and what is the matter with it."""
+def _decode(record: ImageRecord) -> tuple[bytes | None, list[DataFault]]:
+    """The digest of an image's pixels, or None when the image is unusable; and the faults of its file."""
     try:
         pixels = read_record(record)
         oriented, animated = image_size(record.path), is_animated(record.path)
     except FaultError as fault:
         return None, [fault.fault]
-    found = {Kind.TURNED_IMAGE: oriented != pixels.shape[:2], Kind.ANIMATED_IMAGE: animated}
+    present = {Kind.TURNED_IMAGE: oriented != pixels.shape[:2], Kind.ANIMATED_IMAGE: animated}
     digest = hashlib.blake2b(pixels.tobytes(), digest_size=16, person=str(pixels.shape[0]).encode())
-    return digest.digest(), [DataFault(kind, str(record.path)) for kind, there in found.items() if there]
+    return digest.digest(), [DataFault(kind, str(record.path)) for kind, is_present in present.items() if is_present]
 
 
 def _repeated_images(data: DetectionData, digests: Mapping[Path, bytes]) -> Iterator[DataFault]:
-    """Images of a split with the very pixels of an earlier one, which may be the same file."""
+    """Images of a split with exactly the pixels of an earlier image. Both may be the same file."""
     first: dict[bytes, ImageRecord] = {}
     for image in data.images:
         earlier = first.setdefault(_digest(image.path, digests), image)
@@ -402,15 +407,15 @@ def _repeated_images(data: DetectionData, digests: Mapping[Path, bytes]) -> Iter
 def _leaks(
     splits: Mapping[str, DetectionData], digests: Mapping[Path, bytes]
 ) -> tuple[frozenset[Path], list[DataFault]]:
-    """Training images that a split which is scored has too, and faults on those in the scored splits."""
+    """Training images that an evaluation split contains as well, and the faults of these images in that split."""
     train = train_split(splits)
-    trained_on: dict[bytes, list[Path]] = defaultdict(list)
+    train_images: dict[bytes, list[Path]] = defaultdict(list)
     for image in splits[train].images if train else ():
-        trained_on[_digest(image.path, digests)].append(image.path)
+        train_images[_digest(image.path, digests)].append(image.path)
     leaks: set[Path] = set()
     faults = []
-    for image in (image for split in _scored_splits(splits) for image in splits[split].images):
-        same = trained_on.get(_digest(image.path, digests), [])
+    for image in (image for split in _evaluation_splits(splits) for image in splits[split].images):
+        same = train_images.get(_digest(image.path, digests), [])
         leaks.update(same)
         if image.path in same:
             faults.append(DataFault(Kind.IN_TRAINING, str(image.path)))
@@ -420,12 +425,12 @@ def _leaks(
 
 
 def _digest(path: Path, digests: Mapping[Path, bytes]) -> bytes:
-    """What is the same for the same image: its digest, or its path where it was not read."""
+    """A key that is equal for equal images: the digest of the pixels, or the path of an image that was not decoded."""
     return digests.get(path) or os.fsencode(path)
 
 
 def _grouped(faults: Iterable[DataFault]) -> dict[Kind, tuple[DataFault, ...]]:
-    """Remarks by kind, each once: splits can share images."""
+    """Faults by kind. Each fault is listed once, although splits can share images."""
     by_kind: dict[Kind, dict[DataFault, None]] = {}
     for fault in faults:
         by_kind.setdefault(fault.kind, {})[fault] = None

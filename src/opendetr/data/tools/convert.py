@@ -1,13 +1,13 @@
-"""Writing a dataset as COCO, Pascal VOC or YOLO, whatever format it is in, so that reading it again gives the same.
+"""Write a dataset of any format as COCO, Pascal VOC or YOLO. Reading the result returns the same records.
 
-What a record holds is kept: boxes to the last bit, classes with their ids, ids of images and objects, areas, crowd
-regions, `difficult`, polygons and run lengths, images without objects, splits. VOC and YOLO have no place for some of
-it; that goes into `opendetr.json` beside them (see `data.extras`). A record has no place for other fields of a file:
-keypoints, captions, licences, poses, parts.
+Everything that a record holds is kept: boxes to the last bit, classes with their ids, ids of images and objects, areas,
+crowd regions, `difficult`, polygons and run lengths, images without objects, and splits. VOC and YOLO have no fields
+for some of these. Their values are written to `opendetr.json` in the same folder (see `data.formats.sidecar`). Other
+fields of annotation files are not in the records and are lost: keypoints, captions, licences, poses, parts.
 
-VOC's corners are written as they are read, without the challenge's shift by one pixel. Crowd regions are no rows in VOC
-and YOLO, where other programs would take them for objects. A YOLO label file has polygons where each object of its
-image is one polygon that spans its box, else boxes.
+VOC corners are written as they are read, without the one-pixel shift of the original challenge. Crowd regions are not
+written as rows of VOC and YOLO, because other programs would use them as objects. A YOLO label file contains polygons
+if every object of its image is one polygon that spans its box; otherwise it contains boxes.
 """
 
 from __future__ import annotations
@@ -42,19 +42,19 @@ from opendetr.files import IMAGE_SUFFIXES
 
 WRITTEN_FORMATS = (Format.COCO, Format.YOLO, Format.VOC)
 _IN_FILE_NAMES = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]|^\s|\s$")
-_IN_CLASS_NAMES = re.compile(r"[^\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # what XML cannot hold
+_IN_CLASS_NAMES = re.compile(r"[^\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # characters that XML forbids
 
-_SPLIT_NAME = re.compile(r"\w[\w .-]{0,59}")  # with what is put around it, a file name everywhere
-_NO_SPLIT_NAMES = frozenset({"path", "names", "nc"})  # mean something else in data.yaml
+_SPLIT_NAME = re.compile(r"\w[\w .-]{0,59}")  # part of a file name that is valid on every system
+_NO_SPLIT_NAMES = frozenset({"path", "names", "nc"})  # keys of data.yaml with another meaning
 
 Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class _Placed:
-    """An image on its way into a new folder: its record, its file name there, and the splits that it is in.
+class _OutputImage:
+    """An image to write: its record, its file name in the new folder, and the splits that contain it.
 
-    The first split is its home: COCO and YOLO have a folder of images for each.
+    The first split is its home. In COCO and YOLO, the image is written to the folder of that split.
     """
 
     record: ImageRecord
@@ -64,43 +64,43 @@ class _Placed:
 
 @dataclass(frozen=True)
 class _Content:
-    """What is to be written: every image once, the splits that hold some, and the classes of all."""
+    """What to write: every image once, the splits that have images, and the classes."""
 
-    images: tuple[_Placed, ...]
+    images: tuple[_OutputImage, ...]
     splits: Mapping[str, DetectionData]
     categories: Categories
 
-    def of(self, split: str) -> list[_Placed]:
+    def of(self, split: str) -> list[_OutputImage]:
         """The images of a split."""
         return [image for image in self.images if split in image.splits]
 
     def is_home(self, split: str) -> bool:
-        """Whether the folder of a split holds all its images."""
+        """Whether the folder of a split contains all images of the split."""
         return all(image.splits[0] == split for image in self.of(split))
 
 
 @dataclass(frozen=True)
 class _Written:
-    """What has been written: where each image belongs in the folder, and what went into `opendetr.json`."""
+    """The result of a writer: the path of each image in the new folder, and the content of `opendetr.json`."""
 
-    pictures: Sequence[str]
+    image_paths: Sequence[str]
     extras: Extras
 
 
 def convert(
     source: str | Path, folder: str | Path, to: Format, *, link: bool = False, progress: Progress | None = None
 ) -> tuple[str, ...]:
-    """Write a dataset in another format; see `write_data`."""
+    """Write a dataset in another format. Arguments, result and errors are those of `write_data`."""
     splits = read_splits(source)
     notes = write_data(splits, folder, to, link=link, progress=progress)
     return (*notes, *maps_left_behind(source, splits))
 
 
 def maps_left_behind(source: str | Path, splits: Mapping[str, DetectionData]) -> tuple[str, ...]:
-    """A line that says so where a dataset has panoptic maps beside the splits that were written."""
+    """A note, if a dataset has panoptic maps that the written splits do not include."""
     if any(image.panoptic_map for data in splits.values() for image in data.images) or not find_panoptic(source):
         return ()
-    return ("panoptic maps beside the boxes, left behind",)
+    return ("panoptic maps of the dataset were not written",)
 
 
 def write_data(
@@ -111,57 +111,59 @@ def write_data(
     link: bool = False,
     progress: Progress | None = None,
 ) -> tuple[str, ...]:
-    """Write splits of a dataset with their images into a new folder: whole, or not at all.
+    """Write splits of a dataset with their images into a new folder, completely or not at all.
 
     Args:
-        splits: name -> data; all have the same classes. An image that is in several splits is written once.
-        folder: where to; empty or not there.
+        splits: name -> data; all have the same classes. An image of several splits is written once.
+        folder: the new folder. It must be empty or not exist.
         to: one of `WRITTEN_FORMATS`.
         link: make symbolic links to the images instead of copies.
-        progress: called with images done and images in all.
+        progress: called with the number of images written and the number of all images.
 
-    Returns lines that say what is different now, and what other programs will not find in the result. Raises DataError
-    when the folder holds something or the data cannot be written so, OSError when the disk is full or an image cannot
-    be copied.
+    Returns one line for each difference from the source, and for data that other programs will not find in the result.
+
+    Raises:
+        DataError: the folder is not empty, or the data cannot be written in this format.
+        OSError: the disk is full, or an image cannot be copied.
     """
     if to not in WRITTEN_FORMATS:
         raise DataError(f"{to} is not written; choose {', '.join(WRITTEN_FORMATS)}")
     content = _content(splits, to)
-    with _written_aside(Path(folder)) as fresh:
-        written = _WRITERS[to](fresh, content)
-        for done, (image, picture) in enumerate(zip(content.images, written.pictures, strict=True), start=1):
-            _bring(image.record.path, fresh / picture, link=link)
+    with _new_folder(Path(folder)) as temporary:
+        written = _WRITERS[to](temporary, content)
+        for done, (image, path) in enumerate(zip(content.images, written.image_paths, strict=True), start=1):
+            _copy(image.record.path, temporary / path, link=link)
             if progress:
                 progress(done, len(content.images))
     return _notes(splits, content, written)
 
 
 @contextmanager
-def _written_aside(folder: Path) -> Iterator[Path]:
-    """A folder beside the wanted one, which takes its name when all went well, and vanishes otherwise."""
+def _new_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder next to `folder`. It is renamed to `folder` on success and removed after an error."""
     folder = folder.absolute()
     require_new(folder)
-    fresh = folder.with_name(f".{folder.name}.{os.getpid()}.new")
-    fresh.mkdir(parents=True)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.new")
+    temporary.mkdir(parents=True)
     try:
-        yield fresh
+        yield temporary
         if folder.is_dir():
             folder.rmdir()
-        fresh.rename(folder)
+        temporary.rename(folder)
     finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _bring(source: Path, picture: Path, *, link: bool) -> None:
-    picture.parent.mkdir(parents=True, exist_ok=True)
+def _copy(source: Path, target: Path, *, link: bool) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
     if link:
-        picture.symlink_to(source.resolve())
+        target.symlink_to(source.resolve())
     else:
-        shutil.copyfile(source, picture)
+        shutil.copyfile(source, target)
 
 
 def _content(splits: Mapping[str, DetectionData], to: Format) -> _Content:
-    """What the splits hold, the usual ones first, and how the images will be called."""
+    """The images of the splits with their new names. The usual splits come first."""
     usual = list(dict.fromkeys(SPELLINGS.values()))
     order = sorted(splits, key=lambda split: usual.index(split) if split in usual else len(usual))
     filled = {split: splits[split] for split in order if len(splits[split])}
@@ -169,44 +171,48 @@ def _content(splits: Mapping[str, DetectionData], to: Format) -> _Content:
         raise DataError("the dataset has no image to write")
     for split in filled:
         if not _SPLIT_NAME.fullmatch(split) or split in _NO_SPLIT_NAMES:
-            raise DataError(f"the split {split[:60]!r} cannot name files; give it a plain name")
-    found: dict[Path, list[tuple[ImageRecord, list[str]]]] = {}
+            raise DataError(
+                f"the split {split[:60]!r} cannot be part of a file name; rename it with letters and digits"
+            )
+    by_path: dict[Path, list[tuple[ImageRecord, list[str]]]] = {}
     for split, data in filled.items():
         for image in data.images:
-            known = found.setdefault(image.path, [])
-            same = next((names for record, names in known if record == image), None)
-            if same is None:
-                known.append((image, [split]))
+            entries = by_path.setdefault(image.path, [])
+            splits_of_image = next((names for record, names in entries if record == image), None)
+            if splits_of_image is None:
+                entries.append((image, [split]))
             else:
-                same.append(split)
-    images = [_Placed(record, "", tuple(of)) for entries in found.values() for record, of in entries]
+                splits_of_image.append(split)
+    images = [_OutputImage(record, "", tuple(names)) for entries in by_path.values() for record, names in entries]
     names = _unique_names(images, to)
     named = tuple(replace(image, name=name) for image, name in zip(images, names, strict=True))
     return _Content(named, filled, next(iter(filled.values())).categories)
 
 
-def _unique_names(images: Sequence[_Placed], to: Format) -> list[str]:
-    """The files' own names; with that of their folder where several would be the same; numbered where that is no help.
+def _unique_names(images: Sequence[_OutputImage], to: Format) -> list[str]:
+    """Unique file names for the images.
 
-    VOC has one folder for all; there and in YOLO the annotations are named after the image without its suffix. Capital
-    letters do not tell names apart: on many disks they are the same file.
+    An image keeps its file name if no other image has it. Otherwise the name of its folder is put in front. If that is
+    not unique either, a number is appended. Names that differ only in case count as equal, because on many disks they
+    are the same file. In VOC, all images are in one folder. In VOC and YOLO, annotation files are named after the image
+    without its suffix.
     """
 
-    def key(image: _Placed, name: str) -> tuple[str, str]:
+    def key(image: _OutputImage, name: str) -> tuple[str, str]:
         home = "" if to is Format.VOC else image.splits[0]
         return home, (name if to is Format.COCO else Path(name).stem).casefold()
 
-    own = [_IN_FILE_NAMES.sub("_", image.record.path.name) for image in images]
-    times = Counter(map(key, images, own))
-    taken = {each for each, number in times.items() if number == 1}
+    original = [_IN_FILE_NAMES.sub("_", image.record.path.name) for image in images]
+    frequency = Counter(map(key, images, original))
+    taken = {name for name, number in frequency.items() if number == 1}
     names = []
-    for image, plain in zip(images, own, strict=True):
-        if times[key(image, plain)] == 1:
-            names.append(plain)
+    for image, name in zip(images, original, strict=True):
+        if frequency[key(image, name)] == 1:
+            names.append(name)
             continue
-        longer = Path(_IN_FILE_NAMES.sub("_", f"{image.record.path.parent.name}_{plain}"))
+        longer = Path(_IN_FILE_NAMES.sub("_", f"{image.record.path.parent.name}_{name}"))
         numbered = (f"{longer.stem}-{number}{longer.suffix}" for number in count(2))
-        names.append(next(name for name in chain([longer.name], numbered) if key(image, name) not in taken))
+        names.append(next(new for new in chain([longer.name], numbered) if key(image, new) not in taken))
         taken.add(key(image, names[-1]))
     return names
 
@@ -215,14 +221,17 @@ def _unique_names(images: Sequence[_Placed], to: Format) -> list[str]:
 
 
 def _write_coco(folder: Path, content: _Content) -> _Written:
-    """`annotations/instances_<split>.json`; its names of images start from `images/<split>`, or else from `images`.
+    """Write `annotations/instances_<split>.json`.
 
-    A split with panoptic maps becomes `annotations/panoptic_<split>.json` and a folder of that name with them.
+    File names of images are relative to `images/<split>` if it contains all images of the split, otherwise to `images`.
+    A split with panoptic maps is written as `annotations/panoptic_<split>.json` and a folder of maps of that name.
     """
     (folder / "annotations").mkdir()
     for split, data in content.splits.items():
         home = content.is_home(split)
-        names = {each.record.id: each.name if home else f"{each.splits[0]}/{each.name}" for each in content.of(split)}
+        names = {
+            image.record.id: image.name if home else f"{image.splits[0]}/{image.name}" for image in content.of(split)
+        }
         rows = data.to_coco()
         for row in rows["images"]:
             row["file_name"] = names[row["id"]]
@@ -238,7 +247,7 @@ def _write_coco(folder: Path, content: _Content) -> _Written:
 
 
 def _write_maps(folder: Path, data: DetectionData) -> list[dict[str, Any]]:
-    """Copies of a split's panoptic maps, named after the ids of the images; the annotations that go with them."""
+    """Copy the panoptic maps of a split under the ids of their images. Returns the panoptic annotations."""
     folder.mkdir()
     annotations = []
     for image in data.images:
@@ -258,7 +267,7 @@ def _write_maps(folder: Path, data: DetectionData) -> list[dict[str, Any]]:
 
 
 def _write_voc(folder: Path, content: _Content) -> _Written:
-    """`Annotations`, `ImageSets/Main` and `opendetr.json`."""
+    """Write `Annotations`, `ImageSets/Main` and `opendetr.json`."""
     (folder / "Annotations").mkdir()
     (folder / "ImageSets" / "Main").mkdir(parents=True)
     names = tuple(map(_plain_name, content.categories.names))
@@ -282,18 +291,18 @@ def _write_voc(folder: Path, content: _Content) -> _Written:
 
 
 def _voc_rows(record: ImageRecord, categories: Categories, names: Sequence[str]) -> dict[int, VocObject]:
-    """Position in the record's objects -> its object in the file."""
+    """Index of an object in the record -> the object in the annotation file."""
     rows: dict[int, VocObject] = {}
     for index, thing in enumerate(record.objects):
         if not thing.crowd:
             x, y, w, h = thing.box
             name = names[categories.label_of_id(thing.category_id)]
-            corners = (x + 0.0, y + 0.0, pixels(x + w), pixels(y + h))  # -0.0, too, is read as 0
+            corners = (x + 0.0, y + 0.0, pixels(x + w), pixels(y + h))  # + 0.0 turns -0.0 into 0.0
             rows[index] = VocObject(len(rows) + 1, name, corners, thing.difficult)
     return rows
 
 
-def _voc_xml(image: _Placed, rows: Sequence[VocObject]) -> bytes:
+def _voc_xml(image: _OutputImage, rows: Sequence[VocObject]) -> bytes:
     root = ET.Element("annotation")
     ET.SubElement(root, "folder").text = "JPEGImages"
     ET.SubElement(root, "filename").text = image.name
@@ -312,7 +321,7 @@ def _voc_xml(image: _Placed, rows: Sequence[VocObject]) -> bytes:
 
 
 def _plain_name(name: str) -> str:
-    """A class's name as one line of text that every format can hold."""
+    """The name of a class as one line of text that every format can store."""
     return " ".join(_IN_CLASS_NAMES.sub(" ", name).split()) or "class"
 
 
@@ -320,9 +329,9 @@ def _plain_name(name: str) -> str:
 
 
 def _write_yolo(folder: Path, content: _Content) -> _Written:
-    """`data.yaml`, `labels` and `opendetr.json`.
+    """Write `data.yaml`, `labels` and `opendetr.json`.
 
-    Every image is in the folder of the first split that has it; further splits are lists of images.
+    An image of several splits is in the folder of the first one. The other splits are lists of images.
     """
     names = tuple(map(_plain_name, content.categories.names))
     images = {}
@@ -337,8 +346,8 @@ def _write_yolo(folder: Path, content: _Content) -> _Written:
             for index, (row, _) in rows.items()
         }
         images[key] = image_extra(image.record, image.name, plain, _size_of_file(image.record.path))
-    places = {split: _yolo_split(folder, split, content) for split in content.splits}
-    description = places | {"names": dict(enumerate(names))}
+    locations = {split: _yolo_split(folder, split, content) for split in content.splits}
+    description = locations | {"names": dict(enumerate(names))}
     text = yaml.safe_dump(description, sort_keys=False, allow_unicode=True, width=10**6)
     (folder / "data.yaml").write_text(text, encoding="utf-8")
     extras = Extras(categories=content.categories, names=names, images=images)
@@ -347,7 +356,7 @@ def _write_yolo(folder: Path, content: _Content) -> _Written:
 
 
 def _yolo_rows(record: ImageRecord, categories: Categories) -> dict[int, tuple[YoloRow, str]]:
-    """Position in the record's objects -> its row, as read and as written; none for what no one would read."""
+    """Index of an object in the record -> its row, as read and as written. Objects whose row is invalid have none."""
     things = {index: thing for index, thing in enumerate(record.objects) if not thing.crowd}
     polygon = all(map(is_polygon, things.values()))
     rows: dict[int, tuple[YoloRow, str]] = {}
@@ -361,7 +370,7 @@ def _yolo_rows(record: ImageRecord, categories: Categories) -> dict[int, tuple[Y
 
 
 def _size_of_file(path: Path) -> tuple[int, int]:
-    """Height and width as a reader of labels will find them; zeros where it will find none."""
+    """Height and width as the reader of the label files gets them; zeros for an unreadable image."""
     try:
         return image_size(path)
     except ImageFileError:
@@ -369,7 +378,7 @@ def _size_of_file(path: Path) -> tuple[int, int]:
 
 
 def _yolo_split(folder: Path, split: str, content: _Content) -> str:
-    """What `data.yaml` says of a split: the folder with its images, or a list of them that is written here."""
+    """The value of a split in `data.yaml`: its folder of images, or a list of images, which is written here."""
     images = content.of(split)
     if content.is_home(split) and all(Path(image.name).suffix.lower() in IMAGE_SUFFIXES for image in images):
         return f"images/{split}"
@@ -385,24 +394,24 @@ _WRITERS: dict[Format, Callable[[Path, _Content], _Written]] = {
 }
 
 
-# ----------------------------------------------------------------------------------------------------- what to be told
+# --------------------------------------------------------------------------------------------------------------- notes
 
 
 def _notes(splits: Mapping[str, DetectionData], content: _Content, written: _Written) -> tuple[str, ...]:
-    """What is different now, and what other programs do not find in the result; a line each."""
+    """A line for each difference from the source, and for data that other programs do not find in the result."""
     images = written.extras.images.values()
     rowless = [thing for image in images for thing in image.rowless]
     rows = [thing for image in images for thing in image.objects]
     kept = f"kept in {FILE_NAME}, which other programs do not read"
     maps = sum(image.record.panoptic_map is not None for image in content.images) if written.extras.names else 0
-    told = (
-        (maps, "panoptic map", "left behind, for which the format has no place"),
-        (len(splits) - len(content.splits), "split", "without images, left out"),
+    counts = (
+        (maps, "panoptic map", "not written: the format does not support panoptic maps"),
+        (len(splits) - len(content.splits), "split", "without images, skipped"),
         (sum(image.name != image.record.path.name for image in content.images), "image", "under a new name"),
         (sum(thing.crowd for thing in rowless), "crowd region", kept),
-        (sum(not thing.crowd for thing in rowless), "box", f"far out of the image, {kept}"),
+        (sum(not thing.crowd for thing in rowless), "box", f"far outside the image, {kept}"),
         (sum(thing.segmentation is not None for thing in rows), "outline of an object", kept),
         (sum(thing.difficult is not None for thing in rows), "mark of a difficult object", kept),
-        (sum(image.size is not None for image in images), "image", f"whose boxes are of another frame, {kept}"),
+        (sum(image.size is not None for image in images), "image", f"whose boxes refer to another image size, {kept}"),
     )
-    return tuple(f"{counted(number, noun)} {what}" for number, noun, what in told if number)
+    return tuple(f"{counted(number, noun)} {what}" for number, noun, what in counts if number)

@@ -1,4 +1,4 @@
-"""A cleaned copy of a dataset, made from what a check has found in it."""
+"""Write a copy of a dataset without the faults that a check found and that can be fixed."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ _UNUSABLE_OBJECTS = (Kind.INVALID_OUTLINE, Kind.EMPTY_MASK, Kind.MASK_SIZE, Kind
 
 
 def write_fixed(report: DataReport, folder: str | Path, progress: Progress | None = None) -> dict[str, DetectionData]:
-    """Write what `fixed` gives, whole or not at all: in the format that it came in, a table as COCO.
+    """Write the splits that `fixed` returns, completely or not at all.
 
-    Returns what was written. Raises DataError when nothing is left, or when `folder` holds something.
+    The copy has the format of the dataset; a table is written as COCO. Returns the splits that were written. Raises
+    DataError when no image is left, or when `folder` is not empty.
     """
     splits = fixed(report)
     to = Format.COCO if report.format in (None, Format.TABLE) else report.format
@@ -29,10 +30,10 @@ def write_fixed(report: DataReport, folder: str | Path, progress: Progress | Non
 
 
 def fixed(report: DataReport) -> dict[str, DetectionData]:
-    """The splits of a dataset without the faults that can be fixed; the report is of a check that read the images.
+    """The splits of a dataset without the faults that can be fixed.
 
-    What cannot be used is left out. Boxes are cut at the edges of their images, repeated ones left out, and training
-    images that a scored split holds too.
+    Unusable images and objects are removed, and so are repeated boxes and training images that an evaluation split
+    contains as well. Boxes are clipped to their images. The report must be of a check that decoded the images.
     """
     unusable = {Path(fault.file) for kind in _UNUSABLE for fault in report.faults.get(kind, ()) if not fault.at}
     objects = {(fault.file, fault.at) for kind in _UNUSABLE_OBJECTS for fault in report.faults.get(kind, ())}
@@ -40,8 +41,8 @@ def fixed(report: DataReport) -> dict[str, DetectionData]:
     numbers = itertools.count(1) if Kind.REPEATED_ID in report.faults else None
     splits = {}
     for name, data in report.splits.items():
-        left_out = unusable | report.leaks if name == train else unusable
-        kept = (image for image in data.images if not {image.path, image.panoptic_map} & left_out)
+        removed = unusable | report.leaks if name == train else unusable
+        kept = (image for image in data.images if not {image.path, image.panoptic_map} & removed)
         images = [_fixed(image, objects, numbers) for image in kept]
         if images:
             splits[name] = data.subset(images, name)
@@ -49,24 +50,24 @@ def fixed(report: DataReport) -> dict[str, DetectionData]:
 
 
 def _fixed(image: ImageRecord, unusable: Set[tuple[str, str]], numbers: Iterator[int] | None) -> ImageRecord:
-    """The image with its usable objects cut to it; they are numbered anew when there are `numbers`.
+    """The image with its usable objects, their boxes clipped to the image.
 
     Args:
-        image: as it was read.
-        unusable: file and position of the objects to leave out.
-        numbers: of the objects.
+        image: the image as read.
+        unusable: file and position of the objects to remove.
+        numbers: new ids for the objects; None keeps their ids.
     """
     files = (image.source or str(image.path), str(image.panoptic_map))
     pairs = repeated_boxes(image)
     repeated = {id(thing) for earlier, thing in pairs if earlier.category_id == thing.category_id}
-    left = (thing for thing in image.objects if not any((file, thing.position) in unusable for file in files))
-    objects = [_cut(thing, image) for thing in left if id(thing) not in repeated]
+    usable = (thing for thing in image.objects if not any((file, thing.position) in unusable for file in files))
+    objects = [_clipped(thing, image) for thing in usable if id(thing) not in repeated]
     if numbers is not None:
         objects = [replace(thing, id=next(numbers)) for thing in objects]
     return replace(image, objects=tuple(objects))
 
 
-def _cut(thing: ObjectRecord, image: ImageRecord) -> ObjectRecord:
+def _clipped(thing: ObjectRecord, image: ImageRecord) -> ObjectRecord:
     box = thing.clipped_box(image.height, image.width)
     if box == thing.box:
         return thing
