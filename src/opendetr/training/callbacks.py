@@ -353,7 +353,7 @@ class ValidationImages(Observer):
 
     def on_start(self, event: RunStarted) -> None:
         """Note the folder."""
-        self._folder = event.folder / "pictures"
+        self._folder = event.folder / "images"
 
     def on_evaluation(self, event: Evaluated) -> None:
         """Draw and keep."""
