@@ -558,7 +558,7 @@ def test_progress_says_what_matters(tmp_path, terminal):
     run(tmp_path, observers=[Progress(console, seconds=0, metric="AP", headlines=["AP"])])
     said = screen.getvalue()
     for part in (
-        "5 steps an epoch",
+        "5 steps per epoch",
         "images/s",
         "loss ",
         "(count ",

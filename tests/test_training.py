@@ -276,7 +276,7 @@ def test_imagenet_weights_go_into_the_backbone(scenes, tmp_path, monkeypatch):
         ({"device": "cuda:99"}, "this machine has none"),
         ({"weights": "nowhere.safetensors"}, "no such file"),
         ({"config": "nowhere.yaml"}, "no such file"),
-        ({"changes": ["name=detr-r50"]}, "'name' is the model's"),
+        ({"changes": ["name=detr-r50"]}, "'name' is the name of the model"),
     ],
 )
 def test_nothing_is_written_for_a_run_that_cannot_begin(scenes, tmp_path, options, message):
