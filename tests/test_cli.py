@@ -77,7 +77,7 @@ def test_train_says_what_it_does(scenes, tmp_path):
     assert record["folder"] == str(out)
     assert record["steps"] == 2
     assert set(record["metrics"]) >= {"AP", "AP50"}
-    for words in ("8 images", "12 classes", "weights: none, so the backbone is trained whole", "images/s"):
+    for words in ("8 images", "12 classes", "weights: none, so the whole backbone is trained", "images/s"):
         assert words in result.stderr
     assert opendetr("train", "--resume", out).stdout.strip() == str(out)
 

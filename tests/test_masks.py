@@ -590,8 +590,8 @@ def test_a_mask_head_that_is_not_asked_for_is_left_out(tmp_path, model, weights,
 @pytest.mark.parametrize(
     ("model", "weights", "message"),
     [
-        (None, "none", "a frozen detector learns nothing"),
-        ("detr-tiny-panoptic", "imagenet", "a frozen detector learns nothing"),
+        (None, "none", "a frozen detector needs trained weights"),
+        ("detr-tiny-panoptic", "imagenet", "a frozen detector needs trained weights"),
         ("detr-tiny", "saved", "detr-tiny: has no mask head to train"),
         ("deformable-detr-tiny-panoptic", "saved", "holds detr-tiny, not deformable-detr-tiny-panoptic"),
     ],
@@ -628,7 +628,7 @@ def test_a_mask_head_wants_masks_to_be_read():
     with pytest.raises(ConfigError, match=r"set data\.masks to auto"):
         require_lessons(replace(preset, data=replace(preset.data, masks="none")), "none")
     frozen = replace(preset, freeze_detector=True)
-    with pytest.raises(ConfigError, match="a frozen detector learns nothing"):
+    with pytest.raises(ConfigError, match="a frozen detector needs trained weights"):
         require_lessons(frozen, "none")
 
 

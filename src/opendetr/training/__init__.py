@@ -1,4 +1,4 @@
-"""Training: a run from start to end, the trainer, and its parts."""
+"""Training: a run from start to end, the trainer and its parts."""
 
 from opendetr.training.checkpoint import CheckpointError, find_checkpoint, load_checkpoint
 from opendetr.training.run import resume, train

@@ -1,4 +1,4 @@
-"""The schedule of a run: its learning rate, its steps and evaluations, and how many of them fit a given time."""
+"""The schedule of a run: learning rate, number of steps and evaluations, and how many of them fit a given time."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ _TOLERANCE = 0.02
 
 @dataclass(frozen=True)
 class Plan:
-    """The length of a run. It is stored, so that a resumed run keeps its schedule.
+    """The length of a run. A checkpoint stores it, so a resumed run keeps its schedule.
 
     Attributes:
-        total_steps: optimiser steps of the whole run.
-        evaluate_every: steps from one evaluation to the next; the last one is at the end in any case.
+        total_steps: optimizer steps of the whole run.
+        evaluate_every: steps between two evaluations. The last evaluation is always at the end.
     """
 
     total_steps: int
     evaluate_every: int
 
     def evaluates_after(self, step: int) -> bool:
-        """Whether an evaluation belongs after the first `step` steps."""
+        """Whether an evaluation is due after the first `step` steps."""
         return step > 0 and (step % self.evaluate_every == 0 or step >= self.total_steps)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pace:
-    """What was measured of a timed run, in seconds.
+    """The measured speed of a timed run, in seconds.
 
     Attributes:
-        used: of the time so far.
-        step: of one step, loading the data included.
-        evaluation: of one evaluation.
-        save: of saving one checkpoint.
+        used: training time so far.
+        step: duration of one step, including the wait for its batch.
+        evaluation: duration of one evaluation.
+        save: duration of saving one checkpoint.
     """
 
     used: float
@@ -47,7 +47,7 @@ class Pace:
 
 
 def plan_steps(recipe: Recipe, steps_per_epoch: int) -> Plan | None:
-    """The plan of a run over `recipe.max_steps` or `recipe.epochs`; None for a timed run, whose speed is not known."""
+    """The plan for `recipe.max_steps` or `recipe.epochs`; None for a timed run, because its speed is not known yet."""
     if recipe.time is not None:
         return None
     total = recipe.max_steps if recipe.max_steps is not None else recipe.epochs * steps_per_epoch
@@ -55,14 +55,14 @@ def plan_steps(recipe: Recipe, steps_per_epoch: int) -> Plan | None:
 
 
 def plan_time(recipe: Recipe, step: int, pace: Pace) -> Plan:
-    """The plan of a run over `recipe.time` seconds, once its speed is known.
+    """The plan for a run of `recipe.time` seconds.
 
-    Evaluations take at most a tenth of the time: there are fewer than `recipe.num_evaluations` when they are slow.
+    Evaluations take at most a tenth of the time, so slow evaluations are fewer than `recipe.num_evaluations`.
 
     Args:
-        recipe: gives the time, the evaluations and how often a checkpoint is saved.
-        step: steps taken so far.
-        pace: as measured so far.
+        recipe: the settings of the run.
+        step: number of steps taken so far.
+        pace: the measured speed.
     """
     assert recipe.time is not None
     left = max(recipe.time - pace.used, 0.0)
@@ -75,16 +75,16 @@ def plan_time(recipe: Recipe, step: int, pace: Pace) -> Plan:
 
 
 def revised(plan: Plan, recipe: Recipe, step: int, pace: Pace) -> Plan:
-    """The plan of a timed run when the speed has changed; the plan itself where it still meets the time within 2 %.
+    """Correct the plan of a timed run whose speed has changed, for example because the machine has become busy.
 
-    A machine that others use, too, is not as fast at the end as it was when the plan was made. A learning rate that
-    has been stepped down stays down.
+    The plan stays if the run would end within 2 % of the time, or if the new plan would raise a learning rate that the
+    step schedule has already lowered.
 
     Args:
-        plan: the one so far; its evaluations keep their distance.
-        recipe: gives the time and the schedule.
-        step: steps taken so far, fewer than the plan's.
-        pace: as measured since the plan was made.
+        plan: the plan so far. The distance of its evaluations stays.
+        recipe: the settings of the run.
+        step: number of steps taken so far, fewer than those of the plan.
+        pace: the speed measured since the plan was made.
     """
     assert recipe.time is not None
     left = max(recipe.time - pace.used, 0.0)
@@ -93,22 +93,23 @@ def revised(plan: Plan, recipe: Recipe, step: int, pace: Pace) -> Plan:
     if abs((plan.total_steps - step) * cost - left) <= _TOLERANCE * recipe.time:
         return plan
     new = replace(plan, total_steps=step + max(1, int((left - pace.evaluation - pace.save) / cost)))
-    before, after = (learning_rate_factor(step, each.total_steps, recipe) for each in (plan, new))
+    before = learning_rate_factor(step, plan.total_steps, recipe)
+    after = learning_rate_factor(step, new.total_steps, recipe)
     return plan if recipe.schedule == "step" and after > before else new
 
 
 class StepSpeed:
-    """The seconds of a step, measured after the first few, which are slower."""
+    """The mean duration of a step. The first steps are slower and are not counted."""
 
-    _SKIPPED, _ENOUGH = 3, 20
-    _EARLIEST, _LATEST = 0.05, 0.15  # shares of the time given
+    _SKIPPED, _ENOUGH = 3, 20  # steps
+    _EARLIEST, _LATEST = 0.05, 0.15  # fractions of the given time
 
     def __init__(self) -> None:
         self._num_steps = 0
         self._seconds = self._skipped_seconds = 0.0
 
     def add(self, seconds: float) -> None:
-        """Take in one step."""
+        """Add the duration of one step."""
         self._num_steps += 1
         if self._num_steps <= self._SKIPPED:
             self._skipped_seconds += seconds
@@ -117,28 +118,28 @@ class StepSpeed:
 
     @property
     def step_seconds(self) -> float:
-        """The mean of what was measured, of the first steps if there are no others."""
+        """The mean duration of a step; that of the first steps if there are no others."""
         num_measured = self._num_steps - self._SKIPPED
         return self._seconds / num_measured if num_measured > 0 else self._skipped_seconds / self._num_steps
 
     @property
     def is_reliable(self) -> bool:
-        """Whether enough steps were measured for their mean to tell something."""
+        """Whether enough steps were measured for a reliable mean."""
         return self._num_steps >= self._SKIPPED + self._ENOUGH
 
     def is_known(self, seconds: float, time_given: float) -> bool:
-        """Whether enough of the run has passed to plan it."""
-        share = self._EARLIEST if self.is_reliable else self._LATEST
-        return self._num_steps > 0 and seconds >= time_given * share
+        """Whether the run can be planned after `seconds` of training; `time_given` is the length of the run."""
+        fraction = self._EARLIEST if self.is_reliable else self._LATEST
+        return self._num_steps > 0 and seconds >= time_given * fraction
 
 
 def learning_rate_factor(step: int, total_steps: int | None, recipe: Recipe) -> float:
-    """The share of the full learning rate that a step takes: a pure function, so that a resumed run needs no state.
+    """The factor of the learning rate in a step. It is a pure function, so a resumed run needs no scheduler state.
 
     Args:
-        step: optimiser steps that were taken before this one.
-        total_steps: steps of the whole run; None while a timed run does not know it yet, when only the warm-up acts.
-        recipe: gives schedule, warm-up, `step_at` and `floor`.
+        step: number of optimizer steps before this one.
+        total_steps: steps of the whole run. None while a timed run is not planned yet: then only the warm-up applies.
+        recipe: the settings of the schedule.
     """
     if step < recipe.warmup_steps:
         return (step + 1) / recipe.warmup_steps

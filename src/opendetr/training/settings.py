@@ -1,4 +1,7 @@
-"""The settings of a run: catalogue, weights, `config.yaml` and the user's choices become one preset; later ones win."""
+"""The settings of a run. One preset combines the catalogue, the weights' card, `--config` and the user's changes.
+
+Each of these overrides the ones before it.
+"""
 
 from __future__ import annotations
 
@@ -31,12 +34,12 @@ CONFIG_FILE = "config.yaml"
 
 @dataclass(frozen=True)
 class Setup:
-    """What a run is made from; `config.yaml` holds it.
+    """What `config.yaml` stores of a run.
 
     Attributes:
-        preset: every setting.
+        preset: all settings.
         data: the dataset folder.
-        weights: "none", "imagenet", "published" or a path: what the run starts from.
+        weights: the initial weights: "none", "imagenet", "published", an address or a path.
     """
 
     preset: Preset
@@ -52,28 +55,24 @@ def set_up(
     *,
     freeze_detector: bool,
 ) -> tuple[Setup, Any]:
-    """The settings before the user's changes, and where the weights come from (see `starting_point`)."""
+    """The settings before the user's changes, and the origin of the initial weights (see `starting_point`)."""
     record, about = read_config(Path(config)) if config else ({}, {})
     weights = weights if weights is not None else about.get("weights")
-    name = _one_of(model, record.get("name"), f"{config}: is about {record.get('name')}")
+    name = _one_of(model, record.get("name"), f"{config}: has the settings of {record.get('name')}")
     choice = weights_choice(name or DEFAULT_MODEL, weights)
     origin = starting_point(name or DEFAULT_MODEL, choice)
     card = read_card(origin) if isinstance(origin, Path) else None
-    asked = name or (DEFAULT_MODEL if choice == PUBLISHED else None)
-    preset = get_preset(_model_name(asked, card, origin, with_masks=freeze_detector and name is None))
+    requested = name or (DEFAULT_MODEL if choice == PUBLISHED else None)
+    preset = get_preset(_model_name(requested, card, origin, with_masks=freeze_detector and name is None))
     if origin == NOTHING:
         preset = trained_from_nothing(preset)
     elif card is not None:
-        of_card = preset_from_dict(card.config)
-        is_detector_of_card = preset.name == of_card.without_masks
-        masks = of_card.masks if of_card.has_masks and not is_detector_of_card else preset.masks
-        preset = replace(preset, model=of_card.model, masks=masks)
-        if freeze_detector:  # it sees images of the size that it was trained for
-            of = of_card.data
-            seen = replace(preset.data, image_size=of.image_size, max_size=of.max_size, side_multiple=of.side_multiple)
-            if of_card.has_masks:
-                seen = replace(seen, masks=of.masks)
-            preset = replace(preset, data=seen, criterion=of_card.criterion)
+        card_preset = preset_from_dict(card.config)
+        is_detector_of_card = preset.name == card_preset.without_masks
+        masks = card_preset.masks if card_preset.has_masks and not is_detector_of_card else preset.masks
+        preset = replace(preset, model=card_preset.model, masks=masks)
+        if freeze_detector:
+            preset = _with_inputs_of(preset, card_preset)
     if freeze_detector:
         preset = with_frozen_detector(preset)
     preset = replaced(preset, record)
@@ -81,44 +80,64 @@ def set_up(
     return Setup(preset, data.resolve(), choice), origin
 
 
-def _model_name(name: str | None, card: ModelCard | None, origin: str | Path, *, with_masks: bool) -> str:
-    """The model that is asked for, or that of the weights; `with_masks` when it is to have a mask head in any case.
+def _with_inputs_of(preset: Preset, detector: Preset) -> Preset:
+    """`preset` with the image size and the criterion that the frozen detector was trained with."""
+    trained = detector.data
+    data = replace(
+        preset.data, image_size=trained.image_size, max_size=trained.max_size, side_multiple=trained.side_multiple
+    )
+    if detector.has_masks:
+        data = replace(data, masks=trained.masks)
+    return replace(preset, data=data, criterion=detector.criterion)
 
-    A detector's weights do for the model with a mask head around it, and those of that model for the detector.
+
+def _model_name(name: str | None, card: ModelCard | None, origin: str | Path, *, with_masks: bool) -> str:
+    """The requested model, else that of the weights' card; with a mask head if `with_masks`.
+
+    A model with a mask head can start from the weights of its detector, and a detector from those of the model with a
+    mask head.
     """
-    of_card = str(card.config.get("name")) if card else None
-    if name and of_card and name_without_masks(name) == name_without_masks(of_card):
-        found = name
+    card_name = str(card.config.get("name")) if card else None
+    if name and card_name and name_without_masks(name) == name_without_masks(card_name):
+        chosen = name
     else:
-        found = _one_of(name, of_card, f"{origin}: holds {of_card}") or DEFAULT_MODEL
-    has_head = card is not None and of_card == found and preset_from_dict(card.config).has_masks  # perhaps by a setting
-    return name_with_masks(found) if with_masks and not has_head else found
+        chosen = _one_of(name, card_name, f"{origin}: holds {card_name}") or DEFAULT_MODEL
+    # A setting can add a mask head to a model whose name does not have one.
+    has_masks = card is not None and card_name == chosen and preset_from_dict(card.config).has_masks
+    return name_with_masks(chosen) if with_masks and not has_masks else chosen
 
 
 def require_lessons(preset: Preset, origin: str | Path) -> None:
-    """Raise ConfigError for a mask head that would get nothing to learn from."""
+    """Raise ConfigError for a mask head without masks to learn, or a frozen detector without trained weights."""
     if preset.has_masks and preset.data.masks == "none":
-        raise ConfigError(f"{preset.name}: has a mask head, but no masks are read; set data.masks to auto")
+        raise ConfigError(f"{preset.name}: has a mask head, but data.masks is none; set data.masks to auto")
     if preset.freeze_detector and not isinstance(origin, Path):
-        raise ConfigError("a frozen detector learns nothing: give a trained one, weights RUN, FILE or published")
+        raise ConfigError("a frozen detector needs trained weights; set weights to a run folder, a file or published")
 
 
-def _one_of(wanted: str | None, found: str | None, where: str) -> str | None:
-    """Whichever of two names is given. Raises ConfigError when they differ."""
-    if wanted and found and wanted != found:
-        raise ConfigError(f"{where}, not {wanted}; leave the model out, or give another file")
-    return wanted or found
+def _one_of(requested: str | None, other: str | None, where: str) -> str | None:
+    """The name that is given. Raises ConfigError if both are given and differ."""
+    if requested and other and requested != other:
+        raise ConfigError(f"{where}, not {requested}; leave the model out, or give another file")
+    return requested or other
 
 
 def read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A YAML file of settings: those of the preset, and what it says about its run."""
+    """Read a YAML file of settings.
+
+    Returns:
+        The settings of the preset; and the entries of "run" (data, weights, fingerprint), empty without them.
+
+    Raises:
+        ConfigError: the file is missing, or is not a YAML file of settings.
+    """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file; a run folder and its settings are made by training") from None
+        raise ConfigError(f"{path}: no such file; give the folder of a run or a file of settings") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
-        raise ConfigError(f"{path}: cannot be read as YAML ({reason})") from None
+        raise ConfigError(f"{path}: is not valid YAML ({reason}); fix the file or give another one") from None
     if not isinstance(content, dict) or not isinstance(content.get("run", {}), dict):
         raise ConfigError(f"{path}: holds no settings; expected keys such as name, model, recipe")
     about = content.pop("run", {})
@@ -126,7 +145,7 @@ def read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def write_config(folder: Path, setup: Setup, fingerprint: str) -> None:
-    """Write a run's `config.yaml`, whole or not at all; `read_config` is the inverse."""
+    """Write the `config.yaml` of a run atomically; `read_config` reads it."""
     about = {"data": str(setup.data), "weights": setup.weights, "fingerprint": fingerprint}
     text = yaml.safe_dump(to_dict(setup.preset) | {"run": about}, sort_keys=False, width=120)
     path = folder / CONFIG_FILE
@@ -135,13 +154,13 @@ def write_config(folder: Path, setup: Setup, fingerprint: str) -> None:
         write_atomically(path, text, sync=True)
 
 
-def nested(changes: Mapping[str, Any] | Iterable[str | Mapping[str, Any]]) -> dict[str, Any]:
-    """Changes as nested mappings, whichever way they were given; later ones win."""
+def _nested(changes: Mapping[str, Any] | Iterable[str | Mapping[str, Any]]) -> dict[str, Any]:
+    """Merge changes, mappings and strings like "recipe.seed=1", into one nested mapping. Later ones win."""
     merged: dict[str, Any] = {}
     for change in (changes,) if isinstance(changes, Mapping) else changes:
         _merge(merged, parse_assignment(change) if isinstance(change, str) else change)
     if "name" in merged:
-        raise ConfigError("config: 'name' is the model's; choose another model instead of renaming this one")
+        raise ConfigError("config: 'name' is the name of the model and cannot be changed; choose another model")
     return merged
 
 
@@ -153,8 +172,8 @@ def _merge(into: dict[str, Any], change: Mapping[str, Any]) -> None:
             into[key] = dict(value) if isinstance(value, Mapping) else value
 
 
-def run_length(epochs: int | None, max_steps: int | None, time: str | float | None) -> dict[str, Any]:
-    """The recipe's changes for the length of the run."""
+def _run_length(epochs: int | None, max_steps: int | None, time: str | float | None) -> dict[str, Any]:
+    """The changes of the recipe that set the length of the run; none if no length is given."""
     if sum(length is not None for length in (epochs, max_steps, time)) > 1:
         raise ConfigError("give the length of the run in epochs, in steps or as a time, not more than one of them")
     if epochs is not None:
@@ -171,22 +190,32 @@ def run_length(epochs: int | None, max_steps: int | None, time: str | float | No
 
 def adjusted(
     preset: Preset,
-    recipe: dict[str, Any],
+    changes: Mapping[str, Any] | Iterable[str | Mapping[str, Any]],
+    *,
+    epochs: int | None,
+    max_steps: int | None,
+    time: str | float | None,
     batch_size: int | None,
     learning_rate: float | None,
     image_size: int | None,
     num_queries: int | None,
     seed: int | None,
 ) -> Preset:
-    """The preset with the settings that have a name of their own; `recipe` holds some already."""
+    """`preset` with the changes of the user: `changes` first, then the arguments that are not None.
+
+    Raises:
+        ConfigError: an unknown key, a value that is not valid, or more than one length of the run.
+    """
+    recipe = _run_length(epochs, max_steps, time)
+    preset = replaced(preset, _nested(changes))
     if batch_size is not None:
         recipe["batch_size"] = batch_size
     if seed is not None:
         recipe["seed"] = seed
     if learning_rate is not None:
         before = preset.recipe
-        share = before.backbone_learning_rate / before.learning_rate if before.learning_rate else 1.0
-        recipe |= {"learning_rate": learning_rate, "backbone_learning_rate": learning_rate * share}
+        ratio = before.backbone_learning_rate / before.learning_rate if before.learning_rate else 1.0
+        recipe |= {"learning_rate": learning_rate, "backbone_learning_rate": learning_rate * ratio}
     data = {}
     if image_size is not None:
         try:
