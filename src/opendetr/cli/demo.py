@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from opendetr.cli.output import JsonOption, command, number, print_json, progress_bar, say
+from opendetr.cli.output import DeviceOption, JsonOption, command, number, print_json, progress_bar, say
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -27,7 +27,7 @@ _NUM_SHOWN = 12
 def demo(
     out: Annotated[Path, typer.Option(help="Where the scenes and the page go.")] = Path("opendetr-demo"),
     images: Annotated[int, typer.Option(min=1, help="How many scenes to score on.")] = 300,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Draw unseen scenes, find what is in them with the detector of the package, and show how well it does.

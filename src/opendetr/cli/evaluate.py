@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,11 +11,14 @@ import typer
 
 from opendetr.cli.output import (
     DEFAULT_MODEL,
+    BatchSizeOption,
+    DeviceOption,
     Exit,
     JsonOption,
     MergeOption,
     MergeRule,
     ModelOption,
+    StrictNoObjectOption,
     WeightsOption,
     command,
     number,
@@ -27,7 +30,9 @@ from opendetr.cli.output import (
 )
 
 if TYPE_CHECKING:
+    from opendetr.data.records import DetectionData
     from opendetr.evaluation.detection import Evaluation
+    from opendetr.inference.predictor import Predictor
 
 
 class MaskSource(StrEnum):
@@ -39,19 +44,21 @@ class MaskSource(StrEnum):
     PANOPTIC = "panoptic"
 
 
-@command
-def evaluate(
-    data: Annotated[Path, typer.Argument(help="The dataset folder.")],
-    weights: WeightsOption = DEFAULT_MODEL,
-    model: ModelOption = None,
+@dataclass(frozen=True, kw_only=True)
+class EvalOptions:
+    """The options of `opendetr eval`, in the order in which its help lists them."""
+
+    data: Annotated[Path, typer.Argument(help="The dataset folder.")]
+    weights: WeightsOption = DEFAULT_MODEL
+    model: ModelOption = None
     split: Annotated[
         str | None,
         typer.Option(
             help="Which split to score on. [default: the one the run was scored on, else val]", show_default=False
         ),
-    ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images that go through the model together.")] = 8,
-    layers: Annotated[bool, typer.Option("--layers", help="Also the AP of each decoder layer.")] = False,
+    ] = None
+    batch_size: BatchSizeOption = 8
+    layers: Annotated[bool, typer.Option("--layers", help="Also the AP of each decoder layer.")] = False
     masks: Annotated[
         MaskSource | None,
         typer.Option(
@@ -59,8 +66,8 @@ def evaluate(
             "[default: as the model was trained]",
             show_default=False,
         ),
-    ] = None,
-    merge: MergeOption = MergeRule.DEFAULT,
+    ] = None
+    merge: MergeOption = MergeRule.DEFAULT
     panoptic_score: Annotated[
         float | None,
         typer.Option(
@@ -69,16 +76,17 @@ def evaluate(
             help="Queries that score less have no part in a panoptic map. [default: 0.85; 0.4 for sigmoid scores]",
             show_default=False,
         ),
-    ] = None,
-    strict_no_object: Annotated[
-        bool, typer.Option("--strict-no-object", help='Leave out queries whose best answer is "no object".')
-    ] = False,
+    ] = None
+    strict_no_object: StrictNoObjectOption = False
     predictions: Annotated[
         Path | None, typer.Option(help="Write the detections to this file, as COCO results.", show_default=False)
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
-    as_json: JsonOption = False,
-) -> Exit:
+    ] = None
+    device: DeviceOption = "auto"
+    as_json: JsonOption = False
+
+
+@command
+def evaluate(options: EvalOptions) -> Exit:
     """Score a detector on a dataset: the twelve COCO numbers, and AP by class.
 
     Where the model has a mask head and the data masks, the twelve numbers of masks, too; PQ for panoptic maps.
@@ -93,54 +101,69 @@ def evaluate(
 
         opendetr eval my-data --weights detr-r50-panoptic --merge published --batch-size 1
     """
-    from opendetr.config import ConfigError
-    from opendetr.data.formats.recognise import open_split
     from opendetr.inference.predictor import load
 
-    detector = load(weights, model=model, device=device, strict_no_object=strict_no_object)
-    given = {
-        "--masks": masks not in (None, MaskSource.NONE),
-        "--merge": merge is not MergeRule.DEFAULT,
-        "--panoptic-score": panoptic_score is not None,
-    }
-    of_masks = [option for option, is_given in given.items() if is_given]
-    if of_masks and not detector.has_masks:
-        raise ConfigError(f"{weights}: has no mask head, only boxes are scored: leave out {' and '.join(of_masks)}")
-    config = detector.preset.data
-    chosen = split or config.val_split or "val"
-    split_data = open_split(
-        data,
-        chosen,
-        val_fraction=config.val_fraction,
-        strict=config.strict,
-        masks=masks.value if masks else config.masks,
+    detector = load(
+        options.weights, model=options.model, device=options.device, strict_no_object=options.strict_no_object
     )
-    if merge is not MergeRule.DEFAULT and split_data.masks == "none":
-        raise ConfigError(f"{data}: was read without masks, only boxes are scored: leave out --merge")
-    if panoptic_score is not None and split_data.masks != "panoptic":
-        raise ConfigError(f"{data}: was read without panoptic maps, none are scored: leave out --panoptic-score")
-    say(f"{chosen}: {split_data.summary()}")
+    split = options.split or detector.preset.data.val_split or "val"
+    data = _open(detector, options, split)
+    say(f"{split}: {data.summary()}")
     with progress_bar("evaluating") as progress:
         scores = detector.evaluate(
-            split_data,
-            batch_size=batch_size,
-            layers=layers,
-            merge=merge.value,
-            panoptic_score=panoptic_score,
+            data,
+            batch_size=options.batch_size,
+            layers=options.layers,
+            merge=options.merge.value,
+            panoptic_score=options.panoptic_score,
             progress=progress,
         )
-    if predictions is not None:
-        write_json(predictions, scores.results)
-    if as_json:
+    if options.predictions is not None:
+        write_json(options.predictions, scores.results)
+    if options.as_json:
+        facts = {"weights": options.weights, "data": str(options.data), "split": split, "images": len(data)}
         record = asdict(scores)
         record.pop("results")
-        print_json({"weights": weights, "data": str(data), "split": chosen, "images": len(split_data)} | record)
+        print_json(facts | record)
     else:
         _print(scores)
     if scores.unreadable:
-        say(f"{len(scores.unreadable)} of {len(split_data)} images could not be read and count as without detections")
+        say(f"{len(scores.unreadable)} of {len(data)} images could not be read and count as without detections")
         return Exit.SOME_FAILED
     return Exit.DONE
+
+
+def _open(detector: Predictor, options: EvalOptions, split: str) -> DetectionData:
+    """Open the split. Raises ConfigError for options of masks where there are none."""
+    from opendetr.config import ConfigError
+    from opendetr.data.formats.recognise import open_split
+
+    has_merge, has_panoptic_score = options.merge is not MergeRule.DEFAULT, options.panoptic_score is not None
+    of_masks = {
+        "--masks": options.masks not in (None, MaskSource.NONE),
+        "--merge": has_merge,
+        "--panoptic-score": has_panoptic_score,
+    }
+    given = [option for option, is_given in of_masks.items() if is_given]
+    if given and not detector.has_masks:
+        raise ConfigError(
+            f"{options.weights}: has no mask head, only boxes are scored: leave out {' and '.join(given)}"
+        )
+    config = detector.preset.data
+    data = open_split(
+        options.data,
+        split,
+        val_fraction=config.val_fraction,
+        strict=config.strict,
+        masks=options.masks.value if options.masks else config.masks,
+    )
+    if has_merge and data.masks == "none":
+        raise ConfigError(f"{options.data}: was read without masks, only boxes are scored: leave out --merge")
+    if has_panoptic_score and data.masks != "panoptic":
+        raise ConfigError(
+            f"{options.data}: was read without panoptic maps, none are scored: leave out --panoptic-score"
+        )
+    return data
 
 
 def _print(scores: Evaluation) -> None:

@@ -9,6 +9,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import is_dataclass
 from enum import IntEnum, StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -41,6 +42,11 @@ MergeOption = Annotated[
     MergeRule,
     typer.Option(help="How masks become a panoptic map; published is DETR's own rule, for comparison."),
 ]
+BatchSizeOption = Annotated[int, typer.Option(min=1, help="Images that go through the model together.")]
+StrictNoObjectOption = Annotated[
+    bool, typer.Option("--strict-no-object", help='Leave out queries whose best answer is "no object".')
+]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 
 # What a user can cause, by the module that defines it: an error whose module was never loaded cannot have been raised,
@@ -64,15 +70,24 @@ class Exit(IntEnum):
 
 
 def command(function: Callable[..., Any]) -> Callable[..., None]:
-    """A command that fails with one line and exit code 1, or, with the option --debug, with a traceback.
+    """Make a function a command, with the option --debug.
 
-    The function may return an `Exit`.
+    The command fails with one line and exit code 1 on an error that a user can cause; with --debug it shows the
+    traceback.
+
+    Args:
+        function: its parameters are the options. A command with many options takes one parameter instead, a dataclass
+            with a field for each option. It may return an `Exit`.
     """
+    parameters = _parameters(function)
+    options_class = _options_class(parameters)
+    if options_class is not None:
+        parameters = _parameters(options_class)
 
     @functools.wraps(function)
     def run(*, debug: bool, **options: Any) -> None:
         try:
-            code = function(**options)
+            code = function(**options) if options_class is None else function(options_class(**options))
         except Exception as error:
             line = _explained(error)
             if debug or line is None:
@@ -81,13 +96,22 @@ def command(function: Callable[..., Any]) -> Callable[..., None]:
             raise typer.Exit(Exit.FAILED) from None
         raise typer.Exit(code or Exit.DONE)
 
-    signature = inspect.signature(function, eval_str=True)
-    option = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-    debug = inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=option)
-    parameters = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in signature.parameters.values()]
-    run.__signature__ = signature.replace(parameters=[*parameters, debug])  # type: ignore[attr-defined]
-    run.__annotations__ = {each.name: each.annotation for each in (*parameters, debug)}
+    debug_option = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+    debug = inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=debug_option)
+    options = [*(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters), debug]
+    run.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
+    run.__annotations__ = {option.name: option.annotation for option in options}
     return run
+
+
+def _options_class(parameters: Sequence[inspect.Parameter]) -> type[Any] | None:
+    """The dataclass that holds all options, None where each option is a parameter."""
+    annotation = parameters[0].annotation if len(parameters) == 1 else None
+    return annotation if isinstance(annotation, type) and is_dataclass(annotation) else None
+
+
+def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
+    return list(inspect.signature(function, eval_str=True).parameters.values())
 
 
 def _explained(error: Exception) -> str | None:
