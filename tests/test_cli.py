@@ -131,10 +131,10 @@ def test_predict_draws_and_writes(run, scenes, tmp_path):
     assert len(written["images"]) == 4 + 2 + 1
     assert {row["image_id"] for row in written["annotations"]} == set(range(1, 8))
     assert written["categories"][0] == {"id": 1, "name": "disc"}
-    pictures = [row["picture"] for row in written["images"]]
-    assert len(set(pictures)) == 7
-    assert {"000000.png", "000000-2.png", "photo.png"} <= set(pictures)
-    assert all((out / picture).is_file() for picture in pictures)
+    drawings = [row["drawing"] for row in written["images"]]
+    assert len(set(drawings)) == 7
+    assert {"000000.png", "000000-2.png", "photo.png"} <= set(drawings)
+    assert all((out / drawing).is_file() for drawing in drawings)
 
 
 def test_predict_names_what_it_cannot_read(run, scenes, tmp_path):

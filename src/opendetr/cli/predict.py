@@ -56,7 +56,7 @@ class PredictOptions:
         ),
     ] = None
     batch_size: BatchSizeOption = 8
-    pictures: Annotated[bool, typer.Option(help="Draw the detections on the images and videos.")] = True
+    draw: Annotated[bool, typer.Option(help="Draw the detections on the images and videos.")] = True
     crops: Annotated[bool, typer.Option("--crops", help="Save every detection, cut out, in crops/CLASS.")] = False
     csv: Annotated[bool, typer.Option("--csv", help="Write predictions.csv, too.")] = False
     yolo: Annotated[bool, typer.Option("--yolo", help="Write YOLO labels, too: labels/*.txt and data.yaml.")] = False
@@ -103,7 +103,7 @@ def predict(options: PredictOptions) -> Exit:
     options.require_consistent()
     min_score, class_min_scores = _scores(options.min_score or [])
     sources = _sources(options.sources)
-    if options.pictures or options.crops:
+    if options.draw or options.crops:
         _refuse_overwriting(options.out, sources)
 
     from opendetr.inference.predictor import load
@@ -215,8 +215,8 @@ class _Run:
         roots = [Path(source) for source in self._sources if isinstance(source, str)]
         categories, options = self._detector.categories, self._options
         if options.panoptic:
-            return panoptic_folder(self._out, categories, pictures=options.pictures, roots=roots)
-        config = OutputConfig(pictures=options.pictures, crops=options.crops, csv=options.csv, yolo=options.yolo)
+            return panoptic_folder(self._out, categories, draw=options.draw, roots=roots)
+        config = OutputConfig(draw=options.draw, crops=options.crops, csv=options.csv, yolo=options.yolo)
         return results_folder(self._out, categories, config, roots=roots)
 
     def _stream(self, thresholds: Mapping[str, Any]) -> Generator[Detections | Panoptic]:
