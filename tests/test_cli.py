@@ -92,7 +92,7 @@ def test_train_for_a_time(scenes, tmp_path):
 def test_eval_gives_the_twelve_numbers(run, scenes, tmp_path):
     results = tmp_path / "results.json"
     plain = opendetr("eval", scenes, "--weights", run, "--layers", "--predictions", results)
-    for words in ("AP50", "AR_L", "star", "decoder layer", "seconds an image"):
+    for words in ("AP50", "AR_L", "star", "decoder layer", "seconds per image"):
         assert words in plain.stdout
     record = json.loads(opendetr("eval", scenes, "--weights", run, "--layers", "--json").stdout)
     assert len(record["metrics"]) == 12

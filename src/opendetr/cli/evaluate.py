@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 class MaskSource(StrEnum):
-    """What masks a score is against, as `DataConfig.masks` names them."""
+    """The masks to evaluate against; the values are those of `DataConfig.masks`."""
 
     NONE = "none"
     AUTO = "auto"
@@ -46,23 +46,21 @@ class MaskSource(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class EvalOptions:
-    """The options of `opendetr eval`, in the order in which its help lists them."""
+    """The options of `opendetr eval`, in the order of its help."""
 
     data: Annotated[Path, typer.Argument(help="The dataset folder.")]
     weights: WeightsOption = DEFAULT_MODEL
     model: ModelOption = None
     split: Annotated[
         str | None,
-        typer.Option(
-            help="Which split to score on. [default: the one the run was scored on, else val]", show_default=False
-        ),
+        typer.Option(help="The split to evaluate on. [default: that of the run, else val]", show_default=False),
     ] = None
     batch_size: BatchSizeOption = 8
-    layers: Annotated[bool, typer.Option("--layers", help="Also the AP of each decoder layer.")] = False
+    layers: Annotated[bool, typer.Option("--layers", help="Also evaluate each decoder layer.")] = False
     masks: Annotated[
         MaskSource | None,
         typer.Option(
-            help="Score against outlines of objects, against panoptic maps, or boxes alone. "
+            help="Ground-truth masks: outlines (instances), panoptic maps, those that the dataset has (auto), or none. "
             "[default: as the model was trained]",
             show_default=False,
         ),
@@ -73,13 +71,13 @@ class EvalOptions:
         typer.Option(
             min=0,
             max=1,
-            help="Queries that score less have no part in a panoptic map. [default: 0.85; 0.4 for sigmoid scores]",
+            help="Minimum score of a query in a panoptic map. [default: 0.85; 0.4 for sigmoid scores]",
             show_default=False,
         ),
     ] = None
     strict_no_object: StrictNoObjectOption = False
     predictions: Annotated[
-        Path | None, typer.Option(help="Write the detections to this file, as COCO results.", show_default=False)
+        Path | None, typer.Option(help="Write the detections to this file as COCO results.", show_default=False)
     ] = None
     device: DeviceOption = "auto"
     as_json: JsonOption = False
@@ -87,9 +85,10 @@ class EvalOptions:
 
 @command
 def evaluate(options: EvalOptions) -> Exit:
-    """Score a detector on a dataset: the twelve COCO numbers, and AP by class.
+    """Evaluate a detector on a dataset: the twelve COCO metrics, and AP per class.
 
-    Where the model has a mask head and the data masks, the twelve numbers of masks, too; PQ for panoptic maps.
+    If the model has a mask head and the dataset has masks, it also reports the twelve metrics of masks, and panoptic
+    quality for panoptic maps.
 
     Examples:
 
@@ -128,13 +127,13 @@ def evaluate(options: EvalOptions) -> Exit:
     else:
         _print(scores)
     if scores.unreadable:
-        say(f"{len(scores.unreadable)} of {len(data)} images could not be read and count as without detections")
+        say(f"{len(scores.unreadable)} of {len(data)} images could not be read and count as having no detections")
         return Exit.SOME_FAILED
     return Exit.DONE
 
 
 def _open(detector: Predictor, options: EvalOptions, split: str) -> DetectionData:
-    """Open the split. Raises ConfigError for options of masks where there are none."""
+    """Open the split. Raises ConfigError for mask options if the model or the dataset has no masks."""
     from opendetr.config import ConfigError
     from opendetr.data.formats.recognise import open_split
 
@@ -147,7 +146,7 @@ def _open(detector: Predictor, options: EvalOptions, split: str) -> DetectionDat
     given = [option for option, is_given in of_masks.items() if is_given]
     if given and not detector.has_masks:
         raise ConfigError(
-            f"{options.weights}: has no mask head, only boxes are scored: leave out {' and '.join(given)}"
+            f"{options.weights}: has no mask head, only boxes are evaluated: leave out {' and '.join(given)}"
         )
     config = detector.preset.data
     data = open_split(
@@ -158,11 +157,9 @@ def _open(detector: Predictor, options: EvalOptions, split: str) -> DetectionDat
         masks=options.masks.value if options.masks else config.masks,
     )
     if has_merge and data.masks == "none":
-        raise ConfigError(f"{options.data}: was read without masks, only boxes are scored: leave out --merge")
+        raise ConfigError(f"{options.data}: was read without masks, only boxes are evaluated: leave out --merge")
     if has_panoptic_score and data.masks != "panoptic":
-        raise ConfigError(
-            f"{options.data}: was read without panoptic maps, none are scored: leave out --panoptic-score"
-        )
+        raise ConfigError(f"{options.data}: was read without panoptic maps: leave out --panoptic-score")
     return data
 
 
@@ -173,7 +170,7 @@ def _print(scores: Evaluation) -> None:
     print()
     columns = {"AP": scores.per_class, "mask AP": scores.mask_per_class}
     for name in ("PQ", "SQ", "RQ"):
-        columns[name] = {of: quality[name] for of, quality in scores.panoptic_per_class.items()}
+        columns[name] = {class_: quality[name] for class_, quality in scores.panoptic_per_class.items()}
     shown = {head: column for head, column in columns.items() if column}
     names = list(dict.fromkeys(name for column in shown.values() for name in column))
     rows = [(name, *(number(column.get(name)) for column in shown.values())) for name in names]
@@ -182,4 +179,4 @@ def _print(scores: Evaluation) -> None:
         layers = [(str(layer), number(value)) for layer, value in enumerate(scores.per_layer, start=1)]
         print()
         print(table([("decoder layer", "AP"), *layers]))
-    print(f"\n{scores.seconds_per_image:.3f} seconds an image")
+    print(f"\n{scores.seconds_per_image:.3f} seconds per image")

@@ -1,4 +1,4 @@
-"""What the commands share: how they fail, report progress and answer."""
+"""Shared by the commands: options, errors, progress and output."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import typer
 
 from opendetr.files import write_atomically
 
-DEFAULT_MODEL = "deformable-detr-tiny"  # that of `presets`, which would take seconds to import
+DEFAULT_MODEL = "deformable-detr-tiny"  # the default of `presets`, which takes seconds to import
 WeightsOption = Annotated[
     str,
     typer.Option(
@@ -27,12 +27,12 @@ WeightsOption = Annotated[
 ]
 ModelOption = Annotated[
     str | None,
-    typer.Option(help="The model in a file that does not say it itself, such as detr-r50.", show_default=False),
+    typer.Option(help="The model of a weights file that does not name it, such as detr-r50.", show_default=False),
 ]
 
 
 class MergeRule(StrEnum):
-    """How masks become a panoptic map, as `postprocess.Merge` names the rules."""
+    """The rules that merge masks into a panoptic map; the values are those of `postprocess.Merge`."""
 
     DEFAULT = "default"
     PUBLISHED = "published"
@@ -40,17 +40,17 @@ class MergeRule(StrEnum):
 
 MergeOption = Annotated[
     MergeRule,
-    typer.Option(help="How masks become a panoptic map; published is DETR's own rule, for comparison."),
+    typer.Option(help="How masks become a panoptic map; published is the rule of DETR's code, for comparison."),
 ]
-BatchSizeOption = Annotated[int, typer.Option(min=1, help="Images that go through the model together.")]
+BatchSizeOption = Annotated[int, typer.Option(min=1, help="Number of images per forward pass.")]
 StrictNoObjectOption = Annotated[
-    bool, typer.Option("--strict-no-object", help='Leave out queries whose best answer is "no object".')
+    bool, typer.Option("--strict-no-object", help='Drop queries whose most probable class is "no object".')
 ]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 
-# What a user can cause, by the module that defines it: an error whose module was never loaded cannot have been raised,
-# and loading them all would cost seconds.
+# Errors that a user can cause, by the module that defines them. A module that was never loaded cannot have raised its
+# error, and loading all of them would take seconds.
 _USER_ERRORS = {
     "opendetr.data.records": "DataError",
     "opendetr.config": "ConfigError",
@@ -62,7 +62,7 @@ _USER_ERRORS = {
 
 
 class Exit(IntEnum):
-    """The exit codes of every command; 2, bad usage, is given by the parser."""
+    """The exit codes of every command. The parser exits with 2 on bad usage."""
 
     DONE = 0
     FAILED = 1
@@ -115,10 +115,10 @@ def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
 
 
 def _explained(error: Exception) -> str | None:
-    """One line for an error that a user can cause, None for a fault of ours."""
+    """One line for an error that a user can cause, None for a bug."""
     if isinstance(error, ImportError | RuntimeError) and "torchvision" in str(error):
         return (
-            "the installed torch and torchvision do not fit together; fix it with "
+            "the installed versions of torch and torchvision do not match; fix it with "
             "`python -m pip install --upgrade torch torchvision`"
         )
     loaded = [(sys.modules[module], name) for module, name in _USER_ERRORS.items() if module in sys.modules]
@@ -129,12 +129,12 @@ def _explained(error: Exception) -> str | None:
 
 
 def one_line(text: str) -> str:
-    """The text without line breaks and without anything else that a terminal would not print."""
-    return "".join(letter if letter.isprintable() else " " if letter.isspace() else "?" for letter in text)
+    """The text on one line. Line breaks become spaces, and other characters that are not printable become "?"."""
+    return "".join(char if char.isprintable() else " " if char.isspace() else "?" for char in text)
 
 
 def print_json(result: Mapping[str, Any]) -> None:
-    """Print a result for machines; numbers that JSON does not have become null."""
+    """Print a result as JSON. NaN and infinity become null."""
     print(json.dumps(_plain(result), indent=1, allow_nan=False))
 
 
@@ -147,13 +147,13 @@ def _plain(value: Any) -> Any:
 
 
 def say(line: str) -> None:
-    """A line for people, on standard error: standard output is for results."""
+    """Print a line for people on standard error; standard output is for results."""
     print(one_line(line), file=sys.stderr)
 
 
 @contextmanager
 def progress_bar(label: str) -> Iterator[Callable[[int, int | None], None]]:
-    """A bar on the terminal; gives a function that is called with what is done and what there is in all, if known."""
+    """Show a progress bar on a terminal. Yields a function to call with the number done and the total, if known."""
     from rich import progress
     from rich.console import Console
 
@@ -170,18 +170,18 @@ def progress_bar(label: str) -> Iterator[Callable[[int, int | None], None]]:
 
 
 def number(value: float | None) -> str:
-    """A score in 0..1 as people read it; "-" where there is none."""
+    """A metric in 0..1 as text; "-" for None."""
     return "-" if value is None else f"{value:.3f}"
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of text in columns."""
+    """Format rows of cells as text in aligned columns."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
     return "\n".join(line.rstrip() for line in lines)
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a file completely or not at all; folders on the way to it are made."""
+    """Write a JSON file completely or not at all. Makes missing parent folders."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(content, allow_nan=False))

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class PredictOptions:
-    """The options of `opendetr predict`, in the order in which its help lists them."""
+    """The options of `opendetr predict`, in the order of its help."""
 
     sources: Annotated[
         list[str],
@@ -46,24 +46,25 @@ class PredictOptions:
     ]
     weights: WeightsOption = DEFAULT_MODEL
     model: ModelOption = None
-    out: Annotated[Path, typer.Option(help="Where predictions.json and the images go.")] = Path("predictions")
+    out: Annotated[Path, typer.Option(help="The folder for predictions.json and the images.")] = Path("predictions")
     min_score: Annotated[
         list[str] | None,
         typer.Option(
-            help="Leave out what scores less; NAME=SCORE for one class. May be repeated. [default: 0.5; with "
+            help="Minimum score of a detection; NAME=SCORE for one class. May be repeated. [default: 0.5; with "
             "--panoptic 0.85, or 0.4 for sigmoid scores]",
             show_default=False,
         ),
     ] = None
     batch_size: BatchSizeOption = 8
     draw: Annotated[bool, typer.Option(help="Draw the detections on the images and videos.")] = True
-    crops: Annotated[bool, typer.Option("--crops", help="Save every detection, cut out, in crops/CLASS.")] = False
-    csv: Annotated[bool, typer.Option("--csv", help="Write predictions.csv, too.")] = False
-    yolo: Annotated[bool, typer.Option("--yolo", help="Write YOLO labels, too: labels/*.txt and data.yaml.")] = False
+    crops: Annotated[bool, typer.Option("--crops", help="Save every detection as an image in crops/CLASS.")] = False
+    csv: Annotated[bool, typer.Option("--csv", help="Also write predictions.csv.")] = False
+    yolo: Annotated[bool, typer.Option("--yolo", help="Also write YOLO labels: labels/*.txt and data.yaml.")] = False
     panoptic: Annotated[
         bool,
         typer.Option(
-            "--panoptic", help="Write the thing or stuff that every pixel belongs to: panoptic.json and panoptic/*.png."
+            "--panoptic",
+            help="Write panoptic maps, with a thing or stuff for every pixel: panoptic.json and panoptic/*.png.",
         ),
     ] = False
     merge: MergeOption = MergeRule.DEFAULT
@@ -74,19 +75,19 @@ class PredictOptions:
     def require_consistent(self) -> None:
         """Raise BadParameter for options that do not go together."""
         if self.panoptic and (self.crops or self.csv or self.yolo):
-            raise typer.BadParameter("--crops, --csv and --yolo are of detections: leave them out with --panoptic")
+            raise typer.BadParameter("--crops, --csv and --yolo write detections: leave them out with --panoptic")
         if self.merge is not MergeRule.DEFAULT and not self.panoptic:
-            raise typer.BadParameter("--merge is a rule of panoptic maps: give --panoptic, too")
+            raise typer.BadParameter("--merge applies to panoptic maps: give --panoptic, too")
 
 
 @command
 def predict(options: PredictOptions) -> Exit:
-    """Find objects in images and videos: draws them, and writes them as COCO JSON.
+    """Detect objects in images and videos, draw them, and write them as COCO JSON.
 
-    With their masks, where the model has a mask head; such a model gives panoptic maps, too.
+    A model with a mask head also predicts the masks of the objects, or, with --panoptic, panoptic maps.
 
-    What is written of the images in a folder has the same place in --out. Ctrl-C stops after the image at hand and
-    leaves whole files.
+    The outputs for images in a folder have the same relative paths in --out. Ctrl-C stops after the current image, and
+    all files are complete.
 
     Examples:
 
@@ -101,7 +102,7 @@ def predict(options: PredictOptions) -> Exit:
         opendetr predict photos --weights detr-r50-panoptic --panoptic
     """
     options.require_consistent()
-    min_score, class_min_scores = _scores(options.min_score or [])
+    min_score, class_min_scores = _min_scores(options.min_score or [])
     sources = _sources(options.sources)
     if options.draw or options.crops:
         _refuse_overwriting(options.out, sources)
@@ -119,14 +120,14 @@ def predict(options: PredictOptions) -> Exit:
         else:
             run.print_summary()
         if stop.requested and not isinstance(sources[0], int):
-            say(f"error: interrupted after {run.num_images} images; what was found in them is in {options.out}")
+            say(f"error: interrupted after {run.num_images} images; their results are in {options.out}")
             return Exit.FAILED
         return Exit.SOME_FAILED if run.num_failed else Exit.DONE
 
 
-def _scores(options: Iterable[str]) -> tuple[float | None, dict[str, float]]:
-    """The least score, if one is given, and those of single classes. Raises BadParameter for what is neither."""
-    least: float | None = None
+def _min_scores(options: Iterable[str]) -> tuple[float | None, dict[str, float]]:
+    """The minimum score, None if not given, and those of single classes. Raises BadParameter."""
+    min_score: float | None = None
     by_class = {}
     for option in options:
         name, named, text = option.rpartition("=")
@@ -139,12 +140,12 @@ def _scores(options: Iterable[str]) -> tuple[float | None, dict[str, float]]:
         if named:
             by_class[name] = score
         else:
-            least = score
-    return least, by_class
+            min_score = score
+    return min_score, by_class
 
 
 def _sources(names: Sequence[str]) -> list[Source]:
-    """The sources, a camera's as a number. Raises BadParameter for those that make no sense."""
+    """The sources, with a number for a camera. Raises BadParameter for a camera among others, or a model."""
     from opendetr.presets import list_models
 
     sources: list[Source] = [int(name) if name.isdecimal() and not Path(name).exists() else name for name in names]
@@ -157,12 +158,12 @@ def _sources(names: Sequence[str]) -> list[Source]:
 
 
 def _refuse_overwriting(out: Path, sources: Sequence[Source]) -> None:
-    """Raise DataError where images that are read would be replaced by the drawn ones."""
+    """Raise DataError if drawings would overwrite the images that are read."""
     from opendetr.data.records import DataError
     from opendetr.inference.sources.reading import folders_of
 
     if out.exists() and any(out.samefile(folder) for source in sources for folder in folders_of(source)):
-        raise DataError(f"{out}: holds the images that are read, which would be overwritten; give another --out")
+        raise DataError(f"{out}: contains the input images, which would be overwritten; choose another --out")
 
 
 class _Run:
@@ -209,7 +210,7 @@ class _Run:
             raise DataError(several if self.num_failed > 1 else self._last_failure)
 
     def _folder(self) -> AbstractContextManager[Callable[[Any], None]]:
-        """A function that writes the result of an image."""
+        """Open the output folder. Yields a function that writes the result of an image."""
         from opendetr.inference.writers.folder import OutputConfig, panoptic_folder, results_folder
 
         roots = [Path(source) for source in self._sources if isinstance(source, str)]
@@ -220,7 +221,7 @@ class _Run:
         return results_folder(self._out, categories, config, roots=roots)
 
     def _stream(self, thresholds: Mapping[str, Any]) -> Generator[Detections | Panoptic]:
-        """The result of each image."""
+        """Yield the result of each image."""
         from opendetr.inference.sources.reading import each_image, is_one_image
 
         options = {**thresholds, "batch_size": self._options.batch_size}
@@ -243,18 +244,18 @@ class _Run:
         self.num_failed += 1
 
     def _total(self) -> int | None:
-        """How many images there will be, for a bar that somebody sees; None where only the end will tell."""
+        """The number of images for a progress bar that is shown; None if it is not known in advance."""
         from opendetr.inference.sources.reading import count_images
 
         return count_images(self._sources, skip=self._out) if sys.stderr.isatty() else None
 
     def print_summary(self) -> None:
-        """Print how much was found and where it was written, in one line."""
+        """Print one line with the counts and the output folder."""
         objects = "segments" if self._options.panoptic else "objects"
         print(f"{self.num_objects} {objects} in {self.num_images} images: {self._out}")
 
     def print_json(self) -> None:
-        """Print the result as JSON, piece by piece as it lies on the disk."""
+        """Print the result as JSON, copied in pieces from the files to keep memory flat."""
         from opendetr.inference.writers.folder import COCO_FILE, PANOPTIC_FILE
 
         sys.stdout.write(f'{{"out": {json.dumps(str(self._out))}, "failed": ')
@@ -266,7 +267,7 @@ class _Run:
 
 
 def _distinct(images: Iterable[Source]) -> Iterator[Source]:
-    """Each path once, also where folders and patterns overlap."""
+    """Each path once, even if folders and patterns overlap."""
     seen: set[str] = set()
     for image in images:
         if isinstance(image, str | Path):

@@ -19,7 +19,7 @@ _NO_SETTINGS = ("resume", "device", "processes", "nodes", "as_json")  # options 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions:
-    """The options of `opendetr train`, in the order in which its help lists them."""
+    """The options of `opendetr train`, in the order of its help."""
 
     data: Annotated[Path | None, typer.Argument(help="The dataset folder.", show_default=False)] = None
     model: Annotated[
@@ -41,81 +41,92 @@ class TrainOptions:
         str | None, typer.Option(help="Length as a time, such as 45s, 30m or 1h30m.", show_default=False)
     ] = None
     batch_size: Annotated[
-        int | None, typer.Option(help="Images a step, of all processes together.", show_default=False)
+        int | None, typer.Option(help="Images per step, of all processes together.", show_default=False)
     ] = None
     accumulate: Annotated[
-        int | None, typer.Option(help="Parts that a step computes one by one to save memory.", show_default=False)
+        int | None, typer.Option(help="Micro-batches per step, computed one by one to save memory.", show_default=False)
     ] = None
     lr: Annotated[
-        float | None, typer.Option(help="Learning rate; the backbone's keeps its proportion.", show_default=False)
+        float | None,
+        typer.Option(help="Learning rate; that of the backbone is scaled in proportion.", show_default=False),
     ] = None
     image_size: Annotated[int | None, typer.Option(help="Short side in pixels.", show_default=False)] = None
     num_queries: Annotated[
         int | None,
-        typer.Option(min=1, help="The most objects that an image can have; new queries are split from the old."),
+        typer.Option(min=1, help="Maximum number of objects in an image; new queries are split from the old ones."),
     ] = None
     augment: Annotated[
         str | None,
         typer.Option(
-            help="What training does to the images: detr, colour, mosaic, copy-paste, or strong, which is all of them.",
+            help="Augmentation of training images: detr, colour, mosaic, copy-paste, or strong, which is all of them.",
             show_default=False,
         ),
     ] = None
     batch_pixels: Annotated[
         int | None,
-        typer.Option(help="Most pixels of a batch, padding included; the largest comes first.", show_default=False),
+        typer.Option(
+            help="Maximum number of pixels in a batch, with padding; the largest batch comes first.", show_default=False
+        ),
     ] = None
     val_fraction: Annotated[
-        float | None, typer.Option(help="Share set aside for validation where there is none.", show_default=False)
+        float | None,
+        typer.Option(help="Fraction used for validation if the dataset has no validation split.", show_default=False),
     ] = None
     train_split: Annotated[str | None, typer.Option(help="The split to train on.", show_default=False)] = None
-    val_split: Annotated[str | None, typer.Option(help="The split to score on.", show_default=False)] = None
+    val_split: Annotated[str | None, typer.Option(help="The split to evaluate on.", show_default=False)] = None
     workers: Annotated[int | None, typer.Option(help="Processes that load images.", show_default=False)] = None
-    strict: Annotated[bool, typer.Option("--strict", help="Refuse faulty images and boxes.")] = False
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse faulty images and boxes instead of skipping them.")
+    ] = False
     precision: Annotated[
         str | None, typer.Option(help="auto, fp32, bf16, or fp16 on a CUDA GPU.", show_default=False)
     ] = None
     gradient_checkpointing: Annotated[
-        bool, typer.Option("--gradient-checkpointing", help="Less memory, more time, the same numbers.")
+        bool, typer.Option("--gradient-checkpointing", help="Use less memory and more time; the results are the same.")
     ] = False
     freeze: Annotated[
         list[str] | None,
-        typer.Option(help="A part to leave as it is, such as backbone; may be repeated.", show_default=False),
+        typer.Option(help="A part of the model to freeze, such as backbone; may be repeated.", show_default=False),
     ] = None
     freeze_detector: Annotated[
         bool,
         typer.Option(
             "--freeze-detector",
-            help="Train a mask head alone, around the trained detector of --weights: 25 epochs unless told otherwise.",
+            help="Train only a mask head for the trained detector of --weights, for 25 epochs by default.",
         ),
     ] = False
     ema: Annotated[
         float | None,
-        typer.Option(help="Score and keep a moving average of the weights: its decay, as 0.999.", show_default=False),
+        typer.Option(
+            help="Evaluate and save a moving average of the weights, with this decay, such as 0.999.",
+            show_default=False,
+        ),
     ] = None
     best_by: Annotated[
         str | None,
         typer.Option(
-            help="Score that the best checkpoint has most of: AP, AP50, AP/cat, mask_AP, PQ, ...", show_default=False
+            help="The metric that selects the best checkpoint: AP, AP50, AP/cat, mask_AP, PQ, ...", show_default=False
         ),
     ] = None
     patience: Annotated[
-        int | None, typer.Option(help="Stop after so many evaluations without a new best one.", show_default=False)
+        int | None, typer.Option(help="Stop after this many evaluations without a new best one.", show_default=False)
     ] = None
-    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write files for TensorBoard, too.")] = False
-    seed: Annotated[int | None, typer.Option(help="Of everything random.", show_default=False)] = None
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write files for TensorBoard.")] = False
+    seed: Annotated[int | None, typer.Option(help="Seed of all random numbers.", show_default=False)] = None
     device: DeviceOption = "auto"
     config: Annotated[Path | None, typer.Option(help="A YAML file of settings.", show_default=False)] = None
     changes: Annotated[
         list[str] | None, typer.Option("--set", help="A setting as key=value; may be repeated.", show_default=False)
     ] = None
-    resume: Annotated[Path | None, typer.Option(help="Go on with this run folder.", show_default=False)] = None
+    resume: Annotated[Path | None, typer.Option(help="Resume the run in this folder.", show_default=False)] = None
     processes: Annotated[
-        int | None, typer.Option(min=1, help="Train in so many processes on this machine.", show_default=False)
+        int | None, typer.Option(min=1, help="Number of training processes on this machine.", show_default=False)
     ] = None
     nodes: Annotated[
         int | None,
-        typer.Option(min=1, help="Print the command to run on each of so many machines, and stop.", show_default=False),
+        typer.Option(
+            min=1, help="Print the command to run on each of this many machines, and exit.", show_default=False
+        ),
     ] = None
     as_json: JsonOption = False
 
@@ -154,7 +165,7 @@ class TrainOptions:
 
 
 def _given(**options: Any) -> dict[str, Any]:
-    """Those of the options that the user gave: the others are None, False or an empty list."""
+    """The options that the user gave. The others are None, False or an empty list."""
     return {name: value for name, value in options.items() if value is not None and value is not False and value != []}
 
 
@@ -229,7 +240,7 @@ def _train(options: TrainOptions) -> Run:
 
 
 def _report(run: Run, *, as_json: bool) -> None:
-    """Print the result, and how to go on with an interrupted run."""
+    """Print the result, and how to resume an interrupted run."""
     result = run.result
     if as_json:
         print_json(
