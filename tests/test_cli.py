@@ -92,7 +92,7 @@ def test_train_for_a_time(scenes, tmp_path):
 def test_eval_gives_the_twelve_numbers(run, scenes, tmp_path):
     results = tmp_path / "results.json"
     plain = opendetr("eval", scenes, "--weights", run, "--layers", "--predictions", results)
-    for words in ("AP50", "AR_L", "star", "decoder layer", "seconds an image"):
+    for words in ("AP50", "AR_L", "star", "decoder layer", "seconds per image"):
         assert words in plain.stdout
     record = json.loads(opendetr("eval", scenes, "--weights", run, "--layers", "--json").stdout)
     assert len(record["metrics"]) == 12
@@ -131,10 +131,10 @@ def test_predict_draws_and_writes(run, scenes, tmp_path):
     assert len(written["images"]) == 4 + 2 + 1
     assert {row["image_id"] for row in written["annotations"]} == set(range(1, 8))
     assert written["categories"][0] == {"id": 1, "name": "disc"}
-    pictures = [row["picture"] for row in written["images"]]
-    assert len(set(pictures)) == 7
-    assert {"000000.png", "000000-2.png", "photo.png"} <= set(pictures)
-    assert all((out / picture).is_file() for picture in pictures)
+    drawings = [row["drawing"] for row in written["images"]]
+    assert len(set(drawings)) == 7
+    assert {"000000.png", "000000-2.png", "photo.png"} <= set(drawings)
+    assert all((out / drawing).is_file() for drawing in drawings)
 
 
 def test_predict_names_what_it_cannot_read(run, scenes, tmp_path):

@@ -113,7 +113,7 @@ def test_everything_that_can_be_written(tmp_path):
 
 def test_coco_json(tmp_path):
     found = [detections(f"{number}.jpg") for number in range(3)]
-    write(tmp_path, OutputConfig(pictures=False), found)
+    write(tmp_path, OutputConfig(draw=False), found)
     content = json.loads((tmp_path / "predictions.json").read_text())
     assert content["images"][1] == {"id": 2, "file_name": "1.jpg", "height": 48, "width": 64}
     assert content["categories"] == [{"id": 1, "name": "cat"}, {"id": 2, "name": "a/b"}, {"id": 3, "name": "a_b"}]
@@ -122,13 +122,13 @@ def test_coco_json(tmp_path):
     write(tmp_path, OutputConfig(), [nothing])
     content = json.loads((tmp_path / "predictions.json").read_text())
     assert content["annotations"] == []
-    assert content["images"][0]["picture"] == "x.png"
+    assert content["images"][0]["drawing"] == "x.png"
 
 
 def test_csv(tmp_path):
     awkward = 'in/a,"b"\n.png'
     bytes_that_are_no_text = os.fsdecode(b"in/\xff.png")
-    write(tmp_path, OutputConfig(pictures=False, csv=True), [detections(awkward), detections(bytes_that_are_no_text)])
+    write(tmp_path, OutputConfig(draw=False, csv=True), [detections(awkward), detections(bytes_that_are_no_text)])
     with (tmp_path / "predictions.csv").open(newline="", encoding="utf-8", errors="surrogateescape") as stream:
         rows = list(csv.DictReader(stream))
     assert [row["file_name"] for row in rows] == [awkward] * 3 + [bytes_that_are_no_text] * 3
@@ -139,7 +139,7 @@ def test_csv(tmp_path):
 
 
 def test_yolo_labels_are_cut_to_the_picture(tmp_path):
-    write(tmp_path, OutputConfig(pictures=False, yolo=True), [detections(), detections("y.png")[:0]])
+    write(tmp_path, OutputConfig(draw=False, yolo=True), [detections(), detections("y.png")[:0]])
     lines = (tmp_path / "labels" / "x.txt").read_text().splitlines()
     rows = np.array([[float(number) for number in line.split()] for line in lines])
     np.testing.assert_array_equal(rows[:, 0], [1, 2])  # the third lies outside
@@ -155,7 +155,7 @@ def test_yolo_counts_the_used_classes(tmp_path):
     """The 80 classes of COCO are 0..79 for YOLO; the published detectors have 91 rows."""
     categories = coco_categories()
     toothbrush = Detections(torch.tensor([[0.0, 0, 9, 9]]), torch.ones(1), torch.tensor([90]), categories, (48, 64))
-    write(tmp_path, OutputConfig(pictures=False, yolo=True), [toothbrush])
+    write(tmp_path, OutputConfig(draw=False, yolo=True), [toothbrush])
     assert (tmp_path / "labels" / "picture.txt").read_text().startswith("79 ")
     assert yaml.safe_load((tmp_path / "data.yaml").read_text())["names"][79] == "toothbrush"
     assert len(json.loads((tmp_path / "predictions.json").read_text())["categories"]) == 80

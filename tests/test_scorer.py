@@ -294,5 +294,5 @@ def test_the_command_prints_all_scores(folder, tmp_path):
     assert {"AP", "mask_AP", "PQ"} <= set(answer["metrics"])
     assert set(answer["panoptic_per_class"]["sea"]) == {"PQ", "SQ", "RQ"}
     assert "mask_AP" not in run("--masks", "none")
-    assert "read without masks, only boxes are scored" in run("--masks", "none", "--merge", "published", code=1)
+    assert "read without masks, only boxes are evaluated" in run("--masks", "none", "--merge", "published", code=1)
     assert "read without panoptic maps" in run("--masks", "none", "--panoptic-score", "0.2", code=1)

@@ -30,13 +30,13 @@ class OutputConfig:
     """What is written beside `predictions.json`.
 
     Attributes:
-        images: every image and video with its detections drawn on it.
+        draw: every image and video with its detections drawn on it.
         crops: every detection as an image of its own.
         csv: `predictions.csv`.
         yolo: `labels/` and `data.yaml`.
     """
 
-    pictures: bool = True
+    draw: bool = True
     crops: bool = False
     csv: bool = False
     yolo: bool = False
@@ -64,7 +64,7 @@ def results_folder(
     folder.mkdir(parents=True, exist_ok=True)
     background = Background(_NUM_WRITERS, waiting=4 * _NUM_WRITERS)
     with ExitStack() as stack:
-        tables = coco_json(folder / COCO_FILE, categories, pictures=config.pictures)
+        tables = coco_json(folder / COCO_FILE, categories, draw=config.draw)
         sinks: list[Sink[Detections]] = [stack.enter_context(tables)]
         if config.csv:
             sinks.append(stack.enter_context(csv_table(folder / CSV_FILE)))
@@ -72,7 +72,7 @@ def results_folder(
             sinks.append(stack.enter_context(yolo_labels(folder, categories)))
         if config.crops:
             sinks.append(crops(folder, categories, background))
-        if config.pictures:
+        if config.draw:
             sinks.append(drawn_images(folder, background))
             sinks.append(stack.enter_context(annotated_videos(folder, background)))
         stack.enter_context(background)  # last, so that it is done before the others end
@@ -81,7 +81,7 @@ def results_folder(
 
 @contextmanager
 def panoptic_folder(
-    folder: Path, categories: Categories, *, pictures: bool, roots: Sequence[Path] = ()
+    folder: Path, categories: Categories, *, draw: bool, roots: Sequence[Path] = ()
 ) -> Iterator[Callable[[Panoptic], None]]:
     """Gives a function that writes the panoptic map of one image, called in the order of the images.
 
@@ -91,7 +91,7 @@ def panoptic_folder(
     Args:
         folder: made where it is missing.
         categories: of the detector.
-        images: draw the segments on every image and video.
+        draw: draw the segments on every image and video.
         roots: as in `results_folder`.
 
     Raises:
@@ -100,9 +100,9 @@ def panoptic_folder(
     folder.mkdir(parents=True, exist_ok=True)
     background = Background(_NUM_WRITERS, waiting=4 * _NUM_WRITERS)
     with ExitStack() as stack:
-        table = panoptic_json(folder / PANOPTIC_FILE, categories, pictures=pictures, map_name=panoptic_map_name)
+        table = panoptic_json(folder / PANOPTIC_FILE, categories, draw=draw, map_name=panoptic_map_name)
         sinks: list[Sink[Panoptic]] = [stack.enter_context(table), panoptic_maps(folder / PANOPTIC_FOLDER, background)]
-        if pictures:
+        if draw:
             sinks.append(drawn_images(folder, background))
             sinks.append(stack.enter_context(annotated_videos(folder, background)))
         stack.enter_context(background)  # last, so that it is done before the others end

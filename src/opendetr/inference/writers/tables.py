@@ -90,19 +90,19 @@ class Rows:
 
 
 @contextmanager
-def coco_json(path: Path, categories: Categories, *, pictures: bool) -> Iterator[Sink[Detections]]:
+def coco_json(path: Path, categories: Categories, *, draw: bool) -> Iterator[Sink[Detections]]:
     """Writes COCO's tables; `annotations` alone is a COCO results file. Unused categories are left out.
 
     Args:
         path: the file, written when the context ends without an error.
         categories: of the detector.
-        images: whether an image is drawn of each, to be named.
+        draw: whether each image is also drawn; its row then names the drawing.
     """
     rows = [{"id": row["id"], "name": row["name"]} for row in _used(categories)]
     with _coco_tables(path, rows) as (images, annotations):
 
         def add(entry: Entry[Detections]) -> None:
-            images.add(_image_row(entry, pictures))
+            images.add(_image_row(entry, draw))
             for row in entry.found.to_coco(entry.number):
                 annotations.add(row)
 
@@ -111,20 +111,20 @@ def coco_json(path: Path, categories: Categories, *, pictures: bool) -> Iterator
 
 @contextmanager
 def panoptic_json(
-    path: Path, categories: Categories, *, pictures: bool, map_name: Callable[[Entry[Panoptic]], str]
+    path: Path, categories: Categories, *, draw: bool, map_name: Callable[[Entry[Panoptic]], str]
 ) -> Iterator[Sink[Panoptic]]:
     """Writes a COCO panoptic file. Unused categories are left out.
 
     Args:
         path: the file, written when the context ends without an error.
         categories: of the detector.
-        images: whether an image is drawn of each, to be named.
+        draw: whether each image is also drawn; its row then names the drawing.
         map_name: gives the name of the PNG file with the map.
     """
     with _coco_tables(path, list(_used(categories))) as (images, annotations):
 
         def add(entry: Entry[Panoptic]) -> None:
-            images.add(_image_row(entry, pictures))
+            images.add(_image_row(entry, draw))
             row = entry.found.to_coco(entry.number)
             annotations.add({"image_id": row["image_id"], "file_name": map_name(entry)} | row)
 
@@ -152,13 +152,13 @@ def _coco_tables(path: Path, categories: list[dict[str, Any]]) -> Iterator[tuple
             stream.write("}\n")
 
 
-def _image_row(entry: Entry[Detections | Panoptic], picture: bool) -> dict[str, Any]:
+def _image_row(entry: Entry[Detections | Panoptic], draw: bool) -> dict[str, Any]:
     found = entry.found
     height, width = found.size
     row: dict[str, Any] = {"id": entry.number, "file_name": found.source, "height": height, "width": width}
     if found.frame is not None:
         row |= {"frame": found.frame, "time": found.time}
-    return row | ({"picture": entry.name.as_posix()} if picture else {})
+    return row | ({"drawing": entry.name.as_posix()} if draw else {})
 
 
 @contextmanager
