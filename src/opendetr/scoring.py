@@ -68,7 +68,7 @@ class Sigmoid:
 
     def strictly(self) -> Sigmoid:
         """Raises ValueError: strict scoring needs a "no object" class."""
-        raise ValueError("uses sigmoid scores without a 'no object' class, so strict scores do not apply")
+        raise ValueError("uses sigmoid scores and has no 'no object' class, so strict scores do not apply")
 
     def num_logits(self, num_classes: int) -> int:
         """The number of logits C for K classes."""
