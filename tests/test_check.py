@@ -214,7 +214,7 @@ def test_a_copy_is_never_written_over_something(tmp_path):
         (tmp_path / "file").write_text("mine")
         code, _, errors = run(tmp_path / "set", "--fix", place)
         assert code == 1
-        assert errors == f"error: {place}: not an empty folder; name a new one to write to\n"
+        assert errors == f"error: {place}: exists and is not an empty folder; choose a new folder\n"
     assert (tmp_path / "file").read_text() == "mine"
 
 

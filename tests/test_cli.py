@@ -160,7 +160,7 @@ def test_data_make_repeats(tmp_path):
     assert not (tmp_path / "a" / "val").exists()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("")
-    assert "holds files that are not scenes" in failure("data", "make", tmp_path / "mine")
+    assert "contains files that are not scenes" in failure("data", "make", tmp_path / "mine")
 
 
 def test_models_lists_the_catalogue():

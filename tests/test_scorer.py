@@ -264,7 +264,7 @@ def test_a_map_that_does_not_fit_its_annotation_is_one_line(data, tmp_path):
     drawn = tmp_path / "other.png"
     write_map(drawn, np.where(true_map(*SIZES[0]) == 3, 2, true_map(*SIZES[0])))
     oracle = Oracle(data)
-    with pytest.raises(DataError, match=r"other.png, segment 3: 1 segment that its map does not show; the score"):
+    with pytest.raises(DataError, match=r"other.png, segment 3: 1 segment without pixels in the panoptic map; the"):
         score(replace(data, images=(replace(data.images[0], panoptic_map=drawn), *data.images[1:])), oracle)
 
 

@@ -331,7 +331,7 @@ def test_resize_and_normalise():
         (lambda: DataConfig(augment="blur"), "augment is 'blur'; give one of detr, colour, mosaic"),
         (lambda: DataConfig(batch_pixels=0), "batch_pixels is 0"),
         (lambda: AugmentationConfig(scales=()), "scales is"),
-        (lambda: AugmentationConfig(crop_sides=(600, 384)), "the smaller one first"),
+        (lambda: AugmentationConfig(crop_sides=(600, 384)), "the smaller length first"),
         (lambda: DataConfig(side_multiple=0), "side_multiple is 0"),
     ],
 )
