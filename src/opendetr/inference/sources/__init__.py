@@ -1,1 +1,1 @@
-"""Where images come from: files, folders, patterns, URLs, videos, cameras, and images in memory."""
+"""Image sources: files, folders, patterns, URLs, videos, cameras and images in memory."""
