@@ -87,5 +87,5 @@ def test_wrong_input_is_named():
     predictions = pets([(0.3, 0.0, 0.4)])
     with pytest.raises(ValueError, match=r"sizes of \(1, 2\), got \(2,\)"):
         detect(predictions, torch.tensor([10, 10]), PETS)
-    with pytest.raises(ValueError, match="found label 2, but there are 2 categories"):
+    with pytest.raises(ValueError, match="predicts label 2, but there are 2 categories"):
         detect(predictions, torch.tensor([[10, 10]]), Categories.from_names(["cat", "dog"]))

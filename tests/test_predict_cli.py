@@ -141,7 +141,7 @@ def test_an_address_and_a_video_in_one_run(predict, tmp_path, monkeypatch):
     with serving() as server:
         server.answers["/photo"] = sends(content.getvalue())
         result = predict(f"{server.url}/photo", video, f"{server.url}/gone", code=3)
-        assert f"{server.url}/gone: cannot be fetched: the server answers 404" in result.stderr
+        assert f"{server.url}/gone: cannot be downloaded: the server answers 404" in result.stderr
     images = tables(tmp_path / "out")["images"]
     assert [row.get("frame") for row in images] == [None, 0, 1, 2, 3, 4]
     assert [row["drawing"] for row in images] == ["photo.png", *["clip.mp4"] * 5]

@@ -282,7 +282,7 @@ def test_a_rule_of_maps_wants_maps(weights, tmp_path):
 
 
 def test_a_rule_of_maps_wants_maps_in_python(detector, pictures):
-    with pytest.raises(ConfigError, match="give panoptic=True, too"):
+    with pytest.raises(ConfigError, match="set panoptic=True, too"):
         detector.predict(pictures[0], merge="published")
 
 

@@ -57,7 +57,7 @@ def test_names_keep_their_place_and_their_suffix():
     names = OutputNames([Path("in"), Path("/data/x.jpg")])
     given_to = {"in/a/x.jpg": "a/x.jpg", "in/b/x.jpg": "b/x.jpg", "in/x.tif": "x.png", "/data/x.jpg": "x.jpg",
                 "other/x.JPG": "x-2.JPG", "other/x.png": "x-2.png", "in/clip.avi": "clip.mp4",
-                "camera 0": "camera 0.mp4", "https://host/p/photo.jpg?w=3": "photo.jpg", "http://host": "picture.png",
+                "camera 0": "camera 0.mp4", "https://host/p/photo.jpg?w=3": "photo.jpg", "http://host": "image.png",
                 "http://host/..%2f..%2fetc%2fx.jpg": "_.._etc_x.jpg"}  # fmt: skip
     assert {source: names.name(source).as_posix() for source in given_to} == given_to
 
@@ -156,7 +156,7 @@ def test_yolo_counts_the_used_classes(tmp_path):
     categories = coco_categories()
     toothbrush = Detections(torch.tensor([[0.0, 0, 9, 9]]), torch.ones(1), torch.tensor([90]), categories, (48, 64))
     write(tmp_path, OutputConfig(draw=False, yolo=True), [toothbrush])
-    assert (tmp_path / "labels" / "picture.txt").read_text().startswith("79 ")
+    assert (tmp_path / "labels" / "image.txt").read_text().startswith("79 ")
     assert yaml.safe_load((tmp_path / "data.yaml").read_text())["names"][79] == "toothbrush"
     assert len(json.loads((tmp_path / "predictions.json").read_text())["categories"]) == 80
 
@@ -262,7 +262,7 @@ def test_the_background_bounds_what_waits_and_keeps_the_order():
         for number in range(30):
             background.submit(partial(work, number), done.append)
 
-    with Background(2, waiting=5) as background:
+    with Background(2, max_pending=5) as background:
         submitter = threading.Thread(target=submit_all, args=(background,))
         submitter.start()
         submitter.join(0.2)
@@ -282,7 +282,7 @@ def test_the_background_bounds_the_memory_that_waits():
             background.submit(partial(release.wait, 10), size=2**28 if number == 0 else 2**26)
             submitted.append(number)
 
-    with Background(2, waiting=100) as background:
+    with Background(2, max_pending=100) as background:
         submitter = threading.Thread(target=submit_all, args=(background,))
         submitter.start()
         submitter.join(0.2)
