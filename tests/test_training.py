@@ -235,7 +235,7 @@ def test_offline_one_line_names_the_choices(scenes, tmp_path, monkeypatch):
         with pytest.raises(WeightsError) as caught:
             training.train(scenes, out=tmp_path / "run", say=lambda line: None, **options)
         line = one_line(caught.value)
-        for word in (str(tmp_path / "cache"), "none", "imagenet", "no network"):
+        for word in (str(tmp_path / "cache"), "none", "imagenet", "OPENDETR_OFFLINE is set"):
             assert word in line
     assert not (tmp_path / "run").exists()
 

@@ -213,8 +213,8 @@ class MaskedDetector(Detector):
             raise ValueError(f"masks.num_heads: {config.num_heads} does not divide the detector's width of {width}")
         if width < 2 ** (config.level + 1):
             raise ValueError(
-                f"masks.level: expected a lower level than {config.level} for this detector; the mask head halves its "
-                f"width of {width} {config.level + 1} times"
+                f"masks: a width of {width} is too small for the mask head, which halves it {config.level + 1} times; "
+                "use a wider detector"
             )
         if config.level < detector.first_level:
             expected = "3" if detector.first_level == 3 else f"{detector.first_level} to 3"
