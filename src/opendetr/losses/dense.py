@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from opendetr.losses.boxes import box_giou, box_l1
 from opendetr.losses.class_terms import sigmoid_focal
 from opendetr.losses.term import Normaliser
-from opendetr.nn.layers import MLP
+from opendetr.nn.layers import MLP, full_precision, weights_dtype
 from opendetr.structures import FeatureMap, Matches, Output, Target
 
 _PRIOR = 0.01  # the class probability that an untrained cell gives, which keeps the many empty cells quiet
@@ -114,7 +114,7 @@ class DenseSupervision(nn.Module):
             num_objects: divisor, so that a step computed in parts adds up.
         """
         with torch.autocast(memory.values.device.type, enabled=False):
-            tokens = memory.values.float().flatten(2).transpose(1, 2)
+            tokens = memory.values.to(weights_dtype(self.class_head)).flatten(2).transpose(1, 2)
             height, width = memory.values.shape[-2:]
             assigned = torch.stack(
                 [
@@ -132,7 +132,8 @@ class DenseSupervision(nn.Module):
         wanted = torch.cat([target.boxes[index] for target, index in zip(targets, chosen, strict=True)])
         # An object's cells share a weight of 1, so that a small object counts as much as a large one.
         share = torch.cat([1 / torch.bincount(index)[index] for index in chosen])
-        logits, boxes = self.class_head(tokens), self.box_head(tokens[positive]).sigmoid()
+        logits = full_precision(self.class_head(tokens))
+        boxes = full_precision(self.box_head(tokens[positive])).sigmoid()
         truth = torch.zeros_like(logits)
         truth[positive] = F.one_hot(labels, logits.shape[-1]).to(truth)
         box_loss = config.l1_weight * box_l1(boxes, wanted) + config.giou_weight * box_giou(boxes, wanted)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from opendetr.models.detr import DETR, DETRConfig
 from opendetr.nn.attention import AttentionModule, attention_weights, scaled_dot_product_attention
-from opendetr.nn.layers import MLP, FeedForward, Residual, xavier_initialise
+from opendetr.nn.layers import MLP, FeedForward, Residual, full_precision, weights_dtype, xavier_initialise
 from opendetr.nn.position import embed_coordinates
 from opendetr.nn.transformer import TransformerConfig
 from opendetr.structures import Scoring
@@ -233,12 +233,12 @@ class ConditionalDecoder(nn.Module):
     def reference_points(self, queries: Tensor) -> Tensor:
         """Object queries (..., D) -> (..., 2) float32: x, y in 0..1 of the point that each belongs to."""
         with torch.autocast(queries.device.type, enabled=False):  # a place needs more digits than bfloat16 has
-            return self.reference_head(queries.float()).sigmoid()
+            return full_precision(self.reference_head(queries.to(weights_dtype(self.reference_head)))).sigmoid()
 
     def forward(self, query_position: Tensor, memory: Tensor, position: Tensor, padding: Tensor | None) -> Tensor:
         """Object queries (B, Q, D), memory and its positions (B, N, D), padding (B, N) or None -> (L, B, Q, D)."""
         y_before_x = self.reference_points(query_position).flip(-1)
-        place = embed_coordinates(y_before_x, query_position.shape[-1] // 2)
+        place = embed_coordinates(y_before_x, query_position.shape[-1] // 2).to(query_position.dtype)
         content = torch.zeros_like(query_position)
         outputs = []
         for index, layer in enumerate(self.layers):
@@ -264,5 +264,5 @@ class ConditionalDETR(DETR):
     def predict_boxes(self, queries: Tensor, query_position: Tensor) -> Tensor:
         """The decoder's output (L, B, Q, D) -> boxes (L, B, Q, 4), centred at an offset from the reference points."""
         reference = torch.logit(self.decoder.reference_points(query_position), eps=_EPSILON)
-        boxes = self.box_head(queries)
+        boxes = full_precision(self.box_head(queries))
         return torch.cat((boxes[..., :2] + reference, boxes[..., 2:]), -1).sigmoid()
