@@ -36,6 +36,10 @@ class Movable:
         return replace(self, **changes)  # type: ignore[type-var]
 
 
+class NonFiniteError(ValueError):
+    """A loss, a gradient or an output of the model was not finite."""
+
+
 def expect_shape(condition: bool, type_name: str, field: str, expected: str, actual: Any) -> None:
     """Raise ValueError with the expected and the actual shape; no check runs while exporting or compiling."""
     if not condition:

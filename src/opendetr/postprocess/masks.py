@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from opendetr.postprocess.finite import require_finite
 from opendetr.structures import ImageBatch, Output
 
 Merge = Literal["default", "published"]
@@ -99,12 +100,17 @@ def _neighbours(pixels: Tensor, cells_per_pixel: float, num_cells: int) -> tuple
 
 @torch.no_grad()
 def mask_logits(output: Output, queries: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """(m, h, w) mask logits of each image, of the queries (m,) that are asked for in it; each is computed once."""
+    """(m, h, w) mask logits of each image, of the queries (m,) that are asked for in it; each is computed once.
+
+    Raises:
+        NonFiniteError: a logit is not finite.
+    """
     distinct = [some.unique(return_inverse=True) for some in queries]
     image = torch.cat([torch.full_like(some, index) for index, (some, _) in enumerate(distinct)])
     device = output.final.boxes.device
     assert output.masks is not None
     logits = output.masks(image.to(device), torch.cat([some for some, _ in distinct]).to(device))
+    require_finite("a mask logit", logits)
     parts = logits.split([len(some) for some, _ in distinct])
     return tuple(part[places.to(device)] for part, (_, places) in zip(parts, distinct, strict=True))
 

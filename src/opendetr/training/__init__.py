@@ -2,6 +2,5 @@
 
 from opendetr.training.checkpoint import CheckpointError
 from opendetr.training.run import resume, train
-from opendetr.training.trainer import NonFiniteError
 
-__all__ = ["CheckpointError", "NonFiniteError", "resume", "train"]
+__all__ = ["CheckpointError", "resume", "train"]

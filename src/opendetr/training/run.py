@@ -118,7 +118,7 @@ def train(
     Raises:
         DataError, ConfigError, WeightsError, DeviceError: something does not fit; nothing has been written then.
         CheckpointError: the run folder cannot be written.
-        NonFiniteError: a loss was not finite; the last checkpoint is from before it.
+        NonFiniteError: a loss, or the output in an evaluation, was not finite; the last checkpoint is from before it.
         ProcessError: another process of the run failed, or is gone.
 
     Example:
