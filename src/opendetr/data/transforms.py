@@ -37,7 +37,6 @@ class LabelledImage:
         pixels: (h, w, 3) uint8 RGB.
         boxes: (n, 4) float64, xyxy in pixels, inside the image, each with an area.
         labels: (n,) int64 in 0..K-1.
-        area: (n,) float64, pixels each object covers (its segmentation's area where known).
         image_id: the dataset's own id of the image.
         original_size: height and width before any step.
         segmentations: of each object as annotated, in pixels of the image as it was read; empty after any step.
@@ -49,7 +48,6 @@ class LabelledImage:
     pixels: np.ndarray
     boxes: np.ndarray
     labels: np.ndarray
-    area: np.ndarray
     image_id: int
     original_size: tuple[int, int]
     segmentations: tuple[Any, ...] = ()
@@ -67,10 +65,9 @@ class LabelledImage:
         boxes[:, 2:] += boxes[:, :2]
         boxes = boxes.clip(0, np.array([record.width, record.height] * 2, dtype=np.float64))
         labels = np.array([categories.label_of_id(thing.category_id) for thing in things], dtype=np.int64)
-        area = np.array([thing.area for thing in things], dtype=np.float64)
         segmentations = tuple(thing.segmentation for thing in things)
         size = (record.height, record.width)
-        return cls(pixels, boxes, labels, area, record.id, size, segmentations, name=str(record.path), index=index)
+        return cls(pixels, boxes, labels, record.id, size, segmentations, name=str(record.path), index=index)
 
     def with_masks(self, masks: np.ndarray) -> LabelledImage:
         """The objects of which something is seen, with their masks (n, h, w)."""
@@ -86,7 +83,6 @@ class LabelledImage:
             self,
             boxes=self.boxes[seen],
             labels=self.labels[seen],
-            area=self.area[seen],
             segmentations=tuple(compress(self.segmentations, seen)),
             masks=self.masks[seen],
         )
@@ -106,7 +102,6 @@ class LabelledImage:
             original_size=self.original_size,
             image_id=self.image_id,
             masks=None if self.masks is None else torch.from_numpy(np.ascontiguousarray(self.masks)),
-            area=torch.from_numpy(self.area).float(),
         )
 
 
@@ -136,13 +131,13 @@ class Resize:
     exact: bool = False
 
     def apply(self, image: LabelledImage) -> LabelledImage:
-        """The resized image; areas scale with it."""
+        """The resized image."""
         height, width = image.pixels.shape[:2]
         y, x = self.height / height, self.width / width
         pixels = (resize if self.exact else resize_fast)(image.pixels, self.height, self.width)
         boxes = image.boxes * np.array([x, y, x, y])
         masks = None if image.masks is None else resize_masks(image.masks, self.height, self.width)
-        return replace(image, pixels=pixels, boxes=boxes, area=image.area * (x * y), segmentations=(), masks=masks)
+        return replace(image, pixels=pixels, boxes=boxes, segmentations=(), masks=masks)
 
 
 @dataclass(frozen=True)
@@ -155,7 +150,7 @@ class Crop:
     width: int
 
     def apply(self, image: LabelledImage) -> LabelledImage:
-        """The cut-out; boxes are clipped, those without area dropped, areas become those of the boxes.
+        """The cut-out; boxes are clipped, those without area dropped.
 
         Objects with masks are dropped, too, when none of their pixels is left, and their boxes shrink to what is.
         """
@@ -174,7 +169,6 @@ class Crop:
             masks=None if image.masks is None else image.masks[kept, rows, columns],
             boxes=boxes[kept],
             labels=image.labels[kept],
-            area=sides[kept].prod(1),
             segmentations=(),
         )
 
@@ -400,7 +394,7 @@ def _shrunk(image: LabelledImage) -> LabelledImage:
     low, high = np.maximum(image.boxes[:, :2], inner[:, :2]), np.minimum(image.boxes[:, 2:], inner[:, 2:])
     # An outline may lie beside its box; then it is the outline that counts.
     boxes = np.where((low < high).all(1, keepdims=True), np.concatenate([low, high], axis=1), inner)
-    return replace(image, boxes=boxes, area=masks.sum((1, 2), dtype=np.float64))
+    return replace(image, boxes=boxes)
 
 
 def _plan_crop(height: int, width: int, sides: tuple[int, int], rng: np.random.Generator) -> Crop:
