@@ -90,7 +90,6 @@ def test_a_batch_says_what_it_holds(data):
             assert target.size == tuple(size)
             assert target.original_size == (record.height, record.width)
             assert target.labels.tolist() in ([0], [])
-            assert target.area.shape == target.labels.shape
 
 
 def test_an_epoch_sees_every_image_at_most_once(data):

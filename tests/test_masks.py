@@ -643,3 +643,18 @@ def test_each_stage_of_the_head_halves_the_width():
     head = build_model(get_preset("detr-tiny-panoptic"), 3).head
     widths = [convolution.out_channels for convolution in head.convolutions]
     assert widths == [136, 64, 32, 16, 8]
+
+
+@with_masks
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (4, 4)])
+@pytest.mark.parametrize("training", [False, True])
+def test_the_smallest_images_have_masks(name, size, training):
+    """A group of the head's norms may have a single value."""
+    model = build_model(miniature(name), len(CLASSES)).train(training)
+    output = model(ImageBatch.from_images([torch.randn(3, *size)]))
+    for queries in ([0], [0, 1], []):
+        masks = output.masks(torch.zeros(len(queries), dtype=torch.int64), torch.tensor(queries, dtype=torch.int64))
+        assert masks.shape[0] == len(queries)
+        assert masks.isfinite().all()
+    output.masks(torch.tensor([0]), torch.tensor([0])).sum().backward()
+    assert all(each.grad.isfinite().all() for each in model.head.parameters())

@@ -20,6 +20,7 @@ def pets(scores: list[tuple[float, float, float]], boxes: list[tuple[float, ...]
     """Predictions for one image with the given probabilities of the three classes."""
     known = torch.tensor(scores)
     logits = torch.cat((known, 1 - known.sum(-1, keepdim=True)), -1).log()
+    logits = logits.clamp(min=-200.0)  # finite, and still 0 as a probability
     centred = torch.tensor(boxes or [(0.5, 0.5, 0.2, 0.4)] * len(scores))
     return Predictions(logits[None], centred[None], SoftmaxNoObject())
 

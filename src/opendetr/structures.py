@@ -36,6 +36,10 @@ class Movable:
         return replace(self, **changes)  # type: ignore[type-var]
 
 
+class NonFiniteError(ValueError):
+    """A loss, a gradient or an output of the model was not finite."""
+
+
 def expect_shape(condition: bool, type_name: str, field: str, expected: str, actual: Any) -> None:
     """Raise ValueError with the expected and the actual shape unless `condition` is True."""
     if not condition:
@@ -128,7 +132,6 @@ class Target(Movable):
         original_size: height and width of the original image (orientation applied), in pixels.
         image_id: the dataset's id of the image.
         masks: (n, h, w) bool at `size`, or None.
-        area: (n,) float, area of each object in pixels of `size`, or None.
         track_ids: (n,) int64, the same for one object in all frames of a clip. Tracking datasets them; None for single
             images.
     """
@@ -139,7 +142,6 @@ class Target(Movable):
     original_size: tuple[int, int]
     image_id: int
     masks: Tensor | None = None
-    area: Tensor | None = None
     track_ids: Tensor | None = None
 
     def __post_init__(self) -> None:
@@ -150,9 +152,8 @@ class Target(Movable):
         expect_shape(tuple(self.boxes.shape) == (n, 4), "Target", "boxes", f"({n}, 4)", self.boxes)
         if self.masks is not None:
             expect_shape(self.masks.ndim == 3 and len(self.masks) == n, "Target", "masks", f"({n}, h, w)", self.masks)
-        for name in ("area", "track_ids"):
-            value = getattr(self, name)
-            expect_shape(value is None or tuple(value.shape) == (n,), "Target", name, f"({n},)", value)
+        ids = self.track_ids
+        expect_shape(ids is None or tuple(ids.shape) == (n,), "Target", "track_ids", f"({n},)", ids)
 
     def __len__(self) -> int:
         return len(self.labels)

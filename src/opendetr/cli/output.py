@@ -56,7 +56,7 @@ _USER_ERRORS = {
     "opendetr.config": "ConfigError",
     "opendetr.weights": "WeightsError",
     "opendetr.training.checkpoint": "CheckpointError",
-    "opendetr.training.trainer": "NonFiniteError",
+    "opendetr.structures": "NonFiniteError",
     "opendetr.distributed": "DeviceError",
 }
 

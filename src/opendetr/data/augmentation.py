@@ -100,7 +100,6 @@ class Mosaic:
             pixels=pixels,
             boxes=np.concatenate([tile.boxes for tile in tiles]),
             labels=np.concatenate([tile.labels for tile in tiles]),
-            area=np.concatenate([tile.area for tile in tiles]),
             segmentations=(),
         )
 
@@ -203,21 +202,19 @@ class CopyPaste:
     ) -> LabelledImage:
         """The image with the visible parts of its own objects and the pasted objects."""
         count = len(image.labels)
-        boxes, area = image.boxes.copy(), image.area.copy()
+        boxes = image.boxes.copy()
         for index, region in enumerate(regions[:count]):
             if region.visible_share < 1:
                 visible = region.box
                 boxes[index] = np.concatenate(
                     (np.maximum(boxes[index][:2], visible[:2]), np.minimum(boxes[index][2:], visible[2:]))
                 )
-                area[index] *= region.visible_share
         new = regions[count:]
         return replace(
             image,
             pixels=pixels,
             boxes=np.concatenate([boxes, *(region.box[None] for region in new)]),
             labels=np.concatenate([image.labels, donor.labels[pasted]]),
-            area=np.concatenate([area, np.array([region.mask.sum() for region in new], dtype=np.float64)]),
             segmentations=(),
         )
 
@@ -302,9 +299,7 @@ def training_transform(config: DataConfig) -> TrainingTransform:
 
 def _selected(image: LabelledImage, chosen: np.ndarray) -> LabelledImage:
     """The image with only the objects for which `chosen` (n,) bool is True."""
-    return replace(
-        image, boxes=image.boxes[chosen], labels=image.labels[chosen], area=image.area[chosen], segmentations=()
-    )
+    return replace(image, boxes=image.boxes[chosen], labels=image.labels[chosen], segmentations=())
 
 
 def _visible_share(image: LabelledImage, crop: Crop) -> np.ndarray:

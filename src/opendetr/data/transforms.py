@@ -39,7 +39,6 @@ class LabelledImage:
         pixels: (h, w, 3) uint8 RGB.
         boxes: (n, 4) float64, xyxy in pixels, inside the image, with an area above 0.
         labels: (n,) int64 in 0..K-1.
-        area: (n,) float64, area of each object in pixels: of its segmentation if annotated, otherwise of its box.
         image_id: the dataset's id of the image.
         original_size: height and width before any step, in pixels.
         segmentations: the annotated segmentation of each object, in pixels of the image as it was read. Empty after any
@@ -52,7 +51,6 @@ class LabelledImage:
     pixels: np.ndarray
     boxes: np.ndarray
     labels: np.ndarray
-    area: np.ndarray
     image_id: int
     original_size: tuple[int, int]
     segmentations: tuple[Any, ...] = ()
@@ -70,10 +68,9 @@ class LabelledImage:
         boxes[:, 2:] += boxes[:, :2]
         boxes = boxes.clip(0, np.array([record.width, record.height] * 2, dtype=np.float64))
         labels = np.array([categories.label_of_id(thing.category_id) for thing in things], dtype=np.int64)
-        area = np.array([thing.area for thing in things], dtype=np.float64)
         segmentations = tuple(thing.segmentation for thing in things)
         size = (record.height, record.width)
-        return cls(pixels, boxes, labels, area, record.id, size, segmentations, name=str(record.path), index=index)
+        return cls(pixels, boxes, labels, record.id, size, segmentations, name=str(record.path), index=index)
 
     def with_masks(self, masks: np.ndarray) -> LabelledImage:
         """The image with masks (n, h, w), without the objects whose mask has no pixels."""
@@ -89,7 +86,6 @@ class LabelledImage:
             self,
             boxes=self.boxes[visible],
             labels=self.labels[visible],
-            area=self.area[visible],
             segmentations=tuple(compress(self.segmentations, visible)),
             masks=self.masks[visible],
         )
@@ -109,7 +105,6 @@ class LabelledImage:
             original_size=self.original_size,
             image_id=self.image_id,
             masks=None if self.masks is None else torch.from_numpy(np.ascontiguousarray(self.masks)),
-            area=torch.from_numpy(self.area).float(),
         )
 
 
@@ -142,13 +137,13 @@ class Resize:
     exact: bool = False
 
     def apply(self, image: LabelledImage) -> LabelledImage:
-        """The resized image, with boxes, areas and masks scaled accordingly."""
+        """The resized image, with boxes and masks scaled accordingly."""
         height, width = image.pixels.shape[:2]
         y, x = self.height / height, self.width / width
         pixels = (resize if self.exact else resize_fast)(image.pixels, self.height, self.width)
         boxes = image.boxes * np.array([x, y, x, y])
         masks = None if image.masks is None else resize_masks(image.masks, self.height, self.width)
-        return replace(image, pixels=pixels, boxes=boxes, area=image.area * (x * y), segmentations=(), masks=masks)
+        return replace(image, pixels=pixels, boxes=boxes, segmentations=(), masks=masks)
 
 
 @dataclass(frozen=True)
@@ -163,7 +158,7 @@ class Crop:
     def apply(self, image: LabelledImage) -> LabelledImage:
         """The cropped image.
 
-        Boxes are clipped, objects whose box has no area are dropped, and areas become those of the boxes. With masks,
+        Boxes are clipped, and objects whose box has no area are dropped. With masks,
         objects without any pixel in the crop are dropped as well, and boxes shrink to the remaining pixels.
         """
         cut = self._cut(image)
@@ -181,7 +176,6 @@ class Crop:
             masks=None if image.masks is None else image.masks[kept, rows, columns],
             boxes=boxes[kept],
             labels=image.labels[kept],
-            area=sides[kept].prod(1),
             segmentations=(),
         )
 
@@ -411,7 +405,7 @@ def _shrunk(image: LabelledImage) -> LabelledImage:
     low, high = np.maximum(image.boxes[:, :2], inner[:, :2]), np.minimum(image.boxes[:, 2:], inner[:, 2:])
     # An annotated box may not overlap the outline. Then the box of the outline is used.
     boxes = np.where((low < high).all(1, keepdims=True), np.concatenate([low, high], axis=1), inner)
-    return replace(image, boxes=boxes, area=masks.sum((1, 2), dtype=np.float64))
+    return replace(image, boxes=boxes)
 
 
 def _plan_crop(height: int, width: int, sides: tuple[int, int], rng: np.random.Generator) -> Crop:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from opendetr.boxes import cxcywh_to_xyxy
 from opendetr.categories import Categories
+from opendetr.postprocess.finite import require_finite
 from opendetr.results import Detections
 from opendetr.structures import Predictions
 
@@ -39,6 +40,7 @@ def detect(
 
     Raises:
         ValueError: `sizes` does not fit the batch, or a label has no category.
+        NonFiniteError: a logit or a box is not finite.
     """
     results = detect_with_queries(predictions, sizes, categories, top_k=top_k, min_score=min_score, raw=raw)
     return [detections for detections, _ in results]
@@ -58,6 +60,7 @@ def detect_with_queries(
     batch_size = len(predictions.logits)
     if tuple(sizes.shape) != (batch_size, 2):
         raise ValueError(f"detect: expected sizes of ({batch_size}, 2), got {tuple(sizes.shape)}")
+    require_finite("a class logit or box", predictions.logits, predictions.boxes)
     scores, labels, queries = predictions.scoring.select(predictions.logits.float(), top_k)
     selected = predictions.boxes.float().gather(1, queries[..., None].expand(-1, -1, 4))
     height, width = sizes.to(selected).unbind(1)

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from opendetr.postprocess.finite import require_finite
 from opendetr.structures import ImageBatch, Output
 
 Merge = Literal["default", "published"]
@@ -99,12 +100,17 @@ def _neighbours(pixels: Tensor, cells_per_pixel: float, num_cells: int) -> tuple
 
 @torch.no_grad()
 def mask_logits(output: Output, queries: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """The mask logits (m, h, w) of the given queries (m,) of each image. Repeated queries are computed once."""
+    """The mask logits (m, h, w) of the given queries (m,) of each image. Repeated queries are computed once.
+
+    Raises:
+        NonFiniteError: a logit is not finite.
+    """
     distinct = [image_queries.unique(return_inverse=True) for image_queries in queries]
     images = torch.cat([torch.full_like(unique, index) for index, (unique, _) in enumerate(distinct)])
     device = output.final.boxes.device
     assert output.masks is not None
     logits = output.masks(images.to(device), torch.cat([unique for unique, _ in distinct]).to(device))
+    require_finite("a mask logit", logits)
     parts = logits.split([len(unique) for unique, _ in distinct])
     return tuple(part[inverse.to(device)] for part, (_, inverse) in zip(parts, distinct, strict=True))
 

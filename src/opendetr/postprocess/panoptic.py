@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from opendetr.categories import Categories
+from opendetr.postprocess.finite import require_finite
 from opendetr.postprocess.masks import MaskFrame, Merge
 from opendetr.results import Panoptic, Segment
 from opendetr.structures import Predictions
@@ -65,8 +66,10 @@ def candidates(
 
     Raises:
         ValueError: a label has no category.
+        NonFiniteError: a logit or a box is not finite.
     """
     min_score = predictions.scoring.panoptic_score if min_score is None else min_score
+    require_finite("a class logit or box", predictions.logits, predictions.boxes)
     scores, labels = (values.cpu() for values in predictions.scoring.best(predictions.logits.float()))
     if labels.numel() and int(labels.max()) >= len(categories):
         raise ValueError(

@@ -3,11 +3,9 @@
 from opendetr.training.checkpoint import CheckpointError, find_checkpoint, load_checkpoint
 from opendetr.training.run import Run, resume, train
 from opendetr.training.signals import StopSignal
-from opendetr.training.trainer import NonFiniteError
 
 __all__ = [
     "CheckpointError",
-    "NonFiniteError",
     "Run",
     "StopSignal",
     "find_checkpoint",

@@ -41,7 +41,7 @@ from opendetr.distributed import (
     world_size,
 )
 from opendetr.recipe import Recipe
-from opendetr.structures import Batch
+from opendetr.structures import Batch, NonFiniteError
 from opendetr.training.activation_checkpointing import recompute_blocks
 from opendetr.training.checkpoint import CheckpointError, find_checkpoint, load_checkpoint, save_checkpoint
 from opendetr.training.ema import WeightAverage
@@ -67,10 +67,6 @@ from opendetr.training.train_step import autocast_dtype, keep_freed_memory, step
 
 STATE, MODEL = "training.safetensors", "model.safetensors"
 COUNT = "count"  # the entry of a task's losses that contains a divisor known only after the forward pass
-
-
-class NonFiniteError(ValueError):
-    """A loss or a gradient was not finite. The weights are those from before the step."""
 
 
 class Task(Protocol):
