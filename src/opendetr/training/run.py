@@ -124,7 +124,7 @@ def train(
     Raises:
         DataError, ConfigError, WeightsError, DeviceError: the arguments cannot be used. No file has been written.
         CheckpointError: the run folder cannot be written.
-        NonFiniteError: a loss, or the output in an evaluation, was not finite. The last checkpoint is older than the step.
+        NonFiniteError: a loss, or the output in an evaluation, was not finite. The last checkpoint is older.
         ProcessError: another process of the run failed or ended.
 
     Example:
