@@ -1,11 +1,12 @@
-"""What an image costs by its size: seconds and peak memory of DETR and Deformable DETR, and their exponents in pixels.
+"""Measures seconds and peak memory of DETR and Deformable DETR by image size, and their exponents in pixels.
 
     python runs/cost_by_size.py --repeats 3
 
-One square image of every side from 320 to 1280 pixels through detr-r50, detr-r50-dc5 and deformable-detr-r50, as in
-prediction and as in training (forward, a loss of all outputs, backward). Seconds are the fastest of the repeats; memory
-is what a process of its own grows by over the model and the image. An exponent of 1 means: twice the pixels, twice the
-cost. It is the slope of the logarithms, once over all sides and once between the two largest.
+One square image of each side from 320 to 1280 pixels is passed through detr-r50, detr-r50-dc5 and deformable-detr-r50,
+in prediction and in training (forward pass, a loss of all outputs, backward pass). Seconds are those of the fastest
+repeat. Memory is the growth of a separate process, without the model and the image. With an exponent of 1, twice the
+pixels cost twice as much. The exponent is the slope of log cost over log pixels, over all sides and between the two
+largest.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ SIDES = (320, 448, 640, 896, 1280)
 
 
 def cost(name: str, side: int, training: bool, repeats: int, num_threads: int) -> tuple[float, int]:
-    """Seconds and bytes of one image."""
+    """Seconds and peak bytes for one image."""
     torch.set_num_threads(num_threads)
     torch.manual_seed(0)
     model = create(name).train(training)
@@ -49,7 +50,7 @@ def cost(name: str, side: int, training: bool, repeats: int, num_threads: int) -
 
 
 def exponents(costs: list[float]) -> tuple[float, float]:
-    """Slopes of log cost over log pixels: the fit over all sides, and between the last two."""
+    """Slopes of log cost over log pixels: fitted to all sides, and between the last two."""
     pixels = [math.log(side * side) for side in SIDES]
     logs = [math.log(value) for value in costs]
     return float(np.polyfit(pixels, logs, 1)[0]), (logs[-1] - logs[-2]) / (pixels[-1] - pixels[-2])

@@ -1,12 +1,14 @@
-"""Images a second of the training loader beside PIL with torchvision's classic transforms, interleaved.
+"""Compares the speed of the training loader with that of PIL and torchvision's transforms, in images per second.
 
-    python runs/loader_speed.py ../shared/data/coco128/images --repeats 7
+    python runs/loader_speed.py COCO128/images --repeats 7
 
-Both do DETR's training augmentation at full size (short side 480 to 800) with one loader process, on the same images,
-flips, crops and sizes, in the same batches (of 2, as DETR's). The other side is what DETR's own dataset class does:
-PIL decodes, flips, resizes and crops, ToTensor, Normalize, and batches are padded in the loader process. What comes out
-is compared first. Expected on 2 cores, for 256 COCO images: a ratio (ours / theirs) of at least 1.5, every pixel within
-a grey level of theirs after one resize, within two after two.
+Both loaders apply DETR's training augmentation at full size (short side 480 to 800) in one loader process. They use the
+same images, flips, crops and sizes, in the same batches of 2 images. The reference does what DETR's own dataset class
+does: PIL decodes, flips, resizes and crops, then ToTensor and Normalize, and the loader process pads the batches. The
+two take turns, epoch by epoch.
+
+The script first compares the pixels. They may differ by one grey level after one resize and by two after two. Expected
+on 2 cores with 256 COCO images: a ratio (OpenDETR / reference) of at least 1.5.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ SEED = 0
 
 
 def records(folder: Path) -> DetectionData:
-    """The images of a folder, seven boxes in each."""
+    """The images of a folder, with seven boxes in each image."""
     images = []
     for number, path in enumerate(sorted(folder.rglob("*.jpg"))):
         height, width = image_size(path)
@@ -47,7 +49,7 @@ def records(folder: Path) -> DetectionData:
 
 
 class Classic(Dataset[torch.Tensor]):
-    """PIL images through torchvision's classic functions, by the plans of our transform."""
+    """The reference dataset: PIL and torchvision execute the flips, crops and resizes that our transform plans."""
 
     def __init__(self, data: DetectionData, config: DataConfig) -> None:
         self.images = data.images
@@ -55,19 +57,19 @@ class Classic(Dataset[torch.Tensor]):
 
     def __getitem__(self, key: tuple[int, int]) -> torch.Tensor:
         epoch, index = key
-        picture = Image.open(self.images[index].path).convert("RGB")
-        for step in self.transform.plan(picture.height, picture.width, sample_rng(SEED, epoch, index)):
+        image = Image.open(self.images[index].path).convert("RGB")
+        for step in self.transform.plan(image.height, image.width, sample_rng(SEED, epoch, index)):
             if isinstance(step, Flip):
-                picture = functional.hflip(picture)
+                image = functional.hflip(image)
             elif isinstance(step, Crop):
-                picture = functional.crop(picture, step.top, step.left, step.height, step.width)
+                image = functional.crop(image, step.top, step.left, step.height, step.width)
             else:
-                picture = functional.resize(picture, [step.height, step.width])
-        return functional.normalize(functional.to_tensor(picture), MEAN, STD)
+                image = functional.resize(image, [step.height, step.width])
+        return functional.normalize(functional.to_tensor(image), MEAN, STD)
 
 
 class Order:
-    """The batches of an epoch as keys of `Classic`; the epoch is set before each pass."""
+    """A batch sampler for `Classic`: our loader's batches of the epoch that is set before each pass."""
 
     def __init__(self, loader: TrainLoader) -> None:
         self.loader = loader
@@ -81,7 +83,7 @@ class Order:
 
 
 def padded(images: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """What DETR's collate function makes: pixels and padding."""
+    """Collate images (3, h, w) as DETR does: pixels (B, 3, H, W) and a padding mask (B, H, W)."""
     height, width = (max(image.shape[side] for image in images) for side in (1, 2))
     pixels = torch.zeros(len(images), 3, height, width)
     padding = torch.ones(len(images), height, width, dtype=torch.bool)
@@ -92,7 +94,7 @@ def padded(images: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def compare(ours: Iterable[Batch], theirs: Iterable[tuple[torch.Tensor, torch.Tensor]], data: DetectionData) -> None:
-    """Refuse pixels that differ by more than the resizes account for."""
+    """Print how much the pixels differ. Raises AssertionError if they differ more than the resizes explain."""
     transform = training_transform(DataConfig())
     greatest, different, count = {False: 0.0, True: 0.0}, 0.0, 0
     for batch, (pixels, _) in zip(ours, theirs, strict=True):
@@ -105,8 +107,8 @@ def compare(ours: Iterable[Batch], theirs: Iterable[tuple[torch.Tensor, torch.Te
             greatest[is_cropped] = max(greatest[is_cropped], round(float(level.max()), 3))
         different += float((levels > 0.5).sum())
         count += levels.numel()
-    print(f"grey levels apart at most: {greatest[False]} after one resize, {greatest[True]} after a crop between two; "
-          f"{different / count:.2%} of the values differ")  # fmt: skip
+    print(f"largest difference in grey levels: {greatest[False]} after one resize, {greatest[True]} after a crop "
+          f"between two resizes; {different / count:.2%} of the values differ")  # fmt: skip
     assert greatest[False] <= 1
     assert greatest[True] <= 2
 
@@ -145,11 +147,11 @@ def main() -> None:
         rates["PIL + torchvision"].append(rate(theirs, num_images))
     for name, values in rates.items():
         print(
-            f"{name}: median {statistics.median(values):.0f} images a second ({min(values):.0f} to {max(values):.0f})"
+            f"{name}: median {statistics.median(values):.0f} images per second ({min(values):.0f} to {max(values):.0f})"
         )
     ratios = [a / b for a, b in zip(*rates.values(), strict=True)]
-    print(f"ratio ours / theirs, pair by pair: median {statistics.median(ratios):.2f} ({min(ratios):.2f} to "
-          f"{max(ratios):.2f})")  # fmt: skip
+    print(f"ratio OpenDETR / PIL + torchvision of each epoch: median {statistics.median(ratios):.2f} "
+          f"({min(ratios):.2f} to {max(ratios):.2f})")  # fmt: skip
 
 
 if __name__ == "__main__":

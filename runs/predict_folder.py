@@ -1,17 +1,16 @@
-"""Memory and time of `opendetr predict` on folders of small images.
+"""Measures memory and time of `opendetr predict` on folders of small images.
 
     python runs/predict_folder.py memory --few 1000 --many 20000
     python runs/predict_folder.py overlap --images 1100 --rounds 11
 
-`memory` runs the command, with the options that are its defaults, on folders of generated 64x64 JPEGs and prints the
-peak resident memory of each run; the model is a miniature, so that 20,000 images take minutes. Expected: a ratio of
-at most 1.1 (measured: 811 MiB and 816 MiB, 1.006).
+`memory` runs the command with its default options on folders of generated 64x64 JPEGs, and prints the peak resident
+memory of each run. The model is a miniature, so 20,000 images take minutes. Expected: a ratio of at most 1.1 (measured:
+811 MiB and 816 MiB, 1.006).
 
-`overlap` predicts as the command does, with the same miniature, so that the parts take times of one order, and beside
-that times them one after the other: reading and resizing, the model, drawing and writing; in rounds, so that other work
-on the machine meets both alike. Expected, where a core is free: a ratio (together / sum of the parts) below 1.
-With `--wait 0.01` the model also waits so long for each image, as for a device that computes by itself; then no free
-core is needed.
+`overlap` predicts as the command does, with the same miniature, and also measures the parts separately: reading and
+resizing, the model, drawing and writing. It repeats this in rounds, so other work on the machine affects both alike.
+Expected if a core is free: a ratio (together / sum of the parts) below 1. With `--wait 0.01` the model also waits 0.01
+seconds for each image, as for an accelerator. Then no free core is needed.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ SIDE = 64
 _CLASSES = ("one", "two", "three")
 
 
-def write_pictures(folder: Path, number: int, side: int) -> Path:
+def write_images(folder: Path, number: int, side: int) -> Path:
     folder.mkdir()
     rng = np.random.default_rng(0)
     texture = rng.integers(0, 256, (2 * side, 2 * side, 3), dtype=np.uint8)
@@ -66,14 +65,14 @@ def write_miniature(path: Path) -> Path:
     return path
 
 
-def peak_memory(pictures: Path, weights: Path, out: Path) -> float:
-    """MiB that the command needs at most, as Linux counts them; what it writes is thrown away."""
+def peak_memory(images: Path, weights: Path, out: Path) -> float:
+    """Peak resident memory of the command in MiB (Linux). Its results are deleted."""
     code = (
         "import atexit, pathlib, sys; "
         "atexit.register(lambda: print(pathlib.Path('/proc/self/status').read_text(), file=sys.stderr)); "
         "from opendetr.cli.main import main; main()"
     )
-    options = ["predict", pictures, "--weights", weights, "--out", out, "--device", "cpu", "--min-score", "0.2"]
+    options = ["predict", images, "--weights", weights, "--out", out, "--device", "cpu", "--min-score", "0.2"]
     command = [sys.executable, "-c", code, *map(str, options)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     print(done.stdout.strip(), flush=True)
@@ -88,10 +87,10 @@ def memory(few: int, many: int) -> None:
         weights = write_miniature(folder / "miniature.safetensors")
         peaks = {}
         for number in (few, many):
-            pictures = write_pictures(folder / str(number), number, SIDE)
+            images = write_images(folder / str(number), number, SIDE)
             began = time.perf_counter()
-            peaks[number] = peak_memory(pictures, weights, folder / "out")
-            print(f"{number} images: {peaks[number]:.0f} MiB at most, {time.perf_counter() - began:.0f} s", flush=True)
+            peaks[number] = peak_memory(images, weights, folder / "out")
+            print(f"{number} images: {peaks[number]:.0f} MiB peak, {time.perf_counter() - began:.0f} s", flush=True)
     print(f"ratio {peaks[many] / peaks[few]:.3f}")
 
 
@@ -101,35 +100,35 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def overlap_of(pictures: Path, out: Path, detector: Predictor, batch_size: int) -> tuple[float, dict[str, float]]:
-    """Seconds for a folder as the command does it, and for each of its parts alone in one thread."""
+def overlap_of(images: Path, out: Path, detector: Predictor, batch_size: int) -> tuple[float, dict[str, float]]:
+    """Seconds for a folder as in the command, and for each part alone in one thread."""
     transform = evaluation_transform(detector.preset.data)
-    found: list[Detections] = []
+    results: list[Detections] = []
 
     def together() -> None:
         with results_folder(out / "together", detector.categories, OutputConfig()) as write:
-            for detections in detector.predict(pictures, batch_size=batch_size):
+            for detections in detector.predict(images, batch_size=batch_size):
                 write(detections)
-                found.append(detections)
+                results.append(detections)
 
     def read() -> None:
-        for path in images_in(pictures):
+        for path in images_in(images):
             transform.pixels(read_source(path).pixels)
 
     @torch.inference_mode()
     def run_model() -> None:
-        for _ in range(0, len(found), batch_size):
+        for _ in range(0, len(results), batch_size):
             detect(detector.model(ImageBatch.from_images(inputs)).final, sizes, detector.categories)
 
     def draw() -> None:
-        for index, detections in enumerate(found):
+        for index, detections in enumerate(results):
             detections.plot().save(out / f"{index:06}.jpg")
 
-    whole = seconds(together)
-    inputs = [transform.pixels(each.image) for each in found[:batch_size]]
-    sizes = torch.tensor([each.size for each in found[:batch_size]])
+    total = seconds(together)
+    inputs = [transform.pixels(detections.image) for detections in results[:batch_size]]
+    sizes = torch.tensor([detections.size for detections in results[:batch_size]])
     parts = {"reading": read, "the model": run_model, "drawing and writing": draw}
-    return whole, {part: seconds(work) for part, work in parts.items()}
+    return total, {part: seconds(work) for part, work in parts.items()}
 
 
 def wait_for_device(model: torch.nn.Module, wait: float) -> None:
@@ -142,12 +141,12 @@ def overlap(number: int, rounds: int, batch_size: int, wait: float) -> None:
         with tempfile.TemporaryDirectory() as name:
             detector = load(write_miniature(Path(name) / "miniature.safetensors"), device="cpu")
             wait_for_device(detector.model, wait)
-            pictures = write_pictures(Path(name) / "in", number // rounds, SIDE)
-            whole, parts = overlap_of(pictures, Path(name), detector, batch_size)
-        if turn:  # the first round also pays for what only the first images cost
-            ratios.append(whole / sum(parts.values()))
+            images = write_images(Path(name) / "in", number // rounds, SIDE)
+            total, parts = overlap_of(images, Path(name), detector, batch_size)
+        if turn:  # the first round warms up and is not counted
+            ratios.append(total / sum(parts.values()))
             shown = ", ".join(f"{part} {spent:.1f} s" for part, spent in parts.items())
-            print(f"together {whole:.1f} s; {shown}: {ratios[-1]:.2f}", flush=True)
+            print(f"together {total:.1f} s; {shown}: {ratios[-1]:.2f}", flush=True)
     print(f"ratio, median of {len(ratios)}: {statistics.median(ratios):.2f}")
 
 
@@ -161,7 +160,7 @@ def main() -> None:
     of_overlap.add_argument("--images", type=int, default=1100)
     of_overlap.add_argument("--rounds", type=int, default=11)
     of_overlap.add_argument("--batch-size", type=int, default=8)
-    of_overlap.add_argument("--wait", type=float, default=0.0, help="seconds for each image")
+    of_overlap.add_argument("--wait", type=float, default=0.0, help="seconds that the model waits per image")
     options = parser.parse_args()
     if options.command == "memory":
         memory(options.few, options.many)

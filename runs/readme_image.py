@@ -1,8 +1,8 @@
-"""Draws the image of the README: ground truth, detections and panoptic map of drawn scenes, by the shipped detector.
+"""Draws the image of the README: ground truth, detections and panoptic maps of drawn scenes, by the shipped detectors.
 
     python runs/readme_image.py --out docs/images/predictions.jpg
 
-The scenes are the first ones that `opendetr demo` draws and that hold 2 to 6 objects; no training has seen them.
+The scenes are the first ones of `opendetr demo` that contain 2 to 6 objects. The detectors were not trained on them.
 """
 
 from __future__ import annotations

@@ -1,21 +1,27 @@
-"""Makes the detector that ships with the package: deformable-detr-tiny for scenes, with masks, without a GPU.
+"""Trains the detector of the package: deformable-detr-tiny with a mask head, on drawn scenes, without a GPU.
 
     python runs/scenes_detector.py --folder WORK --backbone-minutes 20 --minutes 120 --mask-minutes 25
 
-First the backbone learns to name objects, as the published models' backbones learned from ImageNet: from cut-outs, ten
-times as many objects a second as the whole detector sees. Then the detector is trained, things and stuff, on scenes
-with more objects than the default ones have, the backbone still naming cut-outs between its steps. At last the mask
-head is trained around the detector, which stays as it is. Scenes are drawn at 256 pixels and shown at 320: small
-objects are what is named wrong most often, and larger ones cover more cells. WORK/detector.safetensors and
-WORK/panoptic.safetensors are moving averages of the weights; `opendetr demo` scores the second on 300 unseen scenes.
+The training has three stages:
 
-The one that ships has a history: two hours and a half of detection alone (AP 0.400), 22 minutes of naming and 118 of
-detection (AP 0.543), on one busy core 100 minutes of detection (5,180 steps, AP 0.556) and 25 of masks, all at 256
-pixels; then, on one busy core again, 92 minutes (3,600 steps) and 20 (600) of the stages as they are here:
+1. The backbone learns to classify objects in crops of scenes, as the backbones of published models learned from
+   ImageNet. Crops contain ten times as many objects per second as the training of the whole detector.
+2. The detector is trained on things and stuff, in scenes with more objects than default scenes. The backbone still
+   classifies a batch of crops in every step.
+3. The mask head is trained. The detector is frozen.
+
+Scenes are drawn at 256 pixels and resized to 320 for the detector, because most wrong classes are those of small
+objects, which then cover more cells. WORK/detector.safetensors and WORK/panoptic.safetensors contain EMA weights.
+`opendetr demo` evaluates the second file on 300 new scenes.
+
+The detector of the package was trained in several runs. The first ones used 256 pixels: two and a half hours of
+detection (AP 0.400); 22 minutes of classification and 118 of detection (AP 0.543); 100 minutes of detection (5,180
+steps on one busy core, AP 0.556) and 25 of masks. The last one is the one of this script, again on one busy core: 92
+minutes of detection (3,600 steps) and 20 of masks (600 steps):
 
     python runs/scenes_detector.py --folder WORK --start FILE --backbone-minutes 0 --minutes 92 --mask-minutes 20
 
-FILE may be the one that ships.
+FILE can be the detector of the package.
 """
 
 from __future__ import annotations
@@ -56,8 +62,8 @@ from opendetr.weights import ModelCard, read_card, read_state, save_weights, tra
 
 MODEL = "deformable-detr-tiny"
 WITH_MASKS = "deformable-detr-tiny-panoptic"
-SIZE = 256  # scenes are drawn in pixels
-SHOWN = 320  # and shown to the detector in
+SIZE = 256  # side of the drawn scenes, pixels
+INPUT_SIZE = 320  # side of the detector's input images, pixels
 TRAINED_ON = SceneConfig(size=SIZE, min_objects=4, max_objects=18)  # twice the objects of default scenes
 CLASSES = Categories.from_coco(CATEGORIES)
 NUM_THINGS = sum(CLASSES.isthing)
@@ -66,22 +72,22 @@ RATE = 4e-4
 BACKBONE_RATE = 3e-4
 CLIP = 1.0
 WARMUP = 300
-AVERAGED = 0.998
-FLOOR = 0.01
-NAMING_RATE = 8e-4
-NAMING_WEIGHT = 0.5
-NAMING_HEAD_RATE = 2e-3
+EMA_DECAY = 0.998
+FLOOR = 0.01  # last learning rate / peak learning rate
+CLASSIFY_RATE = 8e-4
+CLASSIFY_WEIGHT = 0.5
+CLASSIFY_HEAD_RATE = 2e-3
 MASK_RATE = 6e-4
-CUT_OUTS = {64: (96, 5), 128: (28, 7), 192: (13, 8)}  # side in pixels: how many in a batch, and of 20 batches how many
+CROPS = {64: (96, 5), 128: (28, 7), 192: (13, 8)}  # side in pixels: crops per batch, batches out of 20
 
 
 class Scenes:
-    """Training scenes in memory, kept in files, and their targets, plain and mirrored.
+    """Training scenes, memory-mapped from files, and their targets, original and mirrored.
 
     Attributes:
         pixels: (n, H, W, 3) uint8.
-        segments: (n, H, W) uint8, the segment that each pixel belongs to.
-        labels: (m, 7), a row (scene, x0, y0, x1, y1, label, segment) of each thing and stuff.
+        segments: (n, H, W) uint8, the segment of each pixel.
+        labels: (m, 7), one row (scene, x0, y0, x1, y1, label, segment) for each thing and stuff segment, in pixels.
     """
 
     def __init__(self, folder: Path, count: int) -> None:
@@ -89,13 +95,13 @@ class Scenes:
             _draw(folder, count)
         self.pixels, self.segments = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("scenes", "segments"))
         if len(self.pixels) != count:
-            raise SystemExit(f"{folder}: holds {len(self.pixels)} scenes, not {count}; name another folder")
+            raise SystemExit(f"{folder}: contains {len(self.pixels)} scenes, not {count}; give another --folder")
         self.labels = labels = np.load(folder / "labels.npy")
         self.rows = np.split(labels, np.searchsorted(labels[:, 0], np.arange(1, count)))
         self.targets = [[_target(rows, mirrored) for mirrored in (False, True)] for rows in self.rows]
 
     def batches(self, rng: np.random.Generator, *, masks: bool = False) -> Iterator[Batch]:
-        """Batches without end: every scene once, half of them mirrored, then all in another order."""
+        """An endless iterator of batches. Each pass has a random order and mirrors half of the scenes."""
         while True:
             order = rng.permutation(len(self.pixels))
             for chosen in order[: len(order) // BATCH * BATCH].reshape(-1, BATCH):
@@ -110,17 +116,17 @@ class Scenes:
     def _image(self, index: int, mirrored: bool) -> Tensor:
         pixels = self.pixels[index]
         pixels = np.array(pixels[:, ::-1] if mirrored else pixels)
-        return _shown(pixels)
+        return _as_input(pixels)
 
     def _with_masks(self, target: Target, index: int, mirrored: bool) -> Target:
         segments = torch.from_numpy(np.array(self.segments[index]))
         segments = segments.flip(1) if mirrored else segments
         masks = segments == torch.from_numpy(self.rows[index][:, 6, None, None])
-        return replace(target, masks=torch.from_numpy(resize_masks(masks.numpy(), SHOWN, SHOWN)))
+        return replace(target, masks=torch.from_numpy(resize_masks(masks.numpy(), INPUT_SIZE, INPUT_SIZE)))
 
 
-class CutOuts:
-    """Squares of scenes around an object, turned and mirrored, with all objects that lie in them."""
+class Crops:
+    """Square crops of scenes around an object, randomly mirrored and transposed, with all objects inside them."""
 
     def __init__(self, scenes: Scenes) -> None:
         self.scenes = scenes
@@ -128,35 +134,38 @@ class CutOuts:
         self.small, self.large = np.nonzero(things & (longer <= 52))[0], np.nonzero(things & (longer > 52))[0]
 
     def batches(self, rng: np.random.Generator) -> Iterator[Batch]:
-        """Batches of one side each, without end."""
-        shares = np.array([share for _, share in CUT_OUTS.values()])
+        """An endless iterator of batches. All crops of a batch have the same side."""
+        shares = np.array([share for _, share in CROPS.values()])
         while True:
-            side = int(rng.choice(list(CUT_OUTS), p=shares / shares.sum()))
-            centres = rng.choice(self.small if side == min(CUT_OUTS) else self.large, CUT_OUTS[side][0])
-            images, targets = zip(*(self._cut(self.scenes.labels[row], side, rng) for row in centres), strict=True)
+            side = int(rng.choice(list(CROPS), p=shares / shares.sum()))
+            centres = rng.choice(self.small if side == min(CROPS) else self.large, CROPS[side][0])
+            images, targets = zip(*(self._crop(self.scenes.labels[row], side, rng) for row in centres), strict=True)
             yield Batch(ImageBatch.from_images(images), targets)
 
-    def _cut(self, centre: np.ndarray, side: int, rng: np.random.Generator) -> tuple[Tensor, Target]:
+    def _crop(self, centre: np.ndarray, side: int, rng: np.random.Generator) -> tuple[Tensor, Target]:
         middle = (centre[1:3] + centre[3:5]) / 2 + rng.uniform(-0.1, 0.1, 2) * side
         left, top = np.clip(middle - side / 2, 0, SIZE - side).astype(int)
         pixels = self.scenes.pixels[centre[0], top : top + side, left : left + side]
         rows = self.scenes.rows[centre[0]]
         rows = rows[rows[:, 5] < NUM_THINGS]
         boxes = rows[:, 1:5].astype(np.float32) - [left, top, left, top]
-        whole = (boxes > -4).all(1) & (boxes < side + 4).all(1)
-        boxes, rows = boxes[whole], rows[whole]
+        inside = (boxes > -4).all(1) & (boxes < side + 4).all(1)
+        boxes, rows = boxes[inside], rows[inside]
         if rng.random() < 0.5:
             pixels, boxes = pixels[:, ::-1], boxes[:, [2, 1, 0, 3]] * [-1, 1, -1, 1] + [side, 0, side, 0]
         if rng.random() < 0.5:
             pixels, boxes = pixels.transpose(1, 0, 2), boxes[:, [1, 0, 3, 2]]
-        image = _shown(pixels)
-        wanted = xyxy_to_cxcywh(torch.from_numpy(boxes.astype(np.float32)) / side)
+        image = _as_input(pixels)
+        normalised = xyxy_to_cxcywh(torch.from_numpy(boxes.astype(np.float32)) / side)
         labels = torch.from_numpy(rows[:, 5].astype(np.int64))
-        return image, Target(labels, wanted, tuple(image.shape[1:]), (side, side), 0)
+        return image, Target(labels, normalised, tuple(image.shape[1:]), (side, side), 0)
 
 
-class Naming(nn.Module):
-    """Names objects by the mean features in their boxes, at each level alone: (B, C, h, w) levels -> a loss."""
+class Classifier(nn.Module):
+    """Classifies objects from the mean features in their boxes, at each level separately.
+
+    Its input are feature maps (B, C, h, w) of several levels; its output is the loss.
+    """
 
     def __init__(self, widths: tuple[int, ...]) -> None:
         super().__init__()
@@ -174,67 +183,70 @@ class Naming(nn.Module):
         return loss
 
 
-def named(task: Task, naming: Naming, batch: Batch) -> Tensor:
-    """The loss of naming the objects of cut-outs."""
+def crops_loss(task: Task, classifier: Classifier, batch: Batch) -> Tensor:
+    """The loss of classifying the objects in a batch of crops."""
     with torch.autocast("cpu", torch.bfloat16):
         levels = task.model.backbone(batch.images)
-    return naming(levels[1:], batch.targets)
+    return classifier(levels[1:], batch.targets)
 
 
-def name_objects(task: Task, naming: Naming, scenes: Scenes, minutes: float) -> None:
-    """Train the backbone by naming alone, for `minutes`."""
+def train_backbone(task: Task, classifier: Classifier, scenes: Scenes, minutes: float) -> None:
+    """Train only the backbone, by classifying the objects in crops."""
     backbone = task.model.backbone
-    parameters = [*backbone.parameters(), *naming.parameters()]
+    parameters = [*backbone.parameters(), *classifier.parameters()]
     groups = [
-        {"params": backbone.parameters(), "lr": NAMING_RATE},
-        {"params": naming.parameters(), "lr": NAMING_HEAD_RATE},
+        {"params": backbone.parameters(), "lr": CLASSIFY_RATE},
+        {"params": classifier.parameters(), "lr": CLASSIFY_HEAD_RATE},
     ]
-    optimiser = torch.optim.AdamW(groups, weight_decay=1e-3, fused=True)
-    batches = CutOuts(scenes).batches(np.random.default_rng(1))
-    for _ in steps(optimiser, minutes, "naming objects"):
-        loss = named(task, naming, next(batches))
+    optimizer = torch.optim.AdamW(groups, weight_decay=1e-3, fused=True)
+    batches = Crops(scenes).batches(np.random.default_rng(1))
+    for _ in steps(optimizer, minutes, "backbone"):
+        loss = crops_loss(task, classifier, next(batches))
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 2 * CLIP)
-        log({"naming": loss.item()})
+        log({"crops": loss.item()})
 
 
 @contextmanager
 def kept_statistics(module: nn.Module) -> Iterator[None]:
-    """Within it, what batch norms see does not count: evaluation sees scenes, not cut-outs."""
-    norms = [each for each in module.modules() if isinstance(each, nn.BatchNorm2d)]
-    momenta = [each.momentum for each in norms]
-    for each in norms:
-        each.momentum = 0.0
+    """Within it, batch norms do not update their running statistics, which must be those of scenes and not of crops."""
+    norms = [part for part in module.modules() if isinstance(part, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
     try:
         yield
     finally:
-        for each, momentum in zip(norms, momenta, strict=True):
-            each.momentum = momentum
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
 
 
 _sums: dict[str, float] = {}
 
 
 def log(values: dict[str, float]) -> None:
-    """Add to what the next line of `steps` shows the mean of."""
+    """Add values of which `steps` prints the means."""
     for name, value in values.items():
         _sums[name] = _sums.get(name, 0.0) + value
 
 
-def steps(optimiser: torch.optim.Optimizer, minutes: float, what: str) -> Iterator[int]:
-    """Numbers of the steps that `minutes` hold: warm-up, then half a cosine; the caller computes gradients."""
-    peaks, began, step = [group["lr"] for group in optimiser.param_groups], time.monotonic(), 0
+def steps(optimizer: torch.optim.Optimizer, minutes: float, stage: str) -> Iterator[int]:
+    """Yield step numbers for `minutes`, and take an optimizer step after the caller has computed the gradients.
+
+    The learning rate warms up and then decays as half a cosine.
+    """
+    peaks, began, step = [group["lr"] for group in optimizer.param_groups], time.monotonic(), 0
     while (progress := (time.monotonic() - began) / max(60 * minutes, 1e-9)) < 1:
         factor = min(1.0, (step + 1) / WARMUP) * (FLOOR + (1 - FLOOR) * (1 + math.cos(math.pi * progress)) / 2)
-        for group, peak in zip(optimiser.param_groups, peaks, strict=True):
+        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
             group["lr"] = peak * factor
         yield step
-        optimiser.step()
-        optimiser.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
         step += 1
         if step % 100 == 0:
             shown = "  ".join(f"{name} {value / 100:.3f}" for name, value in _sums.items())
-            print(f"{what}: {time.monotonic() - began:6.0f} s  step {step}  {shown}", flush=True)
+            print(f"{stage}: {time.monotonic() - began:6.0f} s  step {step}  {shown}", flush=True)
             _sums.clear()
     _sums.clear()
 
@@ -247,16 +259,16 @@ def _draw(folder: Path, count: int) -> None:
     for index in range(count):
         scene = draw_scene(index, config=TRAINED_ON)
         pixels[index], segments[index] = scene.image, scene.segments
-        seen = (*(each for each in scene.objects if not each.iscrowd), *scene.stuff)
-        rows += [(index, *each.box, CLASSES.label_of_id(each.category_id), each.id) for each in seen]
+        visible = (*(thing for thing in scene.objects if not thing.iscrowd), *scene.stuff)
+        rows += [(index, *segment.box, CLASSES.label_of_id(segment.category_id), segment.id) for segment in visible]
     pixels.flush()
     segments.flush()
     np.save(folder / "labels.npy", np.array(rows, np.int64).reshape(-1, 7))
 
 
-def _shown(pixels: np.ndarray) -> Tensor:
-    """(h, w, 3) pixels of a scene -> (3, h', w'), as large as the detector sees them."""
-    height, width = (round(side * SHOWN / SIZE) for side in pixels.shape[:2])
+def _as_input(pixels: np.ndarray) -> Tensor:
+    """Resize pixels (h, w, 3) of a scene to the scale of the detector's input and normalise them: (3, h', w')."""
+    height, width = (round(side * INPUT_SIZE / SIZE) for side in pixels.shape[:2])
     return normalise(torch.from_numpy(resize_fast(np.array(pixels), height, width)).permute(2, 0, 1))
 
 
@@ -264,26 +276,27 @@ def _target(rows: np.ndarray, mirrored: bool) -> Target:
     boxes = torch.from_numpy(rows[:, 1:5].astype(np.float32)) / SIZE
     if mirrored:
         boxes = torch.stack((1 - boxes[:, 2], boxes[:, 1], 1 - boxes[:, 0], boxes[:, 3]), 1)
-    return Target(torch.from_numpy(rows[:, 5].astype(np.int64)), xyxy_to_cxcywh(boxes), (SHOWN, SHOWN), (SIZE, SIZE), 0)
+    labels = torch.from_numpy(rows[:, 5].astype(np.int64))
+    return Target(labels, xyxy_to_cxcywh(boxes), (INPUT_SIZE, INPUT_SIZE), (SIZE, SIZE), 0)
 
 
-def train(task: Task, naming: Naming, scenes: Scenes, folder: Path, config: Preset, minutes: float) -> Detector:
-    """AdamW with clipped gradients; returns the moving average, which is saved every ten minutes."""
-    average = AveragedModel(task, multi_avg_fn=get_ema_multi_avg_fn(AVERAGED), use_buffers=False)
+def train(task: Task, classifier: Classifier, scenes: Scenes, folder: Path, config: Preset, minutes: float) -> Detector:
+    """Train the detector. Returns it with EMA weights, which are also saved every ten minutes."""
+    average = AveragedModel(task, multi_avg_fn=get_ema_multi_avg_fn(EMA_DECAY), use_buffers=False)
     backbone = list(task.model.backbone.parameters())
-    of_backbone = {id(parameter) for parameter in backbone}
-    rest = [parameter for parameter in task.parameters() if id(parameter) not in of_backbone]
+    backbone_ids = {id(parameter) for parameter in backbone}
+    rest = [parameter for parameter in task.parameters() if id(parameter) not in backbone_ids]
     groups = [{"params": backbone, "lr": BACKBONE_RATE}, {"params": rest, "lr": RATE}]
-    groups += [{"params": list(naming.parameters()), "lr": NAMING_HEAD_RATE}]
-    optimiser = torch.optim.AdamW(groups, weight_decay=1e-4, fused=True)
-    batches, cut_outs = scenes.batches(np.random.default_rng(0)), CutOuts(scenes).batches(np.random.default_rng(2))
+    groups += [{"params": list(classifier.parameters()), "lr": CLASSIFY_HEAD_RATE}]
+    optimizer = torch.optim.AdamW(groups, weight_decay=1e-4, fused=True)
+    batches, crops = scenes.batches(np.random.default_rng(0)), Crops(scenes).batches(np.random.default_rng(2))
     began, saved, step = time.monotonic(), 0, 0
-    for step in steps(optimiser, minutes, "detecting"):
+    for step in steps(optimizer, minutes, "detector"):
         if step:
             average.update_parameters(task)
         with kept_statistics(task.model.backbone):
-            of_names = named(task, naming, next(cut_outs))
-        (NAMING_WEIGHT * of_names).backward()
+            crops_value = crops_loss(task, classifier, next(crops))
+        (CLASSIFY_WEIGHT * crops_value).backward()
         batch = next(batches)
         with torch.autocast("cpu", torch.bfloat16):
             output = task.model(batch.images)
@@ -294,7 +307,7 @@ def train(task: Task, naming: Naming, scenes: Scenes, folder: Path, config: Pres
         log(
             {
                 "total": total.item(),
-                "naming": of_names.item(),
+                "crops": crops_value.item(),
                 **{name: value[-1].item() for name, value in losses.items()},
             }
         )
@@ -302,18 +315,18 @@ def train(task: Task, naming: Naming, scenes: Scenes, folder: Path, config: Pres
             saved = passed
             _save(folder / "detector.safetensors", average.module.model, config, step)
     _save(folder / "detector.safetensors", average.module.model, config, step + 1)
-    torch.save({"task": task.state_dict(), "naming": naming.state_dict()}, folder / "task.pth")
+    torch.save({"task": task.state_dict(), "classifier": classifier.state_dict()}, folder / "task.pth")
     return average.module.model
 
 
 def train_masks(task: Task, scenes: Scenes, folder: Path, config: Preset, minutes: float) -> None:
-    """Train the mask head alone, as `train`."""
+    """Train only the mask head, and save the model with its EMA weights."""
     model = task.model
     parameters = [*model.attention.parameters(), *model.head.parameters()]
-    average = AveragedModel(task, multi_avg_fn=get_ema_multi_avg_fn(AVERAGED), use_buffers=False)
-    optimiser = torch.optim.AdamW(parameters, lr=MASK_RATE, weight_decay=1e-4, fused=True)
+    average = AveragedModel(task, multi_avg_fn=get_ema_multi_avg_fn(EMA_DECAY), use_buffers=False)
+    optimizer = torch.optim.AdamW(parameters, lr=MASK_RATE, weight_decay=1e-4, fused=True)
     batches, step = scenes.batches(np.random.default_rng(3), masks=True), 0
-    for step in steps(optimiser, minutes, "masks"):
+    for step in steps(optimizer, minutes, "masks"):
         if step:
             average.update_parameters(task)
         with torch.autocast("cpu", torch.bfloat16):
@@ -329,32 +342,32 @@ def _save(path: Path, model: nn.Module, config: Preset, steps: int) -> None:
 
 
 def run(folder: Path, count: int, minutes: tuple[float, float, float], start: Path | None) -> None:
-    """Minutes of naming, of detection and of masks."""
+    """Run the three stages. `minutes` are those of the backbone, the detector and the mask head."""
     torch.manual_seed(0)
     keep_freed_memory()
     config = trained_from_nothing(get_preset(MODEL))
-    config = replace(config, data=config.data.resized(SHOWN))
+    config = replace(config, data=config.data.resized(INPUT_SIZE))
     task = build_task(config, build_model(config, len(CLASSES)), len(CLASSES)).train()
     if start is not None:
-        print(begin_with(task.model, start), flush=True)
-    scenes, naming = Scenes(folder, count), Naming(task.model.backbone.num_channels[1:])
-    name_objects(task, naming, scenes, minutes[0])
-    detector = train(task, naming, scenes, folder, config, minutes[1])
+        print(load_start(task.model, start), flush=True)
+    scenes, classifier = Scenes(folder, count), Classifier(task.model.backbone.num_channels[1:])
+    train_backbone(task, classifier, scenes, minutes[0])
+    detector = train(task, classifier, scenes, folder, config, minutes[1])
     with_masks = get_preset(WITH_MASKS)
-    config = replace(with_masks, model=config.model, data=with_masks.data.resized(SHOWN))
+    config = replace(with_masks, model=config.model, data=with_masks.data.resized(INPUT_SIZE))
     model = build_model(config, len(CLASSES))
-    if start is not None:  # its mask head, if it has one
-        print(begin_with(model, start), flush=True)
+    if start is not None:  # loads the mask head, if the file contains one
+        print(load_start(model, start), flush=True)
     model.detector.load_state_dict(detector.state_dict())
     frozen = build_task(with_frozen_detector(config), model, len(CLASSES)).train()
     train_masks(frozen, scenes, folder, config, minutes[2])
 
 
-def begin_with(model: Detector, path: Path) -> str:
-    """The weights of another detector of the same kind, its classes fitted by name."""
+def load_start(model: Detector, path: Path) -> str:
+    """Load the weights of another detector of this family, with classes matched by name. Returns a report."""
     card = read_card(path)
     if card is None:
-        raise SystemExit(f"{path}: does not say what its classes are")
+        raise SystemExit(f"{path}: does not contain the names of its classes; give a file of this script")
     return str(transfer(model, read_state(path), card.categories, CLASSES))
 
 
@@ -365,7 +378,7 @@ if __name__ == "__main__":
     parser.add_argument("--backbone-minutes", type=float, default=20)
     parser.add_argument("--minutes", type=float, default=120)
     parser.add_argument("--mask-minutes", type=float, default=25)
-    parser.add_argument("--start", type=Path, help="a detector to go on from")
+    parser.add_argument("--start", type=Path, help="a detector to start from")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     minutes = options.backbone_minutes, options.minutes, options.mask_minutes

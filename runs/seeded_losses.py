@@ -1,6 +1,6 @@
-"""Prints a fingerprint of seeded losses, gradients and two training steps of seven presets.
+"""Prints fingerprints of seeded losses, gradients and two train steps of seven presets.
 
-A refactoring must leave every line as it was: `python runs/seeded_losses.py > before`, change the code,
+A refactoring must not change them: `python runs/seeded_losses.py > before`, change the code, then
 `python runs/seeded_losses.py | diff before -`. The fingerprints depend on the machine and on the version of torch.
 """
 

@@ -115,7 +115,7 @@ def _with_patches(
     labels = torch.ones(NUM_PATCHES, dtype=torch.int64)
     kept = torch.from_numpy(rng.random(NUM_QUERIES) > 0.1)
     extras = {"patches": torch.stack(patches), "kept": kept}
-    return replace(sample, target=replace(sample.target, labels=labels, boxes=boxes, area=None), extras=extras)
+    return replace(sample, target=replace(sample.target, labels=labels, boxes=boxes), extras=extras)
 
 
 class PatchDETR(DETR):
@@ -300,9 +300,7 @@ class ClipData(DataConfig):
                 pixels = torch.roll(sample.pixels, shift, -1)
                 boxes = target.boxes + torch.tensor([shift / pixels.shape[-1], 0, 0, 0])
                 seen = (boxes[:, 0] < 1) & (torch.arange(len(boxes)) != index)  # each object is away once
-                moved = replace(
-                    target, labels=target.labels[seen], boxes=boxes[seen], area=None, track_ids=target.track_ids[seen]
-                )
+                moved = replace(target, labels=target.labels[seen], boxes=boxes[seen], track_ids=target.track_ids[seen])
                 frames.append(Sample(pixels, moved, sample.name))
             return replace(frames[-1], extras={"frames": tuple(frames[:-1])})
 

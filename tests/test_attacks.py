@@ -108,7 +108,7 @@ def test_a_large_picture_with_the_bytes_for_it_is_read(tmp_path):
 def test_other_programs_are_not_started_for_a_picture(tmp_path):
     path = tmp_path / "a.jpg"
     path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nquit\n")
-    with pytest.raises(ImageError, match="not an image that can be read") as error:
+    with pytest.raises(ImageError, match="not an image in a supported format") as error:
         read_image(path)
     one_line(error.value)
 

@@ -157,7 +157,7 @@ def test_the_exit_code_says_what_training_does(tmp_path):
     clean.write()
     code, text, errors = run(clean.folder)
     assert (code, errors) == (0, "")
-    assert "nothing found" in text
+    assert "no faults found" in text
     (clean.image(1)).write_bytes(b"")
     code, text, errors = run(clean.folder)
     assert (code, errors) == (3, "")
@@ -204,7 +204,7 @@ def test_without_images_only_the_annotations_are_read(tmp_path):
     assert run(tmp_path)[0] == 3
     code, _, errors = run(tmp_path, "--no-images", "--fix", tmp_path / "copy")
     assert code == 2
-    assert "--fix has to read the images" in errors
+    assert "--fix reads the images" in errors
 
 
 def test_a_copy_is_never_written_over_something(tmp_path):
@@ -214,7 +214,7 @@ def test_a_copy_is_never_written_over_something(tmp_path):
         (tmp_path / "file").write_text("mine")
         code, _, errors = run(tmp_path / "set", "--fix", place)
         assert code == 1
-        assert errors == f"error: {place}: not an empty folder; name a new one to write to\n"
+        assert errors == f"error: {place}: exists and is not an empty folder; choose a new folder\n"
     assert (tmp_path / "file").read_text() == "mine"
 
 

@@ -77,7 +77,7 @@ def test_train_says_what_it_does(scenes, tmp_path):
     assert record["folder"] == str(out)
     assert record["steps"] == 2
     assert set(record["metrics"]) >= {"AP", "AP50"}
-    for words in ("8 images", "12 classes", "weights: none, so the backbone is trained whole", "images/s"):
+    for words in ("8 images", "12 classes", "weights: none, so the whole backbone is trained", "images/s"):
         assert words in result.stderr
     assert opendetr("train", "--resume", out).stdout.strip() == str(out)
 
@@ -92,7 +92,7 @@ def test_train_for_a_time(scenes, tmp_path):
 def test_eval_gives_the_twelve_numbers(run, scenes, tmp_path):
     results = tmp_path / "results.json"
     plain = opendetr("eval", scenes, "--weights", run, "--layers", "--predictions", results)
-    for words in ("AP50", "AR_L", "star", "decoder layer", "seconds an image"):
+    for words in ("AP50", "AR_L", "star", "decoder layer", "seconds per image"):
         assert words in plain.stdout
     record = json.loads(opendetr("eval", scenes, "--weights", run, "--layers", "--json").stdout)
     assert len(record["metrics"]) == 12
@@ -131,10 +131,10 @@ def test_predict_draws_and_writes(run, scenes, tmp_path):
     assert len(written["images"]) == 4 + 2 + 1
     assert {row["image_id"] for row in written["annotations"]} == set(range(1, 8))
     assert written["categories"][0] == {"id": 1, "name": "disc"}
-    pictures = [row["picture"] for row in written["images"]]
-    assert len(set(pictures)) == 7
-    assert {"000000.png", "000000-2.png", "photo.png"} <= set(pictures)
-    assert all((out / picture).is_file() for picture in pictures)
+    drawings = [row["drawing"] for row in written["images"]]
+    assert len(set(drawings)) == 7
+    assert {"000000.png", "000000-2.png", "photo.png"} <= set(drawings)
+    assert all((out / drawing).is_file() for drawing in drawings)
 
 
 def test_predict_names_what_it_cannot_read(run, scenes, tmp_path):
@@ -160,7 +160,7 @@ def test_data_make_repeats(tmp_path):
     assert not (tmp_path / "a" / "val").exists()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("")
-    assert "holds files that are not scenes" in failure("data", "make", tmp_path / "mine")
+    assert "contains files that are not scenes" in failure("data", "make", tmp_path / "mine")
 
 
 def test_models_lists_the_catalogue():
@@ -280,7 +280,7 @@ def test_bad_weights_are_one_line(run, scenes, tmp_path, monkeypatch):
     picture = scenes / "val" / "000000.png"
     for options, words in (
         (["--weights", cut], "not a complete safetensors file"),
-        (["--weights", evil, "--model", "detr-tiny"], "refused"),
+        (["--weights", evil, "--model", "detr-tiny"], "could run code"),
         (["--weights", plain, "--model", "detr-tiny"], "not a complete PyTorch file"),
         (["--weights", run / "best" / "model.safetensors.gone"], "no such file"),
         (["--weights", scenes], "contains no weights"),

@@ -50,7 +50,7 @@ def test_convert(voc, tmp_path):
     assert [i.objects for i in read_splits(tmp_path / "back")["all"].images] == [
         i.objects for i in read_splits(voc)["all"].images
     ]
-    assert "not an empty folder; name a new one" in failure("data", "convert", voc, out, "--to", "coco")
+    assert "not an empty folder; choose a new folder" in failure("data", "convert", voc, out, "--to", "coco")
     assert "no such folder" in failure("data", "convert", tmp_path / "nowhere", tmp_path / "x", "--to", "coco")
     opendetr("data", "convert", voc, tmp_path / "x", "--to", "csv", code=2)
     assert not (tmp_path / "x").exists()

@@ -143,7 +143,7 @@ def test_faults_are_counted_and_told(tmp_path):
     invalid = data.findings[0]
     assert invalid.first.endswith("0.png, annotation 100")
     assert str(invalid) in data.summary()
-    assert "1 box reaching out of the image, clamped for training (first: " in data.summary()
+    assert "1 box extending outside the image, clipped for training (first: " in data.summary()
     with pytest.raises(DataError, match=r"2 boxes with NaN.*annotation 100") as error:
         open_data(tmp_path, strict=True)
     one_line(error.value)
@@ -182,7 +182,7 @@ BROKEN = {
     "no images": (put([], "images"), "contains no images"),
     "no annotations": (put([], "annotations"), "no annotations"),
     "no category id": (drop("categories", 0, "id"), r"categories\[0\]: the key 'id' is missing"),
-    "category twice": (put(3, "categories", 0, "id"), "id 3 stands twice"),
+    "category twice": (put(3, "categories", 0, "id"), "two categories have the id 3"),
     "no category name": (drop("categories", 1, "name"), r"categories\[1\]: the key 'name' is missing"),
     "no image id": (drop("images", 1, "id"), r"images\[1\]: the key 'id' is missing"),
     "image id twice": (put(1, "images", 1, "id"), r"images\[1\]: the image id 1 is used twice"),
@@ -201,9 +201,9 @@ BROKEN = {
         put(["1", 2, 3, 4], "annotations", 0, "bbox"),
         r"annotations\[0\] \(id 10\): 'bbox' is .*; expected four",
     ),
-    "missing image": (put("9.png", "images", 1, "file_name"), r"images\[1\]: its image .*9.png is missing"),
-    "endless name": (put("a" * 300, "images", 1, "file_name"), r"images\[1\]: its image .*aaa is missing"),
-    "name of two lines": (put("a\nb.png", "images", 1, "file_name"), r"images\[1\]: its image .*a b.png is missing"),
+    "missing image": (put("9.png", "images", 1, "file_name"), r"images\[1\]: the image .*9.png is missing"),
+    "endless name": (put("a" * 300, "images", 1, "file_name"), r"images\[1\]: the image .*aaa is missing"),
+    "name of two lines": (put("a\nb.png", "images", 1, "file_name"), r"images\[1\]: the image .*a b.png is missing"),
     "climbing": (put("../../etc/passwd", "images", 1, "file_name"), r"images\[1\]: .* leaves the data folder"),
     "hidden climbing": (put("a/../../b.png", "images", 0, "file_name"), r"images\[0\]: .* leaves the data folder"),
     "absolute": (put("/etc/passwd", "images", 1, "file_name"), r"images\[1\]: .* leaves the data folder"),

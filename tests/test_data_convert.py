@@ -264,7 +264,7 @@ def test_nothing_is_left_when_an_image_cannot_be_copied(awkward, tmp_path, to, m
 def test_nothing_is_written_over(awkward, tmp_path):
     for target in (awkward, awkward / "annotations" / "instances_train.json"):
         before = facts(awkward)
-        with pytest.raises(DataError, match="not an empty folder; name a new one to write to"):
+        with pytest.raises(DataError, match="not an empty folder; choose a new folder"):
             convert(awkward, target, YOLO)
         assert facts(awkward) == before
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")

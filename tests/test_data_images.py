@@ -154,7 +154,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, fault, suffix):
 def test_numbers_of_unknown_range_are_refused(tmp_path, mode):
     values = np.array([[0, 1_000_000]], dtype=np.float32 if mode == "F" else np.int32)
     path = save(tmp_path / "a.tif", Image.fromarray(values))
-    with pytest.raises(ImageError, match="32-bit numbers; save it with 8 or 16 bits"):
+    with pytest.raises(ImageError, match="32-bit values; save the image with 8 or 16 bits"):
         read_image(path)
 
 
@@ -170,7 +170,7 @@ def test_the_recorded_size_says_which_frame_the_boxes_are_in(tmp_path):
     np.testing.assert_array_equal(read_record(upright), np.rot90(stored, -1))
     lying = ImageRecord(id=1, path=path, height=48, width=64)
     np.testing.assert_array_equal(read_record(lying), stored)
-    with pytest.raises(DataError, match="the image is 48x64, its annotations say 10x20") as error:
+    with pytest.raises(DataError, match="the image is 48x64, its annotation says 10x20") as error:
         read_record(ImageRecord(id=1, path=path, height=20, width=10))
     assert not isinstance(error.value, ImageError)
     assert str(path) in one_line(error.value)

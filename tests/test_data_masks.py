@@ -139,7 +139,7 @@ def test_training_counts_and_skips_an_object_with_a_bad_outline(tmp_path, outlin
     assert (finding.kind, finding.count) == (kind, 1)
     assert finding.first.endswith("1.png, annotation 20")
     assert "skipped by training with masks" in data["train"].summary()
-    with pytest.raises(DataError, match=r"1\.png, annotation 20: 1 .*the score would be wrong"):
+    with pytest.raises(DataError, match=r"1\.png, annotation 20: 1 .*the metrics would be wrong"):
         coco_truth(data["train"])
     assert open_data(folder)["train"].num_objects == 8  # boxes alone
     assert coco_truth(data["val"])["annotations"][0]["segmentation"]
@@ -148,7 +148,7 @@ def test_training_counts_and_skips_an_object_with_a_bad_outline(tmp_path, outlin
 def test_boxes_alone_are_refused_in_one_line(tmp_path):
     write_coco_folder(tmp_path, {"train": coco_content(), "val": coco_content()})
     for masks in ("instances", "auto"):
-        with pytest.raises(DataError, match="boxes alone and no outlines of objects; take a model without") as error:
+        with pytest.raises(DataError, match="boxes but no outlines of objects; use a model without") as error:
             open_data(tmp_path, masks=masks)
         one_line(error.value)
     with pytest.raises(DataError, match="contains no panoptic annotations"):
@@ -368,12 +368,12 @@ def _all_void(folder: Path, content: dict[str, Any]) -> None:
     ("fault", "lost_images", "lost_objects", "message"),
     [
         (_gone, 1, 0, "panoptic_train/000001.png: 1 panoptic map that cannot be read: no such file"),
-        (_listed_twice, 0, 0, r"panoptic_train.json, annotations\[1\].segments_info\[\d+\]: 1 segment on the pixels"),
-        (_no_such_segment, 0, 1, "panoptic_train/000001.png, segment .*: 1 segment that"),
-        (_unlisted, 0, 1, "panoptic_train/000001.png, segment .*: 1 segment that only its map knows"),
-        (_other_size, 1, 0, "panoptic_train/000001.png: the map is 96x95, its image 96x96; draw it anew"),
+        (_listed_twice, 0, 0, r"panoptic_train.json, annotations\[1\].segments_info\[\d+\]: 1 segment with the number"),
+        (_no_such_segment, 0, 1, "panoptic_train/000001.png, segment .*: 1 segment in the panoptic map"),
+        (_unlisted, 0, 1, "panoptic_train/000001.png, segment .*: 1 segment in the panoptic map without an annotation"),
+        (_other_size, 1, 0, "panoptic_train/000001.png: the map is 96x95, the image 96x96; resize the map"),
         (_broken, 1, 0, "panoptic_train/000001.png: the image cannot be read"),
-        (_all_void, 0, None, "panoptic_train/000001.png, segment .*: 1 segment that its map does not show"),
+        (_all_void, 0, None, "panoptic_train/000001.png, segment .*: 1 segment without pixels in the panoptic map"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
@@ -412,7 +412,7 @@ def test_objects_without_a_pixel_are_named_once(own_scenes, caplog):
     for epoch in range(2):
         list(loader.epoch(epoch))
     ((image_id, message),) = loader.unseen.items()
-    assert image_id == 1 and message.startswith("1 segment that its map does not show (first: ")
+    assert image_id == 1 and message.startswith("1 segment without pixels in the panoptic map (first: ")
     assert message.endswith("000001.png, segment 999999)")
     assert [record.message for record in caplog.records] == [f"skipped: {message}"]
 
@@ -436,9 +436,8 @@ def labelled(masks: np.ndarray, seed: int = 0) -> LabelledImage:
         y, x = np.nonzero(mask)
         boxes.append((x.min(), y.min(), x.max() + 1, y.max() + 1))
     boxes = np.array(boxes, dtype=np.float64)
-    area = masks.sum((1, 2)).astype(np.float64)
     labels = np.arange(len(masks))
-    return LabelledImage(pixels, boxes, labels, area, 1, masks.shape[1:]).with_masks(masks)
+    return LabelledImage(pixels, boxes, labels, 1, masks.shape[1:]).with_masks(masks)
 
 
 def shown(image: LabelledImage) -> np.ndarray:
@@ -457,10 +456,9 @@ def test_masks_stay_with_their_pixels(step):
     after = step.apply(labelled(blobs()))
     assert after.masks is not None and len(after.labels) == (2 if isinstance(step, Crop) else 3)
     assert (after.masks == shown(after)[after.labels]).all()
-    for box, mask, area in zip(after.boxes, after.masks, after.area, strict=True):
+    for box, mask in zip(after.boxes, after.masks, strict=True):
         y, x = np.nonzero(mask)
         assert box.tolist() == [x.min(), y.min(), x.max() + 1, y.max() + 1]
-        assert area == mask.sum()
 
 
 def test_a_crop_keeps_what_is_seen_of_an_object():
@@ -502,7 +500,7 @@ def test_the_augmentation_moves_masks_and_boxes_alike():
 
 def test_what_puts_boxes_together_is_refused_with_masks():
     for augment in ("mosaic", "copy-paste", "strong"):
-        with pytest.raises(ValueError, match="puts boxes together, not masks; with masks give detr or colour") as error:
+        with pytest.raises(ValueError, match="does not support masks; with masks give detr or colour") as error:
             replace(CONFIG, augment=augment)
         one_line(error.value)
     with pytest.raises(ValueError, match="masks is 'all'; give one of none, auto, instances, panoptic"):

@@ -120,7 +120,7 @@ BROKEN = {
     "no name": ("<annotation><object/></annotation>", "object 1: <name> is missing"),
     "no box": ("<annotation><object><name>ant</name></object></annotation>", "object 1: <bndbox> has no <xmin>"),
     "text": (voc_xml("a", [("ant", [1, 2, "x", 4])]), "object 1: <xmax> is 'x'; expected a number"),
-    "missing image": (voc_xml("image_9", [("ant", [1, 2, 3, 4])]), "its image .*image_9.jpg is missing"),
+    "missing image": (voc_xml("image_9", [("ant", [1, 2, 3, 4])]), "the image .*image_9.jpg is missing"),
     "climbing": (voc_xml("../../../secret", [("ant", [1, 2, 3, 4])]), "leaves the data folder"),
     "absolute": (voc_xml("/etc/passwd", [("ant", [1, 2, 3, 4])]), "leaves the data folder"),
 }

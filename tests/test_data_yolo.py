@@ -253,8 +253,8 @@ FILE_FAULTS = {
     "folder": (_folder_in_its_place, "0.txt: not a file"),
     "pipe": (_pipe_in_its_place, "0.txt: not a file"),
     "endless": (_endless, "0.txt: has 68,719,476,736 bytes"),
-    "binary": (lambda path: path.write_bytes(bytes(range(256))), "0.txt: byte 128 is no text in UTF-8"),
-    "torn": (lambda path: path.write_bytes(codecs.BOM_UTF16_LE + b"0"), "0.txt: byte 2 is no text in UTF-16"),
+    "binary": (lambda path: path.write_bytes(bytes(range(256))), "0.txt: byte 128 is not valid UTF-8"),
+    "torn": (lambda path: path.write_bytes(codecs.BOM_UTF16_LE + b"0"), "0.txt: byte 2 is not valid UTF-16"),
 }
 
 
@@ -293,7 +293,7 @@ def test_damaged_images_are_skipped(tmp_path):
 
 BAD_DESCRIPTIONS = {
     "broken": ("train: [images/train\nval: x", "line 2, column 4: broken YAML"),
-    "latin-1": ("names: [ä]".encode("latin-1"), "byte 8 is no text in UTF-8"),
+    "latin-1": ("names: [ä]".encode("latin-1"), "byte 8 is not valid UTF-8"),
     "deep": ("names: " + "[" * 900 + "]" * 900, "data.yaml"),
     "train missing": ("train: nowhere\nval: images/val\nnames: [a, b]", "'train': there is no 'nowhere' in"),
     "no number": ("names: {a: 0, b: 1}\ntrain: images/train", "'names': 'a' is not a class number with a name"),

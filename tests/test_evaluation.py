@@ -252,7 +252,7 @@ def test_bad_input_is_refused_in_one_line():
     truth = random_truth(np.random.default_rng(15))
     evaluator = CocoEvaluator(truth)
     diverged = Detections(torch.full((1, 4), torch.nan), torch.ones(1), torch.zeros(1).long(), CATEGORIES, (300, 400))
-    with pytest.raises(ValueError, match="image 999 is not in the truth"):
+    with pytest.raises(ValueError, match="image 999 is not in the ground truth"):
         evaluator.update([999], [no_detections()])
     with pytest.raises(ValueError, match="image 2: a score or box is not finite"):
         evaluator.update([2], [diverged])
@@ -328,9 +328,9 @@ def test_masks_are_compared_where_there_are_some():
     truth = masked_truth(rng)
     evaluator = CocoEvaluator(truth, masks=True)
     assert evaluator.compute()["AP"] == 0
-    with pytest.raises(ValueError, match="image 1: no masks were found to compare"):
+    with pytest.raises(ValueError, match="image 1: the detections have no masks"):
         evaluator.update([1], [random_detections(rng, truth, 1)])
-    with pytest.raises(ValueError, match="image 1: an annotation has no outline to compare masks with"):
+    with pytest.raises(ValueError, match="image 1: an annotation has no outline to evaluate"):
         CocoEvaluator(random_truth(rng), masks=True)
     found = masked_detections(rng, truth, 1)
     boxes = CocoEvaluator(truth)
@@ -353,7 +353,7 @@ def test_true_outlines_may_follow_and_come_from_all_processes(monkeypatch):
     for index, (image_id, detections) in enumerate(found.items()):
         parts[index % 2].update([image_id], [detections])
         parts[index % 2].outline(image_id, by_image[image_id])
-    with pytest.raises(ValueError, match="its true outlines are missing; give them with `outline`"):
+    with pytest.raises(ValueError, match="its outlines are missing; add them with `outline`"):
         parts[0].compute()
     with pytest.raises(ValueError, match=f"image 1: expected outlines of {len(by_image[1])} annotations, got 0"):
         parts[0].outline(1, [])

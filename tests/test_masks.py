@@ -590,8 +590,8 @@ def test_a_mask_head_that_is_not_asked_for_is_left_out(tmp_path, model, weights,
 @pytest.mark.parametrize(
     ("model", "weights", "message"),
     [
-        (None, "none", "a frozen detector learns nothing"),
-        ("detr-tiny-panoptic", "imagenet", "a frozen detector learns nothing"),
+        (None, "none", "a frozen detector needs trained weights"),
+        ("detr-tiny-panoptic", "imagenet", "a frozen detector needs trained weights"),
         ("detr-tiny", "saved", "detr-tiny: has no mask head to train"),
         ("deformable-detr-tiny-panoptic", "saved", "holds detr-tiny, not deformable-detr-tiny-panoptic"),
     ],
@@ -628,7 +628,7 @@ def test_a_mask_head_wants_masks_to_be_read():
     with pytest.raises(ConfigError, match=r"set data\.masks to auto"):
         require_lessons(replace(preset, data=replace(preset.data, masks="none")), "none")
     frozen = replace(preset, freeze_detector=True)
-    with pytest.raises(ConfigError, match="a frozen detector learns nothing"):
+    with pytest.raises(ConfigError, match="a frozen detector needs trained weights"):
         require_lessons(frozen, "none")
 
 
@@ -643,3 +643,18 @@ def test_each_stage_of_the_head_halves_the_width():
     head = build_model(get_preset("detr-tiny-panoptic"), 3).head
     widths = [convolution.out_channels for convolution in head.convolutions]
     assert widths == [136, 64, 32, 16, 8]
+
+
+@with_masks
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (4, 4)])
+@pytest.mark.parametrize("training", [False, True])
+def test_the_smallest_images_have_masks(name, size, training):
+    """A group of the head's norms may have a single value."""
+    model = build_model(miniature(name), len(CLASSES)).train(training)
+    output = model(ImageBatch.from_images([torch.randn(3, *size)]))
+    for queries in ([0], [0, 1], []):
+        masks = output.masks(torch.zeros(len(queries), dtype=torch.int64), torch.tensor(queries, dtype=torch.int64))
+        assert masks.shape[0] == len(queries)
+        assert masks.isfinite().all()
+    output.masks(torch.tensor([0]), torch.tensor([0])).sum().backward()
+    assert all(each.grad.isfinite().all() for each in model.head.parameters())

@@ -68,7 +68,7 @@ def test_without_a_compiler_nothing_is_said(unbuilt, monkeypatch):
 
 def test_a_compiler_that_fails_is_named_and_sampling_goes_on(unbuilt, monkeypatch):
     monkeypatch.setenv("PATH", compiler(unbuilt, "printf 'no such header \\377' >&2; exit 1"))
-    with pytest.warns(UserWarning, match=r"bin/cc: no sampling .* no such header"):
+    with pytest.warns(UserWarning, match=r"bin/cc: cannot build the sampling .* no such header"):
         assert native.library() is None
     monkeypatch.setattr("opendetr.nn.deformable_attention.library", native.library)
     sums = sample_and_sum(
@@ -89,7 +89,7 @@ def test_a_compiler_that_does_not_know_this_processor_builds_for_any(unbuilt, mo
 @needs_compiler
 def test_a_folder_that_cannot_be_written_is_named(unbuilt, monkeypatch):
     (unbuilt / "cache").write_text("a file")
-    with pytest.warns(UserWarning, match="no sampling"):
+    with pytest.warns(UserWarning, match="cannot build the sampling"):
         assert native.library() is None
 
 
@@ -97,7 +97,7 @@ def test_a_folder_that_cannot_be_written_is_named(unbuilt, monkeypatch):
 def test_without_a_home_sampling_goes_on(unbuilt, monkeypatch):
     monkeypatch.delenv("OPENDETR_CACHE")
     monkeypatch.setattr(Path, "home", no_home)
-    with pytest.warns(UserWarning, match="no sampling.* home"):
+    with pytest.warns(UserWarning, match="cannot build the sampling.* home"):
         assert native.library() is None
 
 

@@ -46,7 +46,7 @@ CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n40\r\nshort"
         (sends(b"", code=503), TransferError, 503, "the server answers 503"),
         (redirects("file:///etc/passwd"), NetworkError, 302, "not allowed"),
         (redirects("ftp://127.0.0.1:1/x"), NetworkError, None, "unknown url type: ftp"),
-        (sends(b"12345", length=10), TransferError, None, "broke off after 5 of 10 bytes"),
+        (sends(b"12345", length=10), TransferError, None, "ended after 5 of 10 bytes"),
         (sends_raw(CHUNKED), TransferError, None, "IncompleteRead"),
         (sends_raw(b""), TransferError, None, "closed connection"),
     ],

@@ -273,7 +273,7 @@ def test_wrong_input_is_named():
         panoptic_map(found([CAT, DOG]), split_in_three(), frame((8, 24)), CATEGORIES)
     with pytest.raises(ValueError, match=r"Panoptic.segments: expected \(4, 4\), got \(4, 5\)"):
         Panoptic(torch.zeros(4, 5), (), torch.zeros(4, 4), CATEGORIES, (4, 4))
-    with pytest.raises(ValueError, match="found label 3, but there are 2 categories"):
+    with pytest.raises(ValueError, match="predicts label 3, but there are 2 categories"):
         candidates(Predictions(torch.eye(4)[None], torch.zeros(1, 4, 4), Sigmoid()), Categories.from_names(["a", "b"]))
 
 

@@ -186,7 +186,7 @@ def test_classes_that_share_a_name_are_told_apart():
 
 def test_bad_input_is_refused_in_one_line():
     evaluation = PanopticEvaluation(THINGS_AND_STUFF)
-    with pytest.raises(ValueError, match="a panoptic map of 4x4 pixels, the true one has 8x4; resize"):
+    with pytest.raises(ValueError, match="the predicted map has 4x4 pixels, the true map 8x4; resize"):
         evaluation.update(square(1, 2), [Segment(1, 0), Segment(2, 0)], square(1), [Segment(1, 0)])
     with pytest.raises(ValueError, match="the predicted map has a segment 2, which is not listed"):
         evaluation.update(square(1, 1), [Segment(1, 0)], square(1, 2), [Segment(1, 0)])

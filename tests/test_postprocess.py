@@ -20,6 +20,7 @@ def pets(scores: list[tuple[float, float, float]], boxes: list[tuple[float, ...]
     """Predictions for one image with the given probabilities of the three classes."""
     known = torch.tensor(scores)
     logits = torch.cat((known, 1 - known.sum(-1, keepdim=True)), -1).log()
+    logits = logits.clamp(min=-200.0)  # finite, and still 0 as a probability
     centred = torch.tensor(boxes or [(0.5, 0.5, 0.2, 0.4)] * len(scores))
     return Predictions(logits[None], centred[None], SoftmaxNoObject())
 
@@ -87,5 +88,5 @@ def test_wrong_input_is_named():
     predictions = pets([(0.3, 0.0, 0.4)])
     with pytest.raises(ValueError, match=r"sizes of \(1, 2\), got \(2,\)"):
         detect(predictions, torch.tensor([10, 10]), PETS)
-    with pytest.raises(ValueError, match="found label 2, but there are 2 categories"):
+    with pytest.raises(ValueError, match="predicts label 2, but there are 2 categories"):
         detect(predictions, torch.tensor([[10, 10]]), Categories.from_names(["cat", "dog"]))

@@ -82,7 +82,7 @@ def test_the_output_has_the_shape_of_the_input(predict, tmp_path):
     result = predict(tmp_path / "in", "--csv", "--yolo", "--crops")
     assert "objects in 3 images" in result.stdout
     written = tables(tmp_path / "out")
-    assert [row["picture"] for row in written["images"]] == ["a/x.png", "b/x.png", "x.png"]
+    assert [row["drawing"] for row in written["images"]] == ["a/x.png", "b/x.png", "x.png"]
     names = ("a/x.png", "b/x.png", "x.png")
     assert [row["file_name"] for row in written["images"]] == [str(tmp_path / "in" / name) for name in names]
     for name in names:
@@ -99,13 +99,13 @@ def test_the_output_has_the_shape_of_the_input(predict, tmp_path):
 def test_files_of_one_name_from_two_folders_keep_apart(predict, tmp_path):
     fill(tmp_path, "a/x.png", "b/x.png")
     predict(tmp_path / "a" / "x.png", tmp_path / "b", tmp_path / "b" / "x.png")  # the last one is not predicted twice
-    assert [row["picture"] for row in tables(tmp_path / "out")["images"]] == ["x.png", "x-2.png"]
+    assert [row["drawing"] for row in tables(tmp_path / "out")["images"]] == ["x.png", "x-2.png"]
 
 
 def test_json_on_standard_output_is_the_file_and_what_failed(predict, tmp_path):
     fill(tmp_path / "in", "x.png", "y.png")
     (tmp_path / "in" / "bad.png").write_text("no image")
-    result = predict(tmp_path / "in", "--json", "--no-pictures", code=3)
+    result = predict(tmp_path / "in", "--json", "--no-draw", code=3)
     answer = json.loads(result.stdout)
     assert answer.pop("out") == str(tmp_path / "out")
     (line,) = answer.pop("failed")
@@ -141,10 +141,10 @@ def test_an_address_and_a_video_in_one_run(predict, tmp_path, monkeypatch):
     with serving() as server:
         server.answers["/photo"] = sends(content.getvalue())
         result = predict(f"{server.url}/photo", video, f"{server.url}/gone", code=3)
-        assert f"{server.url}/gone: cannot be fetched: the server answers 404" in result.stderr
+        assert f"{server.url}/gone: cannot be downloaded: the server answers 404" in result.stderr
     images = tables(tmp_path / "out")["images"]
     assert [row.get("frame") for row in images] == [None, 0, 1, 2, 3, 4]
-    assert [row["picture"] for row in images] == ["photo.png", *["clip.mp4"] * 5]
+    assert [row["drawing"] for row in images] == ["photo.png", *["clip.mp4"] * 5]
     assert (tmp_path / "out" / "clip.mp4").stat().st_size > 0
 
 
@@ -204,7 +204,7 @@ def test_the_first_frame_of_an_animation(predict, tmp_path):
     frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
     frames[0].save(tmp_path / "moving.webp", save_all=True, append_images=frames[1:])
     predict(tmp_path / "moving.gif", tmp_path / "moving.webp")
-    assert [row["picture"] for row in tables(tmp_path / "out")["images"]] == ["moving.png", "moving.webp"]
+    assert [row["drawing"] for row in tables(tmp_path / "out")["images"]] == ["moving.png", "moving.webp"]
 
 
 def test_more_pixels_than_a_format_has(predict, tmp_path):
@@ -227,8 +227,8 @@ def test_names_of_every_kind(predict, tmp_path):
     predict(folder, "--csv", "--yolo", "--crops")
     images = tables(tmp_path / "out")["images"]
     assert sorted(row["file_name"] for row in images) == sorted(str(folder / name) for name in names)
-    assert len({row["picture"].casefold() for row in images}) == len(names)
-    assert all((tmp_path / "out" / row["picture"]).is_file() for row in images)
+    assert len({row["drawing"].casefold() for row in images}) == len(names)
+    assert all((tmp_path / "out" / row["drawing"]).is_file() for row in images)
     (folder / "new\nline.png").write_bytes(b"no image")
     (line,) = (line for line in predict(folder, code=3).stderr.splitlines() if "skipped" in line)
     assert "new line.png" in line
@@ -300,7 +300,7 @@ def test_an_interrupt_leaves_whole_files(weights, tmp_path, times):
         assert "interrupted after" in errors.splitlines()[-1]
         images = tables(out)["images"]
         assert 5 <= len(images) < 3000
-        assert {row["picture"] for row in images} == pictures_below(out)
+        assert {row["drawing"] for row in images} == pictures_below(out)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs resource limits")

@@ -282,7 +282,7 @@ def test_a_rule_of_maps_wants_maps(weights, tmp_path):
 
 
 def test_a_rule_of_maps_wants_maps_in_python(detector, pictures):
-    with pytest.raises(ConfigError, match="give panoptic=True, too"):
+    with pytest.raises(ConfigError, match="set panoptic=True, too"):
         detector.predict(pictures[0], merge="published")
 
 
@@ -313,7 +313,7 @@ def test_eval_refuses_what_a_detector_without_mask_head_has_no_use_for(tmp_path,
     save_weights(plain, build_model(preset, len(CATEGORIES)), ModelCard(to_dict(preset), CATEGORIES, {}))
     result = CliRunner().invoke(app, ["eval", str(tmp_path), "--weights", str(plain), *words])
     assert result.exit_code == 1
-    assert result.stderr.endswith(f"has no mask head, only boxes are scored: leave out {named}\n")
+    assert result.stderr.endswith(f"has no mask head, only boxes are evaluated: leave out {named}\n")
     assert result.stderr.count("\n") == 1
 
 

@@ -57,7 +57,7 @@ def test_names_keep_their_place_and_their_suffix():
     names = OutputNames([Path("in"), Path("/data/x.jpg")])
     given_to = {"in/a/x.jpg": "a/x.jpg", "in/b/x.jpg": "b/x.jpg", "in/x.tif": "x.png", "/data/x.jpg": "x.jpg",
                 "other/x.JPG": "x-2.JPG", "other/x.png": "x-2.png", "in/clip.avi": "clip.mp4",
-                "camera 0": "camera 0.mp4", "https://host/p/photo.jpg?w=3": "photo.jpg", "http://host": "picture.png",
+                "camera 0": "camera 0.mp4", "https://host/p/photo.jpg?w=3": "photo.jpg", "http://host": "image.png",
                 "http://host/..%2f..%2fetc%2fx.jpg": "_.._etc_x.jpg"}  # fmt: skip
     assert {source: names.name(source).as_posix() for source in given_to} == given_to
 
@@ -113,7 +113,7 @@ def test_everything_that_can_be_written(tmp_path):
 
 def test_coco_json(tmp_path):
     found = [detections(f"{number}.jpg") for number in range(3)]
-    write(tmp_path, OutputConfig(pictures=False), found)
+    write(tmp_path, OutputConfig(draw=False), found)
     content = json.loads((tmp_path / "predictions.json").read_text())
     assert content["images"][1] == {"id": 2, "file_name": "1.jpg", "height": 48, "width": 64}
     assert content["categories"] == [{"id": 1, "name": "cat"}, {"id": 2, "name": "a/b"}, {"id": 3, "name": "a_b"}]
@@ -122,13 +122,13 @@ def test_coco_json(tmp_path):
     write(tmp_path, OutputConfig(), [nothing])
     content = json.loads((tmp_path / "predictions.json").read_text())
     assert content["annotations"] == []
-    assert content["images"][0]["picture"] == "x.png"
+    assert content["images"][0]["drawing"] == "x.png"
 
 
 def test_csv(tmp_path):
     awkward = 'in/a,"b"\n.png'
     bytes_that_are_no_text = os.fsdecode(b"in/\xff.png")
-    write(tmp_path, OutputConfig(pictures=False, csv=True), [detections(awkward), detections(bytes_that_are_no_text)])
+    write(tmp_path, OutputConfig(draw=False, csv=True), [detections(awkward), detections(bytes_that_are_no_text)])
     with (tmp_path / "predictions.csv").open(newline="", encoding="utf-8", errors="surrogateescape") as stream:
         rows = list(csv.DictReader(stream))
     assert [row["file_name"] for row in rows] == [awkward] * 3 + [bytes_that_are_no_text] * 3
@@ -139,7 +139,7 @@ def test_csv(tmp_path):
 
 
 def test_yolo_labels_are_cut_to_the_picture(tmp_path):
-    write(tmp_path, OutputConfig(pictures=False, yolo=True), [detections(), detections("y.png")[:0]])
+    write(tmp_path, OutputConfig(draw=False, yolo=True), [detections(), detections("y.png")[:0]])
     lines = (tmp_path / "labels" / "x.txt").read_text().splitlines()
     rows = np.array([[float(number) for number in line.split()] for line in lines])
     np.testing.assert_array_equal(rows[:, 0], [1, 2])  # the third lies outside
@@ -155,8 +155,8 @@ def test_yolo_counts_the_used_classes(tmp_path):
     """The 80 classes of COCO are 0..79 for YOLO; the published detectors have 91 rows."""
     categories = coco_categories()
     toothbrush = Detections(torch.tensor([[0.0, 0, 9, 9]]), torch.ones(1), torch.tensor([90]), categories, (48, 64))
-    write(tmp_path, OutputConfig(pictures=False, yolo=True), [toothbrush])
-    assert (tmp_path / "labels" / "picture.txt").read_text().startswith("79 ")
+    write(tmp_path, OutputConfig(draw=False, yolo=True), [toothbrush])
+    assert (tmp_path / "labels" / "image.txt").read_text().startswith("79 ")
     assert yaml.safe_load((tmp_path / "data.yaml").read_text())["names"][79] == "toothbrush"
     assert len(json.loads((tmp_path / "predictions.json").read_text())["categories"]) == 80
 
@@ -262,7 +262,7 @@ def test_the_background_bounds_what_waits_and_keeps_the_order():
         for number in range(30):
             background.submit(partial(work, number), done.append)
 
-    with Background(2, waiting=5) as background:
+    with Background(2, max_pending=5) as background:
         submitter = threading.Thread(target=submit_all, args=(background,))
         submitter.start()
         submitter.join(0.2)
@@ -282,7 +282,7 @@ def test_the_background_bounds_the_memory_that_waits():
             background.submit(partial(release.wait, 10), size=2**28 if number == 0 else 2**26)
             submitted.append(number)
 
-    with Background(2, waiting=100) as background:
+    with Background(2, max_pending=100) as background:
         submitter = threading.Thread(target=submit_all, args=(background,))
         submitter.start()
         submitter.join(0.2)

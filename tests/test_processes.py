@@ -255,7 +255,7 @@ def test_a_killed_process_ends_the_command_with_one_line(tmp_path):
     assert len(workers) == 2
     max(workers, key=lambda worker: int(worker.environ()["RANK"])).kill()
     assert command.end() == 1
-    assert command.errors == ["error: another process of this run has ended; go on with --resume"]
+    assert command.errors == ["error: another process of this run has ended; continue with --resume"]
     assert command.lines[-1] == command.errors[0]
     assert load_checkpoint(tmp_path / "run" / "last").facts["step"] == 0
 

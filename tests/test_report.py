@@ -63,7 +63,7 @@ def test_classes_stand_best_first_with_bars(tmp_path):
 def test_scores_of_masks_and_maps_are_explained(tmp_path):
     metrics = METRICS | {"mask_AP": 0.321, "PQ": 0.456, "PQ_stuff": 0.5}
     words = Page(written(tmp_path, metrics=metrics, panoptic_per_class={"sky": 0.8, "cat": None})).words
-    for word in ("of masks, IoU 0.50 to 0.95", "panoptic quality of stuff", "PQ by class", "sky", "0.800", "0.456"):
+    for word in ("masks, IoU 0.50 to 0.95", "panoptic quality of stuff", "PQ by class", "sky", "0.800", "0.456"):
         assert word in words
     assert "PQ by class" not in Page(written(tmp_path)).words
 
@@ -76,7 +76,7 @@ def test_everything_is_escaped(tmp_path):
         title=hostile,
         metrics={hostile: 0.5},
         per_class={hostile: 0.5},
-        pictures=[(hostile, picture)],
+        images=[(hostile, picture)],
         facts={hostile: hostile},
     )
     page = Page(text)
@@ -87,17 +87,17 @@ def test_everything_is_escaped(tmp_path):
 
 def test_pictures_are_inside_the_page(tmp_path):
     picture = Image.new("RGBA", (60, 40), (200, 30, 30, 255))
-    page = Page(written(tmp_path, pictures=[("truth beside prediction", picture)]))
+    page = Page(written(tmp_path, images=[("ground truth next to predictions", picture)]))
     sources = [value for name, value in page.attributes if name in ("src", "href")]
     assert len(sources) == 1 and sources[0].startswith("data:image/jpeg;base64,")
     shown = Image.open(io.BytesIO(base64.b64decode(sources[0].split(",")[1])))
     assert shown.size == (60, 40)
     assert shown.getpixel((30, 20)) == pytest.approx((200, 30, 30), abs=4)
-    assert "truth beside prediction" in page.words
+    assert "ground truth next to predictions" in page.words
 
 
 def test_nothing_is_loaded_from_elsewhere(tmp_path):
-    text = written(tmp_path, pictures=[("", Image.new("L", (4, 4)))])
+    text = written(tmp_path, images=[("", Image.new("L", (4, 4)))])
     assert not re.search(r"https?:|url\(|@import|<script|<link", text)
 
 

@@ -222,7 +222,7 @@ def test_interrupted_write_does_not_look_finished(tmp_path: Path) -> None:
 def test_foreign_folders_are_refused(tmp_path: Path) -> None:
     """Nothing is written where something else lies."""
     (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(ValueError, match="not scenes: name a folder that is empty"):
+    with pytest.raises(ValueError, match="not scenes: choose a folder that is empty"):
         write_scenes(tmp_path, counts={"val": 1})
     with pytest.raises(ValueError, match="is a file"):
         write_scenes(tmp_path / "thesis.txt", counts={"val": 1})

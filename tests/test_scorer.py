@@ -264,7 +264,7 @@ def test_a_map_that_does_not_fit_its_annotation_is_one_line(data, tmp_path):
     drawn = tmp_path / "other.png"
     write_map(drawn, np.where(true_map(*SIZES[0]) == 3, 2, true_map(*SIZES[0])))
     oracle = Oracle(data)
-    with pytest.raises(DataError, match=r"other.png, segment 3: 1 segment that its map does not show; the score"):
+    with pytest.raises(DataError, match=r"other.png, segment 3: 1 segment without pixels in the panoptic map; the"):
         score(replace(data, images=(replace(data.images[0], panoptic_map=drawn), *data.images[1:])), oracle)
 
 
@@ -294,5 +294,5 @@ def test_the_command_prints_all_scores(folder, tmp_path):
     assert {"AP", "mask_AP", "PQ"} <= set(answer["metrics"])
     assert set(answer["panoptic_per_class"]["sea"]) == {"PQ", "SQ", "RQ"}
     assert "mask_AP" not in run("--masks", "none")
-    assert "read without masks, only boxes are scored" in run("--masks", "none", "--merge", "published", code=1)
+    assert "read without masks, only boxes are evaluated" in run("--masks", "none", "--merge", "published", code=1)
     assert "read without panoptic maps" in run("--masks", "none", "--panoptic-score", "0.2", code=1)

@@ -540,14 +540,14 @@ def test_a_long_run_has_fewer_lines(tmp_path):
     assert [row["step"] for row in read_metrics(tmp_path)] == [3, 6, 9]
 
 
-def test_curves_and_pictures_are_drawn(tmp_path):
+def test_curves_and_images_are_drawn(tmp_path):
     pictures = ValidationImages(lambda task: [("cells", Image.new("RGB", (8, 8), "red" if task.training else "blue"))])
     run(tmp_path, observers=[MetricsFile(), Curves(), pictures])
     with Image.open(tmp_path / "curves.png") as curves:
         assert curves.height > curves.width  # the loss, and the scores below it
-    names = sorted(path.name for path in (tmp_path / "pictures").iterdir())
+    names = sorted(path.name for path in (tmp_path / "images").iterdir())
     assert names == [f"step-{step:07d}-cells.jpg" for step in (5, 10, 15, 20)]
-    with Image.open(tmp_path / "pictures" / names[0]) as picture:
+    with Image.open(tmp_path / "images" / names[0]) as picture:
         assert picture.getpixel((4, 4))[2] > 200
 
 
@@ -558,7 +558,7 @@ def test_progress_says_what_matters(tmp_path, terminal):
     run(tmp_path, observers=[Progress(console, seconds=0, metric="AP", headlines=["AP"])])
     said = screen.getvalue()
     for part in (
-        "5 steps an epoch",
+        "5 steps per epoch",
         "images/s",
         "loss ",
         "(count ",

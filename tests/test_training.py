@@ -67,7 +67,7 @@ def whole(scenes, tmp_path_factory) -> training.Run:
 def test_a_run_folder_holds_all_of_it(whole, scenes):
     names = {path.relative_to(whole.folder).as_posix() for path in whole.folder.rglob("*") if path.is_file()}
     assert {"config.yaml", "metrics.jsonl", "curves.png", "best/model.safetensors", "last/model.safetensors"} <= names
-    assert any(name.startswith("pictures/step-0000006-") for name in names)
+    assert any(name.startswith("images/step-0000006-") for name in names)
     assert whole.result.step == 6
     assert set(whole.result.metrics) >= {"AP", "AP50", "AR100"}
     record = yaml.safe_load((whole.folder / "config.yaml").read_text())
@@ -238,7 +238,7 @@ def test_offline_one_line_names_the_choices(scenes, tmp_path, monkeypatch):
         with pytest.raises(WeightsError) as caught:
             training.train(scenes, out=tmp_path / "run", say=lambda line: None, **options)
         line = one_line(caught.value)
-        for word in (str(tmp_path / "cache"), "none", "imagenet", "no network"):
+        for word in (str(tmp_path / "cache"), "none", "imagenet", "OPENDETR_OFFLINE is set"):
             assert word in line
     assert not (tmp_path / "run").exists()
 
@@ -279,7 +279,7 @@ def test_imagenet_weights_go_into_the_backbone(scenes, tmp_path, monkeypatch):
         ({"device": "cuda:99"}, "this machine has none"),
         ({"weights": "nowhere.safetensors"}, "no such file"),
         ({"config": "nowhere.yaml"}, "no such file"),
-        ({"changes": ["name=detr-r50"]}, "'name' is the model's"),
+        ({"changes": ["name=detr-r50"]}, "'name' is the name of the model"),
     ],
 )
 def test_nothing_is_written_for_a_run_that_cannot_begin(scenes, tmp_path, options, message):

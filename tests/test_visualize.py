@@ -220,7 +220,7 @@ def test_a_panoptic_map_is_drawn_on_its_own_picture():
     result = Panoptic(segments, info, torch.ones(480, 640), LAND, (480, 640), grey())
     assert same(result.plot(), draw_panoptic(result, Image.fromarray(grey())))
     assert has(result.plot(), RED) and has(result.plot(), BLUE)
-    with pytest.raises(ValueError, match="the image is 320 x 240, but the map is of one of 640 x 480"):
+    with pytest.raises(ValueError, match="the image is 320 x 240, but the size of the panoptic map is 640 x 480"):
         draw_panoptic(result, grey(240, 320))
 
 
@@ -242,9 +242,9 @@ def test_the_smallest_masks_and_maps_can_be_drawn(size):
 
 def test_wrong_input_is_named():
     detections = found([[1, 1, 2, 2]], [0.9], [0])
-    with pytest.raises(ValueError, match="hold no image"):
+    with pytest.raises(ValueError, match="no image was kept with the detections"):
         draw_detections(detections)
-    with pytest.raises(ValueError, match="the image is 320 x 240, but the detections are of one of 640 x 480"):
+    with pytest.raises(ValueError, match="the image is 320 x 240, but the size of the detections is 640 x 480"):
         draw_detections(detections, grey(240, 320))
     with pytest.raises(ValueError, match="box 1 is not finite"):
         draw_boxes(grey(), np.array([[1, 1, 2, 2], [1, np.nan, 2, 2]]), ["", ""], [RED, RED])

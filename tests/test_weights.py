@@ -259,7 +259,7 @@ def test_export_and_use(tmp_path):
     card = ModelCard(to_dict(preset), NEW, {})
     save_weights(tmp_path / "mine.safetensors", build_model(preset, len(NEW)), card)
     save_picture(tmp_path / "picture.png")
-    words = ("--min-score", 0, "--device", "cpu", "--no-pictures")
+    words = ("--min-score", 0, "--device", "cpu", "--no-draw")
     found = []
     for weights in (tmp_path / "mine.safetensors", tmp_path / "out"):
         if not weights.exists():

@@ -311,7 +311,7 @@ def test_nothing_is_overwritten(tmp_path):
     model = build_model(SMALL["detr"], 3)
     with pytest.raises(ConfigError, match="not an empty folder"):
         export_huggingface(model, SMALL["detr"], CLASSES, tmp_path / "out")
-    with pytest.raises(ConfigError, match="there already"):
+    with pytest.raises(ConfigError, match="exists already"):
         export_official(model, SMALL["detr"], tmp_path / "out" / "mine")
     assert (tmp_path / "out" / "mine").read_text() == "mine"
 

@@ -32,7 +32,7 @@ _MODULES = {
     "DataError": "data",
     "DeviceError": "distributed",
     "ImageError": "data",
-    "NonFiniteError": "training",
+    "NonFiniteError": "structures",
     "ProcessError": "distributed",
     "WeightsError": "weights",
 }
@@ -68,8 +68,8 @@ if TYPE_CHECKING:
     from opendetr.inference import Predictor, load
     from opendetr.presets import create, create_task, list_models
     from opendetr.results import Detections, Panoptic
-    from opendetr.structures import ImageBatch
-    from opendetr.training import CheckpointError, NonFiniteError, resume, train
+    from opendetr.structures import ImageBatch, NonFiniteError
+    from opendetr.training import CheckpointError, resume, train
     from opendetr.weights import WeightsError, load_weights
 
 

@@ -1,4 +1,4 @@
-"""The classes of a dataset: their names, ids, colours, and which label a model gives them."""
+"""The classes of a dataset: names, ids, colours and labels."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-# COCO's 91 detection rows. The published models have a logit for each, the 11 that no image uses included.
+# COCO's 91 detection classes. The published models have a logit for each, including the 11 that no image uses.
 _COCO = [
     "N/A",
     "person",
@@ -103,7 +103,7 @@ _COCO = [
     "toothbrush",
 ]
 
-# COCO panoptic's stuff, by id; its things are those above. The published models count 250 rows.
+# COCO panoptic's stuff classes by id; its things are those above. The published models have 250 classes.
 _COCO_STUFF = {
     92: "banner",
     93: "blanket",
@@ -163,21 +163,24 @@ _COCO_PANOPTIC_ROWS = 250
 
 
 def _spread_colour(index: int) -> tuple[int, int, int]:
-    """An RGB colour (0..255) for a label: hues a golden angle apart, so that neighbours never look alike."""
+    """An RGB colour (0..255) for a label. Hues are a golden angle apart, so neighbouring labels look different."""
     red, green, blue = colorsys.hsv_to_rgb(index * 0.618034 % 1.0, 0.65 + 0.25 * (index % 2), 0.95)
     return round(red * 255), round(green * 255), round(blue * 255)
 
 
 @dataclass(frozen=True)
 class Categories:
-    """An ordered list of classes; a label is a position in it.
+    """An ordered list of classes. A label is the index of a class in it.
 
     Attributes:
         names: (K) names.
-        ids: (K) ids that the dataset's own files use, holes and all.
+        ids: (K) ids of the classes in the files of the dataset; they need not be consecutive.
         isthing: (K) True for countable things, False for stuff.
-        used: (K) False for rows that exist only for parity with published weights and are never emitted.
+        used: (K) False for classes that exist only for compatibility with published weights and are never predicted.
         colours: (K) RGB triples, 0..255.
+
+    Raises:
+        ValueError: the fields have different lengths, or two classes have the same id.
 
     Example:
         >>> categories = Categories.from_names(["cat", "dog"])
@@ -207,19 +210,19 @@ class Categories:
         object.__setattr__(self, "_labels", {id_: label for label, id_ in enumerate(self.ids)})
         if len(self._labels) != count:
             twice = sorted({id_ for id_ in self.ids if self.ids.count(id_) > 1})
-            raise ValueError(f"Categories.ids: id {twice[0]} stands twice; give every category its own")
+            raise ValueError(f"Categories.ids: two categories have the id {twice[0]}; use a different id for each")
 
     def __len__(self) -> int:
         return len(self.names)
 
     @classmethod
     def from_names(cls, names: Sequence[str]) -> Categories:
-        """Categories with ids 1..K."""
+        """Make categories with the ids 1..K from their names."""
         return cls(tuple(names), tuple(range(1, len(names) + 1)))
 
     @classmethod
     def from_coco(cls, records: Iterable[dict[str, Any]]) -> Categories:
-        """From the `categories` of a COCO file (`id`, `name`, perhaps `isthing`, `color`), in order of id."""
+        """Make categories from those of a COCO file (`id`, `name`, optionally `isthing`, `color`), sorted by id."""
         rows = sorted(records, key=lambda record: record["id"])
         colours = [tuple(row["color"]) if "color" in row else _spread_colour(i) for i, row in enumerate(rows)]
         return cls(
@@ -230,13 +233,13 @@ class Categories:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain lists for JSON; `from_dict` reads them back."""
+        """Convert to plain lists for JSON; `from_dict` is the inverse."""
         return {"names": list(self.names), "ids": list(self.ids), "isthing": list(self.isthing),
                 "used": list(self.used), "colours": [list(colour) for colour in self.colours]}  # fmt: skip
 
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> Categories:
-        """The inverse of `to_dict`. Raises ValueError when a field is missing."""
+        """The inverse of `to_dict`. Raises ValueError if a field is missing."""
         try:
             return cls(
                 names=tuple(record["names"]),
@@ -250,35 +253,35 @@ class Categories:
 
     @property
     def distinct_names(self) -> tuple[str, ...]:
-        """(K) names, each with its id behind it where several classes are called the same."""
+        """(K) names, with the id appended where several classes have the same name."""
         counts = Counter(self.names)
         pairs = zip(self.names, self.ids, strict=True)
         return tuple(name if counts[name] == 1 else f"{name} ({id_})" for name, id_ in pairs)
 
     @property
     def only_things(self) -> Categories:
-        """The same rows, of which those of stuff are never emitted."""
+        """The same classes, with stuff marked as never predicted."""
         used = tuple(used and isthing for used, isthing in zip(self.used, self.isthing, strict=True))
         return replace(self, used=used)
 
     def label_of_id(self, category_id: int) -> int:
-        """Label of a dataset id. Raises KeyError when the id is unknown."""
+        """Label of a dataset id. Raises KeyError if the id is unknown."""
         return self._labels[category_id]
 
     def label_of_name(self, name: str) -> int:
-        """Label of a name. Raises ValueError when the name is unknown."""
+        """Label of a name. Raises ValueError if the name is unknown."""
         return self.names.index(name)
 
 
 def coco_categories() -> Categories:
-    """COCO's 91 rows as the published detectors count them: label = category id, unused rows marked."""
+    """COCO's 91 classes as in the published detectors: the label is the category id, and unused ids are marked."""
     used = tuple(name != "N/A" for name in _COCO)
     names = tuple(name.replace("_", " ") for name in _COCO)
     return Categories(names, tuple(range(len(_COCO))), used=used)
 
 
 def coco_panoptic_categories() -> Categories:
-    """COCO panoptic's 250 rows as the published models count them: label = category id, unused rows marked."""
+    """COCO panoptic's 250 classes as in the published models: the label is the category id, unused ids are marked."""
     labels = range(_COCO_PANOPTIC_ROWS)
     things = dict(enumerate(coco_categories().names))
     names = tuple(_COCO_STUFF.get(label, things.get(label, "N/A")) for label in labels)

@@ -1,4 +1,4 @@
-"""Trees of frozen dataclasses as plain values: to YAML and JSON, and back with every key checked."""
+"""Converts trees of frozen dataclasses to plain values for YAML and JSON, and back with every key checked."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ Tree = TypeVar("Tree")
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot be used; the message is one line."""
+    """A configuration cannot be used. The message is one line."""
 
 
 def to_dict(tree: Any) -> dict[str, Any]:
-    """A tree of dataclasses as nested dicts of plain values (tuples become lists)."""
+    """Convert a tree of dataclasses to nested dicts of plain values; tuples become lists."""
     return {field.name: _plain(getattr(tree, field.name)) for field in dataclasses.fields(tree)}
 
 
@@ -31,8 +31,13 @@ def _plain(value: Any) -> Any:
 def replaced(tree: Tree, changes: Mapping[str, Any], path: str = "") -> Tree:
     """A copy of `tree` with the fields in `changes` (nested dicts) replaced.
 
+    Args:
+        tree: a frozen dataclass, possibly with others as fields.
+        changes: new values by field name.
+        path: prefix of the field names in messages, such as "model.".
+
     Raises:
-        ConfigError: an unknown key, with the nearest valid one, or a value of the wrong kind.
+        ConfigError: a key is unknown (the message suggests the nearest valid one), or a value has the wrong type.
     """
     hints = get_type_hints(type(tree))
     valid = {field.name for field in dataclasses.fields(tree) if field.init}  # type: ignore[arg-type]
@@ -44,7 +49,7 @@ def replaced(tree: Tree, changes: Mapping[str, Any], path: str = "") -> Tree:
         current = getattr(tree, name)
         if dataclasses.is_dataclass(current):
             if not isinstance(value, Mapping):
-                raise ConfigError(f"config: {where} is a group of settings, got {value!r}; name one of them")
+                raise ConfigError(f"config: {where} is a group of settings, got {value!r}; set one of its settings")
             new[name] = replaced(current, value, f"{where}.")
         else:
             new[name] = _validated(hints[name], value, where)
@@ -64,14 +69,14 @@ def _validated(hint: Any, value: Any, where: str) -> Any:
 
 def _suggestion(name: str, valid: set[str], path: str) -> str:
     near = difflib.get_close_matches(name, valid, n=1, cutoff=0.4)
-    return f"did you mean {path}{near[0]!s}?" if near else f"valid are {', '.join(sorted(valid))}"
+    return f"did you mean {path}{near[0]!s}?" if near else f"valid keys are {', '.join(sorted(valid))}"
 
 
 def parse_assignment(text: str) -> dict[str, Any]:
-    """ "model.num_queries=50" -> {"model": {"num_queries": 50}}; the value is read as YAML.
+    """Parse "model.num_queries=50" to {"model": {"num_queries": 50}}; the value is read as YAML.
 
     Raises:
-        ConfigError: when there is no "=", or the value is no YAML.
+        ConfigError: there is no "=", or the value is not valid YAML.
     """
     name, equals, value = text.partition("=")
     if not equals or not name.strip():
@@ -79,7 +84,7 @@ def parse_assignment(text: str) -> dict[str, Any]:
     try:
         change: Any = yaml.safe_load(value)
     except yaml.YAMLError:
-        raise ConfigError(f"--set {text!r}: {value!r} is no value that YAML can read") from None
+        raise ConfigError(f"--set {text!r}: {value!r} is not valid YAML; quote the value") from None
     for part in reversed(name.strip().split(".")):
         change = {part: change}
     return change

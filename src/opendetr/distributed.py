@@ -1,7 +1,7 @@
-"""Where this process computes and which of several it is; with one process everything here does nothing.
+"""The device of this process, and communication between processes; without effect in a single process.
 
-Several processes run the same program. What one of them alone can meet (a signal, a broken file, its clock) is agreed
-on before it changes what the process does: else the others would wait for it for ever.
+All processes run the same program. Before a process acts on something that the others cannot see (a signal, a broken
+file, its clock), all processes agree on it. Otherwise the others would wait for it forever.
 """
 
 from __future__ import annotations
@@ -21,30 +21,30 @@ Value = TypeVar("Value")
 
 
 class DeviceError(ValueError):
-    """A device that this machine does not have, or that cannot do what is asked; the message is one line."""
+    """The machine does not have a device, or the device does not support an operation. The message is one line."""
 
 
 class ProcessError(ValueError):
-    """Raised for what ended another process of the run; the main process is the one to say it."""
+    """Another process of the run has failed. The main process reports the message."""
 
 
 def best_device(name: str = "auto") -> torch.device:
-    """The device called `name`; "auto" takes a GPU when there is one. Raises DeviceError when the machine lacks it."""
+    """The device called `name`; "auto" selects a GPU if there is one. Raises DeviceError if there is no such device."""
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
-        name = next(kind for kind, there in available.items() if there)
+        name = next(kind for kind, is_available in available.items() if is_available)
     kind = name.partition(":")[0]
     if not available.get(kind, False):
-        choices = ", ".join(kind for kind, there in available.items() if there)
+        choices = ", ".join(kind for kind, is_available in available.items() if is_available)
         raise DeviceError(f"device {name!r}: this machine has none; choose one of {choices}, or auto")
     return torch.device(name)
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether the device computes bfloat16 itself; where it is imitated it is slower than float32."""
+    """Whether the device supports bfloat16 in hardware. Emulated bfloat16 is slower than float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch cannot say
+    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # missing in older versions of torch
     return device.type == "cpu" and bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
@@ -52,33 +52,35 @@ def has_bfloat16(device: torch.device) -> bool:
 
 
 def is_launched() -> bool:
-    """Whether torchrun, or another launcher, started this process as one of several."""
+    """Whether torchrun or another launcher started this process as one of several."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def join_processes(name: str = "auto") -> torch.device:
-    """Meet the other processes, if a launcher started any; returns the device of this one.
+    """Connect to the other processes, if a launcher started any; returns the device of this process.
 
     Args:
-        name: as for `best_device`. Of several GPUs each process of a machine has its own.
+        name: as for `best_device`. With GPUs, each process of a machine has its own.
 
     Raises:
-        DeviceError: the machine has no such device, or not one for each process.
+        DeviceError: the machine has no such device, or fewer GPUs than processes.
     """
     device = best_device(name)
     if not is_launched():
         return device
     if device.type == "mps":
         if name != "auto":
-            raise DeviceError("device 'mps': serves one process only; leave --processes out, or use --device cpu")
+            raise DeviceError("device 'mps': supports one process only; omit --processes, or use --device cpu")
         device = torch.device("cpu")
     on_machine = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if device.type == "cuda" and on_machine > torch.cuda.device_count():
-        raise DeviceError(f"{on_machine} processes, but this machine has {torch.cuda.device_count()} GPUs")
+        raise DeviceError(
+            f"{on_machine} processes, but this machine has {torch.cuda.device_count()} GPUs; start fewer processes"
+        )
     if not _several():
         from accelerate import PartialState
 
-        backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"  # gloo carries what is not on a GPU
+        backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"  # gloo transfers CPU tensors
         state = PartialState(cpu=device.type == "cpu", backend=backend)
         atexit.register(state.destroy_process_group)
     return torch.device("cuda", torch.cuda.current_device()) if device.type == "cuda" else device
@@ -89,22 +91,22 @@ def _several() -> bool:
 
 
 def rank() -> int:
-    """The number of this process, from 0."""
+    """The rank of this process, from 0."""
     return distributed.get_rank() if _several() else 0
 
 
 def world_size() -> int:
-    """How many processes train together."""
+    """The number of processes."""
     return distributed.get_world_size() if _several() else 1
 
 
 def is_main() -> bool:
-    """Whether this is the process that writes files and talks."""
+    """Whether this is the main process, which writes files and prints messages."""
     return rank() == 0
 
 
 def reduce_sum(value: Tensor) -> Tensor:
-    """The sum of `value` over all processes, the same in each; `value` itself stays as it is."""
+    """The sum of `value` over all processes, the same in each; `value` itself is not modified."""
     if not _several():
         return value
     total = value.clone()
@@ -116,35 +118,36 @@ def gather(value: Value, failure: ValueError | None = None) -> list[Value]:
     """The `value` of every process, in order of rank.
 
     Args:
-        value: anything that can be pickled.
-        failure: what went wrong in this process. One such failure ends all processes.
+        value: any object that can be pickled.
+        failure: the error of this process, or None. An error in one process is raised in all.
 
     Raises:
-        ValueError: the failure of this process, or ProcessError with the message of another's.
+        ValueError: `failure`, in the main process or in a single process.
+        ProcessError: the message of the first failure, in all other cases.
     """
     if not _several():
         if failure is not None:
             raise failure
         return [value]
-    met: list[tuple[Value, str | None] | None] = [None] * world_size()
-    distributed.all_gather_object(met, (value, None if failure is None else str(failure)))
-    told: list[tuple[Value, str | None]] = met  # type: ignore[assignment]
-    messages = [message for _, message in told if message is not None]
+    received: list[tuple[Value, str | None] | None] = [None] * world_size()
+    distributed.all_gather_object(received, (value, None if failure is None else str(failure)))
+    gathered: list[tuple[Value, str | None]] = received  # type: ignore[assignment]
+    messages = [message for _, message in gathered if message is not None]
     if failure is not None and is_main():
         raise failure
     if messages:
         raise ProcessError(messages[0])
-    return [each for each, _ in told]
+    return [each for each, _ in gathered]
 
 
 def from_main(value: Value) -> Value:
-    """The main process's `value`, in every process."""
+    """The `value` of the main process, in every process."""
     return gather(value)[0]
 
 
 @contextmanager
 def together() -> Iterator[None]:
-    """What fails in it with a ValueError, in whichever process, fails in all; each leaves it when all have come."""
+    """Context manager at whose end all processes wait for each other. A ValueError in one is raised in all."""
     failure = None
     try:
         yield
@@ -155,30 +158,30 @@ def together() -> Iterator[None]:
 
 @contextmanager
 def naming_lost_processes() -> Iterator[None]:
-    """Turns what torch raises when another process is gone into a ProcessError."""
+    """Context manager that converts torch's errors about a lost process to ProcessError."""
     try:
         yield
     except RuntimeError as error:
         of_connection = isinstance(error, distributed.DistError) or "gloo" in str(error) or "NCCL" in str(error)
         if not (_several() and of_connection):
             raise
-        raise ProcessError("another process of this run has ended; go on with --resume") from error
+        raise ProcessError("another process of this run has ended; continue with --resume") from error
 
 
 # --------------------------------------------------------------------------------------------------------------- model
 
 
 def parallel(module: nn.Module, device: torch.device, *, some_without_gradient: bool = False) -> nn.Module:
-    """The module as it is called in training: with several processes, gradients are their mean after `backward`.
+    """Wrap a module for training. With several processes, `backward` averages the gradients over them.
 
     Args:
-        module: what is trained.
-        device: of this process.
-        some_without_gradient: whether there are steps in which a parameter takes no part. Finding them costs time.
+        module: the module to train.
+        device: the device of this process.
+        some_without_gradient: whether some steps do not use every parameter. Detecting unused parameters takes time.
     """
     if not _several():
         return module
-    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")  # of kernels of one pixel
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")  # of 1x1 convolutions
     return DistributedDataParallel(
         module,
         device_ids=[device] if device.type == "cuda" else None,
@@ -187,23 +190,29 @@ def parallel(module: nn.Module, device: torch.device, *, some_without_gradient: 
 
 
 def without_sync(module: nn.Module) -> AbstractContextManager[None]:
-    """Within it, gradients of a module from `parallel` are only added up, to be shared by a later `backward`."""
+    """Context in which a module from `parallel` accumulates gradients; the next `backward` outside averages them."""
     return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
 
 
 def share_norms(module: nn.Module, device: torch.device) -> tuple[nn.Module, str | None]:
-    """Let batch norms see the images of all processes, where torch can; returns the module and a line if it cannot."""
+    """Synchronise batch norms over all processes, where torch supports it.
+
+    Returns:
+        The module, and a warning where torch does not support it, otherwise None.
+    """
     has_norms = any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in module.modules())
     if not (_several() and has_norms):
         return module, None
     if device.type == "cuda":
         return nn.SyncBatchNorm.convert_sync_batchnorm(module), None
-    return module, f"batch norm: on {device.type} each process normalises over its own images; process 0's are kept"
+    return module, (
+        f"batch norm: on {device.type} each process uses statistics of its own images; those of process 0 are kept"
+    )
 
 
 @torch.no_grad()
 def copy_buffers(module: nn.Module) -> None:
-    """Give every process the main one's buffers, such as the statistics of batch norms."""
+    """Copy the buffers of the main process, such as batch norm statistics, to all processes."""
     if _several():
         for buffer in module.buffers():
             distributed.broadcast(buffer, 0)

@@ -1,4 +1,4 @@
-"""Files: the cache folder, the suffixes of images, and atomic writes."""
+"""The cache folder, the suffixes of image files, and atomic writes."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from contextlib import contextmanager
 from pathlib import Path
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm")
-"""How the names of image files end, in lower case; where a name is looked for without its suffix, in this order."""
+"""Suffixes of image files in lower case. A name without a suffix is looked up in this order."""
 
 
 def cache_folder() -> Path:
-    """Where downloads and built code are kept: what OPENDETR_CACHE names, else ~/.cache/opendetr."""
+    """The folder for downloads and compiled code: OPENDETR_CACHE, or ~/.cache/opendetr by default."""
     return Path(os.environ.get("OPENDETR_CACHE") or Path.home() / ".cache" / "opendetr")
 
 
 @contextmanager
 def atomic_path(path: Path, *, sync: bool = False) -> Iterator[Path]:
-    """A temporary path in the same folder. The file written there replaces `path` at the end, in one step.
+    """Context manager with a temporary path in the same folder. At the end, the temporary file replaces `path` at once.
 
-    After an error `path` is as it was, and the temporary file is removed. The temporary name is short, so that a `path`
-    with the longest possible name can be written. It ends in ".new", so that nothing takes it for an image.
+    After an error, `path` is unchanged and the temporary file is removed. The temporary name is short, so `path` may
+    have the longest possible name. It ends in ".new", so it is never read as an image.
 
     Args:
-        path: where the file shall be; its folder exists.
-        sync: wait until the content is on the disk, so that after a power cut, too, the old or the new file is there.
+        path: the file to write; its folder must exist.
+        sync: wait until the content is on the disk. Even after a power failure, the old or the new file then exists.
 
     Raises:
-        OSError: the disk is full, or refuses for another reason.
+        OSError: the file cannot be written, for example because the disk is full.
     """
     temporary = path.with_name(f".{uuid.uuid4().hex[:12]}.new")
     try:
@@ -43,14 +43,14 @@ def atomic_path(path: Path, *, sync: bool = False) -> Iterator[Path]:
 
 
 def write_atomically(path: Path, content: bytes | str, *, sync: bool = False) -> None:
-    """Write a file completely or not at all; text in UTF-8. See `atomic_path`."""
+    """Write a file completely or not at all; text is encoded in UTF-8. See `atomic_path`."""
     with atomic_path(path, sync=sync) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def flush(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
-    if path.is_dir() and os.name != "posix":  # elsewhere a folder cannot be opened
+    """Wait until a file, or the entries of a folder, are on the disk."""
+    if path.is_dir() and os.name != "posix":  # other systems cannot open a folder
         return
     handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:

@@ -1,6 +1,7 @@
-"""HTTP: one client for weights and images.
+"""HTTP client for weights and images.
 
-It is urllib of the standard library: no HTTP library is among the dependencies, and none would resume a transfer.
+It uses urllib of the standard library. An HTTP library would be one more dependency, and could not resume transfers
+either.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ _KEPT_IN_URLS = "%/:=&?~#+!$,;'@()*[]"
 
 
 class NetworkError(ValueError):
-    """A request that failed, and would fail again. The message is one line and does not name the address.
+    """A request failed, and repeating it would not help. The message is one line without the URL.
 
     Attributes:
-        status: the code with which the server refused, or None.
+        status: the HTTP status code of the response, or None.
     """
 
     def __init__(self, reason: str, status: int | None = None) -> None:
@@ -33,34 +34,35 @@ class NetworkError(ValueError):
 
 
 class TransferError(NetworkError):
-    """A request that failed because of the connection or the state of the server: it may succeed later."""
+    """A request failed because of the connection or the state of the server. It may succeed later."""
 
 
 def is_offline() -> bool:
-    """Whether the environment variable OPENDETR_OFFLINE forbids the network."""
+    """Whether the environment variable OPENDETR_OFFLINE disables network access."""
     return os.environ.get(OFFLINE, "").lower() not in ("", "0", "no", "false")
 
 
 def is_url(text: object) -> bool:
-    """Whether this is an address that `open_url` takes."""
+    """Whether `text` is a URL that `open_url` supports."""
     return isinstance(text, str) and text.lower().startswith(("http://", "https://"))
 
 
 def open_url(url: str, *, timeout: float, headers: Mapping[str, str] | None = None) -> http.client.HTTPResponse:
-    """The response to a GET request, over the user's proxies; its body is still to be read, see `read_chunks`.
+    """Send a GET request through the user's proxies. Read the body of the response with `read_chunks`.
 
     Args:
-        url: http or https, in any letters. A redirect to another protocol is refused.
-        timeout: seconds without a byte. They do not bound the whole request: a name look-up may take longer.
-        headers: sent besides the user agent.
+        url: an http or https URL, which may contain non-ASCII characters. Redirects to other protocols are refused.
+        timeout: maximum time without data, in seconds. It does not limit the whole request: a name look-up may take
+            longer.
+        headers: headers to send in addition to the user agent.
 
     Raises:
-        TransferError: the server reports an error of its own (5xx), or the connection breaks off.
-        NetworkError: there is no such server or file, the address is wrong, the request is refused, or OPENDETR_OFFLINE
+        TransferError: the server reports an internal error (5xx), or the connection is lost.
+        NetworkError: the server or file does not exist, the URL is invalid, the request is refused, or OPENDETR_OFFLINE
             is set.
     """
     if is_offline():
-        raise NetworkError(f"{OFFLINE} is set: no network is used")
+        raise NetworkError(f"{OFFLINE} is set: network access is disabled")
     try:
         headers = {"User-Agent": f"opendetr/{__version__}", **(headers or {})}
         response: http.client.HTTPResponse = _opener().open(
@@ -78,22 +80,22 @@ def open_url(url: str, *, timeout: float, headers: Mapping[str, str] | None = No
 
 
 def read_chunks(response: http.client.HTTPResponse) -> Iterator[bytes]:
-    """The body, piece by piece as it arrives.
+    """Iterate over the body of a response in chunks as they arrive.
 
     Raises:
-        TransferError: it breaks off before the length that the server said.
-        NetworkError: it cannot be read for another reason.
+        TransferError: the transfer ends before the announced length.
+        NetworkError: the body cannot be read for another reason.
     """
     expected, received = content_length(response), 0
     while chunk := _next_chunk(response):
         received += len(chunk)
         yield chunk
     if expected is not None and received < expected:
-        raise TransferError(f"the transfer broke off after {received} of {expected} bytes")
+        raise TransferError(f"the transfer ended after {received} of {expected} bytes")
 
 
 def content_length(response: http.client.HTTPResponse) -> int | None:
-    """The number of bytes that the body has, where the server says it."""
+    """The length of the body in bytes, or None if the server does not announce it."""
     length = response.headers.get("Content-Length", "")
     return int(length) if length.isdecimal() else None
 
@@ -111,7 +113,7 @@ def _failure(error: Exception) -> NetworkError:
 
 
 def _opener() -> urllib.request.OpenerDirector:
-    """Knows http, https and the user's proxies; a redirect to files or to other protocols is an error."""
+    """An opener for http and https with the user's proxies. Redirects to files or other protocols are errors."""
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler,
@@ -127,7 +129,7 @@ def _opener() -> urllib.request.OpenerDirector:
 
 
 def _ascii(url: str) -> str:
-    """The address with what is not ASCII written as addresses have it, and without its fragment."""
+    """The URL with non-ASCII characters encoded, and without its fragment."""
     parts = urlsplit(url)
     host = parts.netloc if parts.netloc.isascii() else parts.netloc.encode("idna").decode()
     quoted = (quote(part, safe=_KEPT_IN_URLS) for part in (parts.path, parts.query))

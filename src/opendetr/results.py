@@ -1,4 +1,4 @@
-"""What users receive: the detections of an image, or its panoptic map.
+"""The results of prediction: the detections of an image, or its panoptic map.
 
 Shape letters: H W original image, K classes, n detections.
 Frames: a box is (x0, y0, x1, y1) in pixels of the original image.
@@ -23,21 +23,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Detections(Movable):
-    """The objects found in one image.
+    """The detections of one image.
 
     Attributes:
         boxes: (n, 4) float, xyxy in pixels of the original image.
         scores: (n,) float in 0..1.
         labels: (n,) int64 in 0..K-1.
-        categories: gives names, dataset ids and colours to the labels.
+        categories: the classes: names, dataset ids and colours of the labels.
         size: height and width of the original image, in pixels.
-        image: (H, W, 3) uint8 RGB, the image itself if it was kept, for `plot`.
+        image: (H, W, 3) uint8 RGB, the original image for `plot`, or None if it was not kept.
         masks: (n, H, W) bool in the original image, or None.
-        track_ids: (n,) int64, the same for one object in all frames of a video. A tracker sets them; None from a
+        track_ids: (n,) int64, the same for one object in all frames of a video. Set by a tracker; None from a
             detector.
-        source: where the image came from (a path), or None.
-        frame: the image's number in a video, from 0, or None.
-        time: its time in the video, in seconds, or None.
+        source: the path or address of the image, or None.
+        frame: the number of the image in a video, from 0, or None.
+        time: the time of the image in a video, in seconds, or None.
+
+    Raises:
+        ValueError: a tensor has the wrong shape.
     """
 
     boxes: Tensor
@@ -66,7 +69,7 @@ class Detections(Movable):
         return len(self.scores)
 
     def __getitem__(self, chosen: Tensor | slice | int | Sequence[int]) -> Detections:
-        """The detections that a mask, a slice, an index or a list of indices chooses: `d[d.scores > 0.5]`."""
+        """Select detections by a mask, a slice, an index or a list of indices, such as `d[d.scores > 0.5]`."""
         if isinstance(chosen, int):
             chosen = [chosen]
         if isinstance(chosen, Sequence):
@@ -86,16 +89,19 @@ class Detections(Movable):
         return [self.categories.names[label] for label in self.labels.tolist()]
 
     def plot(self, image: Any = None, *, min_score: float = 0.0) -> Any:
-        """The image with masks or boxes, names and scores drawn on it, as a PIL image.
+        """Draw masks or boxes, names and scores on the image; returns a PIL image.
 
         Args:
-            image: (H, W, 3) uint8 RGB or a PIL image to draw on; the one that was kept when omitted.
-            min_score: detections below it are not drawn.
+            image: (H, W, 3) uint8 RGB or a PIL image to draw on; `self.image` by default.
+            min_score: detections with a lower score are not drawn.
+
+        Raises:
+            ValueError: there is no image, or its size is not `size`.
         """
         return draw_detections(self, image, min_score=min_score)
 
     def to_coco(self, image_id: int = 0) -> list[dict[str, Any]]:
-        """Rows of a COCO results file: category ids of the dataset, boxes as x, y, w, h in pixels, masks as RLE."""
+        """Rows of a COCO results file, with dataset category ids, boxes as x, y, w, h in pixels, and masks as RLE."""
         x0, y0, x1, y1 = self.boxes.detach().cpu().double().unbind(1)
         boxes = torch.stack((x0, y0, x1 - x0, y1 - y0), 1).tolist()
         ids = [self.categories.ids[label] for label in self.labels.tolist()]
@@ -109,7 +115,7 @@ class Detections(Movable):
         return rows
 
     def to_supervision(self) -> Any:
-        """The same as `supervision.Detections`, with the names under `data["class_name"]`."""
+        """Convert to `supervision.Detections`, with the names in `data["class_name"]`."""
         import numpy as np
         import supervision
 
@@ -124,7 +130,7 @@ class Detections(Movable):
 
 
 def run_lengths(mask: Tensor) -> dict[str, Any]:
-    """COCO's compressed run lengths of an (H, W) bool mask: `size` and, as text, `counts`."""
+    """COCO's compressed run lengths of an (H, W) bool mask: `size`, and `counts` as text."""
     from faster_coco_eval.core import mask as coder
 
     columns = mask.t().contiguous().cpu().numpy()  # run lengths go down the columns
@@ -139,9 +145,9 @@ class Segment:
     Attributes:
         id: its value in the map, from 1.
         label: its class, in 0..K-1.
-        isthing: whether it is one countable thing; else it is all the stuff of its class in the image.
+        isthing: True for one countable thing, False for all stuff of its class in the image.
         area: in pixels of the original image.
-        score: in 0..1; of stuff that several queries found, the best.
+        score: in 0..1. For stuff predicted by several queries, their highest score.
     """
 
     id: int
@@ -155,8 +161,8 @@ class Semantic(NamedTuple):
     """The class of every pixel.
 
     Attributes:
-        labels: (H, W) int64 in 0..K-1, -1 where nothing was found.
-        scores: (H, W) float in 0..1: the score of the pixel's segment times the probability that its mask holds there.
+        labels: (H, W) int64 in 0..K-1, -1 where no segment is predicted.
+        scores: (H, W) float in 0..1: the score of the pixel's segment times the probability of its mask at the pixel.
     """
 
     labels: Tensor
@@ -165,18 +171,21 @@ class Semantic(NamedTuple):
 
 @dataclass(frozen=True)
 class Panoptic(Movable):
-    """Every pixel of an image with the thing or the stuff that it belongs to.
+    """The panoptic map of an image: the thing or stuff that every pixel belongs to.
 
     Attributes:
-        segments: (H, W) int32 in the original image: ids of `info`, 0 where nothing was found.
-        info: what the ids stand for, in the order of the ids.
-        mask_scores: (H, W) float in 0..1, the probability that the mask of the pixel's segment holds there.
-        categories: gives names, dataset ids and colours to the labels.
+        segments: (H, W) int32 in the original image: ids of segments in `info`, 0 where no segment is predicted.
+        info: the segments, in the order of their ids.
+        mask_scores: (H, W) float in 0..1, the probability of the mask of the pixel's segment at the pixel.
+        categories: the classes: names, dataset ids and colours of the labels.
         size: height and width of the original image, in pixels.
-        image: (H, W, 3) uint8 RGB, the image itself if it was kept, for `plot`.
-        source: where the image came from (a path), or None.
-        frame: the image's number in a video, from 0, or None.
-        time: its time in the video, in seconds, or None.
+        image: (H, W, 3) uint8 RGB, the original image for `plot`, or None if it was not kept.
+        source: the path or address of the image, or None.
+        frame: the number of the image in a video, from 0, or None.
+        time: the time of the image in a video, in seconds, or None.
+
+    Raises:
+        ValueError: a tensor has the wrong shape.
     """
 
     segments: Tensor
@@ -214,18 +223,21 @@ class Panoptic(Movable):
         return Semantic(labels.to(index.device)[index], scores.to(index.device)[index] * self.mask_scores)
 
     def plot(self, image: Any = None) -> Any:
-        """The image with its segments and their names drawn on it, as a PIL image.
+        """Draw the segments and their names on the image; returns a PIL image.
 
         Args:
-            image: (H, W, 3) uint8 RGB or a PIL image to draw on; the one that was kept when omitted.
+            image: (H, W, 3) uint8 RGB or a PIL image to draw on; `self.image` by default.
+
+        Raises:
+            ValueError: there is no image, or its size is not `size`.
         """
         return draw_panoptic(self, image)
 
     def to_coco(self, image_id: int = 0) -> dict[str, Any]:
-        """An annotation of a COCO panoptic file, category ids those of the dataset; `segments` is its image."""
+        """An annotation of a COCO panoptic file, with dataset category ids. Its PNG is `segments`."""
         from scipy.ndimage import find_objects
 
-        places = find_objects(self.segments.cpu().numpy())
+        regions = find_objects(self.segments.cpu().numpy())
         rows = [
             {
                 "id": segment.id,
@@ -233,7 +245,7 @@ class Panoptic(Movable):
                 "isthing": int(segment.isthing),
                 "iscrowd": 0,
                 "area": segment.area,
-                "bbox": _pixel_box(places[segment.id - 1]),
+                "bbox": _pixel_box(regions[segment.id - 1]),
                 "score": segment.score,
             }
             for segment in self.info
@@ -241,61 +253,59 @@ class Panoptic(Movable):
         return {"image_id": image_id, "segments_info": rows}
 
 
-def _pixel_box(place: tuple[slice, slice]) -> list[int]:
-    """x, y, w, h in whole pixels of a region's rows and columns."""
-    rows, columns = place
+def _pixel_box(region: tuple[slice, slice]) -> list[int]:
+    """x, y, w, h in pixels of a region given by its rows and columns."""
+    rows, columns = region
     return [columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start]
 
 
 def draw_detections(
     detections: Detections, image: Any = None, *, min_score: float = 0.0, scale: float | None = None
 ) -> Image.Image:
-    """The image with the box, name and score of every detection; where it has a mask, that instead of the box.
+    """Draw the name, the score, and the mask (or the box without masks) of every detection on the image.
 
     Args:
-        detections: what was found in one image.
-        image: (H, W, 3) uint8 RGB or a PIL image to draw on; `detections.image` when omitted.
-        min_score: detections below it are not drawn.
-        scale: enlargement of the image; small images are enlarged to about 720 pixels when omitted.
+        detections: the detections of one image.
+        image: (H, W, 3) uint8 RGB or a PIL image to draw on; `detections.image` by default.
+        min_score: detections with a lower score are not drawn.
+        scale: factor by which the image is enlarged. By default, small images are enlarged to about 720 pixels.
 
     Raises:
-        ValueError: there is no image, or it is of another size than the one the detections were found in.
+        ValueError: there is no image, or its size is not that of the detections.
     """
-    picture = _own_image("draw_detections", "detections", detections.image if image is None else image, detections)
+    canvas = _own_image("draw_detections", "detections", detections.image if image is None else image, detections)
     shown = detections[detections.scores >= min_score]
     captions = [f"{name} {score:.2f}" for name, score in zip(shown.names, shown.scores.tolist(), strict=True)]
     colours = [shown.categories.colours[label] for label in shown.labels.tolist()]
     masks = None if shown.masks is None else shown.masks.cpu().numpy()
-    return visualize.draw_boxes(
-        picture, shown.boxes.detach().cpu().numpy(), captions, colours, masks=masks, scale=scale
-    )
+    return visualize.draw_boxes(canvas, shown.boxes.detach().cpu().numpy(), captions, colours, masks=masks, scale=scale)
 
 
-def draw_panoptic(found: Panoptic, image: Any = None, *, scale: float | None = None) -> Image.Image:
-    """The image with every segment of a panoptic map in its colour, and their names.
+def draw_panoptic(panoptic: Panoptic, image: Any = None, *, scale: float | None = None) -> Image.Image:
+    """Draw the segments of a panoptic map and their names on the image.
 
     Args:
-        found: the map of one image.
-        image: (H, W, 3) uint8 RGB or a PIL image to draw on; `found.image` when omitted.
+        panoptic: the map of one image.
+        image: (H, W, 3) uint8 RGB or a PIL image to draw on; `panoptic.image` by default.
         scale: as in `draw_detections`.
 
     Raises:
-        ValueError: there is no image, or it is of another size than the map.
+        ValueError: there is no image, or its size is not that of the map.
     """
-    picture = _own_image("draw_panoptic", "map", found.image if image is None else image, found)
-    labels = {segment.id: segment.label for segment in found.info}
-    return visualize.draw_segments(picture, found.segments.cpu().numpy(), labels, found.categories, scale=scale)
+    canvas = _own_image("draw_panoptic", "panoptic map", panoptic.image if image is None else image, panoptic)
+    labels = {segment.id: segment.label for segment in panoptic.info}
+    return visualize.draw_segments(canvas, panoptic.segments.cpu().numpy(), labels, panoptic.categories, scale=scale)
 
 
-def _own_image(function: str, what: str, image: Any, found: Detections | Panoptic) -> Image.Image:
-    """The image as an image. Raises ValueError when it is missing, or of another size than what was found in it."""
+def _own_image(function: str, noun: str, image: Any, result: Detections | Panoptic) -> Image.Image:
+    """`image` as a PIL image. Raises ValueError if it is missing, or its size is not that of `result`."""
     if image is None:
-        raise ValueError(f"{function}: the {what} hold{'' if what.endswith('s') else 's'} no image; pass the one of it")
-    picture = visualize.as_image(image)
-    height, width = found.size
-    if picture.size != (width, height):
+        raise ValueError(f"{function}: no image was kept with the {noun}; pass the image")
+    canvas = visualize.as_image(image)
+    height, width = result.size
+    if canvas.size != (width, height):
         raise ValueError(
-            f"{function}: the image is {picture.width} x {picture.height}, but the {what} "
-            f"{'are' if what.endswith('s') else 'is'} of one of {width} x {height}; pass that one"
+            f"{function}: the image is {canvas.width} x {canvas.height}, but the size of the {noun} is "
+            f"{width} x {height}; pass the original image"
         )
-    return picture
+    return canvas

@@ -1,4 +1,4 @@
-"""How class logits become scores.
+"""Converts class logits to scores.
 
 Shape letters: B batch, Q queries, C class logits, K classes.
 """
@@ -15,40 +15,40 @@ _PUBLISHED_TOP_K = 100
 
 @dataclass(frozen=True)
 class SoftmaxNoObject:
-    """Softmax over K classes and, in the last column, "no object": DETR's own scoring.
+    """Softmax over K classes and, in the last column, "no object": the scoring of DETR.
 
     Attributes:
-        strict: give a score of 0 where "no object" is the most probable answer. DETR does not: it takes the best class
-            other than "no object" whatever the last column says, which pays because AP ranks and never thresholds.
+        strict: set the score to 0 where "no object" is the most probable class. DETR does not: it always takes the best
+            class other than "no object". This increases AP, which ranks detections without a threshold.
     """
 
     strict: bool = False
     panoptic_score: ClassVar = 0.85  # as published
 
     def strictly(self) -> SoftmaxNoObject:
-        """The same with `strict` on."""
+        """A copy with `strict` set to True."""
         return replace(self, strict=True)
 
     def num_logits(self, num_classes: int) -> int:
-        """C for K classes."""
+        """The number of logits C for K classes."""
         return num_classes + 1
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """(..., K + 1) -> (..., K)."""
+        """(..., K + 1) logits -> (..., K) probabilities."""
         return logits.softmax(-1)[..., :-1]
 
     def best(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """(..., K + 1) -> score and label of the best class, (...) each; 0 where "no object" is more probable."""
+        """(..., K + 1) logits -> scores and labels of the best class, (...) each; 0 where "no object" is likelier."""
         probabilities = logits.softmax(-1)
         scores, labels = probabilities[..., :-1].max(-1)
         return scores.masked_fill(probabilities[..., -1] > scores, 0.0), labels
 
     def select(self, logits: Tensor, k: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """The best class of each query, and the k best queries.
+        """Select the best class of each query, and the k best queries.
 
         Args:
             logits: (B, Q, K + 1).
-            k: how many queries to keep, best first; None keeps all, in their own order.
+            k: number of queries to keep, best first; None keeps all queries in their original order.
 
         Returns:
             scores, labels and query indices, (B, k) or (B, Q) each.
@@ -62,33 +62,33 @@ class SoftmaxNoObject:
 
 @dataclass(frozen=True)
 class Sigmoid:
-    """A sigmoid for each of K classes, no "no object": the scoring of Deformable and Conditional DETR."""
+    """A sigmoid for each of K classes, without "no object": the scoring of Deformable and Conditional DETR."""
 
-    panoptic_score: ClassVar = 0.4  # focal loss leaves scores low
+    panoptic_score: ClassVar = 0.4  # focal loss results in low scores
 
     def strictly(self) -> Sigmoid:
-        """Raises ValueError: there is no "no object" to be strict about."""
-        raise ValueError("scores every class by itself, and has no 'no object' class to be strict about")
+        """Raises ValueError: strict scoring needs a "no object" class."""
+        raise ValueError("uses sigmoid scores and has no 'no object' class, so strict scores do not apply")
 
     def num_logits(self, num_classes: int) -> int:
-        """C for K classes."""
+        """The number of logits C for K classes."""
         return num_classes
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """(..., K) -> (..., K)."""
+        """(..., K) logits -> (..., K) probabilities."""
         return logits.sigmoid()
 
     def best(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """(..., K) -> score and label of the best class, (...) each."""
+        """(..., K) logits -> score and label of the best class, (...) each."""
         scores, labels = logits.sigmoid().max(-1)
         return scores, labels
 
     def select(self, logits: Tensor, k: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """The best pairs of query and class, best first; a query may come with several classes.
+        """Select the best pairs of query and class, best first. A query may be selected with several classes.
 
         Args:
             logits: (B, Q, K).
-            k: how many pairs; the published 100 when None. All there are, when there are fewer.
+            k: number of pairs, at most Q * K; None selects the published 100.
 
         Returns:
             scores, labels and query indices, (B, k) each.

@@ -2,8 +2,8 @@
 
 Shape letters: B batch, Q queries, L decoder layers, C class logits, D width, H W image, h w features, n objects,
 m matches.
-Frames: inside models and targets a box is (cx, cy, w, h) in 0..1 of the unpadded image; outside it is (x0, y0, x1, y1)
-in pixels of the original image.
+Frames: in models and targets a box is (cx, cy, w, h) in 0..1 of the unpadded image; elsewhere it is (x0, y0, x1, y1) in
+pixels of the original image.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 
 def _moved(value: Any, device: torch.device | str) -> Any:
-    """The value with every tensor in it on `device`: tensors, our data types and tuples of them."""
+    """`value` on `device`: a tensor, a `Movable`, or a tuple of these; other values are returned unchanged."""
     if isinstance(value, Tensor | Movable):
         return value.to(device)
     if isinstance(value, tuple):
@@ -28,22 +28,27 @@ def _moved(value: Any, device: torch.device | str) -> Any:
 
 
 class Movable:
-    """Gives a frozen dataclass `.to(device)`: a copy whose tensors, nested ones too, lie on the device."""
+    """Base class of dataclasses that contain tensors: adds `to(device)`."""
 
     def to(self, device: torch.device | str) -> Self:
-        """A copy on `device`."""
+        """A copy with all tensors, nested ones included, on `device`."""
         changes = {field.name: _moved(getattr(self, field.name), device) for field in fields(self)}  # type: ignore[arg-type]
         return replace(self, **changes)  # type: ignore[type-var]
 
 
+class NonFiniteError(ValueError):
+    """A loss, a gradient or an output of the model was not finite."""
+
+
 def expect_shape(condition: bool, type_name: str, field: str, expected: str, actual: Any) -> None:
-    """Raise ValueError with the expected and the actual shape; no check runs while exporting or compiling."""
+    """Raise ValueError with the expected and the actual shape unless `condition` is True."""
     if not condition:
         shown = tuple(actual.shape) if isinstance(actual, Tensor) else actual
         raise ValueError(f"{type_name}.{field}: expected {expected}, got {shown}")
 
 
 def _checked() -> bool:
+    """Whether shapes are checked: not while a model is exported or compiled."""
     return not (torch.jit.is_tracing() or torch.compiler.is_compiling())
 
 
@@ -76,7 +81,7 @@ class ImageBatch(Movable):
         return self.pixels.shape[0]
 
     def __getitem__(self, chosen: slice) -> ImageBatch:
-        """Some of the images, padded as before."""
+        """The images of a slice, with the same padding."""
         padding = None if self.padding is None else self.padding[chosen]
         return ImageBatch(self.pixels[chosen], padding, self.sizes[chosen])
 
@@ -86,7 +91,7 @@ class ImageBatch(Movable):
         return self.pixels.shape[2], self.pixels.shape[3]
 
     def pad_to(self, height: int, width: int) -> ImageBatch:
-        """The images padded further, right and bottom, to a height and a width; neither may be smaller than before."""
+        """Pad the images further, at the right and the bottom, to a height and width not below the current ones."""
         bottom, right = height - self.shape[0], width - self.shape[1]
         if not (right or bottom):
             return self
@@ -96,7 +101,7 @@ class ImageBatch(Movable):
 
     @classmethod
     def from_images(cls, images: Sequence[Tensor]) -> ImageBatch:
-        """Pad `images`, each (3, h, w) normalised, to their common maximum. Raises ValueError when there is none."""
+        """Pad `images`, each (3, h, w) normalised, to their largest height and width. Raises ValueError if empty."""
         if not images:
             raise ValueError("ImageBatch.from_images: expected at least one image, got none")
         for image in images:
@@ -116,18 +121,17 @@ class ImageBatch(Movable):
 
 @dataclass(frozen=True)
 class Target(Movable):
-    """What is to be found in one image, in the frame of the image that the model sees.
+    """The ground truth of one image, in the frame of the model's input image.
 
-    Crowd regions are not among the objects: nothing is trained on them.
+    Crowd regions are not included: they are not trained on.
 
     Attributes:
         labels: (n,) int64 in 0..K-1.
         boxes: (n, 4) float, cxcywh in 0..1 of the unpadded image.
-        size: height and width of the image as the model sees it, in pixels, before padding.
-        original_size: height and width of the image as it lies on disk (orientation applied), in pixels.
-        image_id: the dataset's own id of the image.
+        size: height and width of the model's input image before padding, in pixels.
+        original_size: height and width of the original image (orientation applied), in pixels.
+        image_id: the dataset's id of the image.
         masks: (n, h, w) bool at `size`, or None.
-        area: (n,) float, area of each object in pixels of `size`, or None.
         track_ids: (n,) int64, the same for one object in all frames of a clip. Tracking datasets them; None for single
             images.
     """
@@ -138,7 +142,6 @@ class Target(Movable):
     original_size: tuple[int, int]
     image_id: int
     masks: Tensor | None = None
-    area: Tensor | None = None
     track_ids: Tensor | None = None
 
     def __post_init__(self) -> None:
@@ -149,9 +152,8 @@ class Target(Movable):
         expect_shape(tuple(self.boxes.shape) == (n, 4), "Target", "boxes", f"({n}, 4)", self.boxes)
         if self.masks is not None:
             expect_shape(self.masks.ndim == 3 and len(self.masks) == n, "Target", "masks", f"({n}, h, w)", self.masks)
-        for name in ("area", "track_ids"):
-            value = getattr(self, name)
-            expect_shape(value is None or tuple(value.shape) == (n,), "Target", name, f"({n},)", value)
+        ids = self.track_ids
+        expect_shape(ids is None or tuple(ids.shape) == (n,), "Target", "track_ids", f"({n},)", ids)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -159,15 +161,15 @@ class Target(Movable):
 
 @dataclass(frozen=True)
 class Sample:
-    """What a transform makes of one index of a dataset: the input of collation.
+    """The result of a transform for one image of a dataset: the input of collation.
 
     Attributes:
         pixels: (3, h, w) uint8 RGB.
         target: the ground truth of the image, in the frame of `pixels`.
-        name: where the image came from (a file name), for messages.
-        extras: what a member of the family needs besides, by name: patches, a caption, further frames. Tensors in it
-            are sent from loader processes without a copy each. Anything random in it was drawn from the sample's own
-            generator, so it is a function of (seed, epoch, index) and travels in the batch.
+        name: the file name of the image, for messages.
+        extras: further inputs of a model, by name, such as patches, a caption or further frames. Tensors in it are sent
+            efficiently from loader processes. Random values in it must be drawn from the sample's own generator, so
+            that they are a function of (seed, epoch, index).
     """
 
     pixels: Tensor
@@ -178,7 +180,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Batch(Movable):
-    """The input of one step: images and, image by image, their targets.
+    """The input of one step: images and their targets.
 
     The trainer splits, pads and moves a batch without knowing its fields. So a subclass may add any field with one
     entry per image: a tensor (B, ...), a tuple of length B, an `ImageBatch`, or a dataclass of these.
@@ -186,9 +188,9 @@ class Batch(Movable):
     Attributes:
         images: the B images.
         targets: B targets, in the order of the images.
-        names: where each image came from (file names), for messages.
-        seed: a function of (seed, epoch, position of the batch), the same in all processes and micro-batches. A task
-            draws from it what it draws once for a whole step.
+        names: the file name of each image, for messages.
+        seed: seed of the random choices that a task makes once per step. It is a function of (seed, epoch, position of
+            the batch), and the same in all processes and micro-batches.
     """
 
     images: ImageBatch
@@ -210,11 +212,11 @@ class Batch(Movable):
 
     @property
     def object_counts(self) -> list[int]:
-        """Objects of each image: what losses are normalised by."""
+        """Number of objects of each image, by which losses are normalised."""
         return [len(target) for target in self.targets]
 
     def split(self, parts: int) -> list[Self]:
-        """Cut the batch into `parts` micro-batches (fewer if it has fewer images), padded as the whole is."""
+        """Split the batch into `parts` micro-batches, or fewer if it has fewer images, with the same padding."""
         size = math.ceil(len(self) / parts)
         return [self._part(slice(start, start + size)) for start in range(0, len(self), size)]
 
@@ -222,12 +224,12 @@ class Batch(Movable):
         return replace(self, **{each.name: _sliced(getattr(self, each.name), chosen) for each in fields(self)})
 
     def pad_to(self, height: int, width: int) -> Self:
-        """The batch with its images padded, right and bottom, to a height and a width."""
+        """The batch with its images padded, at the right and the bottom, to a height and width."""
         return replace(self, images=self.images.pad_to(height, width))
 
 
 def _sliced(value: Any, chosen: slice) -> Any:
-    """The entries of some images: of a tensor, a tuple, images or a dataclass of these; numbers belong to all."""
+    """The entries of some images in a tensor, a tuple, an `ImageBatch` or a dataclass of these; numbers stay whole."""
     if value is None or isinstance(value, int | float):
         return value
     if isinstance(value, Tensor | tuple | ImageBatch):
@@ -237,11 +239,11 @@ def _sliced(value: Any, chosen: slice) -> Any:
 
 @dataclass(frozen=True)
 class ClipBatch(Batch):
-    """Clips of T frames each: what video members train on. `len` counts clips.
+    """Clips of T frames each, the training input of video models. `len` is the number of clips.
 
     Attributes:
         images, targets, names: those of the last frame.
-        frames: T batches of B images each, first to last; the i-th images of all frames are one clip.
+        frames: T batches of B images each, first to last; the i-th images of all frames form one clip.
     """
 
     frames: tuple[Batch, ...] = ()
@@ -253,19 +255,19 @@ class ClipBatch(Batch):
 
     @classmethod
     def of(cls, frames: Sequence[Batch], **extras: Any) -> Self:
-        """The clips of these frames; `extras` are the further fields of a subclass."""
+        """The clips of these frames; `extras` are the additional fields of a subclass."""
         last = frames[-1]
         return cls(last.images, last.targets, last.names, frames=tuple(frames), **extras)
 
     @property
     def shape(self) -> tuple[int, int]:
-        """The greatest H and W of a frame."""
+        """The largest H and the largest W over all frames."""
         heights, widths = zip(*(frame.shape for frame in self.frames), strict=True)
         return max(heights), max(widths)
 
     @property
     def object_counts(self) -> list[int]:
-        """Objects of each image of each frame, frame by frame."""
+        """Number of objects of each image, frame by frame."""
         return [count for frame in self.frames for count in frame.object_counts]
 
     def _part(self, chosen: slice) -> Self:
@@ -275,19 +277,19 @@ class ClipBatch(Batch):
         return type(self).of(frames, **{name: _sliced(value, chosen) for name, value in extras.items()})
 
     def pad_to(self, height: int, width: int) -> Self:
-        """The clips with every frame padded to a height and a width."""
+        """The clips with every frame padded to a height and width."""
         frames = tuple(frame.pad_to(height, width) for frame in self.frames)
         return replace(self, images=frames[-1].images, frames=frames)
 
 
 @dataclass(frozen=True)
 class FeatureMap(Movable):
-    """One level of features with what attention needs to know about it.
+    """One level of features, with its padding and position encoding for attention.
 
     Attributes:
         values: (B, C, h, w) float.
         padding: (B, h, w) bool, True where padded; None when nothing is padded.
-        position: (B, D, h, w) float position encoding, or None where none was asked for.
+        position: (B, D, h, w) float position encoding, or None if none was computed.
     """
 
     values: Tensor
@@ -296,35 +298,35 @@ class FeatureMap(Movable):
 
 
 class Scoring(Protocol):
-    """How class logits become scores: an object, so that nothing else asks which family a model is of.
+    """How class logits become scores. A model carries its scoring, so no other code depends on the model family.
 
     Attributes:
-        panoptic_score: queries that score less have no part in a panoptic map, unless another threshold is given.
+        panoptic_score: default threshold of a panoptic map; queries with a lower score are not part of it.
     """
 
     panoptic_score: ClassVar[float]
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """(..., C) logits -> (..., K) probabilities of the K classes, no-object left out."""
+        """(..., C) logits -> (..., K) probabilities of the K classes, without "no object"."""
         ...
 
     def best(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """(..., C) logits -> score and label of the best class, (...) each; 0 where "no object" is better still."""
+        """(..., C) logits -> score and label of the best class, (...) each; 0 where "no object" is more probable."""
         ...
 
     def select(self, logits: Tensor, k: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, Q, C) logits -> scores, labels, query indices, each (B, k), as the published post-processing picks."""
+        """(B, Q, C) logits -> scores, labels and query indices, (B, k) each, as in the published post-processing."""
         ...
 
 
 @dataclass(frozen=True)
 class Predictions(Movable):
-    """What one decoder layer says.
+    """The predictions of one decoder layer.
 
     Attributes:
-        logits: (B, Q, C) float class logits; what the columns mean is `scoring`'s to know.
+        logits: (B, Q, C) float class logits; `scoring` defines the meaning of the columns.
         boxes: (B, Q, 4) float, cxcywh in 0..1 of the unpadded image.
-        scoring: turns the logits into probabilities and picks.
+        scoring: converts the logits to scores.
     """
 
     logits: Tensor
@@ -339,7 +341,7 @@ class Predictions(Movable):
 
 @dataclass(frozen=True)
 class LazyMasks:
-    """The masks of the last layer's queries, computed for those that are asked for.
+    """The masks of the last layer's queries, computed on demand for selected queries.
 
     Attributes:
         decode: (m,) int64 images and (m,) int64 queries -> (m, h, w) float32 logits at stride 4 of the padded images.
@@ -350,22 +352,22 @@ class LazyMasks:
     size: tuple[int, int]
 
     def __call__(self, image: Tensor, query: Tensor) -> Tensor:
-        """The mask logits (m, h, w) of the queries `query` (m,) of the images `image` (m,)."""
+        """The mask logits (m, h, w) of m queries, given by their `image` (m,) and `query` (m,) indices."""
         return self.decode(image, query)
 
 
 @dataclass(frozen=True)
 class Output(Movable):
-    """What a model returns for a batch of images, in training and in evaluation alike.
+    """The output of a model for a batch of images, in training and in evaluation.
 
-    A member that returns more has a subclass of it.
+    A model with further outputs returns a subclass.
 
     Attributes:
         layers: the predictions of every decoder layer, first to last.
-        queries: (L, B, Q, D) float, the decoder's normalised output that the heads read.
-        features: the backbone's levels, fine to coarse.
+        queries: (L, B, Q, D) float, the normalised decoder output, which is the input of the heads.
+        features: the backbone features, one map per level, fine to coarse.
         memory: the encoder's output, one map per level.
-        masks: computes the masks of some queries; None for a model without a mask head.
+        masks: computes the masks of selected queries; None for a model without a mask head.
     """
 
     layers: tuple[Predictions, ...]
@@ -382,12 +384,12 @@ class Output(Movable):
 
 @dataclass(frozen=True)
 class Matches(Movable):
-    """Which query is matched with which object, over all layers and images, sorted by (layer, image, query).
+    """The matching between queries and objects over all layers and images, sorted by (layer, image, query).
 
     Attributes:
-        layer, image, query, target: (m,) int64 each; `target` counts within its image.
-        per_layer: number of matches of each layer, on the host, so that using it does not wait for the device; None
-            where it is not known.
+        layer, image, query, target: (m,) int64 each; `target` is the index of the object in its image.
+        per_layer: number of matches of each layer, on the host, so that no synchronisation with the device is needed;
+            None if unknown.
     """
 
     layer: Tensor

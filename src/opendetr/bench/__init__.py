@@ -1,6 +1,6 @@
-"""Benchmarks: our figures beside those of others, measured in one run on the same machine.
+"""Benchmarks compare OpenDETR with other implementations, in one run on the same machine.
 
-Each module named here is one; `measure(repeats)` yields its figures.
+`BENCHMARKS` names the modules; the function `measure(repeats)` of each yields its figures.
 """
 
 from __future__ import annotations

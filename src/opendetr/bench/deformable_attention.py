@@ -1,8 +1,8 @@
-"""Deformable attention in an encoder layer at the sizes of an 800x1066 image, beside transformers'.
+"""Deformable attention in an encoder layer at the sizes of an 800x1066 image, compared with transformers.
 
-Seconds stand beside the loop over levels with `grid_sample` that transformers uses. Memory is what a fresh process
-grows by over its inputs while the whole module computes, beside the bytes of value, sampling locations, attention
-weights and output; it is read from /proc, so on Linux alone.
+Time is compared with the loop over levels with `grid_sample` in transformers. Memory is the growth of a fresh process
+over its inputs while the whole module computes. It is compared with the bytes of value, sampling locations, attention
+weights and output. It is read from /proc, so this benchmark needs Linux.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Sampler = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def _centres() -> Tensor:
-    """(1, N, L, 2): every token's own place, on all levels."""
+    """(1, N, L, 2): the centre of every token, in 0..1, on all levels."""
     grids = []
     for h, w in SHAPES:
         y, x = torch.meshgrid((torch.arange(h) + 0.5) / h, (torch.arange(w) + 0.5) / w, indexing="ij")
@@ -36,7 +36,7 @@ def _centres() -> Tensor:
 
 
 def _sampler_inputs() -> tuple[Tensor, Tensor, Tensor]:
-    """Value, locations some cells around every token, weights; each wants a gradient."""
+    """Value, sampling locations a few cells around every token, attention weights; each requires a gradient."""
     generator = torch.Generator().manual_seed(0)
     value = torch.randn(1, NUM_TOKENS, HEADS, WIDTH // HEADS, generator=generator)
     offsets = 2 * torch.randn(1, NUM_TOKENS, HEADS, LEVELS, POINTS, 2, generator=generator)
@@ -62,7 +62,7 @@ def _theirs() -> Sampler:
 
 
 def measure(repeats: int) -> Iterator[Figure]:
-    """Memory, then seconds."""
+    """Yield memory, then seconds."""
     for mode, most in MOST_MEMORY.items():
         peak = in_fresh_process(_peak_bytes, mode, torch.get_num_threads())
         yield Figure.of_bytes(f"memory, {mode}", peak, "its inputs and output", NUM_BYTES, 1 / most)
@@ -78,13 +78,13 @@ def measure(repeats: int) -> Iterator[Figure]:
     def forward_and_backward(sample: Sampler) -> None:
         torch.autograd.grad(sample(*leaves), leaves, one)
 
-    for what, work in (("forward", forward), ("forward and backward", forward_and_backward)):
+    for label, work in (("forward", forward), ("forward and backward", forward_and_backward)):
         seconds = interleaved({name: partial(work, sample) for name, sample in samplers.items()}, repeats)
-        yield Figure.of_seconds(what, seconds, expected=1.5)
+        yield Figure.of_seconds(label, seconds, expected=1.5)
 
 
 def _peak_bytes(mode: str, num_threads: int) -> int:
-    """What one pass of the module takes beyond its inputs; `mode` is "inference" or "training"."""
+    """The bytes that one pass of the module allocates beyond its inputs; `mode` is "inference" or "training"."""
     torch.set_num_threads(num_threads)
     torch.manual_seed(0)
     module = DeformableAttention(WIDTH, HEADS, LEVELS, POINTS)

@@ -1,4 +1,4 @@
-"""What a benchmark finds: a figure of ours beside that of another."""
+"""The result of a benchmark: a figure of OpenDETR and that of another implementation."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ Unit = Literal["s", "MiB"]
 
 @dataclass(frozen=True)
 class Figure:
-    """Seconds or memory, less is better.
+    """Seconds or memory; less is better.
 
     Attributes:
-        what: what was measured.
+        what: the quantity measured.
         unit: of `ours` and `theirs`.
-        ours: our figure.
-        peer: whose the other one is.
-        theirs: the other figure.
-        factor: how many times as much theirs is; of seconds the median over rounds in which both took turns.
-        expected: the least factor that we promise.
+        ours: the figure of OpenDETR.
+        peer: the name of the other implementation.
+        theirs: the figure of the other implementation.
+        factor: `theirs` divided by `ours`; for seconds, the median over rounds in which both run in turn.
+        expected: the smallest factor that OpenDETR promises.
     """
 
     what: str
@@ -34,14 +34,14 @@ class Figure:
 
     @classmethod
     def of_seconds(cls, what: str, seconds: Mapping[str, list[float]], expected: float) -> Figure:
-        """From what `measuring.interleaved` gives of us, who come first, and of one other."""
+        """From the seconds of OpenDETR, which come first, and of one peer, as `measuring.interleaved` returns them."""
         (_, ours), (peer, theirs) = seconds.items()
         factor = statistics.median(b / a for a, b in zip(ours, theirs, strict=True))
         return cls(what, "s", statistics.median(ours), peer, statistics.median(theirs), factor, expected)
 
     @classmethod
     def of_bytes(cls, what: str, ours: int, peer: str, theirs: int, expected: float) -> Figure:
-        """From two peaks."""
+        """From two peaks of memory in bytes."""
         return cls(what, "MiB", ours / 2**20, peer, theirs / 2**20, theirs / ours, expected)
 
 
@@ -49,5 +49,5 @@ class Benchmark(Protocol):
     """A module of this package: its first docstring line says what it measures."""
 
     def measure(self, repeats: int) -> Iterator[Figure]:
-        """The figures, one after another as they are there."""
+        """Yield the figures, each as soon as it is measured."""
         ...

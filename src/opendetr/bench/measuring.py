@@ -1,4 +1,4 @@
-"""Seconds and bytes, measured so that they compare on a noisy machine: interleaved, or in a process of their own."""
+"""Measures seconds in turns and memory in a fresh process, to compare implementations on a noisy machine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ _T = TypeVar("_T")
 
 
 def interleaved(contestants: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of every contestant, in `repeats` rounds of all of them in turn; a round that warms up comes before."""
+    """Return the seconds of every contestant in each of `repeats` rounds, in which all run in turn.
+
+    A round that warms up comes first and is not measured.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for repeat in range(repeats + 1):
         for name, contestant in contestants.items():
@@ -28,17 +31,17 @@ def interleaved(contestants: Mapping[str, Callable[[], Any]], repeats: int) -> d
 
 
 def in_fresh_process(function: Callable[_P, _T], *positional: _P.args, **named: _P.kwargs) -> _T:
-    """What a function returns in a new process, in which glibc hands freed memory back at once.
+    """Return the result of a function that runs in a new process, in which glibc returns freed memory at once.
 
-    By itself glibc keeps blocks of up to 32 MiB, and a peak would be that of its habits.
+    By default glibc keeps freed blocks of up to 32 MiB, and a measured peak would include them.
     """
     with _environment("MALLOC_MMAP_THRESHOLD_", "262144"), ProcessPoolExecutor(1, get_context("spawn")) as process:
         return process.submit(function, *positional, **named).result()
 
 
 def peak_bytes_above(work: Callable[[], Any]) -> int:
-    """By how many bytes this process grows over what it holds now while `work` is done; Linux alone."""
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak begins anew
+    """Return by how many bytes the memory of this process grows while `work` runs. Needs Linux."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets the peak
     before = _resident_bytes("VmRSS")
     kept = work()
     peak = _resident_bytes("VmHWM") - before
@@ -47,7 +50,7 @@ def peak_bytes_above(work: Callable[[], Any]) -> int:
 
 
 def _resident_bytes(field: str) -> int:
-    """VmRSS, what is resident now, or VmHWM, its peak."""
+    """The resident memory (`field` "VmRSS") or its peak ("VmHWM")."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 

@@ -1,7 +1,8 @@
-"""A panoptic map from detr-r50-panoptic at 800x1066, beside transformers' DetrForSegmentation with the same weights.
+"""A panoptic map from detr-r50-panoptic at 800x1066, compared with DetrForSegmentation of transformers.
 
-The weights are random, but for the biases of the classes: they are set so that 20 of the 100 queries pass. From the
-normalised pixels to the map, one image. Memory is what a fresh process grows by over the model and the image.
+Both have the same weights. These are random, except the biases of the classes: they are set so that 20 of the 100
+queries pass. Time is that of one image, from the normalised pixels to the map. Memory is the growth of a fresh process
+over the model and the image.
 """
 
 from __future__ import annotations
@@ -32,10 +33,10 @@ Run = Callable[[], Any]
 
 
 def measure(repeats: int) -> Iterator[Figure]:
-    """Seconds, then memory."""
+    """Yield seconds, then memory."""
     contestants: dict[str, Callable[[Path], Run]] = {"opendetr": _ours, "transformers": _theirs}
-    with TemporaryDirectory() as place:
-        folder = Path(place) / "model"
+    with TemporaryDirectory() as parent:
+        folder = Path(parent) / "model"
         _write(folder)
         runs = {name: contestant(folder) for name, contestant in contestants.items()}
         seconds = interleaved(runs, repeats)
@@ -52,7 +53,7 @@ def _pixels() -> Tensor:
 
 
 def _write(folder: Path) -> None:
-    """The model, in the layout that both read."""
+    """Write the model in the layout that both load."""
     torch.manual_seed(0)
     preset, categories = get_preset("detr-r50-panoptic"), coco_panoptic_categories()
     model = build_model(preset, len(categories)).eval()

@@ -1,10 +1,11 @@
-"""Panoptic quality of 1,000 images of 640x480 pixels, beside the usual loop, in turns image by image.
+"""Panoptic quality of 1,000 images of 640x480 pixels, compared with the usual loop, in turns image by image.
 
-The usual loop takes the areas of true segments from the annotation, counts those of predicted ones with `np.unique`,
-joins the numbers of both maps to one for each pixel, counts these the same way, and goes through the pairs. Its result
-is compared: every number is equal to 1e-9. Maps are drawn as they are in COCO: 2 to 6 regions of stuff, 1 to 15 things,
-void around them, a crowd region in one image of ten, numbers of 24 bits in the truth; the predicted ones are moved,
-relabelled, joined and left out in part.
+The usual loop takes the areas of ground-truth segments from the annotation and counts those of predicted segments with
+`np.unique`. It combines the ids of both maps into one number per pixel, counts these the same way, and goes through
+the pairs. The results of both must be equal to 1e-9.
+
+The maps resemble those of COCO: 2 to 6 regions of stuff, 1 to 15 things, void around them, a crowd region in one image
+of ten, and 24-bit ids in the ground truth. Predicted segments are moved; some are relabelled, joined or dropped.
 """
 
 from __future__ import annotations
@@ -34,16 +35,16 @@ class _Segment(NamedTuple):
 
 
 class _Pair(NamedTuple):
-    """A true and a predicted map with what their numbers stand for."""
+    """A ground-truth and a predicted map, each with its segments."""
 
     truth: np.ndarray
     truth_info: list[_Segment]
-    found: np.ndarray
-    found_info: list[_Segment]
+    predicted: np.ndarray
+    predicted_info: list[_Segment]
 
 
 def _used_categories() -> Categories:
-    """COCO panoptic's 133 classes."""
+    """The 133 classes of COCO panoptic."""
     rows = coco_panoptic_categories()
     kept = [label for label, used in enumerate(rows.used) if used]
     return Categories(
@@ -54,7 +55,7 @@ def _used_categories() -> Categories:
 
 
 def _drawn(rng: np.random.Generator, categories: Categories) -> _Pair:
-    """A true map, and one as a model might give."""
+    """A ground-truth map, and a map as a model might predict it."""
     index, labels = _drawn_index(rng, categories)
     truth_ids = np.concatenate([[0], rng.choice(2**24 - 1, len(labels), replace=False) + 1]).astype(np.int32)
     crowd = rng.integers(len(labels)) if rng.random() < 0.1 else -1
@@ -63,20 +64,20 @@ def _drawn(rng: np.random.Generator, categories: Categories) -> _Pair:
         _Segment(int(truth_ids[n]), label, n - 1 == crowd, areas[n]) for n, label in enumerate(labels, start=1)
     ]
     shift = rng.integers(-4, 5, 2)
-    found = np.roll(index, shift, (0, 1)).astype(np.int32)
+    predicted = np.roll(index, shift, (0, 1)).astype(np.int32)
     kept = rng.random(len(labels)) < 0.85
-    found = np.where(np.concatenate([[True], kept])[found], found, 1 if kept[0] else 0)
-    present = set(np.unique(found).tolist()) - {0}
-    found_info = [
+    predicted = np.where(np.concatenate([[True], kept])[predicted], predicted, 1 if kept[0] else 0)
+    present = set(np.unique(predicted).tolist()) - {0}
+    predicted_info = [
         _Segment(n + 1, label if rng.random() < 0.9 else int(rng.integers(len(categories))))
         for n, label in enumerate(labels)
         if n + 1 in present
     ]
-    return _Pair(truth_ids[index], truth_info, found, found_info)
+    return _Pair(truth_ids[index], truth_info, predicted, predicted_info)
 
 
 def _drawn_index(rng: np.random.Generator, categories: Categories) -> tuple[np.ndarray, list[int]]:
-    """A map (H, W) of segments counted from 1 that can all be seen, 0 for void; their labels."""
+    """A map (H, W) of visible segments, numbered from 1 with 0 for void, and their labels."""
     y, x = np.mgrid[:_HEIGHT, :_WIDTH].astype(np.float32)
     wave = 12 * np.sin(x / rng.uniform(15, 60)) + 6 * np.sin(x / rng.uniform(5, 15) + y / 40)
     stuff, things = rng.integers(2, 7), rng.integers(1, 16)
@@ -102,37 +103,39 @@ class _UsualLoop:
     """The evaluation as it is usually written."""
 
     def __init__(self) -> None:
-        self.counts: dict[int, list[float]] = defaultdict(lambda: [0, 0, 0, 0.0])  # matched, in vain, missed, IoU
+        self.counts: dict[int, list[float]] = defaultdict(lambda: [0, 0, 0, 0.0])  # TP, FP, FN, sum of IoU
 
     def update(
-        self, truth: np.ndarray, truth_info: list[_Segment], found: np.ndarray, found_info: list[_Segment]
+        self, truth: np.ndarray, truth_info: list[_Segment], predicted: np.ndarray, predicted_info: list[_Segment]
     ) -> None:
         """Add an image."""
-        true_segments, found_segments = ({segment.id: segment for segment in info} for info in (truth_info, found_info))
-        areas = dict(zip(*(part.tolist() for part in np.unique(found, return_counts=True)), strict=True))
-        joint = truth.astype(np.uint64) * _OFFSET + found.astype(np.uint64)
+        true_segments, predicted_segments = (
+            {segment.id: segment for segment in info} for info in (truth_info, predicted_info)
+        )
+        areas = dict(zip(*(part.tolist() for part in np.unique(predicted, return_counts=True)), strict=True))
+        joint = truth.astype(np.uint64) * _OFFSET + predicted.astype(np.uint64)
         pairs: dict[tuple[int, int], int] = {}
         for number, pixels in zip(*np.unique(joint, return_counts=True), strict=True):
             pairs[int(number) // _OFFSET, int(number) % _OFFSET] = int(pixels)
-        matched_true, matched_found = set(), set()
-        for (true_id, found_id), pixels in pairs.items():
-            true, segment = true_segments.get(true_id), found_segments.get(found_id)
+        matched_true, matched_predicted = set(), set()
+        for (true_id, predicted_id), pixels in pairs.items():
+            true, segment = true_segments.get(true_id), predicted_segments.get(predicted_id)
             if true is None or segment is None or true.crowd or true.label != segment.label:
                 continue
-            union = areas[found_id] + true.area - pixels - pairs.get((0, found_id), 0)
+            union = areas[predicted_id] + true.area - pixels - pairs.get((0, predicted_id), 0)
             if pixels / union > 0.5:
                 self.counts[true.label][0] += 1
                 self.counts[true.label][3] += pixels / union
                 matched_true.add(true_id)
-                matched_found.add(found_id)
+                matched_predicted.add(predicted_id)
         crowds = {}
         for true in truth_info:
             if true.crowd:
                 crowds[true.label] = true.id
             elif true.id not in matched_true:
                 self.counts[true.label][2] += 1
-        for segment in found_info:
-            if segment.id not in matched_found:
+        for segment in predicted_info:
+            if segment.id not in matched_predicted:
                 ignored = pairs.get((0, segment.id), 0)
                 if segment.label in crowds:
                     ignored += pairs.get((crowds[segment.label], segment.id), 0)
@@ -141,13 +144,13 @@ class _UsualLoop:
 
     def quality(self, label: int) -> tuple[float, float, float] | None:
         """PQ, SQ and RQ of a class."""
-        matched, in_vain, missed, iou = self.counts[label]
-        size = matched + (in_vain + missed) / 2
+        matched, false_positives, false_negatives, iou = self.counts[label]
+        size = matched + (false_positives + false_negatives) / 2
         return (iou / size, iou / matched if matched else 0.0, matched / size) if size else None
 
 
 def measure(repeats: int) -> Iterator[Figure]:
-    """Seconds of the updates of all images."""
+    """Yield the seconds of the updates with all images."""
     categories = _used_categories()
     seconds: dict[str, list[float]] = {"opendetr": [], "usual loop": []}
     for seed in range(repeats):
@@ -157,7 +160,7 @@ def measure(repeats: int) -> Iterator[Figure]:
 
 
 def _updates(seed: int, categories: Categories) -> tuple[float, float]:
-    """Seconds of ours and of theirs, which find the same."""
+    """The seconds of OpenDETR and of the usual loop. Asserts that their results are equal."""
     rng = np.random.default_rng(seed)
     ours, theirs = PanopticEvaluation(categories), _UsualLoop()
     seconds = [0.0, 0.0]

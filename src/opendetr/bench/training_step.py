@@ -1,4 +1,4 @@
-"""A training step of detr-r50 (batch 2, 640x640), beside transformers' DETR of the same size.
+"""A training step of detr-r50 (batch 2, 640x640), compared with DETR of the same size in transformers.
 
 Both train 41.3 million parameters: transformers freezes its whole ResNet, so its last three stages are unfrozen here.
 A step is forward, loss, backward and AdamW with clipping.
@@ -62,7 +62,7 @@ def _theirs(pixels: torch.Tensor, labels: torch.Tensor, truth: torch.Tensor) -> 
 
 
 def measure(repeats: int) -> Iterator[Figure]:
-    """Seconds of a step."""
+    """Yield the seconds of a step."""
     torch.manual_seed(0)
     inputs = torch.randn(2, 3, SIZE, SIZE), torch.randint(0, 91, (OBJECTS,)), _boxes()
     steps = {"opendetr": _ours(*inputs), "transformers": _theirs(*inputs)}

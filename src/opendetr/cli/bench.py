@@ -16,15 +16,18 @@ if TYPE_CHECKING:
 
 @command
 def bench(
-    names: Annotated[list[str] | None, typer.Argument(help="Which; all when omitted. --list shows them.")] = None,
-    repeats: Annotated[int, typer.Option(help="Rounds in which we and the peer take turns.", min=1)] = 5,
-    list_all: Annotated[bool, typer.Option("--list", help="Show what there is, and measure nothing.")] = False,
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Which benchmarks; all if omitted. --list names them.")
+    ] = None,
+    repeats: Annotated[int, typer.Option(help="Rounds in which OpenDETR and the peer run in turn.", min=1)] = 5,
+    list_all: Annotated[bool, typer.Option("--list", help="List the benchmarks, and measure nothing.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure OpenDETR beside its peers on this machine, in one run.
+    """Compare OpenDETR with other implementations, its peers, on this machine.
 
-    A figure is seconds or memory, and the factor by which the peer's is larger; of seconds, the median over rounds in
-    which both take turns. What transformers is compared in needs it installed. OMP_NUM_THREADS sets the threads.
+    A figure is seconds or memory. The factor is the peer's figure divided by OpenDETR's; for seconds it is the median
+    over rounds in which both run in turn. A comparison with transformers requires that package. OMP_NUM_THREADS sets
+    the number of threads.
 
     Examples:
 
@@ -37,10 +40,10 @@ def bench(
 
     unknown = next((name for name in names or () if name not in BENCHMARKS), None)
     if unknown is not None:
-        raise ConfigError(f"bench: no benchmark {unknown!r}; there are {', '.join(BENCHMARKS)}")
+        raise ConfigError(f"bench: no benchmark {unknown!r}; choose from {', '.join(BENCHMARKS)}")
     if list_all:
         about = {name: (load_benchmark(name).__doc__ or "").partition("\n")[0] for name in BENCHMARKS}
-        print_json({"benchmarks": about}) if as_json else print(table([("name", "what"), *about.items()]))
+        print_json({"benchmarks": about}) if as_json else print(table([("name", "measures"), *about.items()]))
         return
     rows: list[dict[str, Any]] = []
     for name in names or BENCHMARKS:
@@ -49,7 +52,7 @@ def bench(
     if as_json:
         print_json({"machine": _machine(), "repeats": repeats, "figures": rows})
         return
-    heads = ("benchmark", "what", "opendetr", "peer", "theirs", "factor", "expected")
+    heads = ("benchmark", "measured", "opendetr", "peer", "peer's figure", "factor", "expected")
     lines = [
         (row["benchmark"], row["what"], _amount(row["ours"], row["unit"]), row["peer"],
          _amount(row["theirs"], row["unit"]), f"{row['factor']:.2f}", f"at least {row['expected']:.2f}")
@@ -65,7 +68,9 @@ def _measured(name: str, repeats: int) -> Iterator[Figure]:
     try:
         yield from load_benchmark(name).measure(repeats)
     except ModuleNotFoundError as error:
-        raise ConfigError(f"bench {name}: compares with {error.name}; `pip install {error.name}` first") from None
+        raise ConfigError(
+            f"bench {name}: compares with {error.name}, which `pip install {error.name}` installs"
+        ) from None
 
 
 def _amount(value: float, unit: str) -> str:

@@ -18,32 +18,30 @@ if TYPE_CHECKING:
 
 _SHOWN_PLACES = 3
 _SHOWN_CLASSES = 20
-_TOLD_BY_HEADING = ("training stops", "skipped")
+_IN_HEADING = ("training stops", "skipped")
 _HEADINGS = {
     "stops": "Training stops at",
     "skips": "Training skips",
-    "adjusts": "Training uses in another way than it stands there",
-    "keeps": "Training uses as it stands there",
+    "adjusts": "Training adjusts",
+    "keeps": "Training uses unchanged",
 }
 
 
 @command
 def check(
     data: Annotated[Path, typer.Argument(help="The dataset folder.")],
-    model: Annotated[str, typer.Option(help="The model that is to be trained.")] = DEFAULT_MODEL,
+    model: Annotated[str, typer.Option(help="The model to train.")] = DEFAULT_MODEL,
     image_size: Annotated[
         int | None, typer.Option(min=1, help="Short side in pixels. [default: the model's]", show_default=False)
     ] = None,
-    images: Annotated[bool, typer.Option(help="Decode every image; else only look at the annotations.")] = True,
-    fix: Annotated[
-        Path | None, typer.Option(help="Write a cleaned copy to this new folder.", show_default=False)
-    ] = None,
+    images: Annotated[bool, typer.Option(help="Decode every image; otherwise check only the annotations.")] = True,
+    fix: Annotated[Path | None, typer.Option(help="Write a fixed copy to this new folder.", show_default=False)] = None,
     as_json: JsonOption = False,
 ) -> Exit:
-    """Look for faults in a dataset: where each is, and what training does with it.
+    """Check a dataset for faults: where each fault is, and what training does with it.
 
-    Exit code 0 when training uses everything, 3 when it, or training with masks, skips something, 1 when it cannot
-    start. With --fix it is that of the copy.
+    The exit code is 0 if training uses everything, 3 if training, or training with masks, skips something, and 1 if
+    training cannot start. With --fix, the exit code is that of the copy.
 
     Examples:
 
@@ -60,7 +58,7 @@ def check(
 
     if fix is not None:
         if not images:
-            raise typer.BadParameter("--fix has to read the images: leave out --no-images")
+            raise typer.BadParameter("--fix reads the images: leave out --no-images")
         require_new(fix)
     with progress_bar("reading images") as progress:
         report = check_data(data, _demands(model, image_size), read_images=images, progress=progress)
@@ -103,14 +101,14 @@ def _verdict(report: DataReport, fix: Path | None) -> Exit:
     kinds = [kind for kind in report.faults if fix is None or not kind.fixable]
     stopping = [kind for kind in kinds if kind.effect is Effect.STOPS]
     if stopping:
-        found = ", ".join(kind.counted(len(report.faults[kind])) for kind in stopping)
-        _show(f"error: {report.folder}: training cannot start: {found}", sys.stderr)
+        faults = ", ".join(kind.counted(len(report.faults[kind])) for kind in stopping)
+        _show(f"error: {report.folder}: training cannot start: {faults}", sys.stderr)
         return Exit.FAILED
     return Exit.SOME_FAILED if any(kind.effect is Effect.SKIPS for kind in kinds) else Exit.DONE
 
 
 def _record(report: DataReport) -> dict[str, Any]:
-    """The report for machines, with every place."""
+    """The report as JSON, with the place of every fault."""
     findings = [
         {
             "kind": str(kind),
@@ -140,41 +138,42 @@ def _text(report: DataReport) -> str:
 
     blocks = [_counts_table(report)] if report.counts else []
     for effect in Effect:
-        findings = [_finding(report, kind, faults) for kind, faults in report.with_effect(effect).items()]
-        if findings:
-            blocks.append("\n".join((_HEADINGS[effect], *findings)))
-    return "\n\n".join(blocks if report.faults else [*blocks, "nothing found"])
+        entries = [_entry(report, kind, faults) for kind, faults in report.with_effect(effect).items()]
+        if entries:
+            blocks.append("\n".join((_HEADINGS[effect], *entries)))
+    return "\n\n".join(blocks if report.faults else [*blocks, "no faults found"])
 
 
-def _finding(report: DataReport, kind: Kind, faults: tuple[DataFault, ...]) -> str:
-    told_by_heading = kind.consequence in _TOLD_BY_HEADING
-    lines = [f"- {kind.counted(len(faults))}{'' if told_by_heading else f', {kind.consequence}'}"]
+def _entry(report: DataReport, kind: Kind, faults: tuple[DataFault, ...]) -> str:
+    """The faults of a kind: how many, what training does with them, and the first places."""
+    is_in_heading = kind.consequence in _IN_HEADING
+    lines = [f"- {kind.counted(len(faults))}{'' if is_in_heading else f', {kind.consequence}'}"]
     for fault in faults[:_SHOWN_PLACES]:
         place = fault.place.removeprefix(f"{report.folder}/")
         lines.append(f"    {place}{': ' if place and fault.detail else ''}{fault.detail}")
     if len(faults) > _SHOWN_PLACES:
-        lines.append(f"    and {len(faults) - _SHOWN_PLACES:,} more (--json names all)")
+        lines.append(f"    and {len(faults) - _SHOWN_PLACES:,} more (--json lists all)")
     return "\n".join(lines)
 
 
 def _counts_table(report: DataReport) -> str:
-    """Images, objects, classes and sizes by split."""
+    """A table of images, objects, classes and object sizes, with a column per split."""
     counts = list(report.counts.values())
     rows = [["", *report.counts]]
-    rows.append(["images", *(f"{each.images:,}" for each in counts)])
-    rows.append(["objects", *(f"{each.objects:,}" for each in counts)])
+    rows.append(["images", *(f"{split.images:,}" for split in counts)])
+    rows.append(["objects", *(f"{split.objects:,}" for split in counts)])
     first = counts[0].classes
-    for name in sorted(first, key=lambda name: -sum(each.classes[name] for each in counts))[:_SHOWN_CLASSES]:
-        rows.append([f"  {name}", *(_share(each.classes, name) for each in counts)])
+    for name in sorted(first, key=lambda name: -sum(split.classes[name] for split in counts))[:_SHOWN_CLASSES]:
+        rows.append([f"  {name}", *(_count_and_share(split.classes, name) for split in counts)])
     if len(first) > _SHOWN_CLASSES:
         rows.append([f"  and {len(first) - _SHOWN_CLASSES} more classes", *("" for _ in counts)])
     rows.append(["object sizes, resized", *("" for _ in counts)])
     for number, name in enumerate(_size_names()):
-        rows.append([f"  {name}", *(f"{each.sizes[number]:,}" for each in counts)])
+        rows.append([f"  {name}", *(f"{split.sizes[number]:,}" for split in counts)])
     return table(rows)
 
 
-def _share(classes: Mapping[str, int], name: str) -> str:
+def _count_and_share(classes: Mapping[str, int], name: str) -> str:
     total = sum(classes.values())
     return f"{classes[name]:,} ({classes[name] / total:.0%})" if total else "0"
 
@@ -182,12 +181,12 @@ def _share(classes: Mapping[str, int], name: str) -> str:
 def _size_names() -> list[str]:
     from opendetr.data.tools import SIZE_LIMITS
 
-    between = [f"{low} to {high} px" for low, high in itertools.pairwise(SIZE_LIMITS)]
-    return [f"below {SIZE_LIMITS[0]} px", *between, f"{SIZE_LIMITS[-1]} px and more"]
+    middle = [f"{low} to {high} px" for low, high in itertools.pairwise(SIZE_LIMITS)]
+    return [f"below {SIZE_LIMITS[0]} px", *middle, f"{SIZE_LIMITS[-1]} px and more"]
 
 
 def _show(text: str, stream: TextIO) -> None:
-    """Print what may quote any name that a file holds: what cannot be printed is shown as its code."""
+    """Print text that may quote names from files. Characters that cannot be printed are shown as escape codes."""
     shown = "".join(char if char.isprintable() or char == "\n" else repr(char)[1:-1] for char in text)
     encoding = stream.encoding or "utf-8"
     print(shown.encode(encoding, "backslashreplace").decode(encoding), file=stream)

@@ -20,18 +20,18 @@ from opendetr.cli.output import Exit, JsonOption, command, print_json, progress_
 if TYPE_CHECKING:
     from opendetr.data import DetectionData, ImageRecord
 
-_HELP = "Datasets: make, look at, check, convert and split one."
+_HELP = "Make, show, check, convert and split datasets."
 _SHEET_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 app = typer.Typer(help=_HELP, no_args_is_help=True, rich_markup_mode=None)
 
 SourceArgument = Annotated[Path, typer.Argument(help="The dataset: COCO, Pascal VOC, YOLO, or a CSV table.")]
-TargetArgument = Annotated[Path, typer.Argument(help="Where to; empty or not there.")]
-LinkOption = Annotated[bool, typer.Option("--link", help="Make links to the images instead of copies.")]
+TargetArgument = Annotated[Path, typer.Argument(help="The folder to write, empty or new.")]
+LinkOption = Annotated[bool, typer.Option("--link", help="Link to the images instead of copying them.")]
 
 
 class Target(StrEnum):
-    """The formats that are written, as `data.convert` names them."""
+    """The formats that can be written; the values are those of `Format`."""
 
     COCO = "coco"
     YOLO = "yolo"
@@ -45,12 +45,12 @@ def _data() -> None:
 
 @command
 def make(
-    folder: Annotated[Path, typer.Argument(help="Where to; empty or not there, or scenes made before.")],
-    train: Annotated[int, typer.Option(min=0, help="Scenes to train on.")] = 2000,
-    val: Annotated[int, typer.Option(min=0, help="Scenes to score on.")] = 300,
+    folder: Annotated[Path, typer.Argument(help="The folder to write: empty, new, or with scenes made before.")],
+    train: Annotated[int, typer.Option(min=0, help="Number of training scenes.")] = 2000,
+    val: Annotated[int, typer.Option(min=0, help="Number of validation scenes.")] = 300,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same bytes.")] = 0,
     size: Annotated[int, typer.Option(min=32, help="Height and width in pixels.")] = 256,
-    hard: Annotated[bool, typer.Option("--hard", help="Up to 40 objects, smaller ones.")] = False,
+    hard: Annotated[bool, typer.Option("--hard", help="More objects per image, up to 40, and smaller ones.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Make a dataset of drawn scenes, in COCO format with boxes, polygons and panoptic masks.
@@ -81,10 +81,11 @@ def convert(
     link: LinkOption = False,
     as_json: JsonOption = False,
 ) -> Exit:
-    """Write a dataset in another format, without loss.
+    """Write a dataset in another format.
 
-    What VOC and YOLO have no place for goes into opendetr.json beside them, which every command here reads; a line says
-    so. What no record holds is left behind: keypoints, captions, licences, poses.
+    Everything that OpenDETR reads is kept. Fields that VOC and YOLO cannot hold are written to opendetr.json next to
+    the annotations, and a note is printed. Every command reads this file. OpenDETR does not read keypoints, captions,
+    licences and poses, so they are not converted.
 
     Examples:
 
@@ -103,13 +104,13 @@ def show(
     source: SourceArgument,
     out: Annotated[Path, typer.Option(help="The image to write: .png, .jpg or .webp.")] = Path("sheet.png"),
     split: Annotated[
-        str | None, typer.Option(help="Which split. [default: train, else the first]", show_default=False)
+        str | None, typer.Option(help="The split to show. [default: train, else the first]", show_default=False)
     ] = None,
-    images: Annotated[int, typer.Option(min=1, max=100, help="How many images, chosen at random.")] = 16,
-    seed: Annotated[int, typer.Option(help="Another one chooses others.")] = 0,
+    images: Annotated[int, typer.Option(min=1, max=100, help="Number of images, chosen at random.")] = 16,
+    seed: Annotated[int, typer.Option(help="Another seed chooses other images.")] = 0,
     as_json: JsonOption = False,
 ) -> Exit:
-    """Draw a contact sheet: images of a dataset with the masks, or else the boxes, of their objects.
+    """Draw a contact sheet of a dataset: images with the masks of their objects, or else the boxes.
 
     Examples:
 
@@ -123,21 +124,20 @@ def show(
 
     if out.suffix.lower() not in _SHEET_SUFFIXES:
         raise typer.BadParameter(f"{out}: give a name that ends in {', '.join(_SHEET_SUFFIXES)}", param_hint="--out")
-    found = recognise(source)
-    usual = next((name for name in TRAIN_NAMES if name in found.splits), found.splits[0])
-    chosen = split or usual
-    if chosen not in found.splits:
-        raise DataError(f"{source}: no split '{chosen}'; it has {', '.join(found.splits)}")
-    data = found.read((chosen,))[chosen]
+    dataset = recognise(source)
+    chosen = split or next((name for name in TRAIN_NAMES if name in dataset.splits), dataset.splits[0])
+    if chosen not in dataset.splits:
+        raise DataError(f"{source}: no split '{chosen}'; it has {', '.join(dataset.splits)}")
+    data = dataset.read((chosen,))[chosen]
     say(f"{chosen}: {data.summary()}")
-    records = _some(data.images, images, seed)
+    records = _sampled(data.images, images, seed)
     failures: list[str] = []
-    pictures = _readable(records, failures)
-    first = next(pictures, None)
+    readable = _readable(records, failures)
+    first = next(readable, None)
     if first is None:
         raise DataError(f"{source}: the split '{chosen}' has no image that can be shown")
     columns = math.ceil(math.sqrt(len(records)))
-    sheet = truth_sheet(chain([first], pictures), data.categories, columns=columns)
+    sheet = truth_sheet(chain([first], readable), data.categories, columns=columns)
     out.parent.mkdir(parents=True, exist_ok=True)
     save_image(sheet, out)
     for failure in failures:
@@ -154,14 +154,15 @@ def show(
 def split(
     source: SourceArgument,
     folder: TargetArgument,
-    fractions: Annotated[str, typer.Option(help="The new splits and their shares.")] = "train=0.8,val=0.1,test=0.1",
-    seed: Annotated[int, typer.Option(help="Another one divides differently.")] = 0,
+    fractions: Annotated[str, typer.Option(help="The new splits and their fractions.")] = "train=0.8,val=0.1,test=0.1",
+    seed: Annotated[int, typer.Option(help="Another seed splits differently.")] = 0,
     link: LinkOption = False,
     as_json: JsonOption = False,
 ) -> Exit:
-    """Divide a dataset anew, every class in about the same shares; the images of all its splits are taken together.
+    """Split a dataset anew, with about the same fractions of every class.
 
-    The result is in the format of the dataset; of a table, in COCO's.
+    The images of all its splits are pooled first. The result has the format of the dataset; a CSV table
+    becomes COCO.
 
     Examples:
 
@@ -173,17 +174,17 @@ def split(
     from opendetr.data.tools import WRITTEN_FORMATS
 
     shares = _shares(fractions)
-    found = recognise(source)
-    whole = pooled(found.read(found.splits))
-    parts = {name: whole.subset(images, name) for name, images in stratified(whole.images, shares, seed).items()}
-    to = found.format if found.format in WRITTEN_FORMATS else Format.COCO
+    dataset = recognise(source)
+    pool = pooled(dataset.read(dataset.splits))
+    parts = {name: pool.subset(images, name) for name, images in stratified(pool.images, shares, seed).items()}
+    to = dataset.format if dataset.format in WRITTEN_FORMATS else Format.COCO
     return _write(parts, folder, to, source, link=link, as_json=as_json)
 
 
 def _write(
     splits: Mapping[str, DetectionData], folder: Path, to: Any, source: Path, *, link: bool, as_json: bool
 ) -> Exit:
-    """Write splits of the dataset `source`, and say what is in them and what became of it."""
+    """Write splits of the dataset `source`. Prints their classes, and notes on what could not be kept as it was."""
     from opendetr.data import Kind
     from opendetr.data.tools import maps_left_behind, write_data
 
@@ -200,33 +201,33 @@ def _write(
         for note in notes:
             print(note)
         print(folder)
-    lost = (Kind.EMPTY_FILE, Kind.UNREADABLE_IMAGE, Kind.OVERSIZED_IMAGE)
-    some_lost = any(finding.kind in lost for data in splits.values() for finding in data.findings)
+    losses = (Kind.EMPTY_FILE, Kind.UNREADABLE_IMAGE, Kind.OVERSIZED_IMAGE)
+    some_lost = any(finding.kind in losses for data in splits.values() for finding in data.findings)
     return Exit.SOME_FAILED if some_lost else Exit.DONE
 
 
 def _class_counts(data: DetectionData) -> list[dict[str, Any]]:
-    """Of every class: how many images of the split have it, and how many objects there are."""
+    """The number of images and of objects of every class in the split."""
     images, objects = Counter[int](), Counter[int]()
     for image in data.images:
-        found = Counter(thing.category_id for thing in image.objects)
-        images.update(found.keys())
-        objects.update(found)
+        counts = Counter(labelled.category_id for labelled in image.objects)
+        images.update(counts.keys())
+        objects.update(counts)
     return [
         {"split": data.split, "class": name, "images": images[id_], "objects": objects[id_]}
         for id_, name in zip(data.categories.ids, data.categories.names, strict=True)
     ]
 
 
-def _some(images: Iterable[ImageRecord], number: int, seed: int) -> list[ImageRecord]:
-    """So many images at random, in their order."""
-    every = list(images)
-    chosen = random.Random(seed).sample(range(len(every)), min(number, len(every)))
-    return [every[index] for index in sorted(chosen)]
+def _sampled(images: Iterable[ImageRecord], number: int, seed: int) -> list[ImageRecord]:
+    """`number` images chosen at random, in their original order."""
+    candidates = list(images)
+    chosen = random.Random(seed).sample(range(len(candidates)), min(number, len(candidates)))
+    return [candidates[index] for index in sorted(chosen)]
 
 
 def _readable(records: Iterable[ImageRecord], failures: list[str]) -> Iterator[tuple[str, Any, Any, Any]]:
-    """Name, image, objects and masks of each record, one at a time; a line for each that cannot be read."""
+    """Yield the name, image, objects and masks of each record. Errors of unreadable ones are added to `failures`."""
     from opendetr.data import DataError, known_masks, read_record
 
     for record in records:
@@ -237,7 +238,7 @@ def _readable(records: Iterable[ImageRecord], failures: list[str]) -> Iterator[t
 
 
 def _shares(text: str) -> dict[str, float]:
-    """ "train=0.8,val=0.2" as numbers by name."""
+    """Parse fractions such as "train=0.8,val=0.2". Raises BadParameter."""
     parts = [part.partition("=") for part in text.split(",")]
     try:
         shares = {name.strip(): float(share) for name, _, share in parts}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from opendetr.cli.output import JsonOption, command, number, print_json, progress_bar, say
+from opendetr.cli.output import DeviceOption, JsonOption, command, number, print_json, progress_bar, say
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
 
 PAGE = "index.html"
 _MODEL = "deformable-detr-tiny-panoptic"
-_SPLIT, _SEED = "val", 0  # training scenes are of another split, so that none of these was ever seen
+_SPLIT, _SEED = "val", 0  # training scenes are of another split, so the detector has not seen these scenes
 _NUM_SHOWN = 12
 
 
 @command
 def demo(
-    out: Annotated[Path, typer.Option(help="Where the scenes and the page go.")] = Path("opendetr-demo"),
-    images: Annotated[int, typer.Option(min=1, help="How many scenes to score on.")] = 300,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    out: Annotated[Path, typer.Option(help="The folder for the scenes and the page.")] = Path("opendetr-demo"),
+    images: Annotated[int, typer.Option(min=1, help="Number of scenes to evaluate on.")] = 300,
+    device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Draw unseen scenes, find what is in them with the detector of the package, and show how well it does.
+    """Evaluate the detector of the package on newly drawn scenes, and write a page with the results.
 
     Examples:
 
@@ -54,18 +54,18 @@ def demo(
     size = sum(parameter.numel() for parameter in detector.model.parameters())
     facts = {
         "model": f"{_MODEL}, {size / 1e6:.1f} million parameters",
-        "data": f"{len(data)} drawn scenes, {data.num_objects:,} objects, none of them seen in training",
+        "data": f"{len(data)} drawn scenes, {data.num_objects:,} objects, not used in training",
         "AP by decoder layer": ", ".join(map(number, scores.per_layer)),
-        "time": f"{1000 * scores.seconds_per_image:.0f} ms an image on {detector.device}",
+        "time": f"{1000 * scores.seconds_per_image:.0f} ms per image on {detector.device}",
     }
-    pictures = list(_images_shown(detector, data))
+    images_shown = list(_images_shown(detector, data))
     quality = {name: of_class["PQ"] for name, of_class in scores.panoptic_per_class.items()}
     page = write_report(
         out / PAGE,
         "OpenDETR demo",
         scores.metrics,
         scores.per_class,
-        pictures,
+        images_shown,
         panoptic_per_class=quality,
         facts=facts,
     )
@@ -81,7 +81,7 @@ def demo(
 
 
 def _images_shown(detector: Predictor, data: DetectionData) -> Iterator[tuple[str, Image.Image]]:
-    """Truth beside prediction for scenes spread over the data."""
+    """Yield a title and an image with ground truth next to predictions, for scenes spread over the data."""
     from opendetr.inference import compare
 
     chosen = data.images[:: max(1, len(data) // _NUM_SHOWN)][:_NUM_SHOWN]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,11 +11,14 @@ import typer
 
 from opendetr.cli.output import (
     DEFAULT_MODEL,
+    BatchSizeOption,
+    DeviceOption,
     Exit,
     JsonOption,
     MergeOption,
     MergeRule,
     ModelOption,
+    StrictNoObjectOption,
     WeightsOption,
     command,
     number,
@@ -27,11 +30,13 @@ from opendetr.cli.output import (
 )
 
 if TYPE_CHECKING:
+    from opendetr.data import DetectionData
     from opendetr.evaluation import Evaluation
+    from opendetr.inference import Predictor
 
 
 class MaskSource(StrEnum):
-    """What masks a score is against, as `DataConfig.masks` names them."""
+    """The masks to evaluate against; the values are those of `DataConfig.masks`."""
 
     NONE = "none"
     AUTO = "auto"
@@ -39,49 +44,51 @@ class MaskSource(StrEnum):
     PANOPTIC = "panoptic"
 
 
-@command
-def evaluate(
-    data: Annotated[Path, typer.Argument(help="The dataset folder.")],
-    weights: WeightsOption = DEFAULT_MODEL,
-    model: ModelOption = None,
+@dataclass(frozen=True, kw_only=True)
+class EvalOptions:
+    """The options of `opendetr eval`, in the order of its help."""
+
+    data: Annotated[Path, typer.Argument(help="The dataset folder.")]
+    weights: WeightsOption = DEFAULT_MODEL
+    model: ModelOption = None
     split: Annotated[
         str | None,
-        typer.Option(
-            help="Which split to score on. [default: the one the run was scored on, else val]", show_default=False
-        ),
-    ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images that go through the model together.")] = 8,
-    layers: Annotated[bool, typer.Option("--layers", help="Also the AP of each decoder layer.")] = False,
+        typer.Option(help="The split to evaluate on. [default: that of the run, else val]", show_default=False),
+    ] = None
+    batch_size: BatchSizeOption = 8
+    layers: Annotated[bool, typer.Option("--layers", help="Also evaluate each decoder layer.")] = False
     masks: Annotated[
         MaskSource | None,
         typer.Option(
-            help="Score against outlines of objects, against panoptic maps, or boxes alone. "
+            help="Ground-truth masks: outlines (instances), panoptic maps, those that the dataset has (auto), or none. "
             "[default: as the model was trained]",
             show_default=False,
         ),
-    ] = None,
-    merge: MergeOption = MergeRule.DEFAULT,
+    ] = None
+    merge: MergeOption = MergeRule.DEFAULT
     panoptic_score: Annotated[
         float | None,
         typer.Option(
             min=0,
             max=1,
-            help="Queries that score less have no part in a panoptic map. [default: 0.85; 0.4 for sigmoid scores]",
+            help="Minimum score of a query in a panoptic map. [default: 0.85; 0.4 for sigmoid scores]",
             show_default=False,
         ),
-    ] = None,
-    strict_no_object: Annotated[
-        bool, typer.Option("--strict-no-object", help='Leave out queries whose best answer is "no object".')
-    ] = False,
+    ] = None
+    strict_no_object: StrictNoObjectOption = False
     predictions: Annotated[
-        Path | None, typer.Option(help="Write the detections to this file, as COCO results.", show_default=False)
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
-    as_json: JsonOption = False,
-) -> Exit:
-    """Score a detector on a dataset: the twelve COCO numbers, and AP by class.
+        Path | None, typer.Option(help="Write the detections to this file as COCO results.", show_default=False)
+    ] = None
+    device: DeviceOption = "auto"
+    as_json: JsonOption = False
 
-    Where the model has a mask head and the data masks, the twelve numbers of masks, too; PQ for panoptic maps.
+
+@command
+def evaluate(options: EvalOptions) -> Exit:
+    """Evaluate a detector on a dataset: the twelve COCO metrics, and AP per class.
+
+    If the model has a mask head and the dataset has masks, it also reports the twelve metrics of masks, and panoptic
+    quality for panoptic maps.
 
     Examples:
 
@@ -93,54 +100,67 @@ def evaluate(
 
         opendetr eval my-data --weights detr-r50-panoptic --merge published --batch-size 1
     """
-    from opendetr.config import ConfigError
-    from opendetr.data.formats import open_split
     from opendetr.inference import load
 
-    detector = load(weights, model=model, device=device, strict_no_object=strict_no_object)
-    given = {
-        "--masks": masks not in (None, MaskSource.NONE),
-        "--merge": merge is not MergeRule.DEFAULT,
-        "--panoptic-score": panoptic_score is not None,
-    }
-    of_masks = [option for option, is_given in given.items() if is_given]
-    if of_masks and not detector.has_masks:
-        raise ConfigError(f"{weights}: has no mask head, only boxes are scored: leave out {' and '.join(of_masks)}")
-    config = detector.preset.data
-    chosen = split or config.val_split or "val"
-    split_data = open_split(
-        data,
-        chosen,
-        val_fraction=config.val_fraction,
-        strict=config.strict,
-        masks=masks.value if masks else config.masks,
+    detector = load(
+        options.weights, model=options.model, device=options.device, strict_no_object=options.strict_no_object
     )
-    if merge is not MergeRule.DEFAULT and split_data.masks == "none":
-        raise ConfigError(f"{data}: was read without masks, only boxes are scored: leave out --merge")
-    if panoptic_score is not None and split_data.masks != "panoptic":
-        raise ConfigError(f"{data}: was read without panoptic maps, none are scored: leave out --panoptic-score")
-    say(f"{chosen}: {split_data.summary()}")
+    split = options.split or detector.preset.data.val_split or "val"
+    data = _open(detector, options, split)
+    say(f"{split}: {data.summary()}")
     with progress_bar("evaluating") as progress:
         scores = detector.evaluate(
-            split_data,
-            batch_size=batch_size,
-            layers=layers,
-            merge=merge.value,
-            panoptic_score=panoptic_score,
+            data,
+            batch_size=options.batch_size,
+            layers=options.layers,
+            merge=options.merge.value,
+            panoptic_score=options.panoptic_score,
             progress=progress,
         )
-    if predictions is not None:
-        write_json(predictions, scores.results)
-    if as_json:
+    if options.predictions is not None:
+        write_json(options.predictions, scores.results)
+    if options.as_json:
+        facts = {"weights": options.weights, "data": str(options.data), "split": split, "images": len(data)}
         record = asdict(scores)
         record.pop("results")
-        print_json({"weights": weights, "data": str(data), "split": chosen, "images": len(split_data)} | record)
+        print_json(facts | record)
     else:
         _print(scores)
     if scores.unreadable:
-        say(f"{len(scores.unreadable)} of {len(split_data)} images could not be read and count as without detections")
+        say(f"{len(scores.unreadable)} of {len(data)} images could not be read and count as having no detections")
         return Exit.SOME_FAILED
     return Exit.DONE
+
+
+def _open(detector: Predictor, options: EvalOptions, split: str) -> DetectionData:
+    """Open the split. Raises ConfigError for mask options if the model or the dataset has no masks."""
+    from opendetr.config import ConfigError
+    from opendetr.data.formats import open_split
+
+    has_merge, has_panoptic_score = options.merge is not MergeRule.DEFAULT, options.panoptic_score is not None
+    of_masks = {
+        "--masks": options.masks not in (None, MaskSource.NONE),
+        "--merge": has_merge,
+        "--panoptic-score": has_panoptic_score,
+    }
+    given = [option for option, is_given in of_masks.items() if is_given]
+    if given and not detector.has_masks:
+        raise ConfigError(
+            f"{options.weights}: has no mask head, only boxes are evaluated: leave out {' and '.join(given)}"
+        )
+    config = detector.preset.data
+    data = open_split(
+        options.data,
+        split,
+        val_fraction=config.val_fraction,
+        strict=config.strict,
+        masks=options.masks.value if options.masks else config.masks,
+    )
+    if has_merge and data.masks == "none":
+        raise ConfigError(f"{options.data}: was read without masks, only boxes are evaluated: leave out --merge")
+    if has_panoptic_score and data.masks != "panoptic":
+        raise ConfigError(f"{options.data}: was read without panoptic maps: leave out --panoptic-score")
+    return data
 
 
 def _print(scores: Evaluation) -> None:
@@ -150,7 +170,7 @@ def _print(scores: Evaluation) -> None:
     print()
     columns = {"AP": scores.per_class, "mask AP": scores.mask_per_class}
     for name in ("PQ", "SQ", "RQ"):
-        columns[name] = {of: quality[name] for of, quality in scores.panoptic_per_class.items()}
+        columns[name] = {class_: quality[name] for class_, quality in scores.panoptic_per_class.items()}
     shown = {head: column for head, column in columns.items() if column}
     names = list(dict.fromkeys(name for column in shown.values() for name in column))
     rows = [(name, *(number(column.get(name)) for column in shown.values())) for name in names]
@@ -159,4 +179,4 @@ def _print(scores: Evaluation) -> None:
         layers = [(str(layer), number(value)) for layer, value in enumerate(scores.per_layer, start=1)]
         print()
         print(table([("decoder layer", "AP"), *layers]))
-    print(f"\n{scores.seconds_per_image:.3f} seconds an image")
+    print(f"\n{scores.seconds_per_image:.3f} seconds per image")

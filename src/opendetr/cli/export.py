@@ -12,7 +12,7 @@ from opendetr.cli.output import JsonOption, ModelOption, command, print_json, sa
 
 
 class Format(StrEnum):
-    """Whose layout a detector is written in."""
+    """The layouts in which a detector can be written."""
 
     HUGGINGFACE = "huggingface"
     OFFICIAL = "official"
@@ -22,15 +22,15 @@ class Format(StrEnum):
 def export(
     weights: Annotated[str, typer.Argument(help="A run folder, a file of weights, or a name of `opendetr models`.")],
     out: Annotated[Path, typer.Argument(help="A new folder for huggingface, a new .pth file for official.")],
-    format: Annotated[Format, typer.Option(help="Whose layout.")],
+    format: Annotated[Format, typer.Option(help="The layout to write.")],
     model: ModelOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a detector for others: a folder for transformers, or a file as the original implementations have it.
+    """Write a detector for other software: a folder for transformers, or a file for the original implementation.
 
-    transformers reads the folder with from_pretrained of AutoModelForObjectDetection and AutoImageProcessor, and this
-    command line as --weights FOLDER. An official file holds neither classes nor settings: to read it takes
-    --model and, for other classes than COCO's, opendetr.load(..., categories=...).
+    transformers loads the folder with from_pretrained of AutoModelForObjectDetection and AutoImageProcessor. The
+    commands of OpenDETR load it with --weights FOLDER. An official file contains neither classes nor settings: loading
+    it requires --model and, for classes other than COCO's, opendetr.load(..., categories=...).
 
     Examples:
 
@@ -48,7 +48,7 @@ def export(
     else:
         export_official(detector.model, preset, out)
     if preset.model.backbone.norm == "batch":
-        say("batch norm was written as frozen statistics: the same in evaluation, and not trained on by others")
+        say("batch norm was written as frozen batch norm: evaluation is the same, training leaves it unchanged")
     if as_json:
         print_json(
             {"out": str(out), "format": format, "model": preset.name, "classes": list(detector.categories.names)}

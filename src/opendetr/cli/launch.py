@@ -16,7 +16,7 @@ _PORT = 29500
 
 
 def run(num_processes: int) -> Exit:
-    """Run this command in processes of its own; when one ends with an error, all of them do."""
+    """Run this command in `num_processes` new processes. If one fails, all of them end."""
     if "LOCAL_RANK" in os.environ:
         raise typer.BadParameter("the launcher has started the processes already: leave --processes out")
 
@@ -26,7 +26,7 @@ def run(num_processes: int) -> Exit:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.disable(logging.CRITICAL)  # the launcher's own report: the processes have said what there is to say
+    logging.disable(logging.CRITICAL)  # the launcher's report: the processes print their own errors
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_processes)))
     config = LaunchConfig(
         min_nodes=1,
@@ -44,23 +44,23 @@ def run(num_processes: int) -> Exit:
         if failure.exitcode < 0 and rank == 0:
             say(f"error: process 0 of {num_processes} was ended by {failure.signal_name()}; go on with --resume")
         return Exit.FAILED
-    except SignalException:  # the processes have saved and said so
+    except SignalException:  # the processes have saved and reported it
         return Exit.FAILED
     return Exit.DONE
 
 
 def command_line(num_nodes: int, num_processes: int) -> str:
-    """The command that starts `num_processes` on each of several machines, the same one on all of them.
+    """The command that starts `num_processes` on a machine; it is the same on all machines.
 
-    The machine on which it is printed is the one where they meet.
+    The processes connect to the machine on which the command is printed.
     """
     launcher = ["torchrun", "--nnodes", num_nodes, "--nproc-per-node", num_processes, "--rdzv-id", "opendetr"]
-    meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"{socket.gethostname()}:{_PORT}"]
-    return shlex.join(map(str, [*launcher, *meeting, "-m", "opendetr", *_own_arguments()]))
+    rendezvous = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"{socket.gethostname()}:{_PORT}"]
+    return shlex.join(map(str, [*launcher, *rendezvous, "-m", "opendetr", *_own_arguments()]))
 
 
 def _own_arguments() -> list[str]:
-    """The arguments of this command, without those about processes."""
+    """The arguments of this command, without --processes and --nodes."""
     return _without(sys.argv[1:], ("--processes", "--nodes"))
 
 

@@ -1,4 +1,4 @@
-"""The command `opendetr`. Heavy packages are imported inside the commands, so that `--help` is instant."""
+"""The command `opendetr`. Heavy packages are imported inside the commands, which keeps `--help` fast."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from opendetr.cli.predict import predict
 from opendetr.cli.push import push
 from opendetr.cli.train import train
 
-_HELP = "DETR detectors: train, score and use them."
+_HELP = "Train, evaluate and use DETR detectors."
 
 app = typer.Typer(
     help=_HELP,

@@ -9,10 +9,10 @@ from opendetr.cli.output import JsonOption, command, number, print_json, table
 
 @command
 def models(as_json: JsonOption = False) -> None:
-    """List the models of the catalogue, and where their weights come from.
+    """List the models of the catalogue, and the sources of their weights.
 
-    AP is what the authors give for COCO val2017. Files whose names carry their hash are downloaded on first use, the
-    others are put into the cache by hand; --json gives their addresses.
+    AP and PQ are the authors' figures on COCO val2017. Weights whose file names contain a hash are downloaded on first
+    use. Others have to be put into the cache manually; --json gives their addresses.
 
     Examples:
 
@@ -59,7 +59,7 @@ def _row(name: str) -> dict[str, Any]:
 
 
 def _weights(name: str) -> dict[str, Any]:
-    """What there is to know about the weights of a model; nothing where there are none."""
+    """The facts about the weights of a model; empty if it has none."""
     from opendetr.presets import shipped_weights
     from opendetr.weights import published_files
 
@@ -86,7 +86,7 @@ def _origin(weights: dict[str, Any]) -> str:
     """Where the weights come from, in a few words."""
     if not weights:
         return "none"
-    origin = {"package": "in the package", "download": "on first use", "by hand": "by hand"}[weights["origin"]]
+    origin = {"package": "in the package", "download": "on first use", "by hand": "manual download"}[weights["origin"]]
     size = f"{weights['MiB']} MiB" if weights["MiB"] else None
     is_cached = weights["origin"] != "package" and weights["cached"]
     return ", ".join(filter(None, ("cached" if is_cached else origin, size, weights.get("licence"))))

@@ -1,4 +1,4 @@
-"""What the commands share: how they fail, report progress and answer."""
+"""Shared by the commands: options, errors, progress and output."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import is_dataclass
 from enum import IntEnum, StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,7 +18,7 @@ import typer
 
 from opendetr.files import write_atomically
 
-DEFAULT_MODEL = "deformable-detr-tiny"  # that of `presets`, which would take seconds to import
+DEFAULT_MODEL = "deformable-detr-tiny"  # the default of `presets`, which takes seconds to import
 WeightsOption = Annotated[
     str,
     typer.Option(
@@ -26,12 +27,12 @@ WeightsOption = Annotated[
 ]
 ModelOption = Annotated[
     str | None,
-    typer.Option(help="The model in a file that does not say it itself, such as detr-r50.", show_default=False),
+    typer.Option(help="The model of a weights file that does not name it, such as detr-r50.", show_default=False),
 ]
 
 
 class MergeRule(StrEnum):
-    """How masks become a panoptic map, as `postprocess.Merge` names the rules."""
+    """The rules that merge masks into a panoptic map; the values are those of `postprocess.Merge`."""
 
     DEFAULT = "default"
     PUBLISHED = "published"
@@ -39,24 +40,29 @@ class MergeRule(StrEnum):
 
 MergeOption = Annotated[
     MergeRule,
-    typer.Option(help="How masks become a panoptic map; published is DETR's own rule, for comparison."),
+    typer.Option(help="How masks become a panoptic map; published is the rule of DETR's code, for comparison."),
 ]
+BatchSizeOption = Annotated[int, typer.Option(min=1, help="Number of images per forward pass.")]
+StrictNoObjectOption = Annotated[
+    bool, typer.Option("--strict-no-object", help='Drop queries whose most probable class is "no object".')
+]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 
-# What a user can cause, by the module that defines it: an error whose module was never loaded cannot have been raised,
-# and loading them all would cost seconds.
+# Errors that a user can cause, by the module that defines them. A module that was never loaded cannot have raised its
+# error, and loading all of them would take seconds.
 _USER_ERRORS = {
     "opendetr.data.records": "DataError",
     "opendetr.config": "ConfigError",
     "opendetr.weights": "WeightsError",
     "opendetr.training.checkpoint": "CheckpointError",
-    "opendetr.training.trainer": "NonFiniteError",
+    "opendetr.structures": "NonFiniteError",
     "opendetr.distributed": "DeviceError",
 }
 
 
 class Exit(IntEnum):
-    """The exit codes of every command; 2, bad usage, is given by the parser."""
+    """The exit codes of every command. The parser exits with 2 on bad usage."""
 
     DONE = 0
     FAILED = 1
@@ -64,15 +70,24 @@ class Exit(IntEnum):
 
 
 def command(function: Callable[..., Any]) -> Callable[..., None]:
-    """A command that fails with one line and exit code 1, or, with the option --debug, with a traceback.
+    """Make a function a command, with the option --debug.
 
-    The function may return an `Exit`.
+    The command fails with one line and exit code 1 on an error that a user can cause; with --debug it shows the
+    traceback.
+
+    Args:
+        function: its parameters are the options. A command with many options takes one parameter instead, a dataclass
+            with a field for each option. It may return an `Exit`.
     """
+    parameters = _parameters(function)
+    options_class = _options_class(parameters)
+    if options_class is not None:
+        parameters = _parameters(options_class)
 
     @functools.wraps(function)
     def run(*, debug: bool, **options: Any) -> None:
         try:
-            code = function(**options)
+            code = function(**options) if options_class is None else function(options_class(**options))
         except Exception as error:
             line = _explained(error)
             if debug or line is None:
@@ -81,20 +96,29 @@ def command(function: Callable[..., Any]) -> Callable[..., None]:
             raise typer.Exit(Exit.FAILED) from None
         raise typer.Exit(code or Exit.DONE)
 
-    signature = inspect.signature(function, eval_str=True)
-    option = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-    debug = inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=option)
-    parameters = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in signature.parameters.values()]
-    run.__signature__ = signature.replace(parameters=[*parameters, debug])  # type: ignore[attr-defined]
-    run.__annotations__ = {each.name: each.annotation for each in (*parameters, debug)}
+    debug_option = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+    debug = inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=debug_option)
+    options = [*(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters), debug]
+    run.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
+    run.__annotations__ = {option.name: option.annotation for option in options}
     return run
 
 
+def _options_class(parameters: Sequence[inspect.Parameter]) -> type[Any] | None:
+    """The dataclass that holds all options, None where each option is a parameter."""
+    annotation = parameters[0].annotation if len(parameters) == 1 else None
+    return annotation if isinstance(annotation, type) and is_dataclass(annotation) else None
+
+
+def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
+    return list(inspect.signature(function, eval_str=True).parameters.values())
+
+
 def _explained(error: Exception) -> str | None:
-    """One line for an error that a user can cause, None for a fault of ours."""
+    """One line for an error that a user can cause, None for a bug."""
     if isinstance(error, ImportError | RuntimeError) and "torchvision" in str(error):
         return (
-            "the installed torch and torchvision do not fit together; fix it with "
+            "the installed versions of torch and torchvision do not match; fix it with "
             "`python -m pip install --upgrade torch torchvision`"
         )
     loaded = [(sys.modules[module], name) for module, name in _USER_ERRORS.items() if module in sys.modules]
@@ -105,12 +129,12 @@ def _explained(error: Exception) -> str | None:
 
 
 def one_line(text: str) -> str:
-    """The text without line breaks and without anything else that a terminal would not print."""
-    return "".join(letter if letter.isprintable() else " " if letter.isspace() else "?" for letter in text)
+    """The text on one line. Line breaks become spaces, and other characters that are not printable become "?"."""
+    return "".join(char if char.isprintable() else " " if char.isspace() else "?" for char in text)
 
 
 def print_json(result: Mapping[str, Any]) -> None:
-    """Print a result for machines; numbers that JSON does not have become null."""
+    """Print a result as JSON. NaN and infinity become null."""
     print(json.dumps(_plain(result), indent=1, allow_nan=False))
 
 
@@ -123,13 +147,13 @@ def _plain(value: Any) -> Any:
 
 
 def say(line: str) -> None:
-    """A line for people, on standard error: standard output is for results."""
+    """Print a line for people on standard error; standard output is for results."""
     print(one_line(line), file=sys.stderr)
 
 
 @contextmanager
 def progress_bar(label: str) -> Iterator[Callable[[int, int | None], None]]:
-    """A bar on the terminal; gives a function that is called with what is done and what there is in all, if known."""
+    """Show a progress bar on a terminal. Yields a function to call with the number done and the total, if known."""
     from rich import progress
     from rich.console import Console
 
@@ -146,18 +170,18 @@ def progress_bar(label: str) -> Iterator[Callable[[int, int | None], None]]:
 
 
 def number(value: float | None) -> str:
-    """A score in 0..1 as people read it; "-" where there is none."""
+    """A metric in 0..1 as text; "-" for None."""
     return "-" if value is None else f"{value:.3f}"
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of text in columns."""
+    """Format rows of cells as text in aligned columns."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
     return "\n".join(line.rstrip() for line in lines)
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a file completely or not at all; folders on the way to it are made."""
+    """Write a JSON file completely or not at all. Makes missing parent folders."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(content, allow_nan=False))

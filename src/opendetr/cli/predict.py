@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
@@ -14,11 +15,14 @@ import typer
 
 from opendetr.cli.output import (
     DEFAULT_MODEL,
+    BatchSizeOption,
+    DeviceOption,
     Exit,
     JsonOption,
     MergeOption,
     MergeRule,
     ModelOption,
+    StrictNoObjectOption,
     WeightsOption,
     command,
     progress_bar,
@@ -28,52 +32,62 @@ from opendetr.cli.output import (
 if TYPE_CHECKING:
     from opendetr.inference import Predictor
     from opendetr.inference.sources import Source
-    from opendetr.inference.writers import OutputConfig
     from opendetr.results import Detections, Panoptic
     from opendetr.training import StopSignal
 
 
-@command
-def predict(
+@dataclass(frozen=True, kw_only=True)
+class PredictOptions:
+    """The options of `opendetr predict`, in the order of its help."""
+
     sources: Annotated[
         list[str],
         typer.Argument(help="Images, folders, patterns such as 'photos/*.jpg', URLs, videos, or a camera's number."),
-    ],
-    weights: WeightsOption = DEFAULT_MODEL,
-    model: ModelOption = None,
-    out: Annotated[Path, typer.Option(help="Where predictions.json and the images go.")] = Path("predictions"),
+    ]
+    weights: WeightsOption = DEFAULT_MODEL
+    model: ModelOption = None
+    out: Annotated[Path, typer.Option(help="The folder for predictions.json and the images.")] = Path("predictions")
     min_score: Annotated[
         list[str] | None,
         typer.Option(
-            help="Leave out what scores less; NAME=SCORE for one class. May be repeated. [default: 0.5; with "
+            help="Minimum score of a detection; NAME=SCORE for one class. May be repeated. [default: 0.5; with "
             "--panoptic 0.85, or 0.4 for sigmoid scores]",
             show_default=False,
         ),
-    ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images that go through the model together.")] = 8,
-    pictures: Annotated[bool, typer.Option(help="Draw the detections on the images and videos.")] = True,
-    crops: Annotated[bool, typer.Option("--crops", help="Save every detection, cut out, in crops/CLASS.")] = False,
-    csv: Annotated[bool, typer.Option("--csv", help="Write predictions.csv, too.")] = False,
-    yolo: Annotated[bool, typer.Option("--yolo", help="Write YOLO labels, too: labels/*.txt and data.yaml.")] = False,
+    ] = None
+    batch_size: BatchSizeOption = 8
+    draw: Annotated[bool, typer.Option(help="Draw the detections on the images and videos.")] = True
+    crops: Annotated[bool, typer.Option("--crops", help="Save every detection as an image in crops/CLASS.")] = False
+    csv: Annotated[bool, typer.Option("--csv", help="Also write predictions.csv.")] = False
+    yolo: Annotated[bool, typer.Option("--yolo", help="Also write YOLO labels: labels/*.txt and data.yaml.")] = False
     panoptic: Annotated[
         bool,
         typer.Option(
-            "--panoptic", help="Write the thing or stuff that every pixel belongs to: panoptic.json and panoptic/*.png."
+            "--panoptic",
+            help="Write panoptic maps, with a thing or stuff for every pixel: panoptic.json and panoptic/*.png.",
         ),
-    ] = False,
-    merge: MergeOption = MergeRule.DEFAULT,
-    strict_no_object: Annotated[
-        bool, typer.Option("--strict-no-object", help='Leave out queries whose best answer is "no object".')
-    ] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
-    as_json: JsonOption = False,
-) -> Exit:
-    """Find objects in images and videos: draws them, and writes them as COCO JSON.
+    ] = False
+    merge: MergeOption = MergeRule.DEFAULT
+    strict_no_object: StrictNoObjectOption = False
+    device: DeviceOption = "auto"
+    as_json: JsonOption = False
 
-    With their masks, where the model has a mask head; such a model gives panoptic maps, too.
+    def require_consistent(self) -> None:
+        """Raise BadParameter for options that do not go together."""
+        if self.panoptic and (self.crops or self.csv or self.yolo):
+            raise typer.BadParameter("--crops, --csv and --yolo write detections: leave them out with --panoptic")
+        if self.merge is not MergeRule.DEFAULT and not self.panoptic:
+            raise typer.BadParameter("--merge applies to panoptic maps: give --panoptic, too")
 
-    What is written of the images in a folder has the same place in --out. Ctrl-C stops after the image at hand and
-    leaves whole files.
+
+@command
+def predict(options: PredictOptions) -> Exit:
+    """Detect objects in images and videos, draw them, and write them as COCO JSON.
+
+    A model with a mask head also predicts the masks of the objects, or, with --panoptic, panoptic maps.
+
+    The outputs for images in a folder have the same relative paths in --out. Ctrl-C stops after the current image, and
+    all files are complete.
 
     Examples:
 
@@ -87,38 +101,33 @@ def predict(
 
         opendetr predict photos --weights detr-r50-panoptic --panoptic
     """
-    least, by_class = _scores(min_score or [])
-    if panoptic and (crops or csv or yolo):
-        raise typer.BadParameter("--crops, --csv and --yolo are of detections: leave them out with --panoptic")
-    if merge is not MergeRule.DEFAULT and not panoptic:
-        raise typer.BadParameter("--merge is a rule of panoptic maps: give --panoptic, too")
+    options.require_consistent()
+    min_score, class_min_scores = _min_scores(options.min_score or [])
+    sources = _sources(options.sources)
+    if options.draw or options.crops:
+        _refuse_overwriting(options.out, sources)
 
     from opendetr.inference import load
-    from opendetr.inference.writers import OutputConfig
     from opendetr.training import StopSignal
 
-    given = _given(sources)
-    if pictures or crops:
-        _refuse_overwriting(out, given)
-    detector = load(weights, model=model, device=device, strict_no_object=strict_no_object)
-    config = OutputConfig(pictures=pictures, crops=crops, csv=csv, yolo=yolo)
-    with StopSignal() as stop, _Run(detector, given, out, panoptic=panoptic) as run:
-        options = {"panoptic": True, "merge": merge.value} if panoptic else {}
-        run.predict(config, stop, min_score=least, class_min_scores=by_class, batch_size=batch_size, **options)
-        if as_json:
+    detector = load(
+        options.weights, model=options.model, device=options.device, strict_no_object=options.strict_no_object
+    )
+    with StopSignal() as stop, _Run(detector, sources, options) as run:
+        run.predict(stop, min_score=min_score, class_min_scores=class_min_scores)
+        if options.as_json:
             run.print_json()
         else:
-            what = "segments" if panoptic else "objects"
-            print(f"{run.num_objects} {what} in {run.num_images} images: {out}")
-        if stop.requested and not isinstance(given[0], int):
-            say(f"error: interrupted after {run.num_images} images; what was found in them is in {out}")
+            run.print_summary()
+        if stop.requested and not isinstance(sources[0], int):
+            say(f"error: interrupted after {run.num_images} images; their results are in {options.out}")
             return Exit.FAILED
         return Exit.SOME_FAILED if run.num_failed else Exit.DONE
 
 
-def _scores(options: Iterable[str]) -> tuple[float | None, dict[str, float]]:
-    """The least score, if one is given, and those of single classes. Raises BadParameter for what is neither."""
-    least: float | None = None
+def _min_scores(options: Iterable[str]) -> tuple[float | None, dict[str, float]]:
+    """The minimum score, None if not given, and those of single classes. Raises BadParameter."""
+    min_score: float | None = None
     by_class = {}
     for option in options:
         name, named, text = option.rpartition("=")
@@ -131,42 +140,42 @@ def _scores(options: Iterable[str]) -> tuple[float | None, dict[str, float]]:
         if named:
             by_class[name] = score
         else:
-            least = score
-    return least, by_class
+            min_score = score
+    return min_score, by_class
 
 
-def _given(sources: Sequence[str]) -> list[Source]:
-    """The sources, a camera's as a number. Raises BadParameter for those that make no sense."""
+def _sources(names: Sequence[str]) -> list[Source]:
+    """The sources, with a number for a camera. Raises BadParameter for a camera among others, or a model."""
     from opendetr.presets import list_models
 
-    given: list[Source] = [int(each) if each.isdecimal() and not Path(each).exists() else each for each in sources]
-    if len(given) > 1 and any(isinstance(each, int) for each in given):
+    sources: list[Source] = [int(name) if name.isdecimal() and not Path(name).exists() else name for name in names]
+    if len(sources) > 1 and any(isinstance(source, int) for source in sources):
         raise typer.BadParameter("a camera never ends: give it alone")
-    for name in set(list_models()).intersection(sources):
+    for name in set(list_models()).intersection(names):
         if not Path(name).exists():
             raise typer.BadParameter(f"{name} is a model: give it as --weights {name}")
-    return given
+    return sources
 
 
-def _refuse_overwriting(out: Path, given: Sequence[Source]) -> None:
-    """Raise DataError where images that are read would be replaced by the drawn ones."""
+def _refuse_overwriting(out: Path, sources: Sequence[Source]) -> None:
+    """Raise DataError if drawings would overwrite the images that are read."""
     from opendetr.data import DataError
     from opendetr.inference.sources import folders_of
 
-    if out.exists() and any(out.samefile(folder) for each in given for folder in folders_of(each)):
-        raise DataError(f"{out}: holds the images that are read, which would be overwritten; give another --out")
+    if out.exists() and any(out.samefile(folder) for source in sources for folder in folders_of(source)):
+        raise DataError(f"{out}: contains the input images, which would be overwritten; choose another --out")
 
 
 class _Run:
-    """Predicts and writes, and counts what could be read and what could not."""
+    """Predicts and writes the results; counts the images and those that could not be read."""
 
-    def __init__(self, detector: Predictor, given: Sequence[Source], out: Path, *, panoptic: bool) -> None:
+    def __init__(self, detector: Predictor, sources: Sequence[Source], options: PredictOptions) -> None:
         from opendetr.inference.writers import Rows
 
         self._detector = detector
-        self._given = given
-        self._out = out
-        self._panoptic = panoptic
+        self._sources = sources
+        self._options = options
+        self._out = options.out
         self._failures = Rows()
         self._last_failure = ""
         self.num_failed = 0
@@ -179,19 +188,20 @@ class _Run:
     def __exit__(self, *_error: object) -> None:
         self._failures.close()
 
-    def predict(self, config: OutputConfig, stop: StopSignal, **options: Any) -> None:
-        """Predict until the end, or until a stop is asked for. Raises DataError when nothing could be read."""
+    def predict(self, stop: StopSignal, *, min_score: float | None, class_min_scores: Mapping[str, float]) -> None:
+        """Predict until the end, or until `stop` is requested. Raises DataError when no image could be read."""
         from opendetr.data import DataError
 
+        thresholds = {"min_score": min_score, "class_min_scores": class_min_scores}
         total = self._total()
         with progress_bar("predicting") as progress, ExitStack() as stack:
             write = None
-            for found in stack.enter_context(closing(self._stream(options))):
+            for result in stack.enter_context(closing(self._stream(thresholds))):
                 if write is None:  # only now, so that an error before the first image leaves no folder
-                    write = stack.enter_context(self._folder(config))
-                write(found)
+                    write = stack.enter_context(self._folder())
+                write(result)
                 self.num_images += 1
-                self.num_objects += len(found)
+                self.num_objects += len(result)
                 progress(self.num_images + self.num_failed, total)
                 if stop.requested:
                     break
@@ -199,27 +209,32 @@ class _Run:
             several = f"none of {self.num_failed} images can be read"
             raise DataError(several if self.num_failed > 1 else self._last_failure)
 
-    def _folder(self, config: OutputConfig) -> AbstractContextManager[Callable[[Any], None]]:
-        """Writes what is found in each image."""
-        from opendetr.inference.writers import panoptic_folder, results_folder
+    def _folder(self) -> AbstractContextManager[Callable[[Any], None]]:
+        """Open the output folder. Yields a function that writes the result of an image."""
+        from opendetr.inference.writers import OutputConfig, panoptic_folder, results_folder
 
-        roots = [Path(source) for source in self._given if isinstance(source, str)]
-        categories = self._detector.categories
-        if self._panoptic:
-            return panoptic_folder(self._out, categories, pictures=config.pictures, roots=roots)
+        roots = [Path(source) for source in self._sources if isinstance(source, str)]
+        categories, options = self._detector.categories, self._options
+        if options.panoptic:
+            return panoptic_folder(self._out, categories, draw=options.draw, roots=roots)
+        config = OutputConfig(draw=options.draw, crops=options.crops, csv=options.csv, yolo=options.yolo)
         return results_folder(self._out, categories, config, roots=roots)
 
-    def _stream(self, options: Mapping[str, Any]) -> Generator[Detections | Panoptic]:
+    def _stream(self, thresholds: Mapping[str, Any]) -> Generator[Detections | Panoptic]:
+        """Yield the result of each image."""
         from opendetr.inference.sources import each_image, is_one_image
 
-        only = self._given[0] if len(self._given) == 1 else None
+        options = {**thresholds, "batch_size": self._options.batch_size}
+        if self._options.panoptic:
+            options |= {"panoptic": True, "merge": self._options.merge.value}
+        only = self._sources[0] if len(self._sources) == 1 else None
         if only is not None and is_one_image(only):
             yield self._detector.predict(only, **options)
         elif isinstance(only, int):
             yield from self._detector.predict(only, **options, on_unreadable=self._failed)
         else:
-            pieces = each_image(self._given if only is None else only, self._failed, skip=self._out)
-            distinct = pieces if only is not None else _distinct(pieces)
+            images = each_image(self._sources if only is None else only, self._failed, skip=self._out)
+            distinct = images if only is not None else _distinct(images)
             yield from self._detector.predict(distinct, **options, on_unreadable=self._failed)
 
     def _failed(self, line: str) -> None:
@@ -229,28 +244,34 @@ class _Run:
         self.num_failed += 1
 
     def _total(self) -> int | None:
-        """How many images there will be, for a bar that somebody sees; None where only the end will tell."""
+        """The number of images for a progress bar that is shown; None if it is not known in advance."""
         from opendetr.inference.sources import count_images
 
-        return count_images(self._given, skip=self._out) if sys.stderr.isatty() else None
+        return count_images(self._sources, skip=self._out) if sys.stderr.isatty() else None
+
+    def print_summary(self) -> None:
+        """Print one line with the counts and the output folder."""
+        objects = "segments" if self._options.panoptic else "objects"
+        print(f"{self.num_objects} {objects} in {self.num_images} images: {self._out}")
 
     def print_json(self) -> None:
-        """Print the result as JSON, piece by piece as it lies on the disk."""
+        """Print the result as JSON, copied in pieces from the files to keep memory flat."""
         from opendetr.inference.writers import COCO_FILE, PANOPTIC_FILE
 
         sys.stdout.write(f'{{"out": {json.dumps(str(self._out))}, "failed": ')
         self._failures.copy_to(sys.stdout)
-        with (self._out / (PANOPTIC_FILE if self._panoptic else COCO_FILE)).open(encoding="utf-8") as stream:
+        file = PANOPTIC_FILE if self._options.panoptic else COCO_FILE
+        with (self._out / file).open(encoding="utf-8") as stream:
             sys.stdout.write(",\n" + stream.readline().removeprefix("{"))
             shutil.copyfileobj(stream, sys.stdout)
 
 
-def _distinct(pieces: Iterable[Source]) -> Iterator[Source]:
-    """Each path once, also where folders and patterns overlap."""
+def _distinct(images: Iterable[Source]) -> Iterator[Source]:
+    """Each path once, even if folders and patterns overlap."""
     seen: set[str] = set()
-    for piece in pieces:
-        if isinstance(piece, str | Path):
-            if str(piece) in seen:
+    for image in images:
+        if isinstance(image, str | Path):
+            if str(image) in seen:
                 continue
-            seen.add(str(piece))
-        yield piece
+            seen.add(str(image))
+        yield image

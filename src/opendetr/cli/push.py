@@ -13,14 +13,14 @@ from opendetr.cli.output import JsonOption, ModelOption, command, print_json
 @command
 def push(
     weights: Annotated[str, typer.Argument(help="A run folder, a file of weights, or a name of `opendetr models`.")],
-    repository: Annotated[str, typer.Argument(help="owner/name on Hugging Face's hub; is made if missing.")],
+    repository: Annotated[str, typer.Argument(help="owner/name on the Hugging Face Hub; created if missing.")],
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
     model: ModelOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Upload a detector to Hugging Face's hub, from where --weights hf:owner/name loads it.
+    """Upload a detector to the Hugging Face Hub, from which --weights hf:owner/name loads it.
 
-    You must be logged in (`hf auth login`), or HF_TOKEN must hold a token that may write.
+    You must be logged in (`hf auth login`), or HF_TOKEN must contain a token with write access.
 
     Examples:
 
@@ -41,7 +41,7 @@ def push(
         detector.preset,
         detector.categories,
         repository,
-        scores=_scores(Path(weights)),
+        scores=_metrics(Path(weights)),
         private=private,
     )
     if as_json:
@@ -50,8 +50,8 @@ def push(
         print(f"{detector.preset.name}: {address}")
 
 
-def _scores(folder: Path) -> dict[str, float]:
-    """AP, AP50, mask_AP, PQ and the like of a run folder's best weights; none where there is no run."""
+def _metrics(folder: Path) -> dict[str, float]:
+    """The metrics of a run folder's best weights, such as AP, mask_AP and PQ; empty for other weights."""
     from opendetr.evaluation import meaning
     from opendetr.training import find_checkpoint, load_checkpoint
 

@@ -2,44 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from opendetr.cli import launch
-from opendetr.cli.output import Exit, JsonOption, command, print_json, say
+from opendetr.cli.output import DeviceOption, Exit, JsonOption, command, print_json, say
 
-_EXAMPLES = """
-Train a detector on a folder of images and boxes: COCO, Pascal VOC, YOLO, or a CSV table.
+if TYPE_CHECKING:
+    from opendetr.training import Run
 
-Examples:
-
-    opendetr train my-data --time 30m
-
-    opendetr train my-data --weights none --epochs 50 --image-size 320
-
-    opendetr train my-data --model detr-r50 --batch-size 4 --precision bf16 --freeze backbone
-
-    opendetr train my-data --epochs 100 --ema 0.999 --patience 5 --best-by AP50
-
-    opendetr train my-data --weights runs/mine --freeze-detector
-
-    opendetr train my-data --batch-size 16 --processes 4
-
-    opendetr train my-data --config runs/deformable-detr-tiny/config.yaml --seed 1
-
-    opendetr train --resume runs/deformable-detr-tiny
-"""
+_NO_SETTINGS = ("resume", "device", "processes", "nodes", "as_json")  # options that may be given with --resume
 
 
-@command
-def train(
-    data: Annotated[Path | None, typer.Argument(help="The dataset folder.", show_default=False)] = None,
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """The options of `opendetr train`, in the order of its help."""
+
+    data: Annotated[Path | None, typer.Argument(help="The dataset folder.", show_default=False)] = None
     model: Annotated[
         str | None,
         typer.Option(help="A name that `opendetr models` lists. [default: deformable-detr-tiny]", show_default=False),
-    ] = None,
+    ] = None
     weights: Annotated[
         str | None,
         typer.Option(
@@ -47,142 +33,227 @@ def train(
             "weights, or hf:owner/name. [default: published, else imagenet, else none]",
             show_default=False,
         ),
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="The run folder. [default: runs/MODEL]", show_default=False)] = None,
-    epochs: Annotated[int | None, typer.Option(help="Length in passes over the data.", show_default=False)] = None,
-    max_steps: Annotated[int | None, typer.Option(help="Length in optimiser steps.", show_default=False)] = None,
+    ] = None
+    out: Annotated[Path | None, typer.Option(help="The run folder. [default: runs/MODEL]", show_default=False)] = None
+    epochs: Annotated[int | None, typer.Option(help="Length in passes over the data.", show_default=False)] = None
+    max_steps: Annotated[int | None, typer.Option(help="Length in optimiser steps.", show_default=False)] = None
     time: Annotated[
         str | None, typer.Option(help="Length as a time, such as 45s, 30m or 1h30m.", show_default=False)
-    ] = None,
+    ] = None
     batch_size: Annotated[
-        int | None, typer.Option(help="Images a step, of all processes together.", show_default=False)
-    ] = None,
+        int | None, typer.Option(help="Images per step, of all processes together.", show_default=False)
+    ] = None
     accumulate: Annotated[
-        int | None, typer.Option(help="Parts that a step computes one by one to save memory.", show_default=False)
-    ] = None,
+        int | None, typer.Option(help="Micro-batches per step, computed one by one to save memory.", show_default=False)
+    ] = None
     lr: Annotated[
-        float | None, typer.Option(help="Learning rate; the backbone's keeps its proportion.", show_default=False)
-    ] = None,
-    image_size: Annotated[int | None, typer.Option(help="Short side in pixels.", show_default=False)] = None,
+        float | None,
+        typer.Option(help="Learning rate; that of the backbone is scaled in proportion.", show_default=False),
+    ] = None
+    image_size: Annotated[int | None, typer.Option(help="Short side in pixels.", show_default=False)] = None
     num_queries: Annotated[
         int | None,
-        typer.Option(min=1, help="The most objects that an image can have; new queries are split from the old."),
-    ] = None,
+        typer.Option(min=1, help="Maximum number of objects in an image; new queries are split from the old ones."),
+    ] = None
     augment: Annotated[
         str | None,
         typer.Option(
-            help="What training does to the images: detr, colour, mosaic, copy-paste, or strong, which is all of them.",
+            help="Augmentation of training images: detr, colour, mosaic, copy-paste, or strong, which is all of them.",
             show_default=False,
         ),
-    ] = None,
+    ] = None
     batch_pixels: Annotated[
         int | None,
-        typer.Option(help="Most pixels of a batch, padding included; the largest comes first.", show_default=False),
-    ] = None,
+        typer.Option(
+            help="Maximum number of pixels in a batch, with padding; the largest batch comes first.", show_default=False
+        ),
+    ] = None
     val_fraction: Annotated[
-        float | None, typer.Option(help="Share set aside for validation where there is none.", show_default=False)
-    ] = None,
-    train_split: Annotated[str | None, typer.Option(help="The split to train on.", show_default=False)] = None,
-    val_split: Annotated[str | None, typer.Option(help="The split to score on.", show_default=False)] = None,
-    workers: Annotated[int | None, typer.Option(help="Processes that load images.", show_default=False)] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Refuse faulty images and boxes.")] = False,
+        float | None,
+        typer.Option(help="Fraction used for validation if the dataset has no validation split.", show_default=False),
+    ] = None
+    train_split: Annotated[str | None, typer.Option(help="The split to train on.", show_default=False)] = None
+    val_split: Annotated[str | None, typer.Option(help="The split to evaluate on.", show_default=False)] = None
+    workers: Annotated[int | None, typer.Option(help="Processes that load images.", show_default=False)] = None
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse faulty images and boxes instead of skipping them.")
+    ] = False
     precision: Annotated[
         str | None, typer.Option(help="auto, fp32, bf16, or fp16 on a CUDA GPU.", show_default=False)
-    ] = None,
+    ] = None
     gradient_checkpointing: Annotated[
-        bool, typer.Option("--gradient-checkpointing", help="Less memory, more time, the same numbers.")
-    ] = False,
+        bool, typer.Option("--gradient-checkpointing", help="Use less memory and more time; the results are the same.")
+    ] = False
     freeze: Annotated[
         list[str] | None,
-        typer.Option(help="A part to leave as it is, such as backbone; may be repeated.", show_default=False),
-    ] = None,
+        typer.Option(help="A part of the model to freeze, such as backbone; may be repeated.", show_default=False),
+    ] = None
     freeze_detector: Annotated[
         bool,
         typer.Option(
             "--freeze-detector",
-            help="Train a mask head alone, around the trained detector of --weights: 25 epochs unless told otherwise.",
+            help="Train only a mask head for the trained detector of --weights, for 25 epochs by default.",
         ),
-    ] = False,
+    ] = False
     ema: Annotated[
         float | None,
-        typer.Option(help="Score and keep a moving average of the weights: its decay, as 0.999.", show_default=False),
-    ] = None,
+        typer.Option(
+            help="Evaluate and save a moving average of the weights, with this decay, such as 0.999.",
+            show_default=False,
+        ),
+    ] = None
     best_by: Annotated[
         str | None,
         typer.Option(
-            help="Score that the best checkpoint has most of: AP, AP50, AP/cat, mask_AP, PQ, ...", show_default=False
+            help="The metric that selects the best checkpoint: AP, AP50, AP/cat, mask_AP, PQ, ...", show_default=False
         ),
-    ] = None,
+    ] = None
     patience: Annotated[
-        int | None, typer.Option(help="Stop after so many evaluations without a new best one.", show_default=False)
-    ] = None,
-    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write files for TensorBoard, too.")] = False,
-    seed: Annotated[int | None, typer.Option(help="Of everything random.", show_default=False)] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
-    config: Annotated[Path | None, typer.Option(help="A YAML file of settings.", show_default=False)] = None,
+        int | None, typer.Option(help="Stop after this many evaluations without a new best one.", show_default=False)
+    ] = None
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write files for TensorBoard.")] = False
+    seed: Annotated[int | None, typer.Option(help="Seed of all random numbers.", show_default=False)] = None
+    device: DeviceOption = "auto"
+    config: Annotated[Path | None, typer.Option(help="A YAML file of settings.", show_default=False)] = None
     changes: Annotated[
         list[str] | None, typer.Option("--set", help="A setting as key=value; may be repeated.", show_default=False)
-    ] = None,
-    resume: Annotated[Path | None, typer.Option(help="Go on with this run folder.", show_default=False)] = None,
+    ] = None
+    resume: Annotated[Path | None, typer.Option(help="Resume the run in this folder.", show_default=False)] = None
     processes: Annotated[
-        int | None, typer.Option(min=1, help="Train in so many processes on this machine.", show_default=False)
-    ] = None,
+        int | None, typer.Option(min=1, help="Number of training processes on this machine.", show_default=False)
+    ] = None
     nodes: Annotated[
         int | None,
-        typer.Option(min=1, help="Print the command to run on each of so many machines, and stop.", show_default=False),
-    ] = None,
-    as_json: JsonOption = False,
-) -> Exit:
-    """Train a detector; the help text is `_EXAMPLES`."""
-    data_settings = {"val_fraction": val_fraction, "train_split": train_split, "val_split": val_split,
-                     "num_workers": workers, "strict": strict or None, "augment": augment,
-                     "batch_pixels": batch_pixels}  # fmt: skip
-    named = {name: value for name, value in data_settings.items() if value is not None}
-    recipe_settings = {"accumulate": accumulate, "precision": precision, "ema_decay": ema, "best_by": best_by,
-                       "patience": patience, "freeze": freeze or None, "tensorboard": tensorboard or None,
-                       "gradient_checkpointing": gradient_checkpointing or None}  # fmt: skip
-    of_recipe = {name: value for name, value in recipe_settings.items() if value is not None}
-    choices = {"model": model, "weights": weights, "out": out, "epochs": epochs, "max_steps": max_steps, "time": time,
-               "config": config, "batch_size": batch_size, "learning_rate": lr, "image_size": image_size,
-               "num_queries": num_queries, "seed": seed}  # fmt: skip
-    if resume is None and data is None:
-        raise typer.BadParameter("name the dataset folder, or a run folder with --resume")
-    given = (data, named, of_recipe, changes, freeze_detector, *(value is not None for value in choices.values()))
-    if resume is not None and any(given):
-        raise typer.BadParameter("--resume keeps the settings of the run: no others may be given")
-    if nodes is not None:
-        print(launch.command_line(nodes, processes or 1))
-        return Exit.DONE
-    if processes is not None and processes > 1:
-        return launch.run(processes)
+        typer.Option(
+            min=1, help="Print the command to run on each of this many machines, and exit.", show_default=False
+        ),
+    ] = None
+    as_json: JsonOption = False
 
-    from opendetr import training
+    def data_settings(self) -> dict[str, Any]:
+        """The settings of the run's `data` section that the user gave."""
+        return _given(
+            val_fraction=self.val_fraction,
+            train_split=self.train_split,
+            val_split=self.val_split,
+            num_workers=self.workers,
+            strict=self.strict,
+            augment=self.augment,
+            batch_pixels=self.batch_pixels,
+        )
+
+    def recipe_settings(self) -> dict[str, Any]:
+        """The settings of the run's `recipe` section that the user gave."""
+        return _given(
+            accumulate=self.accumulate,
+            precision=self.precision,
+            ema_decay=self.ema,
+            best_by=self.best_by,
+            patience=self.patience,
+            freeze=self.freeze,
+            tensorboard=self.tensorboard,
+            gradient_checkpointing=self.gradient_checkpointing,
+        )
+
+    def require_consistent(self) -> None:
+        """Raise BadParameter unless there is a dataset, or a run folder to resume without other settings."""
+        if self.resume is None and self.data is None:
+            raise typer.BadParameter("name the dataset folder, or a run folder with --resume")
+        settings = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in _NO_SETTINGS}
+        if self.resume is not None and _given(**settings):
+            raise typer.BadParameter("--resume keeps the settings of the run: no others may be given")
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    """The options that the user gave. The others are None, False or an empty list."""
+    return {name: value for name, value in options.items() if value is not None and value is not False and value != []}
+
+
+@command
+def train(options: TrainOptions) -> Exit:
+    """Train a detector on a folder of images and boxes: COCO, Pascal VOC, YOLO, or a CSV table.
+
+    Examples:
+
+        opendetr train my-data --time 30m
+
+        opendetr train my-data --weights none --epochs 50 --image-size 320
+
+        opendetr train my-data --model detr-r50 --batch-size 4 --precision bf16 --freeze backbone
+
+        opendetr train my-data --epochs 100 --ema 0.999 --patience 5 --best-by AP50
+
+        opendetr train my-data --weights runs/mine --freeze-detector
+
+        opendetr train my-data --batch-size 16 --processes 4
+
+        opendetr train my-data --config runs/deformable-detr-tiny/config.yaml --seed 1
+
+        opendetr train --resume runs/deformable-detr-tiny
+    """
+    options.require_consistent()
+    if options.nodes is not None:
+        print(launch.command_line(options.nodes, options.processes or 1))
+        return Exit.DONE
+    if options.processes is not None and options.processes > 1:
+        return launch.run(options.processes)
+
     from opendetr.distributed import ProcessError, is_main
 
     try:
-        if resume is not None:
-            run = training.resume(resume, device=device, say=say)
-        else:
-            assert data is not None
-            settings = [{"data": named, "recipe": of_recipe}, *(changes or [])]
-            options = {**choices, "freeze_detector": freeze_detector, "changes": settings}
-            run = training.train(data, **options, device=device, say=say)  # type: ignore[arg-type]
+        run = _train(options)
     except ProcessError as error:
         if is_main():
             say(f"error: {error}")
         return Exit.FAILED
+    if is_main():
+        _report(run, as_json=options.as_json)
+    return Exit.FAILED if run.result.interrupted else Exit.DONE
+
+
+def _train(options: TrainOptions) -> Run:
+    """Start a run, or resume one."""
+    from opendetr import training
+
+    if options.resume is not None:
+        return training.resume(options.resume, device=options.device, say=say)
+    assert options.data is not None
+    return training.train(
+        options.data,
+        model=options.model,
+        weights=options.weights,
+        out=options.out,
+        config=options.config,
+        changes=[{"data": options.data_settings(), "recipe": options.recipe_settings()}, *(options.changes or [])],
+        epochs=options.epochs,
+        max_steps=options.max_steps,
+        time=options.time,
+        batch_size=options.batch_size,
+        learning_rate=options.lr,
+        image_size=options.image_size,
+        num_queries=options.num_queries,
+        freeze_detector=options.freeze_detector,
+        seed=options.seed,
+        device=options.device,
+        say=say,
+    )
+
+
+def _report(run: Run, *, as_json: bool) -> None:
+    """Print the result, and how to resume an interrupted run."""
     result = run.result
-    if not is_main():
-        return Exit.FAILED if result.interrupted else Exit.DONE
     if as_json:
-        print_json({"folder": str(run.folder), "steps": result.step, "interrupted": result.interrupted,
-                "seconds": result.seconds, "metrics": result.metrics, "best": result.best})  # fmt: skip
+        print_json(
+            {
+                "folder": str(run.folder),
+                "steps": result.step,
+                "interrupted": result.interrupted,
+                "seconds": result.seconds,
+                "metrics": result.metrics,
+                "best": result.best,
+            }
+        )
     else:
         print(run.folder)
     if result.interrupted:
         say(f"error: interrupted after {result.step} steps; go on with `opendetr train --resume {run.folder}`")
-        return Exit.FAILED
-    return Exit.DONE
-
-
-train.__doc__ = _EXAMPLES

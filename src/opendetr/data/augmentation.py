@@ -1,6 +1,8 @@
-"""What training does to images beyond DETR's augmentation: colour jitter, mosaic, copy-paste; chosen by name.
+"""Training augmentation beyond DETR's: colour jitter, mosaic and copy-paste, selected by name.
 
-Shape letters: h w image, n objects. All of it happens before DETR's augmentation, on images as they were read.
+It is applied to images as they were read, before DETR's augmentation.
+
+Shape letters: h w image, n objects.
 """
 
 from __future__ import annotations
@@ -17,20 +19,20 @@ from torchvision.transforms.v2 import functional
 from opendetr.data.config import Augment, DataConfig
 from opendetr.data.transforms import Crop, Effect, Flip, LabelledImage, Resize, TrainingTransform, resize_fast
 
-# A mosaic's tiles are at least this long; smaller canvases stay one image.
+# Minimum side of a mosaic's tile, in pixels. An image too small for such tiles stays as it is.
 _LEAST_TILE = 2
 _POLYGON_NUMBERS = 6
 
 
 @dataclass(frozen=True, kw_only=True)
 class ColourJitter:
-    """Brightness, contrast, saturation and hue, each changed in half of the images, as SSD does (its section 2.2).
+    """Changes brightness, contrast, saturation and hue, each in half of the images, as in SSD (section 2.2).
 
     Attributes:
-        brightness: least and greatest factor.
-        contrast: likewise.
-        saturation: likewise.
-        hue: least and greatest shift, in turns of the colour circle.
+        brightness: minimum and maximum factor.
+        contrast: minimum and maximum factor.
+        saturation: minimum and maximum factor.
+        hue: minimum and maximum shift, in turns of the colour circle.
     """
 
     brightness: tuple[float, float] = (0.875, 1.125)
@@ -41,31 +43,31 @@ class ColourJitter:
     def __call__(
         self, image: LabelledImage, others: Sequence[LabelledImage], shape: tuple[int, int], rng: np.random.Generator
     ) -> LabelledImage:
-        """The image in other colours; see `Effect`."""
+        """The image with changed colours; see `Effect`."""
         changes = (
             (functional.adjust_brightness, self.brightness),
             (functional.adjust_contrast, self.contrast),
             (functional.adjust_saturation, self.saturation),
             (functional.adjust_hue, self.hue),
         )
-        picture = Image.fromarray(image.pixels)
+        pixels = Image.fromarray(image.pixels)
         for change, limits in changes:
             if rng.random() < 0.5:
-                picture = change(picture, rng.uniform(*limits))
-        return replace(image, pixels=np.array(picture))
+                pixels = change(pixels, rng.uniform(*limits))
+        return replace(image, pixels=np.array(pixels))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mosaic:
-    """Four images in the quarters of one, as YOLOv4 does: more objects, smaller, in other surroundings.
+    """Combines four images in one, as in YOLOv4. The result has more and smaller objects in new surroundings.
 
-    Every tile is mirrored or not, and is a part of its image as large as its quarter allows.
+    Each tile is a random crop of its image with the aspect ratio of the tile, flipped horizontally at random.
 
     Attributes:
-        probability: share of the images that become a mosaic.
-        centre: least and greatest position of the point where the tiles meet, as a share of height and width.
-        least_part: least share of an image's length that a tile shows.
-        least_visible: objects of whose box a smaller share is in the tile are dropped.
+        probability: fraction of the images that become a mosaic.
+        centre: minimum and maximum position of the point where the tiles meet, as a fraction of height and width.
+        least_part: minimum side of the crop, as a fraction of the largest crop that fits into the image.
+        least_visible: an object is dropped if a smaller fraction of its box is inside the crop.
     """
 
     probability: float = 0.5
@@ -76,7 +78,7 @@ class Mosaic:
     def __call__(
         self, image: LabelledImage, others: Sequence[LabelledImage], shape: tuple[int, int], rng: np.random.Generator
     ) -> LabelledImage:
-        """The mosaic, (*shape, 3), or the image as it is; see `Effect`."""
+        """The mosaic, (*shape, 3), or the image unchanged; see `Effect`."""
         if rng.random() >= self.probability:
             return image
         height, width = shape
@@ -98,18 +100,19 @@ class Mosaic:
             pixels=pixels,
             boxes=np.concatenate([tile.boxes for tile in tiles]),
             labels=np.concatenate([tile.labels for tile in tiles]),
-            area=np.concatenate([tile.area for tile in tiles]),
             segmentations=(),
         )
 
     def _tile(self, image: LabelledImage, height: int, width: int, rng: np.random.Generator) -> LabelledImage:
-        """A part of the image, of the tile's proportions, resized to the tile."""
+        """A random crop of the image with the aspect ratio of the tile, resized to the tile."""
         available = image.pixels.shape[:2]
         scale = min(available[0] / height, available[1] / width) * rng.uniform(self.least_part, 1)
         part = tuple(
-            max(1, min(round(side * scale), most)) for side, most in zip((height, width), available, strict=True)
+            max(1, min(round(side * scale), limit)) for side, limit in zip((height, width), available, strict=True)
         )
-        top, left = (int(rng.integers(most - side, endpoint=True)) for side, most in zip(part, available, strict=True))
+        top, left = (
+            int(rng.integers(limit - side, endpoint=True)) for side, limit in zip(part, available, strict=True)
+        )
         crop = Crop(top, left, *part)
         tile = crop.apply(_selected(image, _visible_share(image, crop) >= self.least_visible))
         if rng.random() < 0.5:
@@ -119,18 +122,18 @@ class Mosaic:
 
 @dataclass(frozen=True, kw_only=True)
 class CopyPaste:
-    """Objects of another image put into an image, as in "Simple Copy-Paste" (Ghiasi et al., 2021), one by one.
+    """Pastes objects of another image into an image, as in "Simple Copy-Paste" (Ghiasi et al., 2021).
 
-    An object is cut out along its polygons; where there are none, along its box, if it is alone there. It keeps its
-    size relative to the image, more or less, and goes where nothing is hidden by more than half. The boxes of what it
-    hides shrink to what can be seen.
+    An object is cut out along its polygons, or along its box if it has no polygons and no other object overlaps the
+    box. Its size relative to the image changes by a random factor. It is pasted at a random place where every other
+    object stays visible enough. The boxes of partly hidden objects shrink to their visible pixels.
 
     Attributes:
-        probability: share of the images that objects are put into.
-        most: greatest number of objects that are put into one.
-        scale: least and greatest factor of an object's size.
-        least_visible: share of every object that stays visible.
-        tries: places that are tried for an object before it is left out.
+        probability: fraction of the images that objects are pasted into.
+        most: maximum number of objects pasted into one image.
+        scale: minimum and maximum factor of an object's size.
+        least_visible: minimum fraction of every object that stays visible.
+        tries: number of places to try for an object before it is skipped.
     """
 
     probability: float = 0.5
@@ -142,7 +145,7 @@ class CopyPaste:
     def __call__(
         self, image: LabelledImage, others: Sequence[LabelledImage], shape: tuple[int, int], rng: np.random.Generator
     ) -> LabelledImage:
-        """The image with more objects, or as it is; see `Effect`."""
+        """The image with pasted objects, or unchanged; see `Effect`."""
         if rng.random() >= self.probability:
             return image
         donor = others[int(rng.integers(len(others)))]
@@ -163,7 +166,7 @@ class CopyPaste:
     def _patch(
         self, donor: LabelledImage, index: int, shape: Sequence[int], rng: np.random.Generator
     ) -> tuple[_Region, np.ndarray]:
-        """An object of the donor resized for an image of `shape`, mirrored or not: mask and pixels (h, w, 3)."""
+        """An object of the donor, resized for an image of `shape` and flipped at random: mask and (h, w, 3) pixels."""
         region = _Region.of(donor, index)
         height, width = region.mask.shape
         scale = rng.uniform(*self.scale) * min(shape) / min(donor.pixels.shape[:2])
@@ -178,7 +181,10 @@ class CopyPaste:
     def _placed(
         self, region: _Region, others: Sequence[_Region], shape: Sequence[int], rng: np.random.Generator
     ) -> _Region | None:
-        """The region at a place where it hides no other too much; None when none was found or nothing is left of it."""
+        """The region at a place where every other object stays visible enough.
+
+        None if no such place was found, or the region has no pixels.
+        """
         if not region.mask.any():
             return None
         height, width = region.mask.shape
@@ -194,23 +200,21 @@ class CopyPaste:
     def _assembled(
         image: LabelledImage, donor: LabelledImage, pixels: np.ndarray, regions: Sequence[_Region], pasted: list[int]
     ) -> LabelledImage:
-        """The image's own objects, as far as they can be seen, and the donor's."""
+        """The image with the visible parts of its own objects and the pasted objects."""
         count = len(image.labels)
-        boxes, area = image.boxes.copy(), image.area.copy()
+        boxes = image.boxes.copy()
         for index, region in enumerate(regions[:count]):
             if region.visible_share < 1:
-                seen = region.box
+                visible = region.box
                 boxes[index] = np.concatenate(
-                    (np.maximum(boxes[index][:2], seen[:2]), np.minimum(boxes[index][2:], seen[2:]))
+                    (np.maximum(boxes[index][:2], visible[:2]), np.minimum(boxes[index][2:], visible[2:]))
                 )
-                area[index] *= region.visible_share
         new = regions[count:]
         return replace(
             image,
             pixels=pixels,
             boxes=np.concatenate([boxes, *(region.box[None] for region in new)]),
             labels=np.concatenate([image.labels, donor.labels[pasted]]),
-            area=np.concatenate([area, np.array([region.mask.sum() for region in new], dtype=np.float64)]),
             segmentations=(),
         )
 
@@ -220,20 +224,20 @@ class _Region:
     """The visible pixels of an object.
 
     Attributes:
-        top: row of the image at which the mask begins.
-        left: column, likewise.
+        top: first row of the mask in the image.
+        left: first column of the mask in the image.
         mask: (h, w) bool.
-        whole: pixels of the object, hidden ones included.
+        full_area: number of pixels of the object, including hidden ones.
     """
 
     top: int
     left: int
     mask: np.ndarray
-    whole: int
+    full_area: int
 
     @classmethod
     def of(cls, image: LabelledImage, index: int) -> _Region:
-        """The pixels of an object of an image: those of its polygons, else those of its box."""
+        """The pixels of an object of an image: those of its polygons, or of its box if it has none."""
         left, top = np.floor(image.boxes[index][:2]).astype(int).tolist()
         right, bottom = np.ceil(image.boxes[index][2:]).astype(int).tolist()
         polygons = _polygons(image, index)
@@ -245,28 +249,28 @@ class _Region:
 
     @property
     def rows(self) -> slice:
-        """The image's rows that the mask lies on."""
+        """The rows of the image that the mask covers."""
         return slice(self.top, self.top + self.mask.shape[0])
 
     @property
     def columns(self) -> slice:
-        """The image's columns that the mask lies on."""
+        """The columns of the image that the mask covers."""
         return slice(self.left, self.left + self.mask.shape[1])
 
     @property
     def visible_share(self) -> float:
-        """How much of the object can be seen; 1 for one that has no pixels, which nothing hides."""
-        return int(self.mask.sum()) / self.whole if self.whole else 1.0
+        """Visible fraction of the object; 1 for an object without pixels."""
+        return int(self.mask.sum()) / self.full_area if self.full_area else 1.0
 
     @property
     def box(self) -> np.ndarray:
-        """(4,) float64, xyxy around the visible pixels, of which there is at least one."""
+        """(4,) float64, xyxy around the visible pixels; at least one pixel must be visible."""
         rows, columns = (np.flatnonzero(self.mask.any(axis)) for axis in (1, 0))
         corners = (self.left + columns[0], self.top + rows[0], self.left + columns[-1] + 1, self.top + rows[-1] + 1)
         return np.array(corners, dtype=np.float64)
 
     def without(self, front: _Region) -> _Region:
-        """What can be seen of it behind another."""
+        """The region without the pixels that the region `front` hides."""
         top, left = max(self.top, front.top), max(self.left, front.left)
         bottom, right = min(self.rows.stop, front.rows.stop), min(self.columns.stop, front.columns.stop)
         if top >= bottom or left >= right:
@@ -284,30 +288,28 @@ EFFECTS: dict[Augment, tuple[Effect, ...]] = {
     "copy-paste": (CopyPaste(),),
     "strong": (CopyPaste(), Mosaic(), ColourJitter()),
 }
-"""What each name of `data.augment` adds to DETR's augmentation, in the order in which it is done."""
+"""The effects of each value of `data.augment`, in the order in which they are applied."""
 
 
 def training_transform(config: DataConfig) -> TrainingTransform:
-    """The augmentation that a configuration describes, scaled to its image size."""
+    """The training transform of a configuration, scaled to its image size."""
     scaled = config.augmentation.scaled(config.image_size)
     return TrainingTransform(scaled, config.image_size, config.max_size, config.side_multiple, EFFECTS[config.augment])
 
 
 def _selected(image: LabelledImage, chosen: np.ndarray) -> LabelledImage:
-    """The image with those objects alone that `chosen` (n,) bool marks."""
-    return replace(
-        image, boxes=image.boxes[chosen], labels=image.labels[chosen], area=image.area[chosen], segmentations=()
-    )
+    """The image with only the objects for which `chosen` (n,) bool is True."""
+    return replace(image, boxes=image.boxes[chosen], labels=image.labels[chosen], segmentations=())
 
 
 def _visible_share(image: LabelledImage, crop: Crop) -> np.ndarray:
-    """(n,) share of each object's box that a cut-out shows."""
+    """(n,) fraction of each object's box that is inside a crop."""
     window = np.array([crop.left, crop.top, crop.left + crop.width, crop.top + crop.height], dtype=np.float64)
     return _overlaps(image.boxes, window) / _areas(image.boxes)
 
 
 def _can_be_cut_out(image: LabelledImage, index: int) -> bool:
-    """Whether an object has polygons, or a box that no other object reaches into by more than a tenth of it."""
+    """Whether an object has polygons, or a box of which each other object overlaps at most a tenth."""
     if _polygons(image, index):
         return True
     others = np.delete(image.boxes, index, axis=0)
@@ -316,7 +318,7 @@ def _can_be_cut_out(image: LabelledImage, index: int) -> bool:
 
 
 def _overlaps(boxes: np.ndarray, box: np.ndarray) -> np.ndarray:
-    """(n,) area that each of `boxes` (n, 4) shares with `box` (4,)."""
+    """(n,) area of the intersection of each of `boxes` (n, 4) with `box` (4,)."""
     sides = np.minimum(boxes[:, 2:], box[2:]) - np.maximum(boxes[:, :2], box[:2])
     return sides.clip(0).prod(1)
 
@@ -326,7 +328,7 @@ def _areas(boxes: np.ndarray) -> np.ndarray:
 
 
 def _polygons(image: LabelledImage, index: int) -> list[np.ndarray]:
-    """The corners (k, 2) x, y of an object's polygons; none where it has run lengths, or nothing that can be drawn."""
+    """The polygons of an object, (k, 2) x and y each; empty if it has run lengths or no valid polygon."""
     segmentation = image.segmentations[index] if image.segmentations else None
     if not isinstance(segmentation, list):
         return []

@@ -1,6 +1,6 @@
-"""Which images meet in a batch: those of like shape, so that little of it is padding.
+"""Groups images of similar shape into batches, to keep padding small.
 
-Images are named by their index in the data; `shapes` holds the height and width that each will have in the batch.
+Images are given by their index in the data. `shapes` holds the height and width of each image in the batch.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ Shapes = Mapping[int, tuple[int, int]]
 
 
 def equal_batches(indices: Sequence[int], shapes: Shapes, batch_size: int) -> list[tuple[int, ...]]:
-    """Batches of images whose heights and widths are alike; only the last may be smaller than `batch_size`.
+    """Batches of images of similar height and width; only the last batch may be smaller than `batch_size`.
 
-    As a k-d tree does: the images are halved along the side that varies most (as a ratio), and each half again. Images
-    of one shape keep their order.
+    As in a k-d tree, the images are split in half along the side that varies most (as a ratio), and each half again.
+    Images of one shape keep their order.
     """
     if len(indices) <= batch_size:
         return [tuple(indices)]
@@ -32,21 +32,21 @@ def equal_batches(indices: Sequence[int], shapes: Shapes, batch_size: int) -> li
 
 
 def same_shape_batches(indices: Sequence[int], shapes: Shapes, batch_size: int) -> list[tuple[int, ...]]:
-    """Batches of at most `batch_size` images of one shape, so that none is padded; each image keeps its order."""
+    """Batches of at most `batch_size` images of one shape, without padding. Images of one shape keep their order."""
     by_shape: dict[tuple[int, int], list[int]] = {}
     for index in indices:
         by_shape.setdefault(shapes[index], []).append(index)
     return [
-        tuple(alike[first : first + batch_size])
-        for _, alike in sorted(by_shape.items())
-        for first in range(0, len(alike), batch_size)
+        tuple(same_shape[first : first + batch_size])
+        for _, same_shape in sorted(by_shape.items())
+        for first in range(0, len(same_shape), batch_size)
     ]
 
 
 def bounded_batches(indices: Sequence[int], shapes: Shapes, batch_size: int, max_pixels: int) -> list[tuple[int, ...]]:
-    """Batches of at most `batch_size` images of like shape and at most `max_pixels` pixels, padding included.
+    """Batches of at most `batch_size` images of similar shape and at most `max_pixels` pixels, padding included.
 
-    An image that has more pixels than that by itself is a batch of its own.
+    An image with more pixels than `max_pixels` becomes a batch of one.
     """
     batches: list[tuple[int, ...]] = []
     batch: tuple[int, ...] = ()
@@ -60,11 +60,11 @@ def bounded_batches(indices: Sequence[int], shapes: Shapes, batch_size: int, max
 
 
 def exactly(batches: Sequence[tuple[int, ...]], count: int) -> list[tuple[int, ...]]:
-    """`count` batches of these: those of the fewest images are left out, or those of the most come twice."""
+    """Exactly `count` batches: the batches with the fewest images are dropped, or those with the most are repeated."""
     return list(islice(cycle(sorted(batches, key=len, reverse=True)), count))
 
 
 def padded_pixels(batch: Sequence[int], shapes: Shapes) -> int:
-    """Pixels of a batch, padding included."""
+    """Number of pixels of a batch, padding included."""
     height, width = (max(shapes[index][side] for index in batch) for side in (0, 1))
     return len(batch) * height * width

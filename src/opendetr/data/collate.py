@@ -1,4 +1,4 @@
-"""Collation: the samples of one step become a batch, padded to a common height and width.
+"""Collates the samples of one step into a batch, padded to a common height and width.
 
 Shape letters: B batch, H W batch, h w image.
 """
@@ -15,22 +15,22 @@ from opendetr.structures import Batch, ImageBatch, Sample
 
 
 class Collate(Protocol):
-    """Makes a batch of samples; a data configuration names it (`DataConfig.collate`)."""
+    """Makes a batch of samples; see `DataConfig.collate`."""
 
     def __call__(self, samples: Sequence[Sample], shape: tuple[int, int], device: torch.device) -> Batch:
         """The batch of B samples, on `device`.
 
         Args:
-            samples: of this process, on the CPU.
+            samples: the B samples of this process, on the CPU.
             shape: height and width that the images are padded to, unless one of them is larger. It is planned for the
-                whole batch, so that every process pads its part alike.
-            device: where the batch lies.
+                whole batch, so every process pads its part to the same shape.
+            device: the device of the batch.
         """
         ...
 
 
 def collate(samples: Sequence[Sample], shape: tuple[int, int], device: torch.device) -> Batch:
-    """The batch of plain detection: images, targets and names; see `Collate`."""
+    """Collate samples for detection: images, targets and names; see `Collate`."""
     return Batch(
         collate_images(samples, shape, device),
         tuple(sample.target for sample in samples),
@@ -41,7 +41,7 @@ def collate(samples: Sequence[Sample], shape: tuple[int, int], device: torch.dev
 def collate_images(samples: Sequence[Sample], shape: tuple[int, int], device: torch.device) -> ImageBatch:
     """The images of B samples, normalised and padded; the arguments are those of `Collate`.
 
-    Pixels travel to the device as bytes and become float there: a quarter of the memory to transfer.
+    Pixels are sent to the device as uint8 and become float there, so a quarter of the bytes is transferred.
     """
     sizes = [(sample.pixels.shape[-2], sample.pixels.shape[-1]) for sample in samples]
     height, width = (max(lengths) for lengths in zip(shape, *sizes, strict=True))

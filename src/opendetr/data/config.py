@@ -1,4 +1,4 @@
-"""How a dataset becomes batches: sizes, augmentation, reading."""
+"""Configuration of data loading: image sizes, augmentation, splits and loader processes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 Augment = Literal["detr", "colour", "mosaic", "copy-paste", "strong"]
 Masks = Literal["none", "auto", "instances", "panoptic"]
 
-# DETR's numbers are for this short side; other image sizes scale them.
+# DETR's published lengths are for this short side. They are scaled for other image sizes.
 _REFERENCE_SIZE = 800
 _REFERENCE_MAX_SIZE = 1333
 _AUGMENT_WITH_MASKS = ("detr", "colour")
@@ -23,20 +23,20 @@ _AUGMENT_WITH_MASKS = ("detr", "colour")
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentationConfig:
-    """DETR's training augmentation (its section A.4), in pixels of images whose short side is 800.
+    """DETR's training augmentation (section A.4 of the paper), in pixels of images whose short side is 800.
 
-    Half of the images are mirrored. Half are resized to a random scale; the other half are resized to a random scale
-    of `scales_before_crop`, cropped at random, and then resized to a random scale.
+    Half of the images are flipped horizontally. Half of the images are cropped: they are resized to one of
+    `scales_before_crop` and then cropped at random. Finally, all images are resized to one of `scales`.
 
     Attributes:
-        flip: mirror half of the images left and right.
-        flip_vertical: mirror half of the images top and bottom as well, where neither is up (microscopes, satellites);
-            DETR does not.
-        multi_scale: resize to a random one of `scales`; when off, to the image size.
+        flip: flip half of the images horizontally.
+        flip_vertical: also flip half of the images vertically, for images without a fixed up direction (microscopes,
+            satellites). DETR does not.
+        multi_scale: resize to a random one of `scales`; if False, to the image size.
         crop: crop half of the images.
         scales: short sides to resize to.
         scales_before_crop: short sides before a crop.
-        crop_sides: least and greatest height and width of a crop, each drawn uniformly.
+        crop_sides: minimum and maximum height and width of a crop, each drawn uniformly.
     """
 
     flip: bool = True
@@ -53,10 +53,10 @@ class AugmentationConfig:
             if not lengths or min(lengths) < 1:
                 raise ValueError(f"augmentation: {name} is {lengths}; give lengths of 1 or more pixels")
         if self.crop_sides[0] > self.crop_sides[1]:
-            raise ValueError(f"augmentation: crop_sides is {self.crop_sides}; give the smaller one first")
+            raise ValueError(f"augmentation: crop_sides is {self.crop_sides}; give the smaller length first")
 
     def scaled(self, image_size: int) -> AugmentationConfig:
-        """The same for images whose short side is `image_size`: its lengths times image_size / 800."""
+        """A copy for images whose short side is `image_size`: all lengths are multiplied by image_size / 800."""
 
         def scale(length: int) -> int:
             return max(1, round(length * image_size / _REFERENCE_SIZE))
@@ -74,29 +74,33 @@ class DataConfig:
     """How a dataset is split, read and made into batches.
 
     Attributes:
-        image_size: short side of the images in evaluation, in pixels; training scales its augmentation to it.
-        max_size: the long side is at most this, in training and evaluation.
-        side_multiple: heights and widths are rounded to the nearest multiple of this many pixels, in training and
-            evaluation, at the cost of another aspect ratio; 1 leaves them as DETR does. With the backbone's greatest
-            stride every cell of a feature map is filled, so that positions in cells and in pixels agree; a CPU prepares
-            its kernels for few shapes, and little or nothing of a batch is padding.
-        augmentation: of training, written for a short side of 800 and scaled to `image_size`.
-        augment: what training does to the images before `augmentation`: "detr" nothing; "colour" changes brightness,
-            contrast, saturation and hue; "mosaic" puts four images together; "copy-paste" puts objects of other images
-            into an image; "strong" does all three (see `data.augment`).
-        batch_pixels: pixels, padding included, that a training batch may have; then the batch size is only the most
-            images it may have, and an epoch begins with its largest batch. No limit when None.
-        train_split: the split to train on; else "train", "trainval" or the only one.
-        val_split: the split to score on while training; else "val".
-        val_fraction: share of the training images set aside where a dataset has no validation split.
-        num_workers: processes that load; 0 loads in the calling process, and gives the same batches.
-        cache: "ram" decodes every image once, when the run starts, and keeps it: height x width x 3 bytes each, refused
-            above half of the machine's memory. Where processes are forked (Linux) those that load share it, where they
-            are spawned (Windows, macOS) each has a copy.
-        strict: refuse faulty annotations and unreadable images instead of skipping them.
-        masks: what the masks of objects are read from, for models that learn them or are scored by them: "instances"
-            outlines (polygons, run lengths), "panoptic" panoptic maps, with things and stuff, "auto" such maps where
-            the dataset has them, else outlines, "none" nothing. With masks `augment` is "detr" or "colour".
+        image_size: short side of the images in evaluation, in pixels. The training augmentation is scaled to it.
+        max_size: maximum long side in training and evaluation, in pixels.
+        side_multiple: round heights and widths to the nearest multiple of this number of pixels, in training and
+            evaluation. This changes the aspect ratio slightly. 1 does not round, as in DETR. With the largest stride of
+            the backbone, no cell of a feature map is partly padded, so positions in cells and in pixels agree. Batches
+            also have fewer different shapes, which is faster on a CPU, and less padding.
+        augmentation: the training augmentation, for a short side of 800; it is scaled to `image_size`.
+        augment: further augmentation of training, applied before `augmentation`: "detr" adds nothing; "colour" changes
+            brightness, contrast, saturation and hue; "mosaic" combines four images; "copy-paste" pastes objects of
+            other images; "strong" does all three (see `data.augmentation`).
+        batch_pixels: maximum number of pixels of a training batch, padding included. The batch size is then the maximum
+            number of images, and an epoch begins with its largest batch. None sets no limit.
+        train_split: the split to train on; by default "train", "trainval" or the only split.
+        val_split: the split to evaluate on during training; by default "val".
+        val_fraction: fraction of the training images to hold out if the dataset has no validation split.
+        num_workers: number of loader processes. 0 loads in the calling process. The batches are the same.
+        cache: "ram" decodes every image once, when the run starts, and keeps it in memory: height x width x 3 bytes
+            each. More than half of the machine's memory is refused. Forked loader processes (Linux) share the cache;
+            spawned ones (Windows, macOS) have a copy each.
+        strict: raise an error for faulty annotations and unreadable images instead of skipping them.
+        masks: where the masks of objects are read from, for models with masks: "instances" reads outlines (polygons,
+            run lengths); "panoptic" reads panoptic maps, with things and stuff; "auto" reads panoptic maps if the
+            dataset has them, otherwise outlines; "none" reads no masks. With masks, `augment` must be "detr" or
+            "colour".
+
+    Raises:
+        ValueError: a field is out of its range.
     """
 
     image_size: int = _REFERENCE_SIZE
@@ -130,33 +134,33 @@ class DataConfig:
             raise ValueError(f"data: masks is {self.masks!r}; give one of {', '.join(get_args(Masks))}")
         if self.masks != "none" and self.augment not in _AUGMENT_WITH_MASKS:
             raise ValueError(
-                f"data: augment {self.augment!r} puts boxes together, not masks; with masks give "
+                f"data: augment {self.augment!r} does not support masks; with masks give "
                 f"{' or '.join(_AUGMENT_WITH_MASKS)}"
             )
         if self.cache not in ("none", "ram"):
             raise ValueError(f"data: cache is {self.cache!r}; give 'none' or 'ram'")
 
     def resized(self, image_size: int) -> DataConfig:
-        """The same for another short side; the limit of the long side keeps DETR's proportion of 1333 to 800."""
+        """A copy for another short side. The maximum long side is 1333 / 800 of it, as in DETR."""
         max_size = round(image_size * _REFERENCE_MAX_SIZE / _REFERENCE_SIZE)
         return replace(self, image_size=image_size, max_size=max_size)
 
-    # What samples and batches are made by. A member with other inputs (patches, captions, clips) overrides these.
+    # Factories of samples and batches. A model with other inputs (patches, captions, clips) overrides these.
 
     def training_transform(self) -> Transform:
-        """What makes the samples of training."""
+        """The transform from images to training samples."""
         from opendetr.data.augmentation import training_transform
 
         return training_transform(self)
 
     def evaluation_transform(self) -> Transform:
-        """What makes the samples of evaluation."""
+        """The transform from images to evaluation samples."""
         from opendetr.data.transforms import evaluation_transform
 
         return evaluation_transform(self)
 
     def collate(self, samples: Sequence[Sample], shape: tuple[int, int], device: torch.device) -> Batch:
-        """What makes a batch of samples; see `data.collate.Collate`."""
+        """Make a batch of samples; see `data.collate.Collate`."""
         from opendetr.data.collate import collate
 
         return collate(samples, shape, device)

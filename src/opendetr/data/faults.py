@@ -1,4 +1,4 @@
-"""What can be wrong or out of the ordinary in a dataset, and what training does with each."""
+"""Kinds of faults and warnings about a dataset, and what training does about each."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class Effect(StrEnum):
-    """What training does with what was found."""
+    """What training does about a fault or warning."""
 
     STOPS = "stops"
     SKIPS = "skips"
@@ -16,7 +16,7 @@ class Effect(StrEnum):
 
 
 class Kind(StrEnum):
-    """What can be found, beside plain objects, while a dataset is read and checked."""
+    """Kind of fault or warning that is reported while a dataset is read and checked."""
 
     NO_DATA = "no_data"
     BROKEN_FILE = "broken_file"
@@ -81,26 +81,26 @@ class Kind(StrEnum):
 
     @property
     def effect(self) -> Effect:
-        """What training does with it, as one of four."""
+        """What training does about it, as one of four categories."""
         return _ABOUT[self].effect
 
     @property
     def consequence(self) -> str:
-        """What training does with it, in words: "skipped"."""
+        """What training does about it, in words, such as "skipped"."""
         return _ABOUT[self].consequence
 
     @property
     def fixable(self) -> bool:
-        """Whether `opendetr data check --fix` leaves it out of, or fixes it in, the copy that it writes."""
+        """Whether `opendetr data check --fix` fixes or removes it in the copy that it writes."""
         return _ABOUT[self].fixable
 
     def counted(self, count: int) -> str:
-        """Such as "2 boxes without area inside the image"."""
+        """A description with the count, such as "2 boxes without area inside the image"."""
         return f"{counted(count, _ABOUT[self].noun)} {_ABOUT[self].what}"
 
 
 def counted(count: int, noun: str) -> str:
-    """A number with its noun: "1,204 boxes"."""
+    """A number with its noun, such as "1,204 boxes"."""
     if count == 1:
         return f"1 {noun}"
     first, *rest = noun.split(" ")
@@ -112,7 +112,10 @@ def counted(count: int, noun: str) -> str:
 
 
 class _About(NamedTuple):
-    """How a kind is worded: what is counted, what is the matter with it, and what training does with it."""
+    """How a kind is worded: what is counted, what is wrong with it, and what training does about it.
+
+    `what` follows the singular and the plural of `noun` alike.
+    """
 
     effect: Effect
     noun: str
@@ -124,84 +127,104 @@ class _About(NamedTuple):
 _STOPPED = "training stops"
 _WITH_MASKS = "skipped by training with masks"
 _ABOUT = {
-    Kind.NO_DATA: _About(Effect.STOPS, "place", "without a dataset to train on", _STOPPED),
+    Kind.NO_DATA: _About(Effect.STOPS, "folder", "without a dataset to train on", _STOPPED),
     Kind.BROKEN_FILE: _About(Effect.STOPS, "annotation file", "that cannot be parsed", _STOPPED),
-    Kind.WRONG_STRUCTURE: _About(Effect.STOPS, "annotation file", "of another structure", _STOPPED),
+    Kind.WRONG_STRUCTURE: _About(Effect.STOPS, "annotation file", "with the wrong structure", _STOPPED),
     Kind.BAD_CLASSES: _About(Effect.STOPS, "list of classes", "with a contradiction", _STOPPED),
-    Kind.MISSING_FIELD: _About(Effect.STOPS, "entry", "without a field that is needed", _STOPPED, fixable=True),
-    Kind.BAD_VALUE: _About(Effect.STOPS, "entry", "with a value that cannot be", _STOPPED, fixable=True),
-    Kind.REPEATED_IMAGE_ID: _About(Effect.STOPS, "image", "with the id of another one", _STOPPED, fixable=True),
-    Kind.UNKNOWN_IMAGE: _About(Effect.STOPS, "annotation", "of an image that is not there", _STOPPED, fixable=True),
-    Kind.UNKNOWN_CLASS: _About(Effect.STOPS, "annotation", "of a class that is not there", _STOPPED, fixable=True),
-    Kind.UNSAFE_NAME: _About(Effect.STOPS, "file name", "leading out of the data folder", _STOPPED, fixable=True),
+    Kind.MISSING_FIELD: _About(Effect.STOPS, "entry", "without a required field", _STOPPED, fixable=True),
+    Kind.BAD_VALUE: _About(Effect.STOPS, "entry", "with an invalid value", _STOPPED, fixable=True),
+    Kind.REPEATED_IMAGE_ID: _About(Effect.STOPS, "image", "with the id of another image", _STOPPED, fixable=True),
+    Kind.UNKNOWN_IMAGE: _About(Effect.STOPS, "annotation", "of an image that is not listed", _STOPPED, fixable=True),
+    Kind.UNKNOWN_CLASS: _About(Effect.STOPS, "annotation", "of a class that is not listed", _STOPPED, fixable=True),
+    Kind.UNSAFE_NAME: _About(Effect.STOPS, "file name", "outside the data folder", _STOPPED, fixable=True),
     Kind.MISSING_IMAGE: _About(Effect.STOPS, "image", "that cannot be found", _STOPPED, fixable=True),
     Kind.MISSING_ANNOTATION: _About(Effect.STOPS, "listed name", "without an annotation", _STOPPED, fixable=True),
-    Kind.SIZE_MISMATCH: _About(Effect.STOPS, "image", "of another size than annotated", _STOPPED, fixable=True),
+    Kind.SIZE_MISMATCH: _About(Effect.STOPS, "image", "whose size differs from the annotation", _STOPPED, fixable=True),
     Kind.NO_LABELS: _About(Effect.STOPS, "split", "without any object", _STOPPED),
     Kind.EMPTY_FILE: _About(Effect.SKIPS, "image file", "of zero bytes", "skipped", fixable=True),
     Kind.UNREADABLE_IMAGE: _About(Effect.SKIPS, "image", "that cannot be read", "skipped", fixable=True),
-    Kind.OVERSIZED_IMAGE: _About(Effect.SKIPS, "image", "of more pixels than are safe", "skipped", fixable=True),
+    Kind.OVERSIZED_IMAGE: _About(Effect.SKIPS, "image", "with too many pixels to decode", "skipped", fixable=True),
     Kind.INVALID_ROW: _About(Effect.SKIPS, "row", "that cannot be read", "skipped", fixable=True),
     Kind.UNLISTED_CLASS: _About(Effect.SKIPS, "row", "of a class that is not listed", "skipped", fixable=True),
-    Kind.PIXEL_ROW: _About(
-        Effect.SKIPS, "row", "in pixels where fractions of the image belong", "skipped", fixable=True
-    ),
+    Kind.PIXEL_ROW: _About(Effect.SKIPS, "row", "in pixels instead of fractions of the image", "skipped", fixable=True),
     Kind.INVALID_BOX: _About(Effect.SKIPS, "box", "with NaN, negative or inverted sides", "skipped", fixable=True),
     Kind.NO_AREA: _About(Effect.SKIPS, "box", "without area inside the image", "skipped", fixable=True),
     Kind.INVALID_OUTLINE: _About(Effect.SKIPS, "outline", "that cannot be drawn", _WITH_MASKS, fixable=True),
     Kind.NO_OUTLINE: _About(Effect.SKIPS, "object", "without an outline", _WITH_MASKS),
-    Kind.EMPTY_MASK: _About(Effect.SKIPS, "outline", "around no pixel", _WITH_MASKS, fixable=True),
-    Kind.MASK_SIZE: _About(Effect.SKIPS, "mask", "of another size than its image", _WITH_MASKS, fixable=True),
+    Kind.EMPTY_MASK: _About(Effect.SKIPS, "outline", "without any pixel inside", _WITH_MASKS, fixable=True),
+    Kind.MASK_SIZE: _About(Effect.SKIPS, "mask", "whose size differs from the image", _WITH_MASKS, fixable=True),
     Kind.UNREADABLE_MAP: _About(Effect.SKIPS, "panoptic map", "that cannot be read", _WITH_MASKS, fixable=True),
-    Kind.MISSING_SEGMENT: _About(Effect.SKIPS, "segment", "that its map does not show", _WITH_MASKS, fixable=True),
-    Kind.REPEATED_SEGMENT: _About(Effect.SKIPS, "segment", "on the pixels of another one", "skipped", fixable=True),
-    Kind.OUT_OF_IMAGE: _About(Effect.ADJUSTS, "box", "reaching out of the image", "clamped for training", fixable=True),
-    Kind.UNLISTED_SEGMENT: _About(Effect.ADJUSTS, "segment", "that only its map knows", "taken as void"),
-    Kind.SEGMENT_AREA: _About(Effect.ADJUSTS, "segment", "of another area than annotated", "that of its map taken"),
+    Kind.MISSING_SEGMENT: _About(
+        Effect.SKIPS, "segment", "without pixels in the panoptic map", _WITH_MASKS, fixable=True
+    ),
+    Kind.REPEATED_SEGMENT: _About(
+        Effect.SKIPS, "segment", "with the number of another segment", "skipped", fixable=True
+    ),
+    Kind.OUT_OF_IMAGE: _About(
+        Effect.ADJUSTS, "box", "extending outside the image", "clipped for training", fixable=True
+    ),
+    Kind.UNLISTED_SEGMENT: _About(
+        Effect.ADJUSTS, "segment", "in the panoptic map without an annotation", "treated as void"
+    ),
+    Kind.SEGMENT_AREA: _About(
+        Effect.ADJUSTS, "segment", "whose area differs from the annotation", "the area in the map is used"
+    ),
     Kind.NAMELESS_CLASS: _About(Effect.ADJUSTS, "class", "without a name", "named by number"),
     Kind.STALE_EXTRA: _About(
         Effect.ADJUSTS,
         "image",
-        "annotated anew since opendetr.json was written",
-        "its entry there is not applied",
+        "whose annotation changed after opendetr.json was written",
+        "the entry in opendetr.json is ignored",
         fixable=True,
     ),
-    Kind.NO_SIZE: _About(Effect.ADJUSTS, "image", "whose size is not annotated", "read from the image", fixable=True),
+    Kind.NO_SIZE: _About(
+        Effect.ADJUSTS, "image", "whose size is not annotated", "the size is read from the file", fixable=True
+    ),
     Kind.BAD_AREA: _About(
-        Effect.ADJUSTS, "annotation", "whose area is no positive number", "that of the box taken", fixable=True
+        Effect.ADJUSTS,
+        "annotation",
+        "whose area is not a positive number",
+        "the area of the box is used",
+        fixable=True,
     ),
     Kind.TURNED_IMAGE: _About(
-        Effect.ADJUSTS, "image", "annotated before its EXIF rotation", "used without the rotation"
+        Effect.ADJUSTS, "image", "annotated before the EXIF rotation", "used without the rotation"
     ),
-    Kind.ANIMATED_IMAGE: _About(Effect.ADJUSTS, "image", "of several frames", "only the first one used"),
-    Kind.CROWD: _About(Effect.KEEPS, "crowd region", "scored as such", "not trained on"),
-    Kind.UNLABELLED_IMAGE: _About(Effect.KEEPS, "image", "without a label file", "taken as one without objects"),
-    Kind.OMITTED_IMAGE: _About(Effect.KEEPS, "image", "without a label file", "left out, as the dataset asks"),
+    Kind.ANIMATED_IMAGE: _About(Effect.ADJUSTS, "image", "with several frames", "only the first frame is used"),
+    Kind.CROWD: _About(Effect.KEEPS, "crowd region", "evaluated by COCO's crowd rule", "not used in training"),
+    Kind.UNLABELLED_IMAGE: _About(Effect.KEEPS, "image", "without a label file", "used as an image without objects"),
+    Kind.OMITTED_IMAGE: _About(Effect.KEEPS, "image", "without a label file", "skipped, as the dataset specifies"),
     Kind.NO_OBJECTS: _About(Effect.KEEPS, "image", "without objects", "kept"),
-    Kind.VOID_MAP: _About(Effect.KEEPS, "panoptic map", "that is void only", "kept as an image without objects"),
-    Kind.IN_TRAINING: _About(Effect.KEEPS, "image", "also in the training split", "scored as well", fixable=True),
+    Kind.VOID_MAP: _About(Effect.KEEPS, "panoptic map", "without any segment", "kept as an image without objects"),
+    Kind.IN_TRAINING: _About(
+        Effect.KEEPS, "image", "also in the training split", "evaluated nevertheless", fixable=True
+    ),
     Kind.COPY_IN_TRAINING: _About(
-        Effect.KEEPS, "image", "of which the training split has a copy", "scored as well", fixable=True
+        Effect.KEEPS, "image", "with a copy in the training split", "evaluated nevertheless", fixable=True
     ),
-    Kind.COPY_IN_SPLIT: _About(Effect.KEEPS, "image", "repeating another of its split", "kept"),
-    Kind.REPEATED_ID: _About(Effect.KEEPS, "annotation", "with the id of another one", "numbered anew", fixable=True),
+    Kind.COPY_IN_SPLIT: _About(Effect.KEEPS, "image", "repeating another image of the split", "kept"),
+    Kind.REPEATED_ID: _About(
+        Effect.KEEPS, "annotation", "with the id of another annotation", "renumbered", fixable=True
+    ),
     Kind.REPEATED_BOX: _About(
-        Effect.KEEPS, "box", "repeating another of its class", "kept as two objects", fixable=True
+        Effect.KEEPS, "box", "repeating another box of the same class", "kept as two objects", fixable=True
     ),
-    Kind.TWO_CLASSES: _About(Effect.KEEPS, "box", "repeating one of another class", "kept as two objects"),
+    Kind.TWO_CLASSES: _About(Effect.KEEPS, "box", "repeating a box of another class", "kept as two objects"),
     Kind.NORMALISED_BOXES: _About(
-        Effect.KEEPS, "split", "whose boxes all lie within 0..1", "taken as pixels, which they hardly are"
+        Effect.KEEPS, "split", "whose boxes all lie within 0..1", "read as pixels, which is probably wrong"
     ),
-    Kind.SMALL_OBJECT: _About(Effect.KEEPS, "object", "below 8 pixels at the image size", "kept"),
-    Kind.THIN_BOX: _About(Effect.KEEPS, "box", "over 20 times as long as wide", "kept"),
-    Kind.LONG_IMAGE: _About(Effect.KEEPS, "image", "over 4 times as long as wide", "shrunk until its long side fits"),
+    Kind.SMALL_OBJECT: _About(Effect.KEEPS, "object", "smaller than 8 pixels at the image size", "kept"),
+    Kind.THIN_BOX: _About(Effect.KEEPS, "box", "with an aspect ratio above 20", "kept"),
+    Kind.LONG_IMAGE: _About(Effect.KEEPS, "image", "with an aspect ratio above 4", "resized until the long side fits"),
     Kind.TOO_MANY_OBJECTS: _About(
-        Effect.KEEPS, "image", "with more objects than the model has queries", "the rest is never found"
+        Effect.KEEPS, "image", "with more objects than the model has queries", "the model cannot detect all of them"
     ),
-    Kind.UNSEEN_CLASS: _About(Effect.KEEPS, "class", "scored but never trained on", "its AP stays near 0"),
-    Kind.RARE_CLASS: _About(Effect.KEEPS, "class", "of few objects", "kept"),
+    Kind.UNSEEN_CLASS: _About(
+        Effect.KEEPS, "class", "in the validation split but not in the training split", "the AP stays near 0"
+    ),
+    Kind.RARE_CLASS: _About(Effect.KEEPS, "class", "with few objects", "kept"),
     Kind.UNUSED_CLASS: _About(Effect.KEEPS, "class", "without objects", "kept"),
-    Kind.ALIKE_NAMES: _About(Effect.KEEPS, "class", "named like another one", "kept as two classes"),
+    Kind.ALIKE_NAMES: _About(Effect.KEEPS, "class", "with nearly the name of another class", "kept as two classes"),
     Kind.UNLISTED_IMAGE: _About(Effect.KEEPS, "image file", "that no annotation names", "not used"),
     Kind.ORPHAN_LABELS: _About(Effect.KEEPS, "label file", "without an image in any split", "not used"),
 }

@@ -1,4 +1,4 @@
-"""Image files as (H, W, 3) uint8 RGB arrays, whatever they are stored as; H and W after the EXIF orientation."""
+"""Reads image files as (H, W, 3) uint8 RGB arrays; H and W after the EXIF orientation is applied."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from opendetr.data.faults import Kind
 from opendetr.data.paths import is_file
 from opendetr.data.records import DataError, FaultError, ImageRecord
 
-# What Pillow's decoders raise for files that are damaged or no images.
+# What Pillow's decoders raise for files that are damaged or not images.
 _DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, KeyError, IndexError, TypeError, OverflowError,
             Image.DecompressionBombError)  # fmt: skip
 # EXIF orientations that swap height and width.
@@ -25,42 +25,48 @@ _SIDEWAYS = frozenset({5, 6, 7, 8})
 _WIDE_MODES = frozenset({"I", "I;16", "I;16L", "I;16B", "I;16N"})
 _MAX_16_BIT = 65535
 _GREY = 2  # dimensions of an image without channels
-# What images come in. Pillow knows more, some of which start other programs (EPS) or have no mark of their own (TGA).
+# The formats that are read. Pillow supports more, but some start other programs (EPS) or have no signature (TGA).
 _FORMATS = ("AVIF", "BMP", "DIB", "GIF", "HEIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
-# A file of some bytes can ask for gigabytes of memory. Up to so many pixels any may have; larger images must have the
-# bytes for them: photographs have 1 to 40 pixels a byte, drawings more.
+# A small file can demand gigabytes of memory. Every image may have the first number of pixels. Larger images may have
+# the second number of pixels per byte of the file: photographs have 1 to 40, drawings more.
 _ALWAYS_SAFE_PIXELS = 2**25
 _PIXELS_PER_BYTE = 100
-# How a PNG begins what may hold an EXIF orientation; it may stand behind the pixels.
+# Markers of the PNG chunks that may contain an EXIF orientation. The chunks may follow the pixels.
 _PNG_ORIENTATION_MARKS = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
 
-# The limits above, and Pillow's own error for twice as many pixels, take the place of its warning.
+# Pillow's warning is replaced by the limits above and by Pillow's own error for twice as many pixels.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 class ImageError(DataError):
-    """An image that cannot be read: one line with its name."""
+    """An image cannot be read. The message is one line with the name of the image."""
 
 
 class ImageFileError(ImageError, FaultError):
-    """An image file that cannot be read."""
+    """An image file cannot be read."""
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """The image in a file as (H, W, 3) uint8 RGB, its EXIF orientation applied.
+    """Read an image file as (H, W, 3) uint8 RGB, with its EXIF orientation applied.
 
-    Grey, palette and CMYK images are converted; transparent ones lie on white, as viewers show them; of 16 bits the
-    upper 8 are taken. Raises ImageError for a file that is missing, empty, cut off, or no image.
+    Grey, palette and CMYK images are converted. Transparent images get a white background. Of 16-bit images, the upper
+    8 bits are used.
+
+    Raises:
+        ImageError: the file is missing, empty, truncated or not an image.
     """
     return _read(Path(path), oriented=True)
 
 
 def read_record(record: ImageRecord) -> np.ndarray:
-    """The image of a record, (height, width, 3) uint8 RGB, in the frame that the record's boxes are in.
+    """Read the image of a record as (height, width, 3) uint8 RGB, in the frame of the record's boxes.
 
-    That frame is the oriented one, except where the recorded size is that of the image as stored, before a quarter
-    turn that EXIF asks for: then the boxes were drawn on the stored image, and that one is given. Raises ImageError
-    for a file that cannot be read, DataError when the recorded size is neither.
+    That frame is the image with its EXIF orientation applied. The exception is a record whose size is that of the
+    stored image, before EXIF swaps height and width: its boxes were drawn on the stored image, so that one is returned.
+
+    Raises:
+        ImageError: the file cannot be read.
+        DataError: the recorded size matches neither image.
     """
     image = read_image(record.path)
     if image.shape[:2] == (record.height, record.width):
@@ -70,14 +76,14 @@ def read_record(record: ImageRecord) -> np.ndarray:
         return stored
     height, width = image.shape[:2]
     detail = (
-        f"the image is {width}x{height}, its annotations say {record.width}x{record.height}; "
-        "correct the annotated size, or annotate this image"
+        f"the image is {width}x{height}, its annotation says {record.width}x{record.height}; "
+        "correct the annotated size, or annotate this image again"
     )
     raise FaultError(Kind.SIZE_MISMATCH, record.path, "", detail)
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
-    """Height and width of an image after its EXIF orientation, read from the file's head. Raises ImageError."""
+    """Height and width of an image after its EXIF orientation, read from the file's header. Raises ImageError."""
     try:
         with _opened(Path(path)) as image:
             width, height = _stored_size(image)
@@ -88,9 +94,9 @@ def image_size(path: str | Path) -> tuple[int, int]:
 
 
 def read_map(path: str | Path) -> np.ndarray:
-    """A panoptic map as (H, W) int32 numbers of segments: red + 256 green + 65536 blue, or the values of a grey PNG.
+    """Read a panoptic map as (H, W) int32 segment numbers: red + 256 green + 65536 blue, or the values of a grey PNG.
 
-    Raises ImageError for a file that is missing, damaged, or no such image.
+    Raises ImageError if the file is missing, damaged or not such an image.
     """
     path = Path(path)
     try:
@@ -102,19 +108,19 @@ def read_map(path: str | Path) -> np.ndarray:
     if values.ndim == _GREY and values.dtype.kind in "ui":
         return values.astype(np.int32)
     if values.ndim == _GREY or values.dtype != np.uint8 or values.shape[2] not in (3, 4):
-        raise ImageFileError(Kind.UNREADABLE_MAP, path, "", "neither grey nor 8-bit RGB: save it as COCO's PNG")
+        raise ImageFileError(Kind.UNREADABLE_MAP, path, "", "neither grey nor 8-bit RGB: save it as a PNG like COCO's")
     red, green, blue = (values[:, :, channel].astype(np.int32) for channel in range(3))
     return red | green << 8 | blue << 16
 
 
 def write_map(path: str | Path, segments: np.ndarray) -> None:
-    """Write numbers of segments (H, W), 0 to 2^24 - 1, as the PNG that `read_map` reads."""
+    """Write (H, W) segment numbers, 0 to 2^24 - 1, as a PNG that `read_map` reads."""
     channels = [(segments >> shift & 255).astype(np.uint8) for shift in (0, 8, 16)]
     Image.fromarray(np.stack(channels, axis=-1)).save(path, "PNG", compress_level=1)
 
 
 def is_animated(path: str | Path) -> bool:
-    """Whether an image has more frames than the first, which is the one that is read. Raises ImageError."""
+    """Whether an image has several frames, of which only the first is read. Raises ImageError."""
     try:
         with _opened(Path(path)) as image:
             # A second image in a JPEG is a preview or a depth map.
@@ -124,13 +130,13 @@ def is_animated(path: str | Path) -> bool:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """An image of any mode as 8-bit RGB. Raises ValueError for 32-bit numbers, whose range nobody knows."""
+    """Convert an image of any mode to 8-bit RGB. Raises ValueError for 32-bit values, whose range is unknown."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode in _WIDE_MODES:
         return _upper_byte(image)
     if image.mode == "F":
-        raise ValueError("32-bit numbers; save it with 8 or 16 bits")
+        raise ValueError("32-bit values; save the image with 8 or 16 bits")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
@@ -141,7 +147,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def _upper_byte(image: Image.Image) -> Image.Image:
     values = np.asarray(image)
     if values.size and (values.min() < 0 or values.max() > _MAX_16_BIT):
-        raise ValueError("32-bit numbers; save it with 8 or 16 bits")
+        raise ValueError("32-bit values; save the image with 8 or 16 bits")
     return Image.fromarray((values.astype(np.uint32) >> 8).astype(np.uint8)).convert("RGB")
 
 
@@ -157,27 +163,32 @@ def _read(path: Path, *, oriented: bool) -> np.ndarray:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
-    """The image in a file, not decoded yet. Raises whatever Pillow does, and ImageError when it is a trap."""
-    if not is_file(path):  # opening a pipe would wait for ever
+    """The image in a file, not decoded yet.
+
+    Raises Pillow's errors, and ImageError for a missing file or too many pixels for the size of the file.
+    """
+    if not is_file(path):  # opening a pipe would block
         raise ImageFileError(Kind.UNREADABLE_IMAGE, path, "", "no such file")
     Image.init()
     with Image.open(path, formats=[name for name in _FORMATS if name in Image.OPEN]) as image:
         width, height = image.size
         if width * height > max(_ALWAYS_SAFE_PIXELS, _PIXELS_PER_BYTE * path.stat().st_size):
-            detail = f"{width}x{height} pixels in a file of {path.stat().st_size:,} bytes is a trap; replace it"
+            detail = (
+                f"{width}x{height} pixels are too many for a file of {path.stat().st_size:,} bytes; replace the image"
+            )
             raise ImageFileError(Kind.OVERSIZED_IMAGE, path, "", detail)
         yield image
 
 
 def _stored_size(image: Image.Image) -> tuple[int, int]:
-    """Width and height before the EXIF orientation. Newer Pillows give those of a TIFF after it."""
+    """Width and height before the EXIF orientation. For a TIFF, newer versions of Pillow apply it to `image.size`."""
     if isinstance(image, TiffImageFile):
         return image.tag_v2[ExifTags.Base.ImageWidth], image.tag_v2[ExifTags.Base.ImageLength]
     return image.size
 
 
 def _orientation(image: Image.Image, path: Path) -> int | None:
-    """The EXIF orientation. Pillow decodes the whole of a PNG to find it, so that is done only where there is one."""
+    """The EXIF orientation. Pillow decodes a whole PNG to read it, so a marker is searched for first."""
     if image.format == "PNG" and not _has_orientation_mark(path):
         return None
     return image.getexif().get(ExifTags.Base.Orientation)
@@ -195,7 +206,7 @@ def _file_error(path: Path, error: Exception) -> ImageFileError:
     if path.stat().st_size == 0:
         kind, detail = Kind.EMPTY_FILE, "the file is empty; replace it"
     elif isinstance(error, Image.UnidentifiedImageError):
-        detail = "not an image that can be read; replace it"
+        detail = "not an image in a supported format; replace it"
     else:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         detail = f"the image cannot be read ({reason}); replace it"

@@ -1,8 +1,8 @@
-"""Batches of a dataset: the same ones for the same seed, whoever loads them and wherever an epoch is entered.
+"""Loads the batches of a dataset. The batches depend on the seed only, not on the number of loader processes.
 
-The order of an epoch is a function of (seed, epoch), what happens to an image of (seed, epoch, its index in the data).
-Loader processes only carry out what is fixed here. They send pixels as bytes, which become numbers where they are used:
-a quarter of the memory to pass on.
+The order of an epoch is a function of (seed, epoch). The augmentation of an image is a function of (seed, epoch, index
+of the image). So an epoch can also be resumed at any batch. Loader processes send pixels as uint8, a quarter of the
+size of float32; they become float on the device.
 """
 
 from __future__ import annotations
@@ -35,8 +35,9 @@ from opendetr.data.records import DataError, DetectionData, ImageRecord
 from opendetr.data.transforms import LabelledImage, Transform
 from opendetr.structures import Batch
 
-# Images of like shape meet among the images of this many batches, or of half an epoch where that is less: enough to
-# leave little padding (COCO, batches of 8: 45 % without, 8 % with), few enough that a batch is still a chance meeting.
+# Images of similar shape are grouped within a pool of this many batches, or of half an epoch if that is less. A pool is
+# large enough to leave little padding (COCO, batches of 8: 45 % without pools, 8 % with) and small enough for random
+# batches.
 _POOL_BATCHES = 64
 
 _Read = Callable[[ImageRecord], np.ndarray]
@@ -45,13 +46,13 @@ _log = logging.getLogger(__name__)
 
 
 class _Draw(NamedTuple):
-    """What a batch is made of.
+    """The plan of one batch.
 
     Attributes:
-        epoch: in which the images are drawn.
-        indices: of the images in the data.
-        shape: height and width that the images are padded to, unless one turns out to be larger.
-        seed: of what a task draws once for the whole batch.
+        epoch: the epoch that the batch belongs to.
+        indices: indices of the images in the data.
+        shape: height and width that the images are padded to, unless one of them is larger.
+        seed: seed of the random choices that a task makes once per batch.
     """
 
     epoch: int
@@ -62,15 +63,15 @@ class _Draw(NamedTuple):
 
 @dataclass(frozen=True)
 class _Loaded:
-    """A batch on its way from a loader process.
+    """What a loader process sends for one batch.
 
     Attributes:
-        samples: packed; None when no image could be read.
+        samples: the packed samples; None if no image could be read.
         shape: height and width to pad to.
         seed: as in `_Draw`.
-        unreadable: image id and message of the images that could not be read.
-        unseen: image id and message of the images with objects whose mask holds no pixel.
-        error: what is wrong with the dataset, when it cannot be used at all.
+        unreadable: image id and message of each image that could not be read.
+        unseen: image id and message of each image with objects whose mask has no pixels.
+        error: the message of a fault that makes the dataset unusable, or None.
     """
 
     samples: Packed | None = None
@@ -82,10 +83,10 @@ class _Loaded:
 
 
 class _Records(Sequence[ImageRecord]):
-    """Records as bytes of one array.
+    """A sequence of records, pickled in one array.
 
-    Python counts the uses of an object in the object itself, so processes that share a million of them end up with a
-    copy each; nobody writes into this array.
+    Python writes the reference count into each object. So forked processes that use a million shared objects copy the
+    memory of all of them. The array is never written to.
     """
 
     def __init__(self, records: Sequence[ImageRecord]) -> None:
@@ -108,18 +109,21 @@ class _Records(Sequence[ImageRecord]):
 
 
 class RamCache:
-    """Reads every image once, when it is made, and gives it from memory from then on.
+    """Decodes every image once, on creation, and returns it from memory.
 
-    Forked loader processes share the memory; where processes are spawned each has a copy.
+    Forked loader processes share the memory. Spawned ones have a copy each.
+
+    Raises:
+        DataError: the images need more than half of the machine's memory.
     """
 
     def __init__(self, records: Sequence[ImageRecord]) -> None:
         needed = sum(3 * record.height * record.width for record in records)
-        present = psutil.virtual_memory().total
-        if needed > present // 2:
+        total = psutil.virtual_memory().total
+        if needed > total // 2:
             raise DataError(
                 f"cache 'ram': {len(records)} images need {needed / 2**30:.1f} GiB, and this machine has "
-                f"{present / 2**30:.1f}; use cache 'none'"
+                f"{total / 2**30:.1f} GiB, of which half may be used; use cache 'none'"
             )
         self._images: dict[int, np.ndarray] = {}
         self._unreadable: dict[int, str] = {}
@@ -130,14 +134,17 @@ class RamCache:
                 self._unreadable[record.id] = str(error)
 
     def __call__(self, record: ImageRecord) -> np.ndarray:
-        """The image, (height, width, 3) uint8 RGB. Raises ImageError for one that could not be read."""
+        """The image, (height, width, 3) uint8 RGB. Raises ImageError if it could not be read."""
         if record.id in self._unreadable:
             raise ImageError(self._unreadable[record.id])
         return self._images[record.id]
 
 
 class _Images(Dataset[_Loaded]):
-    """Loads a draw; runs in the loader processes. What a user can cause is returned, so that it arrives as one line."""
+    """Loads the samples of a draw; runs in the loader processes.
+
+    Errors that a user can cause are returned as messages: torch would send a traceback.
+    """
 
     def __init__(
         self, data: DetectionData, transform: Transform, read: _Read, seed: int, *, substitute: bool, masks: bool
@@ -171,9 +178,9 @@ class _Images(Dataset[_Loaded]):
         return len(self._records)
 
     def labelled(self, index: int, unreadable: dict[int, str]) -> LabelledImage | None:
-        """The image at `index`; where it cannot be read the next one that can, or None without substitutes.
+        """The image at `index`. If it cannot be read, the next readable image, or None without substitution.
 
-        Those that cannot be read are added to `unreadable`: image id -> message.
+        Unreadable images are added to `unreadable`: image id -> message.
         """
         count = len(self)
         for offset in range(count if self._substitute else 1):
@@ -188,7 +195,7 @@ class _Images(Dataset[_Loaded]):
         return None
 
     def _labelled(self, record: ImageRecord, index: int) -> LabelledImage:
-        """The image, with masks where they are asked for. Raises ImageError when it cannot be read."""
+        """The image, with masks if the loader reads them. Raises ImageError if it cannot be read."""
         labelled = LabelledImage.from_record(record, self._read(record), self._categories, index)
         if not self._masks:
             return labelled
@@ -202,7 +209,7 @@ class _Images(Dataset[_Loaded]):
 
 
 class _Others(Sequence[LabelledImage]):
-    """All images of the data, each read when it is asked for."""
+    """All images of the data, each read on access."""
 
     def __init__(self, images: _Images, unreadable: dict[int, str]) -> None:
         self._images = images
@@ -219,12 +226,12 @@ class _Others(Sequence[LabelledImage]):
         if isinstance(index, slice):
             return [self[position] for position in range(*index.indices(len(self)))]
         labelled = self._images.labelled(index, self._unreadable)
-        assert labelled is not None, "only training mixes images, and there another one stands in"
+        assert labelled is not None, "only training mixes images, and training substitutes unreadable ones"
         return labelled
 
 
 class _Schedule(Sampler[_Draw]):
-    """Hands out the draws that were set last; lets loader processes live on from epoch to epoch."""
+    """Samples the draws that were set last, so loader processes can persist from epoch to epoch."""
 
     def __init__(self) -> None:
         self.draws: Sequence[_Draw] = ()
@@ -237,25 +244,25 @@ class _Schedule(Sampler[_Draw]):
 
 
 class _Loader:
-    """What loading for training and for evaluation share.
+    """Base class of the loaders for training and evaluation.
 
     Args:
-        data: what to load.
-        transform: makes inputs and targets of the images.
-        batch_size: images in a batch.
-        seed: fixes whatever is left to chance.
-        num_workers: processes that load; the batches are the same with any number, 0 loads in this process.
-        skip_unreadable: name an image that cannot be read once and do without it; else raise ImageError.
+        data: the split to load.
+        transform: makes samples of images.
+        batch_size: images per batch.
+        seed: seed of everything random.
+        num_workers: number of loader processes; 0 loads in this process. The batches are the same.
+        skip_unreadable: skip unreadable images with one warning each; otherwise raise ImageError.
         cache: decode every image once and keep it in memory.
-        share: the number of this process and how many there are. All form the same batches, padded the same, and each
-            loads its part of every batch.
-        device: where batches are put together, and lie.
-        masks: give the masks of objects; the data is read with them (see `DetectionData.masks`).
+        share: rank of this process, and number of processes. All processes plan the same batches with the same padding,
+            and each loads its part of every batch.
+        device: the device of the batches.
+        masks: load the masks of objects; `data` must have been read with masks (see `DetectionData.masks`).
         collate: makes a batch of samples.
 
     Attributes:
-        unreadable: image id -> why it could not be read; grows while images are loaded.
-        unseen: image id -> which of its objects were left out because their mask holds no pixel; likewise.
+        unreadable: image id -> why the image could not be read. Grows while images are loaded.
+        unseen: image id -> which objects were skipped because their mask has no pixels. Grows likewise.
     """
 
     _substitute: ClassVar[bool]  # whether another image takes the place of one that cannot be read
@@ -278,7 +285,7 @@ class _Loader:
         if batch_size < 1:
             raise ValueError(f"the batch size is {batch_size}; give 1 or more")
         if not len(data):
-            raise DataError(f"{data.folder}: the split '{data.split}' holds no images")
+            raise DataError(f"{data.folder}: the split '{data.split}' contains no images")
         if masks and data.masks == "none":
             raise DataError(f"{data.folder}: the split '{data.split}' was read without masks; open it with masks")
         self.unreadable: dict[int, str] = {}
@@ -302,18 +309,18 @@ class _Loader:
             collate_fn=_unchanged,
             worker_init_fn=_start_worker,
             persistent_workers=num_workers > 0,
-            # Else a number is drawn from torch's global generator for every epoch, and a resumed run is another one.
+            # Without it, every epoch draws a number from torch's global generator, and a resumed run differs.
             generator=torch.Generator(),
         )
 
     def _load(self, draws: Sequence[_Draw]) -> Iterator[Batch]:
-        """The batches of the draws. Only the last call's iterator is good: it owns the loader processes."""
+        """The batches of the draws. A new call ends the earlier iterators: it takes over the loader processes."""
         self._running = running = object()
         self._schedule.draws = [self._shared(draw) for draw in draws]
         loaded = _started(self._loader)
         while True:
             if self._running is not running:
-                raise RuntimeError("a newer pass over this loader has begun; finish one before the next")
+                raise RuntimeError("a newer pass over this loader has begun; finish a pass before the next one")
             try:
                 arrived = next(loaded)
             except StopIteration:
@@ -327,7 +334,7 @@ class _Loader:
                 yield batch
 
     def _shared(self, draw: _Draw) -> _Draw:
-        """This process's part of a batch."""
+        """The part of a batch that this process loads."""
         number, count = self._share
         first, end = (len(draw.indices) * part // count for part in (number, number + 1))
         return draw._replace(indices=draw.indices[first:end])
@@ -350,7 +357,7 @@ class _Loader:
         return replace(self._collate(unpack(loaded.samples), loaded.shape, self._device), seed=loaded.seed)
 
     def _shapes(self, epoch: int, indices: Sequence[int]) -> dict[int, tuple[int, int]]:
-        """Index -> height and width that the image will have in an epoch."""
+        """Index -> height and width of the image after the transform in this epoch."""
         shapes = {}
         for index in indices:
             record = self._data.images[index]
@@ -360,18 +367,23 @@ class _Loader:
 
 
 class TrainLoader(_Loader):
-    """Shuffled batches of like shape, epoch by epoch; the next readable image stands in for one that is not."""
+    """Shuffled batches of images of similar shape, epoch by epoch.
+
+    The next readable image is substituted for an unreadable one.
+    """
 
     _substitute = True
 
     def __len__(self) -> int:
-        """Batches in an epoch. Images that do not fill a last batch wait for another epoch's order."""
+        """Batches per epoch. The images that do not fill a last batch are dropped in this epoch."""
         return len(self._data) // self._batch_size
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch from number `start` on: the same ones whether or not those before were loaded.
+        """The batches of an epoch, from batch number `start`. They are the same as in a full pass.
 
-        Raises DataError when the data cannot be used, ImageError for an unreadable image that is not to be skipped.
+        Raises:
+            DataError: the data cannot be used.
+            ImageError: an image cannot be read, and `skip_unreadable` is False.
         """
         draws = self._draws(epoch)
         seeds = np.random.SeedSequence([self._seed, epoch], spawn_key=(2,)).generate_state(len(draws))
@@ -385,7 +397,7 @@ class TrainLoader(_Loader):
         return [_draw(epoch, batches[position], shapes) for position in rng.permutation(len(batches))]
 
     def _order_rng(self, epoch: int) -> np.random.Generator:
-        # The spawn key keeps this stream apart from those of the images.
+        # The spawn key separates this stream from those of the images.
         return np.random.default_rng(np.random.SeedSequence([self._seed, epoch], spawn_key=(1,)))
 
     def _batches(self, order: list[int], shapes: Shapes) -> list[tuple[int, ...]]:
@@ -393,19 +405,19 @@ class TrainLoader(_Loader):
         return [batch for pool in pools for batch in equal_batches(pool, shapes, self._batch_size)]
 
     def _pools(self, order: list[int]) -> Iterator[list[int]]:
-        """The images in the parts within which batches are formed."""
+        """The pools of images within which batches are formed."""
         length = min(_POOL_BATCHES, math.ceil(len(order) // self._batch_size / 2)) * self._batch_size
         return (order[first : first + length] for first in range(0, len(order), length))
 
 
 class BoundedTrainLoader(TrainLoader):
-    """As `TrainLoader`, but what bounds a batch is its pixels; `batch_size` is only the most images it may have.
+    """A `TrainLoader` whose batches are limited by their number of pixels; `batch_size` is the maximum of images.
 
-    Every epoch has as many batches as the first one, and begins with its largest. None is larger than the first of all
-    (unless it is of one image for each process): when that one fits into memory, the others do.
+    Every epoch has the number of batches of the first one, and begins with its largest batch. No batch is larger than
+    the very first, except batches of one image per process. So if the first batch fits into memory, all do.
 
     Args:
-        max_pixels: pixels of a batch, padding included.
+        max_pixels: maximum number of pixels of a batch, padding included.
     """
 
     def __init__(self, data: DetectionData, transform: Transform, *, max_pixels: int, **options: Any) -> None:
@@ -413,12 +425,12 @@ class BoundedTrainLoader(TrainLoader):
         self._max_pixels = max_pixels
 
     def __len__(self) -> int:
-        """Batches in an epoch."""
+        """Batches per epoch."""
         return self._frame[0]
 
     @cached_property
     def _frame(self) -> tuple[int, int]:
-        """Number of batches, and pixels of the largest one, in the first epoch."""
+        """Number of batches of the first epoch, and pixels of its largest batch."""
         order = self._order_rng(0).permutation(len(self._data)).tolist()
         shapes = self._shapes(0, order)
         batches = self._bounded(order, shapes, self._max_pixels)
@@ -435,27 +447,27 @@ class BoundedTrainLoader(TrainLoader):
         return exactly(self._bounded(order, shapes, largest), count)
 
     def _bounded(self, order: list[int], shapes: Shapes, max_pixels: int) -> list[tuple[int, ...]]:
-        """Batches, each with an image for every process."""
+        """Batches of at most `max_pixels`, each with an image for every process."""
         pools = self._pools(order)
         batches = (batch for pool in pools for batch in bounded_batches(pool, shapes, self._batch_size, max_pixels))
         return [batch for batch in batches if len(batch) >= self._share[1]]
 
 
 class EvalLoader(_Loader):
-    """Every image once, in batches of one shape, in a fixed order; images that cannot be read are left out.
+    """Every image once, in a fixed order, in batches of images of one shape. Unreadable images are skipped.
 
-    No image is padded, so the results of an image do not depend on the others, as in prediction. Of several processes
-    each loads whole batches.
+    No image is padded, so the predictions for an image do not depend on the other images. With several processes, each
+    loads whole batches.
     """
 
     _substitute = False
 
     def __len__(self) -> int:
-        """Batches of one pass of this process."""
+        """Batches of this process in one pass."""
         return len(self._draws())
 
     def __iter__(self) -> Iterator[Batch]:
-        """One pass over the images. Raises as `TrainLoader.epoch` does."""
+        """One pass over the images. The errors are those of `TrainLoader.epoch`."""
         return self._load(self._draws())
 
     def _draws(self) -> list[_Draw]:
@@ -478,26 +490,26 @@ def train_loader(
     share: tuple[int, int] = (0, 1),
     device: torch.device | str = "cpu",
 ) -> TrainLoader:
-    """The loader that a configuration describes, for training.
+    """Make the training loader of a configuration.
 
     Args:
-        data: what to train on.
-        config: sizes, augmentation, reading.
-        batch_size: images of a batch, of all processes together; the most it may have when the configuration bounds
-            its pixels.
-        seed: of the order and the augmentation.
-        share: number of this process, and how many train together. All form the same batches, padded the same, and each
-            loads its part of every batch.
-        device: where batches are put together.
+        data: the split to train on.
+        config: sizes, augmentation and loading options.
+        batch_size: images per batch over all processes; their maximum if `config.batch_pixels` is set.
+        seed: seed of the order and the augmentation.
+        share: rank of this process, and number of processes. All processes plan the same batches with the same padding,
+            and each loads its part of every batch.
+        device: the device of the batches.
 
     Raises:
-        DataError: no images, fewer in a batch than processes, or a bound that a single image can pass.
+        DataError: the split has no images, a batch has fewer images than there are processes, or `batch_pixels` is less
+            than the largest image needs.
     """
     size = min(batch_size, len(data))
     if 0 < size < share[1]:
         raise DataError(
-            f"{data.folder}: a batch of {size} images is too small for {share[1]} processes; give larger batches, or "
-            "start fewer processes"
+            f"{data.folder}: a batch of {size} images is too small for {share[1]} processes; use a larger batch size, "
+            "or fewer processes"
         )
     transform = config.training_transform()
     options = {**_options(config), "batch_size": batch_size, "seed": seed, "share": share, "device": device,
@@ -508,7 +520,7 @@ def train_loader(
     if config.batch_pixels < short * long * share[1]:
         raise DataError(
             f"batch_pixels {config.batch_pixels:,}: an image can have {short}x{long} pixels; give at least "
-            f"{short * long * share[1]:,}, one image for each process, or a smaller image_size"
+            f"{short * long * share[1]:,}, for one image per process, or a smaller image_size"
         )
     return BoundedTrainLoader(data, transform, max_pixels=config.batch_pixels, **options)
 
@@ -521,9 +533,9 @@ def eval_loader(
     share: tuple[int, int] = (0, 1),
     device: torch.device | str = "cpu",
 ) -> EvalLoader:
-    """The loader that a configuration describes, for evaluation; the arguments are those of `train_loader`.
+    """Make the evaluation loader of a configuration; the arguments are those of `train_loader`.
 
-    It gives no masks: what is found is scored against the dataset's own (see `data.masks`).
+    It loads no masks: predictions are evaluated against the masks of the dataset itself (see `data.masks`).
     """
     return EvalLoader(
         data, config.evaluation_transform(), batch_size=batch_size, share=share, device=device, **_options(config)
@@ -531,7 +543,7 @@ def eval_loader(
 
 
 def _options(config: DataConfig) -> dict[str, Any]:
-    """The part of a configuration that every loader takes as it is."""
+    """The loader options that training and evaluation share."""
     return {
         "num_workers": config.num_workers,
         "skip_unreadable": not config.strict,
@@ -541,7 +553,7 @@ def _options(config: DataConfig) -> dict[str, Any]:
 
 
 def sample_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
-    """The generator that decides what happens to the image at `index` in an epoch."""
+    """The random generator for the augmentation of the image at `index` in an epoch."""
     return np.random.default_rng(np.random.SeedSequence([seed, epoch, index]))
 
 
@@ -551,10 +563,10 @@ def _draw(epoch: int, indices: tuple[int, ...], shapes: Shapes) -> _Draw:
 
 
 def _started(loader: DataLoader[_Loaded]) -> Iterator[_Loaded]:
-    """An iterator over the loader, its processes at work.
+    """An iterator over the loader, with its processes started.
 
-    For one that dies torch would raise an error in the middle of whatever the main process is doing then. Without its
-    signal handler the error comes when the next batch is asked for.
+    When a loader process dies, torch's signal handler raises an error at an arbitrary point of the main process.
+    Without the handler, the error is raised when the next batch is requested.
     """
     if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
         return iter(loader)
@@ -570,10 +582,10 @@ def _unchanged(loaded: Any) -> Any:
 
 
 def _start_worker(worker: int) -> None:
-    """Ctrl-C is for the main process, which stops its workers when it is done saving; SIGTERM ends a worker quietly.
+    """Set up a loader process: ignore SIGINT, exit on SIGTERM, and freeze the garbage collector.
 
-    Without this a worker that was forked keeps the handlers of the main process, or takes it down by dying first.
-    Python's collector leaves alone what was there before: looking at it would copy the memory that is shared.
+    A forked worker inherits the signal handlers of the main process. On Ctrl-C the main process stops the workers
+    itself, after saving. Frozen objects are not visited by the garbage collector, which would copy shared memory.
     """
     gc.freeze()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -585,9 +597,9 @@ def _quit(signum: int, frame: FrameType | None) -> None:
 
 
 def _is_death(error: Exception) -> bool:
-    """Whether the error means that a loader process is dead, not that something went wrong in one.
+    """Whether the error means that a loader process has died, as opposed to an error raised in it.
 
-    Torch says so when it finds the process dead. The connection to a process that is being killed may break before.
+    Torch raises a RuntimeError when it detects the death. The connection to the process may break before that.
     """
     if isinstance(error, RuntimeError):
         return str(error).startswith("DataLoader worker (pid")
@@ -596,8 +608,6 @@ def _is_death(error: Exception) -> bool:
 
 
 def _death(error: Exception) -> DataError:
-    """One line for a loader process that is dead."""
-    told = (str(error).splitlines() or [type(error).__name__])[0]
-    return DataError(
-        f"a loader process died ({told}), perhaps because memory ran out; try fewer of them, or none, with num_workers"
-    )
+    """The one-line error for a loader process that has died."""
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return DataError(f"a loader process died ({reason}), perhaps because memory ran out; use fewer num_workers, or 0")

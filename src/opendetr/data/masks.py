@@ -1,7 +1,7 @@
-"""Masks of objects: COCO's polygons and run lengths, and panoptic maps. All are decoded when they are asked for.
+"""Masks of objects: COCO's polygons and run lengths, and panoptic maps. All are decoded on demand.
 
-A panoptic map gives every pixel of an image the number of a segment, 0 where nobody looked ("void"). Segments are
-things, one each, and stuff, one for each class in the image.
+A panoptic map assigns a segment number to every pixel of an image, and 0 ("void") to pixels that are not annotated.
+Each thing is one segment. All stuff of one class in an image is one segment.
 
 Shape letters: H W image, n objects.
 """
@@ -28,7 +28,7 @@ from opendetr.data.records import DataError, DataFault, DetectionData, ImageReco
 _NUM_READERS = min(8, os.cpu_count() or 1)
 _POINT_NUMBERS, _FEWEST_NUMBERS = 2, 6
 _OUTLINE_FAULTS = frozenset({Kind.INVALID_OUTLINE, Kind.NO_OUTLINE, Kind.MASK_SIZE})
-# With these a score would be of something else than what is annotated.
+# Faults with which a metric would not measure what is annotated.
 _UNSCORABLE = _OUTLINE_FAULTS | {Kind.EMPTY_MASK, Kind.UNREADABLE_MAP, Kind.MISSING_SEGMENT, Kind.REPEATED_SEGMENT,
                                  Kind.UNLISTED_SEGMENT}  # fmt: skip
 
@@ -39,7 +39,7 @@ class TrueSegment(NamedTuple):
     Attributes:
         id: its number in the map, from 1.
         label: its class, in 0..K-1.
-        crowd: whether it is a region of many things, which nothing has to match.
+        crowd: whether it is a region of many things, which no prediction has to match.
         area: in pixels of the map.
     """
 
@@ -53,7 +53,7 @@ class TrueSegment(NamedTuple):
 
 
 def outline_fault(thing: ObjectRecord, height: int, width: int) -> tuple[Kind, str] | None:
-    """What is wrong with the outline of an object in an image of `height` x `width`, and words; None for a good one."""
+    """The kind and details of the fault of an outline in an image of `height` x `width`; None without a fault."""
     outline = thing.segmentation
     if outline is None:
         return Kind.NO_OUTLINE, ""
@@ -65,9 +65,9 @@ def outline_fault(thing: ObjectRecord, height: int, width: int) -> tuple[Kind, s
 
 
 def run_lengths(thing: ObjectRecord, height: int, width: int) -> dict[str, Any]:
-    """The outline of an object as COCO's compressed run lengths of an image of `height` x `width`.
+    """The outline of an object as COCO's compressed run lengths for an image of `height` x `width`.
 
-    Raises ValueError for an outline that `outline_fault` finds fault with.
+    Raises ValueError for an outline for which `outline_fault` reports a fault.
     """
     fault = outline_fault(thing, height, width)
     if fault is not None:
@@ -80,31 +80,31 @@ def run_lengths(thing: ObjectRecord, height: int, width: int) -> dict[str, Any]:
 
 
 def outline_area(thing: ObjectRecord, height: int, width: int) -> int:
-    """Pixels within the outline of an object; the arguments and errors are those of `run_lengths`."""
+    """Number of pixels inside the outline of an object; arguments and errors are those of `run_lengths`."""
     return int(coder.area(run_lengths(thing, height, width)))
 
 
 def with_outlines(data: DetectionData) -> DetectionData:
-    """The data for training with masks: objects without a good outline are left out and counted.
+    """The data for training with masks. Objects without a valid outline are skipped and counted.
 
-    Raises DataError where no object has an outline.
+    Raises DataError if no object has an outline.
     """
     if any(image.panoptic_map for image in data.images):
         raise DataError(f"{data.folder}: has panoptic maps and no outlines; set data.masks to auto or panoptic")
     if data.num_objects and not any(thing.segmentation for image in data.images for thing in image.objects):
         raise DataError(
-            f"{data.folder}: the split '{data.split}' has boxes alone and no outlines of objects; take a model without "
-            "masks, or set data.masks to none"
+            f"{data.folder}: the split '{data.split}' has boxes but no outlines of objects; use a model without masks, "
+            "or set data.masks to none"
         )
     pairs = [_with_outlines(image) for image in data.images]
     faults = [fault for finding in data.findings for fault in finding.faults]
-    faults += [fault for _, found in pairs for fault in found]
+    faults += [fault for _, of_image in pairs for fault in of_image]
     images = tuple(image for image, _ in pairs)
     return replace(data, images=images, findings=count_findings(faults), masks="instances")
 
 
 def outline_faults(image: ImageRecord) -> dict[int, DataFault]:
-    """Position of an object in `image.objects` -> what is wrong with its outline."""
+    """Index of an object in `image.objects` -> the fault of its outline, for the objects with a fault."""
     faults = ((index, outline_fault(thing, image.height, image.width)) for index, thing in enumerate(image.objects))
     file = image.source or str(image.path)
     return {
@@ -113,18 +113,18 @@ def outline_faults(image: ImageRecord) -> dict[int, DataFault]:
 
 
 def _with_outlines(image: ImageRecord) -> tuple[ImageRecord, list[DataFault]]:
-    undrawable = outline_faults(image)
-    if not undrawable:
+    by_index = outline_faults(image)
+    if not by_index:
         return image, []
-    kept = tuple(thing for index, thing in enumerate(image.objects) if index not in undrawable)
-    faults = list(undrawable.values())
+    kept = tuple(thing for index, thing in enumerate(image.objects) if index not in by_index)
+    faults = list(by_index.values())
     return replace(image, objects=kept, faults=(*image.faults, *faults)), faults
 
 
 def _polygon_fault(polygon: Any) -> str:
-    """What is wrong with one polygon; empty for a good one."""
+    """The fault of one polygon in words; empty without a fault."""
     if not isinstance(polygon, list) or not {int, float}.issuperset(map(type, polygon)):
-        return "a polygon is no list of numbers"
+        return "a polygon is not a list of numbers"
     if len(polygon) % _POINT_NUMBERS:
         return f"a polygon of {len(polygon)} numbers; expected x and y of every point"
     if len(polygon) < _FEWEST_NUMBERS:
@@ -139,7 +139,7 @@ def _run_length_fault(outline: Mapping[str, Any], height: int, width: int) -> tu
     if not isinstance(counts, list | str | bytes):
         return Kind.INVALID_OUTLINE, "no run lengths"
     if isinstance(counts, list) and not all(isinstance(n, int) and n >= 0 for n in counts):
-        return Kind.INVALID_OUTLINE, "run lengths with something else than whole numbers"
+        return Kind.INVALID_OUTLINE, "run lengths that are not all whole numbers"
     if isinstance(counts, list) and sum(counts) != height * width:
         return Kind.INVALID_OUTLINE, f"run lengths of {sum(counts)} pixels, the image has {height * width}"
     try:
@@ -155,7 +155,7 @@ def _size_text(size: Any) -> str:
 
 
 def _compressed(outline: Mapping[str, Any]) -> dict[str, Any]:
-    """Run lengths as faster-coco-eval takes them."""
+    """Run lengths in the format of faster-coco-eval."""
     height, width = outline["size"]
     counts = outline["counts"]
     if isinstance(counts, list):
@@ -167,9 +167,11 @@ def _compressed(outline: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_masks(image: ImageRecord, things: Sequence[ObjectRecord]) -> np.ndarray:
-    """(n, H, W) bool, the masks of some objects of an image, in its own pixels.
+    """(n, H, W) bool, the masks of the n objects `things` of an image, in the pixels of the image.
 
-    Raises ImageError for a panoptic map that cannot be read or is of another size, DataError for a bad outline.
+    Raises:
+        ImageError: the panoptic map cannot be read, or its size differs from the image.
+        DataError: an outline is invalid.
     """
     if image.panoptic_map is not None:
         segments = panoptic_map(image)
@@ -178,16 +180,16 @@ def read_masks(image: ImageRecord, things: Sequence[ObjectRecord]) -> np.ndarray
         encoded = [run_lengths(thing, image.height, image.width) for thing in things]
     except ValueError as error:
         file = image.source or image.path
-        raise DataError(f"{file}, {error}; open the data with masks, which leaves it out") from None
+        raise DataError(f"{file}, {error}; open the data with masks, which skips the object") from None
     if not encoded:
         return _no_masks(image)
     return np.ascontiguousarray(coder.decode(encoded).transpose(2, 0, 1)).view(bool)
 
 
 def known_masks(image: ImageRecord) -> np.ndarray | None:
-    """(n, H, W) bool masks of an image's objects, all False where an outline is missing or at fault; None without any.
+    """(n, H, W) bool masks of all objects of an image; None when no object has a valid outline.
 
-    Raises ImageError as `read_masks` does.
+    The mask of an object without a valid outline is all False. Raises ImageError as `read_masks` does.
     """
     if image.panoptic_map is not None:
         return read_masks(image, image.objects)
@@ -205,18 +207,21 @@ def _no_masks(image: ImageRecord) -> np.ndarray:
 
 
 def panoptic_map(image: ImageRecord) -> np.ndarray:
-    """The (H, W) int32 map of an image that has one. Raises ImageError when it cannot be read or is of another size."""
+    """The (H, W) int32 panoptic map of an image that has one.
+
+    Raises ImageError if the map cannot be read, or its size differs from the image.
+    """
     assert image.panoptic_map is not None
     segments = read_map(image.panoptic_map)
     if segments.shape != (image.height, image.width):
         height, width = segments.shape
-        detail = f"the map is {width}x{height}, its image {image.width}x{image.height}; draw it anew in that size"
+        detail = f"the map is {width}x{height}, the image {image.width}x{image.height}; resize the map"
         raise ImageFileError(Kind.MASK_SIZE, image.panoptic_map, "", detail)
     return segments
 
 
 def map_hashes(images: Sequence[ImageRecord]) -> Iterator[str]:
-    """What tells the content of each image's panoptic map from any other; empty without a map that can be read."""
+    """A hash of the content of each image's panoptic map; an empty string without a readable map."""
     with ThreadPoolExecutor(_NUM_READERS) as executor:
         yield from executor.map(_map_hash, images)
 
@@ -224,24 +229,24 @@ def map_hashes(images: Sequence[ImageRecord]) -> Iterator[str]:
 def _map_hash(image: ImageRecord) -> str:
     try:
         return hashlib.sha256(image.panoptic_map.read_bytes()).hexdigest() if image.panoptic_map else ""
-    except OSError:  # the loader says so
+    except OSError:  # the loader reports it
         return ""
 
 
 def empty_mask(image: ImageRecord, thing: ObjectRecord) -> DataFault:
-    """The fault on an object whose mask holds no pixel."""
+    """The fault of an object whose mask has no pixels."""
     if image.panoptic_map is not None:
         return DataFault(Kind.MISSING_SEGMENT, str(image.panoptic_map), thing.position)
     return DataFault(Kind.EMPTY_MASK, image.source or str(image.path), thing.position)
 
 
-# ------------------------------------------------------------------------------------------------------------ the truth
+# --------------------------------------------------------------------------------------------------------- ground truth
 
 
 def panoptic_truth(image: ImageRecord, categories: Categories) -> tuple[np.ndarray, tuple[TrueSegment, ...]]:
-    """The annotated map of an image (H, W) int32 and what its numbers stand for, to score against.
+    """The panoptic ground truth of an image: the annotated map, (H, W) int32, and its segments.
 
-    Raises DataError, one line, for a map that does not fit its annotation: the score would be wrong.
+    Raises DataError if the map does not match its annotation, because the metrics would be wrong.
     """
     segments = panoptic_map(image)
     areas = segment_areas(segments)
@@ -256,10 +261,12 @@ def panoptic_truth(image: ImageRecord, categories: Categories) -> tuple[np.ndarr
 
 
 def coco_truth(data: DetectionData) -> dict[str, Any]:
-    """The COCO truth of the things in the data: stuff is scored as a map only.
+    """The COCO ground truth of the things in the data. Stuff is evaluated in panoptic maps only.
 
-    Outlines are those of the annotations; of a panoptic split `thing_outlines` makes them, image by image. Raises
-    DataError, one line, where annotations were left out because of their masks.
+    The outlines are those of the annotations. For a panoptic split, `thing_outlines` makes them image by image.
+
+    Raises:
+        DataError: objects were skipped because of their masks.
     """
     _require_whole(data)
     images = (replace(image, objects=tuple(_things(image, data.categories))) for image in data.images)
@@ -277,7 +284,7 @@ def thing_outlines(image: ImageRecord, categories: Categories, segments: np.ndar
         runs = np.flatnonzero(numbers == thing.segment)
         borders = np.stack((edges[runs], edges[runs + 1]), 1).ravel()
         counts = np.diff(borders, prepend=0, append=columns.size).tolist()
-        counts = counts if counts[-1] else counts[:-1]  # as if the mask had been encoded pixel by pixel
+        counts = counts if counts[-1] else counts[:-1]  # the encoder writes no empty run at the end
         height, width = segments.shape
         outlines.append(coder.frPyObjects({"size": [height, width], "counts": counts}, height, width))
     return outlines
@@ -288,7 +295,7 @@ def _things(image: ImageRecord, categories: Categories) -> list[ObjectRecord]:
 
 
 def require_scorable(data: DetectionData) -> None:
-    """Raise DataError, one line, for the first fault that makes a score one of something else than is annotated.
+    """Raise DataError for the first fault with which a metric would not measure what is annotated.
 
     Reads all panoptic maps.
     """
@@ -304,34 +311,34 @@ def _require_scorable_map(image: ImageRecord, categories: Categories) -> None:
 
 
 def _require_whole(data: DetectionData) -> None:
-    """Raise DataError when something was left out that would be scored."""
+    """Raise DataError if an object was skipped that evaluation needs."""
     for finding in data.findings:
         if data.masks != "none" and finding.kind in _UNSCORABLE:
             raise _unscorable(finding.faults[0])
 
 
 def map_faults(image: ImageRecord, areas: Mapping[int, int]) -> Iterator[DataFault]:
-    """Where a panoptic map and its annotation say different things; `areas` are those of `segment_areas`."""
+    """The differences between a panoptic map and its annotation; `areas` is the result of `segment_areas`."""
     file = str(image.panoptic_map)
     listed = {thing.segment for thing in image.objects}
     for number in areas:
         if number not in listed:
             yield DataFault(Kind.UNLISTED_SEGMENT, file, f"segment {number}", f"{areas[number]} pixels")
     for thing in image.objects:
-        found = areas.get(thing.segment or 0, 0)
-        if not found:
+        area = areas.get(thing.segment or 0, 0)
+        if not area:
             yield DataFault(Kind.MISSING_SEGMENT, file, thing.position)
-        elif found != thing.area:
-            detail = f"{thing.area:g} pixels annotated, {found} in the map"
+        elif area != thing.area:
+            detail = f"{thing.area:g} pixels annotated, {area} in the map"
             yield DataFault(Kind.SEGMENT_AREA, file, thing.position, detail)
     if image.objects and not areas:
         yield DataFault(Kind.VOID_MAP, file)
 
 
 def segment_areas(segments: np.ndarray) -> dict[int, int]:
-    """Number of each segment in a map (H, W), void left out -> its pixels."""
+    """Segment number -> number of pixels in a map (H, W), without void."""
     flat = segments.ravel()
-    starts = np.flatnonzero(np.concatenate(([True], flat[1:] != flat[:-1])))  # of runs: far fewer than pixels
+    starts = np.flatnonzero(np.concatenate(([True], flat[1:] != flat[:-1])))  # runs are far fewer than pixels
     lengths = np.diff(starts, append=flat.size)
     numbers, index = np.unique(flat[starts], return_inverse=True)
     areas = np.bincount(index, weights=lengths).astype(np.int64)
@@ -340,4 +347,4 @@ def segment_areas(segments: np.ndarray) -> dict[int, int]:
 
 def _unscorable(fault: DataFault) -> DataError:
     what = f"{fault.kind.counted(1)}{': ' if fault.detail else ''}{fault.detail}"
-    return DataError(f"{fault.place}: {what}; the score would be wrong: fix it, or take the image out")
+    return DataError(f"{fault.place}: {what}; the metrics would be wrong: fix the annotation, or remove the image")

@@ -1,9 +1,9 @@
-"""How samples travel from a loader process: one shared buffer of bytes.
+"""Packs the samples of a batch into one tensor, to send it from a loader process.
 
-A tensor that is sent by itself costs a shared memory file. Here the large arrays of all samples of a batch lie in one
-tensor, whatever the fields that they belong to, and so does the pickle that refers to them: what goes through the pipe
-is short. If a process is killed while it writes more than a pipe holds, the reader waits for the rest for ever. Masks
-are sent with eight pixels in a byte.
+Every tensor that is sent by itself needs a shared memory file. Here, one tensor contains the large arrays of all
+samples and the pickle that refers to them. So only a short message goes through the pipe. This also avoids a deadlock:
+if a process is killed while it writes more than the pipe can buffer, the reader waits for the rest forever. Masks are
+sent with eight pixels per byte.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from torch import Tensor
 
 from opendetr.structures import Sample, Target
 
-_SMALL = 4096  # arrays of fewer bytes stay in the pickle
+_SMALL = 4096  # arrays with fewer bytes stay in the pickle
 _ALIGNMENT = 64  # of each array in the buffer, in bytes
 
 
 class Packed(NamedTuple):
-    """Samples ready to be sent.
+    """Samples in one buffer.
 
     Attributes:
-        buffer: (bytes,) uint8, the large arrays one after another, and last the pickle of the samples without them.
-        lengths: bytes of each of these.
+        buffer: (bytes,) uint8: the large arrays one after another, then the pickle of the samples without them.
+        lengths: length of each of these parts in bytes.
     """
 
     buffer: Tensor
@@ -38,7 +38,7 @@ class Packed(NamedTuple):
 
 
 def pack(samples: Sequence[Sample]) -> Packed:
-    """The samples as bytes."""
+    """Pack samples into one buffer."""
     arrays: list[np.ndarray] = []
 
     def keep_in_pickle(buffer: pickle.PickleBuffer) -> bool:
@@ -59,16 +59,16 @@ def pack(samples: Sequence[Sample]) -> Packed:
 
 
 def unpack(packed: Packed) -> list[Sample]:
-    """The samples; their large tensors are views of the buffer."""
-    whole = packed.buffer.numpy()
+    """Unpack samples; their large tensors are views of the buffer."""
+    buffer = packed.buffer.numpy()
     starts = _starts(packed.lengths)
-    *buffers, content = [whole[start:][:length] for start, length in zip(starts, packed.lengths, strict=True)]
+    *buffers, content = [buffer[start:][:length] for start, length in zip(starts, packed.lengths, strict=True)]
     samples: list[Sample] = pickle.loads(content.data, buffers=buffers)
     return samples
 
 
 class _Pickler(pickle.Pickler):
-    """Sends tensors as arrays, whose bytes can lie outside of the pickle, and masks as bits."""
+    """Pickles tensors as arrays, whose bytes can be stored outside the pickle, and masks as bits."""
 
     def reducer_override(self, value: Any) -> Any:
         if isinstance(value, Tensor):
@@ -89,7 +89,7 @@ def _aligned(length: int) -> int:
 
 
 def _starts(lengths: Sequence[int]) -> list[int]:
-    """Where each array begins in the buffer."""
+    """Offset of each array in the buffer, in bytes."""
     starts, start = [], 0
     for length in lengths:
         starts.append(start)

@@ -1,6 +1,7 @@
-"""What a dataset says, as plain records in the pixels of the original images; every format is read into these.
+"""The contents of a dataset as plain records. Every format is read into these.
 
-Evaluation reads these records; training targets are made from them (`data.transforms.LabelledImage`).
+Coordinates are in pixels of the original images. Evaluation uses these records directly. Training targets are made from
+them by `data.transforms.LabelledImage`.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from typing import Any, Literal, NamedTuple
 from opendetr.categories import Categories
 from opendetr.data.faults import Kind, counted
 
-# Files that round to two decimals let a box end this far outside the image; that is no finding.
+# Pixels by which a box may extend outside the image without a warning: files round to two decimals.
 _ROUNDING = 0.01
-# Sides of an image from here on, in pixels, are none that a file can mean.
+# Image sides of this many pixels or more are invalid.
 MAX_SIDE = 2**31
-# What `strict` refuses: faults of the data. The other kinds are ordinary cases.
+# The kinds that `strict` refuses: faults of the data. The other kinds are warnings.
 _FAULTS = frozenset(
     {Kind.EMPTY_FILE, Kind.UNREADABLE_IMAGE, Kind.OVERSIZED_IMAGE, Kind.INVALID_ROW, Kind.UNLISTED_CLASS,
      Kind.PIXEL_ROW, Kind.INVALID_BOX, Kind.INVALID_OUTLINE, Kind.MASK_SIZE, Kind.UNREADABLE_MAP,
@@ -28,13 +29,13 @@ _UNUSABLE = frozenset({Kind.INVALID_BOX, Kind.NO_AREA})
 
 
 class DataFault(NamedTuple):
-    """One thing that was noticed while reading.
+    """One fault or warning at one place in a dataset.
 
     Attributes:
-        kind: what it is.
+        kind: the kind of fault or warning.
         file: the annotation file or image.
-        at: where in the file: "annotation 7", "line 3"; empty for the whole of it.
-        detail: what exactly is the matter, where the kind does not say it all.
+        at: the position in the file, such as "annotation 7" or "line 3"; empty for the whole file.
+        detail: details that the kind does not include; may be empty.
     """
 
     kind: Kind
@@ -44,25 +45,25 @@ class DataFault(NamedTuple):
 
     @property
     def place(self) -> str:
-        """File and position in one."""
+        """File and position in one string."""
         return f"{self.file}, {self.at}" if self.at else self.file
 
 
 class DataError(ValueError):
-    """A dataset that cannot be used: one line that says what is wrong, where, and what to do.
+    """A dataset cannot be used. The message is one line: what is wrong, where, and what to do.
 
     Attributes:
-        fault: the same as a fault, where the error is about one place in a file.
+        fault: the fault behind the error, or None when the error is not about one place in a file.
     """
 
     fault: DataFault | None = None
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.splitlines()))  # a name that it quotes may hold anything
+        super().__init__(" ".join(message.splitlines()))  # a quoted file name may contain line breaks
 
 
 class FaultError(DataError):
-    """A place in a file that training stops at."""
+    """A fault at one place in a file that stops training."""
 
     fault: DataFault
 
@@ -72,13 +73,15 @@ class FaultError(DataError):
 
 
 class FaultLog:
-    """What a reader does at a fault that it cannot go on with; it reads every entry `with log:`.
+    """Raises or collects the faults that make an entry of a dataset unusable.
+
+    A reader reads every entry inside `with log:`.
 
     Args:
-        stops: let the error out, so that reading ends; else note it and go on without the entry.
+        stops: raise the error, which ends reading; otherwise collect the fault and continue without the entry.
 
     Attributes:
-        faults: the faults that were noted, in the order in which they were met.
+        faults: the collected faults, in the order in which they occurred.
     """
 
     def __init__(self, *, stops: bool) -> None:
@@ -100,12 +103,12 @@ STOP_AT_FAULTS = FaultLog(stops=True)
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """Something that was counted while reading.
+    """All faults or warnings of one kind, counted.
 
     Attributes:
-        kind: what was found, and what was done with it.
-        count: how often.
-        first: where the first one is: the file, and the annotation in it.
+        kind: the kind of fault or warning.
+        count: how often it occurs.
+        first: the place of the first one: the file, and the annotation in it.
         faults: all of them.
     """
 
@@ -119,14 +122,14 @@ class Finding:
 
 
 def count_findings(faults: Iterable[DataFault]) -> tuple[Finding, ...]:
-    """Remarks counted by kind, in the order of `Kind`, each kind with its first place."""
+    """Count faults and warnings by kind, in the order of `Kind`."""
     by_kind: dict[Kind, list[DataFault]] = {}
     for fault in faults:
         by_kind.setdefault(fault.kind, []).append(fault)
     return tuple(
-        Finding(kind=kind, count=len(found), first=found[0].place, faults=tuple(found))
+        Finding(kind=kind, count=len(of_kind), first=of_kind[0].place, faults=tuple(of_kind))
         for kind in Kind
-        if (found := by_kind.get(kind))
+        if (of_kind := by_kind.get(kind))
     )
 
 
@@ -136,14 +139,14 @@ class ObjectRecord:
 
     Attributes:
         id: the annotation's id in the dataset.
-        category_id: the dataset's own id of its class.
-        box: x, y, width, height in pixels of the original image, as annotated (it may reach out of the image).
-        area: in pixels, of the segmentation where the dataset gives it, else of the box.
-        crowd: True for a region of many objects: neither trained on nor counted as missed.
-        difficult: VOC's mark of an object that is hard to see; it is an object like any other.
-        segmentation: COCO polygons or run lengths as found, or None.
-        segment: its number in the panoptic map of its image, or None.
-        at: where the annotation file has it, such as "line 3", when its id does not tell.
+        category_id: the dataset's id of the class.
+        box: x, y, width, height in pixels of the original image, as annotated; it may extend outside the image.
+        area: in pixels, of the segmentation if the dataset has one, otherwise of the box.
+        crowd: True for a region of many objects. It is not trained on, and evaluation does not count it as missed.
+        difficult: VOC's flag for an object that is hard to recognise. It is trained on and evaluated like any other.
+        segmentation: COCO polygons or run lengths as annotated, or None.
+        segment: the object's number in the panoptic map of its image, or None.
+        at: the position in the annotation file, such as "line 3"; empty when the id is enough to find it.
     """
 
     id: int
@@ -158,11 +161,11 @@ class ObjectRecord:
 
     @property
     def position(self) -> str:
-        """Where its file has it: "line 3", or "annotation 7"."""
+        """Position in the annotation file, such as "line 3" or "annotation 7"."""
         return self.at or f"annotation {self.id}"
 
     def clipped_box(self, height: int, width: int) -> tuple[float, float, float, float]:
-        """The part of the box that lies in an image of this size: x, y, width, height."""
+        """The part of the box inside an image of `height` x `width` pixels: x, y, width, height."""
         x, y, w, h = self.box
         x0, y0 = max(x, 0), max(y, 0)
         return x0, y0, min(x + w, width) - x0, min(y + h, height) - y0
@@ -174,13 +177,13 @@ class ImageRecord:
 
     Attributes:
         id: the image's id in the dataset.
-        path: the file.
-        height: in pixels, in the frame that the boxes are in (see `data.images.read_record`).
+        path: the image file.
+        height: in pixels, in the frame of the boxes (see `data.images.read_record`).
         width: likewise.
-        objects: what is annotated in it.
-        faults: what was noticed while reading it.
-        source: the file to name in messages about its objects: their own annotation file, else the image.
-        panoptic_map: the file that says which segment each pixel belongs to, or None (see `data.masks`).
+        objects: the annotated objects.
+        faults: faults and warnings about this image.
+        source: the file to name in messages about the objects: the annotation file of this image, or the image.
+        panoptic_map: the file with the segment number of each pixel, or None (see `data.masks`).
     """
 
     id: int
@@ -200,11 +203,11 @@ class DetectionData:
     Attributes:
         categories: the classes, the same for all splits of a dataset.
         images: the images, in the order of their ids.
-        split: the name under which the dataset holds this split ("train", "trainval", ...).
-        folder: the dataset's folder; file names are told relative to it.
-        findings: what was counted or skipped while reading.
-        masks: what it was read with: every object has an outline ("instances"), or is a segment of its image's map
-            ("panoptic").
+        split: the name of this split in the dataset ("train", "trainval", ...).
+        folder: the dataset's folder; reported file names are relative to it.
+        findings: faults and warnings, counted by kind.
+        masks: the masks that the objects have: an outline each ("instances"), a segment of the image's panoptic map
+            each ("panoptic"), or "none".
     """
 
     categories: Categories
@@ -223,7 +226,7 @@ class DetectionData:
         return sum(len(image.objects) for image in self.images)
 
     def file_name(self, image: ImageRecord) -> str:
-        """The image's path relative to the folder, with forward slashes; the whole path if it lies elsewhere."""
+        """The image's path relative to the folder, with forward slashes; the full path if it lies elsewhere."""
         inside = image.path.is_relative_to(self.folder)
         return (image.path.relative_to(self.folder) if inside else image.path).as_posix()
 
@@ -231,19 +234,27 @@ class DetectionData:
     def read(
         split: str, folder: Path, categories: Categories, images: Iterable[ImageRecord], faults: Iterable[DataFault]
     ) -> DetectionData:
-        """What a reader has read: the images in the order of their ids, their faults counted with its own."""
+        """A split from what a reader has read.
+
+        Args:
+            split: the name of the split.
+            folder: the dataset's folder.
+            categories: the classes.
+            images: the images in any order; they are sorted by id.
+            faults: faults and warnings that belong to no image; those of the images are added.
+        """
         ordered = tuple(sorted(images, key=lambda image: image.id))
         of_images = (fault for image in ordered for fault in image.faults)
         findings = count_findings((*faults, *of_images))
         return DetectionData(categories=categories, images=ordered, split=split, folder=folder, findings=findings)
 
     def subset(self, chosen: Sequence[ImageRecord], split: str) -> DetectionData:
-        """The `chosen` images alone, with their findings, under the name `split`."""
+        """The `chosen` images only, with their faults and warnings, as a split named `split`."""
         faults = (fault for image in chosen for fault in image.faults)
         return replace(self, images=tuple(chosen), split=split, findings=count_findings(faults))
 
     def require_no_faults(self) -> None:
-        """Raise DataError for the first finding that is a fault of the data; strict reading calls this."""
+        """Raise DataError for the first fault of the data. Strict reading calls this; warnings are allowed."""
         for finding in self.findings:
             if finding.kind in _FAULTS:
                 raise DataError(f"strict reading refuses {finding}; fix the data, or read it without strict")
@@ -251,7 +262,7 @@ class DetectionData:
     def to_coco(self) -> dict[str, Any]:
         """The COCO ground truth, with the category and image ids of the dataset.
 
-        Annotations are numbered anew from 1: COCO's scoring takes an annotation with id 0 for unmatched.
+        Annotations are renumbered from 1: COCO's evaluation treats a match with annotation id 0 as no match.
         """
         annotations: list[dict[str, Any]] = []
         for image in self.images:
@@ -286,16 +297,16 @@ class DetectionData:
 def usable_objects(
     objects: Iterable[ObjectRecord], height: int, width: int, file: str, at: str = ""
 ) -> tuple[tuple[ObjectRecord, ...], tuple[DataFault, ...]]:
-    """The objects that can be found and scored, and faults on what is skipped and what is out of the ordinary.
+    """The objects with a usable box, and the faults and warnings about all of them.
 
-    Boxes keep their annotated coordinates, even where they reach out of the image: scoring is done on those.
+    Boxes keep their annotated coordinates, even where they extend outside the image: evaluation uses those.
 
     Args:
-        objects: as annotated in one image.
+        objects: the objects annotated in one image.
         height: of the image, in pixels.
         width: likewise.
         file: the image or annotation file, for the faults.
-        at: where the image is in that file, when it is one of many images.
+        at: the position of the image in that file, if the file describes several images.
     """
     kept, faults = [], []
     for thing in objects:

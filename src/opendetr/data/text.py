@@ -1,4 +1,4 @@
-"""Text files that people and other programs write: lists, labels, tables, descriptions."""
+"""Text files written by people and other programs: lists, labels, tables, descriptions."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ from opendetr.data.paths import is_file
 from opendetr.data.records import FaultError
 
 MAX_BYTES = 256 * 2**20
-# Byte order marks; UTF-8 is also what a file without one is in.
+# Encodings by byte order mark. A file without a mark is UTF-8.
 _MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 
 
 def read_text(path: Path, *, max_bytes: int = MAX_BYTES) -> str:
-    """The text of a file in UTF-8, or in UTF-16 with a byte order mark; line ends become "\\n".
+    """Read a text file in UTF-8, or in UTF-16 with a byte order mark. Line ends become "\\n".
 
-    Raises FaultError, one line, for what is no file, larger than `max_bytes`, or no such text.
+    Raises:
+        FaultError: `path` is not a file, the file is larger than `max_bytes`, or it is not such a text.
     """
     if not is_file(path):
         raise FaultError(Kind.BROKEN_FILE, path, "", "not a file" if path.exists() else "no such file")
     try:
         length = path.stat().st_size
         if length > max_bytes:
-            raise FaultError(Kind.BROKEN_FILE, path, "", f"has {length:,} bytes; at most {max_bytes:,} are read")
+            raise FaultError(Kind.BROKEN_FILE, path, "", f"has {length:,} bytes; at most {max_bytes:,} are allowed")
         content = path.read_bytes()
     except OSError as error:
         raise FaultError(Kind.BROKEN_FILE, path, "", f"cannot be read ({error.strerror})") from None
@@ -32,14 +33,15 @@ def read_text(path: Path, *, max_bytes: int = MAX_BYTES) -> str:
     try:
         text = content.decode(encoding)
     except UnicodeDecodeError as error:
-        detail = f"byte {error.start} is no text in {encoding.upper()}; save the file in UTF-8"
+        detail = f"byte {error.start} is not valid {encoding.upper()}; save the file in UTF-8"
         raise FaultError(Kind.BROKEN_FILE, path, "", detail) from None
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def pixels(value: float) -> float:
-    """A length in pixels to a millionth of one.
+    """A length in pixels, rounded to a millionth of a pixel.
 
-    Files hold fractions of the image, or corners: what is computed of them is then the very number that was meant.
+    Files store fractions of the image, or corners. Rounding removes the error of the conversion, so a whole number of
+    pixels stays whole.
     """
     return round(value, 6)

@@ -1,8 +1,10 @@
-"""From an image with its objects to what a model is given; DETR's augmentation.
+"""Transforms from an image with its objects to a sample for the model; DETR's augmentation.
 
-Shape letters: h w image, n objects. Until the very end boxes are (n, 4) xyxy in pixels of the image as it is at that
-step, and masks are of its size. A transform first plans its steps from the image's size and a random generator, then
-takes them: so the shape of the result is known before anything is read, and batches can be formed of like shapes.
+A transform first plans its steps from the image size and a random generator, and then applies them. So the shape of
+the result is known before the image is read, and batches can be formed of images of similar shape.
+
+Shape letters: h w image, n objects.
+Frames: during the steps, boxes are (n, 4) xyxy in pixels of the current image, and masks have its size.
 """
 
 from __future__ import annotations
@@ -31,25 +33,24 @@ _STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class LabelledImage:
-    """An image with the objects to be found in it.
+    """An image with the ground truth of its objects.
 
     Attributes:
         pixels: (h, w, 3) uint8 RGB.
-        boxes: (n, 4) float64, xyxy in pixels, inside the image, each with an area.
+        boxes: (n, 4) float64, xyxy in pixels, inside the image, with an area above 0.
         labels: (n,) int64 in 0..K-1.
-        area: (n,) float64, pixels each object covers (its segmentation's area where known).
-        image_id: the dataset's own id of the image.
-        original_size: height and width before any step.
-        segmentations: of each object as annotated, in pixels of the image as it was read; empty after any step.
-        masks: (n, h, w) bool, the pixels of each object; None where no masks are asked for.
-        name: where the image came from, for messages.
-        index: of the image in the dataset.
+        image_id: the dataset's id of the image.
+        original_size: height and width before any step, in pixels.
+        segmentations: the annotated segmentation of each object, in pixels of the image as it was read. Empty after any
+            step.
+        masks: (n, h, w) bool, the pixels of each object; None if masks are not loaded.
+        name: the source of the image, for messages.
+        index: index of the image in the dataset.
     """
 
     pixels: np.ndarray
     boxes: np.ndarray
     labels: np.ndarray
-    area: np.ndarray
     image_id: int
     original_size: tuple[int, int]
     segmentations: tuple[Any, ...] = ()
@@ -61,42 +62,40 @@ class LabelledImage:
     def from_record(
         cls, record: ImageRecord, pixels: np.ndarray, categories: Categories, index: int = 0
     ) -> LabelledImage:
-        """What can be trained on: no crowd regions, boxes clamped to the image."""
+        """The image of a record without crowd regions, with boxes clipped to the image."""
         things = [thing for thing in record.objects if not thing.crowd]
         boxes = np.array([thing.box for thing in things], dtype=np.float64).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
         boxes = boxes.clip(0, np.array([record.width, record.height] * 2, dtype=np.float64))
         labels = np.array([categories.label_of_id(thing.category_id) for thing in things], dtype=np.int64)
-        area = np.array([thing.area for thing in things], dtype=np.float64)
         segmentations = tuple(thing.segmentation for thing in things)
         size = (record.height, record.width)
-        return cls(pixels, boxes, labels, area, record.id, size, segmentations, name=str(record.path), index=index)
+        return cls(pixels, boxes, labels, record.id, size, segmentations, name=str(record.path), index=index)
 
     def with_masks(self, masks: np.ndarray) -> LabelledImage:
-        """The objects of which something is seen, with their masks (n, h, w)."""
+        """The image with masks (n, h, w), without the objects whose mask has no pixels."""
         return replace(self, masks=masks).seen()
 
     def seen(self) -> LabelledImage:
-        """Without the objects whose mask has no pixel."""
+        """The image without the objects whose mask has no pixels."""
         assert self.masks is not None
-        seen = np.asarray(self.masks.any((1, 2)))
-        if seen.all():
+        visible = np.asarray(self.masks.any((1, 2)))
+        if visible.all():
             return self
         return replace(
             self,
-            boxes=self.boxes[seen],
-            labels=self.labels[seen],
-            area=self.area[seen],
-            segmentations=tuple(compress(self.segmentations, seen)),
-            masks=self.masks[seen],
+            boxes=self.boxes[visible],
+            labels=self.labels[visible],
+            segmentations=tuple(compress(self.segmentations, visible)),
+            masks=self.masks[visible],
         )
 
     def sample(self) -> Sample:
-        """Pixels and target as they go into a batch."""
+        """The pixels and the target as a sample."""
         return Sample(_channels_first(self.pixels), self.target(), self.name)
 
     def target(self) -> Target:
-        """The objects in the frame that models are trained in."""
+        """The objects as a training target, with boxes as cxcywh in 0..1."""
         height, width = self.pixels.shape[:2]
         boxes = xyxy_to_cxcywh(torch.from_numpy(self.boxes / np.array([width, height] * 2, dtype=np.float64)))
         return Target(
@@ -106,18 +105,17 @@ class LabelledImage:
             original_size=self.original_size,
             image_id=self.image_id,
             masks=None if self.masks is None else torch.from_numpy(np.ascontiguousarray(self.masks)),
-            area=torch.from_numpy(self.area).float(),
         )
 
 
 @dataclass(frozen=True)
 class Flip:
-    """Mirror left and right, or top and bottom when `vertical`."""
+    """Flip horizontally, or vertically if `vertical`."""
 
     vertical: bool = False
 
     def apply(self, image: LabelledImage) -> LabelledImage:
-        """The mirrored image."""
+        """The flipped image."""
         axis = 0 if self.vertical else 1
         near, far = (1, 3) if self.vertical else (0, 2)
         boxes = image.boxes.copy()
@@ -129,25 +127,28 @@ class Flip:
 
 @dataclass(frozen=True)
 class Resize:
-    """Resize to `height` x `width` pixels: exactly as Pillow does, or, if not `exact`, much faster and nearly so."""
+    """Resize to `height` x `width` pixels.
+
+    If `exact`, the result is identical to Pillow's; otherwise nearly identical, and much faster.
+    """
 
     height: int
     width: int
     exact: bool = False
 
     def apply(self, image: LabelledImage) -> LabelledImage:
-        """The resized image; areas scale with it."""
+        """The resized image, with boxes and masks scaled accordingly."""
         height, width = image.pixels.shape[:2]
         y, x = self.height / height, self.width / width
         pixels = (resize if self.exact else resize_fast)(image.pixels, self.height, self.width)
         boxes = image.boxes * np.array([x, y, x, y])
         masks = None if image.masks is None else resize_masks(image.masks, self.height, self.width)
-        return replace(image, pixels=pixels, boxes=boxes, area=image.area * (x * y), segmentations=(), masks=masks)
+        return replace(image, pixels=pixels, boxes=boxes, segmentations=(), masks=masks)
 
 
 @dataclass(frozen=True)
 class Crop:
-    """Cut out `height` x `width` pixels, from row `top` and column `left` on."""
+    """Crop `height` x `width` pixels, beginning at row `top` and column `left`."""
 
     top: int
     left: int
@@ -155,9 +156,10 @@ class Crop:
     width: int
 
     def apply(self, image: LabelledImage) -> LabelledImage:
-        """The cut-out; boxes are clipped, those without area dropped, areas become those of the boxes.
+        """The cropped image.
 
-        Objects with masks are dropped, too, when none of their pixels is left, and their boxes shrink to what is.
+        Boxes are clipped, and objects whose box has no area are dropped. With masks,
+        objects without any pixel in the crop are dropped as well, and boxes shrink to the remaining pixels.
         """
         cut = self._cut(image)
         return cut if cut.masks is None else _shrunk(cut)
@@ -174,42 +176,41 @@ class Crop:
             masks=None if image.masks is None else image.masks[kept, rows, columns],
             boxes=boxes[kept],
             labels=image.labels[kept],
-            area=sides[kept].prod(1),
             segmentations=(),
         )
 
 
 class Effect(Protocol):
-    """What a recipe does to an image beyond DETR's augmentation, and before it."""
+    """An augmentation of an image with its objects, applied before DETR's augmentation."""
 
     def __call__(
         self, image: LabelledImage, others: Sequence[LabelledImage], shape: tuple[int, int], rng: np.random.Generator
     ) -> LabelledImage:
-        """The changed image; the one given stays as it is.
+        """The changed image; `image` itself is not modified.
 
         Args:
-            image: as read from the file, or as another effect left it.
-            others: the images of the dataset, each read when it is asked for.
-            shape: height and width that the image is about to be resized to.
-            rng: where all chance comes from.
+            image: the image as read, or the result of another effect.
+            others: all images of the dataset, each read on access.
+            shape: height and width that the image is resized to next.
+            rng: the generator for all random choices.
         """
         ...
 
 
 class Transform(Protocol):
-    """Makes a sample of an image; everything random is drawn from the generator that it is given."""
+    """Makes a sample of an image. All random choices use the given generator."""
 
     @property
     def largest_shape(self) -> tuple[int, int]:
-        """Short and long side of the largest image that can come out, in pixels."""
+        """Short and long side of the largest possible result, in pixels."""
         ...
 
     def output_shape(self, height: int, width: int, rng: np.random.Generator) -> tuple[int, int]:
-        """Height and width that an image of this size will have, given the generator in the same state."""
+        """Height and width of the result for an image of this size, given a generator in the same state."""
         ...
 
     def __call__(self, image: LabelledImage, rng: np.random.Generator, others: Sequence[LabelledImage] = ()) -> Sample:
-        """The sample of an image. `others` are the images of the dataset by index, for what needs several."""
+        """The sample of an image. `others` are all images of the dataset, for augmentation with several images."""
         ...
 
 
@@ -218,11 +219,11 @@ class TrainingTransform:
     """DETR's augmentation.
 
     Attributes:
-        augmentation: already scaled to `image_size`.
-        image_size: short side where the augmentation does not vary it.
-        max_size: limit of the long side.
-        side_multiple: what the sides that come out are multiples of.
-        effects: what is done to the image first, beyond DETR's augmentation.
+        augmentation: the options, already scaled to `image_size`.
+        image_size: short side of the result if `augmentation.multi_scale` is False, in pixels.
+        max_size: maximum long side of the result, in pixels.
+        side_multiple: both sides of the result are multiples of this number of pixels.
+        effects: further augmentation, applied first.
     """
 
     augmentation: AugmentationConfig
@@ -248,21 +249,21 @@ class TrainingTransform:
         return [*steps, Resize(*resized_shape(height, width, size, self.max_size, self.side_multiple))]
 
     def output_shape(self, height: int, width: int, rng: np.random.Generator) -> tuple[int, int]:
-        """Height and width that an image of this size will have, given the generator in the same state."""
+        """Height and width of the result for an image of this size, given a generator in the same state."""
         last = self.plan(height, width, rng)[-1]
         assert isinstance(last, Resize)
         return last.height, last.width
 
     @property
     def largest_shape(self) -> tuple[int, int]:
-        """Short and long side of the largest image that can come out."""
+        """Short and long side of the largest possible result, in pixels."""
         options = self.augmentation
         short = max(options.scales) if options.multi_scale else self.image_size
         multiple = self.side_multiple
         return _rounded(short, multiple, self.max_size), _rounded(self.max_size, multiple, self.max_size)
 
     def __call__(self, image: LabelledImage, rng: np.random.Generator, others: Sequence[LabelledImage] = ()) -> Sample:
-        """The sample, with the objects that are left after a crop: perhaps none."""
+        """The sample, with the objects that remain after cropping; there may be none."""
         height, width = image.pixels.shape[:2]
         steps = self.plan(height, width, rng)
         first = next(step for step in steps if isinstance(step, Resize))
@@ -275,7 +276,10 @@ class TrainingTransform:
 
 @dataclass(frozen=True)
 class EvaluationTransform:
-    """Short side `image_size`, long side at most `max_size`, both to a multiple; nothing is left to chance."""
+    """Resizes the short side to `image_size` and the long side to at most `max_size`, without random choices.
+
+    Both sides are rounded to multiples of `side_multiple`.
+    """
 
     image_size: int
     max_size: int
@@ -283,11 +287,11 @@ class EvaluationTransform:
 
     @property
     def largest_shape(self) -> tuple[int, int]:
-        """Short and long side of the largest image that can come out."""
+        """Short and long side of the largest possible result, in pixels."""
         return resized_shape(self.image_size, self.max_size, self.image_size, self.max_size, self.side_multiple)
 
     def output_shape(self, height: int, width: int, rng: np.random.Generator | None = None) -> tuple[int, int]:
-        """Height and width that an image of this size will have; the generator is not asked."""
+        """Height and width of the result for an image of this size; the generator is not used."""
         return resized_shape(height, width, self.image_size, self.max_size, self.side_multiple)
 
     def __call__(
@@ -298,21 +302,22 @@ class EvaluationTransform:
         return image.sample()
 
     def pixels(self, image: np.ndarray) -> Tensor:
-        """(H, W, 3) uint8 RGB without known objects -> (3, h, w) normalised float, for prediction."""
+        """(H, W, 3) uint8 RGB image without ground truth -> (3, h, w) normalised float, for prediction."""
         height, width = image.shape[:2]
         return normalise(_channels_first(resize(image, *self.output_shape(height, width))))
 
 
 def evaluation_transform(config: DataConfig) -> EvaluationTransform:
-    """The plain resize of evaluation and prediction."""
+    """The transform of a configuration for evaluation and prediction."""
     return EvaluationTransform(config.image_size, config.max_size, config.side_multiple)
 
 
 def resized_shape(height: int, width: int, size: int, max_size: int | None, multiple: int = 1) -> tuple[int, int]:
-    """Height and width after resizing the short side to `size`, the long side to at most `max_size`; at least 1.
+    """Height and width after resizing the short side to `size` and the long side to at most `max_size`; at least 1.
 
-    As DETR counts: the limit shrinks `size`, rounding half to even; the long side is cut to a whole number. So the
-    long side may stay a few pixels below `max_size`. Then each side goes to the nearest multiple of `multiple`.
+    The rounding is DETR's: if the long side would exceed `max_size`, `size` is reduced and rounded half to even; the
+    long side is truncated. So the long side may be a few pixels shorter than `max_size`. Then each side is rounded to
+    the nearest multiple of `multiple`.
     """
     height, width = _published_shape(height, width, size, max_size)
     return _rounded(height, multiple, max_size), _rounded(width, multiple, max_size)
@@ -328,23 +333,23 @@ def _published_shape(height: int, width: int, size: int, max_size: int | None) -
 
 
 def _rounded(side: int, multiple: int, max_size: int | None) -> int:
-    """The multiple nearest to a side: at least the first, at most the last within `max_size`."""
-    if multiple == 1:  # DETR's long side may be a pixel above `max_size`, and stays so
+    """The nearest multiple of `multiple`: at least `multiple` itself, at most the largest within `max_size`."""
+    if multiple == 1:  # DETR's long side may exceed `max_size` by a pixel, which is kept
         return side
     nearest = (side + multiple // 2) // multiple
-    most = nearest if max_size is None else max_size // multiple
-    return max(1, min(nearest, most)) * multiple
+    largest = nearest if max_size is None else max_size // multiple
+    return max(1, min(nearest, largest)) * multiple
 
 
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """(H, W, 3) uint8 -> (height, width, 3) uint8, bilinear, antialiased when shrinking; bit for bit as Pillow's."""
+    """(H, W, 3) uint8 -> (height, width, 3) uint8 by Pillow: bilinear, antialiased when shrinking."""
     if image.shape[:2] == (height, width):
         return image
     return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
 
 
 def resize_fast(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """As `resize`, computed by torch: about three times as fast, and off by a grey level in 2 of 10,000 values."""
+    """As `resize`, but by torch: about three times as fast, with 2 of 10,000 values off by one grey level."""
     if image.shape[:2] == (height, width):
         return image
     channels = torch.from_numpy(image).permute(2, 0, 1)
@@ -352,10 +357,10 @@ def resize_fast(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def resize_masks(masks: np.ndarray, height: int, width: int) -> np.ndarray:
-    """(n, H, W) -> (n, height, width), each pixel that of the nearest centre.
+    """(n, H, W) -> (n, height, width) by nearest neighbour, measured between pixel centres.
 
-    So masks keep to the pixels, which are resized about the same centres. The original's rule begins at the upper left
-    corner, and moves masks by up to half a pixel.
+    Images are resized with the same alignment, so masks stay aligned with the pixels. The published code measures from
+    the upper left corners, which shifts masks by up to half a pixel.
     """
     if masks.shape[1:] == (height, width):
         return masks
@@ -367,11 +372,11 @@ def resize_masks(masks: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def normalise(pixels: Tensor, out: Tensor | None = None) -> Tensor:
-    """(3, h, w) uint8 RGB -> float32 with ImageNet's mean taken away, divided by its standard deviation.
+    """Subtract ImageNet's mean and divide by its standard deviation: (3, h, w) uint8 RGB -> float32.
 
     Args:
-        pixels: what to normalise.
-        out: (3, h, w) float32 to write to, perhaps a part of a batch; a new tensor when omitted.
+        pixels: (3, h, w) uint8 RGB.
+        out: (3, h, w) float32 tensor for the result, such as a view of a batch; a new tensor by default.
     """
     mean, std = _statistics(pixels.device)
     return torch.div(pixels, 255, out=out).sub_(mean).div_(std)
@@ -389,7 +394,7 @@ def _channels_first(pixels: np.ndarray) -> Tensor:
 
 
 def _shrunk(image: LabelledImage) -> LabelledImage:
-    """Boxes cut to the pixels of their masks, objects without any dropped."""
+    """The image with boxes shrunk to the pixels of their masks, without the objects whose mask has no pixels."""
     image = image.seen()
     masks = image.masks
     assert masks is not None
@@ -398,15 +403,15 @@ def _shrunk(image: LabelledImage) -> LabelledImage:
     right, bottom = width - columns[:, ::-1].argmax(1), height - rows[:, ::-1].argmax(1)
     inner = np.stack([columns.argmax(1), rows.argmax(1), right, bottom], axis=1)
     low, high = np.maximum(image.boxes[:, :2], inner[:, :2]), np.minimum(image.boxes[:, 2:], inner[:, 2:])
-    # An outline may lie beside its box; then it is the outline that counts.
+    # An annotated box may not overlap the outline. Then the box of the outline is used.
     boxes = np.where((low < high).all(1, keepdims=True), np.concatenate([low, high], axis=1), inner)
-    return replace(image, boxes=boxes, area=masks.sum((1, 2), dtype=np.float64))
+    return replace(image, boxes=boxes)
 
 
 def _plan_crop(height: int, width: int, sides: tuple[int, int], rng: np.random.Generator) -> Crop:
     def side(available: int) -> int:
-        greatest = min(available, sides[1])
-        return int(rng.integers(min(sides[0], greatest), greatest, endpoint=True))
+        largest = min(available, sides[1])
+        return int(rng.integers(min(sides[0], largest), largest, endpoint=True))
 
     crop_width, crop_height = side(width), side(height)
     top = int(rng.integers(0, height - crop_height, endpoint=True))

@@ -1,4 +1,4 @@
-"""Evaluation: metrics of results against the ground truth of a dataset."""
+"""Evaluation: compute metrics of results against the ground truth of a dataset."""
 
 from opendetr.evaluation.coco import METRICS, CocoEvaluator
 from opendetr.evaluation.detection import DetectionEvaluator, Evaluation, ImageResult, headline_names, metric_names

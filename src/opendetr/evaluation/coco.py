@@ -1,6 +1,7 @@
-"""The COCO score of boxes or masks: average precision and recall over ten IoU thresholds, in double precision.
+"""COCO metrics of boxes or masks: average precision and recall over ten IoU thresholds, in double precision.
 
-Shape letters: n detections of one image, T IoU thresholds, R recall steps, K categories, A area ranges, M limits.
+Shape letters: n detections of one image, T IoU thresholds, R recall steps, K categories, A area ranges, M detection
+limits.
 """
 
 from __future__ import annotations
@@ -24,22 +25,23 @@ METRICS = {
     "AP_S": "average precision, objects below 32² pixels",
     "AP_M": "average precision, objects of 32² to 96² pixels",
     "AP_L": "average precision, objects above 96² pixels",
-    "AR1": "average recall, 1 detection an image and class",
-    "AR10": "average recall, 10 detections an image and class",
-    "AR100": "average recall, 100 detections an image and class",
+    "AR1": "average recall, 1 detection per image and class",
+    "AR10": "average recall, 10 detections per image and class",
+    "AR100": "average recall, 100 detections per image and class",
     "AR_S": "average recall, objects below 32² pixels",
     "AR_M": "average recall, objects of 32² to 96² pixels",
     "AR_L": "average recall, objects above 96² pixels",
 }
-"""The twelve COCO numbers in their customary order, each with what it says."""
+"""The twelve COCO metrics in their customary order, each with its meaning."""
 
 
 class CocoEvaluator:
-    """Collects detections and scores their boxes, or their masks, against a COCO truth.
+    """Collects detections and evaluates their boxes or masks against a COCO ground truth.
 
-    Every image of `truth` counts: one that no `update` names is an image on which nothing was found. Detections of
-    categories that the truth does not list are left out, as COCO does. An image given again replaces what was there,
-    so that the repeats with which a distributed sampler fills its last batch do no harm. Masks are held as run lengths.
+    Every image of the ground truth counts: an image without an `update` counts as an image without detections. As in
+    COCO, detections of categories that the ground truth does not list are ignored. Updating an image again replaces its
+    detections, so the repeated images with which a distributed sampler fills its last batch do no harm. Masks are kept
+    as run lengths.
 
     Example:
         >>> evaluator = CocoEvaluator(data.to_coco())
@@ -49,37 +51,42 @@ class CocoEvaluator:
     """
 
     def __init__(
-        self, truth: dict[str, Any], *, max_detections: int = 100, masks: bool = False, outlines_follow: bool = False
+        self,
+        ground_truth: dict[str, Any],
+        *,
+        max_detections: int = 100,
+        masks: bool = False,
+        outlines_follow: bool = False,
     ) -> None:
-        """Score against `truth`.
+        """Create an evaluator without detections.
 
         Args:
-            truth: a COCO detection file as a dict: `images` (id), `categories` (id, name) and `annotations` (image_id,
-                category_id, bbox in x, y, w, h pixels; `area` is w * h and `iscrowd` 0 where absent). Ids may have
-                holes and start at 0. It is read, never changed. For masks: also the images' height and width, and
-                polygons or run lengths as the annotations' `segmentation`.
-            max_detections: of each image and category only so many, the best scored, count. COCO's own is 100.
-            masks: compare masks instead of boxes.
-            outlines_follow: the annotations have no outlines yet: `outline` gives them, image by image.
+            ground_truth: the content of a COCO detection file: `images` (id), `categories` (id, name) and `annotations`
+                (image_id, category_id, bbox as x, y, w, h in pixels). A missing `area` is w * h, a missing `iscrowd`
+                is 0. Ids may have gaps and start at 0. The dict is not modified. To evaluate masks, images also need
+                height and width, and annotations a `segmentation` of polygons or run lengths.
+            max_detections: detections that count per image and category, those with the best scores. COCO uses 100.
+            masks: evaluate masks instead of boxes.
+            outlines_follow: the annotations have no outlines yet; `outline` adds them, image by image.
 
         Raises:
-            ValueError: a key of `truth` is missing, an annotation has no outline where masks are compared and none
-                follow, or `max_detections` is not above 10.
+            ValueError: a key of `ground_truth` is missing, `max_detections` is not above 10, or an annotation has no
+                outline although masks are evaluated and `outlines_follow` is not set.
         """
         for key in ("images", "annotations", "categories"):
-            if key not in truth:
-                raise ValueError(f"the truth has no '{key}'; pass the content of a COCO detection file")
-        if max_detections <= 10:  # the limits of AR1 and AR10 lie below it
+            if key not in ground_truth:
+                raise ValueError(f"the ground truth has no '{key}'; pass the content of a COCO detection file")
+        if max_detections <= 10:  # AR1 and AR10 use the limits 1 and 10
             raise ValueError(f"max_detections: expected more than 10, got {max_detections}")
         if masks and not outlines_follow:
-            _require_outlines(truth)
-        self.truth = truth
+            _require_outlines(ground_truth)
+        self.ground_truth = ground_truth
         self.masks = masks
         self.max_detections = max_detections
-        self._image_ids = {image["id"] for image in truth["images"]}
+        self._image_ids = {image["id"] for image in ground_truth["images"]}
         self._rows: dict[int, np.ndarray] = {}  # image id -> (n, 6) float64: category id, x, y, w, h, score
         self._outlines: dict[int, list[dict[str, Any]]] = {}  # image id -> run lengths of the n masks
-        self._following = Counter(row["image_id"] for row in truth["annotations"]) if outlines_follow else Counter()
+        self._num_outlines = Counter(row["image_id"] for row in ground_truth["annotations"] if outlines_follow)
         self._true_outlines: dict[int, Sequence[dict[str, Any]]] = {}  # image id -> those of its annotations
 
     def update(self, image_ids: Sequence[int], results: Sequence[Detections]) -> None:
@@ -87,43 +94,48 @@ class CocoEvaluator:
 
         Args:
             image_ids: the dataset's ids of the images.
-            results: one `Detections` for each; their `categories` give the labels the dataset's category ids.
+            results: one `Detections` per image. Their `categories` map labels to the dataset's category ids.
 
         Raises:
-            ValueError: an image is not in the truth, a score or box is not finite, masks are compared and there are
-                none, or the lengths differ.
+            ValueError: an image is not in the ground truth, a score or box is not finite, masks are evaluated and the
+                detections have none, or the lengths differ.
         """
         for image_id, detections in zip(image_ids, results, strict=True):
             if image_id not in self._image_ids:
-                raise ValueError(f"image {image_id} is not in the truth; evaluate against the split it comes from")
+                raise ValueError(f"image {image_id} is not in the ground truth; evaluate on its own split")
             if self.masks and detections.masks is None:
-                raise ValueError(f"image {image_id}: no masks were found to compare; take a model that gives them")
-            found = (detections if self.masks else replace(detections, masks=None)).to_coco(image_id)
-            rows = [[row["category_id"], *row["bbox"], row["score"]] for row in found]
-            array = np.array(rows, dtype=np.float64).reshape(-1, 6)
+                raise ValueError(f"image {image_id}: the detections have no masks; use a model with a mask head")
+            rows = (detections if self.masks else replace(detections, masks=None)).to_coco(image_id)
+            values = [[row["category_id"], *row["bbox"], row["score"]] for row in rows]
+            array = np.array(values, dtype=np.float64).reshape(-1, 6)
             if not np.isfinite(array).all():
                 raise ValueError(f"image {image_id}: a score or box is not finite; the weights have diverged")
             self._rows[image_id] = array
             if self.masks:
-                self._outlines[image_id] = [row["segmentation"] for row in found]
+                self._outlines[image_id] = [row["segmentation"] for row in rows]
 
     def outline(self, image_id: int, outlines: Sequence[dict[str, Any]]) -> None:
-        """Give the true outlines of an image, where they follow: polygons or run lengths of its annotations, in order.
+        """Add the ground-truth outlines of an image if `outlines_follow` is set.
 
-        Raises ValueError when there are not as many as annotations.
+        Args:
+            image_id: the dataset's id of the image.
+            outlines: polygons or run lengths, one per annotation of the image, in the order of the annotations.
+
+        Raises:
+            ValueError: the number of outlines is not the number of annotations.
         """
-        expected = self._following[image_id]
+        expected = self._num_outlines[image_id]
         if len(outlines) != expected:
             raise ValueError(f"image {image_id}: expected outlines of {expected} annotations, got {len(outlines)}")
         self._true_outlines[image_id] = outlines
 
     @property
     def without_outlines(self) -> list[int]:
-        """The images whose true outlines are still to be given by `outline`."""
-        return [image_id for image_id in self._following if image_id not in self._true_outlines]
+        """The ids of the images whose outlines have not been added by `outline` yet."""
+        return [image_id for image_id in self._num_outlines if image_id not in self._true_outlines]
 
     def gather(self) -> None:
-        """Take in what the other processes have collected, of other images."""
+        """Add the detections that the other processes have collected."""
         for rows, outlines, true_outlines in gather((self._rows, self._outlines, self._true_outlines)):
             self._rows.update(rows)
             self._outlines.update(outlines)
@@ -131,38 +143,36 @@ class CocoEvaluator:
 
     @property
     def results(self) -> list[dict[str, Any]]:
-        """The rows of a COCO results file: `image_id`, `category_id`, `bbox` in x, y, w, h pixels, `score`.
+        """The rows of a COCO results file: `image_id`, `category_id`, `bbox` as x, y, w, h in pixels, `score`.
 
-        Where masks are compared each has its run lengths as `segmentation`.
+        If masks are evaluated, each row also has its run lengths as `segmentation`.
         """
-        found: list[dict[str, Any]] = [
+        results: list[dict[str, Any]] = [
             {"image_id": image_id, "category_id": int(category_id), "bbox": box, "score": score}
             for image_id, rows in self._rows.items()
             for category_id, *box, score in rows.tolist()
         ]
         if self.masks:
             outlines = (outline for image_id in self._rows for outline in self._outlines[image_id])
-            for row, outline in zip(found, outlines, strict=True):
+            for row, outline in zip(results, outlines, strict=True):
                 row["segmentation"] = outline
-        return found
+        return results
 
     def compute(self) -> dict[str, Any]:
-        """The score of what was collected so far.
+        """The metrics of the detections collected so far.
 
         Returns:
-            The twelve COCO numbers under the keys of `METRICS` (the largest recall limit is named by
-            `max_detections`), and under "per_class" the AP of each category by name, in the order of their ids. All
-            are in 0..1, or None where the truth holds nothing to find: a class, or a range of sizes, without objects.
-            (COCO writes -1 there; None cannot slip into a mean.)
+            The twelve COCO metrics under the keys of `METRICS` ("AR100" is named after `max_detections`), and under
+            "per_class" the AP of each category by name, in the order of their ids. All are in 0..1, or None if the
+            ground truth has no object of the category or range of sizes. (COCO reports -1 there. None cannot be
+            averaged by mistake.)
 
         Raises:
-            ValueError: true outlines that were to follow are still missing.
+            ValueError: outlines of an image are missing although `outlines_follow` is set.
         """
         if self.without_outlines:
-            raise ValueError(
-                f"image {self.without_outlines[0]}: its true outlines are missing; give them with `outline`"
-            )
-        truth, results = self._indexed(self._truth_rows()), self._indexed(self._result_rows())
+            raise ValueError(f"image {self.without_outlines[0]}: its outlines are missing; add them with `outline`")
+        truth, results = self._coco_index(self._truth_rows()), self._coco_index(self._result_rows())
         evaluation = COCOeval_faster(truth, results, "segm" if self.masks else "bbox")
         evaluation.params.maxDets = [1, 10, self.max_detections]
         evaluation.run()
@@ -174,10 +184,10 @@ class CocoEvaluator:
         return metrics
 
     def _truth_rows(self) -> list[dict[str, Any]]:
-        """The annotations, numbered from 1: the matching takes an annotation id of 0 for `nothing matched`."""
+        """The annotations, numbered from 1: COCO's matching uses annotation id 0 for "not matched"."""
         rows = []
-        following = {image_id: iter(outlines) for image_id, outlines in self._true_outlines.items()}
-        for number, annotation in enumerate(self.truth["annotations"], 1):
+        remaining = {image_id: iter(outlines) for image_id, outlines in self._true_outlines.items()}
+        for number, annotation in enumerate(self.ground_truth["annotations"], 1):
             width, height = annotation["bbox"][2:]
             row = {
                 "id": number,
@@ -188,8 +198,8 @@ class CocoEvaluator:
                 "iscrowd": int(annotation.get("iscrowd", 0)),
             }
             if self.masks:
-                given = following.get(annotation["image_id"])
-                row["segmentation"] = annotation["segmentation"] if given is None else next(given)
+                outlines = remaining.get(annotation["image_id"])
+                row["segmentation"] = annotation["segmentation"] if outlines is None else next(outlines)
             rows.append(row)
         return rows
 
@@ -200,36 +210,36 @@ class CocoEvaluator:
             row.update(id=number, area=area, iscrowd=0)
         return rows
 
-    def _indexed(self, annotations: list[dict[str, Any]]) -> COCO:
-        """Annotations as faster-coco-eval reads them. Its `loadRes` does the same, but fails without detections."""
+    def _coco_index(self, annotations: list[dict[str, Any]]) -> COCO:
+        """Annotations as faster-coco-eval expects them. Its `loadRes` does the same but fails without detections."""
         sides = ("height", "width") if self.masks else ()
-        images = [{key: image[key] for key in ("id", *sides)} for image in self.truth["images"]]
-        categories = [{"id": category["id"]} for category in self.truth["categories"]]
+        images = [{key: image[key] for key in ("id", *sides)} for image in self.ground_truth["images"]]
+        categories = [{"id": category["id"]} for category in self.ground_truth["categories"]]
         return COCO({"images": images, "annotations": annotations, "categories": categories})
 
     def _per_class(self, precision: np.ndarray, category_ids: Sequence[int]) -> dict[str, float | None]:
-        """AP of each category from (T, R, K, A, M) precisions; equal names are told apart by their ids."""
-        names = {category["id"]: str(category["name"]) for category in self.truth["categories"]}
+        """AP of each category from (T, R, K, A, M) precisions. Ids are appended to names that occur more than once."""
+        names = {category["id"]: str(category["name"]) for category in self.ground_truth["categories"]}
         counts = Counter(names.values())
         all_sizes, last_limit = 0, -1
         per_class = {}
         for index, category_id in enumerate(category_ids):
             name = names[category_id]
             values = precision[:, :, index, all_sizes, last_limit]
-            mean = _defined(values.mean())  # a class without objects is -1 throughout
+            mean = _defined(values.mean())  # all -1 for a class without objects
             per_class[name if counts[name] == 1 else f"{name} ({category_id})"] = mean
         return per_class
 
 
-def _require_outlines(truth: dict[str, Any]) -> None:
-    """Raise ValueError for an annotation without an outline."""
-    without = next((row for row in truth["annotations"] if not row.get("segmentation")), None)
+def _require_outlines(ground_truth: dict[str, Any]) -> None:
+    """Raise ValueError if an annotation has no outline."""
+    without = next((row for row in ground_truth["annotations"] if not row.get("segmentation")), None)
     if without is not None:
         raise ValueError(
-            f"image {without['image_id']}: an annotation has no outline to compare masks with; read the data with masks"
+            f"image {without['image_id']}: an annotation has no outline to evaluate; load the dataset with masks"
         )
 
 
 def _defined(value: float) -> float | None:
-    """COCO's number, None where it says -1 for `not defined`."""
+    """A COCO metric; None for -1, which means "not defined"."""
     return float(value) if value >= 0 else None

@@ -1,4 +1,4 @@
-"""What an evaluator is: results in, metrics out."""
+"""The interface of evaluators."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from opendetr.structures import Batch
 
 
 class Evaluator(Protocol):
-    """Collects the results of a model on a dataset and computes metrics from them; a preset names it."""
+    """Collects the results of a model on a dataset and computes metrics. Each preset names its evaluator."""
 
     def update(self, batch: Batch, results: Iterable[Any]) -> None:
-        """Take in the results of a batch, one per image, in the order of its targets.
+        """Add the results of a batch, one per image, in the order of its targets.
 
-        Results may be produced lazily, image by image, so that memory stays flat.
+        Results may be produced lazily, one image at a time, which bounds memory use.
         """
         ...
 
     def gather(self) -> None:
-        """Bring together what all processes have collected."""
+        """Combine the results that all processes have collected."""
         ...
 
     def compute(self) -> dict[str, float | None]:
-        """The metrics by name; None where the dataset has nothing that a metric measures."""
+        """The metrics by name; None if the dataset has no objects that the metric measures."""
         ...

@@ -1,4 +1,4 @@
-"""What the scores of all kinds are called, and what each says."""
+"""Names and meanings of the metrics."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from opendetr.evaluation.coco import METRICS
 from opendetr.evaluation.panoptic import PANOPTIC_METRICS
 
 MASK_PREFIX = "mask_"
-"""Before the names of COCO's numbers where they are of masks."""
+"""Prefix of COCO metrics that are computed from masks."""
 CLASS_PREFIX = "AP/"
-"""Before the name of a class, for its AP."""
+"""Prefix of a class name, for the AP of the class."""
 
 
 def meaning(metric: str) -> str:
-    """What a score says, by its name: one of `METRICS`, that with `MASK_PREFIX`, or one of `PANOPTIC_METRICS`.
+    """The meaning of a metric: a name of `METRICS`, with or without `MASK_PREFIX`, or of `PANOPTIC_METRICS`.
 
-    Of another name nothing is said.
+    Returns "" for other names.
     """
     if metric in PANOPTIC_METRICS:
         return PANOPTIC_METRICS[metric]
-    of_boxes = METRICS.get(metric.removeprefix(MASK_PREFIX), "")
-    return f"{of_boxes}; of masks" if of_boxes and metric.startswith(MASK_PREFIX) else of_boxes
+    box_meaning = METRICS.get(metric.removeprefix(MASK_PREFIX), "")
+    return f"{box_meaning}; of masks" if box_meaning and metric.startswith(MASK_PREFIX) else box_meaning

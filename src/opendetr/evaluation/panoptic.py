@@ -1,9 +1,9 @@
-"""Panoptic quality (Kirillov et al., "Panoptic Segmentation", 2019), counted as COCO counts it.
+"""Panoptic quality (Kirillov et al., "Panoptic Segmentation", 2019), with the rules of COCO.
 
-A true and a predicted segment of one class match when their IoU is above 0.5; then nothing else can match either. Of a
-class with p matches, a of them unmatched predictions and m unmatched true segments:
+A true and a predicted segment of one class match if their IoU is above 0.5. Neither can then match another segment. For
+a class with TP matches, FP unmatched predicted segments and FN unmatched true segments:
 
-    SQ = mean IoU of the matches        RQ = p / (p + a / 2 + m / 2)        PQ = SQ RQ
+    SQ = mean IoU of the matches        RQ = TP / (TP + FP / 2 + FN / 2)        PQ = SQ * RQ
 
 Shape letters: H W image, r runs of pixels, n true and m predicted segments, K classes.
 """
@@ -21,8 +21,8 @@ from opendetr.distributed import gather
 
 PANOPTIC_METRICS = {
     "PQ": "panoptic quality, mean over classes",
-    "SQ": "segmentation quality: the IoU of what was matched",
-    "RQ": "recognition quality: an F-score of what was matched",
+    "SQ": "segmentation quality: mean IoU of the matches",
+    "RQ": "recognition quality: F1 score of the matches",
     "PQ_things": "panoptic quality of things",
     "SQ_things": "segmentation quality of things",
     "RQ_things": "recognition quality of things",
@@ -30,18 +30,18 @@ PANOPTIC_METRICS = {
     "SQ_stuff": "segmentation quality of stuff",
     "RQ_stuff": "recognition quality of stuff",
 }
-"""The nine numbers in their customary order, each with what it says."""
+"""The nine metrics in their customary order, each with its meaning."""
 
-_MATCHED_IOU = 0.5  # above it
-_IGNORED_SHARE = 0.5  # of a segment on void and crowd, above which it is no mistake
+_MATCHED_IOU = 0.5  # segments match if their IoU is above it
+_IGNORED_SHARE = 0.5  # a predicted segment with a larger share on void and crowd regions is no false positive
 _VOID = 0
-_NUM_NUMBERS = 2**24  # of segments that a map can tell apart, as COCO's PNG
+_NUM_NUMBERS = 2**24  # number of segment numbers that COCO's PNG format can store
 _SMALLEST_TABLE = 256
-_NOWHERE = -1  # in place of the number of no segment
+_NO_NUMBER = -1  # not the number of any segment
 
 
-class FoundSegment(Protocol):
-    """What is read of a predicted segment."""
+class PredictedSegment(Protocol):
+    """The attributes of a predicted segment that the evaluation uses."""
 
     @property
     def id(self) -> int:
@@ -54,17 +54,17 @@ class FoundSegment(Protocol):
         ...
 
 
-class AnnotatedSegment(FoundSegment, Protocol):
-    """What is read of a true segment."""
+class AnnotatedSegment(PredictedSegment, Protocol):
+    """The attributes of a true segment that the evaluation uses."""
 
     @property
     def crowd(self) -> bool:
-        """Whether it is a region of many things, which need not be found."""
+        """Whether it is a region of many things, which is never a false negative."""
         ...
 
 
 class Quality(NamedTuple):
-    """The three numbers of one class, in 0..1: panoptic, segmentation and recognition quality."""
+    """Panoptic, segmentation and recognition quality of one class, in 0..1."""
 
     PQ: float
     SQ: float
@@ -72,85 +72,88 @@ class Quality(NamedTuple):
 
 
 class PanopticEvaluation:
-    """Collects panoptic maps and scores them; what it holds does not grow with their number.
+    """Compares panoptic maps with their ground truth. Memory use does not grow with the number of maps.
 
     Example:
         >>> evaluation = PanopticEvaluation(data.categories)
-        >>> evaluation.update(*panoptic_truth(image, data.categories), found.segments.numpy(), found.info)
+        >>> evaluation.update(*panoptic_truth(image, data.categories), panoptic.segments.numpy(), panoptic.info)
         >>> evaluation.compute()["PQ"]
         0.434
     """
 
     def __init__(self, categories: Categories) -> None:
-        """Score against maps whose labels are those of `categories`, predicted ones too."""
+        """Create an evaluation for true and predicted maps with the labels of `categories`."""
         self.categories = categories
-        self._counts = np.zeros((3, len(categories)), dtype=np.int64)  # matched, found in vain, missed
+        self._counts = np.zeros((3, len(categories)), dtype=np.int64)  # matches, false positives, false negatives
         self._iou = np.zeros(len(categories))
 
     def update(
         self,
-        truth_segments: np.ndarray,
-        truth_info: Sequence[AnnotatedSegment],
+        true_segments: np.ndarray,
+        true_info: Sequence[AnnotatedSegment],
         segments: np.ndarray,
-        info: Sequence[FoundSegment],
+        info: Sequence[PredictedSegment],
     ) -> None:
         """Add an image.
 
         Args:
-            truth_segments: (H, W) whole numbers of `truth_info`, below 2^24; 0 is void, and so is what is not listed.
-            truth_info: the true segments.
-            segments: (H, W) whole numbers of `info`, likewise; 0 is no segment unless it is listed.
-            info: the predicted segments; one without pixels counts for nothing.
+            true_segments: (H, W) integers, the number of the true segment of each pixel, below 2^24. Void pixels are 0
+                or any number that `true_info` does not list.
+            true_info: the true segments.
+            segments: (H, W) integers, the number of the predicted segment of each pixel, below 2^24. 0 is no segment
+                unless `info` lists it.
+            info: the predicted segments. Segments without pixels are ignored.
 
         Raises:
-            ValueError: maps of two sizes, a number of `segments` that is not listed, one that stands twice or is too
-                large.
+            ValueError: the maps differ in size, `segments` contains a number that `info` does not list, or a number is
+                listed twice or is too large.
         """
-        if truth_segments.shape != segments.shape:
-            expected, got = ("x".join(map(str, shape[::-1])) for shape in (truth_segments.shape, segments.shape))
-            raise ValueError(f"a panoptic map of {got} pixels, the true one has {expected}; resize it to that")
-        runs = _Runs.of(truth_segments.ravel(), segments.ravel())
-        rows = _positions(runs.truth, _numbers(truth_info, "true"))
-        columns = _positions(runs.found, _numbers(info, "predicted"))
-        unknown = runs.found[(columns == 0) & (runs.found != _VOID)]
+        if true_segments.shape != segments.shape:
+            expected, got = ("x".join(map(str, shape[::-1])) for shape in (true_segments.shape, segments.shape))
+            raise ValueError(f"the predicted map has {got} pixels, the true map {expected}; resize the predicted map")
+        runs = _Runs.of(true_segments.ravel(), segments.ravel())
+        rows = _positions(runs.true, _numbers(true_info, "true"))
+        columns = _positions(runs.predicted, _numbers(info, "predicted"))
+        unknown = runs.predicted[(columns == 0) & (runs.predicted != _VOID)]
         if len(unknown):
             raise ValueError(f"the predicted map has a segment {unknown[0]}, which is not listed")
-        shape = (len(truth_info) + 1, len(info) + 1)
+        shape = (len(true_info) + 1, len(info) + 1)
         pixels = np.bincount(rows * shape[1] + columns, weights=runs.lengths, minlength=math.prod(shape)).reshape(shape)
-        truth_labels = np.array([segment.label for segment in truth_info], dtype=np.intp)
-        crowd = np.array([segment.crowd for segment in truth_info], dtype=bool)
-        self._count(pixels, truth_labels, crowd, np.array([segment.label for segment in info], dtype=np.intp))
+        true_labels = np.array([segment.label for segment in true_info], dtype=np.intp)
+        crowd = np.array([segment.crowd for segment in true_info], dtype=bool)
+        self._count(pixels, true_labels, crowd, np.array([segment.label for segment in info], dtype=np.intp))
 
-    def _count(self, pixels: np.ndarray, truth_labels: np.ndarray, crowd: np.ndarray, labels: np.ndarray) -> None:
-        """Count the segments of an image; `pixels` (1 + n, 1 + m) are those that two of them share, void is first."""
-        area, truth_area = pixels[:, 1:].sum(0), pixels[1:].sum(1)
+    def _count(self, pixels: np.ndarray, true_labels: np.ndarray, crowd: np.ndarray, labels: np.ndarray) -> None:
+        """Count the matches of an image. `pixels` (1 + n, 1 + m): shared by true and predicted segments, void first."""
+        area, true_area = pixels[:, 1:].sum(0), pixels[1:].sum(1)
         shared, on_void = pixels[1:, 1:], pixels[0, 1:]
-        union = truth_area[:, None] + area - shared - on_void
-        comparable = (truth_labels[:, None] == labels) & ~crowd[:, None]
+        union = true_area[:, None] + area - shared - on_void
+        comparable = (true_labels[:, None] == labels) & ~crowd[:, None]
         iou = np.where(comparable, shared, 0) / union.clip(1)
-        truth, found = np.nonzero(iou > _MATCHED_IOU)
+        true, predicted = np.nonzero(iou > _MATCHED_IOU)
 
-        ignored = on_void + _on_crowd(shared, truth_labels, crowd, labels)
-        in_vain = (area > 0) & (ignored <= _IGNORED_SHARE * area)
-        in_vain[found] = False
-        missed = ~crowd
-        missed[truth] = False
-        np.add.at(self._iou, labels[found], iou[truth, found])
-        for counts, counted in zip(self._counts, (labels[found], labels[in_vain], truth_labels[missed]), strict=True):
-            np.add.at(counts, counted, 1)
+        ignored = on_void + _on_crowd(shared, true_labels, crowd, labels)
+        false_positives = (area > 0) & (ignored <= _IGNORED_SHARE * area)
+        false_positives[predicted] = False
+        false_negatives = ~crowd
+        false_negatives[true] = False
+        np.add.at(self._iou, labels[predicted], iou[true, predicted])
+        counted = (labels[predicted], labels[false_positives], true_labels[false_negatives])
+        for counts, counted_labels in zip(self._counts, counted, strict=True):
+            np.add.at(counts, counted_labels, 1)
 
     def gather(self) -> None:
-        """Take in what the other processes have counted on other images; once, at the end."""
+        """Add the counts of the other processes. Call it once, at the end."""
         parts = gather((self._counts, self._iou))
         self._counts, self._iou = (np.sum([part[index] for part in parts], axis=0) for index in (0, 1))
 
     def compute(self) -> dict[str, Any]:
-        """The score of what was collected so far.
+        """The metrics of the maps collected so far.
 
         Returns:
-            The numbers of `PANOPTIC_METRICS`, in 0..1, each a mean over the classes that were annotated or predicted
-            somewhere and None where there is none; under "per_class" the PQ of each class by name, None for one that
-            was neither.
+            The metrics of `PANOPTIC_METRICS`, in 0..1. Each is the mean over the classes that are annotated or
+            predicted in at least one image, or None if there is no such class. Under "per_class" the PQ of each class
+            by name, None for a class that is neither annotated nor predicted.
         """
         isthing = dict(zip(self.categories.distinct_names, self.categories.isthing, strict=True))
         per_class = self.per_class()
@@ -163,11 +166,11 @@ class PanopticEvaluation:
         return metrics
 
     def per_class(self) -> dict[str, Quality | None]:
-        """The three numbers of each class by name; None for one that was neither annotated nor predicted."""
+        """The quality of each class by name; None for a class that is neither annotated nor predicted."""
         per_class: dict[str, Quality | None] = {}
         for label, name in enumerate(self.categories.distinct_names):
-            matched, in_vain, missed = self._counts[:, label].tolist()
-            size = matched + (in_vain + missed) / 2
+            matched, false_positives, false_negatives = self._counts[:, label].tolist()
+            size = matched + (false_positives + false_negatives) / 2
             iou = float(self._iou[label])
             quality = Quality(iou / size, iou / max(matched, 1), matched / size) if size else None
             if quality or self.categories.used[label]:
@@ -175,21 +178,22 @@ class PanopticEvaluation:
         return per_class
 
 
-def _numbers(info: Sequence[FoundSegment], what: str) -> np.ndarray:
-    """(n,) the numbers of segments. Raises ValueError when one stands twice, or is none that a map can hold."""
+def _numbers(info: Sequence[PredictedSegment], kind: str) -> np.ndarray:
+    """(n,) the numbers of segments. Raises ValueError if one is listed twice or is out of range."""
     numbers = np.array([segment.id for segment in info], dtype=np.intp)
     if len(numbers) and not 0 <= numbers.min() <= numbers.max() < _NUM_NUMBERS:
-        raise ValueError(f"the {what} segments have numbers up to {numbers.max()}; give them 0 to {_NUM_NUMBERS - 1}")
+        raise ValueError(f"the {kind} segments have numbers up to {numbers.max()}; give them 0 to {_NUM_NUMBERS - 1}")
     if len(set(numbers.tolist())) < len(numbers):
         twice = next(number for number in numbers.tolist() if (numbers == number).sum() > 1)
-        raise ValueError(f"the {what} segment {twice} is listed twice; give every segment a number of its own")
+        raise ValueError(f"the {kind} segment {twice} is listed twice; give each segment its own number")
     return numbers
 
 
 def _positions(values: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-    """(r,) values -> the position of each in `numbers` (n,), counted from 1, and 0 for what is not there.
+    """The position of each of the (r,) values in `numbers` (n,), counted from 1; 0 for values that are not in it.
 
-    A table of their last bits, as many as tell them apart, finds them several times as fast as a search.
+    A table indexed by the last bits of a number is several times as fast as a search. It uses enough bits to tell
+    `numbers` apart.
     """
     size = _SMALLEST_TABLE
     while len(set((numbers & (size - 1)).tolist())) < len(numbers):
@@ -197,41 +201,41 @@ def _positions(values: np.ndarray, numbers: np.ndarray) -> np.ndarray:
     table = np.zeros(size, dtype=np.intp)
     table[numbers & (size - 1)] = np.arange(1, len(numbers) + 1)
     positions = table.take(values & (size - 1))
-    others = np.append(_NOWHERE, numbers).take(positions) != values
+    others = np.append(_NO_NUMBER, numbers).take(positions) != values
     if others.any():
         positions[others] = 0
     return positions
 
 
 class _Runs(NamedTuple):
-    """Two maps as runs of pixels that are alike in both: maps are flat almost everywhere.
+    """Two maps as runs of pixels that are constant in both. Most neighbouring pixels are equal, so runs are few.
 
     Attributes:
-        truth: (r,) the number in the true map.
-        found: (r,) the number in the predicted map.
-        lengths: (r,) pixels.
+        true: (r,) the number in the true map.
+        predicted: (r,) the number in the predicted map.
+        lengths: (r,) number of pixels.
     """
 
-    truth: np.ndarray
-    found: np.ndarray
+    true: np.ndarray
+    predicted: np.ndarray
     lengths: np.ndarray
 
     @classmethod
-    def of(cls, truth: np.ndarray, found: np.ndarray) -> _Runs:
-        """The runs of two flat maps of one size."""
-        begins = np.ones(truth.size, dtype=bool)
-        np.not_equal(truth[1:], truth[:-1], out=begins[1:])
-        begins[1:] |= found[1:] != found[:-1]
+    def of(cls, true: np.ndarray, predicted: np.ndarray) -> _Runs:
+        """The runs of two flattened maps of equal size."""
+        begins = np.ones(true.size, dtype=bool)
+        np.not_equal(true[1:], true[:-1], out=begins[1:])
+        begins[1:] |= predicted[1:] != predicted[:-1]
         starts = np.flatnonzero(begins)
         lengths = np.empty_like(starts)
         np.subtract(starts[1:], starts[:-1], out=lengths[:-1])
-        lengths[-1:] = truth.size - starts[-1:]
-        return cls(truth.take(starts).astype(np.intp), found.take(starts).astype(np.intp), lengths)
+        lengths[-1:] = true.size - starts[-1:]
+        return cls(true.take(starts).astype(np.intp), predicted.take(starts).astype(np.intp), lengths)
 
 
-def _on_crowd(shared: np.ndarray, truth_labels: np.ndarray, crowd: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """(m,) pixels of each predicted segment on the crowd region of its class; of several COCO counts the last alone."""
-    last = {int(truth_labels[position]): position for position in np.flatnonzero(crowd)}
+def _on_crowd(shared: np.ndarray, true_labels: np.ndarray, crowd: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """(m,) pixels of each predicted segment on the crowd region of its class; of several regions COCO uses the last."""
+    last = {int(true_labels[position]): position for position in np.flatnonzero(crowd)}
     pixels = np.zeros(len(labels))
     for label, position in last.items():
         pixels += np.where(labels == label, shared[position], 0)

@@ -1,6 +1,6 @@
-"""One self-contained HTML page about a detector: its scores, its classes, its images.
+"""A self-contained HTML report of a detector: metrics, classes and images.
 
-The page needs no script, no network and no second file. It follows the reader's light or dark theme and fits a phone.
+The page needs no scripts, network or other files. It follows the light or dark theme of the browser and fits phones.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _HEADLINES = {
     "AP50": "IoU 0.50",
     "AP75": "IoU 0.75",
     "AR100": "recall, 100 detections",
-    "mask_AP": "of masks, IoU 0.50 to 0.95",
+    "mask_AP": "masks, IoU 0.50 to 0.95",
     "PQ": "panoptic quality",
 }
 _JPEG_QUALITY = 88
@@ -68,24 +68,25 @@ def write_report(
     title: str,
     metrics: Mapping[str, float | None],
     per_class: Mapping[str, float | None],
-    pictures: Sequence[tuple[str, Image.Image]] = (),
+    images: Sequence[tuple[str, Image.Image]] = (),
     *,
     panoptic_per_class: Mapping[str, float | None] | None = None,
     facts: Mapping[str, object] | None = None,
 ) -> Path:
-    """Write the page. It appears whole or not at all: a file already there stays until the new one is complete.
+    """Write the report atomically: an existing file is replaced only when the new one is complete.
 
     Args:
-        path: the file to write; folders on the way to it are made.
-        title: the page's heading.
-        metrics: scores in 0..1 by name, those that `evaluation.names` knows explained; None is shown as "-".
-        per_class: AP of each class in 0..1 by its name, or None where there is nothing of it to find.
-        images: captions and images, for instance truth beside prediction, shown in this order.
-        panoptic_per_class: PQ of each class, likewise, where there are panoptic maps.
-        facts: what else is to be known, shown below the heading: the model, the number of images, the time taken.
+        path: the file to write. Missing folders are created.
+        title: the heading of the page.
+        metrics: metrics in 0..1 by name; None is shown as "-". The report explains the metrics that
+            `evaluation.names.meaning` knows.
+        per_class: AP of each class in 0..1 by name; None for a class without objects.
+        images: pairs of caption and image, for example ground truth next to predictions, in the order to show.
+        panoptic_per_class: PQ of each class in 0..1 by name, if panoptic maps are evaluated.
+        facts: further values shown below the heading, for example the model, the number of images and the time.
 
     Returns:
-        The file's path.
+        The path of the file.
 
     Raises:
         OSError: the file cannot be written.
@@ -93,12 +94,12 @@ def write_report(
     sections = [
         _facts_section(facts or {}),
         _tiles(metrics),
-        _scores_section(metrics),
+        _metrics_section(metrics),
         _classes_section("AP by class", per_class),
         _classes_section("PQ by class", panoptic_per_class or {}),
     ]
-    if pictures:
-        sections.append("<h2>Pictures</h2>\n" + "\n".join(_figure(caption, image) for caption, image in pictures))
+    if images:
+        sections.append("<h2>Images</h2>\n" + "\n".join(_figure(caption, image) for caption, image in images))
     content = "\n".join(section for section in sections if section)
     page = f"""<!doctype html>
 <html lang="en">
@@ -128,7 +129,7 @@ def _facts_section(facts: Mapping[str, object]) -> str:
 
 
 def _tiles(metrics: Mapping[str, float | None]) -> str:
-    """The scores that one looks for first, in large figures."""
+    """The most important metrics in large digits."""
     tiles = (
         f'<div class="tile">{name}<b>{_number(metrics[name])}</b><span>{meaning}</span></div>'
         for name, meaning in _HEADLINES.items()
@@ -138,30 +139,30 @@ def _tiles(metrics: Mapping[str, float | None]) -> str:
     return f'<div class="tiles">{body}</div>' if body else ""
 
 
-def _scores_section(metrics: Mapping[str, float | None]) -> str:
-    """Every score with what it says, in two columns."""
+def _metrics_section(metrics: Mapping[str, float | None]) -> str:
+    """All metrics with their meanings, in two columns."""
     rows = [
         f'<tr><th scope="row">{escape(name)}</th><td>{escape(meaning(name))}</td>'
         f'<td class="number">{_number(value)}</td></tr>'
         for name, value in metrics.items()
     ]
-    return f"<h2>Scores</h2>\n{_columns(rows, '')}" if rows else ""
+    return f"<h2>Metrics</h2>\n{_columns(rows, '')}" if rows else ""
 
 
 def _classes_section(title: str, per_class: Mapping[str, float | None]) -> str:
-    """The score of each class with a bar, best first, those without a score last."""
+    """The metric of each class with a bar, in descending order. Classes without a value are last."""
     ranked = sorted(per_class.items(), key=lambda item: -1.0 if item[1] is None else item[1], reverse=True)
     rows = [
         f'<tr><th scope="row">{escape(name)}</th><td class="wide">{_bar(value)}</td>'
         f'<td class="number">{_number(value)}</td></tr>'
         for name, value in ranked
     ]
-    note = '<p class="note">"-": no object of this class to find.</p>' if None in per_class.values() else ""
+    note = '<p class="note">"-": the dataset has no object of this class.</p>' if None in per_class.values() else ""
     return f"<h2>{title}</h2>\n{_columns(rows, 'classes')}{note}" if rows else ""
 
 
 def _columns(rows: Sequence[str], style: str) -> str:
-    """Table rows in two tables, which stand side by side where there is room."""
+    """Table rows in two tables, side by side if the page is wide enough."""
     half = -(-len(rows) // 2)
     parts: Iterable[Sequence[str]] = (part for part in (rows[:half], rows[half:]) if part)
     tables = (f'<table class="{style}">{"".join(part)}</table>' for part in parts)
@@ -177,11 +178,11 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def _figure(caption: str, picture: Image.Image) -> str:
-    """An image, inside the page as JPEG, and its caption."""
+def _figure(caption: str, image: Image.Image) -> str:
+    """An image, embedded as JPEG, and its caption."""
     content = io.BytesIO()
-    picture.convert("RGB").save(content, "JPEG", quality=_JPEG_QUALITY, subsampling=0, optimize=True)
+    image.convert("RGB").save(content, "JPEG", quality=_JPEG_QUALITY, subsampling=0, optimize=True)
     source = "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode("ascii")
     text = escape(caption)
-    size = f'width="{picture.width}" height="{picture.height}"'
+    size = f'width="{image.width}" height="{image.height}"'
     return f'<figure><img src="{source}" alt="{text}" {size}><figcaption>{text}</figcaption></figure>'

@@ -1,4 +1,4 @@
-"""Inference: images in, detections and panoptic maps out."""
+"""Inference: predict detections and panoptic maps from images."""
 
 from opendetr.inference.comparison import compare
 from opendetr.inference.predictor import Predictor, load

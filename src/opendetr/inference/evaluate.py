@@ -1,4 +1,4 @@
-"""The results of a model on a dataset, as an evaluator takes them.
+"""Run a model on batches of a dataset and produce the results that an evaluator expects.
 
 Shape letters: B batch, n detections of one image.
 """
@@ -25,16 +25,16 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class ResultSource:
-    """Runs a model on batches, and gives what an evaluator needs, image by image.
+    """Runs a model on batches and yields the results of one image at a time.
 
-    Masks are brought to the size of their image one image at a time, so memory stays flat.
+    Masks are resized to the original image one image at a time, so memory use does not grow with the batch size.
 
     Attributes:
         session: runs the model.
-        categories: what its labels stand for.
-        evaluator: says what is needed.
-        merge: the rule by which masks become masks of instances and a panoptic map.
-        panoptic_score: queries that score less have no part in a map; the usual one of the model when omitted.
+        categories: the categories of the model's labels.
+        evaluator: determines which results are computed (decoder layers, masks, panoptic maps).
+        merge: the rule that turns mask logits into instance masks and panoptic maps.
+        panoptic_score: queries with a lower score do not take part in a panoptic map. None: the model's default.
     """
 
     session: Session
@@ -45,43 +45,42 @@ class ResultSource:
 
     @torch.inference_mode()
     def results(self, batch: Batch, images: ImageBatch) -> Iterator[ImageResult]:
-        """The result of each image of a batch, one after another; `images` are the batch's on the model's device."""
+        """Yield the result of each image of a batch. `images` are the batch's images on the model's device."""
         output, evaluator = self.session.step(images), self.evaluator
         sizes = torch.tensor([target.original_size for target in batch.targets])
         earlier = output.layers[-evaluator.num_layers : -1]
-        before = [detect(layer, sizes, self.categories) for layer in earlier]
-        found = detect_with_queries(output.final, sizes, self.categories)
-        final = [evaluator.known_things(*each) for each in found]
+        earlier_detections = [detect(layer, sizes, self.categories) for layer in earlier]
+        detected = detect_with_queries(output.final, sizes, self.categories)
+        final = [evaluator.known_things(detections, queries) for detections, queries in detected]
         masks = self._masks(output, images, sizes, [queries for _, queries in final])
-        for index, ((detections, _), (of_detections, panoptic)) in enumerate(zip(final, masks, strict=True)):
-            layers = [layer[index] for layer in before]
-            others = (evaluator.known_things(each, torch.arange(len(each)))[0] for each in layers)
-            yield ImageResult((*others, replace(detections, masks=of_detections)), panoptic)
+        for index, ((detections, _), (instance_masks, panoptic)) in enumerate(zip(final, masks, strict=True)):
+            layers = [layer[index] for layer in earlier_detections]
+            known = (evaluator.known_things(layer, torch.arange(len(layer)))[0] for layer in layers)
+            yield ImageResult((*known, replace(detections, masks=instance_masks)), panoptic)
 
     def _masks(
         self, output: Output, images: ImageBatch, sizes: Tensor, queries: Sequence[Tensor]
     ) -> Iterator[tuple[Tensor | None, Panoptic | None]]:
-        """Masks of the given queries and the map of each image, as far as they are evaluated."""
+        """Yield the masks of the given queries and the panoptic map of each image; None for those not evaluated."""
         if not self.evaluator.wants_masks:
             yield from ((None, None) for _ in queries)
             return
-        merge, found = self.merge, None
+        merge, chosen = self.merge, None
         if self.evaluator.wants_maps:
-            usual = output.final.scoring.panoptic_score
-            least = usual if self.panoptic_score is None else self.panoptic_score
-            found = candidates(output.final, self.categories, min_score=least, merge=merge)
-        for masks in image_masks(output, images, sizes, queries=queries, found=found):
-            yield masks.instances(merge=merge), None if found is None else masks.panoptic(self.categories, merge=merge)
+            # Without a min_score, `candidates` uses the default of the model's scoring.
+            chosen = candidates(output.final, self.categories, min_score=self.panoptic_score, merge=merge)
+        for masks in image_masks(output, images, sizes, queries=queries, found=chosen):
+            yield masks.instances(merge=merge), None if chosen is None else masks.panoptic(self.categories, merge=merge)
 
 
 class Stopwatch:
-    """Adds up the time that an iterator takes to give its items, in `seconds`."""
+    """Measures the time that iterators take to produce their items. `seconds` is the total."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
 
     def timed(self, items: Iterator[Item]) -> Iterator[Item]:
-        """The items; what is done with one before the next is asked for does not count."""
+        """Yield the items. The time that the caller spends between two items is not measured."""
         while True:
             began = time.perf_counter()
             try:

@@ -1,4 +1,4 @@
-"""A detector ready for use: images in, detections or panoptic maps out; and its score on a dataset.
+"""The predictor: a model that predicts detections or panoptic maps from images and is evaluated on datasets.
 
 Shape letters: B batch, H W image.
 """
@@ -56,7 +56,7 @@ from opendetr.weights import (
 )
 
 DETECTION_SCORE = 0.5
-"""Detections that score less are left out, unless another threshold is given."""
+"""The default threshold of `Predictor.predict`: detections with a lower score are dropped."""
 
 _NUM_READERS = min(4, os.cpu_count() or 1)
 
@@ -65,23 +65,23 @@ Result = TypeVar("Result", Detections, Panoptic)
 
 @dataclass(frozen=True)
 class _Prepared:
-    """An image and what the model is given of it, (3, h, w) normalised."""
+    """An image and the model input made from it, (3, h, w) normalised."""
 
-    picture: SourceImage
+    image: SourceImage
     input: Tensor
 
 
 class Predictor:
-    """A model with everything that its use needs.
+    """A detector with its image transform, categories and device.
 
     Args:
         model: the detector.
-        preset: gives the image sizes.
-        categories: what the labels stand for.
+        preset: defines the image transform and the evaluator.
+        categories: the categories of the model's labels.
         device: "auto", "cpu", "cuda" or "mps".
 
     Raises:
-        WeightsError: weights that are not finite.
+        WeightsError: the weights contain values that are not finite.
     """
 
     def __init__(self, model: Detector, preset: Preset, categories: Categories, *, device: str = "auto") -> None:
@@ -127,42 +127,44 @@ class Predictor:
         batch_size: int = 8,
         on_unreadable: Callable[[str], None] | None = None,
     ) -> Detections | Panoptic | Iterator[Detections] | Iterator[Panoptic]:
-        """Find the objects in images; with their masks, where the model has a mask head.
+        """Predict the objects in images. Detections have masks if the model has a mask head.
 
-        Of several images the next ones are read by threads while the model is at work, and no more of them than two
-        batches are held. Only images of one size go through the model together, so that none is padded: what is found
-        in an image does not depend on its neighbours, apart from the last bits of what the kernels round. Masks are
-        computed for what is not left out, and brought to the size of the image one image at a time.
+        For several images, threads load the next images while the model runs. At most two batches are held in memory.
+        Only images of equal input size form a batch, so no image is padded. The predictions for an image therefore do
+        not depend on the other images of its batch, except for rounding in the last bits. Masks are computed only for
+        detections above the threshold, and resized to the original image one image at a time.
 
         Args:
-            source: one image (path, http or https URL, PIL image, (H, W, 3) or (H, W) uint8 array, (3, H, W) tensor,
-                uint8 or float in 0..1), or several (a folder, a pattern such as "photos/*.jpg", a video file, the
-                number of a camera, a list of any of these).
-            panoptic: give the thing or the stuff that every pixel belongs to, instead of detections.
-            merge: the rule by which masks become a panoptic map (see `postprocess.panoptic_map`).
-            min_score: what scores less is left out; when omitted, 0.5 for detections, and for panoptic maps 0.85, or
-                0.4 where every class has a sigmoid of its own.
-            class_min_scores: the same for single classes, by name; they go before `min_score`.
-            batch_size: images that go through the model together, where there are several; a camera's go one by one.
-            on_unreadable: called with one line for whatever of several cannot be read and is left out.
+            source: one image: a path, an http or https URL, a PIL image, a (H, W, 3) or (H, W) uint8 array, or a
+                (3, H, W) tensor, uint8 or float in 0..1. Or several images: a folder, a pattern such as
+                "photos/*.jpg", a video file, the index of a camera, or an iterable of any of these.
+            panoptic: return a panoptic map instead of detections.
+            merge: the rule that turns masks into a panoptic map (see `postprocess.panoptic_map`).
+            min_score: predictions with a lower score are dropped. The default is 0.5 for detections. For panoptic maps
+                it is 0.85, or 0.4 if the model scores each class with a sigmoid.
+            class_min_scores: thresholds of single classes by name. They take precedence over `min_score`.
+            batch_size: images per forward pass if there are several. Camera images are always processed one by one.
+            on_unreadable: called with a one-line message for each of several inputs that cannot be read. The input is
+                skipped. If omitted, the first unreadable input raises DataError.
 
         Returns:
-            Detections, or Panoptic, for one image, an iterator in the order of the images for several; each keeps
-            its image for `plot`, where it came from in `source`, and the number of a video's frame in `frame`.
+            For one image a Detections or Panoptic, for several an iterator of them in the order of the images. Each
+            result keeps its image for `plot`, the origin of the image in `source` and the index of a video frame in
+            `frame`.
 
         Raises:
-            DataError: nothing is there, or an image cannot be read.
-            ConfigError: the detector knows no class of a name in `class_min_scores`, it has no mask head and a panoptic
-                map is asked for, or a merge rule is given and no panoptic map is asked for.
+            DataError: there is no image, or an image cannot be read.
+            ConfigError: `class_min_scores` names a class that the detector does not have, `panoptic` is set and the
+                model has no mask head, or `merge` is set without `panoptic`.
         """
-        usual = self.model.scoring.panoptic_score if panoptic else DETECTION_SCORE
-        thresholds = self._thresholds(usual if min_score is None else min_score, class_min_scores or {})
+        default_score = self.model.scoring.panoptic_score if panoptic else DETECTION_SCORE
+        thresholds = self._thresholds(default_score if min_score is None else min_score, class_min_scores or {})
         if panoptic:
             self._require_masks()
             merging = partial(self._panoptic, thresholds=thresholds, merge=merge)
             return self._predict(source, merging, batch_size, on_unreadable)
         if merge != "default":
-            raise ConfigError(f"merge={merge!r} is a rule of panoptic maps: give panoptic=True, too, or leave it out")
+            raise ConfigError(f"merge={merge!r} applies to panoptic maps only: set panoptic=True, too, or omit merge")
         return self._predict(source, partial(self._detect, thresholds=thresholds), batch_size, on_unreadable)
 
     @property
@@ -173,28 +175,28 @@ class Predictor:
     def _require_masks(self) -> None:
         if not self.has_masks:
             raise ConfigError(
-                "the detector has no mask head, so that it gives no panoptic map; use a model such as "
-                "detr-tiny-panoptic, or detections without panoptic"
+                "the detector has no mask head, so it cannot predict panoptic maps; use a model such as "
+                "detr-tiny-panoptic, or predict without panoptic"
             )
 
     def _predict(
         self,
         source: Source | Iterable[Source],
-        solve: Callable[[Sequence[_Prepared]], list[Callable[[], Result]]],
+        run_batch: Callable[[Sequence[_Prepared]], list[Callable[[], Result]]],
         batch_size: int,
         on_unreadable: Callable[[str], None] | None,
     ) -> Result | Iterator[Result]:
         if is_one_image(source):
-            (finish,) = solve([self._prepare(source)])  # type: ignore[arg-type]
+            (finish,) = run_batch([self._prepare(source)])  # type: ignore[arg-type]
             return finish()
         images = each_image(source, on_unreadable)
         live = isinstance(source, int)
-        return self._stream(images, solve, 1 if live else batch_size, on_unreadable)
+        return self._stream(images, run_batch, 1 if live else batch_size, on_unreadable)
 
     def _stream(
         self,
         sources: Iterator[Source],
-        solve: Callable[[Sequence[_Prepared]], list[Callable[[], Result]]],
+        run_batch: Callable[[Sequence[_Prepared]], list[Callable[[], Result]]],
         batch_size: int,
         on_unreadable: Callable[[str], None] | None,
     ) -> Iterator[Result]:
@@ -204,7 +206,7 @@ class Predictor:
         ):
             images = _readable(prepared, on_unreadable)
             while batch := list(islice(images, batch_size)):
-                yield from _by_shape(batch, solve)
+                yield from _by_shape(batch, run_batch)
 
     def _prepare(self, source: Source) -> _Prepared:
         image = read_source(source)
@@ -212,45 +214,47 @@ class Predictor:
 
     @torch.inference_mode()
     def _detect(self, batch: Sequence[_Prepared], thresholds: Tensor) -> list[Callable[[], Detections]]:
-        """What finishes the detections of each image: masks of their own size, where the model has a mask head."""
+        """Run the model on a batch; return for each image a function that returns its detections.
+
+        The function resizes the masks to the original image if the model has a mask head.
+        """
         images, sizes = self._batch(batch)
         output = self.session.step(images)
-        found = detect_with_queries(output.final, sizes, self.categories, min_score=thresholds)
-        pictured = [_with_image(each.picture, some) for each, (some, _) in zip(batch, found, strict=True)]
+        detected = detect_with_queries(output.final, sizes, self.categories, min_score=thresholds)
+        results = [_with_image(item.image, result) for item, (result, _) in zip(batch, detected, strict=True)]
         if not self.has_masks:
-            return [partial(_unchanged, each) for each in pictured]
-        masks = image_masks(output, images, sizes, queries=[queries for _, queries in found])
-        return [partial(_with_masks, *each) for each in zip(pictured, masks, strict=True)]
+            return [partial(_unchanged, result) for result in results]
+        masks = image_masks(output, images, sizes, queries=[queries for _, queries in detected])
+        return [partial(_with_masks, *pair) for pair in zip(results, masks, strict=True)]
 
     @torch.inference_mode()
     def _panoptic(self, batch: Sequence[_Prepared], thresholds: Tensor, merge: Merge) -> list[Callable[[], Panoptic]]:
-        """What finishes the map of each image."""
+        """Run the model on a batch; return for each image a function that returns its panoptic map."""
         images, sizes = self._batch(batch)
         output = self.session.step(images)
-        found = candidates(output.final, self.categories, min_score=thresholds, merge=merge)
+        chosen = candidates(output.final, self.categories, min_score=thresholds, merge=merge)
 
-        def finish(picture: SourceImage, masks: ImageMasks) -> Panoptic:
-            return _with_image(picture, masks.panoptic(self.categories, merge=merge))
+        def finish(image: SourceImage, masks: ImageMasks) -> Panoptic:
+            return _with_image(image, masks.panoptic(self.categories, merge=merge))
 
-        pictures = [each.picture for each in batch]
-        masks = image_masks(output, images, sizes, found=found)
-        return [partial(finish, *each) for each in zip(pictures, masks, strict=True)]
+        masks = image_masks(output, images, sizes, found=chosen)
+        return [partial(finish, item.image, item_masks) for item, item_masks in zip(batch, masks, strict=True)]
 
     def _batch(self, batch: Sequence[_Prepared]) -> tuple[ImageBatch, Tensor]:
-        """The model's input, and (B, 2) the sizes of the images."""
-        images = ImageBatch.from_images([each.input for each in batch]).to(self.device)
-        return images, torch.tensor([each.picture.pixels.shape[:2] for each in batch])
+        """The model input, and the original sizes (B, 2), height and width in pixels."""
+        images = ImageBatch.from_images([item.input for item in batch]).to(self.device)
+        return images, torch.tensor([item.image.pixels.shape[:2] for item in batch])
 
     def _thresholds(self, min_score: float, by_class: Mapping[str, float]) -> Tensor:
-        """(K,) the least score of each class."""
+        """(K,) the score threshold of each class."""
         thresholds = torch.full((len(self.categories),), min_score)
-        for name, least in by_class.items():
+        for name, threshold in by_class.items():
             labels = [label for label, known in enumerate(self.categories.names) if known == name]
             if not labels:
                 near = difflib.get_close_matches(name, self.categories.names, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"it knows {', '.join(self.categories.names[:5])} ..."
-                raise ConfigError(f"min score of {name!r}: the detector knows no such class; {hint}")
-            thresholds[labels] = least
+                hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(self.categories.names[:5])} ..."
+                raise ConfigError(f"min score of {name!r}: the detector has no such class; {hint}")
+            thresholds[labels] = threshold
         return thresholds
 
     def evaluate(
@@ -263,23 +267,23 @@ class Predictor:
         panoptic_score: float | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Evaluation:
-        """The score on a dataset, classes paired by name.
+        """Evaluate the detector on a dataset. Classes of model and dataset are paired by name.
 
-        Boxes are scored always, masks where the model has a mask head and the data was read with masks, panoptic maps
-        where it was read with these.
+        Boxes are always evaluated. Masks are evaluated if the model has a mask head and the dataset was loaded with
+        masks, panoptic maps if the dataset was also loaded with panoptic maps.
 
         Args:
-            data: images with their objects.
-            batch_size: images that go through the model together.
-            layers: also score every decoder layer by itself.
-            merge: the rule by which masks become a panoptic map, "default" or "published"; see
-                `postprocess.panoptic_map`. The published one also makes the masks of instances as published.
-            panoptic_score: queries that score less have no part in a panoptic map; the usual one when omitted.
-            progress: called with images done and images in all.
+            data: the images and their annotations.
+            batch_size: images per forward pass.
+            layers: also evaluate each decoder layer.
+            merge: the rule that turns masks into a panoptic map, "default" or "published"; see
+                `postprocess.panoptic_map`. It applies to instance masks as well; see `postprocess.instance_masks`.
+            panoptic_score: queries with a lower score do not take part in a panoptic map. None: the model's default.
+            progress: called with the number of evaluated images and the number of all images.
 
         Raises:
-            DataError: detector and data have no class in common, an image of the data is missing, or its masks are such
-                that the score would be wrong.
+            DataError: detector and dataset have no class in common, an image of the dataset is missing, or its masks
+                would make a metric wrong.
         """
         num_layers = self.preset.model.transformer.decoder_layers if layers else None
         evaluator = self.preset.evaluator(self.categories, data, num_layers=num_layers)
@@ -300,7 +304,7 @@ class Predictor:
 
 
 def _require_finite(model: nn.Module) -> None:
-    """Raise WeightsError for weights that hold NaN or infinity: they would predict nothing, without a message."""
+    """Raise WeightsError if the weights contain NaN or infinity: the model would silently predict nothing."""
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise WeightsError(
@@ -310,37 +314,35 @@ def _require_finite(model: nn.Module) -> None:
 
 
 def _by_shape(
-    batch: Sequence[_Prepared], solve: Callable[[Sequence[_Prepared]], list[Callable[[], Result]]]
+    batch: Sequence[_Prepared], run_batch: Callable[[Sequence[_Prepared]], list[Callable[[], Result]]]
 ) -> Iterator[Result]:
-    """The results of a batch in its order; only inputs of one shape go through the model together."""
-    places: dict[torch.Size, list[int]] = {}
-    for place, each in enumerate(batch):
-        places.setdefault(each.input.shape, []).append(place)
-    finishing: dict[int, Callable[[], Result]] = {}
-    for alike in places.values():
-        finishing.update(zip(alike, solve([batch[place] for place in alike]), strict=True))
-    return (finishing.pop(place)() for place in range(len(batch)))
+    """The results of a batch, in its order. Each forward pass takes inputs of one shape only."""
+    groups: dict[torch.Size, list[int]] = {}
+    for position, item in enumerate(batch):
+        groups.setdefault(item.input.shape, []).append(position)
+    finish: dict[int, Callable[[], Result]] = {}
+    for positions in groups.values():
+        finish.update(zip(positions, run_batch([batch[position] for position in positions]), strict=True))
+    return (finish.pop(position)() for position in range(len(batch)))
 
 
-def _with_masks(found: Detections, masks: ImageMasks) -> Detections:
-    return replace(found, masks=masks.instances())
+def _with_masks(detections: Detections, masks: ImageMasks) -> Detections:
+    return replace(detections, masks=masks.instances())
 
 
-def _unchanged(found: Detections) -> Detections:
-    return found
+def _unchanged(detections: Detections) -> Detections:
+    return detections
 
 
-def _with_image(picture: SourceImage, found: Result) -> Result:
-    """The result with the image that it was found in."""
-    return replace(found, image=picture.pixels, source=picture.source, frame=picture.frame, time=picture.time)
+def _with_image(image: SourceImage, result: Result) -> Result:
+    """The result together with its image."""
+    return replace(result, image=image.pixels, source=image.source, frame=image.frame, time=image.time)
 
 
-def _readable(
-    pictures: Iterable[Future[_Prepared]], on_unreadable: Callable[[str], None] | None
-) -> Iterator[_Prepared]:
-    for image in pictures:
+def _readable(futures: Iterable[Future[_Prepared]], on_unreadable: Callable[[str], None] | None) -> Iterator[_Prepared]:
+    for future in futures:
         try:
-            yield image.result()
+            yield future.result()
         except ImageError as error:
             if on_unreadable is None:
                 raise
@@ -355,19 +357,20 @@ def load(
     device: str = "auto",
     strict_no_object: bool = False,
 ) -> Predictor:
-    """A detector from a catalogue name, a run folder or a file of weights.
+    """Load a detector from a catalogue name, a run folder or a weights file.
 
     Args:
-        source: a name (its weights come with the package or are downloaded once), a run folder, a .safetensors or
-            .pth file, a folder that transformers reads, an http(s) address, or "hf:owner/name".
-        model: the catalogue's name of a file that does not say itself what it holds; or that of a detector without mask
-            head, for a file that holds one around it.
-        categories: of such a file; COCO's 91 rows when omitted, or COCO panoptic's 250 for a model with a mask head.
+        source: a catalogue name (its weights are part of the package or are downloaded once), a run folder, a
+            .safetensors or .pth file, a folder that transformers can load, an http(s) URL, or "hf:owner/name".
+        model: the catalogue name, for a weights file that does not name its model. For weights with a mask head, the
+            name of the detector alone drops the mask head.
+        categories: the categories, for a weights file that does not contain them. The default is COCO's 91
+            categories, or COCO panoptic's 250 for a model with a mask head.
         device: "auto", "cpu", "cuda" or "mps".
-        strict_no_object: leave out queries for which "no object" is the best answer, which the published rule does not.
+        strict_no_object: drop queries whose most probable class is "no object". The published rule keeps them.
 
     Raises:
-        WeightsError, ConfigError: nothing there, or it does not fit; one line.
+        WeightsError, ConfigError: there are no such weights, or they do not fit the model. The message is one line.
 
     Example:
         >>> detector = load("deformable-detr-tiny")
@@ -377,10 +380,10 @@ def load(
     if str(source) in list_models():
         if model not in (None, str(source)):
             raise ConfigError(f"{source}: is a model of the catalogue, not {model}; leave the model out")
-        found, model = published_weights(str(source)), str(source)
-        if found is None:
-            raise WeightsError(f"{source}: no weights of it are published; train it first, or name a file of weights")
-        path = found
+        published, model = published_weights(str(source)), str(source)
+        if published is None:
+            raise WeightsError(f"{source}: no weights of it are published; train it first, or give a weights file")
+        path = published
     else:
         path = local_file(source)
     card = read_card(path)
@@ -394,9 +397,9 @@ def load(
         preset = get_preset(model)
         known = categories or usual_categories(state)
     else:
-        raise WeightsError(f"{path}: does not say which model it is; name it, for example model='detr-r50'")
+        raise WeightsError(f"{path}: does not name its model; name it, for example model='detr-r50'")
     network = build_model(preset, len(known), strict_no_object=strict_no_object)
-    if has_masks(state) and not preset.has_masks:  # the detector alone finds no stuff, but tells it from things
+    if has_masks(state) and not preset.has_masks:  # the detector alone predicts things, not stuff
         state, known = fitting_part(network, state), known.only_things
     if card is None:
         ours = in_our_layout(network, state)

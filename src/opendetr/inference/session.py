@@ -1,6 +1,6 @@
-"""Inference may have state: a session takes images one batch after another and gives the output of each.
+"""Sessions run a model on a stream of images, one batch after another.
 
-An image detector has no state, so its session forgets what was before; that of a tracker does not.
+The session of an image detector has no state. The session of a tracker keeps state from one batch to the next.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ class Session(Protocol):
     """Runs a model on a stream of images."""
 
     def step(self, images: ImageBatch, prompt: Any = None) -> Output:
-        """The output for the next images of the stream.
+        """Return the output for the next images of the stream.
 
         Args:
             images: on the model's device.
-            prompt: what the model is asked for besides, such as captions or patches; None where it takes none.
+            prompt: further input, such as captions or patches. None for models that take no prompt.
         """
         ...
 
     def reset(self) -> None:
-        """Begin a new stream: whatever is kept of earlier images is dropped."""
+        """Start a new stream: discard the state of earlier images."""
         ...
 
 
@@ -42,9 +42,9 @@ class ImageSession:
 
     @torch.inference_mode()
     def step(self, images: ImageBatch, prompt: Any = None) -> Output:
-        """The output for some images; a detector takes no prompt."""
+        """Return the output for a batch of images. `prompt` must be None."""
         assert prompt is None
         return self._model(images)
 
     def reset(self) -> None:
-        """There is nothing to drop."""
+        """Do nothing: there is no state."""

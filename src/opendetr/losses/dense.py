@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from opendetr.losses.boxes import box_giou, box_l1
 from opendetr.losses.class_terms import sigmoid_focal
 from opendetr.losses.term import Normaliser
-from opendetr.nn import MLP
+from opendetr.nn import MLP, full_precision, weights_dtype
 from opendetr.structures import FeatureMap, Matches, Output, Target
 
 _PRIOR = 0.01  # initial class probability, low because most cells contain no object
@@ -114,7 +114,7 @@ class DenseSupervision(nn.Module):
             num_objects: divisor, the number of objects in the whole step.
         """
         with torch.autocast(memory.values.device.type, enabled=False):
-            tokens = memory.values.float().flatten(2).transpose(1, 2)
+            tokens = memory.values.to(weights_dtype(self.class_head)).flatten(2).transpose(1, 2)
             height, width = memory.values.shape[-2:]
             assigned = torch.stack(
                 [
@@ -132,7 +132,8 @@ class DenseSupervision(nn.Module):
         target_boxes = torch.cat([target.boxes[index] for target, index in zip(targets, chosen, strict=True)])
         # The weights of an object's cells sum to 1, so small objects count as much as large ones.
         share = torch.cat([1 / torch.bincount(index)[index] for index in chosen])
-        logits, boxes = self.class_head(tokens), self.box_head(tokens[positive]).sigmoid()
+        logits = full_precision(self.class_head(tokens))
+        boxes = full_precision(self.box_head(tokens[positive])).sigmoid()
         truth = torch.zeros_like(logits)
         truth[positive] = F.one_hot(labels, logits.shape[-1]).to(truth)
         box_loss = config.l1_weight * box_l1(boxes, target_boxes) + config.giou_weight * box_giou(boxes, target_boxes)

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from opendetr.losses.class_terms import sigmoid_focal
 from opendetr.losses.term import Normaliser
+from opendetr.nn import full_precision
 from opendetr.structures import Matches, Output, Target
 
 
@@ -91,7 +92,8 @@ def _target_masks(target: Target) -> Tensor:
 def _sums(logits: Tensor, truth: Tensor, size: tuple[int, int]) -> Tensor:
     """Logits (n, h, w) and masks (n, H', W') bool of the unpadded image -> (2,): focal and dice loss, summed."""
     with torch.autocast(logits.device.type, enabled=False):
-        logits = F.interpolate(logits.float()[:, None], size=size, mode="bilinear", align_corners=False).flatten(1)
+        logits = full_precision(logits)[:, None]
+        logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False).flatten(1)
         height, width = truth.shape[-2:]
         padded = F.pad(truth, (0, size[1] - width, 0, size[0] - height)).flatten(1).to(logits)
         return torch.stack((sigmoid_focal(logits, padded).mean(1).sum(), dice(logits, padded).sum()))

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from opendetr.losses.boxes import box_giou, box_l1
 from opendetr.losses.class_terms import ClassTerm, image_index
+from opendetr.nn import full_precision
 from opendetr.structures import Matches, Output, Target
 
 
@@ -63,7 +64,7 @@ def match(
     Returns:
         Matches on the device of the costs, sorted by layer, image and query.
     """
-    on_host = costs.float().nan_to_num(nan=1e6, posinf=1e6, neginf=-1e6).cpu().numpy()
+    on_host = full_precision(costs).nan_to_num(nan=1e6, posinf=1e6, neginf=-1e6).cpu().numpy()
     num_layers, num_queries = costs.shape[1:]
     per_image = np.split(on_host, np.cumsum(counts)[:-1]) if len(counts) else []
     allowed = np.ones((len(counts), num_queries), bool) if candidates is None else candidates.cpu().numpy()

@@ -27,7 +27,9 @@ from opendetr.nn import (
     TransformerConfig,
     attention_weights,
     embed_coordinates,
+    full_precision,
     scaled_dot_product_attention,
+    weights_dtype,
     xavier_initialise,
 )
 from opendetr.structures import Scoring
@@ -242,12 +244,12 @@ class ConditionalDecoder(nn.Module):
     def reference_points(self, queries: Tensor) -> Tensor:
         """Object queries (..., D) -> reference points (..., 2) float32, x and y in 0..1."""
         with torch.autocast(queries.device.type, enabled=False):  # a place needs more digits than bfloat16 has
-            return self.reference_head(queries.float()).sigmoid()
+            return full_precision(self.reference_head(queries.to(weights_dtype(self.reference_head)))).sigmoid()
 
     def forward(self, query_position: Tensor, memory: Tensor, position: Tensor, padding: Tensor | None) -> Tensor:
         """Object queries (B, Q, D), memory and its positions (B, N, D), padding (B, N) or None -> (L, B, Q, D)."""
         y_before_x = self.reference_points(query_position).flip(-1)
-        place = embed_coordinates(y_before_x, query_position.shape[-1] // 2)
+        place = embed_coordinates(y_before_x, query_position.shape[-1] // 2).to(query_position.dtype)
         content = torch.zeros_like(query_position)
         outputs = []
         for index, layer in enumerate(self.layers):
@@ -273,5 +275,5 @@ class ConditionalDETR(DETR):
     def predict_boxes(self, queries: Tensor, query_position: Tensor) -> Tensor:
         """The decoder's output (L, B, Q, D) -> boxes (L, B, Q, 4), with centres relative to the reference points."""
         reference = torch.logit(self.decoder.reference_points(query_position), eps=_EPSILON)
-        boxes = self.box_head(queries)
+        boxes = full_precision(self.box_head(queries))
         return torch.cat((boxes[..., :2] + reference, boxes[..., 2:]), -1).sigmoid()

@@ -29,10 +29,12 @@ from opendetr.nn import (
     Residual,
     Shapes,
     SinePosition,
-    convolve_narrow,
+    convolve,
     embed_coordinates,
+    full_precision,
     group_norm,
     resize_padding,
+    weights_dtype,
     xavier_initialise,
 )
 from opendetr.structures import FeatureMap, Output, Predictions, Scoring
@@ -312,7 +314,9 @@ class DeformableDETR(Detector):
         ]
         coarse = own[-1].values
         for project in self.projections[num_own:]:
-            coarse = convolve_narrow(project, coarse)
+            convolution, norm = project.children()
+            assert isinstance(convolution, nn.Conv2d)
+            coarse = norm(convolve(convolution, coarse))
             levels.append(FeatureMap(coarse, resize_padding(padding, coarse)))
         return tuple(levels)
 
@@ -339,7 +343,7 @@ class DeformableDETR(Detector):
         tokens = _Tokens.of(memory)
         position, content = self.queries.weight.expand(len(tokens.values), -1, -1).chunk(2, -1)
         with torch.autocast(position.device.type, enabled=False):  # a place needs more digits than bfloat16 has
-            reference = self.reference_points(position).sigmoid()
+            reference = full_precision(self.reference_points(position)).sigmoid()
         layers, queries = self._decode(tokens, position, content, reference)
         return Output(layers, queries, features, memory)
 
@@ -361,9 +365,9 @@ class DeformableDETR(Detector):
             class_head = self.class_heads[min(index, len(self.class_heads) - 1)]
             box_head = self.box_heads[min(index, len(self.box_heads) - 1)]
             with torch.autocast(content.device.type, enabled=False):
-                known = content.float()
-                boxes = _moved(box_head(known), reference)
-                predictions.append(Predictions(class_head(known), boxes, self.scoring))
+                known = content.to(weights_dtype(class_head))
+                boxes = _moved(full_precision(box_head(known)), reference)
+                predictions.append(Predictions(full_precision(class_head(known)), boxes, self.scoring))
             queries.append(known)
             if self.refine:
                 reference = boxes.detach()
@@ -403,7 +407,7 @@ class TwoStageDETR(DeformableDETR):
             if tokens.padding is not None:  # padded tokens come last, so the amount of padding has no effect
                 scores = scores.masked_fill(tokens.padding, -torch.inf)
             reference = self._best(scores, logit_boxes.detach()).sigmoid()
-            embedded = embed_coordinates(reference, tokens.values.shape[-1] // 2)
+            embedded = embed_coordinates(reference, tokens.values.shape[-1] // 2).to(weights_dtype(self.proposal_query))
             position, content = self.proposal_query_norm(self.proposal_query(embedded)).chunk(2, -1)
         layers, queries = self._decode(tokens, position, content, reference)
         return TwoStageOutput(layers, queries, features, memory, proposals)
@@ -418,10 +422,11 @@ class TwoStageDETR(DeformableDETR):
         if tokens.padding is not None:
             silent = silent | tokens.padding[..., None]
         logit_boxes = boxes.logit().masked_fill(silent, torch.inf)
-        content = tokens.values.float().masked_fill(silent, 0.0)
+        content = tokens.values.to(weights_dtype(self.proposal_content)).masked_fill(silent, 0.0)
         content = self.proposal_content_norm(self.proposal_content(content))
-        logit_boxes = self.proposal_box_head(content) + logit_boxes
-        return Predictions(self.proposal_class_head(content), logit_boxes.sigmoid(), self.scoring), logit_boxes
+        logit_boxes = full_precision(self.proposal_box_head(content)) + logit_boxes
+        logits = full_precision(self.proposal_class_head(content))
+        return Predictions(logits, logit_boxes.sigmoid(), self.scoring), logit_boxes
 
     def _best(self, scores: Tensor, boxes: Tensor) -> Tensor:
         """Scores (B, N) and boxes (B, N, 4) -> the boxes of the Q best tokens (B, Q, 4), fewer if N < Q."""

@@ -25,6 +25,8 @@ from opendetr.nn import (
     LearnedPosition,
     SinePosition,
     TransformerConfig,
+    full_precision,
+    weights_dtype,
 )
 from opendetr.structures import FeatureMap, Output, Predictions, Scoring
 
@@ -119,8 +121,9 @@ class DETR(Detector):
         query_position = self.queries.weight if query_position is None else query_position
         queries = self.decode_queries(memory[0], query_position)
         with torch.autocast(queries.device.type, enabled=False):  # a box needs more digits than bfloat16 has
-            queries = queries.float()
-            logits, boxes = self.class_head(queries), self.predict_boxes(queries, query_position)
+            queries = queries.to(weights_dtype(self.class_head))
+            logits = full_precision(self.class_head(queries))
+            boxes = self.predict_boxes(queries, query_position)
         layers = tuple(Predictions(*layer, self.scoring) for layer in zip(logits, boxes, strict=True))
         return Output(layers, queries, features, memory)
 
@@ -138,4 +141,4 @@ class DETR(Detector):
             queries: the decoder's output.
             query_position: (Q, D) or (B, Q, D), the object queries, for models that predict boxes relative to them.
         """
-        return self.box_head(queries).sigmoid()
+        return full_precision(self.box_head(queries)).sigmoid()

@@ -28,7 +28,7 @@ from opendetr.models.conditional import ConditionalDETRConfig
 from opendetr.models.deformable import DeformableDETRConfig
 from opendetr.models.detector import Detector, tokens_of
 from opendetr.models.detr import DETRConfig
-from opendetr.nn import AttentionModule
+from opendetr.nn import AttentionModule, GroupNorm, full_precision
 from opendetr.structures import FeatureMap, ImageBatch, LazyMasks, Output, Scoring
 
 # A detector with a mask head has its own weight family. The detector without masks is a submodule.
@@ -110,7 +110,7 @@ class MaskAttention(AttentionModule):
             (n, A, h w) float32. The weights of a query sum to 1 over all heads and cells. Padded cells have 0, unless
             all cells are padded.
         """
-        return self.forward(queries, key, padding).float()
+        return full_precision(self.forward(queries, key, padding))
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ class MaskHead(nn.Module):
         added = num_channels[::-1]
         widths = [width + num_heads] * 2 + [width // 2**step for step in range(1, len(added) + 2)]
         self.convolutions = nn.ModuleList(nn.Conv2d(a, b, kernel_size=3, padding=1) for a, b in pairwise(widths))
-        self.norms = nn.ModuleList(nn.GroupNorm(math.gcd(_NUM_GROUPS, b), b) for b in widths[1:])
+        self.norms = nn.ModuleList(GroupNorm(math.gcd(_NUM_GROUPS, b), b) for b in widths[1:])
         self.adapters = nn.ModuleList(nn.Conv2d(a, b, kernel_size=1) for a, b in zip(added, widths[2:], strict=False))
         self.out = nn.Conv2d(widths[-1], 1, kernel_size=3, padding=1)
         for module in self.modules():
@@ -184,7 +184,7 @@ class MaskHead(nn.Module):
         for level, convolution, norm in zip(shared.levels, others[1:], norms, strict=True):
             x = F.interpolate(x, size=level.shape[-2:], mode="nearest") + level
             x = F.relu(norm(convolution(x)), inplace=True)
-        return self.out(x)[:, 0].float()
+        return full_precision(self.out(x)[:, 0])
 
 
 class MaskedDetector(Detector):
@@ -213,8 +213,8 @@ class MaskedDetector(Detector):
             raise ValueError(f"masks.num_heads: {config.num_heads} does not divide the detector's width of {width}")
         if width < 2 ** (config.level + 1):
             raise ValueError(
-                f"masks.level: expected a lower level than {config.level} for this detector; the mask head halves its "
-                f"width of {width} {config.level + 1} times"
+                f"masks: a width of {width} is too small for the mask head, which halves it {config.level + 1} times; "
+                "use a wider detector"
             )
         if config.level < detector.first_level:
             expected = "3" if detector.first_level == 3 else f"{detector.first_level} to 3"

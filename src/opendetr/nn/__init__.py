@@ -9,7 +9,17 @@ from opendetr.nn.attention import (
 from opendetr.nn.backbone import Backbone, BackboneConfig, resize_padding
 from opendetr.nn.deformable_attention import DeformableAttention, DeformableWeights, Shapes, sample_and_sum
 from opendetr.nn.inspection import AttentionWeights, collect_attention
-from opendetr.nn.layers import MLP, FeedForward, Residual, convolve_narrow, group_norm, xavier_initialise
+from opendetr.nn.layers import (
+    MLP,
+    FeedForward,
+    GroupNorm,
+    Residual,
+    convolve,
+    full_precision,
+    group_norm,
+    weights_dtype,
+    xavier_initialise,
+)
 from opendetr.nn.position import LearnedPosition, SinePosition, embed_coordinates
 from opendetr.nn.transformer import Decoder, Encoder, TransformerConfig
 
@@ -24,6 +34,7 @@ __all__ = [
     "DeformableWeights",
     "Encoder",
     "FeedForward",
+    "GroupNorm",
     "LearnedPosition",
     "MultiHeadAttention",
     "Residual",
@@ -32,11 +43,13 @@ __all__ = [
     "TransformerConfig",
     "attention_weights",
     "collect_attention",
-    "convolve_narrow",
+    "convolve",
     "embed_coordinates",
+    "full_precision",
     "group_norm",
     "resize_padding",
     "sample_and_sum",
     "scaled_dot_product_attention",
+    "weights_dtype",
     "xavier_initialise",
 ]

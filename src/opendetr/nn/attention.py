@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from opendetr.nn.layers import full_precision
+
 
 def scaled_dot_product_attention(
     query: Tensor, key: Tensor, value: Tensor, num_heads: int, padding: Tensor | None = None, dropout: float = 0.0
@@ -29,7 +31,7 @@ def scaled_dot_product_attention(
     Returns:
         (B, N, D).
     """
-    if query.device.type == "cpu" and query.dtype != torch.float32:
+    if query.device.type == "cpu" and query.dtype.itemsize < 4:
         # torch's CPU kernel takes twice as long in bfloat16 as in float32, forward and backward.
         with torch.autocast("cpu", enabled=False):
             tokens = query.float(), key.float(), value.float()
@@ -76,7 +78,7 @@ def attention_weights(query: Tensor, key: Tensor, num_heads: int, padding: Tenso
         image are padded, its rows are 0, and so is the attention.
     """
     with torch.autocast(query.device.type, enabled=False):
-        q, k = (_split_heads(tokens.float(), num_heads) for tokens in (query, key))
+        q, k = (_split_heads(full_precision(tokens), num_heads) for tokens in (query, key))
         scores = torch.matmul(q / math.sqrt(q.shape[-1]), k.transpose(-2, -1))
         if padding is None:
             return scores.softmax(-1)

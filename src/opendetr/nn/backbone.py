@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -16,7 +15,7 @@ from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from torchvision.ops import FrozenBatchNorm2d
 
-from opendetr.nn.layers import convolve_narrow, group_norm
+from opendetr.nn.layers import convolve, group_norm, weights_dtype
 from opendetr.structures import FeatureMap, ImageBatch
 
 
@@ -47,20 +46,12 @@ _NORMS: dict[str, Callable[[int], nn.Module]] = {
 
 
 def _convolve(convolution: nn.Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
-    """Convolution and norm of x (B, C, h, w)."""
-    return convolve_narrow(partial(_convolve_any, convolution, norm), x)
-
-
-def _convolve_any(convolution: nn.Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
     """Convolution and norm. A frozen norm is an affine map: folded into the kernel it costs no pass over x."""
     if not isinstance(norm, FrozenBatchNorm2d):
-        return norm(convolution(x))
+        return norm(convolve(convolution, x))
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
     shift = norm.bias - norm.running_mean * scale
-    kernel = convolution.weight * scale[:, None, None, None]
-    return F.conv2d(
-        x, kernel.to(x.dtype), shift.to(x.dtype), convolution.stride, convolution.padding, convolution.dilation
-    )
+    return convolve(convolution, x, convolution.weight * scale[:, None, None, None], shift)
 
 
 def _shortcut(downsample: nn.Sequential | None, x: Tensor) -> Tensor:
@@ -150,7 +141,10 @@ class Backbone(nn.Module):
 
     def forward(self, images: ImageBatch) -> tuple[FeatureMap, ...]:
         """Images -> four feature maps, fine to coarse, each with the padding mask at its own size."""
-        x = images.pixels.contiguous(memory_format=torch.channels_last)
+        pixels = images.pixels
+        if pixels.is_floating_point():
+            pixels = pixels.to(weights_dtype(self.body))
+        x = pixels.contiguous(memory_format=torch.channels_last)
         x = F.relu(_convolve(self.body.conv1, self.body.bn1, x), inplace=True)
         x = self.body.maxpool(x)
         levels = []

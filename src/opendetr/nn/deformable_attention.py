@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from opendetr.nn.attention import AttentionModule
+from opendetr.nn.layers import full_precision
 from opendetr.nn.native import library, sample_native
 
 Shapes = Sequence[tuple[int, int]]
@@ -39,8 +40,8 @@ def sample_and_sum(value: Tensor, shapes: Shapes, locations: Tensor, weights: Te
     Returns:
         (B, Q, H d) float32.
     """
-    value, locations, weights = value.float(), locations.float(), weights.float()
-    if value.device.type != "cpu" or _is_traced():
+    value, locations, weights = full_precision(value), full_precision(locations), full_precision(weights)
+    if value.device.type != "cpu" or value.dtype != torch.float32 or _is_traced():
         return _sample_levels(value, shapes, locations, weights)
     if library() is not None:
         return sample_native(value, shapes, locations, weights)
@@ -349,8 +350,8 @@ class DeformableAttention(AttentionModule):
     def _sampling(self, query: Tensor, reference: Tensor, shapes: Shapes) -> tuple[Tensor, Tensor]:
         """Locations (B, Q, H, L, P, 2) and weights (B, Q, H, L, P), both float32."""
         of_samples = (self.num_heads, self.num_levels, self.num_points)
-        weights = self.attention_weights(query).float().unflatten(-1, (self.num_heads, -1)).softmax(-1)
-        offsets = self.sampling_offsets(query).float().unflatten(-1, (*of_samples, 2))
+        weights = full_precision(self.attention_weights(query)).unflatten(-1, (self.num_heads, -1)).softmax(-1)
+        offsets = full_precision(self.sampling_offsets(query)).unflatten(-1, (*of_samples, 2))
         return self._locate(reference, offsets, shapes), weights.unflatten(-1, of_samples[1:])
 
     def _locate(self, reference: Tensor, offsets: Tensor, shapes: Shapes) -> Tensor:
@@ -358,7 +359,7 @@ class DeformableAttention(AttentionModule):
 
         Nothing is broadcast along the short last axes, which CPUs do cell by cell: it is spread for all heads first.
         """
-        reference = reference.float()[:, :, None, :, None].expand(-1, -1, -1, -1, self.num_points, -1)
+        reference = reference.to(offsets.dtype)[:, :, None, :, None].expand(-1, -1, -1, -1, self.num_points, -1)
         centre = reference[..., :2].flatten(3)  # (B, Q, 1, L P 2)
         if reference.shape[-1] == 2:
             sizes = torch.tensor([(w, h) for h, w in shapes], dtype=offsets.dtype, device=offsets.device)

@@ -68,16 +68,51 @@ class Residual(nn.Module):
         return self.norm(x + self.dropout(sublayer(x)))
 
 
-def convolve_narrow(convolution: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Apply strided convolutions to x (B, C, h, w); maps of one or two columns in float32, under CPU autocast too.
+def full_precision(x: Tensor) -> Tensor:
+    """The tensor in float32, or in float64 if that is its dtype: for what needs more digits than bfloat16 has."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def weights_dtype(module: nn.Module) -> torch.dtype:
+    """The dtype of a module's weights: what its input has to be cast to outside autocast."""
+    return next(module.parameters()).dtype
+
+
+def convolve(convolution: nn.Conv2d, x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+    """Apply a strided convolution to x (B, C, h, w), on a CPU to maps of one or two columns in float32 at least.
 
     For those, oneDNN's AMX kernels of bfloat16 multiply what lies in memory beyond the map by zero (seen with torch
     2.14); where that is not a number, neither is the result.
+
+    Args:
+        convolution: what is applied.
+        x: the input; under autocast and in bfloat16 models it may be bfloat16.
+        weight, bias: used instead of the convolution's own.
     """
-    if x.shape[-1] > 2 or x.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
+    is_low = x.dtype.itemsize < 4 or torch.is_autocast_enabled("cpu")
+    if x.shape[-1] <= 2 and x.device.type == "cpu" and is_low:
+        weight, bias = (convolution.weight, convolution.bias) if weight is None else (weight, bias)
+        with torch.autocast("cpu", enabled=False):
+            wide = full_precision(weight), None if bias is None else full_precision(bias)
+            return _convolve(convolution, full_precision(x), *wide).to(weight.dtype)
+    if weight is None:
         return convolution(x)
-    with torch.autocast("cpu", enabled=False):
-        return convolution(x.float())
+    return _convolve(convolution, x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+
+
+def _convolve(convolution: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return F.conv2d(x, weight, bias, convolution.stride, convolution.padding, convolution.dilation)
+
+
+class GroupNorm(nn.GroupNorm):
+    """Group norm that also takes groups of a single value, which `F.group_norm` refuses; the bias is what they become.
+
+    An image of a few pixels has such groups, in evaluation as well as in training.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, ...) -> the same shape."""
+        return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps, torch.backends.cudnn.enabled)
 
 
 def group_norm(num_channels: int) -> nn.GroupNorm:

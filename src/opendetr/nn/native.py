@@ -61,7 +61,7 @@ def library() -> ctypes.CDLL | None:
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         reason = getattr(error, "stderr", None) or error
         warnings.warn(
-            f"{compiler}: cannot compile the sampling of deformable attention, which will be slower: "
+            f"{compiler}: cannot build the sampling of deformable attention, which will be slower: "
             f"{' '.join(str(reason).split())[:300]}",
             stacklevel=2,
         )

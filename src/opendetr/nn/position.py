@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from opendetr.structures import FeatureMap
 
 
-def _wavelengths(num_features: int, temperature: float) -> Tensor:
+def _wavelengths(num_features: int, temperature: float, like: Tensor) -> Tensor:
     """(num_features,): two features share a wave length, one for the sine and one for the cosine."""
-    exponents = 2 * torch.div(torch.arange(num_features, dtype=torch.float32), 2, rounding_mode="floor")
-    return temperature ** (exponents / num_features)
+    exponents = 2 * torch.div(torch.arange(num_features, dtype=like.dtype), 2, rounding_mode="floor")
+    return (temperature ** (exponents / num_features)).to(like.device)
 
 
 def _waves(place: Tensor, wavelengths: Tensor) -> Tensor:
@@ -36,8 +36,7 @@ def embed_coordinates(coordinates: Tensor, num_features: int, temperature: float
     Returns:
         (..., k * num_features), in the order of the coordinates.
     """
-    wavelengths = _wavelengths(num_features, temperature).to(coordinates.device)
-    return _waves(2 * math.pi * coordinates, wavelengths).flatten(-2)
+    return _waves(2 * math.pi * coordinates, _wavelengths(num_features, temperature, coordinates)).flatten(-2)
 
 
 class SinePosition(nn.Module):
@@ -52,25 +51,24 @@ class SinePosition(nn.Module):
         shift: added to each count. -0.5 gives the centre of a cell (Deformable DETR), 0 its far edge (DETR).
     """
 
-    wavelengths: Tensor
-
     def __init__(self, width: int, temperature: float = 10000.0, shift: float = 0.0) -> None:
         super().__init__()
         self.shift = shift
-        self.register_buffer("wavelengths", _wavelengths(width // 2, temperature), persistent=False)
+        self.num_features, self.temperature = width // 2, temperature
 
     def forward(self, features: FeatureMap) -> Tensor:
-        """Features (their shape and padding only) -> (B, D, h, w) float32."""
+        """Features (their shape and padding only) -> (B, D, h, w), in float32 at least."""
         b, _, h, w = features.values.shape
+        device, dtype = features.values.device, torch.promote_types(features.values.dtype, torch.float32)
         if features.padding is None:
-            device = features.values.device
-            y = torch.arange(1, h + 1, dtype=torch.float32, device=device)[None, :, None].expand(1, h, w)
-            x = torch.arange(1, w + 1, dtype=torch.float32, device=device)[None, None, :].expand(1, h, w)
+            y = torch.arange(1, h + 1, dtype=dtype, device=device)[None, :, None].expand(1, h, w)
+            x = torch.arange(1, w + 1, dtype=dtype, device=device)[None, None, :].expand(1, h, w)
         else:
             valid = ~features.padding
-            y, x = valid.cumsum(1, dtype=torch.float32), valid.cumsum(2, dtype=torch.float32)
-        y = _waves((y + self.shift) / (y[:, -1:, :] + 1e-6) * (2 * math.pi), self.wavelengths)
-        x = _waves((x + self.shift) / (x[:, :, -1:] + 1e-6) * (2 * math.pi), self.wavelengths)
+            y, x = valid.cumsum(1, dtype=dtype), valid.cumsum(2, dtype=dtype)
+        wavelengths = _wavelengths(self.num_features, self.temperature, y)
+        y = _waves((y + self.shift) / (y[:, -1:, :] + 1e-6) * (2 * math.pi), wavelengths)
+        x = _waves((x + self.shift) / (x[:, :, -1:] + 1e-6) * (2 * math.pi), wavelengths)
         return torch.cat((y, x), -1).permute(0, 3, 1, 2).expand(b, -1, -1, -1)
 
 

@@ -1,4 +1,4 @@
-"""From a decoder layer's predictions to what users see, in pixels of the original images."""
+"""Convert model outputs to detections, masks and panoptic maps in pixels of the original images."""
 
 from opendetr.postprocess.detections import detect, detect_with_queries
 from opendetr.postprocess.finishing import ImageMasks, image_masks

@@ -1,4 +1,4 @@
-"""From a batch's output to the masks and the map of each image: the one way for prediction, scores and benchmarks.
+"""Compute the masks and the panoptic map of each image of a batch. Prediction, evaluation and benchmarks use this.
 
 Shape letters: B batch, n queries and m candidates of one image, h w cells of the mask logits, H W the original image.
 """
@@ -20,27 +20,27 @@ from opendetr.structures import ImageBatch, Output
 
 @dataclass(frozen=True)
 class ImageMasks:
-    """What a mask head says of one image; masks and map of its original size are made when they are asked for.
+    """The mask logits of one image. `instances` and `panoptic` resize them to the original image.
 
     Attributes:
-        of_queries: (n, h, w) float, the mask logits of the queries that were asked for.
-        found: the queries that take part in the map.
-        of_found: (m, h, w) float, the mask logits of these.
-        frame: where the logits lie.
+        query_logits: (n, h, w) float, the mask logits of the requested queries.
+        candidates: the queries that take part in the panoptic map.
+        candidate_logits: (m, h, w) float, the mask logits of `candidates`.
+        frame: maps the cells of the logits to pixels of the image.
     """
 
-    of_queries: Tensor
-    found: Candidates
-    of_found: Tensor
+    query_logits: Tensor
+    candidates: Candidates
+    candidate_logits: Tensor
     frame: MaskFrame
 
     def instances(self, *, merge: Merge = "default") -> Tensor:
-        """(n, H, W) bool, the masks of the queries that were asked for, as `instance_masks` makes them."""
-        return instance_masks(self.of_queries, self.frame, merge=merge)
+        """The masks of the requested queries, (n, H, W) bool; see `instance_masks`."""
+        return instance_masks(self.query_logits, self.frame, merge=merge)
 
     def panoptic(self, categories: Categories, *, merge: Merge = "default") -> Panoptic:
-        """The map, as `panoptic_map` makes it."""
-        return panoptic_map(self.found, self.of_found, self.frame, categories, merge=merge)
+        """The panoptic map; see `panoptic_map`."""
+        return panoptic_map(self.candidates, self.candidate_logits, self.frame, categories, merge=merge)
 
 
 def image_masks(
@@ -51,23 +51,23 @@ def image_masks(
     queries: Sequence[Tensor] | None = None,
     found: Sequence[Candidates] | None = None,
 ) -> list[ImageMasks]:
-    """What the mask head says of each image of a batch; no mask is computed twice.
+    """Compute the mask logits of each image of a batch. The mask of a query is computed only once.
 
     Args:
-        output: of a model with a mask head, for the batch.
+        output: the output of a model with a mask head for the batch.
         images: the batch.
-        sizes: (B, 2), height and width of the original images.
-        queries: (n,) of each image, to get masks of; none when omitted.
-        found: the queries of each image that take part in its map; none when omitted.
+        sizes: (B, 2), height and width of the original images in pixels.
+        queries: for each image the queries (n,) whose instance masks are requested. None: no queries.
+        found: for each image the queries that take part in its panoptic map. None: no queries.
     """
     if queries is None:
         queries = [torch.empty(0, dtype=torch.int64)] * len(sizes)
     if found is None:
         found = [Candidates.none()] * len(sizes)
-    asked = [torch.cat((some, others.queries)) for some, others in zip(queries, found, strict=True)]
+    all_queries = [torch.cat((requested, chosen.queries)) for requested, chosen in zip(queries, found, strict=True)]
     masks = []
-    logits = mask_logits(output, asked)
-    for others, of_image, frame in zip(found, logits, mask_frames(images, sizes), strict=True):
-        of_queries, of_found = of_image.split((len(of_image) - len(others), len(others)))
-        masks.append(ImageMasks(of_queries, others, of_found, frame))
+    logits = mask_logits(output, all_queries)
+    for chosen, image_logits, frame in zip(found, logits, mask_frames(images, sizes), strict=True):
+        query_logits, candidate_logits = image_logits.split((len(image_logits) - len(chosen), len(chosen)))
+        masks.append(ImageMasks(query_logits, chosen, candidate_logits, frame))
     return masks

@@ -1,4 +1,4 @@
-"""From mask logits to one map in which every pixel belongs to one thing or one stuff.
+"""Convert mask logits to a panoptic map, in which every pixel belongs to at most one segment.
 
 Shape letters: B batch, Q queries, C class logits, m queries kept in one image, h w cells of the mask logits, H W the
 original image.
@@ -16,17 +16,18 @@ from PIL import Image
 from torch import Tensor
 
 from opendetr.categories import Categories
+from opendetr.postprocess.finite import require_finite
 from opendetr.postprocess.masks import MaskFrame, Merge
 from opendetr.results import Panoptic, Segment
 from opendetr.structures import Predictions
 
-# Segments of so many pixels or fewer are dropped (Carion et al., 2020, in the published code).
+# Segments of at most this many pixels are dropped (Carion et al., 2020, in the published code).
 _NEGLIGIBLE_AREA = 4
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """The queries of one image that take part in its map.
+    """The queries of one image that take part in its panoptic map.
 
     Attributes:
         queries: (m,) int64, ascending.
@@ -55,30 +56,32 @@ def candidates(
     min_score: float | Tensor | None = None,
     merge: Merge = "default",
 ) -> list[Candidates]:
-    """The queries of each image whose best answer is a class, not "no object", with a score above `min_score`.
+    """The queries of each image that predict a class rather than "no object", with a score above `min_score`.
 
     Args:
-        predictions: one decoder layer's logits (B, Q, C).
-        categories: what the labels stand for.
-        min_score: of a query; (K,) gives every class its own; what the scoring says when omitted.
-        merge: the rule of the map; the published one keeps categories that are marked unused.
+        predictions: the logits (B, Q, C) of one decoder layer.
+        categories: the categories of the labels.
+        min_score: the threshold. A tensor (K,) holds one threshold per class. None: the default of the scoring.
+        merge: the rule of the panoptic map. "published" keeps categories that are marked unused.
 
     Raises:
         ValueError: a label has no category.
+        NonFiniteError: a logit or a box is not finite.
     """
     min_score = predictions.scoring.panoptic_score if min_score is None else min_score
-    scores, labels = (each.cpu() for each in predictions.scoring.best(predictions.logits.float()))
+    require_finite("a class logit or box", predictions.logits, predictions.boxes)
+    scores, labels = (values.cpu() for values in predictions.scoring.best(predictions.logits.float()))
     if labels.numel() and int(labels.max()) >= len(categories):
         raise ValueError(
-            f"panoptic: the model found label {int(labels.max())}, but there are {len(categories)} categories; "
+            f"panoptic: the model predicts label {int(labels.max())}, but there are {len(categories)} categories; "
             "pass the categories that it was trained with"
         )
     kept = scores > torch.as_tensor(min_score, dtype=scores.dtype).expand(len(categories))[labels]
     if merge != "published":
         kept &= torch.tensor(categories.used, dtype=torch.bool)[labels]
     return [
-        Candidates(chosen.nonzero()[:, 0], of_image[chosen], scored[chosen])
-        for chosen, of_image, scored in zip(kept, labels, scores, strict=True)
+        Candidates(image_kept.nonzero()[:, 0], image_labels[image_kept], image_scores[image_kept])
+        for image_kept, image_labels, image_scores in zip(kept, labels, scores, strict=True)
     ]
 
 
@@ -86,25 +89,26 @@ def candidates(
 def panoptic_map(
     found: Candidates, logits: Tensor, frame: MaskFrame, categories: Categories, *, merge: Merge = "default"
 ) -> Panoptic:
-    """The map of one image: every pixel goes to the query whose mask is strongest there. On the CPU.
+    """The panoptic map of one image, on the CPU. Each pixel belongs to the query with the largest mask logit there.
 
-    "default" cuts the logits to the image before it resizes them, once, to the original size. All stuff of one class is
-    one segment. What has at most 4 pixels is dropped, and its pixels go to the segment that is strongest there among
-    those that remain.
+    "default" crops the logits to the image and resizes them to the original size in one step. All stuff of one class is
+    one segment. Segments of at most 4 pixels are dropped. Each of their pixels goes to the remaining segment with the
+    largest logit there.
 
-    "published" is the rule of Carion et al. (2020) as its code has it, with its faults: the logits of the whole padded
-    batch are squeezed into the image; stuff of one class is one segment only until something is dropped, and what had
-    been merged into it counts as having no pixels, so that those go to whatever mask is next best.
+    "published" follows the code of Carion et al. (2020) exactly, including its faults. It resizes the logits of the
+    whole padded batch to the size of the image, which distorts them. It merges stuff of one class only
+    before the first check of areas. There the merged queries count as empty and are dropped, and their pixels go to
+    other masks.
 
     Args:
         found: the queries that take part.
-        logits: (m, h, w) float, the mask logits of these queries, of the padded batch.
-        frame: where they lie.
-        categories: what the labels stand for.
-        merge: the rule.
+        logits: (m, h, w) float, the mask logits of these queries, covering the padded batch.
+        frame: maps the cells of the logits to pixels of the image.
+        categories: the categories of the labels.
+        merge: the rule, "default" or "published".
 
     Raises:
-        ValueError: there are not as many masks as queries, or the rule is none.
+        ValueError: the numbers of masks and queries differ, or there is no such rule.
     """
     if merge not in get_args(Merge):
         raise ValueError(f"merge: expected {' or '.join(get_args(Merge))}, got {merge!r}")
@@ -134,7 +138,7 @@ def panoptic_map(
 
 
 def _merged(labels: list[int], isthing: list[bool]) -> list[list[int]]:
-    """Positions of queries that are one segment: things alone, stuff of one class together; in order of the first."""
+    """The positions of each segment's queries: one for a thing, all of a class for stuff; by the first query."""
     groups: dict[object, list[int]] = {}
     for position, (label, thing) in enumerate(zip(labels, isthing, strict=True)):
         groups.setdefault(("thing", position) if thing else label, []).append(position)
@@ -142,7 +146,7 @@ def _merged(labels: list[int], isthing: list[bool]) -> list[list[int]]:
 
 
 def _default(logits: Tensor, frame: MaskFrame, groups: list[list[int]]) -> tuple[Tensor, Tensor, list[list[int]]]:
-    """(H, W) positions in the groups that are returned, (H, W) logits, and the groups that have pixels."""
+    """Group index of each pixel (H, W), its logit (H, W), and the remaining groups that the indices refer to."""
     group_of = _group_of(groups, len(logits)).to(logits.device)
     winners, strengths = _strongest(logits, frame)
     indices = group_of[winners]
@@ -152,15 +156,15 @@ def _default(logits: Tensor, frame: MaskFrame, groups: list[list[int]]) -> tuple
     if not large.all():
         rows, columns = (~large)[indices].nonzero(as_tuple=True)
         remaining = large[group_of].nonzero()[:, 0]
-        # The others only gain pixels, so that none of them becomes small: once is enough.
-        values, places = frame.sampled(logits[remaining], rows, columns).max(0)
-        indices[rows, columns], strengths[rows, columns] = group_of[remaining[places]], values
+        # The remaining segments only gain pixels, so none of them becomes small: no second pass is needed.
+        values, winner = frame.sampled(logits[remaining], rows, columns).max(0)
+        indices[rows, columns], strengths[rows, columns] = group_of[remaining[winner]], values
     renumbered = large.cumsum(0) - 1
     return renumbered[indices], strengths, [group for group, kept in zip(groups, large.tolist(), strict=True) if kept]
 
 
 def _group_of(groups: list[list[int]], num_queries: int) -> Tensor:
-    """(m,) the group that each query is in."""
+    """(m,) the group index of each query."""
     group_of = torch.empty(num_queries, dtype=torch.int64)
     for number, members in enumerate(groups):
         group_of[members] = number
@@ -168,7 +172,7 @@ def _group_of(groups: list[list[int]], num_queries: int) -> Tensor:
 
 
 def _strongest(logits: Tensor, frame: MaskFrame) -> tuple[Tensor, Tensor]:
-    """(H, W) position of the strongest of m masks in the original image, and its logit."""
+    """At each pixel of the original image the position of the mask with the largest logit, and the logit, (H, W)."""
     winners = torch.empty(frame.original, dtype=torch.int64, device=logits.device)
     strengths = torch.empty(frame.original, device=logits.device)
     for rows, resized in frame.rows(logits):
@@ -177,7 +181,7 @@ def _strongest(logits: Tensor, frame: MaskFrame) -> tuple[Tensor, Tensor]:
 
 
 def _published(logits: Tensor, frame: MaskFrame, groups: list[list[int]]) -> tuple[Tensor, Tensor, list[list[int]]]:
-    """As `_default`, with single queries as groups: of stuff that was merged only the first is left in the end."""
+    """As `_default`, but the returned groups are single queries: of merged stuff only the first query remains."""
     masks = F.interpolate(logits[:, None].float(), frame.processed, mode="bilinear")[:, 0]
     first_of = torch.tensor([groups[group][0] for group in _group_of(groups, len(logits)).tolist()])
     kept = torch.arange(len(logits))
@@ -194,7 +198,7 @@ def _published(logits: Tensor, frame: MaskFrame, groups: list[list[int]]) -> tup
 
 
 def _nearest(values: Tensor, size: tuple[int, int]) -> Tensor:
-    """(h, w) -> (H, W): the nearest pixel of each, as Pillow takes it."""
+    """Resize (h, w) to (H, W) with the nearest-neighbour interpolation of Pillow."""
     image = Image.fromarray(values.numpy().astype(np.int32 if values.dtype == torch.int64 else np.float32))
     resized = np.asarray(image.resize(size[::-1], Image.Resampling.NEAREST))
     return torch.from_numpy(resized.astype(resized.dtype, copy=True)).to(values.dtype)

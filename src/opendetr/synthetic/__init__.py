@@ -1,16 +1,16 @@
-"""Scenes: the embedded dataset, a seeded generator of drawn images with exact COCO labels.
+"""Scenes: a synthetic dataset, generated from a seed, with exact COCO annotations.
 
-A scene shows 1 to 16 *things* (discs, stars, gears, ...) that occlude each other on a ground of *stuff* (sky, grass,
-water, sand). Boxes, polygons and panoptic segments are those of the visible pixels, exactly. A class is a shape:
-colour, texture, aspect and rotation are drawn independently of it.
+A scene shows 1 to 16 *things* (discs, stars, gears, ...) that occlude each other, in front of *stuff* (sky, grass,
+water, sand). Boxes, polygons and panoptic segments match the visible pixels exactly. A class is a shape: colour,
+texture, aspect ratio and rotation are independent of it.
 
-Everything about a scene is a pure function of ``(seed, split, index, config)``. Its layout, hence its labels, and its
-look come from two separate random streams. Layout geometry is rounded to integers before it is rasterised, and the
-rasteriser knows integers only, so the labels do not depend on the machine.
+A scene is a pure function of ``(seed, split, index, config)``. Its layout, which determines the labels, and its look
+come from two separate random streams. The layout is rounded to integers before it is rasterised, and the rasteriser
+uses integers only, so the labels are the same on every machine.
 
-Shape letters: H, W image height and width in pixels (equal here); h, w those of a window of the image; N points.
-Image frame: x to the right, y downwards, origin at the top left corner of the top left pixel; the pixel in row i and
-column j covers [j, j + 1) x [i, i + 1).
+Shape letters: H, W height and width of the image in pixels (equal here); h, w those of a window of the image; N points.
+Image frame: x points right and y points down, from the top left corner of the image. The pixel in row i and column j
+covers [j, j + 1) x [i, i + 1).
 """
 
 from opendetr.synthetic.config import CATEGORIES, SceneConfig

@@ -1,4 +1,4 @@
-"""What scenes look like, and the classes that they show."""
+"""Configuration of scenes, and their classes."""
 
 from __future__ import annotations
 
@@ -36,26 +36,29 @@ _THING_NAMES = tuple(name for members in _THINGS.values() for name in members)
 _THING_IDS = [category["id"] for category in CATEGORIES if category["isthing"]]
 
 
-def _require(satisfied: bool, complaint: str) -> None:
-    """Raise the complaint about a setting unless it is satisfied."""
+def _require(satisfied: bool, message: str) -> None:
+    """Raise DataError about a setting unless its condition is satisfied."""
     if not satisfied:
-        raise DataError(f"SceneConfig: {complaint}")
+        raise DataError(f"SceneConfig: {message}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SceneConfig:
-    """What scenes look like.
+    """Size of scenes, and number, size and classes of their objects.
 
     Attributes:
         size: height and width of the image in pixels.
-        min_objects: fewest objects drawn in a scene.
-        max_objects: most objects drawn in a scene; the number is log-uniform between the two.
-        min_scale: smallest longer side of an object, as a fraction of ``size``.
-        max_scale: largest longer side of an object; the longer side is log-uniform between the two.
-        max_per_category: most objects of one class in a scene.
-        clustering: probability that an object is placed next to an earlier one and not just anywhere.
-        crowd_visibility: an object of which a smaller fraction is visible is marked crowd.
-        classes: names of the things that are drawn, all of them by default; fewer are easier to tell apart.
+        min_objects: minimum number of objects drawn in a scene.
+        max_objects: maximum number of objects drawn in a scene. The number is log-uniform between the two.
+        min_scale: minimum of the longer side of an object, as a fraction of ``size``.
+        max_scale: maximum of the longer side of an object. The side is log-uniform between the two.
+        max_per_category: maximum number of objects of one class in a scene.
+        clustering: probability that an object is placed next to an earlier one instead of at a random place.
+        crowd_visibility: an object is marked as crowd if a smaller fraction of it is visible.
+        classes: names of the things to draw, by default all; fewer classes are easier to distinguish.
+
+    Raises:
+        DataError: a setting is invalid.
     """
 
     size: int = 256
@@ -69,15 +72,17 @@ class SceneConfig:
     classes: tuple[str, ...] = _THING_NAMES
 
     def __post_init__(self) -> None:
-        """Refuse settings that cannot be drawn."""
+        """Raise DataError for invalid settings."""
         unknown = [name for name in self.classes if name not in _THING_NAMES]
-        _require(not unknown, f"classes: {', '.join(unknown)} cannot be drawn; choose of {', '.join(_THING_NAMES)}")
-        _require(len(set(self.classes)) == len(self.classes) > 0, f"classes={self.classes}: name some, each once")
-        most = self.max_per_category * len(self.classes)
+        _require(not unknown, f"classes: unknown classes {', '.join(unknown)}; choose from {', '.join(_THING_NAMES)}")
+        _require(
+            len(set(self.classes)) == len(self.classes) > 0, f"classes={self.classes}: name at least one, each once"
+        )
+        limit = self.max_per_category * len(self.classes)
         _require(self.size >= _SMALLEST_SIZE, f"size={self.size}: must be at least {_SMALLEST_SIZE} pixels")
         _require(
-            1 <= self.min_objects <= self.max_objects <= most,
-            f"min_objects={self.min_objects}, max_objects={self.max_objects}: need 1 <= min <= max <= {most}, "
+            1 <= self.min_objects <= self.max_objects <= limit,
+            f"min_objects={self.min_objects}, max_objects={self.max_objects}: need 1 <= min <= max <= {limit}, "
             f"which is {len(self.classes)} classes times max_per_category={self.max_per_category}",
         )
         _require(
@@ -89,12 +94,12 @@ class SceneConfig:
 
     @property
     def category_ids(self) -> list[int]:
-        """The ids of `classes`, ascending."""
+        """The category ids of `classes`, ascending."""
         return [category_id for category_id in _THING_IDS if CATEGORY_NAMES[category_id] in self.classes]
 
     @classmethod
     def hard(cls) -> SceneConfig:
-        """Up to 40 objects from 3 % of the image side."""
+        """A harder configuration: up to 40 objects, with sides from 3 % of the image."""
         return cls(max_objects=40, min_scale=0.03)
 
 

@@ -1,4 +1,4 @@
-"""A scene: its image and its labels."""
+"""Draws a scene: the image and its labels."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from opendetr.synthetic.shapes import rasterise
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Scene:
-    """A drawn image and its labels.
+    """The image and the labels of a scene.
 
     Attributes:
         image: (H, W, 3) uint8, RGB.
         segments: (H, W) int32, segment id of every pixel.
-        objects: visible things from back to front.
-        stuff: visible stuff, one segment per class.
+        objects: the visible things, from back to front.
+        stuff: the visible stuff, one segment per class.
     """
 
     image: np.ndarray
@@ -35,13 +35,13 @@ def draw_scene(index: int, *, split: str = "train", seed: int = 0, config: Scene
     """Draw one scene.
 
     Args:
-        index: number of the scene in its split, from 0.
-        split: name of the split; it is part of the random key, so no two splits share a scene.
+        index: index of the scene in its split, from 0.
+        split: name of the split. It is part of the random key, so splits do not share scenes.
         seed: seed of the dataset.
-        config: what scenes look like.
+        config: the configuration of the scenes.
 
     Returns:
-        The image and its labels; the same arguments give the same bytes.
+        The image and its labels, identical for the same arguments.
     """
     layout = random_stream(seed, split, index, "layout")
     ground = lay_ground(layout, config.size)

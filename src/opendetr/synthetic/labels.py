@@ -1,4 +1,4 @@
-"""Labels of what is visible, and nothing else."""
+"""Labels of the visible pixels of a scene."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from opendetr.synthetic.shapes import Layer
 
 @dataclass(frozen=True, kw_only=True)
 class Segment:
-    """Label of one object or of one stuff region.
+    """The label of one object or one stuff region.
 
     Attributes:
         id: value of the segment's pixels in ``Scene.segments``, from 1.
         category_id: one of the ids in ``CATEGORIES``.
         box: (x0, y0, x1, y1), tight around the visible pixels, in pixel edges.
         area: number of visible pixels.
-        iscrowd: whether the object is too hidden to count as one (always False for stuff).
-        occlusion: fraction of the object's pixels inside the image that others hide, in [0, 1).
+        iscrowd: whether too little of the object is visible to evaluate it; always False for stuff.
+        occlusion: fraction of the pixels inside the image that other objects hide, in [0, 1).
     """
 
     id: int
@@ -32,7 +32,7 @@ class Segment:
 
 
 def stack_layers(layers: list[Layer], size: int) -> np.ndarray:
-    """(H, W) int32: number of the topmost layer that owns each pixel, from 1; 0 where the ground shows."""
+    """(H, W) int32: number of the topmost layer at each pixel, from 1; 0 where the ground is visible."""
     owners = np.zeros((size, size), np.int32)
     for number, layer in enumerate(layers, start=1):
         owners[layer.window][layer.mask] = number
@@ -42,7 +42,7 @@ def stack_layers(layers: list[Layer], size: int) -> np.ndarray:
 def label_visible(
     ground: np.ndarray, layers: list[Layer], owners: np.ndarray, config: SceneConfig
 ) -> tuple[np.ndarray, tuple[Segment, ...], tuple[Segment, ...]]:
-    """Segment map (H, W) int32, labels of the visible objects and labels of the visible stuff."""
+    """The segment map, (H, W) int32, the labels of the visible objects, and those of the visible stuff."""
     segments = np.zeros(ground.shape, np.int32)
     objects: list[Segment] = []
     for number, layer in enumerate(layers, start=1):
@@ -66,7 +66,7 @@ def label_visible(
 def _measure(
     visible: np.ndarray, segment_id: int, category_id: int, full_area: int, origin: tuple[int, int]
 ) -> Segment:
-    """Label of the visible pixels (h, w) of a window whose top left corner is ``origin`` (x, y)."""
+    """The label for the ``visible`` pixels (h, w) of a window with the top left corner ``origin`` (x, y)."""
     columns, rows = np.flatnonzero(visible.any(axis=0)), np.flatnonzero(visible.any(axis=1))
     x, y = origin
     area = int(np.count_nonzero(visible))

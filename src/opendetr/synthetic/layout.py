@@ -1,4 +1,4 @@
-"""Where things and stuff lie in a scene."""
+"""Places the things and the stuff of a scene."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from opendetr.synthetic.shapes import PIXEL_UNITS, Shape, rasterise
 
 
 def place_shapes(rng: np.random.Generator, config: SceneConfig) -> list[Shape]:
-    """Objects of a scene from back to front: large ones tend to lie behind small ones."""
+    """The objects of a scene from back to front. Large objects tend to be behind small ones."""
     count = int(log_uniform(rng, config.min_objects, config.max_objects + 1))
     placed: list[tuple[float, Shape]] = []
     boxes: list[np.ndarray] = []
@@ -31,13 +31,13 @@ def place_shapes(rng: np.random.Generator, config: SceneConfig) -> list[Shape]:
 
 
 def _choose_categories(rng: np.random.Generator, count: int, config: SceneConfig) -> list[int]:
-    """Classes of a scene's objects; in one scene of four a single class prevails, as in a herd."""
-    known = config.category_ids
-    prevailing = known[integer(rng, 0, len(known) - 1)]
+    """The classes of a scene's objects. In a quarter of the scenes, most objects have the same class."""
+    category_ids = config.category_ids
+    prevailing = category_ids[integer(rng, 0, len(category_ids) - 1)]
     share = 0.75 if chance(rng, 0.25) else 0.0
     chosen: list[int] = []
     for _ in range(count):
-        free = [category_id for category_id in known if chosen.count(category_id) < config.max_per_category]
+        free = [category_id for category_id in category_ids if chosen.count(category_id) < config.max_per_category]
         category_id = free[integer(rng, 0, len(free) - 1)]
         if chance(rng, share) and prevailing in free:
             category_id = prevailing
@@ -46,10 +46,10 @@ def _choose_categories(rng: np.random.Generator, count: int, config: SceneConfig
 
 
 def _pose(outline: Outline, aspect: float, angle: float, side: float) -> Outline:
-    """Stretch, rotate and scale an outline so that its box is centred on 0 with ``side`` pixels as its longer side."""
+    """Stretch, rotate and scale an outline. Its box is then centred on 0, with a longer side of ``side`` pixels."""
     cosine, sine = math.cos(angle), math.sin(angle)
     stretch = np.array([math.sqrt(aspect), 1 / math.sqrt(aspect)])
-    # Spelled out and not a matrix product, whose rounding depends on the BLAS.
+    # Written out instead of a matrix product, whose rounding depends on the BLAS library.
     stretched = [loop * stretch for loop in outline]
     turned = [
         np.stack([cosine * loop[:, 0] - sine * loop[:, 1], sine * loop[:, 0] + cosine * loop[:, 1]], axis=1)
@@ -62,9 +62,10 @@ def _pose(outline: Outline, aspect: float, angle: float, side: float) -> Outline
 def _choose_centre(
     rng: np.random.Generator, extent: np.ndarray, boxes: list[np.ndarray], config: SceneConfig
 ) -> np.ndarray:
-    """Centre (x, y) in pixels of an object of half width and height ``extent``; at most an eighth of it leaves a side.
+    """The centre (x, y) of an object in pixels, at which at most an eighth of it is outside each side of the image.
 
-    ``boxes`` holds (2, 2) centres and extents of the objects placed so far: some objects go next to one of them.
+    ``extent`` is half the width and height of the object. ``boxes`` contains the (2, 2) centre and extent of each
+    earlier object: some objects are placed next to one of them.
     """
     low, high = 0.75 * extent, config.size - 0.75 * extent
     centre = low + (high - low) * rng.random(2)
@@ -75,7 +76,7 @@ def _choose_centre(
 
 
 def lay_ground(rng: np.random.Generator, size: int) -> np.ndarray:
-    """(H, W) uint8 stuff category ids: layers with wavy borders, sky on top, and now and then a patch on them."""
+    """(H, W) uint8 category ids of the stuff: layers with wavy borders, sky on top, and sometimes a patch."""
     order = shuffled(rng, STUFF_IDS)[: integer(rng, 1, len(STUFF_IDS))]
     order.sort(key=lambda category_id: CATEGORY_NAMES[category_id] != "sky")
     ground = np.full((size, size), order[-1], np.uint8)
@@ -91,7 +92,7 @@ def lay_ground(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def _wave(rng: np.random.Generator, position: np.ndarray, amplitude: float) -> np.ndarray:
-    """A random wavy line over ``position`` (N,) in [0, 1]: a slope and ever finer sines."""
+    """A random wavy line over ``position`` (N,) in [0, 1]: a slope plus sines of increasing frequency."""
     line = (position - 0.5) * uniform(rng, -2, 2) * amplitude
     for frequency in (1.0, 2.3, 5.1, 11.7, 29.0):
         phase = uniform(rng, 0, 2 * math.pi)
@@ -100,7 +101,7 @@ def _wave(rng: np.random.Generator, position: np.ndarray, amplitude: float) -> n
 
 
 def _lay_patch(rng: np.random.Generator, ground: np.ndarray) -> None:
-    """Lay a patch of grass, water or sand with an irregular border on the lower part of the ground, in place."""
+    """Add a patch of grass, water or sand with an irregular border to the lower part of the ground, in place."""
     size = len(ground)
     category_id = STUFF_IDS[integer(rng, 1, len(STUFF_IDS) - 1)]
     turns = np.arange(96) / 96

@@ -1,6 +1,6 @@
-"""Outlines of the things, one function a class.
+"""Outlines of the things, one function per class.
 
-An outline is a list of closed loops of (N, 2) float64 (x, y) points, filled by the even-odd rule, in any unit.
+An outline is a list of closed loops of (N, 2) float64 (x, y) points in any unit, filled by the even-odd rule.
 """
 
 from __future__ import annotations

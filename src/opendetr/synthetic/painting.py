@@ -1,4 +1,4 @@
-"""How a scene is painted: ground, shadows and objects, back to front, with soft edges.
+"""Paints a scene: ground, shadows and objects, from back to front, with soft edges.
 
 A canvas is (3, H, W) float32 RGB in [0, 255].
 """
@@ -18,7 +18,7 @@ _SHADES = 64
 
 
 def paint_scene(rng: np.random.Generator, ground: np.ndarray, layers: list[Layer]) -> np.ndarray:
-    """Paint ground and objects, back to front, with soft edges and shadows: (H, W, 3) uint8."""
+    """Paint the ground and the objects from back to front, with soft edges and shadows; returns (H, W, 3) uint8."""
     canvas = _paint_ground(rng, ground)
     for layer in layers:
         _cast_shadow(canvas, layer)
@@ -27,10 +27,10 @@ def paint_scene(rng: np.random.Generator, ground: np.ndarray, layers: list[Layer
 
 
 def _paint_ground(rng: np.random.Generator, ground: np.ndarray) -> np.ndarray:
-    """Each stuff class in its own texture, between two colours of its own, under one light for the whole scene.
+    """Paint every stuff class with its own texture and two colours, under the same light for the whole scene.
 
     Returns:
-        (3, H, W) float32 canvas. Colours come from a palette of a few shades per class, which keeps the files small.
+        (3, H, W) float32 canvas. The palette has a few shades per class, which keeps the files small.
     """
     grain = rng.random(ground.shape, dtype=np.float32)
     palette = np.zeros((3, 256, _SHADES), np.float32)
@@ -48,7 +48,7 @@ def _paint_ground(rng: np.random.Generator, ground: np.ndarray) -> np.ndarray:
 
 
 def _cast_shadow(canvas: np.ndarray, layer: Layer) -> None:
-    """Darken what lies to the lower right of the object, in place."""
+    """Darken the canvas to the lower right of the object, in place."""
     shift = max(1, round(0.02 * layer.shape.side))
     rows, columns = layer.window
     behind = canvas[:, rows.start + shift : rows.stop + shift, columns.start + shift : columns.stop + shift]
@@ -57,7 +57,7 @@ def _cast_shadow(canvas: np.ndarray, layer: Layer) -> None:
 
 
 def _paint_object(rng: np.random.Generator, canvas: np.ndarray, layer: Layer) -> None:
-    """Blend the textured and shaded object into the canvas, in place, by its coverage."""
+    """Blend the textured and shaded object into the canvas by its coverage, in place."""
     first, second = _choose_colours(rng)
     across, along = _object_frame(rng, layer)
     texture = TEXTURES[integer(rng, 0, len(TEXTURES) - 1)]
@@ -71,7 +71,7 @@ def _paint_object(rng: np.random.Generator, canvas: np.ndarray, layer: Layer) ->
 
 
 def _choose_colours(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Two RGB colours (3,) of clearly different brightness, drawn with no regard to the class."""
+    """Two random RGB colours (3,) of clearly different brightness, independent of the class."""
     hue, saturation, value = rng.random(), 0.95 * math.sqrt(rng.random()), uniform(rng, 0.25, 1)
     wheel = np.clip(np.abs((hue + np.array([0, 2 / 3, 1 / 3])) % 1 * 6 - 3) - 1, 0, 1)
     first = value * (1 - saturation * (1 - wheel))
@@ -81,7 +81,7 @@ def _choose_colours(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _object_frame(rng: np.random.Generator, layer: Layer) -> tuple[np.ndarray, np.ndarray]:
-    """(h, w) float32 pixel coordinates in the turned frame of the object, about -1 to 1 over the window."""
+    """(h, w) float32 pixel coordinates in the rotated frame of the object, about -1 to 1 over the window."""
     height, width = layer.coverage.shape
     scale = np.float32(2 / max(height, width))
     y = (np.arange(height, dtype=np.float32)[:, None] - height / 2) * scale

@@ -1,4 +1,4 @@
-"""Masks as COCO annotations hold them: run lengths, and polygons that give back exactly the mask."""
+"""Converts masks to COCO annotations: run lengths, and polygons that reproduce the mask exactly."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 
 def mask_to_rle(mask: np.ndarray) -> dict[str, Any]:
-    """Uncompressed COCO run-length encoding.
+    """Encode a mask as uncompressed COCO run lengths.
 
     Args:
         mask: (H, W) bool.
@@ -24,10 +24,10 @@ def mask_to_rle(mask: np.ndarray) -> dict[str, Any]:
 
 
 def mask_to_polygons(mask: np.ndarray, *, origin: tuple[int, int] = (0, 0)) -> list[list[int]]:
-    """Polygons along the pixel edges of a mask; rasterised with pycocotools they give back exactly the mask.
+    """Convert a mask to polygons along its pixel edges. Rasterised with pycocotools, they reproduce the mask exactly.
 
-    There is a polygon for each part that is connected through pixel sides; a part with a hole is cut through the hole
-    into parts without.
+    There is one polygon for each part that is connected through pixel sides. A part with a hole is cut through the hole
+    into parts without holes.
 
     Args:
         mask: (h, w) bool.
@@ -41,7 +41,7 @@ def mask_to_polygons(mask: np.ndarray, *, origin: tuple[int, int] = (0, 0)) -> l
     for loop in _trace(x, y, filled):
         columns = x[loop]
         if not filled[loop[0]]:
-            # The loop runs around a hole: both sides of a cut through it have one hole less.
+            # The loop encloses a hole. Each side of a cut through the hole has at least one hole less.
             cut = int(columns.min() + columns.max()) // 2
             right = mask_to_polygons(mask[:, cut:], origin=(origin[0] + cut, origin[1]))
             return mask_to_polygons(mask[:, :cut], origin=origin) + right
@@ -52,7 +52,7 @@ def mask_to_polygons(mask: np.ndarray, *, origin: tuple[int, int] = (0, 0)) -> l
 def _corners(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Corners of the outlines of a mask (h, w), row by row.
 
-    Where two pixels touch only diagonally, two outlines touch and the corner is listed once for each.
+    Where two pixels touch only diagonally, two outlines touch, and the corner is listed twice.
 
     Returns:
         (N,) x and (N,) y in pixel edges, and (N,) bool: whether the pixel to the lower right is in the mask.
@@ -68,10 +68,11 @@ def _corners(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _trace(x: np.ndarray, y: np.ndarray, filled: np.ndarray) -> list[list[int]]:
-    """Link corners, as :func:`_corners` lists them, to closed loops that start with a step to the right.
+    """Link the corners from :func:`_corners` to closed loops that start with a step to the right.
 
-    Along a row the corners pair up to horizontal edges, along a column to vertical ones. Corners listed twice are taken
-    in the order that keeps the two diagonal pixels apart, so every loop bounds a part connected through pixel sides.
+    Pairs of corners along a row form horizontal edges, and pairs along a column form vertical edges. Corners that are
+    listed twice are ordered such that the two diagonal pixels stay separate. So every loop encloses a part that is
+    connected through pixel sides.
     """
     number = np.arange(len(x))
     below = np.lexsort((np.where(filled, number, -number), y, x))
@@ -79,13 +80,13 @@ def _trace(x: np.ndarray, y: np.ndarray, filled: np.ndarray) -> list[list[int]]:
     vertical[below[0::2]], vertical[below[1::2]] = below[1::2], below[0::2]
     following = vertical.tolist()
     loops: list[list[int]] = []
-    seen = [False] * len(following)
+    visited = [False] * len(following)
     for start in range(0, len(following), 2):
         loop: list[int] = []
         corner = start
-        while not seen[corner]:
+        while not visited[corner]:
             loop += (corner, corner ^ 1)
-            seen[corner] = seen[corner ^ 1] = True
+            visited[corner] = visited[corner ^ 1] = True
             corner = following[corner ^ 1]
         if loop:
             loops.append(loop)

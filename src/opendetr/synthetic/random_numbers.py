@@ -1,4 +1,4 @@
-"""Random numbers of a scene, from streams of its own that are the same with every NumPy."""
+"""Random numbers for scenes, from streams that are the same in every version of NumPy."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ import numpy as np
 
 
 def random_stream(seed: int, split: str, index: int, stream: str) -> np.random.Generator:
-    """Random stream of one scene. The key is hashed so that no two different keys can run into each other."""
+    """A random stream of one scene. The key is hashed, so different keys give independent streams."""
     digest = hashlib.sha256(f"{seed}/{index}/{stream}/{split}".encode()).digest()
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(int.from_bytes(digest, "big"))))
 
 
 def uniform(rng: np.random.Generator, low: float, high: float) -> float:
-    """A number in [low, high). Only ``rng.random`` is used for layouts: its stream is the same in every NumPy."""
+    """A number in [low, high).
+
+    All functions for layouts use ``rng.random`` only: its stream is the same in every version of NumPy.
+    """
     return low + (high - low) * float(rng.random())
 
 

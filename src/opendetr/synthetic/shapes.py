@@ -1,4 +1,4 @@
-"""Placed shapes and their pixels: scan conversion that knows integers only."""
+"""Placed shapes and their pixels: scan conversion in integer arithmetic."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Layer:
 
 
 def rasterise(shape: Shape, size: int) -> Layer:
-    """Scan-convert a shape by the even-odd rule, in integers, in the part of its box that lies in the image."""
+    """Scan-convert a shape by the even-odd rule in integer arithmetic, within the part of its box inside the image."""
     points = np.concatenate(shape.loops)
     left, top = np.clip(points.min(axis=0) // PIXEL_UNITS, 0, size - 1)
     right, bottom = np.clip(-(-points.max(axis=0) // PIXEL_UNITS), (left + 1, top + 1), size)
@@ -61,7 +61,7 @@ def rasterise(shape: Shape, size: int) -> Layer:
 
 
 def _crossings(loops: list[np.ndarray], top: int, bottom: int) -> tuple[np.ndarray, np.ndarray]:
-    """Where the loops cross the centre lines of the sample rows in [top, bottom).
+    """Crossings of the loops with the centre lines of the sample rows in [top, bottom).
 
     Returns:
         (N,) sample rows and (N,) columns of the first sample to the right of each crossing.

@@ -33,7 +33,7 @@ def _smooth_noise(rng: np.random.Generator, shape: tuple[int, ...], knots: tuple
 
 # ---------------------------------------------------------------------------------------------------------------- stuff
 
-_CLOUDS = ((0.8, 6), (0.45, 13), (0.22, 29), (0.1, 61))  # weights and rows of knots of ever finer noise
+_CLOUDS = ((0.8, 6), (0.45, 13), (0.22, 29), (0.1, 61))  # weights and rows of knots of increasingly fine noise
 
 
 def _sky(rng: np.random.Generator, grain: np.ndarray) -> np.ndarray:
@@ -47,13 +47,13 @@ def _sky(rng: np.random.Generator, grain: np.ndarray) -> np.ndarray:
 
 
 def _grass(rng: np.random.Generator, grain: np.ndarray) -> np.ndarray:
-    """Upright blades on patches of light and dark."""
+    """Vertical blades on light and dark patches."""
     blades = np.repeat(grain[::4], 4, axis=0)[: len(grain)]
     return 0.6 * _smooth_noise(rng, grain.shape, (9, 9)) + 0.4 * blades
 
 
 def _water(rng: np.random.Generator, grain: np.ndarray) -> np.ndarray:
-    """Ripples that run across and drift."""
+    """Irregular horizontal ripples."""
     size = len(grain)
     rows = np.arange(size, dtype=np.float32)[:, None]
     phase = rows * np.float32(uniform(rng, 0.25, 0.7)) + 14 * _smooth_noise(rng, grain.shape, (9, 5))
@@ -79,13 +79,16 @@ _Texture = Callable[[np.random.Generator, np.ndarray, np.ndarray, Layer], np.nda
 
 
 def _frequency(rng: np.random.Generator, layer: Layer) -> float:
-    """Radians per unit of the object frame: 2 to 12 periods over the window, of 5 pixels or more if it is large."""
+    """A random frequency in radians per unit of the object frame.
+
+    The window has 2 to 12 periods, each of at least 5 pixels unless the window is small.
+    """
     finest = max(2.5, max(layer.coverage.shape) / 5)
     return math.pi * log_uniform(rng, 2.0, min(12.0, finest))
 
 
 def _sharpen(wave: np.ndarray, layer: Layer, frequency: float) -> np.ndarray:
-    """Turn a wave in [-1, 1] into bands whose edges are about a pixel wide."""
+    """Convert a wave in [-1, 1] to bands whose edges are about one pixel wide."""
     slope = max(layer.coverage.shape) / (2 * frequency)
     return np.clip(wave * slope + 0.5, 0, 1)
 

@@ -1,13 +1,12 @@
-"""Training: a run from start to end, the trainer, and its parts."""
+"""Training: a run from start to end, the trainer and its parts."""
 
 from opendetr.training.checkpoint import CheckpointError, find_checkpoint, load_checkpoint
-from opendetr.training.run import resume, train
+from opendetr.training.run import Run, resume, train
 from opendetr.training.signals import StopSignal
-from opendetr.training.trainer import NonFiniteError
 
 __all__ = [
     "CheckpointError",
-    "NonFiniteError",
+    "Run",
     "StopSignal",
     "find_checkpoint",
     "load_checkpoint",

@@ -1,4 +1,4 @@
-"""Gradient checkpointing: less memory for more time (Chen et al., "Training Deep Nets with Sublinear Memory Cost")."""
+"""Activation checkpointing: less memory for more time (Chen et al., Training Deep Nets with Sublinear Memory Cost)."""
 
 from __future__ import annotations
 
@@ -11,35 +11,37 @@ from torch.utils.checkpoint import checkpoint
 
 
 def recompute_blocks(module: nn.Module) -> int:
-    """Keep only the inputs of each repeated block for the backward pass, which computes the rest of it again.
+    """Store only the inputs of each repeated block, and compute its activations again in the backward pass.
 
-    A block is one of several modules of a kind in a row, such as the layers of an encoder or the blocks of a stage of
-    a ResNet. Those with a batch norm that learns are left out: it would see every batch twice. Names and weights stay.
+    A block is one of several consecutive modules of the same type, such as the layers of an encoder or the blocks of a
+    ResNet stage. Blocks with a trained batch norm stay as they are, because their running statistics would count every
+    batch twice. Names and weights do not change.
 
     Returns:
-        How many blocks there are.
+        The number of blocks.
     """
-    blocks = [block for part in module.modules() for block in _repeated(part) if not _counts_batches(block)]
+    blocks = [block for part in module.modules() for block in _repeated_blocks(part) if not _trains_batch_norm(block)]
     for block in blocks:
-        block.__dict__["forward"] = functools.partial(_recomputed, block)
+        block.__dict__["forward"] = functools.partial(_checkpointed_forward, block)
     return len(blocks)
 
 
-def _repeated(part: nn.Module) -> list[nn.Module]:
+def _repeated_blocks(part: nn.Module) -> list[nn.Module]:
+    """The members of a list of modules of one type that have submodules; else none."""
     if not isinstance(part, nn.ModuleList | nn.Sequential):
         return []
     members = list(part)
-    alike = len(members) > 1 and len({type(member) for member in members}) == 1
-    return members if alike and any(True for _ in members[0].children()) else []
+    same_type = len(members) > 1 and len({type(member) for member in members}) == 1
+    return members if same_type and any(True for _ in members[0].children()) else []
 
 
-def _counts_batches(block: nn.Module) -> bool:
+def _trains_batch_norm(block: nn.Module) -> bool:
     norms = [part for part in block.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
     return any(parameter.requires_grad for norm in norms for parameter in norm.parameters())
 
 
-def _recomputed(block: nn.Module, *inputs: Any, **named: Any) -> Any:
+def _checkpointed_forward(block: nn.Module, *args: Any, **kwargs: Any) -> Any:
     forward = functools.partial(type(block).forward, block)
     if block.training and torch.is_grad_enabled():
-        return checkpoint(forward, *inputs, use_reentrant=False, **named)
-    return forward(*inputs, **named)
+        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+    return forward(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""What listens to a training run: progress on the terminal, a file of metrics, curves, images."""
+"""Observers of a training run: progress on the terminal, files of metrics, curves, images, TensorBoard."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ from opendetr.visualize import contact_sheet, draw_curves, save_image
 
 METRICS_FILE = "metrics.jsonl"
 TABLE_FILE = "metrics.csv"
-_MOST_CLASSES = 12
-_MOST_STEP_LINES = 5000
+_MAX_CLASSES = 12
+_MAX_STEP_LINES = 5000
 _FEW_STEPS = 50
 
 
 class Progress(Observer):
-    """Says on the terminal how the run goes: a line that is redrawn, or plain lines where there is no terminal.
+    """Prints the progress of a run: a progress bar on a terminal, else a line from time to time.
 
     Args:
-        console: where to write; standard error when omitted.
-        seconds: between two plain lines.
-        metric: of an evaluation, shown all the time.
-        headlines: the metrics that are shown after an evaluation.
+        console: where to print. Default: standard error.
+        seconds: time between two lines without a terminal.
+        metric: the metric of the latest evaluation that the progress shows.
+        headlines: the metrics that are printed after an evaluation.
     """
 
     def __init__(
@@ -57,105 +57,105 @@ class Progress(Observer):
         self._headlines = headlines
         self._metrics: Mapping[str, Any] = {}
         self._speed = _Throughput()
-        self._spoken = -math.inf
+        self._printed = -math.inf  # time of the latest line
         self._steps_per_epoch = 1
-        self._planned = False
+        self._has_plan = False
         columns = (bars.SpinnerColumn(), bars.BarColumn(20), bars.TextColumn("{task.description}"))
         self._bar = bars.Progress(*columns, console=self._console, transient=True)
         self._line: bars.TaskID | None = None
 
     def on_start(self, event: RunStarted) -> None:
-        """Say where the run stands."""
+        """Print the start of the run, and start the progress bar."""
         self._metrics, self._steps_per_epoch = event.metrics, event.steps_per_epoch
-        begins = f"resumed after {event.step} steps" if event.step else "training"
-        self._say(f"{begins} on {event.device}, {event.steps_per_epoch} steps an epoch, in {event.folder}")
+        start = f"resumed after {event.step} steps" if event.step else "training"
+        self._print(f"{start} on {event.device}, {event.steps_per_epoch} steps per epoch, in {event.folder}")
         for note in event.notes:
-            self._say(note)
+            self._print(note)
         if self._console.is_terminal:
             self._line = self._bar.add_task("waiting for the first step", total=event.total_steps, completed=event.step)
             self._bar.start()
 
     def on_plan(self, event: PlanFixed) -> None:
-        """Say how long the run will be from now on."""
+        """Print the plan of the run in one line, later only a new length."""
         steps = event.plan.total_steps
-        if event.step and self._planned:
-            self._say(f"{event.step_seconds:.2f} s a step now: {steps} steps fit the time")
+        if self._has_plan:
+            self._print(f"{event.step_seconds:.2f} s per step now: {steps} steps fit the time")
             return
-        self._planned = True
-        self._say(_plan_line(event, self._steps_per_epoch))
+        self._has_plan = True
+        self._print(_plan_line(event, self._steps_per_epoch))
         if steps < _FEW_STEPS:
-            more = "more time, or smaller images (--image-size)" if event.step_seconds else "a longer run"
-            self._say(f"warning: a run of {steps} steps learns next to nothing; give it {more}")
+            more = "more time or smaller images (--image-size)" if event.step_seconds else "more steps"
+            self._print(f"warning: the model learns very little in {counted(steps, 'step')}; give it {more}")
 
     def on_step(self, event: StepTaken) -> None:
-        """Bring the line up to date, or write one when it is time."""
+        """Update the progress bar, or print a line when it is due."""
         self._speed.add(event.num_images, event.seconds)
         if self._line is not None:
             self._bar.update(
                 self._line, total=event.total_steps, completed=event.step, description=self._description(event)
             )
-        elif time.monotonic() - self._spoken >= self._seconds:
-            self._spoken = time.monotonic()
-            self._say(self._description(event))
+        elif time.monotonic() - self._printed >= self._seconds:
+            self._printed = time.monotonic()
+            self._print(self._description(event))
 
     def on_evaluation(self, event: Evaluated) -> None:
-        """Give the first scores."""
+        """Print the headline metrics."""
         self._metrics = event.metrics
-        scores = ((name, event.metrics.get(name)) for name in self._headlines)
-        numbers = [f"{name} {value:.3f}" for name, value in scores if isinstance(value, float)]
-        notes = [_clock(event.seconds)]
-        notes += [] if event.images is None else [f"{event.images} images"]
+        values = ((name, event.metrics.get(name)) for name in self._headlines)
+        shown = [f"{name} {value:.3f}" for name, value in values if isinstance(value, float)]
+        notes = [_duration(event.seconds)]
+        notes += [] if event.images is None else [counted(event.images, "image")]
         notes += ["the best so far"] if event.best and event.step else []
         when = f"epoch {event.epoch:.1f}, step {event.step}" if event.step else "before training"
-        self._say(f"{when}: {' '.join(numbers)} ({', '.join(notes)})")
+        self._print(f"{when}: {' '.join(shown)} ({', '.join(notes)})")
 
     def on_end(self, event: RunEnded) -> None:
-        """Clear the line, and say why and when the run ended."""
+        """Remove the progress bar, and print how the run ended."""
         if self._line is not None:
             self._bar.stop()
-        said = {
+        outcomes = {
             "finished": "done",
-            "early": "done early, as the scores no longer rise",
+            "early": "done early, after evaluations without a new best result",
             "interrupted": "interrupted and saved; go on with --resume",
             "failed": "stopped by an error",
         }
-        self._say(f"{said[event.outcome]}: {event.step} steps in {_clock(event.seconds)}")
+        self._print(f"{outcomes[event.outcome]}: {event.step} steps in {_duration(event.seconds)}")
 
     def _description(self, event: StepTaken) -> str:
-        """What matters most first: a narrow terminal cuts the end off."""
+        """The state of the run in one line. The most important values come first, as a narrow terminal cuts the end."""
         total = event.total_steps
         parts = [f"epoch {event.epoch + 1}, step {event.step}" + (f"/{total}" if total else "")]
         value = self._metrics.get(self._metric)
         if value is not None:
             parts.append(f"{self._metric} {value:.3f}")
         if total:
-            parts.append(f"{_clock((total - event.step) * self._speed.step_seconds)} left")
+            parts.append(f"{_duration((total - event.step) * self._speed.step_seconds)} left")
         losses = " ".join(f"{name} {layers[-1]:.3f}" for name, layers in event.losses.items())
-        parts += [f"{self._speed.images_a_second:.1f} images/s", f"loss {event.loss:.3f} ({losses})"]
+        parts += [f"{self._speed.images_per_second:.1f} images/s", f"loss {event.loss:.3f} ({losses})"]
         return ", ".join(parts)
 
-    def _say(self, text: str) -> None:
+    def _print(self, text: str) -> None:
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def _plan_line(event: PlanFixed, steps_per_epoch: int) -> str:
-    """The settings that follow from the length of the run and from the data, in one line."""
+    """The length of the run and the settings that depend on it and on the data."""
     plan, evaluations, recipe = event.plan, event.evaluations, event.recipe
-    length = f"{plan.total_steps} steps ({plan.total_steps / steps_per_epoch:.1f} epochs)"
-    parts = [f"{length} of {recipe.batch_size} images", f"learning rate {recipe.learning_rate:g}"]
-    parts += [f"warm-up {plan.warmup_steps} steps"] if plan.warmup_steps else []
+    length = f"{counted(plan.total_steps, 'step')} ({plan.total_steps / steps_per_epoch:.1f} epochs)"
+    parts = [f"{length} of {recipe.batch_size} images", f"learning rate {recipe.learning_rate * plan.rate:.3g}"]
+    parts += [f"warm-up {counted(plan.warmup_steps, 'step')}"] if plan.warmup_steps else []
     parts += [f"EMA decay {plan.ema_decay:.3g}"] if plan.ema_decay else []
     parts.append(counted(evaluations.count, "evaluation"))
     if evaluations.images is not None:
         parts[-1] += f" on {evaluations.images} of {event.num_images} images (the last one on all)"
-    speed = f"{event.step_seconds:.2f} s a step: " if event.step_seconds else ""
+    speed = f"{event.step_seconds:.2f} s per step: " if event.step_seconds else ""
     return f"plan: {speed}{', '.join(parts)}"
 
 
 class _Throughput:
-    """Images a second and seconds a step, of the latest steps more than of those long ago."""
+    """Images per second and seconds per step, as exponentially weighted means over the steps."""
 
-    _MEMORY = 0.95
+    _MEMORY = 0.95  # weight of a step relative to the next one
 
     def __init__(self) -> None:
         self._steps = self._images = self._seconds = 0.0
@@ -166,7 +166,7 @@ class _Throughput:
         self._seconds = self._MEMORY * self._seconds + seconds
 
     @property
-    def images_a_second(self) -> float:
+    def images_per_second(self) -> float:
         return self._images / self._seconds
 
     @property
@@ -175,17 +175,17 @@ class _Throughput:
 
 
 class MetricsFile(Observer):
-    """Writes `metrics.jsonl`: a JSON object a line, {"kind": "step" | "evaluation" | ...}, every step of it once.
+    """Writes `metrics.jsonl`: one JSON object per line, {"kind": "step" | "evaluation" | ...}.
 
-    A run of more than 5000 steps has a line for every second, third, ... step. When a run is resumed, the lines that a
-    killed one wrote after its last checkpoint are cut.
+    A run of more than 5000 steps writes only every second, third, ... step. A resumed run first removes the lines that
+    were written after the checkpoint.
     """
 
     def __init__(self) -> None:
         self._path = Path()
 
     def on_start(self, event: RunStarted) -> None:
-        """Keep the lines up to the checkpoint, and begin a new file in a new run."""
+        """Start a new file, or keep the lines up to the checkpoint of a resumed run."""
         self._path = event.folder / METRICS_FILE
         latest = {"evaluation": event.evaluated}
         rows = read_metrics(event.folder) if event.step or event.metrics else []
@@ -195,7 +195,7 @@ class MetricsFile(Observer):
             write_atomically(self._path, "".join(map(_as_line, kept)))
 
     def on_plan(self, event: PlanFixed) -> None:
-        """Note the length of a timed run."""
+        """Write the length of a timed run."""
         if event.step_seconds is None:
             return
         self._write(
@@ -208,8 +208,8 @@ class MetricsFile(Observer):
         )
 
     def on_step(self, event: StepTaken) -> None:
-        """Note losses, rate and time."""
-        if event.step % (1 + (event.total_steps or 0) // _MOST_STEP_LINES):
+        """Write losses, learning rate and times of the step."""
+        if event.step % (1 + (event.total_steps or 0) // _MAX_STEP_LINES):
             return
         self._write(
             {
@@ -227,7 +227,7 @@ class MetricsFile(Observer):
         )
 
     def on_evaluation(self, event: Evaluated) -> None:
-        """Note the scores."""
+        """Write the metrics."""
         self._write(
             {
                 "kind": "evaluation",
@@ -240,7 +240,7 @@ class MetricsFile(Observer):
         )
 
     def on_nonfinite(self, event: NonFiniteFound) -> None:
-        """Note the step that was refused, and its images."""
+        """Write the loss and the images of the step that was not finite."""
         self._write(
             {
                 "kind": "nonfinite",
@@ -257,20 +257,20 @@ class MetricsFile(Observer):
 
 
 class MetricsTable(Observer):
-    """Rewrites `metrics.csv` after every evaluation: a row each, with the means of the steps since the one before.
+    """Writes `metrics.csv` after every evaluation: one row per evaluation, with mean losses since the one before.
 
-    It reads what `MetricsFile` wrote, which therefore stands before it among the observers.
+    It reads `metrics.jsonl`, so `MetricsFile` must come before it among the observers.
     """
 
     def __init__(self) -> None:
         self._folder = Path()
 
     def on_start(self, event: RunStarted) -> None:
-        """Note the folder."""
+        """Remember the run folder."""
         self._folder = event.folder
 
     def on_evaluation(self, event: Evaluated) -> None:
-        """Rewrite."""
+        """Write the table again, with the new row."""
         rows = _table_rows(read_metrics(self._folder))
         text = io.StringIO()
         table = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
@@ -282,7 +282,7 @@ class MetricsTable(Observer):
 
 
 def _table_rows(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The evaluations, each with the mean losses of the steps since the one before."""
+    """One row per evaluation, with the mean losses of the steps since the evaluation before."""
     table, steps = [], []
     for row in rows:
         if row["kind"] == "step":
@@ -303,13 +303,13 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 
 class TensorBoard(Observer):
-    """Writes what TensorBoard reads, `tensorboard/` in the run folder: losses, rate and speed of steps, and scores."""
+    """Writes files for TensorBoard to `tensorboard/` in the run folder: losses, learning rate, speed, and metrics."""
 
     def __init__(self) -> None:
         self._writer: Any = None
 
     def on_start(self, event: RunStarted) -> None:
-        """Open the files; what a killed run wrote after its checkpoint is no longer shown."""
+        """Open the files. TensorBoard no longer shows steps after the checkpoint of a resumed run."""
         from torch.utils.tensorboard import SummaryWriter
 
         folder = event.folder / "tensorboard"
@@ -317,18 +317,18 @@ class TensorBoard(Observer):
             self._writer = SummaryWriter(str(folder), purge_step=event.step + 1 if event.step else None)
 
     def on_step(self, event: StepTaken) -> None:
-        """Write the numbers of a step."""
-        numbers = {f"loss/{name}": layers[-1] for name, layers in event.losses.items()}
-        numbers |= {"loss/total": event.loss, "training/learning rate": event.learning_rate}
-        numbers |= {"training/gradient norm": event.gradient_norm, "training/seconds a step": event.seconds}
-        for name, value in numbers.items():
+        """Write losses, learning rate, gradient norm and duration of a step."""
+        scalars = {f"loss/{name}": layers[-1] for name, layers in event.losses.items()}
+        scalars |= {"loss/total": event.loss, "training/learning rate": event.learning_rate}
+        scalars |= {"training/gradient norm": event.gradient_norm, "training/seconds per step": event.seconds}
+        for name, value in scalars.items():
             self._writer.add_scalar(name, value, event.step)
 
     def on_evaluation(self, event: Evaluated) -> None:
-        """Write the scores."""
+        """Write the metrics."""
         for name, value in event.metrics.items():
-            of_class = name.startswith(CLASS_PREFIX)
-            self._writer.add_scalar(f"classes/{name}" if of_class else f"validation/{name}", value, event.step)
+            group = "classes" if name.startswith(CLASS_PREFIX) else "validation"
+            self._writer.add_scalar(f"{group}/{name}", value, event.step)
         self._writer.flush()
 
     def on_end(self, event: RunEnded) -> None:
@@ -337,12 +337,12 @@ class TensorBoard(Observer):
 
 
 class Curves(Observer):
-    """Redraws `curves.png` after every evaluation and at the end: the loss, and the scores if there are any.
+    """Draws `curves.png` after every evaluation and at the end: the losses, the metrics and the AP of each class.
 
-    It reads what `MetricsFile` wrote, which therefore stands before it among the observers.
+    It reads `metrics.jsonl`, so `MetricsFile` must come before it among the observers.
 
     Args:
-        metrics: names of the scores to draw.
+        metrics: names of the metrics to draw.
     """
 
     def __init__(self, metrics: Sequence[str] = ()) -> None:
@@ -350,15 +350,15 @@ class Curves(Observer):
         self._folder = Path()
 
     def on_start(self, event: RunStarted) -> None:
-        """Note the folder."""
+        """Remember the run folder."""
         self._folder = event.folder
 
     def on_evaluation(self, event: Evaluated) -> None:
-        """Redraw."""
+        """Draw the curves again."""
         self._draw()
 
     def on_end(self, event: RunEnded) -> None:
-        """Redraw, unless an error is on its way, perhaps of a full disk."""
+        """Draw the curves again, except after an error: a full disk would cause a second one."""
         if event.outcome != "failed":
             self._draw()
 
@@ -369,10 +369,10 @@ class Curves(Observer):
 
 
 class ValidationImages(Observer):
-    """Keeps images of every evaluation, `images/step-N-name.jpg`: the same images, as the model sees them by then.
+    """Draws the predictions for a few images after every evaluation, to `images/step-N-NAME.jpg` in the run folder.
 
     Args:
-        draw: the deployed task, in evaluation mode -> names and images.
+        draw: returns names and drawn images for the deployed task in evaluation mode.
     """
 
     def __init__(self, draw: Callable[[nn.Module], Iterable[tuple[str, Image.Image]]]) -> None:
@@ -380,33 +380,42 @@ class ValidationImages(Observer):
         self._folder = Path()
 
     def on_start(self, event: RunStarted) -> None:
-        """Note the folder."""
-        self._folder = event.folder / "pictures"
+        """Remember the folder for images."""
+        self._folder = event.folder / "images"
 
     def on_evaluation(self, event: Evaluated) -> None:
-        """Draw and keep."""
+        """Draw and save the images."""
         for name, image in self._draw(event.task):
             _save_image(image, self._folder / f"step-{event.step:07d}-{name}.jpg")
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The rows of a run folder's `metrics.jsonl`; a last line that a kill cut off is left out."""
+    """Read the rows of `metrics.jsonl` in a run folder. An incomplete last line, of a killed run, is skipped.
+
+    Raises:
+        CheckpointError: another line is not JSON.
+    """
     path = folder / METRICS_FILE
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return list(_whole_rows(lines, path))
+    return list(_complete_rows(lines, path))
 
 
-def _whole_rows(lines: list[str], path: Path) -> Iterator[dict[str, Any]]:
+def _complete_rows(lines: list[str], path: Path) -> Iterator[dict[str, Any]]:
     for number, line in enumerate(lines, 1):
         try:
             yield json.loads(line)
         except json.JSONDecodeError as error:
             if number < len(lines):
-                raise CheckpointError(f"{path}: line {number} is no JSON; fix it or remove the file") from error
+                raise CheckpointError(f"{path}: line {number} is not JSON; fix it or remove the file") from error
 
 
 def curves(rows: Iterable[Mapping[str, Any]], metrics: Sequence[str] = ()) -> Image.Image:
-    """Losses and, below them, scores over steps, from the rows of `read_metrics`, among them one step at least."""
+    """Draw losses and, below them, metrics over steps.
+
+    Args:
+        rows: rows of `read_metrics`, at least one of a step.
+        metrics: names of the metrics to draw.
+    """
     rows = list(rows)
     steps = [row for row in rows if row["kind"] == "step"]
     evaluations = [row for row in rows if row["kind"] == "evaluation"]
@@ -416,25 +425,25 @@ def curves(rows: Iterable[Mapping[str, Any]], metrics: Sequence[str] = ()) -> Im
         draw_curves(total, x_label="step", y_label="weighted sum over all decoder layers"),
         draw_curves(final, x_label="step", y_label="final decoder layer, unweighted"),
     ]
-    scores = {
+    drawn = {
         name: [(row["step"], _number(row["metrics"][name])) for row in evaluations]
         for name in metrics
         if evaluations and all(name in row["metrics"] for row in evaluations)
     }
-    if scores:
-        charts.append(draw_curves(scores, x_label="step", y_label="validation"))
-    classes = _class_scores(evaluations)
+    if drawn:
+        charts.append(draw_curves(drawn, x_label="step", y_label="validation"))
+    classes = _class_curves(evaluations)
     if classes:
         charts.append(draw_curves(classes, x_label="step", y_label=f"validation, AP of {_classes_shown(evaluations)}"))
     return contact_sheet(charts, columns=1)
 
 
-def _class_scores(evaluations: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
-    """The AP of each class over steps; of many classes those that are found best and worst in the end."""
+def _class_curves(evaluations: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
+    """The AP of each class over steps; of many classes only the best and the worst of the last evaluation."""
     last = evaluations[-1]["metrics"] if evaluations else {}
     names = sorted((name for name in last if name.startswith(CLASS_PREFIX)), key=lambda name: -_number(last[name]))
-    if len(names) > _MOST_CLASSES:
-        names = names[: _MOST_CLASSES // 2] + names[-(_MOST_CLASSES // 2) :]
+    if len(names) > _MAX_CLASSES:
+        names = names[: _MAX_CLASSES // 2] + names[-(_MAX_CLASSES // 2) :]
     return {
         name.removeprefix(CLASS_PREFIX): [(row["step"], _number(row["metrics"].get(name))) for row in evaluations]
         for name in names
@@ -443,8 +452,8 @@ def _class_scores(evaluations: Sequence[Mapping[str, Any]]) -> dict[str, list[tu
 
 def _classes_shown(evaluations: Sequence[Mapping[str, Any]]) -> str:
     count = sum(name.startswith(CLASS_PREFIX) for name in evaluations[-1]["metrics"])
-    half = _MOST_CLASSES // 2
-    return "each class" if count <= _MOST_CLASSES else f"the {half} best and the {half} worst of {count} classes"
+    half = _MAX_CLASSES // 2
+    return "each class" if count <= _MAX_CLASSES else f"the {half} best and the {half} worst of {count} classes"
 
 
 def _number(value: float | None) -> float:
@@ -456,7 +465,7 @@ def _as_line(row: Mapping[str, Any]) -> str:
 
 
 def _strict(value: Any) -> Any:
-    """The value with None for numbers that JSON does not have."""
+    """The value with None in place of numbers that JSON cannot represent."""
     if isinstance(value, Mapping):
         return {name: _strict(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
@@ -464,14 +473,14 @@ def _strict(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _save_image(picture: Image.Image, path: Path) -> None:
+def _save_image(image: Image.Image, path: Path) -> None:
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_image(picture, path)
+        save_image(image, path)
 
 
-def _clock(seconds: float) -> str:
-    """Seconds as 12 s, 3:05 or 1:02:03."""
+def _duration(seconds: float) -> str:
+    """Format seconds as 12 s, 3:05 or 1:02:03."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)

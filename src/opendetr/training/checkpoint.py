@@ -1,7 +1,7 @@
-"""A checkpoint is a folder: tensors as safetensors, the rest as JSON with the hash of every file; nothing is pickled.
+"""Checkpoints. A checkpoint is a folder with safetensors files and a JSON file; nothing is pickled.
 
-It is written aside, flushed to the disk and renamed into place, so that at any moment, a kill or a full disk included,
-a whole one is there: the new one or the one before.
+The JSON file contains the hash of every other file. A new checkpoint is written to a temporary folder, flushed to the
+disk and then renamed. After a kill or on a full disk, the new checkpoint or the one before is therefore complete.
 """
 
 from __future__ import annotations
@@ -26,50 +26,50 @@ _INDEX = "checkpoint.json"
 
 
 class CheckpointError(ValueError):
-    """A checkpoint, or another file of a run, cannot be written or read."""
+    """A checkpoint or another file of a run cannot be written or read."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint whose files were found to be what was written.
+    """A checkpoint whose files match their hashes.
 
     Attributes:
-        folder: where it lies.
-        facts: what was saved beside the tensors.
+        folder: the folder of the checkpoint.
+        facts: the values that were saved in addition to the tensors.
     """
 
     folder: Path
     facts: dict[str, Any]
 
     def tensors(self, name: str) -> dict[str, Tensor]:
-        """The tensors of the file `name`, on the CPU."""
+        """Load the tensors of the file `name`, on the CPU."""
         return load_file(self.folder / name)
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turns what the disk refuses while `path` is written into a CheckpointError."""
+    """Within it, an error of the disk while `path` is written raises CheckpointError."""
     try:
         yield
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error).rpartition("I/O error: ")[2].partition(" (os error")[0]
         raise CheckpointError(
-            f"cannot write {path}: {reason}; the checkpoint before it is whole: make room, then go on with --resume"
+            f"cannot write {path}: {reason}; the last checkpoint is complete: make room, then go on with --resume"
         ) from error
 
 
 def save_checkpoint(folder: Path, facts: Mapping[str, Any], files: Mapping[str, Callable[[Path], object]]) -> None:
-    """Replace the checkpoint `folder` by a new one, or leave it as it is.
+    """Replace the checkpoint `folder` atomically.
 
     Args:
-        folder: the checkpoint's place; its parent is made if need be.
-        facts: anything that JSON holds.
-        files: for each file name a function that writes the file to the path it is given.
+        folder: the folder of the checkpoint. Its parent is created if necessary.
+        facts: values that JSON can represent.
+        files: for each file name, a function that writes the file to a path.
 
     Raises:
-        CheckpointError: the disk is full or refuses otherwise; the checkpoint that was there is still there.
+        CheckpointError: the disk is full or cannot be written. The checkpoint from before is still there.
     """
-    new, old = _beside(folder, "new"), _beside(folder, "old")
+    new, old = _sibling(folder, "new"), _sibling(folder, "old")
     with writing(folder):
         if old.exists() and not folder.exists():
             old.rename(folder)
@@ -90,37 +90,40 @@ def save_checkpoint(folder: Path, facts: Mapping[str, Any], files: Mapping[str, 
 
 
 def find_checkpoint(folder: Path) -> Path | None:
-    """Where the checkpoint `folder` lies: there, beside it if a kill came while it was replaced, or nowhere."""
-    return next((place for place in (folder, _beside(folder, "old")) if (place / _INDEX).exists()), None)
+    """The checkpoint `folder`, or the one before if a kill interrupted its replacement, or None."""
+    return next((path for path in (folder, _sibling(folder, "old")) if (path / _INDEX).exists()), None)
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:
     """Read a checkpoint after comparing every file with its hash.
 
     Raises:
-        CheckpointError: there is none, or it was cut off or altered.
+        CheckpointError: there is none, or a file of it is incomplete or was altered.
     """
-    place = find_checkpoint(folder)
-    if place is None:
+    path = find_checkpoint(folder)
+    if path is None:
         raise CheckpointError(f"{folder}: no checkpoint here; give a run folder with a checkpoint, or start a new run")
     try:
-        index = json.loads((place / _INDEX).read_text(encoding="utf-8"))
-        found = index.pop("sha256")
-        damaged = [] if found == _hash_of(index) else [_INDEX]
+        index = json.loads((path / _INDEX).read_text(encoding="utf-8"))
+        index_hash = index.pop("sha256")
+        damaged = [] if index_hash == _value_hash(index) else [_INDEX]
         if index["format"] != FORMAT:
-            raise CheckpointError(f"{place}: of format {index['format']}, this version of OpenDETR reads {FORMAT}")
-        damaged += [name for name, expected in index["files"].items() if _hash(place / name) != expected]
+            raise CheckpointError(
+                f"{path}: of format {index['format']}, this version of OpenDETR reads {FORMAT}; resume with the "
+                "version that started the run, or start a new run"
+            )
+        damaged += [name for name, expected in index["files"].items() if _file_hash(path / name) != expected]
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"{place}: the checkpoint is not whole ({error}); {_MEND}") from error
+        raise CheckpointError(f"{path}: the checkpoint is not complete ({error}); {_FIX}") from error
     if damaged:
-        raise CheckpointError(f"{place / damaged[0]}: does not match its hash, it was cut off or altered; {_MEND}")
-    return Checkpoint(place, index["facts"])
+        raise CheckpointError(f"{path / damaged[0]}: does not match its hash, it was cut off or altered; {_FIX}")
+    return Checkpoint(path, index["facts"])
 
 
-_MEND = "copy it again, use another checkpoint, or start a new run"
+_FIX = "copy it again, use another checkpoint, or start a new run"
 
 
-def _beside(folder: Path, suffix: str) -> Path:
+def _sibling(folder: Path, suffix: str) -> Path:
     return folder.with_name(f"{folder.name}.{suffix}")
 
 
@@ -129,18 +132,18 @@ def _write(folder: Path, facts: Mapping[str, Any], files: Mapping[str, Callable[
     for name, write in files.items():
         write(folder / name)
         flush(folder / name)
-    index = {"format": FORMAT, "facts": facts, "files": {name: _hash(folder / name) for name in files}}
-    index = json.loads(json.dumps(index))  # as it will be read: a tuple is a list, a key is text
-    text = json.dumps({**index, "sha256": _hash_of(index)}, indent=1)
+    index = {"format": FORMAT, "facts": facts, "files": {name: _file_hash(folder / name) for name in files}}
+    index = json.loads(json.dumps(index))  # hash it as it is read: a tuple is a list, a key is a string
+    text = json.dumps({**index, "sha256": _value_hash(index)}, indent=1)
     (folder / _INDEX).write_text(text, encoding="utf-8")
     flush(folder / _INDEX)
     flush(folder)
 
 
-def _hash(path: Path) -> str:
+def _file_hash(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _hash_of(value: Any) -> str:
+def _value_hash(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

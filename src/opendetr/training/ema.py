@@ -1,4 +1,4 @@
-"""A moving average of the weights (EMA): what is scored and deployed in place of the weights that are trained."""
+"""The exponential moving average (EMA) of the weights, which is evaluated and deployed instead of the trained ones."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 class WeightAverage:
-    """A second set of weights that follows the trained ones slowly: average = d average + (1 - d) trained.
+    """The EMA of the weights of a task: average = d * average + (1 - d) * weights.
 
-    The decay d rises from 0.1 to a final value, as (1 + step) / (10 + step): the random start is forgotten at once.
+    The decay d starts at 0.1 and rises as (1 + step) / (10 + step) to its final value, so the initial weights are soon
+    forgotten.
 
     Args:
-        task: what is averaged; its buffers are copied.
+        task: the task to average. Its buffers are copied without averaging.
     """
 
     def __init__(self, task: nn.Module) -> None:
@@ -23,7 +24,13 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, task: nn.Module, step: int, decay: float) -> None:
-        """Take in the weights that `task` has after its step number `step`, from 0; `decay` is the final d, below 1."""
+        """Update the average with the weights of `task`.
+
+        Args:
+            task: the trained task.
+            step: number of the step that it has just taken, counted from 0.
+            decay: the final d, below 1.
+        """
         decay = min(decay, (1 + step) / (10 + step))
         average = get_ema_multi_avg_fn(decay)
         average(list(self.task.parameters()), [parameter.detach() for parameter in task.parameters()], None)

@@ -1,4 +1,4 @@
-"""What a training run tells about itself, and the observer that listens."""
+"""The events of a training run, and the base class of observers that receive them."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ Outcome = Literal["finished", "early", "interrupted", "failed"]
 
 
 class Observer:
-    """Listens to a training run; a subclass overrides what it wants to hear. It must leave the run as it is."""
+    """Receives the events of a training run. A subclass overrides methods. It must not change the run."""
 
     def on_start(self, event: RunStarted) -> None:
-        """The run, new or resumed, is about to take its first step."""
+        """Called before the first step of a new or resumed run."""
 
     def on_plan(self, event: PlanFixed) -> None:
-        """The length of a timed run is known, or has changed."""
+        """Called when the length of a timed run is known or has changed."""
 
     def on_step(self, event: StepTaken) -> None:
-        """An optimiser step has been taken."""
+        """Called after each optimizer step."""
 
     def on_epoch(self, event: EpochEnded) -> None:
-        """The data has been passed once more."""
+        """Called after each pass over the data."""
 
     def on_evaluation(self, event: Evaluated) -> None:
-        """The deployed weights have been evaluated."""
+        """Called after each evaluation."""
 
     def on_checkpoint(self, event: CheckpointSaved) -> None:
-        """A checkpoint lies whole on disk."""
+        """Called after each complete checkpoint."""
 
     def on_nonfinite(self, event: NonFiniteFound) -> None:
-        """A loss or a gradient was not finite; the run stops."""
+        """Called when a loss or a gradient is not finite, before the run stops."""
 
     def on_end(self, event: RunEnded) -> None:
-        """The run is over, whatever the reason."""
+        """Called at the end of the run, also after an error."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,13 @@ class RunStarted:
 
     Attributes:
         folder: the run folder.
-        step: steps already taken; above 0 in a resumed run.
-        steps_per_epoch: steps of a pass over the data.
-        total_steps: steps of the whole run; None while a timed run does not know it.
-        device: where it computes.
-        evaluated: number of steps after which the latest evaluation was made, 0 before the first.
-        metrics: of that evaluation.
-        notes: what the user should know, a line each.
+        step: number of steps already taken; above 0 in a resumed run.
+        steps_per_epoch: steps per pass over the data.
+        total_steps: steps of the whole run; None while a timed run is not planned yet.
+        device: the device of the run, and the number of processes if there are several.
+        evaluated: number of steps before the latest evaluation; 0 without one.
+        metrics: metrics of that evaluation.
+        notes: messages for the user, one line each.
     """
 
     folder: Path
@@ -74,15 +74,16 @@ class RunStarted:
 
 @dataclass(frozen=True)
 class PlanFixed:
-    """The length of a timed run, known for the first time or corrected.
+    """The plan of a run: at its start, or, for a timed run, when it is first made or changes noticeably.
 
     Attributes:
-        step: steps taken so far.
-        plan: the run's length from now on.
-        evaluations: how often the run is evaluated.
-        num_images: validation images in all.
-        recipe: settings of the run.
-        step_seconds: measured of late, loading the data included; None for a run whose length is not a time.
+        step: number of steps taken.
+        plan: the length of the run and the settings that depend on it.
+        evaluations: number and size of the evaluations.
+        num_images: number of validation images.
+        recipe: the settings of the run.
+        step_seconds: recent mean duration of a step, including the wait for its batch; None if the length of the run is
+            not a time.
     """
 
     step: int
@@ -99,19 +100,19 @@ class PlanFixed:
 
 @dataclass(frozen=True)
 class StepTaken:
-    """One optimiser step.
+    """An optimizer step.
 
     Attributes:
-        step: steps taken, this one included.
-        epoch: passes over the data before this one.
-        total_steps: steps of the whole run; None while a timed run does not know it.
-        loss: the weighted sum that training lowers, over the whole batch.
-        losses: unweighted losses by name, a value for each decoder layer, the last one the final layer's.
-        learning_rate: outside the backbone.
-        gradient_norm: over all parameters, before clipping; not finite where fp16 overflowed and the step was skipped.
-        num_images: in the step's batch.
-        seconds: from waiting for the batch to the end of the step.
-        data_seconds: the part of it that was spent waiting for the batch.
+        step: number of steps taken, including this one.
+        epoch: number of complete passes over the data before this step.
+        total_steps: steps of the whole run; None while a timed run is not planned yet.
+        loss: the weighted sum of the losses over the whole batch, which training minimises.
+        losses: unweighted losses by name, one value per decoder layer, the final layer last.
+        learning_rate: of all parts except the backbone.
+        gradient_norm: over all parameters, before clipping; not finite if fp16 overflowed and the step was skipped.
+        num_images: number of images in the batch, of all processes.
+        seconds: duration of the step, including the wait for its batch.
+        data_seconds: duration of the wait for the batch.
     """
 
     step: int
@@ -135,8 +136,8 @@ class EpochEnded:
     """The end of a pass over the data.
 
     Attributes:
-        epoch: passes over the data, this one included.
-        step: steps taken.
+        epoch: number of passes over the data, including this one.
+        step: number of steps taken.
     """
 
     epoch: int
@@ -152,12 +153,12 @@ class Evaluated:
     """An evaluation.
 
     Attributes:
-        step: steps taken.
-        epoch: passes over the data, a started one as its share.
-        metrics: what the evaluation returned.
-        best: whether this is the best one so far.
-        images: validation images that were used; None for all.
-        seconds: that it took.
+        step: number of steps taken.
+        epoch: number of passes over the data; a fraction within an epoch.
+        metrics: the metrics by name.
+        best: whether this is the best evaluation so far.
+        images: number of validation images that were used; None for all.
+        seconds: duration of the evaluation.
         task: the task with the deployed weights, in evaluation mode.
     """
 
@@ -179,9 +180,9 @@ class CheckpointSaved:
     """A saved checkpoint.
 
     Attributes:
-        step: steps taken.
-        folder: of the checkpoint.
-        seconds: that saving took.
+        step: number of steps taken.
+        folder: folder of the checkpoint.
+        seconds: duration of saving it.
     """
 
     step: int
@@ -198,10 +199,10 @@ class NonFiniteFound:
     """A loss or a gradient that is not finite.
 
     Attributes:
-        step: steps taken before the bad one.
-        loss: the weighted sum.
+        step: number of steps taken before this one.
+        loss: the weighted sum of the losses.
         gradient_norm: over all parameters.
-        names: the images of the batch.
+        names: names of the images in the batch, of all processes.
     """
 
     step: int
@@ -219,10 +220,10 @@ class RunEnded:
     """The end of a run.
 
     Attributes:
-        step: steps taken.
-        outcome: "finished", "early" (nothing got better any more), "interrupted" (saved first) or "failed" (an error is
-            on its way).
-        seconds: of training altogether, earlier sessions included.
+        step: number of steps taken.
+        outcome: "finished", "early" (`recipe.patience` evaluations without a new best result), "interrupted" (by a
+            signal, after saving) or "failed" (by an error).
+        seconds: training time, including the time before the run was resumed.
     """
 
     step: int

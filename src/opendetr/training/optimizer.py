@@ -1,4 +1,4 @@
-"""The optimiser's parameter groups, each with its learning rate and weight decay."""
+"""The optimizer's parameter groups, each with its learning rate and weight decay."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from opendetr.recipe import Recipe
 
 
 def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
-    """AdamW's parameter groups for every parameter of `model` that wants a gradient.
+    """The parameter groups of all trained parameters of `model`.
 
-    What lies in a module called "backbone" learns at the backbone's rate and so, as published, does a learned table of
-    positions, in a module called "position"; "sampling_offsets" and "reference_points" have a rate of their own.
+    Modules called "backbone" have the backbone's learning rate. So have learned position embeddings, in a module called
+    "position", as in the published code. Modules called "sampling_offsets" or "reference_points" have the learning rate
+    times `recipe.sampling_rate_factor`.
 
     Returns:
-        At most six groups, each {"params", "names", "lr", "weight_decay"}; empty ones are left out.
+        At most six groups, each {"params", "names", "lr", "weight_decay"}. No group is empty.
     """
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
@@ -32,7 +33,7 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
 
 
 def _learning_rate(modules: set[str], recipe: Recipe) -> float:
-    """The full rate of a parameter that lies in modules of these names."""
+    """The learning rate, before the schedule, of a parameter inside modules of these names."""
     if modules & {"backbone", "position"}:
         return recipe.backbone_learning_rate
     sampling = modules & {"sampling_offsets", "reference_points"}

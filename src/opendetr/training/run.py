@@ -1,10 +1,10 @@
-"""A training run from beginning to end: a dataset folder and a few choices in, a run folder out.
+"""A training run from start to end: `train` starts one, `resume` continues one.
 
-A run folder holds `config.yaml` (every setting; `--config` reads it back), `metrics.jsonl`, `metrics.csv`,
-`curves.png`, `images/` and the checkpoints `last` and `best`; `opendetr.load` opens their `model.safetensors`.
+A run folder contains `config.yaml` (every setting; `--config` reads it), `metrics.jsonl`, `metrics.csv`, `curves.png`,
+`images/` and the checkpoints `last` and `best`. `opendetr.load` opens the `model.safetensors` of a checkpoint.
 
-Where a launcher such as torchrun has started several processes they train as one: all of them run what is written here,
-and the main one writes and talks.
+Several processes, started by a launcher such as torchrun, train as one. All of them execute these functions. Only the
+main process writes files and prints.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from PIL import Image
 from torch import nn
 
 from opendetr.categories import Categories
-from opendetr.config import ConfigError, replaced, to_dict
+from opendetr.config import ConfigError, to_dict
 from opendetr.data import (
     DataError,
     DetectionData,
@@ -37,6 +37,7 @@ from opendetr.data.formats import open_data
 from opendetr.distributed import from_main, is_main, join_processes, rank, together, world_size
 from opendetr.inference import Predictor, compare
 from opendetr.presets import Preset, build_model, build_task, preset_from_dict
+from opendetr.recipe import Recipe
 from opendetr.tasks import Task
 from opendetr.training.callbacks import Curves, MetricsFile, MetricsTable, Progress, TensorBoard, ValidationImages
 from opendetr.training.checkpoint import find_checkpoint
@@ -46,11 +47,9 @@ from opendetr.training.settings import (
     Setup,
     adjusted,
     fit_to_data,
-    nested,
     read_config,
     require_hope,
     require_lessons,
-    run_length,
     set_up,
     write_config,
 )
@@ -58,7 +57,7 @@ from opendetr.training.starting_weights import NOTHING, load_start, starting_poi
 from opendetr.training.trainer import RunResult, Trainer
 from opendetr.weights import ModelCard, save_weights
 
-_NUM_SHOWN = 4
+_NUM_IMAGES_DRAWN = 4
 
 Say = Callable[[str], object]
 
@@ -69,7 +68,7 @@ class Run:
 
     Attributes:
         folder: the run folder; `opendetr.load(run.folder)` opens its best weights.
-        result: how it ended, with its scores.
+        result: how it ended, and its metrics.
     """
 
     folder: Path
@@ -96,133 +95,137 @@ def train(
     device: str = "auto",
     say: Say | None = None,
 ) -> Run:
-    """Train a detector on a dataset folder, to the end or until Ctrl-C or SIGTERM, which save first.
+    """Train a detector on a dataset.
+
+    Ctrl-C and SIGTERM save a checkpoint and end the run.
 
     Args:
-        data: the folder, COCO, Pascal VOC or YOLO, or a CSV table; classes and splits are found in it.
-        model: a name of the catalogue; that of `config` or of the weights, else the default one, when omitted.
-        weights: what to start from. "published": the model's own, fitted to the classes of the data by their names;
-            "imagenet": a pretrained backbone; "none": nothing, which trains the backbone too; or a run folder or a
-            file of weights. When omitted: published ones where they exist, else imagenet, else none.
-        out: the run folder, which must not exist or be empty; the first free of runs/MODEL, runs/MODEL-2, ... when
-            omitted.
-        config: a YAML file of settings, for instance another run's config.yaml.
-        changes: settings that differ: nested mappings, or texts like "model.num_queries=50".
-        epochs: length in passes over the data.
-        max_steps: length in optimiser steps, instead of `epochs`.
-        time: length in seconds or as text ("30m"), instead of either.
-        batch_size: images a step, of all processes together.
-        learning_rate: outside the backbone; the backbone's rate keeps its proportion to it.
+        data: a COCO, Pascal VOC or YOLO folder, or a CSV table. Classes and splits are read from it.
+        model: a name of the catalogue. Default: the model of `config` or of the weights, else the default model.
+        weights: the initial weights. "published": the model's own, with classes matched by name; "imagenet": a
+            pretrained backbone; "none": random weights, and the backbone is trained too; or a run folder or a weights
+            file. Default: "published" if the model has published weights, else "imagenet" if its backbone has
+            pretrained weights, else "none".
+        out: the run folder. It must not exist or must be empty. Default: the first unused one of runs/MODEL,
+            runs/MODEL-2, ...
+        config: a YAML file of settings, for instance the config.yaml of another run.
+        changes: settings that differ from these: nested mappings, or strings like "model.num_queries=50".
+        epochs: length of the run in passes over the training images.
+        max_steps: length of the run in optimizer steps, instead of `epochs`.
+        time: length of the run in seconds or as a string ("30m"), instead of `epochs` and `max_steps`.
+        batch_size: images per step, of all processes together.
+        learning_rate: of all parts except the backbone. The backbone's rate is scaled by the same factor.
         image_size: short side of the images, in pixels.
-        num_queries: the most objects that an image can have. Learned queries of the weights are kept, and new ones are
-            split from them.
-        freeze_detector: train the mask head alone, for the paper's 25 epochs unless another length is given, around the
-            trained detector that `weights` names. When the model is omitted it is that detector's with a mask head.
-        seed: of the initialisation, the data's order, the augmentation and dropout.
+        num_queries: number of queries, the largest number of objects in an image. Learned queries of the weights are
+            kept, and additional ones are split from them.
+        freeze_detector: train only the mask head around the trained detector that `weights` names, by default for
+            25 epochs as in the paper. The default model is then that detector with a mask head.
+        seed: of the initialisation, the order of the data, the augmentation and dropout.
         device: "auto", "cpu", "cuda" or "mps".
-        say: called with each line that the user should read; standard error when omitted.
+        say: called with each line of output. Default: print to standard error.
 
     Raises:
-        DataError, ConfigError, WeightsError, DeviceError: something does not fit; nothing has been written then.
+        DataError, ConfigError, WeightsError, DeviceError: the arguments cannot be used. No file has been written.
         CheckpointError: the run folder cannot be written.
-        NonFiniteError: a loss was not finite; the last checkpoint is from before it.
-        ProcessError: another process of the run failed, or is gone.
+        NonFiniteError: a loss, or the output in an evaluation, was not finite. The last checkpoint is older.
+        ProcessError: another process of the run failed or ended.
 
     Example:
         >>> run = train("my-data", time="30m")
         >>> detector = opendetr.load(run.folder)
     """
     began = clock.perf_counter()
-    place = join_processes(device)
-    say = _voice(say)
+    own_device = join_processes(device)
+    say = _in_main_process(say)
     with together():
         require_folder(Path(data))
         if out is not None:
             _require_empty(Path(out))
         setup, origin = set_up(Path(data), model, weights, config, freeze_detector=freeze_detector)
-        lengths = run_length(epochs, max_steps, time)
-        changed = nested(changes)
-        preset = replaced(setup.preset, changed)
-        preset = adjusted(preset, lengths, batch_size, learning_rate, image_size, num_queries, seed)
-        # `adjusted` has added batch size, seed and learning rate to the lengths.
-        given = setup.given | changed.get("recipe", {}).keys() | lengths.keys()
-        setup = replace(setup, preset=preset, given=given)
-        require_lessons(preset, origin)
-        if origin == NOTHING:
-            say("weights: none, so the backbone is trained whole: batch norm, nothing frozen, the full learning rate")
-        parts = _open(setup, say)
-        setup = fit_to_data(setup, len(parts["train"]))
+        setup = adjusted(
+            setup,
+            changes,
+            epochs=epochs,
+            max_steps=max_steps,
+            time=time,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            image_size=image_size,
+            num_queries=num_queries,
+            seed=seed,
+        )
+        require_lessons(setup.preset, origin)
+        splits = _open_splits(setup, say)
+        setup = fit_to_data(setup, len(splits["train"]))
         preset = setup.preset
-        for warning in require_hope(preset, parts):
+        for warning in require_hope(preset, splits):
             say(warning)
-        task = _new_task(preset, parts["train"].categories)
-        say(load_start(task.model, origin, preset, parts["train"].categories))
-    folder = from_main(_free_folder(preset.name) if out is None else Path(out))
-    trainer = _trainer(setup, task, parts, folder, place)
-    trainer.state.seconds = clock.perf_counter() - began  # a time given is that of the whole run
+        task = _initial_task(preset, origin, splits["train"].categories, say)
+    folder = from_main(_unused_folder(preset.name) if out is None else Path(out))
+    trainer = _trainer(setup, task, splits, folder, own_device)
+    trainer.state.seconds = clock.perf_counter() - began  # the time of a timed run includes this preparation
     if is_main():
-        write_config(folder, setup, _fingerprint(parts))
+        write_config(folder, setup, _fingerprint(splits))
     return Run(folder, trainer.train())
 
 
 def resume(folder: str | Path, *, device: str = "auto", say: Say | None = None) -> Run:
-    """Go on with a run where its last checkpoint is, as if it had never stopped.
+    """Continue a run from its last checkpoint.
+
+    On the same machine the result equals that of an uninterrupted run, bit for bit.
 
     Args:
         folder: the run folder.
-        device: as in `train`; on another one than before the rest is not the same to the last bit.
+        device: as in `train`. On another device than before, the result differs by rounding.
         say: as in `train`.
 
     Raises:
-        ConfigError, DataError: this is no run folder, or its data is no longer there or has changed.
-        CheckpointError, NonFiniteError: as in `train`.
+        ConfigError, DataError: `folder` is not a run folder, or its data is missing or has changed.
+        CheckpointError, NonFiniteError, ProcessError: as in `train`.
     """
-    place = join_processes(device)
-    say, folder = _voice(say), Path(folder)
+    own_device = join_processes(device)
+    say, folder = _in_main_process(say), Path(folder)
     with together():
         record, about = read_config(folder / CONFIG_FILE)
         if not {"data", "weights", "fingerprint"} <= about.keys():
-            raise ConfigError(f"{folder / CONFIG_FILE}: does not say which data and weights the run began with")
-        setup = Setup(preset_from_dict(record), Path(about["data"]), str(about["weights"]))
-        parts = _open(setup, say)
-        if _fingerprint(parts) != about["fingerprint"]:
-            raise DataError(f"{setup.data}: the data has changed since the run began; start a new run")
-        task = _new_task(setup.preset, parts["train"].categories)
-        has_checkpoint = find_checkpoint(folder / "last") is not None
-        if not has_checkpoint:
-            say("no checkpoint had been saved yet: the run begins again")
-            say(
-                load_start(
-                    task.model,
-                    starting_point(setup.preset.name, setup.weights),
-                    setup.preset,
-                    parts["train"].categories,
-                )
+            raise ConfigError(
+                f"{folder / CONFIG_FILE}: does not name the data and the weights that the run started with; "
+                "start a new run, --config reads the settings of this file"
             )
-    trainer = _trainer(setup, task, parts, folder, place)
+        setup = Setup(preset_from_dict(record), Path(about["data"]), str(about["weights"]))
+        preset = setup.preset
+        splits = _open_splits(setup, say)
+        if _fingerprint(splits) != about["fingerprint"]:
+            raise DataError(f"{setup.data}: the data has changed since the run started; start a new run")
+        categories = splits["train"].categories
+        has_checkpoint = find_checkpoint(folder / "last") is not None
+        if has_checkpoint:
+            task = _random_task(preset, categories)
+        else:
+            say("the run has no checkpoint yet: it starts again")
+            task = _initial_task(preset, starting_point(preset.name, setup.weights), categories, say)
+    trainer = _trainer(setup, task, splits, folder, own_device)
     return Run(folder, trainer.train(resume=has_checkpoint))
 
 
-def _voice(say: Say | None) -> Say:
-    """What says lines to the user; of several processes the main one speaks."""
-    return (say or _to_stderr) if is_main() else _to_nobody
+def _in_main_process(say: Say | None) -> Say:
+    """The function that receives lines of output: `say` or printing to standard error; none in other processes."""
+    if not is_main():
+        return lambda _line: None
+    return say or _print_to_stderr
 
 
-def _to_stderr(line: str) -> None:
+def _print_to_stderr(line: str) -> None:
     print(line, file=sys.stderr)
-
-
-def _to_nobody(line: str) -> None:
-    pass
 
 
 # ---------------------------------------------------------------------------------------------------------------- data
 
 
-def _open(setup: Setup, say: Say) -> dict[str, DetectionData]:
-    """The splits of the data, described in a line each."""
+def _open_splits(setup: Setup, say: Say) -> dict[str, DetectionData]:
+    """Open the splits "train" and "val" of the data, and report one line about each."""
     config = setup.preset.data
-    parts = open_data(
+    splits = open_data(
         setup.data,
         val_fraction=config.val_fraction,
         train_split=config.train_split,
@@ -231,44 +234,54 @@ def _open(setup: Setup, say: Say) -> dict[str, DetectionData]:
         masks=config.masks,
     )
     for role in ("train", "val"):
-        name = "" if parts[role].split == role else f" ({parts[role].split})"
-        say(f"{role}{name}: {parts[role].summary()}")
+        split = splits[role]
+        name = "" if split.split == role else f" ({split.split})"
+        say(f"{role}{name}: {split.summary()}")
     if config.masks != "none":
-        require_scorable(parts["val"])
-    return parts
+        require_scorable(splits["val"])
+    return splits
 
 
-def _fingerprint(parts: Mapping[str, DetectionData]) -> str:
-    """A hash of what a run sees of the data: classes, files, boxes, and outlines and maps where masks are learned."""
+def _fingerprint(splits: Mapping[str, DetectionData]) -> str:
+    """A hash of the annotations that a run uses: classes, file names and boxes; with masks also outlines and maps."""
     digest = hashlib.sha256()
     for role in ("train", "val"):
-        part = parts[role]
-        digest.update(repr((role, part.categories.to_dict())).encode())
-        for image in part.images:
+        split = splits[role]
+        digest.update(repr((role, split.categories.to_dict())).encode())
+        for image in split.images:
             objects = [(thing.category_id, thing.box, thing.crowd) for thing in image.objects]
-            digest.update(repr((image.id, part.file_name(image), objects)).encode())
-        if part.masks != "none":
-            for image, drawn in zip(part.images, map_hashes(part.images), strict=True):
+            digest.update(repr((image.id, split.file_name(image), objects)).encode())
+        if split.masks != "none":
+            for image, map_hash in zip(split.images, map_hashes(split.images), strict=True):
                 outlines = [(thing.segmentation, thing.segment) for thing in image.objects]
-                digest.update(repr((outlines, drawn)).encode())
+                digest.update(repr((outlines, map_hash)).encode())
     return digest.hexdigest()
 
 
 # --------------------------------------------------------------------------------------------------------------- model
 
 
-def _new_task(preset: Preset, categories: Categories) -> Task:
-    """The task with its model, initialised by the seed; the global generator is left as it is."""
+def _random_task(preset: Preset, categories: Categories) -> Task:
+    """Build the task and its model with random weights of the recipe's seed. The global generator does not change."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(preset.recipe.seed)
         return build_task(preset, build_model(preset, len(categories)), len(categories))
 
 
+def _initial_task(preset: Preset, origin: str | Path, categories: Categories, say: Say) -> Task:
+    """Build the task, load the initial weights into its model, and report one line about them."""
+    task = _random_task(preset, categories)
+    if origin == NOTHING:
+        say("weights: none, so the whole backbone is trained, with batch norm and the full learning rate")
+    say(load_start(task.model, origin, preset, categories))
+    return task
+
+
 # ----------------------------------------------------------------------------------------------------------------- run
 
 
-def _free_folder(name: str) -> Path:
-    """The first of runs/NAME, runs/NAME-2, ... that is not there."""
+def _unused_folder(name: str) -> Path:
+    """The first of runs/NAME, runs/NAME-2, ... that does not exist."""
     folder, number = Path("runs") / name, 1
     while folder.exists():
         number += 1
@@ -277,7 +290,7 @@ def _free_folder(name: str) -> Path:
 
 
 def _require_empty(folder: Path) -> None:
-    """Raise ConfigError for a folder that cannot become a run folder."""
+    """Raise ConfigError if `folder` cannot become a run folder."""
     if folder.is_dir() and (folder / CONFIG_FILE).exists():
         raise ConfigError(f"{folder}: holds a run already; go on with --resume {folder}, or choose another folder")
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
@@ -287,18 +300,19 @@ def _require_empty(folder: Path) -> None:
 def _trainer(
     setup: Setup,
     task: Task,
-    parts: Mapping[str, DetectionData],
+    splits: Mapping[str, DetectionData],
     folder: Path,
     device: torch.device,
 ) -> Trainer:
-    """Everything put together. Nothing is written before the trainer starts."""
-    preset, categories, val = setup.preset, parts["train"].categories, parts["val"]
-    # Evaluations are rare: what a cache would keep is read again just as fast.
-    seen = replace(preset, data=replace(preset.data, cache="none"))
+    """Build the trainer. It writes nothing before it starts."""
+    preset, categories, val = setup.preset, splits["train"].categories, splits["val"]
+    # Evaluations are rare, so a cache of images would not make them faster.
+    uncached = replace(preset, data=replace(preset.data, cache="none"))
     card = ModelCard(to_dict(preset), categories, {"data": setup.data.name, "weights": Path(setup.weights).name})
+    chosen = _images_to_draw(val.images)
 
     def predictor(trained: nn.Module) -> Predictor:
-        return Predictor(trained.model, seen, categories, device=str(device))  # type: ignore[arg-type]
+        return Predictor(trained.model, uncached, categories, device=str(device))  # type: ignore[arg-type]
 
     def evaluate(trained: nn.Module, num_images: int | None = None) -> dict[str, Any]:
         data = val if num_images is None else val.subset(_spread(val.images, num_images), val.split)
@@ -308,30 +322,19 @@ def _trainer(
     def save(path: Path, trained: nn.Module) -> None:
         save_weights(path, trained.model, card)  # type: ignore[arg-type]
 
-    def pictures(trained: nn.Module) -> Iterator[tuple[str, Image.Image]]:
+    def draw(trained: nn.Module) -> Iterator[tuple[str, Image.Image]]:
         for record, image in compare(predictor(trained), val, chosen):
             yield f"{record.id}-{record.path.stem}", image
 
-    chosen = _to_show(val.images)
     recipe = replace(preset.recipe, best_by=best_by(preset, val))
-    headlines = preset.headlines(val)
-    observers: list[Observer] = [
-        Progress(metric=recipe.best_by, headlines=headlines),
-        MetricsFile(),
-        MetricsTable(),
-        Curves(),
-        ValidationImages(pictures),
-    ]
-    if preset.recipe.tensorboard:
-        observers.append(TensorBoard())
     with together():
-        if preset.recipe.tensorboard and not importlib.util.find_spec("tensorboard"):
-            raise ConfigError("recipe.tensorboard: TensorBoard is not installed; `pip install opendetr[log]`")
+        progress = Progress(metric=recipe.best_by, headlines=preset.headlines(val))
+        observers = [progress, MetricsFile(), MetricsTable(), Curves(), ValidationImages(draw), *_tensorboard(recipe)]
         loader = train_loader(
-            parts["train"],
+            splits["train"],
             preset.data,
-            batch_size=preset.recipe.batch_size,
-            seed=preset.recipe.seed,
+            batch_size=recipe.batch_size,
+            seed=recipe.seed,
             share=(rank(), world_size()),
             device=device,
         )
@@ -350,11 +353,20 @@ def _trainer(
         )
 
 
+def _tensorboard(recipe: Recipe) -> list[Observer]:
+    """The observer that writes TensorBoard files, if the recipe asks for it."""
+    if not recipe.tensorboard:
+        return []
+    if not importlib.util.find_spec("tensorboard"):
+        raise ConfigError("recipe.tensorboard: TensorBoard is not installed; `pip install opendetr[log]`")
+    return [TensorBoard()]
+
+
 def best_by(preset: Preset, val: DetectionData) -> str:
-    """The metric by which the best checkpoint is chosen; "auto" is the main one of the model and the data.
+    """The metric that selects the best checkpoint. "auto" is the main metric of the model and the validation data.
 
     Raises:
-        ConfigError: the validation data cannot give it.
+        ConfigError: evaluation on the validation data does not compute this metric.
     """
     name, names = preset.recipe.best_by, preset.metrics(val)
     if name == "auto":
@@ -366,12 +378,12 @@ def best_by(preset: Preset, val: DetectionData) -> str:
     return name
 
 
-def _to_show(images: Sequence[ImageRecord]) -> list[ImageRecord]:
-    """A few images with objects, spread over the data."""
-    return _spread([image for image in images if image.objects], _NUM_SHOWN)
+def _images_to_draw(images: Sequence[ImageRecord]) -> list[ImageRecord]:
+    """A few images that contain objects, evenly spread over the data."""
+    return _spread([image for image in images if image.objects], _NUM_IMAGES_DRAWN)
 
 
 def _spread(images: Sequence[ImageRecord], count: int) -> list[ImageRecord]:
-    """At most `count` images, spread over the data."""
+    """At most `count` images, evenly spread over the data."""
     count = min(count, len(images))
     return [images[index * len(images) // count] for index in range(count)]

@@ -1,4 +1,4 @@
-"""All that a training run depends on from one step to the next, and how it goes into a checkpoint and comes back."""
+"""The state of a training run: everything that later steps depend on, saved to a checkpoint and restored from it."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from opendetr.training.schedule import Evaluations, Plan
 
 @dataclass
 class RunState:
-    """What a checkpoint holds beside tensors and settings.
+    """The values that a checkpoint stores in addition to tensors and settings.
 
     Attributes:
-        step: steps taken; epoch and position in it follow from it.
-        seconds: of training, earlier sessions included.
-        plan: the run's length, None while a timed run does not know it.
-        evaluations: how often the run is evaluated; None while a timed run does not know it.
-        evaluated: number of steps after which the latest evaluation was made.
-        metrics, best: what the latest and the best evaluation returned.
-        worse: evaluations since the best one.
-        image_seconds, evaluation_seconds, save_seconds: what they took last; see `Pace`.
-        scaler: the state of fp16's loss scale; empty without fp16.
+        step: number of steps taken. The epoch and the position in it follow from it.
+        seconds: training time, including the time before the run was resumed.
+        plan: the length of the run; None while a timed run is not planned yet.
+        evaluations: number and size of the evaluations; None until a timed run has measured its speed.
+        evaluated: number of steps before the latest evaluation.
+        metrics, best: metrics of the latest and of the best evaluation.
+        worse: number of evaluations since the best one.
+        image_seconds, evaluation_seconds, save_seconds: the latest measured durations; see `Pace`.
+        scaler: state of the fp16 loss scale; empty without fp16.
     """
 
     step: int = 0
@@ -45,7 +45,7 @@ class RunState:
 
     @classmethod
     def from_facts(cls, facts: Mapping[str, Any]) -> RunState:
-        """The inverse of `dataclasses.asdict`; further keys are left alone."""
+        """The inverse of `dataclasses.asdict`. Further keys of `facts` are ignored."""
         values = {name: facts[name] for name in cls.__dataclass_fields__}
         plan, evaluations = values.pop("plan"), values.pop("evaluations")
         return cls(
@@ -56,12 +56,12 @@ class RunState:
 
 
 class TrainedTensors:
-    """Every tensor that training changes, by the name it has in a checkpoint: weights, their average, moments.
+    """All tensors that training changes, by their names in a checkpoint: weights, their EMA, and optimizer moments.
 
     Args:
-        task: what is trained.
-        average: its moving average, if there is one.
-        optimizer: its groups have the "names" of their parameters.
+        task: the trained task.
+        average: the task with the EMA weights, if there is one.
+        optimizer: the optimizer. Its groups contain the "names" of their parameters.
     """
 
     def __init__(self, task: nn.Module, average: nn.Module | None, optimizer: torch.optim.Optimizer) -> None:
@@ -70,37 +70,41 @@ class TrainedTensors:
         self._optimizer = optimizer
 
     def values(self) -> dict[str, Tensor]:
-        """The tensors as they are now, ready to be saved."""
-        return {name: tensor.detach().contiguous() for name, tensor in self._slots().items()}
+        """The current tensors, detached and contiguous, to be saved."""
+        return {name: tensor.detach().contiguous() for name, tensor in self._tensors().items()}
 
     @torch.no_grad()
     def restore(self, saved: Mapping[str, Tensor], folder: Path) -> None:
-        """Take over saved values. Raises CheckpointError, which names `folder`, when they are another model's."""
-        self._open_moments(saved)
-        slots = self._slots()
-        strange = sorted(
-            name for name in saved.keys() | slots.keys() if _shape(saved.get(name)) != _shape(slots.get(name))
+        """Copy saved values into the tensors.
+
+        Raises:
+            CheckpointError: names or shapes differ. The message names `folder`.
+        """
+        self._create_moments(saved)
+        tensors = self._tensors()
+        differing = sorted(
+            name for name in saved.keys() | tensors.keys() if _shape(saved.get(name)) != _shape(tensors.get(name))
         )
-        if strange:
+        if differing:
             raise CheckpointError(
-                f"{folder}: was made by another model, {len(strange)} tensors do not fit, {strange[0]} the first; "
+                f"{folder}: was made by another model, {len(differing)} tensors do not fit, {differing[0]} the first; "
                 "resume with the model that the run was started with"
             )
-        for name, tensor in slots.items():
+        for name, tensor in tensors.items():
             tensor.copy_(saved[name])
 
-    def _slots(self) -> dict[str, Tensor]:
-        slots = {f"task/{name}": tensor for name, tensor in own_tensors(self._task).items()}
+    def _tensors(self) -> dict[str, Tensor]:
+        tensors = {f"task/{name}": tensor for name, tensor in own_tensors(self._task).items()}
         if self._average is not None:
-            slots |= {f"average/{name}": tensor for name, tensor in own_tensors(self._average).items()}
+            tensors |= {f"average/{name}": tensor for name, tensor in own_tensors(self._average).items()}
         for group in self._optimizer.param_groups:
             for name, parameter in zip(group["names"], group["params"], strict=True):
                 moments = self._optimizer.state.get(parameter, {})
-                slots |= {f"optimizer/{name}/{key}": value for key, value in moments.items()}
-        return slots
+                tensors |= {f"optimizer/{name}/{key}": value for key, value in moments.items()}
+        return tensors
 
-    def _open_moments(self, saved: Mapping[str, Tensor]) -> None:
-        """Give the optimiser empty moments for every parameter that has saved ones, laid out as the parameter is."""
+    def _create_moments(self, saved: Mapping[str, Tensor]) -> None:
+        """Create zero moments in the optimizer for every saved moment, with the memory layout of the parameter."""
         for group in self._optimizer.param_groups:
             for name, parameter in zip(group["names"], group["params"], strict=True):
                 prefix = f"optimizer/{name}/"
@@ -111,7 +115,7 @@ class TrainedTensors:
 
 
 def own_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and saved buffers by name, each once, under its first name."""
+    """Parameters and persistent buffers by name. A shared tensor is returned once, under its first name."""
     seen: set[int] = set()
     own = {}
     for name, tensor in module.state_dict(keep_vars=True).items():

@@ -1,4 +1,7 @@
-"""The settings of a run: catalogue, weights, `config.yaml` and the user's choices become one preset; later ones win."""
+"""The settings of a run. One preset combines the catalogue, the weights' card, `--config` and the user's changes.
+
+Each of these overrides the ones before it.
+"""
 
 from __future__ import annotations
 
@@ -29,18 +32,18 @@ from opendetr.training.starting_weights import IMAGENET, NOTHING, PUBLISHED, sta
 from opendetr.weights import ModelCard, read_card
 
 CONFIG_FILE = "config.yaml"
-_SMALLEST_IMAGE = 32  # pixels; a cell of the coarsest features
+_SMALLEST_IMAGE = 32  # pixels, the size of a cell of the coarsest features
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What a run is made from; `config.yaml` holds it.
+    """What `config.yaml` stores of a run.
 
     Attributes:
-        preset: every setting.
+        preset: all settings.
         data: the dataset folder.
-        weights: "none", "imagenet", "published" or a path: what the run starts from.
-        given: names of the recipe's settings that the user gave.
+        weights: the initial weights: "none", "imagenet", "published", an address or a path.
+        given: names of the fields of the recipe that the user has set.
     """
 
     preset: Preset
@@ -50,7 +53,7 @@ class Setup:
 
     @property
     def starts_from_detector(self) -> bool:
-        """Whether the run starts from the weights of a detector."""
+        """Whether the initial weights are those of a detector."""
         return self.weights not in (NOTHING, IMAGENET)
 
 
@@ -62,29 +65,25 @@ def set_up(
     *,
     freeze_detector: bool,
 ) -> tuple[Setup, Any]:
-    """The settings before the user's changes, and where the weights come from (see `starting_point`)."""
+    """The settings before the user's changes, and the origin of the initial weights (see `starting_point`)."""
     record, about = read_config(Path(config)) if config else ({}, {})
     weights = weights if weights is not None else about.get("weights")
-    name = _one_of(model, record.get("name"), f"{config}: is about {record.get('name')}")
+    name = _one_of(model, record.get("name"), f"{config}: has the settings of {record.get('name')}")
     choice = weights_choice(name or DEFAULT_MODEL, weights)
     origin = starting_point(name or DEFAULT_MODEL, choice)
     card = read_card(origin) if isinstance(origin, Path) else None
-    asked = name or (DEFAULT_MODEL if choice == PUBLISHED else None)
-    preset = get_preset(_model_name(asked, card, origin, with_masks=freeze_detector and name is None))
+    requested = name or (DEFAULT_MODEL if choice == PUBLISHED else None)
+    preset = get_preset(_model_name(requested, card, origin, with_masks=freeze_detector and name is None))
     if origin == NOTHING:
         preset = trained_from_nothing(preset)
     elif card is not None:
-        of_card = preset_from_dict(card.config)
-        is_detector_of_card = preset.name == of_card.without_masks
-        masks = of_card.masks if of_card.has_masks and not is_detector_of_card else preset.masks
-        preset = replace(preset, model=of_card.model, masks=masks)
-        if freeze_detector:  # it sees images of the size that it was trained for
-            of = of_card.data
-            seen = replace(preset.data, image_size=of.image_size, max_size=of.max_size, side_multiple=of.side_multiple)
-            if of_card.has_masks:
-                seen = replace(seen, masks=of.masks)
-            preset = replace(preset, data=seen, criterion=of_card.criterion)
-    if isinstance(origin, Path):  # a trained detector learns the data's classes in less than the published length
+        card_preset = preset_from_dict(card.config)
+        is_detector_of_card = preset.name == card_preset.without_masks
+        masks = card_preset.masks if card_preset.has_masks and not is_detector_of_card else preset.masks
+        preset = replace(preset, model=card_preset.model, masks=masks)
+        if freeze_detector:
+            preset = _with_inputs_of(preset, card_preset)
+    if isinstance(origin, Path):  # a trained detector learns other classes in less than the published length
         recipe = replace(preset.recipe, warmup_steps=None, ema_decay=None, fit_to_data=True)
         preset = replace(preset, recipe=recipe)
     if freeze_detector:
@@ -94,35 +93,48 @@ def set_up(
     return Setup(preset, data.resolve(), choice, frozenset(record.get("recipe", {}))), origin
 
 
-def _model_name(name: str | None, card: ModelCard | None, origin: str | Path, *, with_masks: bool) -> str:
-    """The model that is asked for, or that of the weights; `with_masks` when it is to have a mask head in any case.
+def _with_inputs_of(preset: Preset, detector: Preset) -> Preset:
+    """`preset` with the image size and the criterion that the frozen detector was trained with."""
+    trained = detector.data
+    data = replace(
+        preset.data, image_size=trained.image_size, max_size=trained.max_size, side_multiple=trained.side_multiple
+    )
+    if detector.has_masks:
+        data = replace(data, masks=trained.masks)
+    return replace(preset, data=data, criterion=detector.criterion)
 
-    A detector's weights do for the model with a mask head around it, and those of that model for the detector.
+
+def _model_name(name: str | None, card: ModelCard | None, origin: str | Path, *, with_masks: bool) -> str:
+    """The requested model, else that of the weights' card; with a mask head if `with_masks`.
+
+    A model with a mask head can start from the weights of its detector, and a detector from those of the model with a
+    mask head.
     """
-    of_card = str(card.config.get("name")) if card else None
-    if name and of_card and name_without_masks(name) == name_without_masks(of_card):
-        found = name
+    card_name = str(card.config.get("name")) if card else None
+    if name and card_name and name_without_masks(name) == name_without_masks(card_name):
+        chosen = name
     else:
-        found = _one_of(name, of_card, f"{origin}: holds {of_card}") or DEFAULT_MODEL
-    has_head = card is not None and of_card == found and preset_from_dict(card.config).has_masks  # perhaps by a setting
-    return name_with_masks(found) if with_masks and not has_head else found
+        chosen = _one_of(name, card_name, f"{origin}: holds {card_name}") or DEFAULT_MODEL
+    # A setting can add a mask head to a model whose name does not have one.
+    has_masks = card is not None and card_name == chosen and preset_from_dict(card.config).has_masks
+    return name_with_masks(chosen) if with_masks and not has_masks else chosen
 
 
 def fit_to_data(setup: Setup, num_images: int) -> Setup:
-    """Settings whose recipe has `fit_to_data`, with epochs, batch size and learning rate for a number of images.
+    """Set epochs, batch size and learning rate from the number of training images, if the recipe has `fit_to_data`.
 
-    The images that a run sees grow with the square root of the dataset: 50 epochs of 160 images when it starts from a
-    detector, 4 times as many when it does not; 2 epochs (8) of 100,000. A run on fewer than 100 images has half of the
-    batch size, one on 20,000 or more has twice the batch size; the learning rate follows by the square root. What the
-    user gave stays.
+    The number of images that a run sees grows with the square root of the size of the dataset. A run that starts from a
+    detector has 50 epochs on 160 images and 2 on 100,000; other runs have 4 times as many. The batch size is halved for
+    fewer than 100 images and doubled for 20,000 or more, and the learning rate changes with its square root. Fields
+    that the user has set do not change.
     """
     preset, recipe = setup.preset, setup.preset.recipe
     if not recipe.fit_to_data:
         return setup
     fitted: dict[str, Any] = {}
     if "epochs" not in setup.given and not preset.freeze_detector:
-        fit = 50 * math.sqrt(160 / num_images) * (1 if setup.starts_from_detector else 4)
-        fitted["epochs"] = round(min(max(fit, 1), 300))
+        epochs = 50 * math.sqrt(160 / num_images) * (1 if setup.starts_from_detector else 4)
+        fitted["epochs"] = round(min(max(epochs, 1), 300))
     if "batch_size" not in setup.given:
         factor = 0.5 if num_images < 100 else 2 if num_images >= 20_000 else 1
         fitted["batch_size"] = max(2, round(recipe.batch_size * factor), recipe.accumulate)
@@ -133,53 +145,60 @@ def fit_to_data(setup: Setup, num_images: int) -> Setup:
     return replace(setup, preset=replace(preset, recipe=replace(recipe, **fitted)))
 
 
-def require_hope(preset: Preset, parts: Mapping[str, DetectionData]) -> list[str]:
-    """Refuse settings with which nothing can be learned; returns warnings about others, a line each.
+def require_hope(preset: Preset, splits: Mapping[str, DetectionData]) -> list[str]:
+    """Refuse settings with which nothing can be learned. Returns one warning for each setting that limits the result.
 
     Raises:
-        ConfigError: a learning rate of zero, or images of a few pixels.
+        ConfigError: the learning rate is zero, or the images are only a few pixels large.
     """
     recipe, size = preset.recipe, preset.data.image_size
-    if recipe.learning_rate == 0 and "backbone" not in recipe.freeze:
-        raise ConfigError("recipe.learning_rate: 0 changes no weight; leave it out for the model's own rate")
+    if recipe.learning_rate == 0:
+        raise ConfigError("recipe.learning_rate: 0 changes no weight; leave it out for the default of the model")
     if size < _SMALLEST_IMAGE:
         raise ConfigError(
-            f"data.image_size: {size} pixels leave nothing to detect; give at least {_SMALLEST_IMAGE}, or leave it out"
+            f"data.image_size: {size} pixels are too few to detect anything; give at least {_SMALLEST_IMAGE}"
         )
-    most = max((len(image.objects) for image in parts["train"].images), default=0)
-    count = sum(len(image.objects) > preset.model.num_queries for image in parts["train"].images)
-    if not count:
+    counts = [len(image.objects) for image in splits["train"].images]
+    num_queries, exceeding = preset.model.num_queries, sum(count > preset.model.num_queries for count in counts)
+    if not exceeding:
         return []
     return [
-        f"warning: {counted(count, 'training image')} with more objects than the model's {preset.model.num_queries} "
-        f"queries, {most} at most; the rest cannot be detected: give --num-queries {most}"
+        f"warning: {counted(exceeding, 'training image')} with more objects than the model has queries ({num_queries}); "
+        f"the rest cannot be detected; give --num-queries {max(counts)}"
     ]
 
 
 def require_lessons(preset: Preset, origin: str | Path) -> None:
-    """Raise ConfigError for a mask head that would get nothing to learn from."""
+    """Raise ConfigError for a mask head without masks to learn, or a frozen detector without trained weights."""
     if preset.has_masks and preset.data.masks == "none":
-        raise ConfigError(f"{preset.name}: has a mask head, but no masks are read; set data.masks to auto")
+        raise ConfigError(f"{preset.name}: has a mask head, but data.masks is none; set data.masks to auto")
     if preset.freeze_detector and not isinstance(origin, Path):
-        raise ConfigError("a frozen detector learns nothing: give a trained one, weights RUN, FILE or published")
+        raise ConfigError("a frozen detector needs trained weights; set weights to a run folder, a file or published")
 
 
-def _one_of(wanted: str | None, found: str | None, where: str) -> str | None:
-    """Whichever of two names is given. Raises ConfigError when they differ."""
-    if wanted and found and wanted != found:
-        raise ConfigError(f"{where}, not {wanted}; leave the model out, or give another file")
-    return wanted or found
+def _one_of(requested: str | None, other: str | None, where: str) -> str | None:
+    """The name that is given. Raises ConfigError if both are given and differ."""
+    if requested and other and requested != other:
+        raise ConfigError(f"{where}, not {requested}; leave the model out, or give another file")
+    return requested or other
 
 
 def read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A YAML file of settings: those of the preset, and what it says about its run."""
+    """Read a YAML file of settings.
+
+    Returns:
+        The settings of the preset; and the entries of "run" (data, weights, fingerprint), empty without them.
+
+    Raises:
+        ConfigError: the file is missing, or is not a YAML file of settings.
+    """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file; a run folder and its settings are made by training") from None
+        raise ConfigError(f"{path}: no such file; give the folder of a run or a file of settings") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
-        raise ConfigError(f"{path}: cannot be read as YAML ({reason})") from None
+        raise ConfigError(f"{path}: is not valid YAML ({reason}); fix the file or give another one") from None
     if not isinstance(content, dict) or not isinstance(content.get("run", {}), dict):
         raise ConfigError(f"{path}: holds no settings; expected keys such as name, model, recipe")
     about = content.pop("run", {})
@@ -187,7 +206,7 @@ def read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def write_config(folder: Path, setup: Setup, fingerprint: str) -> None:
-    """Write a run's `config.yaml`, whole or not at all; `read_config` is the inverse."""
+    """Write the `config.yaml` of a run atomically; `read_config` reads it."""
     about = {"data": str(setup.data), "weights": setup.weights, "fingerprint": fingerprint}
     text = yaml.safe_dump(to_dict(setup.preset) | {"run": about}, sort_keys=False, width=120)
     path = folder / CONFIG_FILE
@@ -196,13 +215,13 @@ def write_config(folder: Path, setup: Setup, fingerprint: str) -> None:
         write_atomically(path, text, sync=True)
 
 
-def nested(changes: Mapping[str, Any] | Iterable[str | Mapping[str, Any]]) -> dict[str, Any]:
-    """Changes as nested mappings, whichever way they were given; later ones win."""
+def _nested(changes: Mapping[str, Any] | Iterable[str | Mapping[str, Any]]) -> dict[str, Any]:
+    """Merge changes, mappings and strings like "recipe.seed=1", into one nested mapping. Later ones win."""
     merged: dict[str, Any] = {}
     for change in (changes,) if isinstance(changes, Mapping) else changes:
         _merge(merged, parse_assignment(change) if isinstance(change, str) else change)
     if "name" in merged:
-        raise ConfigError("config: 'name' is the model's; choose another model instead of renaming this one")
+        raise ConfigError("config: 'name' is the name of the model and cannot be changed; choose another model")
     return merged
 
 
@@ -214,8 +233,8 @@ def _merge(into: dict[str, Any], change: Mapping[str, Any]) -> None:
             into[key] = dict(value) if isinstance(value, Mapping) else value
 
 
-def run_length(epochs: int | None, max_steps: int | None, time: str | float | None) -> dict[str, Any]:
-    """The recipe's changes for the length of the run."""
+def _run_length(epochs: int | None, max_steps: int | None, time: str | float | None) -> dict[str, Any]:
+    """The changes of the recipe that set the length of the run; none if no length is given."""
     if sum(length is not None for length in (epochs, max_steps, time)) > 1:
         raise ConfigError("give the length of the run in epochs, in steps or as a time, not more than one of them")
     if epochs is not None:
@@ -231,23 +250,34 @@ def run_length(epochs: int | None, max_steps: int | None, time: str | float | No
 
 
 def adjusted(
-    preset: Preset,
-    recipe: dict[str, Any],
+    setup: Setup,
+    changes: Mapping[str, Any] | Iterable[str | Mapping[str, Any]],
+    *,
+    epochs: int | None,
+    max_steps: int | None,
+    time: str | float | None,
     batch_size: int | None,
     learning_rate: float | None,
     image_size: int | None,
     num_queries: int | None,
     seed: int | None,
-) -> Preset:
-    """The preset with the settings that have a name of their own; `recipe` holds some already."""
+) -> Setup:
+    """`setup` with the changes of the user: `changes` first, then the arguments that are not None.
+
+    Raises:
+        ConfigError: an unknown key, a value that is not valid, or more than one length of the run.
+    """
+    recipe = _run_length(epochs, max_steps, time)
+    nested = _nested(changes)
+    preset = replaced(setup.preset, nested)
     if batch_size is not None:
         recipe["batch_size"] = batch_size
     if seed is not None:
         recipe["seed"] = seed
     if learning_rate is not None:
         before = preset.recipe
-        share = before.backbone_learning_rate / before.learning_rate if before.learning_rate else 1.0
-        recipe |= {"learning_rate": learning_rate, "backbone_learning_rate": learning_rate * share}
+        ratio = before.backbone_learning_rate / before.learning_rate if before.learning_rate else 1.0
+        recipe |= {"learning_rate": learning_rate, "backbone_learning_rate": learning_rate * ratio}
     data = {}
     if image_size is not None:
         try:
@@ -256,4 +286,5 @@ def adjusted(
             raise ConfigError(str(error)) from None
         data = {"image_size": resized.image_size, "max_size": resized.max_size}
     model = {} if num_queries is None else {"num_queries": num_queries}
-    return replaced(preset, {"recipe": recipe, "data": data, "model": model})
+    given = setup.given | nested.get("recipe", {}).keys() | recipe.keys()
+    return replace(setup, preset=replaced(preset, {"recipe": recipe, "data": data, "model": model}), given=given)

@@ -1,4 +1,4 @@
-"""How Ctrl-C and SIGTERM are heard by work that wants to save first."""
+"""Handlers of Ctrl-C and SIGTERM for work that saves its state before it stops."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from typing import Any
 
 
 class AbandonedError(BaseException):
-    """Leaves work that a stop was asked for.
+    """A stop signal interrupted work inside `StopSignal.abandoning`.
 
-    It is no `Exception`, as KeyboardInterrupt is none: torch's loader, which catches those, would raise another one.
+    Like KeyboardInterrupt, it is not an `Exception`, because torch's loader catches exceptions and raises others.
     """
 
 
 class StopSignal:
-    """While it is open, the first Ctrl-C or SIGTERM only asks for a stop; a second one stops at once.
+    """A context in which the first Ctrl-C or SIGTERM only sets `requested`; a second one raises KeyboardInterrupt.
 
-    The handlers of before are back when it closes. Outside the main thread, where Python allows no handlers, it listens
-    to nothing.
+    The earlier handlers are restored at the end. Python allows signal handlers only in the main thread; in another
+    thread the context has no effect.
 
     Attributes:
-        requested: whether a stop was asked for.
+        requested: whether a signal requested a stop.
     """
 
     def __init__(self) -> None:
@@ -48,12 +48,12 @@ class StopSignal:
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True
-        if self._abandonable and os.getpid() == self._process:  # a forked loader process has this handler, too
+        if self._abandonable and os.getpid() == self._process:  # forked loader processes inherit this handler
             raise AbandonedError
 
     @contextmanager
     def abandoning(self) -> Iterator[None]:
-        """Within it the request raises AbandonedError: for work that changes nothing and can be done again."""
+        """Within it, a signal raises AbandonedError. Use it for work that changes no state and can be repeated."""
         self._abandonable = True
         try:
             yield

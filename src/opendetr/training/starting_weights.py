@@ -1,4 +1,4 @@
-"""The weights that a run starts from: which ones, where they are, and how they get into its model."""
+"""The initial weights of a run: the choice, the file, and loading them into the model."""
 
 from __future__ import annotations
 
@@ -31,9 +31,12 @@ _CHOICES = "choose other weights: none, imagenet, published, or a run folder or 
 
 
 def weights_choice(name: str, weights: str | Path | None) -> str:
-    """One of the three words, an address, or an absolute path."""
+    """The weights of a run as "none", "imagenet", "published", an address or an absolute path.
+
+    None selects published weights if there are any, else ImageNet weights if the backbone has any, else none.
+    """
     if weights is None:
-        other = NOTHING if get_preset(name).model.backbone.half_width else IMAGENET  # half of a width has none
+        other = NOTHING if get_preset(name).model.backbone.half_width else IMAGENET
         has_weights = weights_origin(name) or weights_origin(name_without_masks(name))
         return PUBLISHED if has_weights else other
     known = str(weights) in (NOTHING, IMAGENET, PUBLISHED) or is_remote(weights)
@@ -41,20 +44,20 @@ def weights_choice(name: str, weights: str | Path | None) -> str:
 
 
 def starting_point(name: str, choice: str) -> str | Path:
-    """Where the weights come from: "none", "imagenet" or a file, downloaded if need be."""
+    """The origin of the weights: "none", "imagenet" or the path of a file, which is downloaded if necessary."""
     if choice in (NOTHING, IMAGENET):
         return choice
     if choice != PUBLISHED:
         return local_file(choice)
-    # Those of the detector are enough to start a model with a mask head from.
+    # A model with a mask head can start from the weights of its detector.
     path = _or_choose(lambda: published_weights(name) or published_weights(name_without_masks(name)))
     if path is None:
-        raise WeightsError(f"{name}: no weights of it are published; {_CHOICES}")
+        raise WeightsError(f"{name}: has no published weights; {_CHOICES}")
     return path
 
 
 def _or_choose(fetch: Callable[[], Path | None]) -> Path | None:
-    """What `fetch` gives; its error names the other choices, too."""
+    """Call `fetch`. The message of its error also names the other choices."""
     try:
         return fetch()
     except WeightsError as error:
@@ -62,7 +65,12 @@ def _or_choose(fetch: Callable[[], Path | None]) -> Path | None:
 
 
 def load_start(model: Detector, origin: str | Path, preset: Preset, categories: Categories) -> str:
-    """Load the weights that a run starts from; returns a line about them."""
+    """Load the initial weights into `model`. Returns one line about them.
+
+    Raises:
+        WeightsError: the weights cannot be downloaded or do not fit the model.
+        ConfigError: a frozen detector would have to learn new classes.
+    """
     count = f"{preset.name}, {sum(parameter.numel() for parameter in model.parameters()) / 1e6:.1f} million parameters"
     if origin == NOTHING:
         return f"{count}, all of them random"
@@ -70,8 +78,8 @@ def load_start(model: Detector, origin: str | Path, preset: Preset, categories: 
         return f"{count}, from {origin}; {load_transferred(model, origin, preset, categories)}"
     backbone = preset.model.backbone
     if backbone.half_width or backbone.norm == "group":
-        what = "of half width" if backbone.half_width else "with group norm"
-        raise WeightsError(f"{preset.name}: there are no ImageNet weights for a backbone {what}; {_CHOICES}")
+        kind = "of half width" if backbone.half_width else "with group norm"
+        raise WeightsError(f"{preset.name}: there are no ImageNet weights for a backbone {kind}; {_CHOICES}")
     url = get_model_weights(f"resnet{backbone.depth}")["IMAGENET1K_V1"].url
     path = _or_choose(lambda: download(url))
     assert path is not None
@@ -81,7 +89,7 @@ def load_start(model: Detector, origin: str | Path, preset: Preset, categories: 
 
 
 def load_transferred(model: Detector, path: Path, preset: Preset, categories: Categories) -> str:
-    """Load a detector's weights, its classes fitted by name; returns what became of them."""
+    """Load the weights of a detector, with classes matched by name. Returns one line about the classes."""
     card = read_card(path)
     state = read_state(path)
     known = card.categories if card else usual_categories(state)
@@ -90,10 +98,10 @@ def load_transferred(model: Detector, path: Path, preset: Preset, categories: Ca
     report = transfer(model, state, known, categories)
     if report.new and preset.freeze_detector:
         isthing = dict(zip(categories.names, categories.isthing, strict=True))
-        mend = (
+        fix = (
             "train it on this data first"
             if any(isthing[name] for name in report.new)
             else "set data.masks to instances, or train the detector with data.masks set to panoptic first"
         )
-        raise ConfigError(f"{path}: a frozen detector cannot learn {', '.join(report.new[:5])}; {mend}")
+        raise ConfigError(f"{path}: a frozen detector cannot learn {', '.join(report.new[:5])}; {fix}")
     return str(report)

@@ -1,4 +1,4 @@
-"""What a training step needs beside the model: its random numbers, its memory, its precision."""
+"""Random numbers, memory and precision of a train step."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from opendetr.distributed import DeviceError, has_bfloat16, rank
 
 @contextmanager
 def step_randomness(seed: int, step: int, device: torch.device) -> Iterator[None]:
-    """Within it, what draws from torch's global generator (dropout can do no other) gets the numbers of this step.
+    """Within it, torch's global generator, from which dropout draws, is seeded for this step.
 
-    They are a function of seed, step and process alone; afterwards the generator is as it was before.
+    The seed is a function of `seed`, `step` and the rank of the process. The former state is restored at the end.
     """
     state = np.random.SeedSequence((seed, step, rank())).generate_state(1, np.uint64)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -26,10 +26,10 @@ def step_randomness(seed: int, step: int, device: torch.device) -> Iterator[None
 
 
 def keep_freed_memory() -> None:
-    """Have this process keep what it frees for the next step, which asks for pieces of the same sizes again.
+    """Let this process keep freed memory, because the next step allocates blocks of the same sizes.
 
-    glibc hands large pieces back to the system at once and has them zeroed page by page when they are asked for again:
-    a tenth of a small detector's step on a CPU. Other systems do as they do.
+    glibc returns large blocks to the system at once, and the system zeroes them page by page when they are allocated
+    again. This takes a tenth of a train step of a small detector on a CPU. Without glibc, nothing changes.
     """
     if platform.libc_ver()[0] != "glibc":
         return
@@ -39,18 +39,18 @@ def keep_freed_memory() -> None:
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
-    """What the model computes in under autocast, None for float32 throughout.
+    """The dtype of autocast; None for float32 without autocast.
 
     Args:
         precision: as in `Recipe`.
-        device: where it computes.
+        device: the device of the model.
 
     Raises:
-        DeviceError: fp16 away from a CUDA GPU.
+        DeviceError: fp16 on a device that is not a CUDA GPU.
     """
     if precision == "fp16":
         if device.type != "cuda":
             raise DeviceError(f"precision fp16: needs a CUDA GPU, and this run is on {device.type}; use bf16 or fp32")
         return torch.float16
-    wanted = precision == "bf16" or (precision == "auto" and has_bfloat16(device))
-    return torch.bfloat16 if wanted else None
+    uses_bfloat16 = precision == "bf16" or (precision == "auto" and has_bfloat16(device))
+    return torch.bfloat16 if uses_bfloat16 else None

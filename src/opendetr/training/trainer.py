@@ -1,12 +1,12 @@
-"""Trains a task on a loader's batches. It knows nothing else: no model, no loss, no file format of images.
+"""The trainer trains a task on the batches of a loader. It knows no model, no loss and no file format.
 
-What it promises: a run that is stopped, killed or refused by the disk goes on from its last checkpoint and ends with
-the very weights of the run that was never stopped (on a CPU, with the same number of threads). For that, nothing a
-step does may depend on what came before except through the checkpoint: the batch is a function of (seed, epoch,
-position), the learning rate of the step, and the random numbers that dropout draws are seeded anew for each step.
+A run that was stopped or killed, or that failed on a full disk, can be resumed from its last checkpoint. On a CPU with
+the same number of threads, it then ends with the same weights as an uninterrupted run, bit for bit. Therefore a step
+depends on earlier steps only through the state that a checkpoint stores. The batch is a function of (seed, epoch,
+position), the learning rate is a function of the step, and dropout is seeded anew for each step.
 
-Several processes train as one would: each takes its share of every batch, the losses are divided by what all shares
-hold, and whatever one process alone can know (a signal, the time) is agreed on between two steps.
+Several processes give the result of one. Each takes its share of every batch, and the losses are normalised over all
+shares. What only one process knows (a signal, the elapsed time) is communicated between two steps.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from opendetr.distributed import (
     world_size,
 )
 from opendetr.recipe import Recipe
-from opendetr.structures import Batch
+from opendetr.structures import Batch, NonFiniteError
 from opendetr.training.activation_checkpointing import recompute_blocks
 from opendetr.training.checkpoint import CheckpointError, find_checkpoint, load_checkpoint, save_checkpoint
 from opendetr.training.ema import WeightAverage
@@ -75,71 +75,67 @@ from opendetr.training.signals import AbandonedError, StopSignal
 from opendetr.training.train_step import autocast_dtype, keep_freed_memory, step_randomness
 
 STATE, MODEL = "training.safetensors", "model.safetensors"
-_FEW_IMAGES = 8  # to measure the speed of an evaluation with
-_REVISION_STEPS, _REVISION_SHARE = 5, 0.02  # how often the plan of a timed run is corrected: in steps, and of its time
-_TOLD_CHANGE = 0.05  # of the number of steps
-COUNT = "count"  # what a task calls the divisor that it knows after the forward pass only
-
-
-class NonFiniteError(ValueError):
-    """A loss or a gradient was not finite; the weights are as they were before the step."""
+_SPEED_IMAGES = 8  # number of images that measure the speed of an evaluation
+_REVISION_STEPS, _REVISION_SHARE = 5, 0.02  # interval between corrections of a plan: steps, fraction of the time
+_REPORTED_CHANGE = 0.05  # smallest relative change of the number of steps that callbacks are told
+COUNT = "count"  # the entry of a task's losses that contains a divisor known only after the forward pass
 
 
 class Task(Protocol):
-    """What the trainer asks of a task, which is an nn.Module besides; see `tasks.Task`.
+    """The interface that the trainer uses of a task; see `tasks.Task`. A task is also an nn.Module.
 
     Attributes:
-        optional_parameters: names of parameters, or beginnings of names, that may be without a gradient in a step.
+        optional_parameters: names, or prefixes of names, of parameters that may have no gradient in a step.
     """
 
     optional_parameters: ClassVar[tuple[str, ...]]
 
     def __call__(self, batch: Batch, normaliser: Any) -> dict[str, Tensor]:
-        """Unweighted losses, one value per decoder layer, the last one the final layer's.
+        """Compute the unweighted losses: (L,) for terms of every decoder layer, the final layer last, (1,) for others.
 
-        Their names and shapes are equal in all processes. Every trained parameter that is not optional takes part in
-        them, without any objects, too: several processes wait for its gradient.
+        Names and shapes are equal in all processes. Every trained parameter that is not optional has a gradient, also
+        in a batch without objects, because several processes wait for it.
         """
         ...
 
     def normaliser(self, object_counts: Sequence[int]) -> Any:
-        """What the losses are divided by, from the number of objects of every image that a step sees.
+        """The divisors of the losses, computed from the number of objects in every image of a step.
 
-        None where only the forward pass tells: then the losses are sums, and "count" (1,) beside them is the divisor
-        of their part. The trainer adds the counts up and divides gradients and losses once.
+        None if the divisor is known only after the forward pass. The losses are then sums, and their additional entry
+        "count" (1,) is the divisor. The trainer sums the counts and divides gradients and losses once.
         """
         ...
 
     def total(self, losses: Mapping[str, Tensor]) -> Tensor:
-        """The weighted scalar."""
+        """The weighted sum of the losses, a scalar."""
         ...
 
 
 class Loader(Protocol):
-    """Where batches come from."""
+    """The interface that the trainer uses of a loader."""
 
     def __len__(self) -> int:
-        """Batches of an epoch."""
+        """The number of batches per epoch."""
         ...
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch from number `start` on, the same ones at every call.
+        """The batches of an epoch from number `start` on, the same ones in every call.
 
-        Where several processes train, each one's loader gives its own part of every batch, in the order of the ranks.
+        With several processes, each loader returns the part of every batch that belongs to its rank.
         """
         ...
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """How a run ended.
+    """The result of a run.
 
     Attributes:
-        step: steps taken.
-        interrupted: a signal stopped it before its end; a checkpoint was saved.
-        metrics: of the latest evaluation.
-        best: metrics of the best one, empty when nothing was evaluated.
-        seconds: of training altogether.
+        step: number of optimizer steps taken.
+        interrupted: whether a signal stopped the run before its end. A checkpoint was saved.
+        metrics: metrics of the latest evaluation.
+        best: metrics of the best evaluation; empty without an evaluation.
+        seconds: training time, including the time before the run was resumed.
     """
 
     step: int
@@ -150,19 +146,25 @@ class RunResult:
 
 
 class _Share(NamedTuple):
-    """What a step works on.
+    """The share of a batch that one process computes.
 
     Attributes:
-        batch: this process' images.
-        counts: the number of objects of every image of the step, in all processes.
+        batch: the images of this process.
+        counts: number of objects of every image of the step, in all processes.
     """
 
     batch: Batch
     counts: list[int]
 
 
-class _Numbers(NamedTuple):
-    """What a step is judged by: the total loss and the gradient's norm, and the losses of all processes by name."""
+class _StepLosses(NamedTuple):
+    """The losses of a step, summed over all processes.
+
+    Attributes:
+        loss: the total loss.
+        norm: the norm of the gradient.
+        losses: unweighted losses by name, one value per decoder layer.
+    """
 
     loss: float
     norm: float
@@ -174,19 +176,21 @@ class Trainer:
 
     Args:
         task: the module to train; see `Task`.
-        loader: gives the batches of `recipe.batch_size`; one is one optimiser step of all processes.
-        recipe: optimiser, schedule, length.
-        folder: the run folder; the checkpoints `last` and `best` are kept in it.
-        evaluate: the deployed task, in evaluation mode -> metrics, the same in all processes; none when omitted. A
-            second argument, a number, asks for that many of the images only.
-        num_images: validation images that `evaluate` uses.
-        evaluate_start: evaluate before the first step, too: the weights that the run starts from may be the best.
-        save_model: writes the deployed task's weights to a path, for `model.safetensors`; plain tensors when omitted.
-        observers: are told of every event, in this order; in the main process only.
-        device: "auto", "cpu", "cuda", "mps".
+        loader: the batches, of `recipe.batch_size` images. One batch is one optimizer step of all processes.
+        recipe: the settings of optimizer, schedule and length.
+        folder: the run folder. It receives the checkpoints `last` and `best`.
+        evaluate: computes metrics from the deployed task in evaluation mode, the same ones in all processes. A second
+            argument limits the number of images. Default: no evaluation.
+        num_images: number of validation images that `evaluate` uses.
+        evaluate_start: also evaluate before the first step, because the initial weights may be the best ones.
+        save_model: writes the weights of the deployed task to a path, for `model.safetensors`. Default: all tensors of
+            the task.
+        observers: receive every event, in this order, in the main process only.
+        device: "auto", "cpu", "cuda" or "mps".
 
     Raises:
-        DeviceError, ConfigError: the recipe asks for what this machine or this task does not have.
+        DeviceError: the machine does not have the device or the precision of the recipe.
+        ConfigError: the recipe freezes a part that the task does not have.
     """
 
     def __init__(
@@ -229,19 +233,21 @@ class Trainer:
         self._parallel = parallel(self.task, self.device, some_without_gradient=bool(self._optional))
         self._notes: tuple[str, ...] = (note,) if note else ()
         self._speed = StepSpeed()
-        self._clock = self._saved = 0.0  # when training began, earlier sessions counted in; when it was saved last
-        self._told_steps = 0  # of the plan that the callbacks know
+        self._started = 0.0  # time at which training would have started without interruptions
+        self._saved = 0.0  # time of the latest checkpoint
+        self._reported_steps = 0  # length of the plan that the callbacks know
 
     def train(self, *, resume: bool = False) -> RunResult:
-        """Train to the end of the run, or until Ctrl-C or SIGTERM, which save first.
+        """Train to the end of the run. Ctrl-C and SIGTERM save a checkpoint and end it early.
 
         Args:
-            resume: go on from the run folder's last checkpoint.
+            resume: continue from the last checkpoint of the run folder.
 
         Raises:
-            CheckpointError: nothing to resume, or a run already there; or a checkpoint cannot be written.
-            NonFiniteError: names the images; the last checkpoint is from before it.
-            ProcessError: another process of the run failed, or is gone.
+            CheckpointError: there is nothing to resume, the folder already holds a run, or a checkpoint cannot be
+                written.
+            NonFiniteError: a loss or a gradient is not finite. The message names the images.
+            ProcessError: another process of the run failed or ended.
         """
         if self.device.type == "cpu":
             keep_freed_memory()
@@ -266,137 +272,141 @@ class Trainer:
         )
         outcome: Outcome = "failed"
         try:
-            self._tell(start)
+            self._notify(start)
             with StopSignal() as stop, naming_lost_processes():
                 if self._evaluation_due() or not self._finished():
                     self._run(stop, is_new=not resume)
             outcome = self._outcome()
         finally:
-            self._tell(RunEnded(state.step, outcome, state.seconds))
+            self._notify(RunEnded(state.step, outcome, state.seconds))
         return RunResult(state.step, outcome == "interrupted", state.metrics, state.best, state.seconds)
 
     def _run(self, stop: StopSignal, is_new: bool) -> None:
-        """Alternate between a step and what is due between two steps, to the end or until a signal."""
+        """Take steps to the end of the run or until a signal. Between steps, evaluate and save when it is due."""
         train_mode(self.task)
         self._saved = time.perf_counter()
-        self._clock = self._saved - self.state.seconds
-        if is_new:  # the random start belongs to the run, and a disk that cannot hold it is found out at once
+        self._started = self._saved - self.state.seconds
+        if is_new:  # a resumed run needs the initial weights, and a disk that is too small fails at once
             self._save()
         if self.state.step == 0:
-            self._begin(stop)
-        self._attend(stop)
-        while not (self._finished() or _anywhere(stop)):
+            self._before_first_step(stop)
+        self._between_steps(stop)
+        while not (self._finished() or _stop_requested(stop)):
             epoch, position = divmod(self.state.step, len(self.loader))
-            waiting = time.perf_counter()
+            wait_started = time.perf_counter()
             for share in self._shares(epoch, position, stop):
-                self._step(share, waiting)
+                self._step(share, wait_started)
                 if self.state.step % len(self.loader) == 0:
-                    self._tell(EpochEnded(epoch + 1, self.state.step))
-                self._attend(stop)
-                if self._finished() or _anywhere(stop):
+                    self._notify(EpochEnded(epoch + 1, self.state.step))
+                self._between_steps(stop)
+                if self._finished() or _stop_requested(stop):
                     break
-                waiting = time.perf_counter()
+                wait_started = time.perf_counter()
+        if self._stopped_early() and self.state.evaluations and self.state.evaluations.images is not None:
+            self._evaluate(stop)  # the latest one did not use all images
         self._save()
 
     def _shares(self, epoch: int, position: int, stop: StopSignal) -> Iterator[_Share]:
-        """This process' share of every batch of an epoch, when all have theirs, padded as the whole batch is."""
+        """Yield the share of this process of every batch, padded like the whole batch.
+
+        It ends when one process has no batch.
+        """
         batches = self.loader.epoch(epoch, position)
         while True:
             batch, failure = None, None
             try:
                 batch = next(batches, None)
             except (RuntimeError, OSError, EOFError, ValueError) as error:
-                if not stop.requested:  # else the signal that asks us to stop has ended the loader's workers, too
+                if not stop.requested:  # a stop signal also ends the workers of the loader, which is not an error
                     if not isinstance(error, ValueError):
                         raise
                     failure = error
-            outline = None if batch is None else (batch.shape, batch.object_counts)
-            outlines = [met for met in gather(outline, failure) if met is not None]
-            if batch is None or len(outlines) < world_size():
+            own = None if batch is None else (batch.shape, batch.object_counts)
+            shares = [other for other in gather(own, failure) if other is not None]
+            if batch is None or len(shares) < world_size():
                 return
-            height, width = (max(sides) for sides in zip(*(size for size, _ in outlines), strict=True))
-            yield _Share(batch.pad_to(height, width), [count for _, counts in outlines for count in counts])
+            height, width = (max(sides) for sides in zip(*(shape for shape, _ in shares), strict=True))
+            yield _Share(batch.pad_to(height, width), [count for _, counts in shares for count in counts])
 
     def _finished(self) -> bool:
         plan, patience = self.state.plan, self.recipe.patience
         return (plan is not None and self.state.step >= plan.total_steps) or 0 < patience <= self.state.worse
 
+    def _stopped_early(self) -> bool:
+        plan = self.state.plan
+        return self._finished() and plan is not None and self.state.step < plan.total_steps
+
     def _outcome(self) -> Outcome:
         if not self._finished() or self._evaluation_due():
             return "interrupted"
-        return "finished" if self.state.plan and self.state.step >= self.state.plan.total_steps else "early"
+        return "early" if self._stopped_early() else "finished"
 
     def _evaluation_due(self) -> bool:
         state = self.state
         due = state.plan is not None and state.plan.evaluates_after(state.step) and state.evaluated != state.step
         return due and self.evaluate is not None
 
-    def _attend(self, stop: StopSignal) -> None:
-        """What is due between two steps: planning a timed run, an evaluation, a checkpoint."""
-        self.state.seconds = time.perf_counter() - self._clock
+    def _between_steps(self, stop: StopSignal) -> None:
+        """Plan a timed run, evaluate or save a checkpoint if it is due."""
+        self.state.seconds = time.perf_counter() - self._started
         if self.state.plan is None and self._can_be_planned():
             self._make_plan()
         elif self.recipe.time is not None and self.state.plan is not None and not self._finished():
             self._revise_plan()
-        if self._evaluation_due() and not _anywhere(stop):
-            if world_size() > 1:  # then nothing breaks an evaluation off, and a launcher that stops us does not wait
+        if self._evaluation_due() and not _stop_requested(stop):
+            # With several processes a signal does not interrupt the evaluation, and a launcher may kill them meanwhile.
+            if world_size() > 1:
                 self._save()
-            if self._evaluate(stop) is not None and not self._finished():
+            if self._evaluate(stop) and not self._finished():
                 self._save()
         elif time.perf_counter() - self._saved >= self.recipe.save_every:
             self._save()
 
-    def _begin(self, stop: StopSignal) -> None:
-        """What comes before the first step: how often to evaluate, and the score of the weights to start from."""
+    def _before_first_step(self, stop: StopSignal) -> None:
+        """Decide how often to evaluate, and evaluate the initial weights if they are trained ones."""
         state = self.state
         if state.evaluations is None:
             affordable = self._affordable_images()
             state.evaluations = from_main(plan_evaluations(self.recipe, affordable, self.num_images))
-        if self.evaluate_start and not state.metrics and not _anywhere(stop) and self._evaluate(stop) is not None:
+        if self.evaluate_start and not state.metrics and not _stop_requested(stop) and self._evaluate(stop):
             self._save()
         if state.plan is not None:
-            self._tell_plan(None)
+            self._report_plan(None)
 
     def _affordable_images(self) -> float:
-        """Validation images that evaluations have the time for in a timed run; their speed is measured with a few."""
+        """The number of validation images that the evaluations of a timed run can use, measured with a few."""
         if self.evaluate is None:
             return 0.0
-        few = min(_FEW_IMAGES, self.num_images)
+        count = min(_SPEED_IMAGES, self.num_images)
         task = self.deployed
         task.eval()
-        for _ in range(2):  # the first time is slower
+        for _ in range(2):  # the first evaluation is slower
             started = time.perf_counter()
             with torch.no_grad():
-                self._metrics(task, few)
-            self.state.image_seconds = (time.perf_counter() - started) / few
+                self._metrics(task, count)
+            self.state.image_seconds = (time.perf_counter() - started) / count
         train_mode(self.task)
         return EVALUATION_SHARE * cast(float, self.recipe.time) / max(self.state.image_seconds, 1e-9)
 
     def _metrics(self, task: nn.Module, num_images: int | None) -> dict[str, Any]:
         assert self.evaluate is not None
-        whole = num_images is None or num_images >= self.num_images
-        return dict(self.evaluate(task) if whole else self.evaluate(task, num_images))
+        uses_all = num_images is None or num_images >= self.num_images
+        return dict(self.evaluate(task) if uses_all else self.evaluate(task, num_images))
 
     def _can_be_planned(self) -> bool:
         return from_main(self._speed.is_known(self.state.seconds, cast(float, self.recipe.time)))
 
     def _make_plan(self) -> None:
-        """Count the steps that the time allows."""
+        """Plan a timed run."""
         assert self.state.evaluations is not None
         self._save()
         self.state.plan = from_main(plan_time(self.recipe, self.state.step, self._pace(), self.state.evaluations))
         self._save()
-        self._tell_plan(self._speed.step_seconds)
+        self._report_plan(self._speed.step_seconds)
         self._speed = StepSpeed(self._speed.step_seconds)
 
-    def _tell_plan(self, step_seconds: float | None) -> None:
-        plan, evaluations = self.state.plan, self.state.evaluations
-        assert plan is not None and evaluations is not None
-        self._told_steps = plan.total_steps
-        self._tell(PlanFixed(self.state.step, plan, evaluations, self.num_images, self.recipe, step_seconds))
-
     def _revise_plan(self) -> None:
-        """Correct the plan of a timed run whose speed has changed; the checkpoint that follows holds the new one."""
+        """Correct the plan of a timed run if its speed has changed. A checkpoint stores the new plan."""
         state, recipe = self.state, self.recipe
         assert recipe.time is not None and state.plan is not None and state.evaluations is not None
         if state.step % _REVISION_STEPS:
@@ -407,13 +417,19 @@ class Trainer:
             state.plan = from_main(revised(before, recipe, state.step, self._pace(), state.evaluations))
             if state.plan != before:
                 self._save()
-            if abs(state.plan.total_steps - self._told_steps) > _TOLD_CHANGE * self._told_steps:
-                self._tell_plan(self._speed.step_seconds)
+            if abs(state.plan.total_steps - self._reported_steps) > _REPORTED_CHANGE * self._reported_steps:
+                self._report_plan(self._speed.step_seconds)
             self._speed = StepSpeed(self._speed.step_seconds)
+
+    def _report_plan(self, step_seconds: float | None) -> None:
+        plan, evaluations = self.state.plan, self.state.evaluations
+        assert plan is not None and evaluations is not None
+        self._reported_steps = plan.total_steps
+        self._notify(PlanFixed(self.state.step, plan, evaluations, self.num_images, self.recipe, step_seconds))
 
     def _pace(self) -> Pace:
         return Pace(
-            used=time.perf_counter() - self._clock,
+            used=time.perf_counter() - self._started,
             step=self._speed.step_seconds,
             image=self.state.image_seconds,
             evaluation=self.state.evaluation_seconds,
@@ -421,8 +437,8 @@ class Trainer:
             num_images=self.num_images,
         )
 
-    def _step(self, share: _Share, waiting: float) -> None:
-        """One optimiser step; `waiting` is when the wait for its batch began."""
+    def _step(self, share: _Share, wait_started: float) -> None:
+        """Take one optimizer step. `wait_started` is the time at which the wait for its batch began."""
         started = time.perf_counter()
         state, recipe = self.state, self.recipe
         epoch = state.step // len(self.loader)
@@ -435,15 +451,17 @@ class Trainer:
         self.scaler.unscale_(self.optimizer)
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        assert len(gradients) == len(parameters) or self._may_lack_gradients(), "parameters without a gradient"
-        if count is not None:  # of all parts and processes
+        assert len(gradients) == len(parameters) or self._only_optional_lack_gradients(), (
+            "parameters without a gradient"
+        )
+        if count is not None:
             divisor = reduce_sum(count).clamp(min=1.0)
             torch._foreach_div_(gradients, divisor.squeeze())
             loss, losses = loss / divisor.squeeze(), {name: values / divisor for name, values in losses.items()}
         norm = get_total_norm(gradients)
-        numbers = _numbers(loss, losses, norm)
-        if not (math.isfinite(numbers.loss) and (math.isfinite(numbers.norm) or self._may_overflow())):
-            self._refuse(share.batch, numbers)
+        values = _step_losses(loss, losses, norm)
+        if not (math.isfinite(values.loss) and (math.isfinite(values.norm) or self._may_overflow())):
+            self._raise_nonfinite(share.batch, values)
         if recipe.clip_norm:
             clip_grads_with_norm_(parameters, recipe.clip_norm, norm)
         self.scaler.step(self.optimizer)
@@ -453,29 +471,29 @@ class Trainer:
             decay = recipe.ema_decay if recipe.ema_decay is not None else state.plan.ema_decay if state.plan else 1.0
             self.average.update(self.task, state.step, decay)
         state.step += 1
-        seconds = time.perf_counter() - waiting
+        seconds = time.perf_counter() - wait_started
         self._speed.add(seconds)
-        self._tell(
+        self._notify(
             StepTaken(
                 step=state.step,
                 epoch=epoch,
                 total_steps=total_steps,
-                loss=numbers.loss,
-                losses=numbers.losses,
+                loss=values.loss,
+                losses=values.losses,
                 learning_rate=recipe.learning_rate * factor,
-                gradient_norm=numbers.norm,
+                gradient_norm=values.norm,
                 num_images=len(share.counts),
                 seconds=seconds,
-                data_seconds=started - waiting,
+                data_seconds=started - wait_started,
             )
         )
 
     def _backward(self, share: _Share) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
-        """Add up the gradients of a step's micro-batches.
+        """Accumulate the gradients of all micro-batches of a step.
 
         Returns:
-            The total loss and the losses of this process; and the divisor (1,) of this process where the task knows it
-            after the forward pass only, else None.
+            The total loss, a scalar, and the losses of this process, without gradients; and the divisor (1,) of this
+            process if the task knows it only after the forward pass, else None.
         """
         task = cast(Task, self.task)
         normaliser = task.normaliser(share.counts)
@@ -487,48 +505,55 @@ class Trainer:
             with without_sync(self._parallel) if part is not parts[-1] else nullcontext():
                 with torch.autocast(self.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None):
                     losses = self._parallel(part, normaliser)
-                    counted = losses.pop(COUNT) if normaliser is None else None
+                    part_count = losses.pop(COUNT) if normaliser is None else None
                     loss = task.total(losses)
-                # The gradients become the mean over processes, and what is wanted is their sum.
+                # The processes average their gradients, but the step needs the sum.
                 self.scaler.scale(loss * world_size()).backward()
             total = total + loss.detach()
             sums = {name: values.detach().float() + sums.get(name, 0.0) for name, values in losses.items()}
-            if counted is not None:
-                count = counted.detach() if count is None else count + counted.detach()
+            if part_count is not None:
+                count = part_count.detach() if count is None else count + part_count.detach()
         return total, sums, count
 
-    def _may_lack_gradients(self) -> bool:
-        """Whether the task declares every parameter that has no gradient in this step."""
-        names = [name for name, each in self.task.named_parameters() if each.requires_grad and each.grad is None]
-        return all(name.startswith(self._optional) for name in names)
+    def _only_optional_lack_gradients(self) -> bool:
+        """Whether every parameter without a gradient in this step is an optional one of the task."""
+        missing = [
+            name
+            for name, parameter in self.task.named_parameters()
+            if parameter.requires_grad and parameter.grad is None
+        ]
+        return all(name.startswith(self._optional) for name in missing)
 
     def _may_overflow(self) -> bool:
-        """Whether a gradient that is not finite is ordinary: fp16's scaler then skips the step and scales less."""
+        """Whether the fp16 loss scale may cause non-finite gradients. The scaler then skips the step and is reduced."""
         return self.scaler.is_enabled() and self.scaler.get_scale() > 1
 
-    def _refuse(self, batch: Batch, numbers: _Numbers) -> None:
-        """Stop before the numbers that are not finite reach the weights or a checkpoint."""
+    def _raise_nonfinite(self, batch: Batch, values: _StepLosses) -> None:
+        """Raise NonFiniteError before the values reach the weights or a checkpoint."""
         own = batch.names or tuple(f"image {target.image_id}" for target in batch.targets)
         names = tuple(name for names in gather(own) for name in names)
-        loss, norm = numbers.loss, numbers.norm
-        self._tell(NonFiniteFound(self.state.step, loss, norm, names))
+        loss, norm = values.loss, values.norm
+        self._notify(NonFiniteFound(self.state.step, loss, norm, names))
         what = f"the gradient's norm is {norm}" if math.isfinite(loss) else f"the loss is {loss}"
         with together():
             raise NonFiniteError(
-                f"{what} in step {self.state.step + 1}, images {', '.join(names)}; the checkpoint "
-                f"{self.folder / 'last'} is from before it: look at these images, or lower the learning rate"
+                f"{what} in step {self.state.step + 1}, images {', '.join(names)}; check these images or lower the "
+                f"learning rate; the checkpoint {self.folder / 'last'} is from before this step"
             )
 
     @property
     def deployed(self) -> nn.Module:
-        """The task with the weights to evaluate and to keep: the averaged ones when there is an average."""
+        """The task with the weights that are evaluated and saved as the model: the EMA weights if there are any."""
         return self.average.task if self.average else self.task
 
-    def _evaluate(self, stop: StopSignal) -> Mapping[str, Any] | None:
-        """Evaluate, at the end of the run on all images. None when a signal came: the resumed run does it then.
+    def _evaluate(self, stop: StopSignal) -> bool:
+        """Evaluate the deployed task. The evaluation at the end of the run uses all validation images.
 
-        Where the other evaluations use a part of the images, the last one uses this part first, so that the best
-        weights are chosen by scores of the same images.
+        If the other evaluations use only some of the images, the last one also uses these first. The best weights are
+        then chosen by metrics of the same images.
+
+        Returns:
+            False if a signal interrupted the evaluation, which the resumed run then repeats.
         """
         state, task = self.state, self.deployed
         assert state.evaluations is not None
@@ -538,29 +563,29 @@ class Trainer:
         copy_buffers(task)
         task.eval()
         try:
-            # The others would wait for a process that leaves alone.
+            # One of several processes must not leave the evaluation alone: the others would wait for it.
             with stop.abandoning() if world_size() == 1 else nullcontext(), torch.no_grad():
                 compared = self._metrics(task, part)
                 metrics = compared if part is None or not is_last else self._metrics(task, None)
         except AbandonedError:
-            return None
+            return False
         else:
-            evaluated = time.perf_counter() - started
+            evaluation_seconds = time.perf_counter() - started
             num_images = self.num_images if part is None else part + is_last * self.num_images
-            self.state.image_seconds = evaluated / num_images
-            value = compared.get(self.recipe.best_by)  # None where the data has nothing to be measured on
+            state.image_seconds = evaluation_seconds / num_images
+            value = compared.get(self.recipe.best_by)  # None if the data contains nothing to compute it from
             before = state.best.get(self.recipe.best_by, -math.inf)
-            is_best = value is not None and value >= before  # of equals the one that has learned longer
+            is_best = value is not None and value >= before  # of equal values, the longer training wins
             state.evaluated, state.metrics = state.step, metrics
             state.worse = 0 if value is not None and value > before else state.worse + 1
             if is_best:
                 state.best = {**metrics, "step": state.step}
                 self._save_best()
             images = None if part is None or is_last else part
-            epoch = state.step / len(self.loader)
-            self._tell(Evaluated(state.step, epoch, metrics, is_best, images, time.perf_counter() - started, task))
-            self.state.evaluation_seconds = time.perf_counter() - started - evaluated
-            return metrics
+            epoch, seconds = state.step / len(self.loader), time.perf_counter() - started
+            self._notify(Evaluated(state.step, epoch, metrics, is_best, images, seconds, task))
+            state.evaluation_seconds = time.perf_counter() - started - evaluation_seconds
+            return True
         finally:
             train_mode(self.task)
 
@@ -570,9 +595,9 @@ class Trainer:
             save_checkpoint(self.folder / "best", facts, {MODEL: lambda path: self.save_model(path, self.deployed)})
 
     def _save(self) -> None:
-        """Save everything that the rest of the run depends on."""
+        """Save the checkpoint `last`, from which the run can be resumed."""
         started = time.perf_counter()
-        self.state.seconds = started - self._clock
+        self.state.seconds = started - self._started
         self.state.scaler = self.scaler.state_dict()
         facts = {
             **asdict(self.state),
@@ -589,10 +614,10 @@ class Trainer:
             save_checkpoint(last, facts, files)
         self._saved = time.perf_counter()
         self.state.save_seconds = self._saved - started
-        self._tell(CheckpointSaved(self.state.step, last, self.state.save_seconds))
+        self._notify(CheckpointSaved(self.state.step, last, self.state.save_seconds))
 
     def _machine(self) -> dict[str, Any]:
-        """What else the last bit of a result depends on."""
+        """Properties of the machine that affect the rounding of a result."""
         return {
             "torch": torch.__version__,
             "device": self.device.type,
@@ -603,7 +628,7 @@ class Trainer:
         }
 
     def _restore(self, folder: Path) -> tuple[str, ...]:
-        """Continue from a checkpoint; returns what the user should know about it."""
+        """Restore the state from a checkpoint. Returns one message for each difference that affects the rounding."""
         checkpoint = load_checkpoint(folder)
         facts = checkpoint.facts
         self._expect_same("recipe", asdict(self.recipe), facts["recipe"], folder)
@@ -615,37 +640,37 @@ class Trainer:
             self.scaler.load_state_dict(self.state.scaler)
         here = self._machine()
         return tuple(
-            f"resumed with {name} {here[name]}, started with {was}: the rest is not the same to the last bit"
-            for name, was in facts["machine"].items()
-            if here.get(name) != was
+            f"resumed with {name} {here[name]}, started with {before}: the result can differ by rounding"
+            for name, before in facts["machine"].items()
+            if here.get(name) != before
         )
 
     def _expect_same(self, what: str, now: Mapping[str, Any], before: Mapping[str, Any], folder: Path) -> None:
-        now = json.loads(json.dumps(now))  # as it was read: a tuple is a list
+        now = json.loads(json.dumps(now))  # `before` was read from JSON, where a tuple is a list
         for name in now.keys() | before.keys():
             if now.get(name) != before.get(name):
                 raise CheckpointError(
                     f"{folder}: {what} had {name} {before.get(name)}, now it is {now.get(name)}; "
-                    "a resumed run keeps what it was started with: give the same, or start a new run"
+                    "a resumed run keeps its settings; restore this one, or start a new run"
                 )
 
-    def _tell(self, event: Event) -> None:
+    def _notify(self, event: Event) -> None:
         for observer in self.observers:
             event.tell(observer)
 
 
-def _numbers(loss: Tensor, losses: dict[str, Tensor], norm: Tensor) -> _Numbers:
-    """Sum the losses over the processes, and wait for the device but once."""
-    of_all = reduce_sum(torch.cat((loss[None], *losses.values())))
-    norm_value, loss_value, *values = torch.cat((norm[None], of_all)).tolist()
+def _step_losses(loss: Tensor, losses: dict[str, Tensor], norm: Tensor) -> _StepLosses:
+    """Sum the losses over all processes, and copy all values from the device at once."""
+    sums = reduce_sum(torch.cat((loss[None], *losses.values())))
+    norm_value, loss_value, *values = torch.cat((norm[None], sums)).tolist()
     rest = iter(values)
-    return _Numbers(
+    return _StepLosses(
         loss_value, norm_value, {name: tuple(next(rest) for _ in layers) for name, layers in losses.items()}
     )
 
 
-def _anywhere(stop: StopSignal) -> bool:
-    """Whether a stop was asked for in any process; from then on it is in all."""
+def _stop_requested(stop: StopSignal) -> bool:
+    """Whether any process received a stop signal. All processes then stop."""
     if any(gather(stop.requested)):
         stop.requested = True
     return stop.requested

@@ -1,13 +1,13 @@
-"""Images: boxes and masks with labels, panoptic maps, truth beside prediction, contact sheets, curves of a training.
+"""Draw images with boxes, masks, labels and panoptic maps, contact sheets, and training curves.
 
-Everything is drawn with Pillow and NumPy and returned as a new RGB image. Small images are drawn enlarged, so that
-labels stay legible; line widths and letters follow the size of the image.
+Everything is drawn with Pillow and NumPy and returned as a new RGB image. Small images are enlarged to keep labels
+legible. Line widths and font sizes depend on the size of the image.
 """
 
 from __future__ import annotations
 
 from opendetr.visualize.charts import draw_curves
-from opendetr.visualize.pictures import (
+from opendetr.visualize.drawing import (
     TruthObject,
     as_image,
     contact_sheet,

@@ -1,4 +1,4 @@
-"""Line charts: curves of a training."""
+"""Line charts, for example of training curves."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from PIL import Image, ImageDraw
 from opendetr.visualize.style import FAINT_INK, INK, PALETTE, PAPER, RULE, SMOOTH, fitted, font_of
 
 _MARGIN = 24
-_FEW_POINTS, _MANY_POINTS = 40, 200  # up to the first each is marked, above the second an average is drawn
+_FEW_POINTS, _MANY_POINTS = 40, 200  # lines of at most 40 points have markers, lines of more than 200 a moving average
 
 
 @dataclass(frozen=True)
 class _Curve:
-    """One line of a chart: `points` and, drawn strongly, `trend`, both (n, 2); they are one where few points are."""
+    """One line of a chart: `points`, and `trend` drawn over them, both (n, 2). With few points both are equal."""
 
     points: np.ndarray
     trend: np.ndarray
 
     @classmethod
     def of(cls, points: Sequence[tuple[float, float]]) -> _Curve:
-        """With a moving average over a fiftieth of the points as trend, where there are more than 200."""
+        """A curve whose trend is a moving average over a fiftieth of the points if there are more than 200."""
         array = np.array(points, dtype=np.float64).reshape(-1, 2)
         array[~np.isfinite(array).all(1), 1] = np.nan
         if len(array) <= _MANY_POINTS:
@@ -38,14 +38,14 @@ class _Curve:
 
     @property
     def last(self) -> float | None:
-        """The last known value, None where there is none."""
+        """The last finite value, None if there is none."""
         known = self.trend[np.isfinite(self.trend[:, 1]), 1]
         return float(known[-1]) if len(known) else None
 
 
 @dataclass(frozen=True)
 class _Frame:
-    """The area of a chart that holds the curves: its pixels, and the range of values that they span."""
+    """The area of a chart that holds the curves: its borders in pixels, and the range of values that it shows."""
 
     left: float
     top: float
@@ -55,7 +55,7 @@ class _Frame:
     y_range: tuple[float, float]
 
     def place(self, points: np.ndarray) -> np.ndarray:
-        """(n, 2) values -> (n, 2) pixels; what lies above or below the range ends at its edge."""
+        """Convert values (n, 2) to pixels (n, 2). Values above or below the y range are moved to its limit."""
         low, high = np.array((self.x_range, self.y_range)).T
         share = (points - low) / (high - low)
         x = self.left + share[:, 0] * (self.right - self.left)
@@ -71,16 +71,16 @@ def draw_curves(
     y_label: str = "",
     size: tuple[int, int] = (960, 540),
 ) -> Image.Image:
-    """A line chart; the legend gives the last value of each line.
+    """Draw a line chart. The legend shows the last value of each line.
 
-    A line of more than 200 points is drawn as their moving average over a fiftieth of them, with the points themselves
+    A line of more than 200 points is drawn as a moving average over a fiftieth of them, with the points themselves
     behind it in a pale shade. Values that are not finite leave a gap.
 
     Args:
-        series: the (x, y) points of each line by its name, in the order of x.
-        title: above the chart.
-        x_label: below the horizontal axis.
-        y_label: above the vertical axis.
+        series: the (x, y) points of each line by its name, sorted by x.
+        title: text above the chart.
+        x_label: text below the horizontal axis.
+        y_label: text above the vertical axis.
         size: width and height of the image in pixels.
     """
     curves = {name: _Curve.of(points) for name, points in series.items()}
@@ -101,7 +101,7 @@ def draw_curves(
 
 
 def _draw_legend(draw: ImageDraw.ImageDraw, curves: Mapping[str, _Curve], top: int, width: int) -> int:
-    """Draw each line's colour, name and last value in rows below `top`; the height where they end."""
+    """Draw the colour, name and last value of each line in rows below `top`. Returns the y coordinate of their end."""
     font = font_of(14)
     x = _MARGIN
     for index, (name, curve) in enumerate(curves.items()):
@@ -117,12 +117,12 @@ def _draw_legend(draw: ImageDraw.ImageDraw, curves: Mapping[str, _Curve], top: i
 
 
 def _draw_axes(draw: ImageDraw.ImageDraw, curves: Sequence[_Curve], rows: tuple[int, int], width: int) -> _Frame:
-    """Draw grid and ticks between two heights; the frame that they leave for the curves."""
+    """Draw grid and ticks between the two y coordinates `rows`. Returns the frame for the curves."""
     font = font_of(13)
     x_low, x_high, y_low, y_high = _ranges(curves)
-    whole = all(np.all(curve.points[:, 0] % 1 == 0) for curve in curves)
+    integers = all(np.all(curve.points[:, 0] % 1 == 0) for curve in curves)
     x_step = _nice_step(x_high - x_low, 8)
-    x_step = max(1.0, x_step) if whole else x_step
+    x_step = max(1.0, x_step) if integers else x_step
     y_step = _nice_step(y_high - y_low, 5)
     y_ticks = np.arange(np.floor(y_low / y_step), np.ceil(y_high / y_step) + 1) * y_step
     x_ticks = np.arange(np.ceil(x_low / x_step), np.floor(x_high / x_step) + 1) * x_step
@@ -139,7 +139,7 @@ def _draw_axes(draw: ImageDraw.ImageDraw, curves: Sequence[_Curve], rows: tuple[
 
 
 def _ranges(curves: Sequence[_Curve]) -> tuple[float, float, float, float]:
-    """Lowest and highest x, lowest and highest y to show; a few outliers among many points are left outside."""
+    """The x range and y range to show: x low, x high, y low, y high. Among many points, outliers are not shown."""
     known = [curve.points[np.isfinite(curve.points[:, 1])] for curve in curves]
     trends = [curve.trend[np.isfinite(curve.trend[:, 1])] for curve in curves]
     x = np.concatenate([points[:, 0] for points in known] or [np.zeros(0)])
@@ -155,7 +155,7 @@ def _ranges(curves: Sequence[_Curve]) -> tuple[float, float, float, float]:
 
 
 def _widened(low: float, high: float) -> tuple[float, float]:
-    """The range itself, or one around its value where it has no extent."""
+    """The range, or a range of length 1 around it if it is empty."""
     return (float(low), float(high)) if high > low else (float(low) - 0.5, float(high) + 0.5)
 
 
@@ -168,17 +168,17 @@ def _nice_step(span: float, count: int) -> float:
 def _tick_text(value: float, step: float) -> str:
     """A tick's number with as many decimals as the step between ticks needs."""
     decimals = max(0, -int(np.floor(np.log10(step))))
-    value = 0.0 if abs(value) < step / 2 else value  # no minus before a zero
+    value = 0.0 if abs(value) < step / 2 else value  # no minus sign before zero
     return f"{value:,.{decimals}f}" if decimals <= 4 else f"{value:.3g}"
 
 
 def _value_text(value: float) -> str:
-    """A number with about four digits, and none of an exponent where it is large."""
+    """A number with about four digits, without an exponent if it is large."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def _with_curves(chart: Image.Image, frame: _Frame, curves: Sequence[_Curve]) -> Image.Image:
-    """The chart with the curves drawn, pale points first. Enlarging and shrinking smooths lines and spares letters."""
+    """The chart with the curves, pale points first. Only the curves are anti-aliased; text keeps its pixels."""
     large = chart.resize((chart.width * SMOOTH, chart.height * SMOOTH), Image.Resampling.NEAREST)
     draw = ImageDraw.Draw(large)
     colours = [PALETTE[index % len(PALETTE)] for index in range(len(curves))]
@@ -192,7 +192,7 @@ def _with_curves(chart: Image.Image, frame: _Frame, curves: Sequence[_Curve]) ->
 
 
 def _draw_curve(draw: ImageDraw.ImageDraw, pixels: np.ndarray, colour: tuple[int, ...], width: float) -> None:
-    """Draw the runs of known points among (n, 2) pixels; where there are few points, each is marked with a dot."""
+    """Draw the finite runs of the points, (n, 2) in pixels. Points of short lines also get markers."""
     large = (pixels + 0.5) * SMOOTH
     gaps = np.flatnonzero(~np.isfinite(large[:, 1]))
     for start, end in pairwise([-1, *gaps.tolist(), len(large)]):

@@ -1,4 +1,4 @@
-"""What images and charts share: colours, letters, smooth edges."""
+"""Colours, fonts and anti-aliasing for drawings and charts."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ PALETTE: tuple[Colour, ...] = (
     (220, 38, 38), (8, 145, 178), (161, 98, 7), (71, 85, 105),
 )  # fmt: skip
 INK, FAINT_INK, RULE, PAPER = (17, 24, 39), (107, 114, 128), (229, 231, 235), (255, 255, 255)
-SMOOTH = 4  # curves and rounded corners are drawn so many times larger and shrunk, which smooths their edges
+SMOOTH = 4  # anti-aliasing: curves and rounded corners are drawn this many times larger and then reduced
 
 
 @cache
 def font_of(size: float) -> ImageFont.FreeTypeFont:
-    """Pillow's own font in `size` pixels."""
+    """The default font of Pillow in `size` pixels."""
     font = ImageFont.load_default(size)
     if not isinstance(font, ImageFont.FreeTypeFont):
         raise RuntimeError("Pillow was built without FreeType, which draws text; reinstall it: pip install -U pillow")
@@ -26,7 +26,7 @@ def font_of(size: float) -> ImageFont.FreeTypeFont:
 
 
 def fitted(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
-    """The text, its end cut off with an ellipsis where it is wider than `width`."""
+    """The text, shortened with an ellipsis if it is wider than `width` pixels."""
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(text + "…") > width:

@@ -53,7 +53,7 @@ def download(url: str) -> Path:
     path, prefix = cached_path(url), _hash_prefix(url)
     if not path.is_file():
         if is_offline():
-            raise WeightsError(f"cannot download {url}: {OFFLINE} is set; put the file at {path}")
+            raise WeightsError(f"cannot download {url} ({OFFLINE} is set); put the file at {path}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{path}.lock"):

@@ -1,4 +1,4 @@
-"""Images in folders and those that match a pattern, found as they are asked for."""
+"""List the images in folders, lazily, and the files that match a pattern."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from opendetr.files import IMAGE_SUFFIXES
 def images_in(
     folder: Path, *, skip: Path | None = None, on_unreadable: Callable[[str], None] | None = None
 ) -> Iterator[Path]:
-    """The images in a folder and in its folders, in the order of their paths.
+    """Yield the images in a folder and its subfolders, in the order of their paths.
 
-    One folder's names are held at a time, so that a tree of any size needs little memory. Links to folders are
-    followed, and no folder is entered twice: loops end.
+    Memory holds only the names of the current folder and its parents. Links to folders are followed. No folder is
+    entered twice, so loops end.
 
     Args:
-        folder: where to begin.
-        skip: a folder that is left out.
-        on_unreadable: called with one line for each folder that cannot be listed.
+        folder: the folder to start in.
+        skip: a folder to skip.
+        on_unreadable: called with a one-line message for each folder that cannot be read.
 
     Raises:
-        DataError: a folder cannot be listed, and `on_unreadable` is not given.
+        DataError: a folder cannot be read and `on_unreadable` is not given.
     """
     entered: set[tuple[int, int]] = set()
 
@@ -43,13 +43,13 @@ def images_in(
             on_unreadable(line)
             return iter(())
 
-    waiting = [listed(folder)]
-    while waiting:
-        path, is_folder = next(waiting[-1], (None, False))
+    listings = [listed(folder)]
+    while listings:
+        path, is_folder = next(listings[-1], (None, False))
         if path is None:
-            waiting.pop()
+            listings.pop()
         elif is_folder:
-            waiting.append(listed(path))
+            listings.append(listed(path))
         else:
             yield path
 
@@ -60,7 +60,7 @@ def _identity(path: Path) -> tuple[int, int]:
 
 
 def _listing(folder: Path) -> Iterator[tuple[Path, bool]]:
-    """Folders and images in a folder by name, each with whether it is a folder. Links that lead nowhere are named."""
+    """The subfolders and images in a folder, by name, each with whether it is a folder; broken links included."""
     folders, names = set(), []
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -81,18 +81,18 @@ def _is(kind: Callable[[], bool]) -> bool:
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a file name ends as those of images do."""
-    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122  a Path of each name is slow
+    """Whether a file name has the suffix of an image."""
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122  creating a Path for each name is slow
 
 
 def matching(pattern: str) -> list[str]:
-    """The files that match a pattern, sorted. Raises DataError when there is none."""
-    found = sorted(set(glob.glob(pattern, recursive=True)))  # noqa: PTH207  a pattern may be absolute
-    if not found:
+    """The files that match a pattern, sorted. Raises DataError if there are none."""
+    paths = sorted(set(glob.glob(pattern, recursive=True)))  # noqa: PTH207  a pattern may be absolute
+    if not paths:
         raise DataError(f"{pattern}: no file matches")
-    return found
+    return paths
 
 
 def is_pattern(text: str) -> bool:
-    """Whether a path that does not exist is a pattern such as "photos/*.jpg"."""
+    """Whether the text contains wildcards, such as "photos/*.jpg". An existing file may have such a name, too."""
     return glob.has_magic(text)

@@ -1,4 +1,4 @@
-"""Work that is done ahead of its use, in threads, in order, and never more of it than is asked for."""
+"""Prefetch: threads compute the next items, in order and up to a limit."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _END = object()
 def in_order(
     pool: ThreadPoolExecutor, function: Callable[[Item], Result], items: Iterable[Item], ahead: int
 ) -> Generator[Future[Result]]:
-    """The result of `function` for each item, as futures in the order of the items.
+    """Yield a future of `function(item)` for each item, in the order of the items.
 
     Args:
-        pool: runs the function.
+        pool: the threads that call the function.
         function: called with one item.
-        items: read in the caller's thread, only as far as needed.
-        ahead: results that are worked on while the caller is busy with one.
+        items: iterated in the caller's thread, only as far as needed.
+        ahead: number of results to prefetch while the caller processes one.
     """
     pending: deque[Future[Result]] = deque()
     try:
@@ -38,7 +38,7 @@ def in_order(
 
 
 def read_ahead(items: Iterator[Item], ahead: int) -> Iterator[Item]:
-    """The items themselves, read by a thread up to `ahead` of them before they are asked for."""
+    """Yield the items. A thread prefetches up to `ahead` of them."""
     with ThreadPoolExecutor(1, "read-ahead") as pool:
         pending: deque[Future[object]] = deque()
         try:

@@ -1,4 +1,4 @@
-"""From whatever a user gives as a source to images in memory."""
+"""Load images from any source that a user can name."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from opendetr.inference.sources.video import camera_frames, is_video, video_fram
 from opendetr.network import is_url
 
 Source = str | Path | int | np.ndarray | Tensor | Image.Image | SourceImage
-"""A path, URL, folder, pattern, video, camera's number, array, tensor or PIL image."""
+"""A path, URL, folder, pattern, video, camera index, array, tensor or PIL image."""
 
 Report = Callable[[str], None]
 _FRAMES_AHEAD = 8
@@ -31,7 +31,7 @@ _TENSOR_TYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32, torc
 
 
 def is_one_image(source: Any) -> bool:
-    """Whether a source stands for one image, not for several (or none) of them."""
+    """Whether a source is one image, not a collection such as a folder or a video."""
     if isinstance(source, np.ndarray | Tensor | Image.Image | SourceImage):
         return True
     return isinstance(source, str | Path) and (is_url(source) or _is_file_of_one(str(source)))
@@ -45,7 +45,7 @@ def _is_file_of_one(text: str) -> bool:
 def _is_folder(path: Path) -> bool:
     try:
         return path.is_dir()
-    except OSError:  # a name that no file can have
+    except OSError:  # an invalid file name
         return False
 
 
@@ -59,15 +59,16 @@ def _exists(path: Path) -> bool:
 def each_image(
     source: Source | Iterable[Source], report: Report | None = None, *, skip: Path | None = None
 ) -> Iterator[Source]:
-    """What a source holds, piece by piece: images still to be read, and the frames of videos, which are.
+    """Yield the images of a source: image files as paths that are not loaded yet, video frames as loaded images.
 
     Args:
-        source: anything that `Predictor.predict` takes; of a list every item may be of another kind.
-        report: called with one line for whatever of several cannot be read.
-        skip: a folder in which no images are looked for.
+        source: anything that `Predictor.predict` takes. The items of a list may be of different kinds.
+        report: called with a one-line message for each of several inputs that cannot be read.
+        skip: a folder to skip.
 
     Raises:
-        DataError: there is nothing, at once; later, whatever `report` would be called with where it is not given.
+        DataError: a folder or pattern has no images (raised by the call, not by the iterator, unless the source is a
+            list). While iterating: an input cannot be read and `report` is not given.
     """
     if isinstance(source, str | Path | int | np.ndarray | Tensor | Image.Image | SourceImage):
         return _pieces(source, report, skip)
@@ -115,7 +116,7 @@ def _reported(frames: Iterator[SourceImage], report: Report | None) -> Iterator[
 
 
 def count_images(sources: Iterable[Source], *, skip: Path | None = None) -> int | None:
-    """How many images the sources hold; None when a video or camera is among them."""
+    """The number of images in the sources, or None if one of them is a video or a camera."""
     total = 0
     for source in sources:
         if is_one_image(source):
@@ -123,28 +124,28 @@ def count_images(sources: Iterable[Source], *, skip: Path | None = None) -> int 
         elif isinstance(source, int) or (isinstance(source, str | Path) and is_video(Path(source))):
             return None
         else:
-            total += sum(1 for _ in _pieces_of_all((source,), _ignored, skip))
+            total += sum(1 for _ in _pieces_of_all((source,), _ignore, skip))
     return total
 
 
-def _ignored(_line: str) -> None:
-    """Takes no notice."""
+def _ignore(_line: str) -> None:
+    """Discard the message."""
 
 
 def folders_of(source: Source) -> set[Path]:
-    """The folders that the files of a source lie in; of a folder only the folder itself."""
+    """The folders that contain the files of a source. For a folder, the folder itself."""
     if not isinstance(source, str | Path) or is_url(source):
         return set()
     path = Path(source)
     if _is_folder(path):
         return {path}
     if is_pattern(str(source)) and not _exists(path):
-        return {Path(each).parent for each in glob.glob(str(source), recursive=True)}  # noqa: PTH207
+        return {Path(match).parent for match in glob.glob(str(source), recursive=True)}  # noqa: PTH207
     return {path.parent} if _is_folder(path.parent) else set()
 
 
 def read_source(source: Source) -> SourceImage:
-    """One image in memory, (H, W, 3) uint8 RGB. Raises ImageError, one line, where there is none."""
+    """Load one image, (H, W, 3) uint8 RGB. Raises ImageError, one line, if it cannot be loaded."""
     if isinstance(source, SourceImage):
         return source
     if isinstance(source, str | Path):
@@ -155,7 +156,7 @@ def read_source(source: Source) -> SourceImage:
         return SourceImage(_tensor(source))
     if isinstance(source, np.ndarray):
         return SourceImage(_array(source))
-    raise ImageError(f"{type(source).__name__} is no image; give a path, URL, PIL image, array or tensor")
+    raise ImageError(f"{type(source).__name__} is not an image; give a path, URL, PIL image, array or tensor")
 
 
 def _file(path: Path) -> np.ndarray:
@@ -177,10 +178,10 @@ def _image(image: Image.Image) -> np.ndarray:
 
 def _tensor(tensor: Tensor) -> np.ndarray:
     if tensor.ndim != 3 or tensor.shape[0] != 3 or not tensor.numel():
-        raise ImageError(f"a tensor of {tuple(tensor.shape)} is no image; give (3, H, W)")
+        raise ImageError(f"a tensor of {tuple(tensor.shape)} is not an image; give (3, H, W)")
     if tensor.dtype not in _TENSOR_TYPES:
         name = str(tensor.dtype).removeprefix("torch.")
-        raise ImageError(f"a tensor of {name} is no image; give uint8, or float in 0..1")
+        raise ImageError(f"a tensor of {name} is not an image; give uint8, or float in 0..1")
     if tensor.is_meta or tensor.layout != torch.strided:
         raise ImageError("a tensor that is sparse or on the device 'meta' holds no pixels; give a dense one")
     pixels = tensor.detach().permute(1, 2, 0).cpu()
@@ -188,21 +189,21 @@ def _tensor(tensor: Tensor) -> np.ndarray:
 
 
 def _bytes(pixels: Tensor) -> np.ndarray:
-    """Float pixels in 0..1 as uint8."""
+    """Convert float pixels in 0..1 to uint8."""
     if pixels.dtype != torch.float64:
         pixels = pixels.float()
-    low, high = pixels.min(), pixels.max()  # each is NaN where a pixel is
+    low, high = pixels.min(), pixels.max()  # NaN if any pixel is NaN
     if not torch.isfinite(torch.stack((low, high))).all():
-        raise ImageError("a tensor that holds values that are not finite is no image; give 0..1, or uint8")
+        raise ImageError("a tensor with values that are not finite is not an image; give 0..1, or uint8")
     if low < 0 or high > 1:
         raise ImageError(
-            f"a tensor with values from {float(low):g} to {float(high):g} is no image; give 0..1, or uint8"
+            f"a tensor with values from {float(low):g} to {float(high):g} is not an image; give 0..1, or uint8"
         )
     return (pixels * 255).round().numpy().astype(np.uint8)
 
 
 def _array(array: np.ndarray) -> np.ndarray:
-    coloured = array.ndim == 3 and array.shape[2] == 3
-    if array.dtype != np.uint8 or not (coloured or array.ndim == 2) or not array.size:
-        raise ImageError(f"an array of {array.shape} {array.dtype} is no image; give (H, W, 3) or (H, W) uint8")
-    return array if coloured else np.repeat(array[:, :, None], 3, axis=2)
+    is_rgb = array.ndim == 3 and array.shape[2] == 3
+    if array.dtype != np.uint8 or not (is_rgb or array.ndim == 2) or not array.size:
+        raise ImageError(f"an array of {array.shape} {array.dtype} is not an image; give (H, W, 3) or (H, W) uint8")
+    return array if is_rgb else np.repeat(array[:, :, None], 3, axis=2)

@@ -1,4 +1,4 @@
-"""An image in memory with where it came from."""
+"""A loaded image and its origin."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import numpy as np
 
 @dataclass(frozen=True)
 class SourceImage:
-    """An image in memory.
+    """A loaded image.
 
     Attributes:
         pixels: (H, W, 3) uint8 RGB.
-        source: where it came from (a path, an address, "camera 0"), or None.
-        frame: its number in a video, from 0, or None.
-        time: seconds from the video's start, or None.
+        source: its origin (a path, a URL, "camera 0"), or None.
+        frame: its index in a video, from 0, or None.
+        time: seconds since the start of the video, or None.
     """
 
     pixels: np.ndarray

@@ -1,4 +1,4 @@
-"""An image from the web: fetched completely within a time and a size, or not at all."""
+"""Download an image from a URL, with limits on time and size."""
 
 from __future__ import annotations
 
@@ -22,48 +22,48 @@ Result = TypeVar("Result")
 
 
 def read_url(url: str) -> np.ndarray:
-    """The image at an address, (H, W, 3) uint8 RGB.
+    """Download and decode the image at a URL, (H, W, 3) uint8 RGB.
 
-    What the server says about the type is not believed: the bytes decide.
+    The content determines the image format; the content type that the server sends is ignored.
 
     Raises:
-        ImageError: there is no such server or image, it takes over MAX_SECONDS, has over MAX_BYTES, breaks off, or is
-            no image; one line that begins with the address.
+        ImageError: the server or the image does not exist, the download takes longer than MAX_SECONDS, is larger than
+            MAX_BYTES or breaks off, or the content is not an image. The message is one line and starts with the URL.
     """
-    content, kind = _within(MAX_SECONDS, url, lambda: _fetched(url, time.monotonic() + MAX_SECONDS))
+    content, kind = _within(MAX_SECONDS, url, lambda: _download(url, time.monotonic() + MAX_SECONDS))
     with tempfile.TemporaryDirectory(prefix="opendetr-") as folder:
         path = Path(folder) / "image"
         path.write_bytes(content)
         try:
             return read_image(path)
         except ImageError:
-            what = f"{len(content)} bytes that the server calls {kind}" if kind else f"{len(content)} bytes"
-            raise ImageError(f"{url}: no image that can be read ({what}); give the address of an image") from None
+            details = f"{len(content)} bytes, content type {kind}" if kind else f"{len(content)} bytes"
+            raise ImageError(f"{url}: not an image that can be read ({details}); give the URL of an image") from None
 
 
-def _fetched(url: str, deadline: float) -> tuple[bytes, str]:
-    """The bytes at an address and what the server calls them."""
+def _download(url: str, deadline: float) -> tuple[bytes, str]:
+    """The content at a URL and its content type, "" if the server sends none."""
     content = bytearray()
     try:
         with open_url(url, timeout=_SILENCE_SECONDS) as response:
             for chunk in read_chunks(response):
                 content += chunk
                 if len(content) > MAX_BYTES:
-                    raise ImageError(f"{url}: more than {MAX_BYTES / 2**20:g} MiB; fetch it yourself and give the file")
+                    raise ImageError(f"{url}: more than {MAX_BYTES / 2**20:g} MiB; download it and give the file")
                 if time.monotonic() > deadline:
                     raise _too_slow(url)
             return bytes(content), response.headers.get_content_type() if "Content-Type" in response.headers else ""
     except NetworkError as error:
         advice = "; try again" if isinstance(error, TransferError) else ""
-        raise ImageError(f"{url}: cannot be fetched: {error}{advice}") from None
+        raise ImageError(f"{url}: cannot be downloaded: {error}{advice}") from None
 
 
 def _too_slow(url: str) -> ImageError:
-    return ImageError(f"{url}: not there after {MAX_SECONDS:g} seconds; fetch it yourself and give the file")
+    return ImageError(f"{url}: the download takes more than {MAX_SECONDS:g} seconds; download it and give the file")
 
 
 def _within(seconds: float, url: str, function: Callable[[], Result]) -> Result:
-    """What the function gives. Raises ImageError when it takes longer: name look-ups and headers know no time limit."""
+    """Call the function in a thread; raise ImageError after `seconds`. DNS look-ups and headers have no other limit."""
     results: list[Result] = []
     errors: list[Exception] = []
 
@@ -73,7 +73,7 @@ def _within(seconds: float, url: str, function: Callable[[], Result]) -> Result:
         except Exception as error:
             errors.append(error)
 
-    thread = threading.Thread(target=run, name="fetch", daemon=True)
+    thread = threading.Thread(target=run, name="download", daemon=True)
     thread.start()
     thread.join(seconds)
     if errors:

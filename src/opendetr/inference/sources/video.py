@@ -1,4 +1,4 @@
-"""Videos and cameras as numbered images. PyAV reads the files, OpenCV the cameras; both are needed only here."""
+"""Frames of videos and cameras. PyAV decodes video files, OpenCV captures from cameras; both are optional packages."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from opendetr.data import ImageError
 from opendetr.inference.sources.source_image import SourceImage
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv"})
-_ASSUMED_RATE = 25  # frames a second where a video does not say
+_ASSUMED_RATE = 25  # frames per second, for a video without a frame rate
 
 
 class VideoError(ImageError):
-    """A video or camera that cannot be read, or not to its end: one line with its name."""
+    """A video or camera cannot be read, or breaks off. The message is one line and starts with its name."""
 
 
 def is_video(path: Path) -> bool:
-    """Whether the file's name ends as those of videos do."""
+    """Whether the file name has the suffix of a video."""
     return path.suffix.lower() in VIDEO_SUFFIXES
 
 
 def video_frames(path: Path) -> Iterator[SourceImage]:
-    """The frames of a video file's first video stream, upright as players show them.
+    """Yield the frames of the first video stream of a file, rotated as its metadata says.
 
     Raises:
-        VideoError: PyAV is missing, the file is no video, or it breaks off; the frames before that are given.
+        VideoError: PyAV is missing, the file is not a video, or it breaks off. The frames before that are yielded.
     """
     if not path.is_file():
         raise VideoError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
@@ -57,37 +57,37 @@ def video_frames(path: Path) -> Iterator[SourceImage]:
 
 
 def _upright(frame: Any) -> np.ndarray:
-    """(H, W, 3) uint8 RGB, turned as the video asks for."""
+    """(H, W, 3) uint8 RGB, rotated as the metadata of the video says."""
     pixels = frame.to_ndarray(format="rgb24")
     turns, remainder = divmod(int(frame.rotation), 90)
     return pixels if remainder or turns % 4 == 0 else np.ascontiguousarray(np.rot90(pixels, turns))
 
 
 def camera_frames(index: int) -> Iterator[SourceImage]:
-    """The images of a camera, without end.
+    """Yield the images of a camera without end.
 
     Raises:
-        VideoError: OpenCV is missing, there is no such camera, or it gives no more images.
+        VideoError: OpenCV is missing, there is no such camera, or it delivers no more images.
     """
     name = f"camera {index}"
     cv2 = library("cv2", "opencv-python-headless", name)
     capture = cv2.VideoCapture(index)
     try:
         if not capture.isOpened():
-            raise VideoError(f"{name}: there is none, or another program uses it")
+            raise VideoError(f"{name}: not found, or in use by another program")
         began = time.monotonic()
         number = 0
         while (taken := capture.read())[0]:
             seconds = time.monotonic() - began
             yield SourceImage(cv2.cvtColor(taken[1], cv2.COLOR_BGR2RGB), name, number, seconds)
             number += 1
-        raise VideoError(f"{name}: gave no more images after {number}")
+        raise VideoError(f"{name}: no more images after {number}")
     finally:
         capture.release()
 
 
 def library(module: str, package: str, name: str) -> Any:
-    """A package that only videos need. Raises VideoError that says how to install it where it is missing."""
+    """Import a package that only videos need. If it is missing, raise VideoError with the command that installs it."""
     try:
         return importlib.import_module(module)
     except ImportError:

@@ -1,4 +1,4 @@
-"""Threads that write while the model is at work."""
+"""Threads that write files while the model runs."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple, Self
 
-_MOST_BYTES = 2**28
+_MAX_BYTES = 2**28
 
 
-class _Piece(NamedTuple):
-    """Work that is under way, what comes after it, and the bytes that it holds."""
+class _Job(NamedTuple):
+    """Submitted work, the function called with its result, and the bytes that it holds."""
 
     future: Future[Any]
     then: Callable[[Any], None] | None
@@ -19,36 +19,40 @@ class _Piece(NamedTuple):
 
 
 class Background:
-    """Work that threads do meanwhile, a bounded number of pieces at a time; the first error ends it.
+    """Runs work in threads, a bounded number of jobs at a time. The first error ends it.
 
-    What is to be done with the results is done in the order of submission, in the submitting thread.
+    The functions that take the results run in the submitting thread, in the order of submission.
+
+    Args:
+        workers: number of threads.
+        max_pending: number of unfinished jobs above which `submit` waits.
     """
 
-    def __init__(self, workers: int, waiting: int) -> None:
+    def __init__(self, workers: int, max_pending: int) -> None:
         self._pool = ThreadPoolExecutor(workers, "write")
-        self._waiting = waiting
-        self._pending: deque[_Piece] = deque()
+        self._max_pending = max_pending
+        self._pending: deque[_Job] = deque()
         self._held = 0
 
     def submit(self, work: Callable[[], Any], then: Callable[[Any], None] | None = None, *, size: int = 0) -> None:
-        """Have `work` done; waits while too much is undone already. `then` is called with its result.
+        """Run `work` in a thread and call `then` with its result. Waits while too many jobs are unfinished.
 
         Args:
-            work: called by a thread.
-            then: called with what it returns.
-            size: bytes that the work holds; all that is undone may hold 256 MiB, unless a single piece holds more.
+            work: called in a thread.
+            then: called with the return value of `work`.
+            size: bytes that the work holds in memory. Unfinished jobs hold at most 256 MiB together, or one larger job.
         """
-        while self._pending and (len(self._pending) >= self._waiting or self._held + size > _MOST_BYTES):
+        while self._pending and (len(self._pending) >= self._max_pending or self._held + size > _MAX_BYTES):
             self._finish_one()
-        self._pending.append(_Piece(self._pool.submit(work), then, size))
+        self._pending.append(_Job(self._pool.submit(work), then, size))
         self._held += size
 
     def _finish_one(self) -> None:
-        piece = self._pending.popleft()
-        result = piece.future.result()
-        self._held -= piece.size
-        if piece.then is not None:
-            piece.then(result)
+        job = self._pending.popleft()
+        result = job.future.result()
+        self._held -= job.size
+        if job.then is not None:
+            job.then(result)
 
     def __enter__(self) -> Self:
         return self

@@ -1,4 +1,4 @@
-"""The folder that predictions go to."""
+"""Write predictions to a folder."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ Result = TypeVar("Result", Detections, Panoptic)
 
 @dataclass(frozen=True, kw_only=True)
 class OutputConfig:
-    """What is written beside `predictions.json`.
+    """The outputs that are written in addition to `predictions.json`.
 
     Attributes:
-        images: every image and video with its detections drawn on it.
-        crops: every detection as an image of its own.
+        draw: every image and video with its detections drawn on it.
+        crops: one image per detection.
         csv: `predictions.csv`.
         yolo: `labels/` and `data.yaml`.
     """
 
-    pictures: bool = True
+    draw: bool = True
     crops: bool = False
     csv: bool = False
     yolo: bool = False
@@ -46,25 +46,25 @@ class OutputConfig:
 def results_folder(
     folder: Path, categories: Categories, config: OutputConfig, *, roots: Sequence[Path] = ()
 ) -> Iterator[Callable[[Detections], None]]:
-    """Gives a function that writes the detections of one image, called in the order of the images.
+    """Context manager that gives a function. The function writes the detections of one image; call it in image order.
 
-    Images, crops and labels are written as they come, each file whole or not at all; the tables and videos take their
-    names when the context ends, and do not appear after an error. Memory does not grow with the number of images, but
-    for about a hundred bytes each that keep names apart.
+    Each file is written atomically. Images, crops and labels appear while the function is called. Tables and videos
+    appear when the context ends, but not after an error. Memory use does not grow with the number of
+    images, except for about a hundred bytes per image that keep file names unique.
 
     Args:
-        folder: made where it is missing.
-        categories: of the detector.
-        config: what is written.
-        roots: the folders that images were looked for in; what is written has the same place below `folder`.
+        folder: the output folder. It is created if it is missing.
+        categories: the categories of the detector.
+        config: the outputs to write.
+        roots: the input folders. An output has the same relative path below `folder` as its image below its root.
 
     Raises:
-        OSError: something cannot be written.
+        OSError: a file cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    background = Background(_NUM_WRITERS, waiting=4 * _NUM_WRITERS)
+    background = Background(_NUM_WRITERS, max_pending=4 * _NUM_WRITERS)
     with ExitStack() as stack:
-        tables = coco_json(folder / COCO_FILE, categories, pictures=config.pictures)
+        tables = coco_json(folder / COCO_FILE, categories, draw=config.draw)
         sinks: list[Sink[Detections]] = [stack.enter_context(tables)]
         if config.csv:
             sinks.append(stack.enter_context(csv_table(folder / CSV_FILE)))
@@ -72,49 +72,49 @@ def results_folder(
             sinks.append(stack.enter_context(yolo_labels(folder, categories)))
         if config.crops:
             sinks.append(crops(folder, categories, background))
-        if config.pictures:
+        if config.draw:
             sinks.append(drawn_images(folder, background))
             sinks.append(stack.enter_context(annotated_videos(folder, background)))
-        stack.enter_context(background)  # last, so that it is done before the others end
+        stack.enter_context(background)  # entered last, so it finishes before the other contexts end
         yield _writer(sinks, roots)
 
 
 @contextmanager
 def panoptic_folder(
-    folder: Path, categories: Categories, *, pictures: bool, roots: Sequence[Path] = ()
+    folder: Path, categories: Categories, *, draw: bool, roots: Sequence[Path] = ()
 ) -> Iterator[Callable[[Panoptic], None]]:
-    """Gives a function that writes the panoptic map of one image, called in the order of the images.
+    """Context manager that gives a function. The function writes the panoptic map of one image; call it in image order.
 
-    `panoptic.json` and the PNG files in `panoptic/` are COCO's panoptic format; images and videos as in
-    `results_folder`, and so is what is said there of files and memory.
+    `panoptic.json` and the PNG files in `panoptic/` have COCO's panoptic format. Files are written as in
+    `results_folder`, with the same bound on memory.
 
     Args:
-        folder: made where it is missing.
-        categories: of the detector.
-        images: draw the segments on every image and video.
-        roots: as in `results_folder`.
+        folder: the output folder. It is created if it is missing.
+        categories: the categories of the detector.
+        draw: draw the segments on every image and video.
+        roots: the input folders, as in `results_folder`.
 
     Raises:
-        OSError: something cannot be written.
+        OSError: a file cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    background = Background(_NUM_WRITERS, waiting=4 * _NUM_WRITERS)
+    background = Background(_NUM_WRITERS, max_pending=4 * _NUM_WRITERS)
     with ExitStack() as stack:
-        table = panoptic_json(folder / PANOPTIC_FILE, categories, pictures=pictures, map_name=panoptic_map_name)
+        table = panoptic_json(folder / PANOPTIC_FILE, categories, draw=draw, map_name=panoptic_map_name)
         sinks: list[Sink[Panoptic]] = [stack.enter_context(table), panoptic_maps(folder / PANOPTIC_FOLDER, background)]
-        if pictures:
+        if draw:
             sinks.append(drawn_images(folder, background))
             sinks.append(stack.enter_context(annotated_videos(folder, background)))
-        stack.enter_context(background)  # last, so that it is done before the others end
+        stack.enter_context(background)  # entered last, so it finishes before the other contexts end
         yield _writer(sinks, roots)
 
 
 def _writer(sinks: Sequence[Sink[Result]], roots: Sequence[Path]) -> Callable[[Result], None]:
-    """A function that hands what was found in one image to all sinks."""
+    """A function that passes the result of one image to all sinks."""
     entries = _Entries(OutputNames(roots))
 
-    def write(found: Result) -> None:
-        entry = entries.of(found)
+    def write(result: Result) -> None:
+        entry = entries.of(result)
         for sink in sinks:
             sink(entry)
 
@@ -122,19 +122,19 @@ def _writer(sinks: Sequence[Sink[Result]], roots: Sequence[Path]) -> Callable[[R
 
 
 class _Entries:
-    """Numbers images and names what is written of them; the frames of a video share its name."""
+    """Assigns numbers and output names to images. The frames of a video share one name."""
 
     def __init__(self, names: OutputNames) -> None:
         self._names = names
         self._number = 0
         self._video: tuple[str, PurePath] | None = None
 
-    def of(self, found: Result) -> Entry[Result]:
+    def of(self, result: Result) -> Entry[Result]:
         """The entry of the next image."""
         self._number += 1
-        source = found.source or "picture"
-        if found.frame is None:
-            return Entry(self._number, self._names.name(source), found)
-        if self._video is None or self._video[0] != source or found.frame == 0:
+        source = result.source or "image"
+        if result.frame is None:
+            return Entry(self._number, self._names.name(source), result)
+        if self._video is None or self._video[0] != source or result.frame == 0:
             self._video = source, self._names.name(source)
-        return Entry(self._number, self._video[1], found)
+        return Entry(self._number, self._video[1], result)

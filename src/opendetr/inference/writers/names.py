@@ -1,4 +1,4 @@
-"""Names of the files that are written: never two alike, never too long, never outside the output folder."""
+"""Names of output files: unique, not too long, and never outside the output folder."""
 
 from __future__ import annotations
 
@@ -13,49 +13,49 @@ from opendetr.categories import Categories
 from opendetr.inference.sources.video import is_video
 from opendetr.network import is_url
 
-# What is written ends as what was read, where Pillow writes it well: in the format of this name.
+# Output images keep the suffix of the input if it is one of these, and have Pillow's format of this name.
 FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP", ".bmp": "BMP"}
 _OTHER_SUFFIX = ".png"
 _VIDEO_SUFFIX = ".mp4"
-# File systems allow 255 bytes; some are left for the numbers of frames and crops.
+# File systems allow 255 bytes. Some are reserved for the numbers of frames and crops.
 _MAX_BYTES = 255 - 40
 
 
 class OutputNames:
-    """Gives every source a relative path of its own: its place below the folder it was found in.
+    """Assigns each source a unique relative path: its path below its input folder.
 
-    About a hundred bytes are kept for each name given.
+    Keeps about a hundred bytes for each name.
 
     Args:
-        roots: the folders that images are looked for in.
+        roots: the input folders.
     """
 
     def __init__(self, roots: Sequence[Path]) -> None:
         self._roots = roots
-        self._given: dict[str, int] = {}
+        self._used: dict[str, int] = {}
 
     def name(self, source: str) -> PurePath:
-        """A relative path, different (in a file system that ignores case, too) from those given before."""
-        wanted = self._wanted(source)
-        key = _key(wanted)
-        number = self._given.get(key, 0) + 1
+        """A relative path that differs from all earlier ones, also in a file system that ignores case."""
+        preferred = self._preferred(source)
+        key = _key(preferred)
+        number = self._used.get(key, 0) + 1
         if number == 1:
-            self._given[key] = 1
-            return wanted
-        numbered = wanted.with_name(f"{wanted.stem}-{number}{wanted.suffix}")
-        while _key(numbered) in self._given:
+            self._used[key] = 1
+            return preferred
+        numbered = preferred.with_name(f"{preferred.stem}-{number}{preferred.suffix}")
+        while _key(numbered) in self._used:
             number += 1
-            numbered = wanted.with_name(f"{wanted.stem}-{number}{wanted.suffix}")
-        self._given[key] = number
-        self._given[_key(numbered)] = 1
+            numbered = preferred.with_name(f"{preferred.stem}-{number}{preferred.suffix}")
+        self._used[key] = number
+        self._used[_key(numbered)] = 1
         return numbered
 
-    def _wanted(self, source: str) -> PurePath:
-        place = PurePath(_name_in_url(source)) if is_url(source) else self._below_root(Path(source))
-        suffix = place.suffix
+    def _preferred(self, source: str) -> PurePath:
+        path = PurePath(_name_in_url(source)) if is_url(source) else self._below_root(Path(source))
+        suffix = path.suffix
         if suffix.lower() not in FORMATS:
             suffix = _VIDEO_SUFFIX if is_video(Path(source)) or source.startswith("camera ") else _OTHER_SUFFIX
-        return place.with_name(shortened(place.stem, _MAX_BYTES) + suffix)
+        return path.with_name(shortened(path.stem, _MAX_BYTES) + suffix)
 
     def _below_root(self, path: Path) -> PurePath:
         root = next((root for root in self._roots if path.is_relative_to(root)), None)
@@ -63,31 +63,31 @@ class OutputNames:
 
 
 def _key(path: PurePath) -> str:
-    """The same for names that some file system takes for one."""
+    """A key that is equal for names that some file system treats as equal."""
     return unicodedata.normalize("NFC", path.as_posix()).casefold()
 
 
 def _name_in_url(url: str) -> str:
     last = unquote(PurePosixPath(urlsplit(url).path).name)
-    return safe_name(last) if last else "picture"
+    return safe_name(last) if last else "image"
 
 
 def safe_name(text: str) -> str:
-    """A file name, valid on every system, that resembles the text."""
-    kept = "".join(letter if letter.isalnum() or letter in " -_.()" else "_" for letter in text).strip(" .")
-    return shortened(kept, _MAX_BYTES) or "_"
+    """A file name, valid on every system, made from the text."""
+    valid = "".join(char if char.isalnum() or char in " -_.()" else "_" for char in text).strip(" .")
+    return shortened(valid, _MAX_BYTES) or "_"
 
 
-def shortened(name: str, most: int) -> str:
-    """The name in at most so many bytes; of a longer one the beginning, and a mark that stands for all of it."""
-    whole = os.fsencode(name)
-    if len(whole) <= most:
+def shortened(name: str, max_bytes: int) -> str:
+    """The name, in at most `max_bytes` bytes. A longer name keeps its beginning and gets a digest of the full name."""
+    encoded = os.fsencode(name)
+    if len(encoded) <= max_bytes:
         return name
-    mark = "-" + hashlib.sha256(whole).hexdigest()[:8]
-    return whole[: most - len(mark)].decode(errors="ignore") + mark
+    digest = "-" + hashlib.sha256(encoded).hexdigest()[:8]
+    return encoded[: max_bytes - len(digest)].decode(errors="ignore") + digest
 
 
 def class_folders(categories: Categories) -> list[str]:
-    """A folder name for each label, no two alike."""
+    """A unique folder name for each label."""
     names = OutputNames(())
     return [names.name(safe_name(name) + _OTHER_SUFFIX).stem for name in categories.names]

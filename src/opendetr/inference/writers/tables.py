@@ -1,4 +1,4 @@
-"""What was found as tables: COCO JSON, CSV, YOLO labels. Rows are written as they come and are not kept."""
+"""Write results as tables: COCO JSON, CSV and YOLO labels. Rows are written at once and not kept in memory."""
 
 from __future__ import annotations
 
@@ -21,44 +21,44 @@ from opendetr.results import Detections, Panoptic
 CSV_HEAD = ("image_id", "file_name", "frame", "category_id", "category", "score", "x_min", "y_min", "x_max", "y_max")
 
 
-Found_co = TypeVar("Found_co", bound=Detections | Panoptic, covariant=True)
+Result_co = TypeVar("Result_co", bound=Detections | Panoptic, covariant=True)
 
 
 @dataclass(frozen=True)
-class Entry(Generic[Found_co]):
-    """What was found in one image on its way to files.
+class Entry(Generic[Result_co]):
+    """The result of one image with its number and name in the output.
 
     Attributes:
-        number: of the image in this output, from 1; the COCO image id.
-        name: relative path of what is written of the image, or of the video that it is a frame of.
-        found: with the image it was found in.
+        number: the number of the image in this output, from 1. It is the COCO image id.
+        name: relative path of the output for the image, or for the video that it is a frame of.
+        result: the detections or panoptic map, with the image.
     """
 
     number: int
     name: PurePath
-    found: Found_co
+    result: Result_co
 
     @property
     def num_bytes(self) -> int:
-        """What the image and its masks or map take in memory."""
-        arrays = (self.found.image, getattr(self.found, "masks", None), getattr(self.found, "segments", None))
+        """Bytes that the image and its masks or map hold in memory."""
+        arrays = (self.result.image, getattr(self.result, "masks", None), getattr(self.result, "segments", None))
         return sum(array.nbytes for array in arrays if array is not None)
 
     @property
     def stem(self) -> PurePath:
-        """The name without its suffix; of a frame, with its number."""
-        frame = self.found.frame
+        """The name without its suffix. For a frame it includes the frame number."""
+        frame = self.result.frame
         return self.name.with_name(self.name.stem + ("" if frame is None else f"_{frame:06d}"))
 
 
-Sink = Callable[[Entry[Found_co]], None]
+Sink = Callable[[Entry[Result_co]], None]
 
 
 class Rows:
-    """JSON values in an unnamed file of their own, until all are there.
+    """Collects JSON values in a temporary file.
 
     Args:
-        folder: where the file lies; the system's place for such files when omitted.
+        folder: the folder of the temporary file. None: the system's folder for temporary files.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -71,7 +71,7 @@ class Rows:
         self._separator = ",\n"
 
     def copy_to(self, stream: IO[str]) -> None:
-        """Write all as one JSON list."""
+        """Write all values as one JSON list."""
         if self._separator == "[":
             stream.write("[")
         self._file.seek(0)
@@ -79,7 +79,7 @@ class Rows:
         stream.write("]")
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close and delete the file."""
         self._file.close()
 
     def __enter__(self) -> Rows:
@@ -90,20 +90,20 @@ class Rows:
 
 
 @contextmanager
-def coco_json(path: Path, categories: Categories, *, pictures: bool) -> Iterator[Sink[Detections]]:
-    """Writes COCO's tables; `annotations` alone is a COCO results file. Unused categories are left out.
+def coco_json(path: Path, categories: Categories, *, draw: bool) -> Iterator[Sink[Detections]]:
+    """A sink that writes a COCO file without unused categories. Its `annotations` are a COCO results file.
 
     Args:
         path: the file, written when the context ends without an error.
-        categories: of the detector.
-        images: whether an image is drawn of each, to be named.
+        categories: the categories of the detector.
+        draw: whether each image is also drawn; its row then names the drawing.
     """
-    rows = [{"id": row["id"], "name": row["name"]} for row in _used(categories)]
+    rows = [{"id": row["id"], "name": row["name"]} for row in _used_rows(categories)]
     with _coco_tables(path, rows) as (images, annotations):
 
         def add(entry: Entry[Detections]) -> None:
-            images.add(_image_row(entry, pictures))
-            for row in entry.found.to_coco(entry.number):
+            images.add(_image_row(entry, draw))
+            for row in entry.result.to_coco(entry.number):
                 annotations.add(row)
 
         yield add
@@ -111,28 +111,28 @@ def coco_json(path: Path, categories: Categories, *, pictures: bool) -> Iterator
 
 @contextmanager
 def panoptic_json(
-    path: Path, categories: Categories, *, pictures: bool, map_name: Callable[[Entry[Panoptic]], str]
+    path: Path, categories: Categories, *, draw: bool, map_name: Callable[[Entry[Panoptic]], str]
 ) -> Iterator[Sink[Panoptic]]:
-    """Writes a COCO panoptic file. Unused categories are left out.
+    """A sink that writes a COCO panoptic file. Unused categories are omitted.
 
     Args:
         path: the file, written when the context ends without an error.
-        categories: of the detector.
-        images: whether an image is drawn of each, to be named.
-        map_name: gives the name of the PNG file with the map.
+        categories: the categories of the detector.
+        draw: whether each image is also drawn; its row then names the drawing.
+        map_name: returns the name of the PNG file of a panoptic map.
     """
-    with _coco_tables(path, list(_used(categories))) as (images, annotations):
+    with _coco_tables(path, list(_used_rows(categories))) as (images, annotations):
 
         def add(entry: Entry[Panoptic]) -> None:
-            images.add(_image_row(entry, pictures))
-            row = entry.found.to_coco(entry.number)
+            images.add(_image_row(entry, draw))
+            row = entry.result.to_coco(entry.number)
             annotations.add({"image_id": row["image_id"], "file_name": map_name(entry)} | row)
 
         yield add
 
 
-def _used(categories: Categories) -> Iterator[dict[str, Any]]:
-    """COCO's records of the categories that are used."""
+def _used_rows(categories: Categories) -> Iterator[dict[str, Any]]:
+    """The COCO rows of the used categories."""
     rows = zip(categories.ids, categories.names, categories.isthing, categories.colours, categories.used, strict=True)
     for id_, name, isthing, colour, used in rows:
         if used:
@@ -141,7 +141,7 @@ def _used(categories: Categories) -> Iterator[dict[str, Any]]:
 
 @contextmanager
 def _coco_tables(path: Path, categories: list[dict[str, Any]]) -> Iterator[tuple[Rows, Rows]]:
-    """The rows of `images` and `annotations`; the file is written when the context ends without an error."""
+    """The rows of `images` and `annotations`. The file is written when the context ends without an error."""
     with Rows(path.parent) as images, Rows(path.parent) as annotations:
         yield images, annotations
         with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
@@ -152,19 +152,19 @@ def _coco_tables(path: Path, categories: list[dict[str, Any]]) -> Iterator[tuple
             stream.write("}\n")
 
 
-def _image_row(entry: Entry[Detections | Panoptic], picture: bool) -> dict[str, Any]:
-    found = entry.found
-    height, width = found.size
-    row: dict[str, Any] = {"id": entry.number, "file_name": found.source, "height": height, "width": width}
-    if found.frame is not None:
-        row |= {"frame": found.frame, "time": found.time}
-    return row | ({"picture": entry.name.as_posix()} if picture else {})
+def _image_row(entry: Entry[Detections | Panoptic], draw: bool) -> dict[str, Any]:
+    result = entry.result
+    height, width = result.size
+    row: dict[str, Any] = {"id": entry.number, "file_name": result.source, "height": height, "width": width}
+    if result.frame is not None:
+        row |= {"frame": result.frame, "time": result.time}
+    return row | ({"drawing": entry.name.as_posix()} if draw else {})
 
 
 @contextmanager
 def csv_table(path: Path) -> Iterator[Sink[Detections]]:
-    """Writes a line for each detection, boxes as corners in pixels."""
-    # File names that are no text keep their bytes.
+    """A sink that writes one row per detection, with boxes as xyxy in pixels."""
+    # File names that are not valid text keep their bytes.
     with (
         atomic_path(path) as temporary,
         temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as stream,
@@ -173,24 +173,24 @@ def csv_table(path: Path) -> Iterator[Sink[Detections]]:
         lines.writerow(CSV_HEAD)
 
         def add(entry: Entry[Detections]) -> None:
-            found = entry.found
-            ids = [found.categories.ids[label] for label in found.labels.tolist()]
-            frame = "" if found.frame is None else found.frame
+            detections = entry.result
+            ids = [detections.categories.ids[label] for label in detections.labels.tolist()]
+            frame = "" if detections.frame is None else detections.frame
             for id_, name, score, box in zip(
-                ids, found.names, found.scores.tolist(), found.boxes.tolist(), strict=True
+                ids, detections.names, detections.scores.tolist(), detections.boxes.tolist(), strict=True
             ):
                 numbers = (f"{score:.6f}", *(f"{corner:.3f}" for corner in box))
-                lines.writerow((entry.number, found.source, frame, id_, name, *numbers))
+                lines.writerow((entry.number, detections.source, frame, id_, name, *numbers))
 
         yield add
 
 
 @contextmanager
 def yolo_labels(folder: Path, categories: Categories) -> Iterator[Sink[Detections]]:
-    """Writes `labels/NAME.txt` for each image, and `data.yaml` with the classes in the end.
+    """A sink that writes `labels/NAME.txt` for each image. `data.yaml` with the classes is written at the end.
 
-    A line is the class, counted from 0 over the used ones, and the centre, width and height of the box in 0..1; boxes
-    are cut to the image, and those of which nothing is left are left out.
+    A line holds the class, numbered from 0 over the used classes, and the centre, width and height of the box in 0..1.
+    Boxes are clipped to the image. Boxes outside the image are omitted.
     """
     used = [label for label, used in enumerate(categories.used) if used]
     classes = {label: number for number, label in enumerate(used)}
@@ -198,16 +198,16 @@ def yolo_labels(folder: Path, categories: Categories) -> Iterator[Sink[Detection
     def add(entry: Entry[Detections]) -> None:
         path = (folder / "labels" / entry.stem).with_name(entry.stem.name + ".txt")
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, "".join(_yolo_lines(entry.found, classes)))
+        write_atomically(path, "".join(_yolo_lines(entry.result, classes)))
 
     yield add
     names = {classes[label]: categories.names[label] for label in used}
     write_atomically(folder / "data.yaml", yaml.safe_dump({"names": names}, allow_unicode=True, sort_keys=False))
 
 
-def _yolo_lines(found: Detections, classes: Mapping[int, int]) -> Iterator[str]:
-    height, width = found.size
-    for label, (left, top, right, bottom) in zip(found.labels.tolist(), found.boxes.tolist(), strict=True):
+def _yolo_lines(detections: Detections, classes: Mapping[int, int]) -> Iterator[str]:
+    height, width = detections.size
+    for label, (left, top, right, bottom) in zip(detections.labels.tolist(), detections.boxes.tolist(), strict=True):
         x0, x1 = (min(max(x / width, 0.0), 1.0) for x in (left, right))
         y0, y1 = (min(max(y / height, 0.0), 1.0) for y in (top, bottom))
         if x0 < x1 and y0 < y1:

@@ -19,15 +19,15 @@ from opendetr.inference.writers.background import Background
 from opendetr.inference.writers.tables import Entry, Sink
 from opendetr.results import Detections, Panoptic
 
-_CODECS = ("libx264", "mpeg4")  # the first one that this build of FFmpeg has
-_TICKS = 1000  # to the second: the times of frames are kept, also where they are not even
+_CODECS = ("libx264", "mpeg4")  # the first one that the installed FFmpeg supports is used
+_TICKS = 1000  # per second; fine enough to keep the times of frames at any frame rate
 
 
 @contextmanager
 def annotated_videos(folder: Path, background: Background) -> Iterator[Sink[Detections | Panoptic]]:
-    """Writes the frames of each video, with what was found drawn on them, as a video without sound.
+    """A sink that writes the frames of each video with their results drawn on them, as a video without sound.
 
-    A video is whole when the next one begins or the context ends; after an error nothing of it is left.
+    A video is complete when the next one begins or the context ends. After an error the incomplete video is deleted.
     """
     name: PurePath | None = None
     writer: VideoWriter | None = None
@@ -40,22 +40,22 @@ def annotated_videos(folder: Path, background: Background) -> Iterator[Sink[Dete
                 name, path = entry.name, folder / entry.name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 writer = current.enter_context(video_writer(path))
-            writer.write(pixels, entry.found.time or 0.0)
+            writer.write(pixels, entry.result.time or 0.0)
 
         def add(entry: Entry[Detections | Panoptic]) -> None:
-            if entry.found.frame is not None:
-                background.submit(partial(_drawn, entry.found), partial(write, entry), size=entry.num_bytes)
+            if entry.result.frame is not None:
+                background.submit(partial(_drawn, entry.result), partial(write, entry), size=entry.num_bytes)
 
         yield add
 
 
-def _drawn(found: Detections | Panoptic) -> np.ndarray:
-    return np.asarray(found.plot())
+def _drawn(result: Detections | Panoptic) -> np.ndarray:
+    return np.asarray(result.plot())
 
 
 @contextmanager
 def video_writer(path: Path) -> Iterator[VideoWriter]:
-    """A writer of an MP4 file, which is there when the context ends without an error.
+    """A writer of an MP4 file. The file appears when the context ends without an error.
 
     Raises:
         VideoError: PyAV is missing.
@@ -73,7 +73,7 @@ def video_writer(path: Path) -> Iterator[VideoWriter]:
 
 
 class VideoWriter:
-    """Encodes images; the first one says how large the video is."""
+    """Encodes frames. The first frame determines the size of the video."""
 
     def __init__(self, av: Any, container: Any) -> None:
         self._av = av
@@ -82,7 +82,7 @@ class VideoWriter:
         self._last = -1
 
     def write(self, pixels: np.ndarray, seconds: float) -> None:
-        """Append a frame, (H, W, 3) uint8 RGB, that is shown `seconds` after the start."""
+        """Append a frame, (H, W, 3) uint8 RGB, shown `seconds` after the start."""
         if self._stream is None:
             self._stream = self._new_stream(*pixels.shape[:2])
         size = (self._stream.width, self._stream.height)
@@ -95,12 +95,12 @@ class VideoWriter:
         self._container.mux(self._stream.encode(frame))
 
     def finish(self) -> None:
-        """Encode what the codec still holds back."""
+        """Encode the frames that the codec has buffered."""
         if self._stream is not None:
             self._container.mux(self._stream.encode(None))
 
     def _new_stream(self, height: int, width: int) -> Any:
-        """A stream whose sides are even, as the codecs need them."""
+        """A stream of even width and height, as the codecs require."""
         codec = next(name for name in _CODECS if name in self._av.codecs_available)
         stream = self._container.add_stream(codec, rate=25)
         stream.width, stream.height = width // 2 * 2, height // 2 * 2
