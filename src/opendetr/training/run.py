@@ -68,10 +68,12 @@ class Run:
 
     Attributes:
         folder: the run folder; `opendetr.load(run.folder)` opens its best weights.
+        data: the dataset folder.
         result: how it ended, and its metrics.
     """
 
     folder: Path
+    data: Path
     result: RunResult
 
 
@@ -166,7 +168,7 @@ def train(
     trainer.state.seconds = clock.perf_counter() - began  # the time of a timed run includes this preparation
     if is_main():
         write_config(folder, setup, _fingerprint(splits))
-    return Run(folder, trainer.train())
+    return Run(folder, setup.data, trainer.train())
 
 
 def resume(folder: str | Path, *, device: str = "auto", say: Say | None = None) -> Run:
@@ -205,7 +207,7 @@ def resume(folder: str | Path, *, device: str = "auto", say: Say | None = None) 
             say("the run has no checkpoint yet: it starts again")
             task = _initial_task(preset, starting_point(preset.name, setup.weights), categories, say)
     trainer = _trainer(setup, task, splits, folder, own_device)
-    return Run(folder, trainer.train(resume=has_checkpoint))
+    return Run(folder, setup.data, trainer.train(resume=has_checkpoint))
 
 
 def _in_main_process(say: Say | None) -> Say:

@@ -163,7 +163,7 @@ def require_hope(preset: Preset, splits: Mapping[str, DetectionData]) -> list[st
     if not exceeding:
         return []
     return [
-        f"warning: {counted(exceeding, 'training image')} with more objects than the model has queries ({num_queries}); "
+        f"warning: {counted(exceeding, 'training image')} with more objects than the model has queries: {num_queries}; "
         f"the rest cannot be detected; give --num-queries {max(counts)}"
     ]
 

@@ -133,6 +133,7 @@ class RunResult:
     Attributes:
         step: number of optimizer steps taken.
         interrupted: whether a signal stopped the run before its end. A checkpoint was saved.
+        metric: name of the metric that selects the best checkpoint.
         metrics: metrics of the latest evaluation.
         best: metrics of the best evaluation; empty without an evaluation.
         seconds: training time, including the time before the run was resumed.
@@ -140,6 +141,7 @@ class RunResult:
 
     step: int
     interrupted: bool
+    metric: str
     metrics: Mapping[str, Any]
     best: Mapping[str, Any]
     seconds: float
@@ -279,7 +281,8 @@ class Trainer:
             outcome = self._outcome()
         finally:
             self._notify(RunEnded(state.step, outcome, state.seconds))
-        return RunResult(state.step, outcome == "interrupted", state.metrics, state.best, state.seconds)
+        interrupted, metric = outcome == "interrupted", self.recipe.best_by
+        return RunResult(state.step, interrupted, metric, state.metrics, state.best, state.seconds)
 
     def _run(self, stop: StopSignal, is_new: bool) -> None:
         """Take steps to the end of the run or until a signal. Between steps, evaluate and save when it is due."""
@@ -573,6 +576,7 @@ class Trainer:
             evaluation_seconds = time.perf_counter() - started
             num_images = self.num_images if part is None else part + is_last * self.num_images
             state.image_seconds = evaluation_seconds / num_images
+            images = None if part is None or is_last else part
             value = compared.get(self.recipe.best_by)  # None if the data contains nothing to compute it from
             before = state.best.get(self.recipe.best_by, -math.inf)
             is_best = value is not None and value >= before  # of equal values, the longer training wins
@@ -580,8 +584,9 @@ class Trainer:
             state.worse = 0 if value is not None and value > before else state.worse + 1
             if is_best:
                 state.best = {**metrics, "step": state.step}
+                if images is not None:
+                    state.best["images"] = images
                 self._save_best()
-            images = None if part is None or is_last else part
             epoch, seconds = state.step / len(self.loader), time.perf_counter() - started
             self._notify(Evaluated(state.step, epoch, metrics, is_best, images, seconds, task))
             state.evaluation_seconds = time.perf_counter() - started - evaluation_seconds
