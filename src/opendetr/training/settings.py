@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from opendetr.config import ConfigError, parse_assignment, replaced, to_dict
-from opendetr.data import DetectionData, counted
+from opendetr.data import DataConfig, DetectionData, counted
 from opendetr.files import write_atomically
 from opendetr.presets import (
     DEFAULT_MODEL,
@@ -80,9 +80,11 @@ def set_up(
         card_preset = preset_from_dict(card.config)
         is_detector_of_card = preset.name == card_preset.without_masks
         masks = card_preset.masks if card_preset.has_masks and not is_detector_of_card else preset.masks
-        preset = replace(preset, model=card_preset.model, masks=masks)
+        preset = replace(preset, model=card_preset.model, masks=masks, data=_sizes_of(card_preset.data, preset.data))
         if freeze_detector:
-            preset = _with_inputs_of(preset, card_preset)
+            if card_preset.has_masks:
+                preset = replace(preset, data=replace(preset.data, masks=card_preset.data.masks))
+            preset = replace(preset, criterion=card_preset.criterion)
     if isinstance(origin, Path):  # a trained detector learns other classes in less than the published length
         recipe = replace(preset.recipe, warmup_steps=None, ema_decay=None, fit_to_data=True)
         preset = replace(preset, recipe=recipe)
@@ -93,15 +95,9 @@ def set_up(
     return Setup(preset, data.resolve(), choice, frozenset(record.get("recipe", {}))), origin
 
 
-def _with_inputs_of(preset: Preset, detector: Preset) -> Preset:
-    """`preset` with the image size and the criterion that the frozen detector was trained with."""
-    trained = detector.data
-    data = replace(
-        preset.data, image_size=trained.image_size, max_size=trained.max_size, side_multiple=trained.side_multiple
-    )
-    if detector.has_masks:
-        data = replace(data, masks=trained.masks)
-    return replace(preset, data=data, criterion=detector.criterion)
+def _sizes_of(trained: DataConfig, data: DataConfig) -> DataConfig:
+    """`data` with the image size of a trained detector: at other sizes its predictions are worse."""
+    return replace(data, image_size=trained.image_size, max_size=trained.max_size, side_multiple=trained.side_multiple)
 
 
 def _model_name(name: str | None, card: ModelCard | None, origin: str | Path, *, with_masks: bool) -> str:
