@@ -267,7 +267,8 @@ def _random_task(preset: Preset, categories: Categories) -> Task:
     """Build the task and its model with random weights of the recipe's seed. The global generator does not change."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(preset.recipe.seed)
-        return build_task(preset, build_model(preset, len(categories)), len(categories))
+        count = preset.num_classes(categories)
+        return build_task(preset, build_model(preset, count), count)
 
 
 def _initial_task(preset: Preset, origin: str | Path, categories: Categories, say: Say) -> Task:
@@ -318,7 +319,7 @@ def _trainer(
 
     def evaluate(trained: nn.Module, num_images: int | None = None) -> dict[str, Any]:
         data = val if num_images is None else val.subset(_spread(val.images, num_images), val.split)
-        metrics = predictor(trained).evaluate(data, batch_size=preset.recipe.batch_size).named_metrics
+        metrics = predictor(trained).metrics(data, batch_size=preset.recipe.batch_size)
         return {name: value for name, value in metrics.items() if value is not None}
 
     def save(path: Path, trained: nn.Module) -> None:
