@@ -142,7 +142,7 @@ def _plan_line(event: PlanFixed, steps_per_epoch: int) -> str:
     """The length of the run and the settings that depend on it and on the data."""
     plan, evaluations, recipe = event.plan, event.evaluations, event.recipe
     length = f"{counted(plan.total_steps, 'step')} ({plan.total_steps / steps_per_epoch:.1f} epochs)"
-    parts = [f"{length} of {recipe.batch_size} images", f"learning rate {recipe.learning_rate * plan.rate:.3g}"]
+    parts = [f"{length} of {recipe.batch_size} images", f"learning rate {recipe.learning_rate:.3g}"]
     parts += [f"warm-up {counted(plan.warmup_steps, 'step')}"] if plan.warmup_steps else []
     parts += [f"EMA decay {plan.ema_decay:.3g}"] if plan.ema_decay else []
     parts.append(counted(evaluations.count, "evaluation"))

@@ -44,14 +44,12 @@ class Plan:
         evaluate_every: steps from one evaluation to the next; the last one is at the end in any case.
         warmup_steps: steps over which the learning rate first rises.
         ema_decay: final decay of the EMA of the weights; 0 for no EMA.
-        rate: factor of all learning rates.
     """
 
     total_steps: int
     evaluate_every: int
     warmup_steps: int = 0
     ema_decay: float = 0.0
-    rate: float = 1.0
 
     def evaluates_after(self, step: int) -> bool:
         """Whether an evaluation belongs after the first `step` steps."""
