@@ -134,8 +134,6 @@ def lose_loader_processes(data_folder: Path, folder: Path, rank: int) -> None:
 
 def main(folder: Path) -> None:
     """Train the same in three ways, once with an interruption, and once to a bad end."""
-    import accelerate  # noqa: F401  once, for all processes
-
     data = folder / "scenes"
     write_scenes(data, counts={"train": 18, "val": 2})
     codes = in_processes(2, lambda: train(data, folder / "2x1"))

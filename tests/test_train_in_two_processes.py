@@ -239,8 +239,6 @@ def score_maps(data: DetectionData, folder: Path) -> None:
 
 
 def main(folder: Path) -> None:
-    import accelerate  # noqa: F401  once, for all processes
-
     torch.set_num_threads(1)
     (folder / "images").mkdir()
     damaged, maps = damaged_data(folder / "images"), write_panoptic_data(folder / "maps")

@@ -20,7 +20,6 @@ from opendetr.cli.output import (
     command,
     number,
     print_json,
-    progress_bar,
     say,
     table,
     write_json,
@@ -96,6 +95,7 @@ def evaluate(
     from opendetr.config import ConfigError
     from opendetr.data.formats.recognise import open_split
     from opendetr.inference.predictor import load
+    from opendetr.visualize import progress_bar
 
     detector = load(weights, model=model, device=device, strict_no_object=strict_no_object)
     given = {

@@ -21,7 +21,6 @@ from opendetr.cli.output import (
     ModelOption,
     WeightsOption,
     command,
-    progress_bar,
     say,
 )
 
@@ -182,6 +181,7 @@ class _Run:
     def predict(self, config: OutputConfig, stop: StopSignal, **options: Any) -> None:
         """Predict until the end, or until a stop is asked for. Raises DataError when nothing could be read."""
         from opendetr.data.records import DataError
+        from opendetr.visualize import progress_bar
 
         total = self._total()
         with progress_bar("predicting") as progress, ExitStack() as stack:
