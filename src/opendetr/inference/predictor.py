@@ -25,7 +25,7 @@ from opendetr.data.images import ImageError
 from opendetr.data.loader import eval_loader
 from opendetr.data.records import DetectionData
 from opendetr.data.transforms import evaluation_transform
-from opendetr.distributed import best_device, gather, rank, world_size
+from opendetr.distributed import best_device, rank, world_size
 from opendetr.evaluation.detection import Evaluation
 from opendetr.inference.evaluate import ResultSource, Stopwatch
 from opendetr.inference.session import ImageSession, Session
@@ -298,8 +298,8 @@ class Predictor:
                 progress(done, len(data))
         evaluator.leave_out(loader.unreadable)
         evaluator.gather()
-        unreadable = [line for lines in gather(list(loader.unreadable.values())) for line in lines]
-        return evaluator.evaluation(watch.seconds / max(done, 1), unreadable)
+        loader.gather_skipped()
+        return evaluator.evaluation(watch.seconds / max(done, 1), loader.unreadable.values())
 
 
 def _require_finite(model: nn.Module) -> None:

@@ -24,7 +24,7 @@ from torch import nn
 from opendetr.categories import Categories
 from opendetr.config import ConfigError, replaced, to_dict
 from opendetr.data.formats.recognise import open_data
-from opendetr.data.loader import train_loader
+from opendetr.data.loader import TrainLoader, train_loader
 from opendetr.data.masks import map_hashes, require_scorable
 from opendetr.data.paths import require_folder
 from opendetr.data.records import DataError, DetectionData, ImageRecord
@@ -143,10 +143,12 @@ def train(
         task = _new_task(preset, parts["train"].categories)
         say(load_start(task.model, origin, preset, parts["train"].categories))
     folder = from_main(_free_folder(preset.name) if out is None else Path(out))
-    trainer = _trainer(setup, task, parts, folder, place)
+    trainer, loader = _trainer(setup, task, parts, folder, place)
     if is_main():
         write_config(folder, setup, _fingerprint(parts))
-    return Run(folder, trainer.train())
+    result = trainer.train()
+    loader.gather_skipped()
+    return Run(folder, result)
 
 
 def resume(folder: str | Path, *, device: str = "auto", say: Say | None = None) -> Run:
@@ -183,8 +185,10 @@ def resume(folder: str | Path, *, device: str = "auto", say: Say | None = None) 
                     parts["train"].categories,
                 )
             )
-    trainer = _trainer(setup, task, parts, folder, place)
-    return Run(folder, trainer.train(resume=has_checkpoint))
+    trainer, loader = _trainer(setup, task, parts, folder, place)
+    result = trainer.train(resume=has_checkpoint)
+    loader.gather_skipped()
+    return Run(folder, result)
 
 
 def _voice(say: Say | None) -> Say:
@@ -274,8 +278,8 @@ def _trainer(
     parts: Mapping[str, DetectionData],
     folder: Path,
     device: torch.device,
-) -> Trainer:
-    """Everything put together. Nothing is written before the trainer starts."""
+) -> tuple[Trainer, TrainLoader]:
+    """Everything put together, and the loader of the trainer. Nothing is written before the trainer starts."""
     preset, categories, val = setup.preset, parts["train"].categories, parts["val"]
     # Evaluations are rare: what a cache would keep is read again just as fast.
     seen = replace(preset, data=replace(preset.data, cache="none"))
@@ -285,6 +289,7 @@ def _trainer(
         return Predictor(trained.model, seen, categories, device=str(device))  # type: ignore[arg-type]
 
     def evaluate(trained: nn.Module) -> dict[str, Any]:
+        loader.gather_skipped()  # so that the user sees it during the run
         metrics = predictor(trained).evaluate(val, batch_size=preset.recipe.batch_size).named_metrics
         return {name: value for name, value in metrics.items() if value is not None}
 
@@ -319,7 +324,7 @@ def _trainer(
             device=device,
         )
     with together():
-        return Trainer(
+        trainer = Trainer(
             task,
             loader,
             recipe,
@@ -329,6 +334,7 @@ def _trainer(
             observers=observers,
             device=str(device),
         )
+    return trainer, loader
 
 
 def best_by(preset: Preset, val: DetectionData) -> str:
