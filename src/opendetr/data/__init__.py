@@ -4,7 +4,7 @@ from opendetr.data.config import DataConfig
 from opendetr.data.faults import Effect, Kind, counted
 from opendetr.data.formats.recognise import open_data
 from opendetr.data.images import ImageError, read_image, read_record, to_rgb, write_map
-from opendetr.data.loader import eval_loader, train_loader
+from opendetr.data.loader import TrainLoader, eval_loader, train_loader
 from opendetr.data.masks import (
     TrueSegment,
     coco_truth,
@@ -28,6 +28,7 @@ __all__ = [
     "ImageError",
     "ImageRecord",
     "Kind",
+    "TrainLoader",
     "TrueSegment",
     "coco_truth",
     "counted",

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from opendetr.categories import Categories
 from opendetr.config import ConfigError
 from opendetr.data import DetectionData, ImageError, eval_loader
-from opendetr.distributed import best_device, gather, rank, together, world_size
+from opendetr.distributed import best_device, rank, together, world_size
 from opendetr.evaluation import Evaluation, Evaluator
 from opendetr.inference.evaluate import Stopwatch
 from opendetr.inference.sources.prefetch import in_order
@@ -315,8 +315,8 @@ class Predictor:
                     progress(done, len(data))
             evaluator.leave_out(loader.unreadable)
         evaluator.gather()
-        unreadable = [line for lines in gather(list(loader.unreadable.values())) for line in lines]
-        return evaluator.evaluation(watch.seconds / max(done, 1), unreadable)
+        loader.gather_skipped()
+        return evaluator.evaluation(watch.seconds / max(done, 1), loader.unreadable.values())
 
     def _results(self, evaluator: Evaluator, batch: Batch) -> Iterator[Any]:
         images = batch.images.to(self.device)

@@ -28,6 +28,7 @@ from opendetr.data import (
     DataError,
     DetectionData,
     ImageRecord,
+    TrainLoader,
     map_hashes,
     require_folder,
     require_scorable,
@@ -164,11 +165,13 @@ def train(
             say(warning)
         task = _initial_task(preset, origin, splits["train"].categories, say)
     folder = from_main(_unused_folder(preset.name) if out is None else Path(out))
-    trainer = _trainer(setup, task, splits, folder, own_device)
+    trainer, loader = _trainer(setup, task, splits, folder, own_device)
     trainer.state.seconds = clock.perf_counter() - began  # the time of a timed run includes this preparation
     if is_main():
         write_config(folder, setup, _fingerprint(splits))
-    return Run(folder, setup.data, trainer.train())
+    result = trainer.train()
+    loader.gather_skipped()
+    return Run(folder, setup.data, result)
 
 
 def resume(folder: str | Path, *, device: str = "auto", say: Say | None = None) -> Run:
@@ -206,8 +209,10 @@ def resume(folder: str | Path, *, device: str = "auto", say: Say | None = None) 
         else:
             say("the run has no checkpoint yet: it starts again")
             task = _initial_task(preset, starting_point(preset.name, setup.weights), categories, say)
-    trainer = _trainer(setup, task, splits, folder, own_device)
-    return Run(folder, setup.data, trainer.train(resume=has_checkpoint))
+    trainer, loader = _trainer(setup, task, splits, folder, own_device)
+    result = trainer.train(resume=has_checkpoint)
+    loader.gather_skipped()
+    return Run(folder, setup.data, result)
 
 
 def _in_main_process(say: Say | None) -> Say:
@@ -306,8 +311,8 @@ def _trainer(
     splits: Mapping[str, DetectionData],
     folder: Path,
     device: torch.device,
-) -> Trainer:
-    """Build the trainer. It writes nothing before it starts."""
+) -> tuple[Trainer, TrainLoader]:
+    """Build the trainer and its loader. The trainer writes nothing before it starts."""
     preset, categories, val = setup.preset, splits["train"].categories, splits["val"]
     # Evaluations are rare, so a cache of images would not make them faster.
     uncached = replace(preset, data=replace(preset.data, cache="none"))
@@ -318,6 +323,7 @@ def _trainer(
         return Predictor(trained.model, uncached, categories, device=str(device))  # type: ignore[arg-type]
 
     def evaluate(trained: nn.Module, num_images: int | None = None) -> dict[str, Any]:
+        loader.gather_skipped()  # reports skipped images during the run
         data = val if num_images is None else val.subset(_spread(val.images, num_images), val.split)
         metrics = predictor(trained).metrics(data, batch_size=preset.recipe.batch_size)
         return {name: value for name, value in metrics.items() if value is not None}
@@ -342,7 +348,7 @@ def _trainer(
             device=device,
         )
     with together():
-        return Trainer(
+        trainer = Trainer(
             task,
             loader,
             recipe,
@@ -354,6 +360,7 @@ def _trainer(
             observers=observers,
             device=str(device),
         )
+    return trainer, loader
 
 
 def _tensorboard(recipe: Recipe) -> list[Observer]:
