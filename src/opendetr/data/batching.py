@@ -6,10 +6,12 @@ Images are given by their index in the data. `shapes` holds the height and width
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle, islice
 
 Shapes = Mapping[int, tuple[int, int]]
+Batches = list[tuple[int, ...]]
+Groups = Callable[[Sequence[int], Shapes, int], list[Batches]]
 
 
 def equal_batches(indices: Sequence[int], shapes: Shapes, batch_size: int) -> list[tuple[int, ...]]:
@@ -41,6 +43,11 @@ def same_shape_batches(indices: Sequence[int], shapes: Shapes, batch_size: int) 
         for _, same_shape in sorted(by_shape.items())
         for first in range(0, len(same_shape), batch_size)
     ]
+
+
+def same_shape_groups(indices: Sequence[int], shapes: Shapes, batch_size: int) -> list[Batches]:
+    """The batches of `same_shape_batches`, each as a group of its own."""
+    return [[batch] for batch in same_shape_batches(indices, shapes, batch_size)]
 
 
 def bounded_batches(indices: Sequence[int], shapes: Shapes, batch_size: int, max_pixels: int) -> list[tuple[int, ...]]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 if TYPE_CHECKING:
     import torch
 
+    from opendetr.data.batching import Batches, Shapes
     from opendetr.data.transforms import PredictionTransform, Transform
     from opendetr.structures import Batch, Sample
 
@@ -158,6 +159,18 @@ class DataConfig:
         from opendetr.data.transforms import evaluation_transform
 
         return evaluation_transform(self)
+
+    def evaluation_groups(self, indices: Sequence[int], shapes: Shapes, batch_size: int) -> list[Batches]:
+        """The evaluation batches, in groups that one process evaluates in order. A group can be a video.
+
+        Args:
+            indices: the images of the split.
+            shapes: height and width of each image after the evaluation transform.
+            batch_size: maximum number of images in a batch.
+        """
+        from opendetr.data.batching import same_shape_groups
+
+        return same_shape_groups(indices, shapes, batch_size)
 
     def collate(self, samples: Sequence[Sample], shape: tuple[int, int], device: torch.device) -> Batch:
         """Make a batch of samples; see `data.collate.Collate`."""

@@ -25,7 +25,15 @@ import psutil
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from opendetr.data.batching import Shapes, bounded_batches, equal_batches, exactly, padded_pixels, same_shape_batches
+from opendetr.data.batching import (
+    Groups,
+    Shapes,
+    bounded_batches,
+    equal_batches,
+    exactly,
+    padded_pixels,
+    same_shape_groups,
+)
 from opendetr.data.collate import Collate, collate
 from opendetr.data.config import DataConfig
 from opendetr.data.images import ImageError, read_record
@@ -467,13 +475,23 @@ class BoundedTrainLoader(TrainLoader):
 
 
 class EvalLoader(_Loader):
-    """Every image once, in a fixed order, in batches of images of one shape. Unreadable images are skipped.
+    """Every image once, in a fixed order. Unreadable images are skipped.
 
-    No image is padded, so the predictions for an image do not depend on the other images. With several processes, each
-    loads whole batches.
+    By default each batch has images of one shape, so no image is padded, and the predictions for an image do not depend
+    on the other images. With several processes, each loads whole groups of batches.
+
+    Args:
+        data, transform, options: those of the base class.
+        groups: the batches as groups that one process evaluates in order; see `DataConfig.evaluation_groups`.
     """
 
     _substitute = False
+
+    def __init__(
+        self, data: DetectionData, transform: Transform, *, groups: Groups = same_shape_groups, **options: Any
+    ):
+        super().__init__(data, transform, **options)
+        self._groups = groups
 
     def __len__(self) -> int:
         """Batches of this process in one pass."""
@@ -487,8 +505,8 @@ class EvalLoader(_Loader):
         indices = range(len(self._data))
         shapes = self._shapes(0, indices)
         number, count = self._share
-        batches = same_shape_batches(indices, shapes, self._batch_size)
-        return [_draw(0, batch, shapes) for batch in batches[number::count]]
+        groups = self._groups(indices, shapes, self._batch_size)
+        return [_draw(0, batch, shapes) for group in groups[number::count] for batch in group]
 
     def _shared(self, draw: _Draw) -> _Draw:
         return draw
@@ -551,7 +569,13 @@ def eval_loader(
     It loads no masks: predictions are evaluated against the masks of the dataset itself (see `data.masks`).
     """
     return EvalLoader(
-        data, config.evaluation_transform(), batch_size=batch_size, share=share, device=device, **_options(config)
+        data,
+        config.evaluation_transform(),
+        groups=config.evaluation_groups,
+        batch_size=batch_size,
+        share=share,
+        device=device,
+        **_options(config),
     )
 
 

@@ -20,6 +20,7 @@ from opendetr.presets.registry import (
     preset_from_dict,
     published_categories,
     published_weights,
+    register_preset,
     shipped_weights,
     weights_origin,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "preset_from_dict",
     "published_categories",
     "published_weights",
+    "register_preset",
     "shipped_weights",
     "trained_from_nothing",
     "weights_origin",

@@ -38,7 +38,8 @@ class Preset:
     """The configuration of a model and its training, as one tree.
 
     A family member that differs in more than settings has a subclass. It overrides `build_model` and `build_task`,
-    `session`, `prompt` and `starts_sequence` (inference), `evaluator`, `metrics` and `headlines` (evaluation), or
+    `session`, `prompt` and `starts_sequence` (inference), `evaluator`, `metrics`, `headlines` and `draws_predictions`
+    (evaluation; without `metrics`, a run is not evaluated), or
     `miniature`, if its model config has other fields.
 
     Attributes:
@@ -123,6 +124,11 @@ class Preset:
     def session(self, model: Detector) -> Session:
         """The session that runs the model at inference."""
         return ImageSession(model)
+
+    @property
+    def draws_predictions(self) -> bool:
+        """Whether a training run draws predictions for some validation images, which needs no input but the image."""
+        return True
 
     def prompt(self, batch: Batch) -> Any:
         """The input of the session besides images, for an evaluation batch; None for models that take no prompt."""

@@ -78,6 +78,21 @@ _SHIPPED = dict.fromkeys(
 )
 
 
+def register_preset(make: Callable[[], Preset]) -> None:
+    """Add a model to the catalogue, so that `train`, `load` and the commands find it by its name.
+
+    Args:
+        make: builds the preset, under a name that the catalogue does not have yet.
+
+    Raises:
+        ValueError: the catalogue has a model of this name.
+    """
+    name = make().name
+    if name in _PRESETS:
+        raise ValueError(f"{name}: the catalogue already has a model of this name; choose another name")
+    _PRESETS[name] = make
+
+
 def shipped_weights(name: str) -> Path | None:
     """The path of the weights that the package contains for a model, or None."""
     if name not in _SHIPPED:

@@ -338,7 +338,9 @@ def _trainer(
     recipe = replace(preset.recipe, best_by=best_by(preset, val))
     with together():
         progress = Progress(metric=recipe.best_by, headlines=preset.headlines(val))
-        observers = [progress, MetricsFile(), MetricsTable(), Curves(), ValidationImages(draw), *_tensorboard(recipe)]
+        observers = [progress, MetricsFile(), MetricsTable(), Curves(), *_tensorboard(recipe)]
+        if preset.draws_predictions:
+            observers.append(ValidationImages(draw))
         loader = train_loader(
             splits["train"],
             preset.data,
@@ -353,7 +355,7 @@ def _trainer(
             loader,
             recipe,
             folder,
-            evaluate=evaluate,
+            evaluate=evaluate if preset.metrics(val) else None,
             num_images=len(val),
             evaluate_start=setup.starts_from_detector and not preset.freeze_detector,
             save_model=save,
@@ -379,6 +381,8 @@ def best_by(preset: Preset, val: DetectionData) -> str:
         ConfigError: evaluation on the validation data does not compute this metric.
     """
     name, names = preset.recipe.best_by, preset.metrics(val)
+    if not names:  # a model that is not evaluated
+        return name
     if name == "auto":
         return names[0]
     if name not in names:
