@@ -15,12 +15,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import member_presets
 import members
+import opendetr
 from members import TASKS, new_config, new_loader, new_task, train
 from opendetr import open_data
 from opendetr.data.images import read_record
 from opendetr.data.loader import sample_rng
 from opendetr.data.transforms import LabelledImage
+from opendetr.presets import register_preset, registry
 from opendetr.structures import Batch, ClipBatch, ImageBatch
 from opendetr.synthetic import write_scenes
 from opendetr.training.callbacks import MetricsFile, read_metrics
@@ -260,3 +263,40 @@ def test_two_processes_equal_one(name, runs):
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), Path(sys.argv[2]))
+
+
+# ------------------------------------------------------------------------------------------------------------- presets
+
+
+@pytest.fixture
+def registered(monkeypatch) -> None:
+    monkeypatch.setattr(registry, "_PRESETS", dict(registry._PRESETS))
+    for make in (member_presets.captions, member_presets.clips):
+        register_preset(make)
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory) -> Path:
+    """Two validation videos of two frames."""
+    folder = tmp_path_factory.mktemp("videos")
+    write_scenes(folder, counts={"train": 4, "val": 4})
+    return folder
+
+
+@pytest.mark.parametrize(("name", "metric"), [("mini-captions", "token_recall"), ("mini-clips", "kept")])
+def test_a_preset_trains_is_evaluated_and_loads_by_its_name(registered, name, metric, videos, tmp_path):
+    run = opendetr.train(videos, model=name, weights="none", out=tmp_path / "run", device="cpu", say=lambda line: None)
+    assert run.result.step == 2 and run.result.best["step"] == 2
+    member_presets.CountingSession.resets = 0
+    predictor = opendetr.load(run.folder, device="cpu")
+    scores = predictor.metrics(open_data(videos)["val"], batch_size=2)
+    assert scores == pytest.approx({metric: run.result.metrics[metric]}, abs=1e-6)
+    assert 0 < scores[metric] <= 1
+    if name == "mini-clips":
+        assert scores[metric] == 0.5  # the second frame of each video continues the first one
+        assert member_presets.CountingSession.resets == 2
+
+
+def test_a_name_is_registered_once(registered):
+    with pytest.raises(ValueError, match="mini-clips: the catalogue already has"):
+        register_preset(member_presets.clips)
