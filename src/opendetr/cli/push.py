@@ -52,9 +52,9 @@ def push(
 
 def _metrics(folder: Path) -> dict[str, float]:
     """The metrics of a run folder's best weights, such as AP, mask_AP and PQ; empty for other weights."""
-    from opendetr.evaluation import meaning
+    from opendetr.evaluation import describe_metric
     from opendetr.training import find_checkpoint, load_checkpoint
 
     best = find_checkpoint(folder / "best")
     metrics = {} if best is None else load_checkpoint(best).facts["metrics"]
-    return {name: value for name, value in metrics.items() if value is not None and meaning(name)}
+    return {name: value for name, value in metrics.items() if value is not None and describe_metric(name)}

@@ -71,11 +71,11 @@ class Quality(NamedTuple):
     RQ: float
 
 
-class PanopticEvaluation:
+class PanopticEvaluator:
     """Compares panoptic maps with their ground truth. Memory use does not grow with the number of maps.
 
     Example:
-        >>> evaluation = PanopticEvaluation(data.categories)
+        >>> evaluation = PanopticEvaluator(data.categories)
         >>> evaluation.update(*panoptic_truth(image, data.categories), panoptic.segments.numpy(), panoptic.info)
         >>> evaluation.compute()["PQ"]
         0.434

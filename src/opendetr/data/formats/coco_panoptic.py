@@ -31,7 +31,7 @@ from opendetr.data.formats.yolo import USUAL_NAMES, YAML_SUFFIXES, parse_yaml
 from opendetr.data.images import ImageFileError, read_map
 from opendetr.data.paths import first_folder_holding, inside, is_file, is_inside
 from opendetr.data.records import (
-    STOP_AT_FAULTS,
+    RAISE_FAULTS,
     DataFault,
     DetectionData,
     FaultError,
@@ -88,7 +88,7 @@ def read_panoptic(
     maps_folder: Path | None = None,
     categories: Categories | None = None,
     masks: bool = False,
-    log: FaultLog = STOP_AT_FAULTS,
+    log: FaultLog = RAISE_FAULTS,
 ) -> DetectionData:
     """Read one panoptic file with its images. Every segment is an object, both of things and of stuff.
 
@@ -120,7 +120,7 @@ def read_panoptic(
             record = reader.record(row, path, segments[image_id])
             if record is not None:
                 images.append(record)
-    data = DetectionData.read(split, folder, categories, images, reader.faults)
+    data = DetectionData.from_records(split, folder, categories, images, reader.faults)
     return replace(data, masks="panoptic" if masks else "none")
 
 

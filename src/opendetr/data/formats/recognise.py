@@ -28,7 +28,7 @@ from opendetr.data.formats.yolo import find_description, is_bare_folder, parse_y
 from opendetr.data.masks import with_outlines
 from opendetr.data.paths import first_folder_holding, is_file, is_inside, require_folder
 from opendetr.data.records import (
-    STOP_AT_FAULTS,
+    RAISE_FAULTS,
     DataError,
     DataFault,
     DetectionData,
@@ -36,7 +36,7 @@ from opendetr.data.records import (
     FaultLog,
     ImageRecord,
     Kind,
-    count_findings,
+    count_faults,
 )
 
 TRAIN_NAMES = ("train", "trainval", ALL)
@@ -158,9 +158,7 @@ def open_split(
     return open_data(folder, val_fraction=val_fraction, seed=seed, strict=strict, masks=masks)[split]
 
 
-def read_splits(
-    folder: str | Path, log: FaultLog = STOP_AT_FAULTS, *, masks: Masks = "none"
-) -> dict[str, DetectionData]:
+def read_splits(folder: str | Path, log: FaultLog = RAISE_FAULTS, *, masks: Masks = "none") -> dict[str, DetectionData]:
     """All splits of a dataset folder as read: none is selected, created or required to have objects.
 
     Errors that `open_data` would raise go to the log. A split that cannot be read at all is skipped.
@@ -171,7 +169,7 @@ def read_splits(
     return {}
 
 
-def recognise(folder: str | Path, log: FaultLog = STOP_AT_FAULTS, *, masks: Masks = "none") -> Source:
+def recognise(folder: str | Path, log: FaultLog = RAISE_FAULTS, *, masks: Masks = "none") -> Source:
     """Recognise the format of a dataset by its files.
 
     Descriptions and files with the standard names of a format take precedence over other files.
@@ -386,22 +384,22 @@ def _divide(data: DetectionData, val_fraction: float, seed: int) -> tuple[Detect
     val = data.subset([image for image in data.images if image.id in chosen], "val")
     train = data.subset([image for image in data.images if image.id not in chosen], "train")
     image_kinds = {fault.kind for image in data.images for fault in image.faults}
-    without_image = tuple(finding for finding in data.findings if finding.kind not in image_kinds)
-    return replace(train, findings=without_image + train.findings), val
+    without_image = tuple(entry for entry in data.fault_counts if entry.kind not in image_kinds)
+    return replace(train, fault_counts=without_image + train.fault_counts), val
 
 
 def _with_overlap(val: DetectionData, train: DetectionData) -> DetectionData:
     """Validation data, with a warning if the training split contains some of its images."""
     train_paths = {image.path for image in train.images}
-    shared = count_findings(
+    shared = count_faults(
         DataFault(Kind.IN_TRAINING, str(image.path)) for image in val.images if image.path in train_paths
     )
-    return replace(val, findings=val.findings + shared)
+    return replace(val, fault_counts=val.fault_counts + shared)
 
 
 def _require_objects(data: DetectionData) -> None:
     if not data.num_objects:
-        skipped = (finding for finding in data.findings if finding.kind.effect is Effect.SKIPS)
-        reasons = (f"; {finding}: {finding.faults[0].detail}".removesuffix(": ") for finding in skipped)
+        skipped = (entry for entry in data.fault_counts if entry.kind.effect is Effect.SKIPS)
+        reasons = (f"; {entry}: {entry.faults[0].detail}".removesuffix(": ") for entry in skipped)
         detail = f"no annotations: {len(data)} images and no object{''.join(reasons)}"
         raise FaultError(Kind.NO_LABELS, data.folder, f"split '{data.split}'", detail)

@@ -38,12 +38,11 @@ def pooled(splits: Mapping[str, DetectionData]) -> DetectionData:
     images = list({image.path: image for data in splits.values() for image in data.images}.values())
     if len({image.id for image in images}) < len(images):
         images = [replace(image, id=number) for number, image in enumerate(images, start=1)]
-    things = [thing.id for image in images for thing in image.objects]
-    if len(set(things)) < len(things):
+    object_ids = [obj.id for image in images for obj in image.objects]
+    if len(set(object_ids)) < len(object_ids):
         numbers = count(1)
         images = [
-            replace(image, objects=tuple(replace(thing, id=next(numbers)) for thing in image.objects))
-            for image in images
+            replace(image, objects=tuple(replace(obj, id=next(numbers)) for obj in image.objects)) for image in images
         ]
     return first.subset(sorted(images, key=lambda image: image.id), ALL)
 
@@ -65,7 +64,7 @@ def stratified(
     when a part gets no image.
     """
     _check_fractions(fractions)
-    category_sets = [{thing.category_id for thing in image.objects} for image in images]
+    category_sets = [{obj.category_id for obj in image.objects} for image in images]
     classes = {index: category_ids or {_NO_OBJECTS} for index, category_ids in enumerate(category_sets)}
     unassigned = sorted(classes, key=lambda index: chance(seed, images[index].path.name))
     remaining = Counter(label for labels in classes.values() for label in labels)

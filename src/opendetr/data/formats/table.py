@@ -32,7 +32,7 @@ from opendetr.data.formats.splits import ALL, SPELLINGS, usual_split
 from opendetr.data.images import ImageFileError, image_size
 from opendetr.data.paths import file_length, is_file
 from opendetr.data.records import (
-    STOP_AT_FAULTS,
+    RAISE_FAULTS,
     DataError,
     DataFault,
     DetectionData,
@@ -115,7 +115,7 @@ def find_tables(folder: Path) -> dict[str, Path]:
     return {name if names.count(name) == 1 else path.stem: path for name, path in zip(names, paths, strict=True)}
 
 
-def parse_tables(folder: Path, files: Mapping[str, Path], log: FaultLog = STOP_AT_FAULTS) -> TableFolder:
+def parse_tables(folder: Path, files: Mapping[str, Path], log: FaultLog = RAISE_FAULTS) -> TableFolder:
     """Read tables. Raises DataError that names the fault and its place.
 
     Args:
@@ -134,7 +134,7 @@ def parse_tables(folder: Path, files: Mapping[str, Path], log: FaultLog = STOP_A
     return TableFolder(folder, Categories.from_names(names), tuple(splits), tuple(ordered), tuple(faults))
 
 
-def read_table(table: TableFolder, split: str, log: FaultLog = STOP_AT_FAULTS) -> DetectionData:
+def read_table(table: TableFolder, split: str, log: FaultLog = RAISE_FAULTS) -> DetectionData:
     """One split of a table, in the order of the image names. Raises DataError for an unknown split."""
     if split not in table.splits:
         raise DataError(f"{table.folder}: no split '{split}'; it has {', '.join(table.splits) or 'none'}")
@@ -147,7 +147,7 @@ def read_table(table: TableFolder, split: str, log: FaultLog = STOP_AT_FAULTS) -
                 if record is not None:
                     images.append(record)
         first_object += len(image.boxes)
-    return DetectionData.read(split, table.folder, table.categories, images, faults)
+    return DetectionData.from_records(split, table.folder, table.categories, images, faults)
 
 
 def _is_table(path: Path) -> bool:
