@@ -186,10 +186,10 @@ def test_classes_that_share_a_name_are_told_apart():
 
 def test_bad_input_is_refused_in_one_line():
     evaluation = PanopticEvaluator(THINGS_AND_STUFF)
-    with pytest.raises(ValueError, match="the predicted map has 4x4 pixels, the true map 8x4; resize"):
+    with pytest.raises(ValueError, match="the predicted map has 4x4 pixels, the ground truth 8x4; resize"):
         evaluation.update(square(1, 2), [Segment(1, 0), Segment(2, 0)], square(1), [Segment(1, 0)])
-    with pytest.raises(ValueError, match="the predicted map has a segment 2, which is not listed"):
+    with pytest.raises(ValueError, match="the predicted map has a segment 2, which `info` does not list"):
         evaluation.update(square(1, 1), [Segment(1, 0)], square(1, 2), [Segment(1, 0)])
-    with pytest.raises(ValueError, match="the true segment 1 is listed twice"):
+    with pytest.raises(ValueError, match="the ground-truth segment 1 is listed twice"):
         evaluation.update(square(1), [Segment(1, 0), Segment(1, 1)], square(1), [Segment(1, 0)])
     assert evaluation.compute()["PQ"] is None

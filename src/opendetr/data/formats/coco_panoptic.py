@@ -26,7 +26,7 @@ from opendetr.data.faults import Kind
 from opendetr.data.formats.coco import CocoFile, Row, image_record, is_area, rows_by_id
 from opendetr.data.formats.links import find_place
 from opendetr.data.formats.sidecar import Box
-from opendetr.data.formats.splits import SPELLINGS
+from opendetr.data.formats.splits import SPLIT_SPELLINGS
 from opendetr.data.formats.yolo import USUAL_NAMES, YAML_SUFFIXES, parse_yaml
 from opendetr.data.images import ImageFileError, read_map
 from opendetr.data.paths import first_folder_holding, inside, is_file, is_inside
@@ -264,7 +264,9 @@ def _described(description: Path) -> dict[str, CocoPaths]:
             paths = {name: _stated(value, name, description, key) for name in ("annotations", "images", "masks")}
             annotations = paths["annotations"]
             assert annotations is not None
-            files[SPELLINGS.get(str(key).lower(), str(key))] = CocoPaths(annotations, paths["images"], paths["masks"])
+            files[SPLIT_SPELLINGS.get(str(key).lower(), str(key))] = CocoPaths(
+                annotations, paths["images"], paths["masks"]
+            )
     return files
 
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from opendetr.categories import Categories
 from opendetr.data.formats.sidecar import Extras, read_extras
-from opendetr.data.formats.splits import ALL
+from opendetr.data.formats.splits import SINGLE_SPLIT
 from opendetr.data.images import ImageFileError, image_size
 from opendetr.data.paths import file_length, inside, is_file
 from opendetr.data.records import (
@@ -113,7 +113,7 @@ def parse_voc(folder: Path, log: FaultLog = RAISE_FAULTS) -> VocFolder:
         with log:
             annotations[path.stem] = _parse_annotation(path, log)
     names = {obj.name for annotation in annotations.values() for obj in annotation.objects}
-    splits = _split_lists(folder, annotations, log) or {ALL: tuple(annotations)}
+    splits = _split_lists(folder, annotations, log) or {SINGLE_SPLIT: tuple(annotations)}
     extras = read_extras(folder)
     categories = extras.categories_with(sorted(names - set(extras.names)))
     stated = (*extras.names, *categories.names[len(extras.names) :])

@@ -29,7 +29,7 @@ from opendetr.categories import Categories
 from opendetr.data.faults import Kind
 from opendetr.data.formats.links import Place, find_place, through_text_links
 from opendetr.data.formats.sidecar import Extras, read_extras
-from opendetr.data.formats.splits import ALL, SPELLINGS
+from opendetr.data.formats.splits import SINGLE_SPLIT, SPLIT_SPELLINGS
 from opendetr.data.images import ImageFileError, image_size
 from opendetr.data.paths import file_length, is_file
 from opendetr.data.records import (
@@ -300,7 +300,7 @@ def _splits(
         if missing is None and places:
             with log:
                 images = [image for _, place in places if place for image in _images(place, bases, folder, log)]
-                splits[SPELLINGS.get(key.lower(), key)] = tuple(dict.fromkeys(images))
+                splits[SPLIT_SPELLINGS.get(key.lower(), key)] = tuple(dict.fromkeys(images))
         elif key in ("train", "val") and missing is not None:
             with log:
                 detail = f"there is no {missing!r} in {' or '.join(map(str, bases))}; correct or remove the entry"
@@ -367,11 +367,13 @@ def _bare_splits(folder: Path) -> dict[str, Place]:
     """
     images = through_text_links(folder / "images")
     if images is not None and images.is_dir() and _holds_text(folder / "labels"):
-        parts = {SPELLINGS[sub.name.lower()]: sub for sub in _folders(images) if sub.name.lower() in SPELLINGS}
+        parts = {
+            SPLIT_SPELLINGS[sub.name.lower()]: sub for sub in _folders(images) if sub.name.lower() in SPLIT_SPELLINGS
+        }
         named = {name: Place(sub, folder / "images" / sub.name) for name, sub in parts.items()}
-        return named or {ALL: Place(images, folder / "images")}
+        return named or {SINGLE_SPLIT: Place(images, folder / "images")}
     return {
-        SPELLINGS.get(sub.name.lower(), sub.name): Place(sub / "images", sub / "images")
+        SPLIT_SPELLINGS.get(sub.name.lower(), sub.name): Place(sub / "images", sub / "images")
         for sub in _folders(folder)
         if (sub / "images").is_dir() and _holds_text(sub / "labels")
     }

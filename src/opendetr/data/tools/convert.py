@@ -31,7 +31,7 @@ from opendetr.categories import Categories
 from opendetr.data.faults import count_noun
 from opendetr.data.formats.recognise import Format, find_panoptic, read_splits
 from opendetr.data.formats.sidecar import FILE_NAME, Extras, image_extra, write_extras
-from opendetr.data.formats.splits import SPELLINGS
+from opendetr.data.formats.splits import SPLIT_SPELLINGS
 from opendetr.data.formats.voc import VocObject
 from opendetr.data.formats.yolo import YoloRow, format_row, is_polygon, parse_row
 from opendetr.data.images import ImageFileError, image_size
@@ -166,7 +166,7 @@ def _copy(source: Path, target: Path, *, link: bool) -> None:
 
 def _content(splits: Mapping[str, DetectionData], to: Format) -> _Content:
     """The images of the splits with their new names. The usual splits come first."""
-    usual = list(dict.fromkeys(SPELLINGS.values()))
+    usual = list(dict.fromkeys(SPLIT_SPELLINGS.values()))
     order = sorted(splits, key=lambda split: usual.index(split) if split in usual else len(usual))
     filled = {split: splits[split] for split in order if len(splits[split])}
     if not filled:
