@@ -143,10 +143,10 @@ class Detections(Movable):
 
 
 def run_lengths(mask: Tensor) -> dict[str, Any]:
-    """COCO's compressed run lengths of an (H, W) bool mask: `size`, and `counts` as text."""
+    """COCO's compressed RLE (run-length encoding) of an (H, W) bool mask: `size`, and `counts` as text."""
     from faster_coco_eval.core import mask as coder
 
-    columns = mask.t().contiguous().cpu().numpy()  # run lengths go down the columns
+    columns = mask.t().contiguous().cpu().numpy()  # RLE goes down the columns
     (encoded,) = coder.encode(columns.view("uint8").T[..., None])
     return {"size": list(encoded["size"]), "counts": encoded["counts"].decode("ascii")}
 

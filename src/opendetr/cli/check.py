@@ -103,7 +103,7 @@ def _verdict(report: DataReport, fix: Path | None) -> Exit:
     kinds = [kind for kind in report.faults if fix is None or not kind.fixable]
     stopping = [kind for kind in kinds if kind.effect is Effect.STOPS]
     if stopping:
-        faults = ", ".join(kind.counted(len(report.faults[kind])) for kind in stopping)
+        faults = ", ".join(kind.describe(len(report.faults[kind])) for kind in stopping)
         _show(f"error: {report.folder}: training cannot start: {faults}", sys.stderr)
         return Exit.FAILED
     return Exit.SOME_FAILED if any(kind.effect is Effect.SKIPS for kind in kinds) else Exit.DONE
@@ -111,11 +111,11 @@ def _verdict(report: DataReport, fix: Path | None) -> Exit:
 
 def _record(report: DataReport) -> dict[str, Any]:
     """The report as JSON, with the place of every fault."""
-    findings = [
+    entries = [
         {
             "kind": str(kind),
             "count": len(faults),
-            "what": kind.counted(len(faults)),
+            "what": kind.describe(len(faults)),
             "effect": str(kind.effect),
             "consequence": kind.consequence,
             "fixable": kind.fixable,
@@ -132,7 +132,7 @@ def _record(report: DataReport) -> dict[str, Any]:
         }
         for split, counts in report.counts.items()
     }
-    return {"folder": str(report.folder), "splits": splits, "findings": findings}
+    return {"folder": str(report.folder), "splits": splits, "faults": entries}
 
 
 def _text(report: DataReport) -> str:
@@ -149,7 +149,7 @@ def _text(report: DataReport) -> str:
 def _entry(report: DataReport, kind: Kind, faults: tuple[DataFault, ...]) -> str:
     """The faults of a kind: how many, what training does with them, and the first places."""
     is_in_heading = kind.consequence in _IN_HEADING
-    lines = [f"- {kind.counted(len(faults))}{'' if is_in_heading else f', {kind.consequence}'}"]
+    lines = [f"- {kind.describe(len(faults))}{'' if is_in_heading else f', {kind.consequence}'}"]
     for fault in faults[:_SHOWN_PLACES]:
         place = fault.place.removeprefix(f"{report.folder}/")
         lines.append(f"    {place}{': ' if place and fault.detail else ''}{fault.detail}")

@@ -164,9 +164,9 @@ def _open(detector: Predictor, options: EvalOptions, split: str) -> DetectionDat
 
 
 def _print(scores: Evaluation) -> None:
-    from opendetr.evaluation import meaning
+    from opendetr.evaluation import describe_metric
 
-    print(table([(name, number(value), meaning(name)) for name, value in scores.metrics.items()]))
+    print(table([(name, number(value), describe_metric(name)) for name, value in scores.metrics.items()]))
     print()
     columns = {"AP": scores.per_class, "mask AP": scores.mask_per_class}
     for name in ("PQ", "SQ", "RQ"):

@@ -66,8 +66,8 @@ def bounded_batches(indices: Sequence[int], shapes: Shapes, batch_size: int, max
     return [*batches, batch]
 
 
-def exactly(batches: Sequence[tuple[int, ...]], count: int) -> list[tuple[int, ...]]:
-    """Exactly `count` batches: the batches with the fewest images are dropped, or those with the most are repeated."""
+def repeat_or_drop(batches: Sequence[tuple[int, ...]], count: int) -> list[tuple[int, ...]]:
+    """`count` batches: the batches with the fewest images are dropped, or those with the most are repeated."""
     return list(islice(cycle(sorted(batches, key=len, reverse=True)), count))
 
 

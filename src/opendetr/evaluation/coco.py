@@ -18,7 +18,7 @@ from faster_coco_eval.core import mask as coder
 from opendetr.distributed import gather
 from opendetr.results import Detections
 
-METRICS = {
+DETECTION_METRICS = {
     "AP": "average precision, mean over IoU 0.50 to 0.95",
     "AP50": "average precision at IoU 0.50",
     "AP75": "average precision at IoU 0.75",
@@ -41,7 +41,7 @@ class CocoEvaluator:
     Every image of the ground truth counts: an image without an `update` counts as an image without detections. As in
     COCO, detections of categories that the ground truth does not list are ignored. Updating an image again replaces its
     detections, so the repeated images with which a distributed sampler fills its last batch do no harm. Masks are kept
-    as run lengths.
+    as RLE.
 
     Example:
         >>> evaluator = CocoEvaluator(data.to_coco())
@@ -64,7 +64,7 @@ class CocoEvaluator:
             ground_truth: the content of a COCO detection file: `images` (id), `categories` (id, name) and `annotations`
                 (image_id, category_id, bbox as x, y, w, h in pixels). A missing `area` is w * h, a missing `iscrowd`
                 is 0. Ids may have gaps and start at 0. The dict is not modified. To evaluate masks, images also need
-                height and width, and annotations a `segmentation` of polygons or run lengths.
+                height and width, and annotations a `segmentation` of polygons or RLE.
             max_detections: detections that count per image and category, those with the best scores. COCO uses 100.
             masks: evaluate masks instead of boxes.
             outlines_follow: the annotations have no outlines yet; `outline` adds them, image by image.
@@ -85,7 +85,7 @@ class CocoEvaluator:
         self.max_detections = max_detections
         self._image_ids = {image["id"] for image in ground_truth["images"]}
         self._rows: dict[int, np.ndarray] = {}  # image id -> (n, 6) float64: category id, x, y, w, h, score
-        self._outlines: dict[int, list[dict[str, Any]]] = {}  # image id -> run lengths of the n masks
+        self._outlines: dict[int, list[dict[str, Any]]] = {}  # image id -> RLE of the n masks
         self._num_outlines = Counter(row["image_id"] for row in ground_truth["annotations"] if outlines_follow)
         self._true_outlines: dict[int, Sequence[dict[str, Any]]] = {}  # image id -> those of its annotations
 
@@ -119,7 +119,7 @@ class CocoEvaluator:
 
         Args:
             image_id: the dataset's id of the image.
-            outlines: polygons or run lengths, one per annotation of the image, in the order of the annotations.
+            outlines: polygons or RLE, one per annotation of the image, in the order of the annotations.
 
         Raises:
             ValueError: the number of outlines is not the number of annotations.
@@ -145,7 +145,7 @@ class CocoEvaluator:
     def results(self) -> list[dict[str, Any]]:
         """The rows of a COCO results file: `image_id`, `category_id`, `bbox` as x, y, w, h in pixels, `score`.
 
-        If masks are evaluated, each row also has its run lengths as `segmentation`.
+        If masks are evaluated, each row also has its RLE as `segmentation`.
         """
         results: list[dict[str, Any]] = [
             {"image_id": image_id, "category_id": int(category_id), "bbox": box, "score": score}
@@ -162,9 +162,9 @@ class CocoEvaluator:
         """The metrics of the detections collected so far.
 
         Returns:
-            The twelve COCO metrics under the keys of `METRICS` ("AR100" is named after `max_detections`), and under
-            "per_class" the AP of each category by name, in the order of their ids. All are in 0..1, or None if the
-            ground truth has no object of the category or range of sizes. (COCO reports -1 there. None cannot be
+            The twelve COCO metrics under the keys of `DETECTION_METRICS`; "AR100" is named after `max_detections`.
+            Under "per_class", the AP of each category by name, in the order of their ids. All are in 0..1, or None if
+            the ground truth has no object of the category or range of sizes. (COCO reports -1 there. None cannot be
             averaged by mistake.)
 
         Raises:
@@ -176,7 +176,7 @@ class CocoEvaluator:
         evaluation = COCOeval_faster(truth, results, "segm" if self.masks else "bbox")
         evaluation.params.maxDets = [1, 10, self.max_detections]
         evaluation.run()
-        names = [f"AR{self.max_detections}" if name == "AR100" else name for name in METRICS]
+        names = [f"AR{self.max_detections}" if name == "AR100" else name for name in DETECTION_METRICS]
         metrics: dict[str, Any] = {
             name: _defined(value) for name, value in zip(names, evaluation.stats[: len(names)], strict=True)
         }

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from opendetr.categories import Categories
 from opendetr.data import DataError, DetectionData, TrueSegment, coco_truth, panoptic_truth, thing_outlines
-from opendetr.evaluation.coco import METRICS, CocoEvaluator
+from opendetr.evaluation.coco import DETECTION_METRICS, CocoEvaluator
 from opendetr.evaluation.names import CLASS_PREFIX, MASK_PREFIX
-from opendetr.evaluation.panoptic import PANOPTIC_METRICS, PanopticEvaluation, Quality
+from opendetr.evaluation.panoptic import PANOPTIC_METRICS, PanopticEvaluator, Quality
 from opendetr.postprocess import Merge, candidates, detect, detect_with_queries, image_masks
 from opendetr.results import Detections, Panoptic, Segment
 from opendetr.structures import Batch, ImageBatch, Output
@@ -122,7 +122,7 @@ class DetectionEvaluator:
         self._mask_evaluator = (
             CocoEvaluator(ground_truth, masks=True, outlines_follow=self.wants_maps) if self.wants_masks else None
         )
-        self._panoptic = PanopticEvaluation(data.categories) if self.wants_maps else None
+        self._panoptic = PanopticEvaluator(data.categories) if self.wants_maps else None
 
     def results(self, output: Output, images: ImageBatch, batch: Batch) -> Iterator[ImageResult]:
         """Yield the result of each image of a batch; see `Evaluator.results`.
@@ -263,9 +263,9 @@ def metric_names(data: DetectionData, *, has_masks: bool) -> list[str]:
 
     The main metric is PQ if panoptic maps are evaluated, mask_AP if only masks are evaluated, and AP otherwise.
     """
-    names = list(METRICS)
+    names = list(DETECTION_METRICS)
     if has_masks and data.masks != "none":
-        names += [f"{MASK_PREFIX}{metric}" for metric in METRICS]
+        names += [f"{MASK_PREFIX}{metric}" for metric in DETECTION_METRICS]
         names += PANOPTIC_METRICS if data.masks == "panoptic" else ()
     main = next(name for name in ("PQ", f"{MASK_PREFIX}AP", "AP") if name in names)
     with_objects = {thing.category_id for image in data.images for thing in image.objects}

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from opendetr.evaluation.names import meaning
+from opendetr.evaluation.names import describe_metric
 from opendetr.files import write_atomically
 
 _HEADLINES = {
@@ -79,7 +79,7 @@ def write_report(
         path: the file to write. Missing folders are created.
         title: the heading of the page.
         metrics: metrics in 0..1 by name; None is shown as "-". The report explains the metrics that
-            `evaluation.names.meaning` knows.
+            `evaluation.names.describe_metric` knows.
         per_class: AP of each class in 0..1 by name; None for a class without objects.
         images: pairs of caption and image, for example ground truth next to predictions, in the order to show.
         panoptic_per_class: PQ of each class in 0..1 by name, if panoptic maps are evaluated.
@@ -142,7 +142,7 @@ def _tiles(metrics: Mapping[str, float | None]) -> str:
 def _metrics_section(metrics: Mapping[str, float | None]) -> str:
     """All metrics with their meanings, in two columns."""
     rows = [
-        f'<tr><th scope="row">{escape(name)}</th><td>{escape(meaning(name))}</td>'
+        f'<tr><th scope="row">{escape(name)}</th><td>{escape(describe_metric(name))}</td>'
         f'<td class="number">{_number(value)}</td></tr>'
         for name, value in metrics.items()
     ]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from opendetr.data import DataError, ImageError, read_image, to_rgb
 from opendetr.files import IMAGE_SUFFIXES
-from opendetr.inference.sources.files import images_in, is_pattern, matching
+from opendetr.inference.sources.files import files_matching, images_in, is_pattern
 from opendetr.inference.sources.prefetch import read_ahead
 from opendetr.inference.sources.source_image import SourceImage
 from opendetr.inference.sources.url import read_url
@@ -95,7 +95,7 @@ def _pieces(source: Source, report: Report | None, skip: Path | None) -> Iterato
         return _folder(path, report, skip)
     if is_video(path):
         return _reported(read_ahead(video_frames(path), _FRAMES_AHEAD), report)
-    return _pieces_of_all(matching(str(source)), report, skip)
+    return _pieces_of_all(files_matching(str(source)), report, skip)
 
 
 def _folder(path: Path, report: Report | None, skip: Path | None) -> Iterator[Path]:
