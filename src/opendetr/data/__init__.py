@@ -1,7 +1,7 @@
 """Datasets: formats, records, images, masks, augmentation, and the batches made of them."""
 
 from opendetr.data.config import DataConfig
-from opendetr.data.faults import Effect, Kind, counted
+from opendetr.data.faults import Effect, Kind, count_noun
 from opendetr.data.formats.recognise import open_data
 from opendetr.data.images import ImageError, read_image, read_record, to_rgb, write_map
 from opendetr.data.loader import TrainLoader, eval_loader, train_loader
@@ -31,7 +31,7 @@ __all__ = [
     "TrainLoader",
     "TrueSegment",
     "coco_truth",
-    "counted",
+    "count_noun",
     "eval_loader",
     "evaluation_transform",
     "known_masks",

@@ -79,7 +79,7 @@ class DetectionEvaluator:
         categories: the categories of the model's labels.
         data: the ground truth.
         has_masks: whether the model has a mask head.
-        num_layers: number of decoder layers to evaluate, counted from the last; the AP of each is reported. None:
+        num_layers: number of decoder layers to evaluate, count_noun from the last; the AP of each is reported. None:
             only the last layer. Masks and panoptic maps are always those of the last layer.
         merge: the rule that turns mask logits into instance masks and panoptic maps.
         panoptic_score: queries with a lower score do not take part in a panoptic map. None: the model's default.

@@ -16,7 +16,7 @@ from rich import progress as bars
 from rich.console import Console
 from torch import nn
 
-from opendetr.data import counted
+from opendetr.data import count_noun
 from opendetr.evaluation import CLASS_PREFIX
 from opendetr.files import write_atomically
 from opendetr.training.checkpoint import CheckpointError, writing
@@ -85,7 +85,7 @@ class Progress(Observer):
         self._print(_plan_line(event, self._steps_per_epoch))
         if steps < _FEW_STEPS:
             more = "more time or smaller images (--image-size)" if event.step_seconds else "more steps"
-            self._print(f"warning: the model learns very little in {counted(steps, 'step')}; give it {more}")
+            self._print(f"warning: the model learns very little in {count_noun(steps, 'step')}; give it {more}")
 
     def on_step(self, event: StepTaken) -> None:
         """Update the progress bar, or print a line when it is due."""
@@ -104,7 +104,7 @@ class Progress(Observer):
         values = ((name, event.metrics.get(name)) for name in self._headlines)
         shown = [f"{name} {value:.3f}" for name, value in values if isinstance(value, float)]
         notes = [_duration(event.seconds)]
-        notes += [] if event.images is None else [counted(event.images, "image")]
+        notes += [] if event.images is None else [count_noun(event.images, "image")]
         notes += ["the best so far"] if event.best and event.step else []
         when = f"epoch {event.epoch:.1f}, step {event.step}" if event.step else "before training"
         self._print(f"{when}: {' '.join(shown)} ({', '.join(notes)})")
@@ -141,11 +141,11 @@ class Progress(Observer):
 def _plan_line(event: PlanFixed, steps_per_epoch: int) -> str:
     """The length of the run and the settings that depend on it and on the data."""
     plan, evaluations, recipe = event.plan, event.evaluations, event.recipe
-    length = f"{counted(plan.total_steps, 'step')} ({plan.total_steps / steps_per_epoch:.1f} epochs)"
+    length = f"{count_noun(plan.total_steps, 'step')} ({plan.total_steps / steps_per_epoch:.1f} epochs)"
     parts = [f"{length} of {recipe.batch_size} images", f"learning rate {recipe.learning_rate:.3g}"]
-    parts += [f"warm-up {counted(plan.warmup_steps, 'step')}"] if plan.warmup_steps else []
+    parts += [f"warm-up {count_noun(plan.warmup_steps, 'step')}"] if plan.warmup_steps else []
     parts += [f"EMA decay {plan.ema_decay:.3g}"] if plan.ema_decay else []
-    parts.append(counted(evaluations.count, "evaluation"))
+    parts.append(count_noun(evaluations.count, "evaluation"))
     if evaluations.images is not None:
         parts[-1] += f" on {evaluations.images} of {event.num_images} images (the last one on all)"
     speed = f"{event.step_seconds:.2f} s per step: " if event.step_seconds else ""

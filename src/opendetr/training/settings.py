@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from opendetr.config import ConfigError, parse_assignment, replaced, to_dict
-from opendetr.data import DataConfig, DetectionData, counted
+from opendetr.data import DataConfig, DetectionData, count_noun
 from opendetr.files import write_atomically
 from opendetr.presets import (
     DEFAULT_MODEL,
@@ -159,7 +159,7 @@ def require_hope(preset: Preset, splits: Mapping[str, DetectionData]) -> list[st
     if not exceeding:
         return []
     return [
-        f"warning: {counted(exceeding, 'training image')} with more objects than the model has queries: {num_queries}; "
+        f"warning: {count_noun(exceeding, 'training image')} with more objects than the model has queries: {num_queries}; "
         f"the rest cannot be detected; give --num-queries {max(counts)}"
     ]
 
