@@ -42,6 +42,7 @@ def push(
         detector.categories,
         repository,
         scores=_metrics(Path(weights)),
+        thresholds=detector.thresholds,
         private=private,
     )
     if as_json:

@@ -6,6 +6,7 @@ from opendetr.evaluation.evaluator import Evaluator
 from opendetr.evaluation.names import CLASS_PREFIX, meaning
 from opendetr.evaluation.panoptic import PANOPTIC_METRICS, PanopticEvaluation
 from opendetr.evaluation.report import write_report
+from opendetr.evaluation.thresholds import OperatingPoint, OperatingPoints, match_boxes
 
 __all__ = [
     "CLASS_PREFIX",
@@ -16,8 +17,11 @@ __all__ = [
     "Evaluation",
     "Evaluator",
     "ImageResult",
+    "OperatingPoint",
+    "OperatingPoints",
     "PanopticEvaluation",
     "headline_names",
+    "match_boxes",
     "meaning",
     "metric_names",
     "write_report",

@@ -18,6 +18,7 @@ from opendetr.data import DataError, DetectionData, TrueSegment, coco_truth, pan
 from opendetr.evaluation.coco import METRICS, CocoEvaluator
 from opendetr.evaluation.names import CLASS_PREFIX, MASK_PREFIX
 from opendetr.evaluation.panoptic import PANOPTIC_METRICS, PanopticEvaluation, Quality
+from opendetr.evaluation.thresholds import OperatingPoints
 from opendetr.results import Detections, Panoptic, Segment
 from opendetr.structures import Batch
 
@@ -35,6 +36,7 @@ class Evaluation:
         mask_per_class: mask AP of each class; empty if masks are not evaluated.
         panoptic_per_class: PQ, SQ and RQ of each class; empty if panoptic maps are not evaluated.
         per_layer: AP of each decoder layer, first to last; empty unless requested.
+        operating_points: precision, recall and F1 of boxes at the score thresholds that maximise F1.
         seconds_per_image: time of model and post-processing, without loading.
         results: the rows of a COCO results file.
         unreadable: one message per unreadable image. These images count as images without detections.
@@ -45,6 +47,7 @@ class Evaluation:
     mask_per_class: dict[str, float | None]
     panoptic_per_class: dict[str, dict[str, float | None]]
     per_layer: tuple[float | None, ...]
+    operating_points: OperatingPoints
     seconds_per_image: float
     results: list[dict[str, Any]]
     unreadable: tuple[str, ...]
@@ -176,6 +179,7 @@ class DetectionEvaluator:
                 name: quality._asdict() if quality else dict(_NO_QUALITY) for name, quality in qualities.items()
             },
             per_layer=tuple(score["AP"] for score in scores) if self._reports_layers else (),
+            operating_points=self._box_evaluators[-1].operating_points(),
             seconds_per_image=seconds_per_image,
             results=(self._mask_evaluator or self._box_evaluators[-1]).results,
             unreadable=tuple(unreadable),

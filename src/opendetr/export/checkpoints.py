@@ -21,6 +21,7 @@ from opendetr.config import ConfigError, to_dict
 from opendetr.files import atomic_path, write_atomically
 from opendetr.models import Detector
 from opendetr.presets import Preset
+from opendetr.scoring import ScoreThresholds
 from opendetr.weights import (
     CONFIG,
     PREPROCESSOR,
@@ -58,7 +59,14 @@ def export_official(model: Detector, preset: Preset, path: Path) -> None:
         torch.save({"model": _named(model, family, family.official)}, temporary)
 
 
-def export_huggingface(model: Detector, preset: Preset, categories: Categories, folder: Path) -> None:
+def export_huggingface(
+    model: Detector,
+    preset: Preset,
+    categories: Categories,
+    folder: Path,
+    *,
+    thresholds: ScoreThresholds | None = None,
+) -> None:
     """Write a folder for `from_pretrained` of transformers: model, configuration and image processor.
 
     The model file also contains our own settings and classes, so `opendetr.load` accepts the folder like a run folder.
@@ -68,6 +76,7 @@ def export_huggingface(model: Detector, preset: Preset, categories: Categories, 
         preset: its configuration, and the size of the images.
         categories: the classes of its labels.
         folder: an empty or new folder.
+        thresholds: score thresholds that OpenDETR predicts with; transformers does not read them.
 
     Raises:
         ConfigError: the folder is not empty, or transformers does not support the model.
@@ -84,7 +93,7 @@ def export_huggingface(model: Detector, preset: Preset, categories: Categories, 
     state = unpacked(_named(model, family, rows))
     config = config_json(family.huggingface, to_dict(preset)["model"], categories, model)
     processor = preprocessor_json(family.huggingface, preset.data.image_size, preset.data.max_size)
-    card = ModelCard(to_dict(_with_frozen_norm(preset)), categories, {})
+    card = ModelCard(to_dict(_with_frozen_norm(preset)), categories, {}, thresholds)
     folder.mkdir(parents=True, exist_ok=True)
     _write_json(folder / CONFIG, config)
     _write_json(folder / PREPROCESSOR, processor)

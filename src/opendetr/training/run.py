@@ -51,6 +51,7 @@ from opendetr.training.settings import (
     write_config,
 )
 from opendetr.training.starting_weights import NOTHING, load_start, starting_point
+from opendetr.training.thresholds import ChosenThresholds
 from opendetr.training.trainer import RunResult, Trainer
 from opendetr.weights import ModelCard, save_weights
 
@@ -301,17 +302,19 @@ def _trainer(
     # Evaluations are rare, so a cache of images would not make them faster.
     uncached = replace(preset, data=replace(preset.data, cache="none"))
     card = ModelCard(to_dict(preset), categories, {"data": setup.data.name, "weights": Path(setup.weights).name})
-    chosen = _images_to_draw(val.images)
+    chosen, thresholds = _images_to_draw(val.images), ChosenThresholds()
 
     def predictor(trained: nn.Module) -> Predictor:
-        return Predictor(trained.model, uncached, categories, device=str(device))  # type: ignore[arg-type]
+        best = thresholds.current
+        return Predictor(trained.model, uncached, categories, device=str(device), thresholds=best)  # type: ignore[arg-type]
 
     def evaluate(trained: nn.Module) -> dict[str, Any]:
-        metrics = predictor(trained).evaluate(val, batch_size=preset.recipe.batch_size).named_metrics
-        return {name: value for name, value in metrics.items() if value is not None}
+        evaluation = predictor(trained).evaluate(val, batch_size=preset.recipe.batch_size)
+        thresholds.current = evaluation.operating_points.thresholds
+        return {name: value for name, value in evaluation.named_metrics.items() if value is not None}
 
     def save(path: Path, trained: nn.Module) -> None:
-        save_weights(path, trained.model, card)  # type: ignore[arg-type]
+        save_weights(path, trained.model, replace(card, thresholds=thresholds.current))  # type: ignore[arg-type]
 
     def draw(trained: nn.Module) -> Iterator[tuple[str, Image.Image]]:
         for record, image in compare(predictor(trained), val, chosen):
@@ -320,7 +323,15 @@ def _trainer(
     recipe = replace(preset.recipe, best_by=best_by(preset, val))
     with together():
         progress = Progress(metric=recipe.best_by, headlines=preset.headlines(val))
-        observers = [progress, MetricsFile(), MetricsTable(), Curves(), ValidationImages(draw), *_tensorboard(recipe)]
+        observers = [
+            thresholds,
+            progress,
+            MetricsFile(),
+            MetricsTable(),
+            Curves(),
+            ValidationImages(draw),
+            *_tensorboard(recipe),
+        ]
         loader = train_loader(
             splits["train"],
             preset.data,
