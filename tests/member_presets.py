@@ -60,6 +60,9 @@ class MeanEvaluator:
     def compute(self) -> dict[str, float | None]:
         return {self._name: sum(self._values) / len(self._values)}
 
+    def score_thresholds(self) -> None:
+        return None
+
     def evaluation(self, seconds_per_image: float, unreadable: Iterable[str]) -> dict[str, float | None]:
         return self.compute()
 

@@ -84,7 +84,9 @@ class EvalOptions:
 
 @command
 def evaluate(options: EvalOptions) -> Exit:
-    """Evaluate a detector on a dataset: the twelve COCO metrics, and AP per class.
+    """Evaluate a detector on a dataset: the twelve COCO metrics, AP per class, and score thresholds.
+
+    For each class, it reports precision, recall and F1 of boxes (IoU 0.5) at the score threshold that maximises F1.
 
     If the model has a mask head and the dataset has masks, it also reports the twelve metrics of masks, and panoptic
     quality for panoptic maps.
@@ -175,8 +177,20 @@ def _print(scores: Evaluation) -> None:
     names = list(dict.fromkeys(name for column in shown.values() for name in column))
     rows = [(name, *(number(column.get(name)) for column in shown.values())) for name in names]
     print(table([("class", *shown), *rows]))
+    print()
+    print(_thresholds_table(scores))
     if scores.per_layer:
         layers = [(str(layer), number(value)) for layer, value in enumerate(scores.per_layer, start=1)]
         print()
         print(table([("decoder layer", "AP"), *layers]))
     print(f"\n{scores.seconds_per_image:.3f} seconds per image")
+
+
+def _thresholds_table(scores: Evaluation) -> str:
+    """Threshold, precision, recall and F1 of each class, and of all classes with one common threshold."""
+    points = scores.operating_points
+    rows = [
+        (name, *(number(value) for value in (point.threshold, point.precision, point.recall, point.f1)))
+        for name, point in {**points.per_class, "all, one threshold": points.overall}.items()
+    ]
+    return table([("class", "best threshold", "precision", "recall", "F1"), *rows])

@@ -44,7 +44,7 @@ def export(
     detector = load(weights, model=model, device="cpu")
     preset = detector.preset
     if format is Format.HUGGINGFACE:
-        export_huggingface(detector.model, preset, detector.categories, out)
+        export_huggingface(detector.model, preset, detector.categories, out, thresholds=detector.thresholds)
     else:
         export_official(detector.model, preset, out)
     if preset.model.backbone.norm == "batch":

@@ -49,8 +49,8 @@ class PredictOptions:
     min_score: Annotated[
         list[str] | None,
         typer.Option(
-            help="Minimum score of a detection; NAME=SCORE for one class. May be repeated. [default: 0.5; with "
-            "--panoptic 0.85, or 0.4 for sigmoid scores]",
+            help="Minimum score of a detection; NAME=SCORE for one class. May be repeated. [default: the "
+            "thresholds stored with the model, else 0.5; with --panoptic 0.85, or 0.4 for sigmoid scores]",
             show_default=False,
         ),
     ] = None

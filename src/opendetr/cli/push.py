@@ -45,6 +45,7 @@ def push(
         detector.categories,
         repository,
         metrics=_metrics(Path(weights)),
+        thresholds=detector.thresholds,
         private=private,
     )
     if as_json:

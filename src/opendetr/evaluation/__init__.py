@@ -6,6 +6,7 @@ from opendetr.evaluation.evaluator import Evaluator
 from opendetr.evaluation.names import CLASS_PREFIX, describe_metric
 from opendetr.evaluation.panoptic import PANOPTIC_METRICS, PanopticEvaluator
 from opendetr.evaluation.report import write_report
+from opendetr.evaluation.thresholds import OperatingPoint, OperatingPoints, match_boxes
 
 __all__ = [
     "CLASS_PREFIX",
@@ -16,9 +17,12 @@ __all__ = [
     "Evaluation",
     "Evaluator",
     "ImageResult",
+    "OperatingPoint",
+    "OperatingPoints",
     "PanopticEvaluator",
     "describe_metric",
     "headline_names",
+    "match_boxes",
     "metric_names",
     "write_report",
 ]

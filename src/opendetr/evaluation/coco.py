@@ -7,7 +7,7 @@ limits.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from faster_coco_eval import COCO, COCOeval_faster
 from faster_coco_eval.core import mask as coder
 
 from opendetr.distributed import gather
+from opendetr.evaluation.thresholds import Matched, OperatingPoints, joined, match_boxes, operating_points
 from opendetr.results import Detections
 
 DETECTION_METRICS = {
@@ -183,6 +184,26 @@ class CocoEvaluator:
         metrics["per_class"] = self._per_class(evaluation.eval["precision"], evaluation.params.catIds)
         return metrics
 
+    def operating_points(self) -> OperatingPoints:
+        """Precision, recall and F1 of boxes at the thresholds that maximise F1; classes are named as in `compute`."""
+        truth = _by_image_and_class(
+            (row["image_id"], row["category_id"], (*row["bbox"], row.get("iscrowd", 0)))
+            for row in self.ground_truth["annotations"]
+        )
+        found = _by_image_and_class(
+            (image_id, int(row[0]), row[1:]) for image_id, rows in self._rows.items() for row in _sorted_by_score(rows)
+        )
+        parts: dict[int, list[Matched]] = {category["id"]: [] for category in self.ground_truth["categories"]}
+        for image_id, category_id in sorted(truth.keys() | found.keys()):
+            if category_id in parts:
+                key = image_id, category_id
+                annotated = np.array(truth.get(key, ()), np.float64).reshape(-1, 5)
+                detected = np.array(found.get(key, ())[: self.max_detections], np.float64).reshape(-1, 5)
+                crowd = annotated[:, 4].astype(bool)
+                parts[category_id].append(match_boxes(detected[:, :4], detected[:, 4], annotated[:, :4], crowd))
+        names = self._class_names()
+        return operating_points({names[category_id]: joined(parts[category_id]) for category_id in sorted(parts)})
+
     def _truth_rows(self) -> list[dict[str, Any]]:
         """The annotations, numbered from 1: COCO's matching uses annotation id 0 for "not matched"."""
         rows = []
@@ -218,17 +239,33 @@ class CocoEvaluator:
         return COCO({"images": images, "annotations": annotations, "categories": categories})
 
     def _per_class(self, precision: np.ndarray, category_ids: Sequence[int]) -> dict[str, float | None]:
-        """AP of each category from (T, R, K, A, M) precisions. Ids are appended to names that occur more than once."""
+        """AP of each category from (T, R, K, A, M) precisions."""
+        names = self._class_names()
+        all_sizes, last_limit = 0, -1
+        return {
+            # all -1 for a class without objects
+            names[category_id]: _defined(precision[:, :, index, all_sizes, last_limit].mean())
+            for index, category_id in enumerate(category_ids)
+        }
+
+    def _class_names(self) -> dict[int, str]:
+        """Category id -> name. The id is appended to names that occur more than once."""
         names = {category["id"]: str(category["name"]) for category in self.ground_truth["categories"]}
         counts = Counter(names.values())
-        all_sizes, last_limit = 0, -1
-        per_class = {}
-        for index, category_id in enumerate(category_ids):
-            name = names[category_id]
-            values = precision[:, :, index, all_sizes, last_limit]
-            mean = _defined(values.mean())  # all -1 for a class without objects
-            per_class[name if counts[name] == 1 else f"{name} ({category_id})"] = mean
-        return per_class
+        return {id_: name if counts[name] == 1 else f"{name} ({id_})" for id_, name in names.items()}
+
+
+def _sorted_by_score(rows: np.ndarray) -> np.ndarray:
+    """(n, 6) detections in descending order of the score, the last column."""
+    return rows[np.argsort(-rows[:, 5], kind="stable")]
+
+
+def _by_image_and_class(rows: Iterable[tuple[int, int, Any]]) -> dict[tuple[int, int], list[Any]]:
+    """Group triples of image id, category id and value by the two ids."""
+    groups: dict[tuple[int, int], list[Any]] = {}
+    for image_id, category_id, value in rows:
+        groups.setdefault((image_id, category_id), []).append(value)
+    return groups
 
 
 def _require_outlines(ground_truth: dict[str, Any]) -> None:

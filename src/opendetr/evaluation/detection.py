@@ -18,8 +18,10 @@ from opendetr.data import DataError, DetectionData, TrueSegment, coco_truth, pan
 from opendetr.evaluation.coco import DETECTION_METRICS, CocoEvaluator
 from opendetr.evaluation.names import CLASS_PREFIX, MASK_PREFIX
 from opendetr.evaluation.panoptic import PANOPTIC_METRICS, PanopticEvaluator, Quality
+from opendetr.evaluation.thresholds import OperatingPoints
 from opendetr.postprocess import Merge, candidates, detect, detect_with_queries, image_masks
 from opendetr.results import Detections, Panoptic, Segment
+from opendetr.scoring import ScoreThresholds
 from opendetr.structures import Batch, ImageBatch, Output
 
 _NO_QUALITY = dict.fromkeys(Quality._fields)  # of a class that is neither annotated nor predicted
@@ -36,6 +38,7 @@ class Evaluation:
         mask_per_class: mask AP of each class; empty if masks are not evaluated.
         panoptic_per_class: PQ, SQ and RQ of each class; empty if panoptic maps are not evaluated.
         per_layer: AP of each decoder layer, first to last; empty unless requested.
+        operating_points: precision, recall and F1 of boxes at the score thresholds that maximise F1.
         seconds_per_image: time of model and post-processing, without loading.
         results: the rows of a COCO results file.
         unreadable: one message per unreadable image. These images count as images without detections.
@@ -46,6 +49,7 @@ class Evaluation:
     mask_per_class: dict[str, float | None]
     panoptic_per_class: dict[str, dict[str, float | None]]
     per_layer: tuple[float | None, ...]
+    operating_points: OperatingPoints
     seconds_per_image: float
     results: list[dict[str, Any]]
     unreadable: tuple[str, ...]
@@ -79,7 +83,7 @@ class DetectionEvaluator:
         categories: the categories of the model's labels.
         data: the ground truth.
         has_masks: whether the model has a mask head.
-        num_layers: number of decoder layers to evaluate, count_noun from the last; the AP of each is reported. None:
+        num_layers: number of decoder layers to evaluate, counted from the last; the AP of each is reported. None:
             only the last layer. Masks and panoptic maps are always those of the last layer.
         merge: the rule that turns mask logits into instance masks and panoptic maps.
         panoptic_score: queries with a lower score do not take part in a panoptic map. None: the model's default.
@@ -183,6 +187,10 @@ class DetectionEvaluator:
         if self._panoptic is not None:
             self._panoptic.gather()
 
+    def score_thresholds(self) -> ScoreThresholds | None:
+        """The score thresholds of boxes that maximise F1; None without ground truth."""
+        return self._box_evaluators[-1].operating_points().thresholds
+
     def compute(self) -> dict[str, float | None]:
         """The metrics of the results collected so far, with the AP of each class."""
         return self.evaluation().named_metrics
@@ -214,6 +222,7 @@ class DetectionEvaluator:
                 name: quality._asdict() if quality else dict(_NO_QUALITY) for name, quality in qualities.items()
             },
             per_layer=tuple(score["AP"] for score in scores) if self._reports_layers else (),
+            operating_points=self._box_evaluators[-1].operating_points(),
             seconds_per_image=seconds_per_image,
             results=(self._mask_evaluator or self._box_evaluators[-1]).results,
             unreadable=tuple(unreadable),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
+from opendetr.scoring import ScoreThresholds
 from opendetr.structures import Batch, ImageBatch, Output
 
 
@@ -38,6 +39,10 @@ class Evaluator(Protocol):
 
     def compute(self) -> dict[str, float | None]:
         """The metrics by name; None if the dataset has no objects that the metric measures."""
+        ...
+
+    def score_thresholds(self) -> ScoreThresholds | None:
+        """The thresholds to predict with, chosen by the results; None if the model uses none."""
         ...
 
     def evaluation(self, seconds_per_image: float, unreadable: Iterable[str]) -> Any:

@@ -201,7 +201,7 @@ def _segment_ids(info: Sequence[PredictedSegment], kind: str) -> np.ndarray:
 
 
 def _positions(values: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """(r,) the position in `ids` (n,) of each of the `values` (r,), count_noun from 1; 0 for values that are not in `ids`.
+    """(r,) the position in `ids` (n,) of each of the `values` (r,), counted from 1; 0 for values that are not in `ids`.
 
     This uses a table that is indexed by the last bits of an id, which is several times as fast as a search. The number
     of bits is chosen so that all ids have different last bits.

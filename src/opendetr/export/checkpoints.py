@@ -21,6 +21,7 @@ from opendetr.config import ConfigError, to_dict
 from opendetr.files import atomic_path, write_atomically
 from opendetr.models import Detector
 from opendetr.presets import Preset
+from opendetr.scoring import ScoreThresholds
 from opendetr.weights import (
     CONFIG_FILE,
     PREPROCESSOR_FILE,
@@ -58,7 +59,14 @@ def export_official(model: Detector, preset: Preset, path: Path) -> None:
         torch.save({"model": _renamed(model, family, family.official)}, temporary)
 
 
-def export_huggingface(model: Detector, preset: Preset, categories: Categories, folder: Path) -> None:
+def export_huggingface(
+    model: Detector,
+    preset: Preset,
+    categories: Categories,
+    folder: Path,
+    *,
+    thresholds: ScoreThresholds | None = None,
+) -> None:
     """Write a folder for `from_pretrained` of transformers: model, configuration and image processor.
 
     The weights file also contains the preset and the classes, so `opendetr.load` can load the folder.
@@ -68,6 +76,7 @@ def export_huggingface(model: Detector, preset: Preset, categories: Categories, 
         preset: the configuration of the detector; the image processor gets its image size.
         categories: the classes of the detector's labels.
         folder: an empty or new folder.
+        thresholds: score thresholds that OpenDETR predicts with; transformers does not read them.
 
     Raises:
         ConfigError: the folder is not empty, or transformers does not support the model.
@@ -85,7 +94,7 @@ def export_huggingface(model: Detector, preset: Preset, categories: Categories, 
     state = unpack_projections(_renamed(model, family, rows))
     config = config_json(family.huggingface, to_dict(preset)["model"], categories, model)
     processor = preprocessor_json(family.huggingface, preset.data.image_size, preset.data.max_size)
-    card = ModelCard(to_dict(_with_frozen_norm(preset)), categories, {})
+    card = ModelCard(to_dict(_with_frozen_norm(preset)), categories, {}, thresholds)
     folder.mkdir(parents=True, exist_ok=True)
     _write_json(folder / CONFIG_FILE, config)
     _write_json(folder / PREPROCESSOR_FILE, processor)

@@ -13,6 +13,7 @@ from opendetr.config import ConfigError, to_dict
 from opendetr.export.checkpoints import WEIGHTS_FILE, export_huggingface, huggingface_unsupported_reason
 from opendetr.models import Detector
 from opendetr.presets import Preset
+from opendetr.scoring import ScoreThresholds
 from opendetr.weights import ModelCard, WeightsError, hub_errors, save_weights
 
 _CARD = """---
@@ -47,6 +48,7 @@ def push(
     repository: str,
     *,
     metrics: Mapping[str, float] | None = None,
+    thresholds: ScoreThresholds | None = None,
     private: bool = False,
 ) -> str:
     """Upload a detector as a model of Hugging Face Transformers, or in OpenDETR's layout if that does not support it.
@@ -57,6 +59,7 @@ def push(
         categories: the classes of the detector's labels.
         repository: "owner/name". A missing repository is created; an existing one gets a new commit.
         metrics: metrics of the detector for the page of the repository, such as {"AP": 0.42}.
+        thresholds: score thresholds that OpenDETR predicts with.
         private: whether a new repository is private.
 
     Returns:
@@ -72,7 +75,7 @@ def push(
 
     with TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        loaders = _write(model, preset, categories, folder)
+        loaders = _write(model, preset, categories, folder, thresholds)
         page = _page(preset, categories, repository, metrics or {}, loaders)
         (folder / "README.md").write_text(page, encoding="utf-8")
         try:
@@ -84,13 +87,15 @@ def push(
     return str(address)
 
 
-def _write(model: Detector, preset: Preset, categories: Categories, folder: Path) -> str:
+def _write(
+    model: Detector, preset: Preset, categories: Categories, folder: Path, thresholds: ScoreThresholds | None
+) -> str:
     """Write the files. Returns a sentence for the page about which libraries can load them."""
     reason = huggingface_unsupported_reason(model, preset)
     if reason is None:
-        export_huggingface(model, preset, categories, folder)
+        export_huggingface(model, preset, categories, folder, thresholds=thresholds)
         return _LOADERS_BOTH
-    save_weights(folder / WEIGHTS_FILE, model, ModelCard(to_dict(preset), categories, {}))
+    save_weights(folder / WEIGHTS_FILE, model, ModelCard(to_dict(preset), categories, {}, thresholds))
     return _LOADER_OPENDETR.format(reason=reason)
 
 

@@ -10,9 +10,10 @@ from PIL import Image
 from opendetr.data import DetectionData, ImageError, ImageRecord, panoptic_truth, read_masks, read_record
 from opendetr.inference.predictor import Predictor
 from opendetr.results import Detections, Panoptic, draw_detections, draw_panoptic
+from opendetr.scoring import ScoreThresholds
 from opendetr.visualize import contact_sheet, draw_segments, draw_truth
 
-_SHOWN_SCORE = 0.3  # detections with a lower score are not drawn
+_SHOWN_SCORE = 0.3  # detections with a lower score are not drawn, unless the detector has its own thresholds
 _TITLES = ("ground truth", "prediction")
 
 
@@ -42,7 +43,9 @@ def _objects(
     categories = data.categories
     things = [obj for obj in record.objects if categories.isthing[categories.label_of_id(obj.category_id)]]
     masks = read_masks(record, things) if with_masks else None
-    result = detector.predict(pixels, min_score=_SHOWN_SCORE)
+    chosen = detector.thresholds or ScoreThresholds(_SHOWN_SCORE)
+    by_class = {name: score for name, score in chosen.by_class.items() if name in detector.categories.names}
+    result = detector.predict(pixels, min_score=chosen.default, class_min_scores=by_class)
     assert isinstance(result, Detections)  # of one image
     return [draw_truth(pixels, things, categories, masks=masks), draw_detections(result)]
 

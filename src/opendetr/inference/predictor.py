@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
@@ -40,6 +41,7 @@ from opendetr.presets import (
     published_weights,
 )
 from opendetr.results import Detections, Panoptic
+from opendetr.scoring import ScoreThresholds
 from opendetr.structures import Batch, ImageBatch
 from opendetr.weights import (
     WeightsError,
@@ -55,7 +57,7 @@ from opendetr.weights import (
 )
 
 DETECTION_SCORE = 0.5
-"""The default threshold of `Predictor.predict`: detections with a lower score are dropped."""
+"""The threshold of `Predictor.predict` for a model without stored thresholds."""
 
 _NUM_READERS = min(4, os.cpu_count() or 1)
 
@@ -78,17 +80,28 @@ class Predictor:
         preset: defines the image transform and the evaluator.
         categories: the categories of the model's labels.
         device: "auto", "cpu", "cuda" or "mps".
+        thresholds: the score thresholds of `predict`, for example those stored with the model.
 
     Raises:
         WeightsError: the weights contain values that are not finite.
     """
 
-    def __init__(self, model: Detector, preset: Preset, categories: Categories, *, device: str = "auto") -> None:
+    def __init__(
+        self,
+        model: Detector,
+        preset: Preset,
+        categories: Categories,
+        *,
+        device: str = "auto",
+        thresholds: ScoreThresholds | None = None,
+    ) -> None:
         self.device = best_device(device)
         _require_finite(model)
         self.model = model.to(self.device).eval()
         self.preset = preset
         self.categories = categories
+        self.thresholds = thresholds
+        self._says_thresholds = True
         self.session: Session = preset.session(self.model)
         self._transform = preset.data.evaluation_transform()
 
@@ -139,8 +152,9 @@ class Predictor:
                 "photos/*.jpg", a video file, the index of a camera, or an iterable of any of these.
             panoptic: return a panoptic map instead of detections.
             merge: the rule that turns masks into a panoptic map (see `postprocess.panoptic_map`).
-            min_score: predictions with a lower score are dropped. The default is 0.5 for detections. For panoptic maps
-                it is 0.85, or 0.4 if the model scores each class with a sigmoid.
+            min_score: predictions with a lower score are dropped. The default for detections is `thresholds`, with one
+                line on standard error in the first call; 0.5 for a model without them. The default for panoptic maps
+                is 0.85, or 0.4 if the model scores each class with a sigmoid.
             class_min_scores: thresholds of single classes by name. They take precedence over `min_score`.
             batch_size: images per forward pass if there are several. Camera images are always processed one by one.
             on_unreadable: called with a one-line message for each of several inputs that cannot be read. The input is
@@ -156,8 +170,7 @@ class Predictor:
             ConfigError: `class_min_scores` names a class that the detector does not have, `panoptic` is set and the
                 model has no mask head, or `merge` is set without `panoptic`.
         """
-        default_score = self.model.scoring.panoptic_score if panoptic else DETECTION_SCORE
-        thresholds = self._thresholds(default_score if min_score is None else min_score, class_min_scores or {})
+        thresholds = self._thresholds(min_score, class_min_scores or {}, panoptic=panoptic)
         if panoptic:
             self._require_masks()
             merging = partial(self._panoptic, thresholds=thresholds, merge=merge)
@@ -244,9 +257,13 @@ class Predictor:
         images = ImageBatch.from_images([item.input for item in batch]).to(self.device)
         return images, torch.tensor([item.image.pixels.shape[:2] for item in batch])
 
-    def _thresholds(self, min_score: float, by_class: Mapping[str, float]) -> Tensor:
+    def _thresholds(self, min_score: float | None, by_class: Mapping[str, float], *, panoptic: bool) -> Tensor:
         """(K,) the score threshold of each class."""
-        thresholds = torch.full((len(self.categories),), min_score)
+        thresholds = self._default_thresholds(panoptic=panoptic)
+        if min_score is not None:
+            thresholds = torch.full((len(self.categories),), min_score)
+        elif self.thresholds and not panoptic:
+            self._say_thresholds()
         for name, threshold in by_class.items():
             labels = [label for label, known in enumerate(self.categories.names) if known == name]
             if not labels:
@@ -255,6 +272,25 @@ class Predictor:
                 raise ConfigError(f"min score of {name!r}: the detector has no such class; {hint}")
             thresholds[labels] = threshold
         return thresholds
+
+    def _default_thresholds(self, *, panoptic: bool) -> Tensor:
+        """(K,) the score threshold of each class if the caller gives none."""
+        if panoptic or self.thresholds is None:
+            return torch.full(
+                (len(self.categories),), self.model.scoring.panoptic_score if panoptic else DETECTION_SCORE
+            )
+        default, by_class = self.thresholds.default, self.thresholds.by_class
+        return torch.tensor([by_class.get(name, default) for name in self.categories.names])
+
+    def _say_thresholds(self) -> None:
+        """Say once that the scores of predictions have the stored thresholds."""
+        if self._says_thresholds:
+            print(
+                f"score thresholds: {self.thresholds}, stored with the model (best F1 on its validation images); "
+                "a min score replaces them",
+                file=sys.stderr,
+            )
+            self._says_thresholds = False
 
     def evaluate(
         self,
@@ -287,21 +323,27 @@ class Predictor:
         num_layers = self.preset.model.transformer.decoder_layers if layers else None
         options = {"num_layers": num_layers, "merge": merge, "panoptic_score": panoptic_score}
         evaluator = self.preset.evaluator(self.categories, data, **options)
-        return self._evaluate(evaluator, data, batch_size, progress)
+        return self.run(evaluator, data, batch_size=batch_size, progress=progress)
 
     def metrics(self, data: DetectionData, *, batch_size: int = 8) -> dict[str, float | None]:
         """The metrics of the preset's evaluator on a dataset, by name; the arguments are those of `evaluate`."""
         evaluator = self.preset.evaluator(self.categories, data)
-        self._evaluate(evaluator, data, batch_size, None)
+        self.run(evaluator, data, batch_size=batch_size)
         return evaluator.compute()
 
-    def _evaluate(
+    def run(
         self,
         evaluator: Evaluator,
         data: DetectionData,
-        batch_size: int,
-        progress: Callable[[int, int], None] | None,
+        *,
+        batch_size: int = 8,
+        progress: Callable[[int, int], None] | None = None,
     ) -> Any:
+        """Run an evaluator on the predictions for a dataset, in all processes together.
+
+        Returns:
+            The metrics with all details; see `Evaluator.evaluation`.
+        """
         preset, share = self.preset, (rank(), world_size())
         watch, done = Stopwatch(), 0
         with together():
@@ -427,4 +469,5 @@ def load(
         ours = in_our_layout(network, state)
         require_classes(path, network, ours, len(known), num_others=network.num_logits - len(known))
     load_weights(network, state)
-    return Predictor(network, preset, known, device=device)
+    thresholds = card.thresholds if card else None
+    return Predictor(network, preset, known, device=device, thresholds=thresholds)

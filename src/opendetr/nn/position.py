@@ -42,7 +42,7 @@ def embed_coordinates(coordinates: Tensor, num_features: int, temperature: float
 class SinePosition(nn.Module):
     """Sine encoding of each cell's position among the valid cells, y features before x features.
 
-    Positions are count_noun from 1, divided by the number of valid cells on the axis, and multiplied by 2 pi. So images of
+    Positions are counted from 1, divided by the number of valid cells on the axis, and multiplied by 2 pi. So images of
     all sizes span the same range (DETR, appendix A.4; "Attention is all you need", section 3.5).
 
     Args:

@@ -28,7 +28,7 @@ class WeightAverage:
 
         Args:
             task: the trained task.
-            step: number of the step that it has just taken, count_noun from 0.
+            step: number of the step that it has just taken, counted from 0.
             decay: the final d, below 1.
         """
         decay = min(decay, (1 + step) / (10 + step))

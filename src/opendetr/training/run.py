@@ -55,6 +55,7 @@ from opendetr.training.settings import (
     write_config,
 )
 from opendetr.training.starting_weights import NOTHING, load_start, starting_point
+from opendetr.training.thresholds import ChosenThresholds
 from opendetr.training.trainer import RunResult, Trainer
 from opendetr.weights import ModelCard, save_weights
 
@@ -317,19 +318,22 @@ def _trainer(
     # Evaluations are rare, so a cache of images would not make them faster.
     uncached = replace(preset, data=replace(preset.data, cache="none"))
     card = ModelCard(to_dict(preset), categories, {"data": setup.data.name, "weights": Path(setup.weights).name})
-    chosen = _images_to_draw(val.images)
+    chosen, thresholds = _images_to_draw(val.images), ChosenThresholds()
 
     def predictor(trained: nn.Module) -> Predictor:
-        return Predictor(trained.model, uncached, categories, device=str(device))  # type: ignore[arg-type]
+        best = thresholds.current
+        return Predictor(trained.model, uncached, categories, device=str(device), thresholds=best)  # type: ignore[arg-type]
 
     def evaluate(trained: nn.Module, num_images: int | None = None) -> dict[str, Any]:
         loader.gather_skipped()  # reports skipped images during the run
         data = val if num_images is None else val.subset(_spread(val.images, num_images), val.split)
-        metrics = predictor(trained).metrics(data, batch_size=preset.recipe.batch_size)
-        return {name: value for name, value in metrics.items() if value is not None}
+        evaluator = preset.evaluator(categories, data)
+        predictor(trained).run(evaluator, data, batch_size=preset.recipe.batch_size)
+        thresholds.current = evaluator.score_thresholds()
+        return {name: value for name, value in evaluator.compute().items() if value is not None}
 
     def save(path: Path, trained: nn.Module) -> None:
-        save_weights(path, trained.model, card)  # type: ignore[arg-type]
+        save_weights(path, trained.model, replace(card, thresholds=thresholds.current))  # type: ignore[arg-type]
 
     def draw(trained: nn.Module) -> Iterator[tuple[str, Image.Image]]:
         for record, image in compare(predictor(trained), val, chosen):
@@ -338,7 +342,7 @@ def _trainer(
     recipe = replace(preset.recipe, best_by=best_by(preset, val))
     with together():
         progress = Progress(metric=recipe.best_by, headlines=preset.headlines(val))
-        observers = [progress, MetricsFile(), MetricsTable(), Curves(), *_tensorboard(recipe)]
+        observers = [thresholds, progress, MetricsFile(), MetricsTable(), Curves(), *_tensorboard(recipe)]
         if preset.draws_predictions:
             observers.append(ValidationImages(draw))
         loader = train_loader(

@@ -159,7 +159,7 @@ def require_hope(preset: Preset, splits: Mapping[str, DetectionData]) -> list[st
     if not exceeding:
         return []
     return [
-        f"warning: {count_noun(exceeding, 'training image')} with more objects than the model has queries: {num_queries}; "
+        f"warning: {count_noun(exceeding, 'training image')} with more than {num_queries} objects, one for each query; "
         f"the rest cannot be detected; give --num-queries {max(counts)}"
     ]
 
