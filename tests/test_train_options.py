@@ -32,14 +32,14 @@ from opendetr.training import freezing, trainer
 from opendetr.training import run as training
 from opendetr.training.callbacks import MetricsFile, MetricsTable, Progress, TensorBoard, curves, read_metrics
 from opendetr.training.checkpoint import load_checkpoint
-from opendetr.training.events import Evaluated, Event, Observer, PlanFixed, StepTaken
+from opendetr.training.events import Callback, Evaluated, Event, PlanFixed, StepTaken
 from opendetr.training.trainer import MODEL, STATE, Trainer
 from stand_ins import CountingTask, RandomLoader
 
 RECIPE = Recipe(learning_rate=1e-2, batch_size=4, epochs=4, schedule="cosine", num_evaluations=10, save_every=0)
 
 
-class Recorder(Observer):
+class Recorder(Callback):
     """Keeps every event."""
 
     def __init__(self) -> None:
@@ -53,9 +53,9 @@ class Recorder(Observer):
 
 def run(folder: Path, recipe: Recipe = RECIPE, *, task: nn.Module | None = None, resume: bool = False, **options: Any):
     recorder = Recorder()
-    observers = [recorder, *options.pop("observers", ())]
+    callbacks = [recorder, *options.pop("callbacks", ())]
     started = Trainer(task or CountingTask(), options.pop("loader", None) or RandomLoader(), recipe, folder,
-                      observers=observers, device="cpu", **options)  # fmt: skip
+                      callbacks=callbacks, device="cpu", **options)  # fmt: skip
     return started, started.train(resume=resume), recorder
 
 
@@ -80,7 +80,7 @@ def test_patience_ends_a_run_that_no_longer_improves(tmp_path):
     recipe = replace(RECIPE, patience=2)
     screen = io.StringIO()
     progress = Progress(Console(file=screen, width=200), metric="AP")
-    _, result, recorder = run(tmp_path, recipe, evaluate=lambda _: {"AP": next(scores)}, observers=[progress])
+    _, result, recorder = run(tmp_path, recipe, evaluate=lambda _: {"AP": next(scores)}, callbacks=[progress])
     assert result.step == 8 and not result.interrupted
     assert result.best == {"AP": 0.2, "step": 6}
     assert recorder.events[-1].outcome == "early"
@@ -152,7 +152,7 @@ def test_a_corrected_plan_is_what_a_resumed_run_keeps(tmp_path, monkeypatch):
     class Killed(BaseException):
         pass
 
-    class Killer(Observer):
+    class Killer(Callback):
         def on_step(self, event: StepTaken) -> None:
             if event.step == corrected + 3:
                 raise Killed
@@ -164,7 +164,7 @@ def test_a_corrected_plan_is_what_a_resumed_run_keeps(tmp_path, monkeypatch):
     assert corrections and whole.step < first.plan.total_steps
     corrected = corrections[-1].step
     with pytest.raises(Killed):
-        run(tmp_path / "killed", recipe, observers=[Killer()], **options)
+        run(tmp_path / "killed", recipe, callbacks=[Killer()], **options)
     clock.now += 3600
     _, resumed, _ = run(tmp_path / "killed", recipe, resume=True, **options)
     assert resumed.step == whole.step
@@ -309,12 +309,12 @@ def test_fp16_skips_steps_that_overflow_and_resumes_exactly(tmp_path, monkeypatc
     assert int(started.optimizer.state[started.task.head[1].weight]["step"]) == 20 - skipped
     assert all(tensor.isfinite().all() for tensor in state_of(tmp_path / "whole").values())
 
-    class Stopper(Observer):
+    class Stopper(Callback):
         def on_step(self, event: StepTaken) -> None:
             if event.step == 5:
                 os.kill(os.getpid(), signal.SIGINT)
 
-    run(tmp_path / "stopped", recipe, task=SteepTask(), observers=[Stopper()])
+    run(tmp_path / "stopped", recipe, task=SteepTask(), callbacks=[Stopper()])
     assert load_checkpoint(tmp_path / "stopped" / "last").facts["scaler"]["scale"] < 2**16
     run(tmp_path / "stopped", recipe, task=SteepTask(), resume=True)
     assert same(state_of(tmp_path / "whole"), state_of(tmp_path / "stopped"))
@@ -335,7 +335,7 @@ def scores_of_classes(_task: nn.Module) -> dict[str, float]:
 
 def test_the_table_has_a_row_an_evaluation(tmp_path):
     recipe = replace(RECIPE, num_evaluations=4)
-    run(tmp_path, recipe, evaluate=scores_of_classes, observers=[MetricsFile(), MetricsTable()])
+    run(tmp_path, recipe, evaluate=scores_of_classes, callbacks=[MetricsFile(), MetricsTable()])
     with (tmp_path / "metrics.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [row["step"] for row in rows] == ["5", "10", "15", "20"]
@@ -357,7 +357,7 @@ def test_curves_name_the_classes():
 
 def test_tensorboard_has_losses_and_scores(tmp_path):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    run(tmp_path, evaluate=scores_of_classes, observers=[TensorBoard()])
+    run(tmp_path, evaluate=scores_of_classes, callbacks=[TensorBoard()])
     events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     names = {"loss/total", "loss/count", "training/learning rate", "validation/AP", "classes/AP/dog"}

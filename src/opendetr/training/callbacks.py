@@ -1,4 +1,4 @@
-"""Observers of a training run: progress on the terminal, files of metrics, curves, images, TensorBoard."""
+"""Callbacks of a training run: progress on the terminal, files of metrics, curves, images, TensorBoard."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from opendetr.evaluation import CLASS_PREFIX
 from opendetr.files import write_atomically
 from opendetr.training.checkpoint import CheckpointError, writing
 from opendetr.training.events import (
+    Callback,
     Evaluated,
     NonFiniteFound,
-    Observer,
     PlanFixed,
     RunEnded,
     RunStarted,
@@ -36,7 +36,7 @@ _MAX_CLASSES = 12
 _MAX_STEP_LINES = 5000
 
 
-class Progress(Observer):
+class Progress(Callback):
     """Prints the progress of a run: a progress bar on a terminal, else a line from time to time.
 
     Args:
@@ -149,7 +149,7 @@ class _Throughput:
         return self._seconds / self._steps
 
 
-class MetricsFile(Observer):
+class MetricsFile(Callback):
     """Writes `metrics.jsonl`: one JSON object per line, {"kind": "step" | "evaluation" | ...}.
 
     A run of more than 5000 steps writes only every second, third, ... step. A resumed run first removes the lines that
@@ -228,10 +228,10 @@ class MetricsFile(Observer):
             file.write(_as_line(row))
 
 
-class MetricsTable(Observer):
+class MetricsTable(Callback):
     """Writes `metrics.csv` after every evaluation: one row per evaluation, with mean losses since the one before.
 
-    It reads `metrics.jsonl`, so `MetricsFile` must come before it among the observers.
+    It reads `metrics.jsonl`, so `MetricsFile` must come before it among the callbacks.
     """
 
     def __init__(self) -> None:
@@ -274,7 +274,7 @@ def _mean(values: Iterable[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-class TensorBoard(Observer):
+class TensorBoard(Callback):
     """Writes files for TensorBoard to `tensorboard/` in the run folder: losses, learning rate, speed, and metrics."""
 
     def __init__(self) -> None:
@@ -308,10 +308,10 @@ class TensorBoard(Observer):
         self._writer.close()
 
 
-class Curves(Observer):
+class Curves(Callback):
     """Draws `curves.png` after every evaluation and at the end: the losses, the metrics and the AP of each class.
 
-    It reads `metrics.jsonl`, so `MetricsFile` must come before it among the observers.
+    It reads `metrics.jsonl`, so `MetricsFile` must come before it among the callbacks.
 
     Args:
         metrics: names of the metrics to draw.
@@ -340,7 +340,7 @@ class Curves(Observer):
             _save_image(curves(rows, self._metrics), self._folder / "curves.png")
 
 
-class ValidationImages(Observer):
+class ValidationImages(Callback):
     """Draws the predictions for a few images after every evaluation, to `images/step-N-NAME.jpg` in the run folder.
 
     Args:

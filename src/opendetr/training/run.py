@@ -40,7 +40,7 @@ from opendetr.recipe import Recipe
 from opendetr.tasks import Task
 from opendetr.training.callbacks import Curves, MetricsFile, MetricsTable, Progress, TensorBoard, ValidationImages
 from opendetr.training.checkpoint import find_checkpoint
-from opendetr.training.events import Observer
+from opendetr.training.events import Callback
 from opendetr.training.settings import (
     CONFIG_FILE,
     Setup,
@@ -320,7 +320,7 @@ def _trainer(
     recipe = replace(preset.recipe, best_by=best_by(preset, val))
     with together():
         progress = Progress(metric=recipe.best_by, headlines=preset.headlines(val))
-        observers = [progress, MetricsFile(), MetricsTable(), Curves(), ValidationImages(draw), *_tensorboard(recipe)]
+        callbacks = [progress, MetricsFile(), MetricsTable(), Curves(), ValidationImages(draw), *_tensorboard(recipe)]
         loader = train_loader(
             splits["train"],
             preset.data,
@@ -337,13 +337,13 @@ def _trainer(
             folder,
             evaluate=evaluate,
             save_model=save,
-            observers=observers,
+            callbacks=callbacks,
             device=str(device),
         )
 
 
-def _tensorboard(recipe: Recipe) -> list[Observer]:
-    """The observer that writes TensorBoard files, if the recipe asks for it."""
+def _tensorboard(recipe: Recipe) -> list[Callback]:
+    """The callback that writes TensorBoard files, if the recipe asks for it."""
     if not recipe.tensorboard:
         return []
     if not importlib.util.find_spec("tensorboard"):
