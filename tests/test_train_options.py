@@ -29,8 +29,7 @@ from opendetr.structures import Batch, ImageBatch, Target
 from opendetr.synthetic import write_scenes
 from opendetr.training import activation_checkpointing as recompute
 from opendetr.training import freezing, trainer
-from opendetr.training import run as training
-from opendetr.training.callbacks import MetricsFile, MetricsTable, Progress, TensorBoard, curves, read_metrics
+from opendetr.training.callbacks import MetricsFile, MetricsTable, Progress, curves, read_metrics
 from opendetr.training.checkpoint import load_checkpoint
 from opendetr.training.events import Callback, Evaluated, Event, PlanFixed, StepTaken
 from opendetr.training.trainer import MODEL, STATE, Trainer
@@ -355,17 +354,6 @@ def test_curves_name_the_classes():
     assert height({"AP": 0.2}) < height(scores_of_classes(nn.Identity())) == height(many)
 
 
-def test_tensorboard_has_losses_and_scores(tmp_path):
-    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    run(tmp_path, evaluate=scores_of_classes, callbacks=[TensorBoard()])
-    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
-    events.Reload()
-    names = {"loss/total", "loss/count", "training/learning rate", "validation/AP", "classes/AP/dog"}
-    assert names <= set(events.Tags()["scalars"])
-    assert [event.step for event in events.Scalars("loss/total")] == list(range(1, 21))
-    assert events.Scalars("classes/AP/dog")[-1].value == 0.375
-
-
 # ----------------------------------------------------------------------------------------------------- the command line
 
 
@@ -417,11 +405,4 @@ def test_what_a_flag_cannot_do_is_one_line_and_nothing_is_written(scenes, tmp_pa
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert result.exit_code == 1 and len(errors) == 1, result.output
     assert words in errors[0]
-    assert not (tmp_path / "run").exists()
-
-
-def test_tensorboard_that_is_not_installed_is_one_line(scenes, tmp_path, monkeypatch):
-    monkeypatch.setattr(training.importlib.util, "find_spec", lambda _name: None)
-    result = CliRunner().invoke(app, ["train", str(scenes), "--out", str(tmp_path / "run"), *SMALL, "--tensorboard"])
-    assert result.exit_code == 1 and "pip install opendetr[log]" in result.stderr
     assert not (tmp_path / "run").exists()

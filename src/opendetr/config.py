@@ -72,6 +72,14 @@ def _suggestion(name: str, valid: set[str], path: str) -> str:
     return f"did you mean {path}{near[0]!s}?" if near else f"valid keys are {', '.join(sorted(valid))}"
 
 
+def require_range(name: str, value: float | None, low: float, high: float | None = None) -> None:
+    """Raise ConfigError unless a number is in its range. The message is that of the command line's options."""
+    if value is None or (low <= value and (high is None or value <= high)):
+        return
+    expected = f"x>={low}" if high is None else f"{low}<=x<={high}"
+    raise ConfigError(f"{name}: {value} is not in the range {expected}")
+
+
 def parse_assignment(text: str) -> dict[str, Any]:
     """Parse "model.num_queries=50" to {"model": {"num_queries": 50}}; the value is read as YAML.
 

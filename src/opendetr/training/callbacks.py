@@ -1,4 +1,4 @@
-"""Callbacks of a training run: progress on the terminal, files of metrics, curves, images, TensorBoard."""
+"""Callbacks of a training run: progress on the terminal, files of metrics, curves, images."""
 
 from __future__ import annotations
 
@@ -272,40 +272,6 @@ def _table_rows(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def _mean(values: Iterable[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None
-
-
-class TensorBoard(Callback):
-    """Writes files for TensorBoard to `tensorboard/` in the run folder: losses, learning rate, speed, and metrics."""
-
-    def __init__(self) -> None:
-        self._writer: Any = None
-
-    def on_start(self, event: RunStarted) -> None:
-        """Open the files. TensorBoard no longer shows steps after the checkpoint of a resumed run."""
-        from torch.utils.tensorboard import SummaryWriter
-
-        folder = event.folder / "tensorboard"
-        with writing(folder):
-            self._writer = SummaryWriter(str(folder), purge_step=event.step + 1 if event.step else None)
-
-    def on_step(self, event: StepTaken) -> None:
-        """Write losses, learning rate, gradient norm and duration of a step."""
-        scalars = {f"loss/{name}": layers[-1] for name, layers in event.losses.items()}
-        scalars |= {"loss/total": event.loss, "training/learning rate": event.learning_rate}
-        scalars |= {"training/gradient norm": event.gradient_norm, "training/seconds per step": event.seconds}
-        for name, value in scalars.items():
-            self._writer.add_scalar(name, value, event.step)
-
-    def on_evaluation(self, event: Evaluated) -> None:
-        """Write the metrics."""
-        for name, value in event.metrics.items():
-            group = "classes" if name.startswith(CLASS_PREFIX) else "validation"
-            self._writer.add_scalar(f"{group}/{name}", value, event.step)
-        self._writer.flush()
-
-    def on_end(self, event: RunEnded) -> None:
-        """Close the files."""
-        self._writer.close()
 
 
 class Curves(Callback):
