@@ -468,10 +468,14 @@ def new_task(name: str) -> Task:
         return TASKS[name][0]()
 
 
-def new_loader(name: str, data: Path, num_workers: int = 0) -> Any:
+def new_config(name: str, num_workers: int = 0) -> DataConfig:
     _, config, settings = TASKS[name]
+    return config(num_workers=num_workers, **settings).resized(48)
+
+
+def new_loader(name: str, data: Path, num_workers: int = 0) -> Any:
+    made = new_config(name, num_workers)
     share = (distributed.rank(), distributed.world_size())
-    made = config(num_workers=num_workers, **settings).resized(48)
     return train_loader(open_data(data)["train"], made, batch_size=4, seed=5, share=share)
 
 

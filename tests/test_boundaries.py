@@ -6,8 +6,9 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,8 +16,12 @@ import torch
 from safetensors.torch import load_file
 
 import members
-from members import TASKS, new_loader, new_task, train
-from opendetr.structures import ClipBatch, ImageBatch
+from members import TASKS, new_config, new_loader, new_task, train
+from opendetr import open_data
+from opendetr.data.images import read_record
+from opendetr.data.loader import sample_rng
+from opendetr.data.transforms import LabelledImage
+from opendetr.structures import Batch, ClipBatch, ImageBatch
 from opendetr.synthetic import write_scenes
 from opendetr.training.callbacks import MetricsFile, read_metrics
 from opendetr.training.events import Callback
@@ -72,12 +77,12 @@ def test_batches_are_the_same_with_loader_processes(name, scenes):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_batch_splits_pads_and_moves_whole(name, scenes):
     batch = next(iter(new_loader(name, scenes).epoch(0)))
-    parts = batch.split(2)
-    assert [len(part) for part in parts] == [2, 2]
-    assert all(type(part) is type(batch) and part.shape == batch.shape for part in parts)
-    assert sorted(count for part in parts for count in part.object_counts) == sorted(batch.object_counts)
-    if not isinstance(batch, ClipBatch):
-        assert equal(batch.images.pixels, torch.cat([part.images.pixels for part in parts]))
+    for count, sizes in ((1, [4]), (2, [2, 2]), (3, [2, 2]), (9, [1, 1, 1, 1])):
+        parts = batch.split(count)
+        assert [len(part) for part in parts] == sizes
+        assert all(type(part) is type(batch) and part.shape == batch.shape for part in parts)
+        assert sorted(count for part in parts for count in part.object_counts) == sorted(batch.object_counts)
+        assert equal(joined(parts), batch)
     height, width = batch.shape
     padded = batch.pad_to(height + 5, width + 3)
     assert padded.shape == (height + 5, width + 3)
@@ -87,6 +92,50 @@ def test_a_batch_splits_pads_and_moves_whole(name, scenes):
         assert all(frame.targets == own.targets for frame, own in zip(padded.frames, batch.frames, strict=True))
     assert equal(batch, batch.to("cpu"))
     assert {tensor.device.type for tensor in tensors_in(batch.to("meta"))} == {"meta"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_batch_is_collated_of_its_samples_in_their_order(name, scenes):
+    config, device = new_config(name), torch.device("cpu")
+    transform, data = config.training_transform(), open_data(scenes)["train"]
+    images = [
+        LabelledImage.from_record(record, read_record(record), data.categories, index)
+        for index, record in enumerate(data.images)
+    ]
+    samples = [transform(image, sample_rng(0, 0, index), images) for index, image in enumerate(images[:4])]
+    assert len({tuple(sample.pixels.shape) for sample in samples}) > 1  # there is something to pad
+    shape = tuple(max(sample.pixels.shape[side] for sample in samples) + 1 for side in (1, 2))  # pads every image
+    batch = config.collate(samples, shape, device)
+    assert equal(joined([config.collate([sample], shape, device) for sample in samples]), batch)
+    last = batch.frames[-1] if isinstance(batch, ClipBatch) else batch
+    assert (last.shape, last.names) == (shape, tuple(sample.name for sample in samples))
+    for index, sample in enumerate(samples):
+        _, height, width = sample.pixels.shape
+        assert last.images.sizes[index].tolist() == [height, width]
+        assert equal(last.targets[index], sample.target)
+        inside = torch.zeros(shape, dtype=torch.bool)
+        inside[:height, :width] = True
+        assert torch.equal(~last.images.padding[index], inside)
+        assert not last.images.pixels[index, :, ~inside].any()
+        mean, std = (torch.tensor(values)[:, None, None] for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+        shown = last.images.pixels[index, :, :height, :width] * std + mean
+        torch.testing.assert_close(shown * 255, sample.pixels.float(), rtol=0, atol=1e-3)
+
+
+def joined(values: Sequence[Any]) -> Any:
+    """One value of those of parts of a batch: per-image entries one after another, clips frame by frame."""
+    first = values[0]
+    if isinstance(first, torch.Tensor):
+        return torch.cat(tuple(values))
+    if isinstance(first, tuple) and any(isinstance(each, Batch) for each in first):
+        return tuple(map(joined, zip(*values, strict=True)))
+    if isinstance(first, tuple):
+        return sum(values, ())
+    if hasattr(first, "__dataclass_fields__"):
+        names = first.__dataclass_fields__
+        return type(first)(**{name: joined([getattr(value, name) for value in values]) for name in names})
+    assert all(value == first for value in values)
+    return first
 
 
 def tensors_in(value: object) -> Iterator[torch.Tensor]:

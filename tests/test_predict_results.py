@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import shutil
+import sys
 import threading
 from functools import partial
 from pathlib import Path, PurePath
@@ -48,6 +49,22 @@ def test_track_ids_stay_with_their_detections():
     assert detections().track_ids is None
     with pytest.raises(ValueError, match=r"Detections.track_ids: expected \(3,\), got \(2,\)"):
         detections(track_ids=torch.tensor([7, 3]))
+
+
+def test_supervision_receives_all_fields():
+    ours = detections()
+    theirs = ours.to_supervision()
+    np.testing.assert_array_equal(theirs.xyxy, ours.boxes.numpy())
+    np.testing.assert_array_equal(theirs.confidence, ours.scores.numpy())
+    np.testing.assert_array_equal(theirs.class_id, ours.labels.numpy())
+    assert theirs.data["class_name"].tolist() == ours.names
+    assert theirs.mask is None and theirs.tracker_id is None
+
+
+def test_without_supervision_the_error_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "supervision", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'opendetr\[supervision\]'"):
+        detections().to_supervision()
 
 
 # ---------------------------------------------------------------------------------------------------------------- names

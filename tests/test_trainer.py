@@ -384,12 +384,12 @@ def test_the_average_is_evaluated_and_deployed(tmp_path):
 
 def test_the_average_is_the_formula():
     task = nn.Linear(1, 1, bias=False)
-    average = WeightAverage(task, decay=0.5)
+    average = WeightAverage(task)
     expected = task.weight.item()
     for step in range(12):
         with torch.no_grad():
             task.weight.fill_(step)
-        average.update(task, step)
+        average.update(task, step, 0.5)
         decay = min(0.5, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * step
     assert average.task.weight.item() == pytest.approx(expected)

@@ -115,9 +115,22 @@ class Detections(Movable):
         return rows
 
     def to_supervision(self) -> Any:
-        """Convert to `supervision.Detections`, with the names in `data["class_name"]`."""
+        """Convert to `supervision.Detections`, with the names in `data["class_name"]`.
+
+        Raises:
+            ModuleNotFoundError: the extra `supervision` is not installed.
+        """
         import numpy as np
-        import supervision
+
+        try:
+            import supervision
+        except ModuleNotFoundError as error:
+            if error.name != "supervision":
+                raise
+            raise ModuleNotFoundError(
+                "to_supervision needs supervision; install it with `python -m pip install 'opendetr[supervision]'`",
+                name="supervision",
+            ) from None
 
         return supervision.Detections(
             xyxy=self.boxes.detach().cpu().numpy(),

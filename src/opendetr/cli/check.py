@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
-from opendetr.cli.output import DEFAULT_MODEL, Exit, JsonOption, command, print_json, progress_bar, say, table
+from opendetr.cli.output import DEFAULT_MODEL, Exit, JsonOption, command, print_json, say, table
 
 if TYPE_CHECKING:
     from opendetr.data import DataFault, Kind
@@ -55,6 +55,7 @@ def check(
     """
     from opendetr.data import require_new
     from opendetr.data.tools import check_data
+    from opendetr.visualize import progress_bar
 
     if fix is not None:
         if not images:
@@ -88,6 +89,7 @@ def _demands(model: str, image_size: int | None) -> Demands:
 
 def _write_copy(report: DataReport, folder: Path) -> None:
     from opendetr.data.tools import write_fixed
+    from opendetr.visualize import progress_bar
 
     with progress_bar("writing") as progress:
         splits = write_fixed(report, folder, progress)

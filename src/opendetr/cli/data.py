@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from opendetr.cli.check import check
-from opendetr.cli.output import Exit, JsonOption, command, print_json, progress_bar, say, table
+from opendetr.cli.output import Exit, JsonOption, command, print_json, say, table
 
 if TYPE_CHECKING:
     from opendetr.data import DetectionData, ImageRecord
@@ -62,6 +62,7 @@ def make(
         opendetr data make scenes-hard --hard --train 500 --val 100 --seed 7
     """
     from opendetr.synthetic import SceneConfig, write_scenes
+    from opendetr.visualize import progress_bar
 
     counts = {split: count for split, count in {"train": train, "val": val}.items() if count}
     config = replace(SceneConfig.hard() if hard else SceneConfig(), size=size)
@@ -187,6 +188,7 @@ def _write(
     """Write splits of the dataset `source`. Prints their classes, and notes on what could not be kept as it was."""
     from opendetr.data import Kind
     from opendetr.data.tools import maps_left_behind, write_data
+    from opendetr.visualize import progress_bar
 
     for name, data in splits.items():
         say(f"{name}: {data.summary()}")

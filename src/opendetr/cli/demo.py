@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from opendetr.cli.output import DeviceOption, JsonOption, command, number, print_json, progress_bar, say
+from opendetr.cli.output import DeviceOption, JsonOption, command, number, print_json, say
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -42,6 +42,7 @@ def demo(
     from opendetr.evaluation import write_report
     from opendetr.inference import load
     from opendetr.synthetic import write_scenes
+    from opendetr.visualize import progress_bar
 
     began = time.monotonic()
     detector = load(_MODEL, device=device)

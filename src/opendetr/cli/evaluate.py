@@ -23,7 +23,6 @@ from opendetr.cli.output import (
     command,
     number,
     print_json,
-    progress_bar,
     say,
     table,
     write_json,
@@ -101,6 +100,7 @@ def evaluate(options: EvalOptions) -> Exit:
         opendetr eval my-data --weights detr-r50-panoptic --merge published --batch-size 1
     """
     from opendetr.inference import load
+    from opendetr.visualize import progress_bar
 
     detector = load(
         options.weights, model=options.model, device=options.device, strict_no_object=options.strict_no_object

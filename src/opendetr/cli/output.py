@@ -1,4 +1,4 @@
-"""Shared by the commands: options, errors, progress and output."""
+"""Shared by the commands: options, errors, tables and JSON."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import inspect
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import is_dataclass
 from enum import IntEnum, StrEnum
 from pathlib import Path
@@ -149,24 +148,6 @@ def _plain(value: Any) -> Any:
 def say(line: str) -> None:
     """Print a line for people on standard error; standard output is for results."""
     print(one_line(line), file=sys.stderr)
-
-
-@contextmanager
-def progress_bar(label: str) -> Iterator[Callable[[int, int | None], None]]:
-    """Show a progress bar on a terminal. Yields a function to call with the number done and the total, if known."""
-    from rich import progress
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    columns = (
-        progress.TextColumn("{task.description}"),
-        progress.BarColumn(30),
-        progress.MofNCompleteColumn(),
-        progress.TimeRemainingColumn(),
-    )
-    with progress.Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        line = bar.add_task(label, total=None)
-        yield lambda done, total: bar.update(line, completed=done, total=total)
 
 
 def number(value: float | None) -> str:

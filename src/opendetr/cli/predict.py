@@ -25,7 +25,6 @@ from opendetr.cli.output import (
     StrictNoObjectOption,
     WeightsOption,
     command,
-    progress_bar,
     say,
 )
 
@@ -191,6 +190,7 @@ class _Run:
     def predict(self, stop: StopSignal, *, min_score: float | None, class_min_scores: Mapping[str, float]) -> None:
         """Predict until the end, or until `stop` is requested. Raises DataError when no image could be read."""
         from opendetr.data import DataError
+        from opendetr.visualize import progress_bar
 
         thresholds = {"min_score": min_score, "class_min_scores": class_min_scores}
         total = self._total()

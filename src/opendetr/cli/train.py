@@ -216,6 +216,24 @@ def _train(options: TrainOptions) -> Run:
     return training.train(**settings, say=say)
 
 
+def _summarise(run: Run) -> None:
+    """Print what the run reached, which weights are deployed, and the commands that usually come next."""
+    result, name = run.result, run.result.metric
+    if not result.best:
+        return
+    last, best, step = result.metrics.get(name), result.best[name], result.best["step"]
+    some = f" on {result.best['images']} images" if "images" in result.best else ""
+    when = "the initial weights: training has not improved them" if step == 0 else f"step {step}"
+    say(f"{name}: last {'-' if last is None else f'{last:.3f}'}, best {best:.3f}{some} ({when})")
+    say(f"the best weights are in {run.folder / 'best'} and are those that {run.folder} stands for; next:")
+    for line in (
+        f"predict IMAGES --weights {run.folder}",
+        f"eval {run.data} --weights {run.folder}",
+        f"train {run.data} --weights {run.folder}",
+    ):
+        say(f"  opendetr {line}")
+
+
 def _report(run: Run, *, as_json: bool) -> None:
     """Print the result, and how to resume an interrupted run."""
     result = run.result
@@ -232,5 +250,7 @@ def _report(run: Run, *, as_json: bool) -> None:
         )
     else:
         print(run.folder)
+    if not result.interrupted:
+        _summarise(run)
     if result.interrupted:
         say(f"error: interrupted after {result.step} steps; go on with `opendetr train --resume {run.folder}`")

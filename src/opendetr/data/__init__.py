@@ -1,10 +1,10 @@
 """Datasets: formats, records, images, masks, augmentation, and the batches made of them."""
 
 from opendetr.data.config import DataConfig, Masks
-from opendetr.data.faults import Effect, Kind
+from opendetr.data.faults import Effect, Kind, counted
 from opendetr.data.formats.recognise import open_data
 from opendetr.data.images import ImageError, read_image, read_record, to_rgb, write_map
-from opendetr.data.loader import eval_loader, train_loader
+from opendetr.data.loader import TrainLoader, eval_loader, train_loader
 from opendetr.data.masks import (
     TrueSegment,
     coco_truth,
@@ -29,8 +29,10 @@ __all__ = [
     "ImageRecord",
     "Kind",
     "Masks",
+    "TrainLoader",
     "TrueSegment",
     "coco_truth",
+    "counted",
     "eval_loader",
     "evaluation_transform",
     "known_masks",

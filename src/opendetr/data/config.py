@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 if TYPE_CHECKING:
     import torch
 
-    from opendetr.data.transforms import Transform
+    from opendetr.data.transforms import PredictionTransform, Transform
     from opendetr.structures import Batch, Sample
 
 Augment = Literal["detr", "colour", "mosaic", "copy-paste", "strong"]
@@ -153,8 +153,8 @@ class DataConfig:
 
         return training_transform(self)
 
-    def evaluation_transform(self) -> Transform:
-        """The transform from images to evaluation samples."""
+    def evaluation_transform(self) -> PredictionTransform:
+        """The transform from images to evaluation samples, and to the input of the model for prediction."""
         from opendetr.data.transforms import evaluation_transform
 
         return evaluation_transform(self)

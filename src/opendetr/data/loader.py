@@ -14,7 +14,7 @@ import os
 import pickle
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from types import FrameType
@@ -33,6 +33,7 @@ from opendetr.data.masks import empty_mask, read_masks
 from opendetr.data.packing import Packed, pack, unpack
 from opendetr.data.records import DataError, DetectionData, ImageRecord
 from opendetr.data.transforms import LabelledImage, Transform
+from opendetr.distributed import gather
 from opendetr.structures import Batch
 
 # Images of similar shape are grouped within a pool of this many batches, or of half an epoch if that is less. A pool is
@@ -252,7 +253,7 @@ class _Loader:
         batch_size: images per batch.
         seed: seed of everything random.
         num_workers: number of loader processes; 0 loads in this process. The batches are the same.
-        skip_unreadable: skip unreadable images with one warning each; otherwise raise ImageError.
+        skip_unreadable: skip unreadable images, with one warning each in the main process; otherwise raise ImageError.
         cache: decode every image once and keep it in memory.
         share: rank of this process, and number of processes. All processes plan the same batches with the same padding,
             and each loads its part of every batch.
@@ -261,7 +262,8 @@ class _Loader:
         collate: makes a batch of samples.
 
     Attributes:
-        unreadable: image id -> why the image could not be read. Grows while images are loaded.
+        unreadable: image id -> why the image could not be read. Grows while this process loads images; see
+            `gather_skipped`.
         unseen: image id -> which objects were skipped because their mask has no pixels. Grows likewise.
     """
 
@@ -342,19 +344,30 @@ class _Loader:
     def _unpacked(self, loaded: _Loaded) -> Batch | None:
         if loaded.error is not None:
             raise DataError(loaded.error)
-        for image_id, message in loaded.unreadable:
-            if not self._skip_unreadable:
-                raise ImageError(message)
-            if image_id not in self.unreadable:
-                self.unreadable[image_id] = message
-                _log.warning("skipped: %s", message)
-        for image_id, message in loaded.unseen:
-            if image_id not in self.unseen:
-                self.unseen[image_id] = message
-                _log.warning("skipped: %s", message)
+        if loaded.unreadable and not self._skip_unreadable:
+            raise ImageError(loaded.unreadable[0][1])
+        self._note(dict(loaded.unreadable), self.unreadable)
+        self._note(dict(loaded.unseen), self.unseen)
         if loaded.samples is None:
             return None
         return replace(self._collate(unpack(loaded.samples), loaded.shape, self._device), seed=loaded.seed)
+
+    def _note(self, messages: Mapping[int, str], known: dict[int, str]) -> None:
+        """Add to `known` what is new; process 0 logs it."""
+        for image_id, message in messages.items():
+            if image_id not in known:
+                known[image_id] = message
+                if self._share[0] == 0:
+                    _log.warning("skipped: %s", message)
+
+    def gather_skipped(self) -> None:
+        """Add what the other processes skipped to `unreadable` and `unseen`; all processes call this together.
+
+        Process 0 logs it. Until then it has logged only what it skipped itself.
+        """
+        for unreadable, unseen in gather((self.unreadable, self.unseen)):
+            self._note(unreadable, self.unreadable)
+            self._note(unseen, self.unseen)
 
     def _shapes(self, epoch: int, indices: Sequence[int]) -> dict[int, tuple[int, int]]:
         """Index -> height and width of the image after the transform in this epoch."""

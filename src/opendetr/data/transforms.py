@@ -274,6 +274,14 @@ class TrainingTransform:
         return image.sample()
 
 
+class PredictionTransform(Transform, Protocol):
+    """A transform without random choices, which also prepares images without ground truth."""
+
+    def pixels(self, image: np.ndarray) -> Tensor:
+        """(H, W, 3) uint8 RGB image -> (3, h, w) normalised float."""
+        ...
+
+
 @dataclass(frozen=True)
 class EvaluationTransform:
     """Resizes the short side to `image_size` and the long side to at most `max_size`, without random choices.

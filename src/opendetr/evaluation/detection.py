@@ -5,7 +5,7 @@ Shape letters: K classes, n detections of one image.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,8 +18,9 @@ from opendetr.data import DataError, DetectionData, TrueSegment, coco_truth, pan
 from opendetr.evaluation.coco import METRICS, CocoEvaluator
 from opendetr.evaluation.names import CLASS_PREFIX, MASK_PREFIX
 from opendetr.evaluation.panoptic import PANOPTIC_METRICS, PanopticEvaluation, Quality
+from opendetr.postprocess import Merge, candidates, detect, detect_with_queries, image_masks
 from opendetr.results import Detections, Panoptic, Segment
-from opendetr.structures import Batch
+from opendetr.structures import Batch, ImageBatch, Output
 
 _NO_QUALITY = dict.fromkeys(Quality._fields)  # of a class that is neither annotated nor predicted
 
@@ -80,6 +81,8 @@ class DetectionEvaluator:
         has_masks: whether the model has a mask head.
         num_layers: number of decoder layers to evaluate, counted from the last; the AP of each is reported. None:
             only the last layer. Masks and panoptic maps are always those of the last layer.
+        merge: the rule that turns mask logits into instance masks and panoptic maps.
+        panoptic_score: queries with a lower score do not take part in a panoptic map. None: the model's default.
 
     Attributes:
         labels: (K,) int64, the dataset's label of each label of the model; -1 for a class that the dataset lacks.
@@ -99,7 +102,12 @@ class DetectionEvaluator:
         *,
         has_masks: bool = False,
         num_layers: int | None = None,
+        merge: Merge = "default",
+        panoptic_score: float | None = None,
     ) -> None:
+        self._categories = categories
+        self._merge: Merge = merge
+        self._panoptic_score = panoptic_score
         self._data = data
         self.labels = _common_labels(categories, data.categories, str(data.folder))
         known = self.labels.clamp(min=0)
@@ -115,6 +123,36 @@ class DetectionEvaluator:
             CocoEvaluator(ground_truth, masks=True, outlines_follow=self.wants_maps) if self.wants_masks else None
         )
         self._panoptic = PanopticEvaluation(data.categories) if self.wants_maps else None
+
+    def results(self, output: Output, images: ImageBatch, batch: Batch) -> Iterator[ImageResult]:
+        """Yield the result of each image of a batch; see `Evaluator.results`.
+
+        Masks are resized to the original image one image at a time, so memory use does not grow with the batch size.
+        """
+        sizes = torch.tensor([target.original_size for target in batch.targets])
+        earlier = output.layers[-self.num_layers : -1]
+        earlier_detections = [detect(layer, sizes, self._categories) for layer in earlier]
+        detected = detect_with_queries(output.final, sizes, self._categories)
+        final = [self.known_things(detections, queries) for detections, queries in detected]
+        masks = self._masks(output, images, sizes, [queries for _, queries in final])
+        for index, ((detections, _), (instance_masks, panoptic)) in enumerate(zip(final, masks, strict=True)):
+            layers = [layer[index] for layer in earlier_detections]
+            known = (self.known_things(layer, torch.arange(len(layer)))[0] for layer in layers)
+            yield ImageResult((*known, replace(detections, masks=instance_masks)), panoptic)
+
+    def _masks(
+        self, output: Output, images: ImageBatch, sizes: Tensor, queries: Sequence[Tensor]
+    ) -> Iterator[tuple[Tensor | None, Panoptic | None]]:
+        """Yield the masks of the given queries and the panoptic map of each image; None for those not evaluated."""
+        if not self.wants_masks:
+            yield from ((None, None) for _ in queries)
+            return
+        categories, merge, chosen = self._categories, self._merge, None
+        if self.wants_maps:
+            # Without a min_score, `candidates` uses the default of the model's scoring.
+            chosen = candidates(output.final, categories, min_score=self._panoptic_score, merge=merge)
+        for masks in image_masks(output, images, sizes, queries=queries, found=chosen):
+            yield masks.instances(merge=merge), None if chosen is None else masks.panoptic(categories, merge=merge)
 
     def known_things(self, detections: Detections, queries: Tensor) -> tuple[Detections, Tensor]:
         """The detections of things that the dataset has, with the dataset's labels, and their queries (n,)."""

@@ -23,17 +23,16 @@ from torch import Tensor, nn
 
 from opendetr.categories import Categories
 from opendetr.config import ConfigError, require_range
-from opendetr.data import DetectionData, ImageError, Masks, eval_loader, evaluation_transform
+from opendetr.data import DetectionData, ImageError, Masks, eval_loader
 from opendetr.data.formats import open_split
-from opendetr.distributed import best_device, gather, rank, world_size
-from opendetr.evaluation import Evaluation
+from opendetr.distributed import best_device, rank, together, world_size
+from opendetr.evaluation import Evaluation, Evaluator
 from opendetr.export import export_huggingface, export_official
-from opendetr.inference.evaluate import ResultSource, Stopwatch
-from opendetr.inference.session import ImageSession, Session
+from opendetr.inference.evaluate import Stopwatch
 from opendetr.inference.sources.prefetch import in_order
 from opendetr.inference.sources.reading import Source, each_image, is_one_image, read_source
 from opendetr.inference.sources.source_image import SourceImage
-from opendetr.models import Detector
+from opendetr.models import Detector, Session
 from opendetr.postprocess import ImageMasks, Merge, candidates, detect_with_queries, image_masks
 from opendetr.presets import (
     Preset,
@@ -45,7 +44,7 @@ from opendetr.presets import (
     published_weights,
 )
 from opendetr.results import Detections, Panoptic
-from opendetr.structures import ImageBatch
+from opendetr.structures import Batch, ImageBatch
 from opendetr.weights import (
     WeightsError,
     fitting_part,
@@ -94,8 +93,8 @@ class Predictor:
         self.model = model.to(self.device).eval()
         self.preset = preset
         self.categories = categories
-        self.session: Session = ImageSession(self.model)
-        self._transform = evaluation_transform(preset.data)
+        self.session: Session = preset.session(self.model)
+        self._transform = preset.data.evaluation_transform()
 
     # A path can be one image or several. `| Any` lets a type checker accept both uses of the result.
     @overload
@@ -377,21 +376,44 @@ class Predictor:
         if panoptic_score is not None and data.masks != "panoptic":
             raise ConfigError("panoptic_score: the dataset was loaded without panoptic maps: leave it out")
         num_layers = self.preset.model.transformer.decoder_layers if layers else None
-        evaluator = self.preset.evaluator(self.categories, data, num_layers=num_layers)
-        source = ResultSource(self.session, self.categories, evaluator, merge, panoptic_score)
-        share = (rank(), world_size())
-        loader = eval_loader(data, self.preset.data, batch_size=batch_size, share=share, device=self.device)
+        options = {"num_layers": num_layers, "merge": merge, "panoptic_score": panoptic_score}
+        evaluator = self.preset.evaluator(self.categories, data, **options)
+        return self._evaluate(evaluator, data, batch_size, progress)
+
+    def metrics(self, data: DetectionData, *, batch_size: int = 8) -> dict[str, float | None]:
+        """The metrics of the preset's evaluator on a dataset, by name; the arguments are those of `evaluate`."""
+        evaluator = self.preset.evaluator(self.categories, data)
+        self._evaluate(evaluator, data, batch_size, None)
+        return evaluator.compute()
+
+    def _evaluate(
+        self,
+        evaluator: Evaluator,
+        data: DetectionData,
+        batch_size: int,
+        progress: Callable[[int, int], None] | None,
+    ) -> Any:
+        preset, share = self.preset, (rank(), world_size())
         watch, done = Stopwatch(), 0
-        for batch in loader:
-            results = source.results(batch, batch.images.to(self.device))
-            evaluator.update(batch, watch.timed(results))
-            done += len(batch)
-            if progress:
-                progress(done, len(data))
-        evaluator.leave_out(loader.unreadable)
+        with together():
+            loader = eval_loader(data, preset.data, batch_size=batch_size, share=share, device=self.device)
+            for batch in loader:
+                if preset.starts_sequence(batch):
+                    self.session.reset()
+                evaluator.update(batch, watch.timed(self._results(evaluator, batch)))
+                done += len(batch)
+                if progress:
+                    progress(done, len(data))
+            evaluator.leave_out(loader.unreadable)
         evaluator.gather()
-        unreadable = [line for lines in gather(list(loader.unreadable.values())) for line in lines]
-        return evaluator.evaluation(watch.seconds / max(done, 1), unreadable)
+        loader.gather_skipped()
+        return evaluator.evaluation(watch.seconds / max(done, 1), loader.unreadable.values())
+
+    def _results(self, evaluator: Evaluator, batch: Batch) -> Iterator[Any]:
+        images = batch.images.to(self.device)
+        with torch.inference_mode():
+            output = self.session.step(images, self.preset.prompt(batch))
+            yield from evaluator.results(output, images, batch)
 
     def export(self, out: str | Path, format: Literal["huggingface", "official"] = "huggingface") -> Path:
         """Write the detector for other software, as `opendetr export` does.
@@ -512,7 +534,7 @@ def load(
         known = categories or usual_categories(state)
     else:
         raise WeightsError(f"{path}: does not name its model; name it, for example model='detr-r50'")
-    network = build_model(preset, len(known), strict_no_object=strict_no_object)
+    network = build_model(preset, preset.num_classes(known), strict_no_object=strict_no_object)
     if has_masks(state) and not preset.has_masks:  # the detector alone predicts things, not stuff
         state, known = fitting_part(network, state), known.only_things
     if card is None:

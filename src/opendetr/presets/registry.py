@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from opendetr.categories import Categories, coco_categories, coco_panoptic_categories
+from opendetr.categories import Categories
 from opendetr.config import ConfigError, replaced
 from opendetr.models import Detector
 from opendetr.presets.conditional import (
@@ -179,8 +179,8 @@ def detector_alone(preset: Preset) -> Preset:
 
 
 def published_categories(name: str) -> Categories:
-    """The classes of a model's published weights: COCO panoptic with a mask head, else COCO."""
-    return coco_panoptic_categories() if get_preset(name).has_masks else coco_categories()
+    """The classes of a model's published weights; see `Preset.published_categories`."""
+    return get_preset(name).published_categories()
 
 
 def miniature(name: str) -> Preset:
@@ -209,7 +209,7 @@ def create(
         50
     """
     preset = get_preset(name)
-    model = build_model(preset, len(published_categories(name)) if num_classes is None else num_classes)
+    model = build_model(preset, _num_classes(preset) if num_classes is None else num_classes)
     if weights is not None:
         load_weights(model, weights)
     return model
@@ -217,5 +217,10 @@ def create(
 
 def create_task(name: str, model: Detector | None = None, num_classes: int | None = None) -> Task:
     """A model with its published losses. If `model` is omitted, a new one is created; `num_classes` as in `create`."""
-    count = len(published_categories(name)) if num_classes is None else num_classes
-    return build_task(get_preset(name), create(name, num_classes=count) if model is None else model, count)
+    preset = get_preset(name)
+    count = _num_classes(preset) if num_classes is None else num_classes
+    return build_task(preset, create(name, num_classes=count) if model is None else model, count)
+
+
+def _num_classes(preset: Preset) -> int:
+    return preset.num_classes(preset.published_categories())

@@ -16,6 +16,7 @@ from rich import progress as bars
 from rich.console import Console
 from torch import nn
 
+from opendetr.data import counted
 from opendetr.evaluation import CLASS_PREFIX
 from opendetr.files import write_atomically
 from opendetr.training.checkpoint import CheckpointError, writing
@@ -34,6 +35,7 @@ METRICS_FILE = "metrics.jsonl"
 TABLE_FILE = "metrics.csv"
 _MAX_CLASSES = 12
 _MAX_STEP_LINES = 5000
+_FEW_STEPS = 50
 
 
 class Progress(Callback):
@@ -57,6 +59,7 @@ class Progress(Callback):
         self._speed = _Throughput()
         self._printed = -math.inf  # time of the latest line
         self._steps_per_epoch = 1
+        self._has_plan = False
         columns = (bars.SpinnerColumn(), bars.BarColumn(20), bars.TextColumn("{task.description}"))
         self._bar = bars.Progress(*columns, console=self._console, transient=True)
         self._line: bars.TaskID | None = None
@@ -73,11 +76,16 @@ class Progress(Callback):
             self._bar.start()
 
     def on_plan(self, event: PlanFixed) -> None:
-        """Print the new length of the run."""
-        epochs = event.plan.total_steps / self._steps_per_epoch
-        self._print(
-            f"{event.step_seconds:.2f} s per step: {event.plan.total_steps} steps ({epochs:.1f} epochs) fit the time"
-        )
+        """Print the plan of the run in one line, later only a new length."""
+        steps = event.plan.total_steps
+        if self._has_plan:
+            self._print(f"{event.step_seconds:.2f} s per step now: {steps} steps fit the time")
+            return
+        self._has_plan = True
+        self._print(_plan_line(event, self._steps_per_epoch))
+        if steps < _FEW_STEPS:
+            more = "more time or smaller images (--image-size)" if event.step_seconds else "more steps"
+            self._print(f"warning: the model learns very little in {counted(steps, 'step')}; give it {more}")
 
     def on_step(self, event: StepTaken) -> None:
         """Update the progress bar, or print a line when it is due."""
@@ -95,8 +103,11 @@ class Progress(Callback):
         self._metrics = event.metrics
         values = ((name, event.metrics.get(name)) for name in self._headlines)
         shown = [f"{name} {value:.3f}" for name, value in values if isinstance(value, float)]
-        best = ", the best so far" if event.best else ""
-        self._print(f"epoch {event.epoch:.1f}, step {event.step}: {' '.join(shown)} ({_duration(event.seconds)}{best})")
+        notes = [_duration(event.seconds)]
+        notes += [] if event.images is None else [counted(event.images, "image")]
+        notes += ["the best so far"] if event.best and event.step else []
+        when = f"epoch {event.epoch:.1f}, step {event.step}" if event.step else "before training"
+        self._print(f"{when}: {' '.join(shown)} ({', '.join(notes)})")
 
     def on_end(self, event: RunEnded) -> None:
         """Remove the progress bar, and print how the run ended."""
@@ -125,6 +136,20 @@ class Progress(Callback):
 
     def _print(self, text: str) -> None:
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _plan_line(event: PlanFixed, steps_per_epoch: int) -> str:
+    """The length of the run and the settings that depend on it and on the data."""
+    plan, evaluations, recipe = event.plan, event.evaluations, event.recipe
+    length = f"{counted(plan.total_steps, 'step')} ({plan.total_steps / steps_per_epoch:.1f} epochs)"
+    parts = [f"{length} of {recipe.batch_size} images", f"learning rate {recipe.learning_rate:.3g}"]
+    parts += [f"warm-up {counted(plan.warmup_steps, 'step')}"] if plan.warmup_steps else []
+    parts += [f"EMA decay {plan.ema_decay:.3g}"] if plan.ema_decay else []
+    parts.append(counted(evaluations.count, "evaluation"))
+    if evaluations.images is not None:
+        parts[-1] += f" on {evaluations.images} of {event.num_images} images (the last one on all)"
+    speed = f"{event.step_seconds:.2f} s per step: " if event.step_seconds else ""
+    return f"plan: {speed}{', '.join(parts)}"
 
 
 class _Throughput:
@@ -163,7 +188,7 @@ class MetricsFile(Callback):
         """Start a new file, or keep the lines up to the checkpoint of a resumed run."""
         self._path = event.folder / METRICS_FILE
         latest = {"evaluation": event.evaluated}
-        rows = read_metrics(event.folder) if event.step else []
+        rows = read_metrics(event.folder) if event.step or event.metrics else []
         kept = [row for row in rows if row["step"] <= latest.get(row["kind"], event.step)]
         with writing(self._path):
             event.folder.mkdir(parents=True, exist_ok=True)
@@ -171,6 +196,8 @@ class MetricsFile(Callback):
 
     def on_plan(self, event: PlanFixed) -> None:
         """Write the length of a timed run."""
+        if event.step_seconds is None:
+            return
         self._write(
             {
                 "kind": "plan",
@@ -205,6 +232,7 @@ class MetricsFile(Callback):
             {
                 "kind": "evaluation",
                 "step": event.step,
+                "images": event.images,
                 "epoch": event.epoch,
                 "seconds": event.seconds,
                 "metrics": event.metrics,

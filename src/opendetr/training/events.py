@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from torch import nn
 
-from opendetr.training.schedule import Plan
+from opendetr.recipe import Recipe
+from opendetr.training.schedule import Evaluations, Plan
 
 Outcome = Literal["finished", "early", "interrupted", "failed"]
 
@@ -73,17 +74,24 @@ class RunStarted:
 
 @dataclass(frozen=True)
 class PlanFixed:
-    """The first or a corrected plan of a timed run.
+    """The plan of a run: at its start, or, for a timed run, when it is first made or changes noticeably.
 
     Attributes:
         step: number of steps taken.
-        plan: the new length of the run.
-        step_seconds: recent mean duration of a step, including the wait for its batch.
+        plan: the length of the run and the settings that depend on it.
+        evaluations: number and size of the evaluations.
+        num_images: number of validation images.
+        recipe: the settings of the run.
+        step_seconds: recent mean duration of a step, including the wait for its batch; None if the length of the run is
+            not a time.
     """
 
     step: int
     plan: Plan
-    step_seconds: float
+    evaluations: Evaluations
+    num_images: int
+    recipe: Recipe
+    step_seconds: float | None
 
     def tell(self, callback: Callback) -> None:
         """Call the callback's method for this event."""
@@ -149,6 +157,7 @@ class Evaluated:
         epoch: number of passes over the data; a fraction within an epoch.
         metrics: the metrics by name.
         best: whether this is the best evaluation so far.
+        images: number of validation images that were used; None for all.
         seconds: duration of the evaluation.
         task: the task with the deployed weights, in evaluation mode.
     """
@@ -157,6 +166,7 @@ class Evaluated:
     epoch: float
     metrics: Mapping[str, Any]
     best: bool
+    images: int | None
     seconds: float
     task: nn.Module
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
+import time as clock
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from opendetr.data import (
     DataError,
     DetectionData,
     ImageRecord,
+    TrainLoader,
     map_hashes,
     require_folder,
     require_scorable,
@@ -44,8 +46,10 @@ from opendetr.training.settings import (
     CONFIG_FILE,
     Setup,
     adjusted,
+    fit_to_data,
     listed,
     read_config,
+    require_hope,
     require_lessons,
     set_up,
     with_options,
@@ -66,10 +70,12 @@ class Run:
 
     Attributes:
         folder: the run folder; `opendetr.load(run.folder)` opens its best weights.
+        data: the dataset folder.
         result: how it ended, and its metrics.
     """
 
     folder: Path
+    data: Path
     result: RunResult
 
 
@@ -165,6 +171,7 @@ def train(
         >>> run = train("my-data", time="30m")
         >>> detector = opendetr.load(run.folder)
     """
+    began = clock.perf_counter()
     own_device = join_processes(device)
     say = _in_main_process(say)
     data_settings = {
@@ -192,8 +199,8 @@ def train(
         if out is not None:
             _require_empty(Path(out))
         setup, origin = set_up(Path(data), model, weights, config, freeze_detector=freeze_detector)
-        preset = adjusted(
-            setup.preset,
+        setup = adjusted(
+            setup,
             changes,
             epochs=epochs,
             max_steps=max_steps,
@@ -204,15 +211,21 @@ def train(
             num_queries=num_queries,
             seed=seed,
         )
-        setup = replace(setup, preset=preset)
-        require_lessons(preset, origin)
+        require_lessons(setup.preset, origin)
         splits = _open_splits(setup, say)
+        setup = fit_to_data(setup, len(splits["train"]))
+        preset = setup.preset
+        for warning in require_hope(preset, splits):
+            say(warning)
         task = _initial_task(preset, origin, splits["train"].categories, say)
     folder = from_main(_unused_folder(preset.name) if out is None else Path(out))
-    trainer = _trainer(setup, task, splits, folder, own_device, callbacks)
+    trainer, loader = _trainer(setup, task, splits, folder, own_device, callbacks)
+    trainer.state.seconds = clock.perf_counter() - began  # the time of a timed run includes this preparation
     if is_main():
         write_config(folder, setup, _fingerprint(splits))
-    return Run(folder, trainer.train())
+    result = trainer.train()
+    loader.gather_skipped()
+    return Run(folder, setup.data, result)
 
 
 def resume(
@@ -253,8 +266,10 @@ def resume(
         else:
             say("the run has no checkpoint yet: it starts again")
             task = _initial_task(preset, starting_point(preset.name, setup.weights), categories, say)
-    trainer = _trainer(setup, task, splits, folder, own_device, callbacks)
-    return Run(folder, trainer.train(resume=has_checkpoint))
+    trainer, loader = _trainer(setup, task, splits, folder, own_device, callbacks)
+    result = trainer.train(resume=has_checkpoint)
+    loader.gather_skipped()
+    return Run(folder, setup.data, result)
 
 
 def _in_main_process(say: Say | None) -> Say:
@@ -314,7 +329,8 @@ def _random_task(preset: Preset, categories: Categories) -> Task:
     """Build the task and its model with random weights of the recipe's seed. The global generator does not change."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(preset.recipe.seed)
-        return build_task(preset, build_model(preset, len(categories)), len(categories))
+        count = preset.num_classes(categories)
+        return build_task(preset, build_model(preset, count), count)
 
 
 def _initial_task(preset: Preset, origin: str | Path, categories: Categories, say: Say) -> Task:
@@ -353,8 +369,8 @@ def _trainer(
     folder: Path,
     device: torch.device,
     own_callbacks: Sequence[Callback],
-) -> Trainer:
-    """Build the trainer. It writes nothing before it starts."""
+) -> tuple[Trainer, TrainLoader]:
+    """Build the trainer and its loader. The trainer writes nothing before it starts."""
     preset, categories, val = setup.preset, splits["train"].categories, splits["val"]
     # Evaluations are rare, so a cache of images would not make them faster.
     uncached = replace(preset, data=replace(preset.data, cache="none"))
@@ -364,8 +380,10 @@ def _trainer(
     def predictor(trained: nn.Module) -> Predictor:
         return Predictor(trained.model, uncached, categories, device=str(device))  # type: ignore[arg-type]
 
-    def evaluate(trained: nn.Module) -> dict[str, Any]:
-        metrics = predictor(trained).evaluate(val, batch_size=preset.recipe.batch_size).named_metrics
+    def evaluate(trained: nn.Module, num_images: int | None = None) -> dict[str, Any]:
+        loader.gather_skipped()  # reports skipped images during the run
+        data = val if num_images is None else val.subset(_spread(val.images, num_images), val.split)
+        metrics = predictor(trained).metrics(data, batch_size=preset.recipe.batch_size)
         return {name: value for name, value in metrics.items() if value is not None}
 
     def save(path: Path, trained: nn.Module) -> None:
@@ -389,16 +407,19 @@ def _trainer(
             device=device,
         )
     with together():
-        return Trainer(
+        trainer = Trainer(
             task,
             loader,
             recipe,
             folder,
             evaluate=evaluate,
+            num_images=len(val),
+            evaluate_start=setup.starts_from_detector and not preset.freeze_detector,
             save_model=save,
             callbacks=callbacks,
             device=str(device),
         )
+    return trainer, loader
 
 
 def best_by(preset: Preset, val: DetectionData) -> str:
@@ -419,6 +440,10 @@ def best_by(preset: Preset, val: DetectionData) -> str:
 
 def _images_to_draw(images: Sequence[ImageRecord]) -> list[ImageRecord]:
     """A few images that contain objects, evenly spread over the data."""
-    candidates = [image for image in images if image.objects]
-    step = max(1, len(candidates) // _NUM_IMAGES_DRAWN)
-    return candidates[::step][:_NUM_IMAGES_DRAWN]
+    return _spread([image for image in images if image.objects], _NUM_IMAGES_DRAWN)
+
+
+def _spread(images: Sequence[ImageRecord], count: int) -> list[ImageRecord]:
+    """At most `count` images, evenly spread over the data."""
+    count = min(count, len(images))
+    return [images[index * len(images) // count] for index in range(count)]

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
-from opendetr.models import Detector
+from opendetr.models.detector import Detector
 from opendetr.structures import ImageBatch, Output
 
 
