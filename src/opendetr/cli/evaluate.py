@@ -21,6 +21,7 @@ from opendetr.cli.output import (
     StrictNoObjectOption,
     WeightsOption,
     command,
+    in_range,
     number,
     print_json,
     say,
@@ -68,8 +69,7 @@ class EvalOptions:
     panoptic_score: Annotated[
         float | None,
         typer.Option(
-            min=0,
-            max=1,
+            callback=in_range(0, 1),
             help="Minimum score of a query in a panoptic map. [default: 0.85; 0.4 for sigmoid scores]",
             show_default=False,
         ),
