@@ -480,7 +480,7 @@ def new_loader(name: str, data: Path, num_workers: int = 0) -> Any:
 
 
 def train(
-    name: str, data: Path, folder: Path, *, dropout: bool = True, observers: Sequence[Any] = (), **options: Any
+    name: str, data: Path, folder: Path, *, dropout: bool = True, callbacks: Sequence[Any] = (), **options: Any
 ) -> Any:
     """Two steps, or what is left of them."""
     torch.set_num_threads(1)
@@ -493,5 +493,5 @@ def train(
                 module.dropout = 0.0
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
-    trainer = Trainer(task, new_loader(name, data), recipe, folder, observers=observers, device="cpu")
+    trainer = Trainer(task, new_loader(name, data), recipe, folder, callbacks=callbacks, device="cpu")
     return trainer.train(resume=resume)

@@ -27,7 +27,7 @@ from opendetr.presets import register_preset, registry
 from opendetr.structures import Batch, ClipBatch, ImageBatch
 from opendetr.synthetic import write_scenes
 from opendetr.training.callbacks import MetricsFile, read_metrics
-from opendetr.training.events import Observer
+from opendetr.training.events import Callback
 from opendetr.training.trainer import STATE
 from test_processes import ENVIRONMENT, in_processes, needs_fork
 
@@ -45,7 +45,7 @@ def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "last" / STATE)
 
 
-class StopAfterOne(Observer):
+class StopAfterOne(Callback):
     """Asks for a stop after the first step, as Ctrl-C does."""
 
     def on_step(self, event) -> None:
@@ -58,7 +58,7 @@ class StopAfterOne(Observer):
 @pytest.mark.parametrize("name", NAMES)
 def test_two_steps_change_the_weights_and_resume_to_the_same_bits(name, scenes, tmp_path):
     whole = train(name, scenes, tmp_path / "whole")
-    first = train(name, scenes, tmp_path / "stopped", observers=[StopAfterOne()])
+    first = train(name, scenes, tmp_path / "stopped", callbacks=[StopAfterOne()])
     assert (first.step, first.interrupted) == (1, True)
     second = train(name, scenes, tmp_path / "stopped", resume=True)
     assert (whole.step, second.step) == (2, 2)
@@ -178,7 +178,7 @@ def test_what_is_known_after_the_forward_pass_divides_once(scenes, tmp_path):
     norms = []
     for parts in (1, 2):
         folder = tmp_path / str(parts)
-        train("clips", scenes, folder, dropout=False, accumulate=parts, observers=[MetricsFile()])
+        train("clips", scenes, folder, dropout=False, accumulate=parts, callbacks=[MetricsFile()])
         row = next(row for row in read_metrics(folder) if row["kind"] == "step")
         assert row["loss"] == pytest.approx(task.total(sums).item() / count.item(), rel=1e-4)
         norms.append(row["gradient_norm"])
@@ -232,7 +232,7 @@ def main(data: Path, folder: Path) -> None:
             codes += in_processes(
                 count,
                 lambda name=name, count=count: train(
-                    name, data, folder / f"{name}-{count}", dropout=False, observers=[MetricsFile()]
+                    name, data, folder / f"{name}-{count}", dropout=False, callbacks=[MetricsFile()]
                 ),
             )
     print(json.dumps(codes))

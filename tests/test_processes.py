@@ -30,7 +30,7 @@ from opendetr.structures import Batch, ImageBatch, Target
 from opendetr.synthetic import write_scenes
 from opendetr.training.callbacks import MetricsFile, read_metrics
 from opendetr.training.checkpoint import load_checkpoint
-from opendetr.training.events import Observer, StepTaken
+from opendetr.training.events import Callback, StepTaken
 from opendetr.training.trainer import STATE, Trainer
 
 STEPS = 20
@@ -65,7 +65,7 @@ def in_processes(count: int, work: Callable[[], None]) -> list[int]:
     return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
 
 
-class Stopper(Observer):
+class Stopper(Callback):
     """Asks for a stop, as Ctrl-C in one process does."""
 
     def __init__(self, at_step: int) -> None:
@@ -111,7 +111,7 @@ def train(
         recipe,
         folder,
         evaluate=lambda task: {"AP": sum(distributed.gather(1.0))},
-        observers=[MetricsFile(), Stopper(stop_at)],
+        callbacks=[MetricsFile(), Stopper(stop_at)],
         device="cpu",
     ).train(resume=resume)
 

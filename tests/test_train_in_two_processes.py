@@ -41,7 +41,7 @@ from opendetr.recipe import Recipe
 from opendetr.scoring import SoftmaxNoObject
 from opendetr.structures import Batch, ImageBatch, LazyMasks, Output, Predictions
 from opendetr.synthetic import write_scenes
-from opendetr.training.events import Observer, StepTaken
+from opendetr.training.events import Callback, StepTaken
 from opendetr.training.trainer import Trainer
 from stand_ins import CountingTask, RandomLoader
 from test_processes import ENVIRONMENT, in_processes, needs_fork
@@ -51,7 +51,7 @@ RECIPE = Recipe(learning_rate=1e-2, backbone_learning_rate=1e-2, batch_size=4, m
                 save_every=1000)  # fmt: skip
 
 
-class Steps(Observer):
+class Steps(Callback):
     """Keeps the loss, the gradient's norm and the number of images of every step."""
 
     def __init__(self) -> None:
@@ -163,7 +163,7 @@ def train_with_a_substitute(data: DetectionData, folder: Path) -> None:
     share = (distributed.rank(), distributed.world_size())
     loader = WatchedLoader(train_loader(data, config, batch_size=4, seed=0, share=share))
     steps = Steps()
-    Trainer(task, loader, replace(RECIPE, max_steps=2 * STEPS), folder, observers=[steps], device="cpu").train()
+    Trainer(task, loader, replace(RECIPE, max_steps=2 * STEPS), folder, callbacks=[steps], device="cpu").train()
     weights = {name: tensor.clone() for name, tensor in task.state_dict().items()}
     keep({"met": loader.met, "steps": steps.steps, "weights": weights}, folder)
 

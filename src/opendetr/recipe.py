@@ -47,7 +47,7 @@ class Recipe:
             "auto" is PQ if panoptic maps are evaluated, mask_AP if masks are, otherwise AP.
         patience: stop the run after this number of evaluations in a row without a new best; 0 never stops it.
         save_every: seconds between checkpoints. Every evaluation also writes one.
-        tensorboard: also write TensorBoard logs to the run folder.
+        log: where losses and metrics are logged in addition to the run folder: "tensorboard", "wandb", "mlflow".
         fit_to_data: set epochs, batch size and learning rate from the number of training images, except those that are
             given; see `training.settings.fit_to_data`.
         seed: seed of the order of the data, the augmentation and dropout.
@@ -79,7 +79,7 @@ class Recipe:
     best_by: str = "AP"
     patience: int = 0
     save_every: float = 300.0
-    tensorboard: bool = False
+    log: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
     fit_to_data: bool = False
     seed: int = 42
 
@@ -100,6 +100,7 @@ class Recipe:
         self._expect("max_steps", self.max_steps is None or self.max_steps >= 1, "at least 1")
         self._expect("time", self.time is None or self.max_steps is None, "no time together with max_steps")
         self._expect("precision", self.precision in ("auto", "fp32", "bf16", "fp16"), "auto, fp32, bf16 or fp16")
+        self._expect("log", set(self.log) <= {"tensorboard", "wandb", "mlflow"}, "tensorboard, wandb or mlflow")
         self._expect("accumulate", self.accumulate <= self.batch_size, f"at most the {self.batch_size} of batch_size")
 
     def _expect(self, name: str, fulfilled: bool, expected: str) -> None:

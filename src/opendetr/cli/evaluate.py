@@ -21,6 +21,7 @@ from opendetr.cli.output import (
     StrictNoObjectOption,
     WeightsOption,
     command,
+    in_range,
     number,
     print_json,
     say,
@@ -68,8 +69,7 @@ class EvalOptions:
     panoptic_score: Annotated[
         float | None,
         typer.Option(
-            min=0,
-            max=1,
+            callback=in_range(0, 1),
             help="Minimum score of a query in a panoptic map. [default: 0.85; 0.4 for sigmoid scores]",
             show_default=False,
         ),
@@ -137,7 +137,6 @@ def evaluate(options: EvalOptions) -> Exit:
 def _open(detector: Predictor, options: EvalOptions, split: str) -> DetectionData:
     """Open the split. Raises ConfigError for mask options if the model or the dataset has no masks."""
     from opendetr.config import ConfigError
-    from opendetr.data.formats import open_split
 
     has_merge, has_panoptic_score = options.merge is not MergeRule.DEFAULT, options.panoptic_score is not None
     of_masks = {
@@ -150,14 +149,7 @@ def _open(detector: Predictor, options: EvalOptions, split: str) -> DetectionDat
         raise ConfigError(
             f"{options.weights}: has no mask head, only boxes are evaluated: leave out {' and '.join(given)}"
         )
-    config = detector.preset.data
-    data = open_split(
-        options.data,
-        split,
-        val_fraction=config.val_fraction,
-        strict=config.strict,
-        masks=options.masks.value if options.masks else config.masks,
-    )
+    data = detector.open_split(options.data, split, masks=options.masks.value if options.masks else None)
     if has_merge and data.masks == "none":
         raise ConfigError(f"{options.data}: was read without masks, only boxes are evaluated: leave out --merge")
     if has_panoptic_score and data.masks != "panoptic":

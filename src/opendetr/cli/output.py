@@ -41,7 +41,23 @@ MergeOption = Annotated[
     MergeRule,
     typer.Option(help="How masks become a panoptic map; published is the rule of DETR's code, for comparison."),
 ]
-BatchSizeOption = Annotated[int, typer.Option(min=1, help="Number of images per forward pass.")]
+
+
+def in_range(low: float, high: float | None = None) -> Callable[[float | None], float | None]:
+    """A callback that refuses a number out of its range in the words of the Python API."""
+
+    def check(value: float | None) -> float | None:
+        from opendetr.config import range_fault
+
+        fault = range_fault(value, low, high)
+        if fault:
+            raise typer.BadParameter(fault)
+        return value
+
+    return check
+
+
+BatchSizeOption = Annotated[int, typer.Option(callback=in_range(1), help="Number of images per forward pass.")]
 StrictNoObjectOption = Annotated[
     bool, typer.Option("--strict-no-object", help='Drop queries whose most probable class is "no object".')
 ]

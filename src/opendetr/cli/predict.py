@@ -228,7 +228,7 @@ class _Run:
         if self._options.panoptic:
             options |= {"panoptic": True, "merge": self._options.merge.value}
         only = self._sources[0] if len(self._sources) == 1 else None
-        if only is not None and is_one_image(only):
+        if isinstance(only, str) and is_one_image(only):
             yield self._detector.predict(only, **options)
         elif isinstance(only, int):
             yield from self._detector.predict(only, **options, on_unreadable=self._failed)

@@ -1,6 +1,6 @@
 """Datasets: formats, records, images, masks, augmentation, and the batches made of them."""
 
-from opendetr.data.config import DataConfig
+from opendetr.data.config import DataConfig, Masks
 from opendetr.data.faults import Effect, Kind, count_noun
 from opendetr.data.formats.recognise import open_data
 from opendetr.data.images import ImageError, read_image, read_record, to_rgb, write_map
@@ -28,6 +28,7 @@ __all__ = [
     "ImageError",
     "ImageRecord",
     "Kind",
+    "Masks",
     "TrainLoader",
     "TrueSegment",
     "coco_truth",

@@ -17,14 +17,18 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, TypeVar, overload
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from opendetr.categories import Categories
-from opendetr.config import ConfigError
-from opendetr.data import DetectionData, ImageError, eval_loader
+from opendetr.config import ConfigError, require_range
+from opendetr.data import DetectionData, ImageError, Masks, eval_loader
+from opendetr.data.formats import open_split
 from opendetr.distributed import best_device, rank, together, world_size
 from opendetr.evaluation import Evaluation, Evaluator
+from opendetr.export import export_huggingface, export_official
 from opendetr.inference.evaluate import Stopwatch
 from opendetr.inference.sources.prefetch import in_order
 from opendetr.inference.sources.reading import Source, each_image, is_one_image, read_source
@@ -105,21 +109,44 @@ class Predictor:
         self.session: Session = preset.session(self.model)
         self._transform = preset.data.evaluation_transform()
 
+    # A path can be one image or several. `| Any` lets a type checker accept both uses of the result.
     @overload
     def predict(
         self,
-        source: Source | Iterable[Source],
+        source: np.ndarray | Tensor | Image.Image | SourceImage,
         *,
         panoptic: Literal[False] = False,
         min_score: float | None = None,
         class_min_scores: Mapping[str, float] | None = None,
         batch_size: int = 8,
         on_unreadable: Callable[[str], None] | None = None,
-    ) -> Detections | Iterator[Detections]: ...
+    ) -> Detections: ...
     @overload
     def predict(
         self,
-        source: Source | Iterable[Source],
+        source: str | Path,
+        *,
+        panoptic: Literal[False] = False,
+        min_score: float | None = None,
+        class_min_scores: Mapping[str, float] | None = None,
+        batch_size: int = 8,
+        on_unreadable: Callable[[str], None] | None = None,
+    ) -> Detections | Any: ...
+    @overload
+    def predict(
+        self,
+        source: int | list[Any] | tuple[Source, ...] | Iterator[Source],
+        *,
+        panoptic: Literal[False] = False,
+        min_score: float | None = None,
+        class_min_scores: Mapping[str, float] | None = None,
+        batch_size: int = 8,
+        on_unreadable: Callable[[str], None] | None = None,
+    ) -> Iterator[Detections]: ...
+    @overload
+    def predict(
+        self,
+        source: np.ndarray | Tensor | Image.Image | SourceImage,
         *,
         panoptic: Literal[True],
         merge: Merge = "default",
@@ -127,7 +154,31 @@ class Predictor:
         class_min_scores: Mapping[str, float] | None = None,
         batch_size: int = 8,
         on_unreadable: Callable[[str], None] | None = None,
-    ) -> Panoptic | Iterator[Panoptic]: ...
+    ) -> Panoptic: ...
+    @overload
+    def predict(
+        self,
+        source: str | Path,
+        *,
+        panoptic: Literal[True],
+        merge: Merge = "default",
+        min_score: float | None = None,
+        class_min_scores: Mapping[str, float] | None = None,
+        batch_size: int = 8,
+        on_unreadable: Callable[[str], None] | None = None,
+    ) -> Any: ...
+    @overload
+    def predict(
+        self,
+        source: int | list[Any] | tuple[Source, ...] | Iterator[Source],
+        *,
+        panoptic: Literal[True],
+        merge: Merge = "default",
+        min_score: float | None = None,
+        class_min_scores: Mapping[str, float] | None = None,
+        batch_size: int = 8,
+        on_unreadable: Callable[[str], None] | None = None,
+    ) -> Iterator[Panoptic]: ...
     def predict(
         self,
         source: Source | Iterable[Source],
@@ -167,9 +218,13 @@ class Predictor:
 
         Raises:
             DataError: there is no image, or an image cannot be read.
-            ConfigError: `class_min_scores` names a class that the detector does not have, `panoptic` is set and the
-                model has no mask head, or `merge` is set without `panoptic`.
+            ConfigError: `class_min_scores` names a class that the detector does not have, a score is not in 0..1,
+                `batch_size` is below 1, `panoptic` is set and the model has no mask head, or `merge` is set without
+                `panoptic`.
         """
+        require_range("batch_size", batch_size, 1)
+        for name, score in {"min_score": min_score, **(class_min_scores or {})}.items():
+            require_range(name, score, 0, 1)
         thresholds = self._thresholds(min_score, class_min_scores or {}, panoptic=panoptic)
         if panoptic:
             self._require_masks()
@@ -292,10 +347,30 @@ class Predictor:
             )
             self._says_thresholds = False
 
+    def open_split(self, folder: str | Path, split: str | None = None, *, masks: Masks | None = None) -> DetectionData:
+        """The split of a dataset folder to evaluate the detector on. The arguments are those of `evaluate`.
+
+        Raises:
+            DataError: the folder is not a dataset, or does not have the split or the masks.
+            ConfigError: `masks` is set and the model has no mask head.
+        """
+        config = self.preset.data
+        if masks not in (None, "none") and not self.has_masks:
+            raise ConfigError("masks: the model has no mask head, only boxes are evaluated: leave it out")
+        return open_split(
+            folder,
+            split or config.val_split or "val",
+            val_fraction=config.val_fraction,
+            strict=config.strict,
+            masks=masks or config.masks,
+        )
+
     def evaluate(
         self,
-        data: DetectionData,
+        data: DetectionData | str | Path,
         *,
+        split: str | None = None,
+        masks: Masks | None = None,
         batch_size: int = 8,
         layers: bool = False,
         merge: Merge = "default",
@@ -308,7 +383,10 @@ class Predictor:
         masks, panoptic maps if the dataset was also loaded with panoptic maps.
 
         Args:
-            data: the images and their annotations.
+            data: a dataset folder, or the images of a split and their annotations.
+            split: the split of the folder to evaluate on. Default: that of the run, else "val".
+            masks: the masks of the folder to evaluate against, as in `DataConfig.masks`. Default: as the model was
+                trained.
             batch_size: images per forward pass.
             layers: also evaluate each decoder layer.
             merge: the rule that turns masks into a panoptic map, "default" or "published"; see
@@ -317,9 +395,22 @@ class Predictor:
             progress: called with the number of evaluated images and the number of all images.
 
         Raises:
-            DataError: detector and dataset have no class in common, an image of the dataset is missing, or its masks
-                would make a metric wrong.
+            DataError: the folder is not a dataset, detector and dataset have no class in common, an image of the
+                dataset is missing, or its masks would make a metric wrong.
+            ConfigError: a number is out of its range, or an argument has no effect: `masks`, `merge` or
+                `panoptic_score` without a mask head or such masks, `split` or `masks` without a folder.
         """
+        require_range("batch_size", batch_size, 1)
+        require_range("panoptic_score", panoptic_score, 0, 1)
+        if isinstance(data, DetectionData):
+            if split is not None or masks is not None:
+                raise ConfigError("split and masks apply to a dataset folder: leave them out, or give the folder")
+        else:
+            data = self.open_split(data, split, masks=masks)
+        if merge != "default" and data.masks == "none":
+            raise ConfigError("merge: the dataset was loaded without masks, only boxes are evaluated: leave it out")
+        if panoptic_score is not None and data.masks != "panoptic":
+            raise ConfigError("panoptic_score: the dataset was loaded without panoptic maps: leave it out")
         num_layers = self.preset.model.transformer.decoder_layers if layers else None
         options = {"num_layers": num_layers, "merge": merge, "panoptic_score": panoptic_score}
         evaluator = self.preset.evaluator(self.categories, data, **options)
@@ -365,6 +456,29 @@ class Predictor:
         with torch.inference_mode():
             output = self.session.step(images, self.preset.prompt(batch))
             yield from evaluator.results(output, images, batch)
+
+    def export(self, out: str | Path, format: Literal["huggingface", "official"] = "huggingface") -> Path:
+        """Write the detector for other software, as `opendetr export` does.
+
+        Args:
+            out: a new folder for "huggingface", which transformers loads with `from_pretrained`; a new file for
+                "official", a checkpoint of the original implementation.
+            format: the layout.
+
+        Returns:
+            The path that was written.
+
+        Raises:
+            ConfigError: the path exists, the format is unknown, or the other software does not support the model.
+        """
+        path = Path(out)
+        if format == "huggingface":
+            export_huggingface(self.model, self.preset, self.categories, path, thresholds=self.thresholds)
+        elif format == "official":
+            export_official(self.model, self.preset, path)
+        else:
+            raise ConfigError(f"format: expected huggingface or official, got {format!r}")
+        return path
 
 
 def _require_finite(model: nn.Module) -> None:

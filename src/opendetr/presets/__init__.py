@@ -1,5 +1,6 @@
 """The catalogue: one preset per model."""
 
+from opendetr.presets.about import FAMILIES, RELATIVE_TIME
 from opendetr.presets.preset import (
     Preset,
     build_model,
@@ -11,6 +12,7 @@ from opendetr.presets.registry import (
     DEFAULT_MODEL,
     create,
     create_task,
+    describe,
     detector_alone,
     get_preset,
     list_models,
@@ -27,11 +29,14 @@ from opendetr.presets.registry import (
 
 __all__ = [
     "DEFAULT_MODEL",
+    "FAMILIES",
+    "RELATIVE_TIME",
     "Preset",
     "build_model",
     "build_task",
     "create",
     "create_task",
+    "describe",
     "detector_alone",
     "get_preset",
     "list_models",

@@ -67,6 +67,8 @@ class Preset:
     recipe: Recipe = field(default_factory=Recipe)
 
     def __post_init__(self) -> None:
+        if self.model.num_queries < 1:
+            raise ValueError(f"model.num_queries: expected at least 1, got {self.model.num_queries}")
         off = MaskHeadConfig()
         if not self.has_masks and self.masks != off:
             name = next(name for name, value in vars(self.masks).items() if value != getattr(off, name))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib import resources
@@ -134,9 +135,16 @@ def get_preset(name: str) -> Preset:
         ConfigError: the name is unknown. The message suggests similar names.
     """
     if name not in _PRESETS:
-        near = difflib.get_close_matches(name, _PRESETS, n=3, cutoff=0.3) or list(_PRESETS)
-        raise ConfigError(f"{name!r} is not a model of the catalogue; did you mean {' or '.join(near)}?")
+        near = difflib.get_close_matches(name, _PRESETS, n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else "`opendetr models` lists all models"
+        raise ConfigError(f"{name!r} is not a model of the catalogue; {hint}")
     return _PRESETS[name]()
+
+
+def describe(name: str) -> str:
+    """What distinguishes a model from the others of its family, in a sentence. Raises ConfigError as `get_preset`."""
+    get_preset(name)
+    return inspect.getdoc(_PRESETS[name]) or ""
 
 
 def preset_from_dict(record: Mapping[str, Any]) -> Preset:

@@ -1,4 +1,4 @@
-"""Observers of a training run: progress on the terminal, files of metrics, curves, images, TensorBoard."""
+"""Callbacks of a training run: progress on the terminal, files of metrics, curves, images."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from opendetr.evaluation import CLASS_PREFIX
 from opendetr.files import write_atomically
 from opendetr.training.checkpoint import CheckpointError, writing
 from opendetr.training.events import (
+    Callback,
     Evaluated,
     NonFiniteFound,
-    Observer,
     PlanFixed,
     RunEnded,
     RunStarted,
@@ -38,7 +38,7 @@ _MAX_STEP_LINES = 5000
 _FEW_STEPS = 50
 
 
-class Progress(Observer):
+class Progress(Callback):
     """Prints the progress of a run: a progress bar on a terminal, else a line from time to time.
 
     Args:
@@ -174,7 +174,7 @@ class _Throughput:
         return self._seconds / self._steps
 
 
-class MetricsFile(Observer):
+class MetricsFile(Callback):
     """Writes `metrics.jsonl`: one JSON object per line, {"kind": "step" | "evaluation" | ...}.
 
     A run of more than 5000 steps writes only every second, third, ... step. A resumed run first removes the lines that
@@ -256,10 +256,10 @@ class MetricsFile(Observer):
             file.write(_as_line(row))
 
 
-class MetricsTable(Observer):
+class MetricsTable(Callback):
     """Writes `metrics.csv` after every evaluation: one row per evaluation, with mean losses since the one before.
 
-    It reads `metrics.jsonl`, so `MetricsFile` must come before it among the observers.
+    It reads `metrics.jsonl`, so `MetricsFile` must come before it among the callbacks.
     """
 
     def __init__(self) -> None:
@@ -302,44 +302,10 @@ def _mean(values: Iterable[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-class TensorBoard(Observer):
-    """Writes files for TensorBoard to `tensorboard/` in the run folder: losses, learning rate, speed, and metrics."""
-
-    def __init__(self) -> None:
-        self._writer: Any = None
-
-    def on_start(self, event: RunStarted) -> None:
-        """Open the files. TensorBoard no longer shows steps after the checkpoint of a resumed run."""
-        from torch.utils.tensorboard import SummaryWriter
-
-        folder = event.folder / "tensorboard"
-        with writing(folder):
-            self._writer = SummaryWriter(str(folder), purge_step=event.step + 1 if event.step else None)
-
-    def on_step(self, event: StepTaken) -> None:
-        """Write losses, learning rate, gradient norm and duration of a step."""
-        scalars = {f"loss/{name}": layers[-1] for name, layers in event.losses.items()}
-        scalars |= {"loss/total": event.loss, "training/learning rate": event.learning_rate}
-        scalars |= {"training/gradient norm": event.gradient_norm, "training/seconds per step": event.seconds}
-        for name, value in scalars.items():
-            self._writer.add_scalar(name, value, event.step)
-
-    def on_evaluation(self, event: Evaluated) -> None:
-        """Write the metrics."""
-        for name, value in event.metrics.items():
-            group = "classes" if name.startswith(CLASS_PREFIX) else "validation"
-            self._writer.add_scalar(f"{group}/{name}", value, event.step)
-        self._writer.flush()
-
-    def on_end(self, event: RunEnded) -> None:
-        """Close the files."""
-        self._writer.close()
-
-
-class Curves(Observer):
+class Curves(Callback):
     """Draws `curves.png` after every evaluation and at the end: the losses, the metrics and the AP of each class.
 
-    It reads `metrics.jsonl`, so `MetricsFile` must come before it among the observers.
+    It reads `metrics.jsonl`, so `MetricsFile` must come before it among the callbacks.
 
     Args:
         metrics: names of the metrics to draw.
@@ -368,7 +334,7 @@ class Curves(Observer):
             _save_image(curves(rows, self._metrics), self._folder / "curves.png")
 
 
-class ValidationImages(Observer):
+class ValidationImages(Callback):
     """Draws the predictions for a few images after every evaluation, to `images/step-N-NAME.jpg` in the run folder.
 
     Args:

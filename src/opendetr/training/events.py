@@ -1,4 +1,4 @@
-"""The events of a training run, and the base class of observers that receive them."""
+"""The events of a training run, and the base class of callbacks that receive them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from opendetr.training.schedule import Evaluations, Plan
 Outcome = Literal["finished", "early", "interrupted", "failed"]
 
 
-class Observer:
+class Callback:
     """Receives the events of a training run. A subclass overrides methods. It must not change the run."""
 
     def on_start(self, event: RunStarted) -> None:
@@ -67,9 +67,9 @@ class RunStarted:
     metrics: Mapping[str, Any]
     notes: tuple[str, ...] = ()
 
-    def tell(self, observer: Observer) -> None:
-        """Call the observer's method for this event."""
-        observer.on_start(self)
+    def tell(self, callback: Callback) -> None:
+        """Call the callback's method for this event."""
+        callback.on_start(self)
 
 
 @dataclass(frozen=True)
@@ -93,9 +93,9 @@ class PlanFixed:
     recipe: Recipe
     step_seconds: float | None
 
-    def tell(self, observer: Observer) -> None:
-        """Call the observer's method for this event."""
-        observer.on_plan(self)
+    def tell(self, callback: Callback) -> None:
+        """Call the callback's method for this event."""
+        callback.on_plan(self)
 
 
 @dataclass(frozen=True)
@@ -126,9 +126,9 @@ class StepTaken:
     seconds: float
     data_seconds: float
 
-    def tell(self, observer: Observer) -> None:
-        """Call the observer's method for this event."""
-        observer.on_step(self)
+    def tell(self, callback: Callback) -> None:
+        """Call the callback's method for this event."""
+        callback.on_step(self)
 
 
 @dataclass(frozen=True)
@@ -143,9 +143,9 @@ class EpochEnded:
     epoch: int
     step: int
 
-    def tell(self, observer: Observer) -> None:
-        """Call the observer's method for this event."""
-        observer.on_epoch(self)
+    def tell(self, callback: Callback) -> None:
+        """Call the callback's method for this event."""
+        callback.on_epoch(self)
 
 
 @dataclass(frozen=True)
@@ -170,9 +170,9 @@ class Evaluated:
     seconds: float
     task: nn.Module
 
-    def tell(self, observer: Observer) -> None:
-        """Call the observer's method for this event."""
-        observer.on_evaluation(self)
+    def tell(self, callback: Callback) -> None:
+        """Call the callback's method for this event."""
+        callback.on_evaluation(self)
 
 
 @dataclass(frozen=True)
@@ -189,9 +189,9 @@ class CheckpointSaved:
     folder: Path
     seconds: float
 
-    def tell(self, observer: Observer) -> None:
-        """Call the observer's method for this event."""
-        observer.on_checkpoint(self)
+    def tell(self, callback: Callback) -> None:
+        """Call the callback's method for this event."""
+        callback.on_checkpoint(self)
 
 
 @dataclass(frozen=True)
@@ -210,9 +210,9 @@ class NonFiniteFound:
     gradient_norm: float
     names: tuple[str, ...]
 
-    def tell(self, observer: Observer) -> None:
-        """Call the observer's method for this event."""
-        observer.on_nonfinite(self)
+    def tell(self, callback: Callback) -> None:
+        """Call the callback's method for this event."""
+        callback.on_nonfinite(self)
 
 
 @dataclass(frozen=True)
@@ -230,9 +230,9 @@ class RunEnded:
     outcome: Outcome
     seconds: float
 
-    def tell(self, observer: Observer) -> None:
-        """Call the observer's method for this event."""
-        observer.on_end(self)
+    def tell(self, callback: Callback) -> None:
+        """Call the callback's method for this event."""
+        callback.on_end(self)
 
 
 Event = RunStarted | PlanFixed | StepTaken | EpochEnded | Evaluated | CheckpointSaved | NonFiniteFound | RunEnded

@@ -6,7 +6,7 @@ Each of these overrides the ones before it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from opendetr.presets import (
     DEFAULT_MODEL,
     Preset,
     get_preset,
+    list_models,
     name_with_masks,
     name_without_masks,
     preset_from_dict,
@@ -70,9 +71,11 @@ def set_up(
     weights = weights if weights is not None else about.get("weights")
     name = _one_of(model, record.get("name"), f"{config}: has the settings of {record.get('name')}")
     choice = weights_choice(name or DEFAULT_MODEL, weights)
+    requested = name or _model_of(choice)
+    if choice in list_models() and name_without_masks(requested or choice) != name_without_masks(choice):
+        raise ConfigError(f"the weights of {choice} do not fit {requested}; leave the model out, or give other weights")
     origin = starting_point(name or DEFAULT_MODEL, choice)
     card = read_card(origin) if isinstance(origin, Path) else None
-    requested = name or (DEFAULT_MODEL if choice == PUBLISHED else None)
     preset = get_preset(_model_name(requested, card, origin, with_masks=freeze_detector and name is None))
     if origin == NOTHING:
         preset = trained_from_nothing(preset)
@@ -93,6 +96,13 @@ def set_up(
     preset = replaced(preset, record)
     preset = replace(preset, freeze_detector=preset.freeze_detector or freeze_detector)
     return Setup(preset, data.resolve(), choice, frozenset(record.get("recipe", {}))), origin
+
+
+def _model_of(choice: str) -> str | None:
+    """The model that a choice of weights names; None if only the file of the weights can name it."""
+    if choice == PUBLISHED:
+        return DEFAULT_MODEL
+    return choice if choice in list_models() else None
 
 
 def _sizes_of(trained: DataConfig, data: DataConfig) -> DataConfig:
@@ -219,6 +229,22 @@ def _nested(changes: Mapping[str, Any] | Iterable[str | Mapping[str, Any]]) -> d
     if "name" in merged:
         raise ConfigError("config: 'name' is the name of the model and cannot be changed; choose another model")
     return merged
+
+
+def with_options(
+    changes: Mapping[str, Any] | Iterable[str | Mapping[str, Any]], **options: Mapping[str, Any]
+) -> list[str | Mapping[str, Any]]:
+    """The changes with the options that are not None added at the end, grouped by branch of the settings."""
+    given = {
+        branch: {name: value for name, value in values.items() if value is not None}
+        for branch, values in options.items()
+    }
+    return [*((changes,) if isinstance(changes, str | Mapping) else changes), given]
+
+
+def listed(names: str | Sequence[str]) -> list[str]:
+    """The names as a list; a single one can be given as a string."""
+    return [names] if isinstance(names, str) else list(names)
 
 
 def _merge(into: dict[str, Any], change: Mapping[str, Any]) -> None:

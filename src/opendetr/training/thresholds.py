@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from opendetr.scoring import ScoreThresholds
-from opendetr.training.events import Observer, StepTaken
+from opendetr.training.events import Callback, StepTaken
 
 
-class ChosenThresholds(Observer):
+class ChosenThresholds(Callback):
     """The thresholds that the latest evaluation chose, as long as the evaluated weights have not changed.
 
     Attributes:

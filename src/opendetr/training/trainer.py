@@ -46,12 +46,12 @@ from opendetr.training.activation_checkpointing import recompute_blocks
 from opendetr.training.checkpoint import CheckpointError, find_checkpoint, load_checkpoint, save_checkpoint
 from opendetr.training.ema import WeightAverage
 from opendetr.training.events import (
+    Callback,
     CheckpointSaved,
     EpochEnded,
     Evaluated,
     Event,
     NonFiniteFound,
-    Observer,
     Outcome,
     PlanFixed,
     RunEnded,
@@ -187,7 +187,7 @@ class Trainer:
         evaluate_start: also evaluate before the first step, because the initial weights may be the best ones.
         save_model: writes the weights of the deployed task to a path, for `model.safetensors`. Default: all tensors of
             the task.
-        observers: receive every event, in this order, in the main process only.
+        callbacks: receive every event, in this order, in the main process only.
         device: "auto", "cpu", "cuda" or "mps".
 
     Raises:
@@ -206,7 +206,7 @@ class Trainer:
         num_images: int = 1,
         evaluate_start: bool = False,
         save_model: Callable[[Path, nn.Module], object] | None = None,
-        observers: Sequence[Observer] = (),
+        callbacks: Sequence[Callback] = (),
         device: str = "auto",
     ) -> None:
         self.device = best_device(device)
@@ -220,7 +220,7 @@ class Trainer:
         self.num_images = num_images
         self.evaluate_start = evaluate_start and evaluate is not None
         self.save_model = save_model or _save_tensors
-        self.observers = observers if is_main() else ()
+        self.callbacks = callbacks if is_main() else ()
         groups = parameter_groups(self.task, recipe)
         self.optimizer = torch.optim.AdamW(groups, fused=True)
         self.rates = [group["lr"] for group in groups]
@@ -660,8 +660,8 @@ class Trainer:
                 )
 
     def _notify(self, event: Event) -> None:
-        for observer in self.observers:
-            event.tell(observer)
+        for callback in self.callbacks:
+            event.tell(callback)
 
 
 def _step_losses(loss: Tensor, losses: dict[str, Tensor], norm: Tensor) -> _StepLosses:
