@@ -333,7 +333,7 @@ def test_the_demo_shows_maps_of_a_model_with_masks(tmp_path, monkeypatch):
     torch.manual_seed(0)
     preset, categories = miniature("detr-tiny-panoptic"), Categories.from_coco(SCENES)
     shipped = Predictor(build_model(preset, len(categories)), preset, categories, device="cpu")
-    monkeypatch.setattr("opendetr.inference.predictor.load", lambda *_given, **_options: shipped)
+    monkeypatch.setattr("opendetr.inference.load", lambda *_given, **_options: shipped)
     result = CliRunner().invoke(app, ["demo", "--out", str(tmp_path), "--images", "2"], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     page = (tmp_path / "index.html").read_text()

@@ -6,6 +6,7 @@ Shape letters: B batch, H W image.
 from __future__ import annotations
 
 import difflib
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,8 +14,10 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
+from numbers import Integral
 from pathlib import Path
-from typing import Literal, TypeVar, overload
+from textwrap import shorten
+from typing import Any, Literal, TypeVar, get_args, overload
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +30,7 @@ from opendetr.evaluation import Evaluation
 from opendetr.inference.evaluate import ResultSource, Stopwatch
 from opendetr.inference.session import ImageSession, Session
 from opendetr.inference.sources.prefetch import in_order
-from opendetr.inference.sources.reading import Source, each_image, is_one_image, read_source
+from opendetr.inference.sources.reading import Source, each_image, is_one_image, plain_source, read_source
 from opendetr.inference.sources.source_image import SourceImage
 from opendetr.models import Detector
 from opendetr.postprocess import ImageMasks, Merge, candidates, detect_with_queries, image_masks
@@ -135,9 +138,10 @@ class Predictor:
         detections above the threshold, and resized to the original image one image at a time.
 
         Args:
-            source: one image: a path, an http or https URL, a PIL image, a (H, W, 3) or (H, W) uint8 array, or a
-                (3, H, W) tensor, uint8 or float in 0..1. Or several images: a folder, a pattern such as
-                "photos/*.jpg", a video file, the index of a camera, or an iterable of any of these.
+            source: one image: a path, an http or https URL, a PIL image, an array, uint8, (H, W, 3) RGB or (H, W)
+                grey, or a tensor, uint8 or float in 0..1, (3, H, W) RGB. Or several images: a folder, a pattern such
+                as "photos/*.jpg", a video file, the index of a camera, or an iterable of any of these but cameras.
+                The EXIF orientation of files, URLs and PIL images is applied.
             panoptic: return a panoptic map instead of detections.
             merge: the rule that turns masks into a panoptic map (see `postprocess.panoptic_map`).
             min_score: predictions with a lower score are dropped. The default is 0.5 for detections. For panoptic maps
@@ -154,11 +158,14 @@ class Predictor:
 
         Raises:
             DataError: there is no image, or an image cannot be read.
-            ConfigError: `class_min_scores` names a class that the detector does not have, `panoptic` is set and the
-                model has no mask head, or `merge` is set without `panoptic`.
+            ConfigError: a threshold is not in 0..1, `class_min_scores` names a class that the detector does not have,
+                `batch_size` is not a positive integer, `panoptic` is set and the model has no mask head, `merge` is
+                not a rule, or is set without `panoptic`.
         """
+        _require_batch_size(batch_size)
+        _require_merge(merge)
         default_score = self.model.scoring.panoptic_score if panoptic else DETECTION_SCORE
-        thresholds = self._thresholds(default_score if min_score is None else min_score, class_min_scores or {})
+        thresholds = self._thresholds(default_score if min_score is None else min_score, class_min_scores)
         if panoptic:
             self._require_masks()
             merging = partial(self._panoptic, thresholds=thresholds, merge=merge)
@@ -166,6 +173,16 @@ class Predictor:
         if merge != "default":
             raise ConfigError(f"merge={merge!r} applies to panoptic maps only: set panoptic=True, too, or omit merge")
         return self._predict(source, partial(self._detect, thresholds=thresholds), batch_size, on_unreadable)
+
+    __call__ = predict
+
+    def __repr__(self) -> str:
+        return f"Predictor({self.preset.name}, {sum(self.categories.used)} classes, {self.device})"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """(K,) the names of the classes; a label is an index of it. "N/A" are labels that are never predicted."""
+        return self.categories.names
 
     @property
     def has_masks(self) -> bool:
@@ -186,11 +203,12 @@ class Predictor:
         batch_size: int,
         on_unreadable: Callable[[str], None] | None,
     ) -> Result | Iterator[Result]:
-        if is_one_image(source):
-            (finish,) = run_batch([self._prepare(source)])  # type: ignore[arg-type]
+        plain = plain_source(source)
+        if is_one_image(plain):
+            (finish,) = run_batch([self._prepare(plain)])  # type: ignore[arg-type]
             return finish()
-        images = each_image(source, on_unreadable)
-        live = isinstance(source, int)
+        images = each_image(plain, on_unreadable)
+        live = isinstance(plain, int)
         return self._stream(images, run_batch, 1 if live else batch_size, on_unreadable)
 
     def _stream(
@@ -245,17 +263,29 @@ class Predictor:
         images = ImageBatch.from_images([item.input for item in batch]).to(self.device)
         return images, torch.tensor([item.image.pixels.shape[:2] for item in batch])
 
-    def _thresholds(self, min_score: float, by_class: Mapping[str, float]) -> Tensor:
+    def _thresholds(self, min_score: float, by_class: Mapping[str, float] | None) -> Tensor:
         """(K,) the score threshold of each class."""
-        thresholds = torch.full((len(self.categories),), min_score)
+        thresholds = torch.full((len(self.categories),), _score("min_score", min_score))
+        by_class = {} if by_class is None else by_class
+        if not isinstance(by_class, Mapping):
+            raise ConfigError(
+                f"class_min_scores is a {type(by_class).__name__}; give a dict such as {{{self.names[0]!r}: 0.3}}"
+            )
         for name, threshold in by_class.items():
+            if not isinstance(name, str):
+                raise ConfigError(f"class_min_scores: {name!r} is not the name of a class; give {self._named(name)}")
             labels = [label for label, known in enumerate(self.categories.names) if known == name]
             if not labels:
                 near = difflib.get_close_matches(name, self.categories.names, n=1)
                 hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(self.categories.names[:5])} ..."
                 raise ConfigError(f"min score of {name!r}: the detector has no such class; {hint}")
-            thresholds[labels] = threshold
+            thresholds[labels] = _score(f"class_min_scores[{name!r}]", threshold)
         return thresholds
+
+    def _named(self, label: Any) -> str:
+        """The name of a label for a message, or of the first class for what is not a label."""
+        known = isinstance(label, int) and not isinstance(label, bool) and 0 <= label < len(self.names)
+        return repr(self.names[label if known else 0])
 
     def evaluate(
         self,
@@ -285,6 +315,8 @@ class Predictor:
             DataError: detector and dataset have no class in common, an image of the dataset is missing, or its masks
                 would make a metric wrong.
         """
+        _require_batch_size(batch_size)
+        _require_merge(merge)
         num_layers = self.preset.model.transformer.decoder_layers if layers else None
         evaluator = self.preset.evaluator(self.categories, data, num_layers=num_layers)
         source = ResultSource(self.session, self.categories, evaluator, merge, panoptic_score)
@@ -301,6 +333,29 @@ class Predictor:
         evaluator.gather()
         unreadable = [line for lines in gather(list(loader.unreadable.values())) for line in lines]
         return evaluator.evaluation(watch.seconds / max(done, 1), unreadable)
+
+
+def _score(name: str, value: Any) -> float:
+    """A threshold as a float. Raises ConfigError if it is not a number in 0..1."""
+    try:
+        score = math.nan if isinstance(value, bool | str) else float(value)
+    except (TypeError, ValueError, RuntimeError):  # RuntimeError: a tensor of several numbers
+        score = math.nan
+    if not 0 <= score <= 1:
+        raise ConfigError(f"{name}={shorten(repr(value), 40)}: give a number in 0..1")
+    return score
+
+
+def _require_batch_size(batch_size: Any) -> None:
+    """Raise ConfigError unless it is a positive integer: with 0 there would silently be no results."""
+    if isinstance(batch_size, bool) or not isinstance(batch_size, Integral) or batch_size < 1:
+        raise ConfigError(f"batch_size={batch_size!r}: give an integer of at least 1")
+
+
+def _require_merge(merge: Any) -> None:
+    """Raise ConfigError unless it is one of the rules."""
+    if merge not in get_args(Merge):
+        raise ConfigError(f"merge={merge!r}: give {' or '.join(map(repr, get_args(Merge)))}")
 
 
 def _require_finite(model: nn.Module) -> None:

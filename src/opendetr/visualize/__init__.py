@@ -14,6 +14,7 @@ from opendetr.visualize.drawing import (
     draw_boxes,
     draw_segments,
     draw_truth,
+    require_format,
     save_image,
     truth_sheet,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "draw_curves",
     "draw_segments",
     "draw_truth",
+    "require_format",
     "save_image",
     "truth_sheet",
 ]

@@ -276,7 +276,16 @@ def save_image(image: Image.Image, path: Path) -> None:
 
     Raises:
         OSError: the file cannot be written.
-        KeyError: Pillow has no format with this suffix.
+        ValueError: Pillow has no format with this suffix.
     """
+    format_ = require_format(path)
     with atomic_path(path) as temporary:
-        image.save(temporary, Image.registered_extensions()[path.suffix.lower()])
+        image.save(temporary, format_)
+
+
+def require_format(path: Path) -> str:
+    """The name of Pillow's format for the path's suffix. Raises ValueError if it writes no images with this suffix."""
+    format_ = Image.registered_extensions().get(path.suffix.lower(), "")
+    if format_ not in Image.SAVE:
+        raise ValueError(f"{path}: no image format has the suffix {path.suffix!r}; give a name such as image.png")
+    return format_
