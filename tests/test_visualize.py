@@ -129,6 +129,12 @@ def test_letters_grow_with_the_picture():
     assert heights[1] > 3 * heights[0]
 
 
+def test_labels_can_be_larger_than_usual():
+    box = np.array([[300, 200, 400, 300]])
+    heights = [200 - where(draw_boxes(grey(), box, ["name"], [RED], text=text), RED)[1] for text in (1, 2)]
+    assert heights[1] > 1.8 * heights[0]
+
+
 def test_truth_is_drawn_with_names_and_crowds():
     single, crowd = Record(3, (100, 100, 50, 50)), Record(3, (100, 100, 50, 50), crowd=True)
     assert where(draw_truth(grey(), [single], PETS, scale=1), RED)[2:] == pytest.approx((150, 150), abs=3)

@@ -481,7 +481,12 @@ def _pixel_box(region: tuple[slice, slice]) -> list[int]:
 
 
 def draw_detections(
-    detections: Detections, image: Any = None, *, min_score: float = 0.0, scale: float | None = None
+    detections: Detections,
+    image: Any = None,
+    *,
+    min_score: float = 0.0,
+    scale: float | None = None,
+    text: float = 1,
 ) -> Image.Image:
     """Draw the name, the score, and the mask (or the box without masks) of every detection on the image.
 
@@ -490,6 +495,7 @@ def draw_detections(
         image: the image to draw on: its path, a PIL image, an array or a tensor; `detections.image` by default.
         min_score: detections with a lower score are not drawn.
         scale: factor by which the image is enlarged. By default, small images are enlarged to about 720 pixels.
+        text: factor on the size of labels and lines, for images that are shown smaller than they are.
 
     Raises:
         ValueError: there is no image, or its size is not that of the detections.
@@ -499,23 +505,26 @@ def draw_detections(
     captions = [f"{name} {score:.2f}" for name, score in zip(shown.names, shown.scores.tolist(), strict=True)]
     colours = [shown.categories.colours[label] for label in shown.labels.tolist()]
     masks = None if shown.masks is None else shown.masks.cpu().numpy()
-    return visualize.draw_boxes(canvas, shown.boxes.detach().cpu().numpy(), captions, colours, masks=masks, scale=scale)
+    boxes = shown.boxes.detach().cpu().numpy()
+    return visualize.draw_boxes(canvas, boxes, captions, colours, masks=masks, scale=scale, text=text)
 
 
-def draw_panoptic(panoptic: Panoptic, image: Any = None, *, scale: float | None = None) -> Image.Image:
+def draw_panoptic(panoptic: Panoptic, image: Any = None, *, scale: float | None = None, text: float = 1) -> Image.Image:
     """Draw the segments of a panoptic map and their names on the image.
 
     Args:
         panoptic: the map of one image.
         image: the image to draw on: its path, a PIL image, an array or a tensor; `panoptic.image` by default.
         scale: as in `draw_detections`.
+        text: as in `draw_detections`.
 
     Raises:
         ValueError: there is no image, or its size is not that of the map.
     """
     canvas = _own_image("draw_panoptic", "panoptic map", panoptic.image if image is None else image, panoptic)
     labels = {segment.id: segment.label for segment in panoptic.info}
-    return visualize.draw_segments(canvas, panoptic.segments.cpu().numpy(), labels, panoptic.categories, scale=scale)
+    segments = panoptic.segments.cpu().numpy()
+    return visualize.draw_segments(canvas, segments, labels, panoptic.categories, scale=scale, text=text)
 
 
 def _own_image(function: str, noun: str, image: Any, result: Detections | Panoptic) -> Image.Image:
