@@ -65,6 +65,8 @@ def test_min_score_leaves_out():
     assert has(draw_detections(detections), BLUE)
     picture = draw_detections(detections, min_score=0.5)
     assert has(picture, RED) and not has(picture, BLUE)
+    with pytest.raises(ValueError, match=r"min_score=50: give a number in 0\.\.1"):
+        draw_detections(detections, min_score=50)
 
 
 def test_nothing_found_draws_the_image():

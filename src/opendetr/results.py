@@ -498,8 +498,10 @@ def draw_detections(
         text: factor on the size of labels and lines, for images that are shown smaller than they are.
 
     Raises:
-        ValueError: there is no image, or its size is not that of the detections.
+        ValueError: there is no image, its size is not that of the detections, or `min_score` is not in 0..1.
     """
+    if not 0 <= min_score <= 1:
+        raise ValueError(f"draw_detections: min_score={min_score}: give a number in 0..1")
     canvas = _own_image("draw_detections", "detections", detections.image if image is None else image, detections)
     shown = detections[detections.scores >= min_score]
     captions = [f"{name} {score:.2f}" for name, score in zip(shown.names, shown.scores.tolist(), strict=True)]
