@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import inspect
 import json
 import math
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import is_dataclass
@@ -103,8 +105,10 @@ def command(function: Callable[..., Any]) -> Callable[..., None]:
     def run(*, debug: bool, **options: Any) -> None:
         try:
             code = function(**options) if options_class is None else function(options_class(**options))
+            sys.stdout.flush()  # here, where an error is still one line
         except Exception as error:
             line = _explained(error)
+            _discard_lost_output()
             if debug or line is None:
                 raise
             print(f"error: {line}", file=sys.stderr)
@@ -117,6 +121,16 @@ def command(function: Callable[..., Any]) -> Callable[..., None]:
     run.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
     run.__annotations__ = {option.name: option.annotation for option in options}
     return run
+
+
+def _discard_lost_output() -> None:
+    """Discard what is still to be printed if it cannot be, as in `opendetr eval ... | head`. Python would report the
+    same error again when it exits.
+    """
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _options_class(parameters: Sequence[inspect.Parameter]) -> type[Any] | None:
@@ -138,8 +152,12 @@ def _explained(error: Exception) -> str | None:
         )
     loaded = [(sys.modules[module], name) for module, name in _USER_ERRORS.items() if module in sys.modules]
     kinds = tuple(getattr(module, name) for module, name in loaded if hasattr(module, name))
-    if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        return one_line(f"{error.filename}: {error.strerror[0].lower()}{error.strerror[1:]}")
+    if isinstance(error, BrokenPipeError):
+        return "standard output was closed before everything was printed"
+    if isinstance(error, OSError) and error.strerror:
+        name = "" if error.filename is None else f"{error.filename}: "
+        advice = "; make space, or write to another disk" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        return one_line(f"{name}{error.strerror[0].lower()}{error.strerror[1:]}{advice}")
     return one_line(str(error)) if isinstance(error, (OSError, *kinds)) else None
 
 

@@ -6,6 +6,7 @@ Shape letters: B batch, H W image.
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,8 +15,10 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
+from numbers import Integral
 from pathlib import Path
-from typing import Any, Literal, TypeVar, overload
+from textwrap import shorten
+from typing import Any, Literal, TypeVar, get_args, overload
 
 import numpy as np
 import torch
@@ -31,7 +34,7 @@ from opendetr.evaluation import Evaluation, Evaluator
 from opendetr.export import export_huggingface, export_official
 from opendetr.inference.evaluate import Stopwatch
 from opendetr.inference.sources.prefetch import in_order
-from opendetr.inference.sources.reading import Source, each_image, is_one_image, read_source
+from opendetr.inference.sources.reading import Source, each_image, is_one_image, plain_source, read_source
 from opendetr.inference.sources.source_image import SourceImage
 from opendetr.models import Detector, Session
 from opendetr.postprocess import ImageMasks, Merge, candidates, detect_with_queries, image_masks
@@ -198,9 +201,10 @@ class Predictor:
         detections above the threshold, and resized to the original image one image at a time.
 
         Args:
-            source: one image: a path, an http or https URL, a PIL image, a (H, W, 3) or (H, W) uint8 array, or a
-                (3, H, W) tensor, uint8 or float in 0..1. Or several images: a folder, a pattern such as
-                "photos/*.jpg", a video file, the index of a camera, or an iterable of any of these.
+            source: one image: a path, an http or https URL, a PIL image, an array, uint8, (H, W, 3) RGB or (H, W)
+                grey, or a tensor, uint8 or float in 0..1, (3, H, W) RGB. Or several images: a folder, a pattern such
+                as "photos/*.jpg", a video file, the index of a camera, or an iterable of any of these but cameras.
+                The EXIF orientation of files, URLs and PIL images is applied.
             panoptic: return a panoptic map instead of detections.
             merge: the rule that turns masks into a panoptic map (see `postprocess.panoptic_map`).
             min_score: predictions with a lower score are dropped. The default for detections is `thresholds`, with one
@@ -218,14 +222,13 @@ class Predictor:
 
         Raises:
             DataError: there is no image, or an image cannot be read.
-            ConfigError: `class_min_scores` names a class that the detector does not have, a score is not in 0..1,
-                `batch_size` is below 1, `panoptic` is set and the model has no mask head, or `merge` is set without
-                `panoptic`.
+            ConfigError: a threshold is not in 0..1, `class_min_scores` names a class that the detector does not have,
+                `batch_size` is not a positive integer, `panoptic` is set and the model has no mask head, `merge` is
+                not a rule, or is set without `panoptic`.
         """
-        require_range("batch_size", batch_size, 1)
-        for name, score in {"min_score": min_score, **(class_min_scores or {})}.items():
-            require_range(name, score, 0, 1)
-        thresholds = self._thresholds(min_score, class_min_scores or {}, panoptic=panoptic)
+        _require_batch_size(batch_size)
+        _require_merge(merge)
+        thresholds = self._thresholds(min_score, class_min_scores, panoptic=panoptic)
         if panoptic:
             self._require_masks()
             merging = partial(self._panoptic, thresholds=thresholds, merge=merge)
@@ -233,6 +236,16 @@ class Predictor:
         if merge != "default":
             raise ConfigError(f"merge={merge!r} applies to panoptic maps only: set panoptic=True, too, or omit merge")
         return self._predict(source, partial(self._detect, thresholds=thresholds), batch_size, on_unreadable)
+
+    __call__ = predict
+
+    def __repr__(self) -> str:
+        return f"Predictor({self.preset.name}, {sum(self.categories.used)} classes, {self.device})"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """(K,) the names of the classes; a label is an index of it. "N/A" are labels that are never predicted."""
+        return self.categories.names
 
     @property
     def has_masks(self) -> bool:
@@ -253,11 +266,12 @@ class Predictor:
         batch_size: int,
         on_unreadable: Callable[[str], None] | None,
     ) -> Result | Iterator[Result]:
-        if is_one_image(source):
-            (finish,) = run_batch([self._prepare(source)])  # type: ignore[arg-type]
+        plain = plain_source(source)
+        if is_one_image(plain):
+            (finish,) = run_batch([self._prepare(plain)])  # type: ignore[arg-type]
             return finish()
-        images = each_image(source, on_unreadable)
-        live = isinstance(source, int)
+        images = each_image(plain, on_unreadable)
+        live = isinstance(plain, int)
         return self._stream(images, run_batch, 1 if live else batch_size, on_unreadable)
 
     def _stream(
@@ -312,20 +326,27 @@ class Predictor:
         images = ImageBatch.from_images([item.input for item in batch]).to(self.device)
         return images, torch.tensor([item.image.pixels.shape[:2] for item in batch])
 
-    def _thresholds(self, min_score: float | None, by_class: Mapping[str, float], *, panoptic: bool) -> Tensor:
+    def _thresholds(self, min_score: float | None, by_class: Mapping[str, float] | None, *, panoptic: bool) -> Tensor:
         """(K,) the score threshold of each class."""
         thresholds = self._default_thresholds(panoptic=panoptic)
         if min_score is not None:
-            thresholds = torch.full((len(self.categories),), min_score)
+            thresholds = torch.full((len(self.categories),), _score("min_score", min_score))
         elif self.thresholds and not panoptic:
             self._say_thresholds()
+        by_class = {} if by_class is None else by_class
+        if not isinstance(by_class, Mapping):
+            raise ConfigError(
+                f"class_min_scores is a {type(by_class).__name__}; give a dict such as {{{self.names[0]!r}: 0.3}}"
+            )
         for name, threshold in by_class.items():
+            if not isinstance(name, str):
+                raise ConfigError(f"class_min_scores: {name!r} is not the name of a class; give {self._named(name)}")
             labels = [label for label, known in enumerate(self.categories.names) if known == name]
             if not labels:
                 near = difflib.get_close_matches(name, self.categories.names, n=1)
                 hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(self.categories.names[:5])} ..."
                 raise ConfigError(f"min score of {name!r}: the detector has no such class; {hint}")
-            thresholds[labels] = threshold
+            thresholds[labels] = _score(f"class_min_scores[{name!r}]", threshold)
         return thresholds
 
     def _default_thresholds(self, *, panoptic: bool) -> Tensor:
@@ -365,6 +386,11 @@ class Predictor:
             masks=masks or config.masks,
         )
 
+    def _named(self, label: Any) -> str:
+        """The name of a label for a message, or of the first class for what is not a label."""
+        known = isinstance(label, int) and not isinstance(label, bool) and 0 <= label < len(self.names)
+        return repr(self.names[label if known else 0])
+
     def evaluate(
         self,
         data: DetectionData | str | Path,
@@ -400,7 +426,8 @@ class Predictor:
             ConfigError: a number is out of its range, or an argument has no effect: `masks`, `merge` or
                 `panoptic_score` without a mask head or such masks, `split` or `masks` without a folder.
         """
-        require_range("batch_size", batch_size, 1)
+        _require_batch_size(batch_size)
+        _require_merge(merge)
         require_range("panoptic_score", panoptic_score, 0, 1)
         if isinstance(data, DetectionData):
             if split is not None or masks is not None:
@@ -479,6 +506,31 @@ class Predictor:
         else:
             raise ConfigError(f"format: expected huggingface or official, got {format!r}")
         return path
+
+
+def _score(name: str, value: Any) -> float:
+    """A threshold as a float. Raises ConfigError if it is not a number in 0..1."""
+    try:
+        score = math.nan if isinstance(value, bool | str) else float(value)
+    except (TypeError, ValueError, RuntimeError):  # RuntimeError: a tensor of several numbers
+        score = math.nan
+    if math.isnan(score):
+        raise ConfigError(f"{name}={shorten(repr(value), 40)}: give a number in 0..1")
+    require_range(name, score, 0, 1)
+    return score
+
+
+def _require_batch_size(batch_size: Any) -> None:
+    """Raise ConfigError unless it is a positive integer: with 0 there would silently be no results."""
+    if isinstance(batch_size, bool) or not isinstance(batch_size, Integral):
+        raise ConfigError(f"batch_size={batch_size!r}: give an integer of at least 1")
+    require_range("batch_size", int(batch_size), 1)
+
+
+def _require_merge(merge: Any) -> None:
+    """Raise ConfigError unless it is one of the rules."""
+    if merge not in get_args(Merge):
+        raise ConfigError(f"merge={merge!r}: give {' or '.join(map(repr, get_args(Merge)))}")
 
 
 def _require_finite(model: nn.Module) -> None:

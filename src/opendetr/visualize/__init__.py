@@ -15,6 +15,7 @@ from opendetr.visualize.drawing import (
     draw_boxes,
     draw_segments,
     draw_truth,
+    require_format,
     save_image,
     truth_sheet,
 )
@@ -29,6 +30,7 @@ __all__ = [
     "draw_segments",
     "draw_truth",
     "progress_bar",
+    "require_format",
     "save_image",
     "truth_sheet",
 ]
