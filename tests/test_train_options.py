@@ -295,7 +295,7 @@ class SteepTask(CountingTask):
     """Its gradients overflow fp16 until the loss is scaled less."""
 
     def total(self, losses: dict[str, torch.Tensor]) -> torch.Tensor:
-        return 100 * losses["count"].sum()
+        return 100 * losses["error"].sum()
 
 
 def test_fp16_skips_steps_that_overflow_and_resumes_exactly(tmp_path, monkeypatch):
@@ -339,7 +339,7 @@ def test_the_table_has_a_row_an_evaluation(tmp_path):
     with (tmp_path / "metrics.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [row["step"] for row in rows] == ["5", "10", "15", "20"]
-    assert {"loss", "loss count", "learning rate", "AP", "AP/dog"} <= rows[0].keys()
+    assert {"loss", "loss error", "learning rate", "AP", "AP/dog"} <= rows[0].keys()
     losses = [row["loss"] for row in read_metrics(tmp_path) if row["kind"] == "step"]
     assert float(rows[1]["loss"]) == pytest.approx(sum(losses[5:10]) / 5)
     assert rows[3]["AP/dog"] == "0.375"
@@ -360,7 +360,7 @@ def test_tensorboard_has_losses_and_scores(tmp_path):
     run(tmp_path, evaluate=scores_of_classes, observers=[TensorBoard()])
     events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
-    names = {"loss/total", "loss/count", "training/learning rate", "validation/AP", "classes/AP/dog"}
+    names = {"loss/total", "loss/error", "training/learning rate", "validation/AP", "classes/AP/dog"}
     assert names <= set(events.Tags()["scalars"])
     assert [event.step for event in events.Scalars("loss/total")] == list(range(1, 21))
     assert events.Scalars("classes/AP/dog")[-1].value == 0.375
