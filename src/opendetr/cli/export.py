@@ -47,7 +47,7 @@ def export(
         export_huggingface(detector.model, preset, detector.categories, out)
     else:
         export_official(detector.model, preset, out)
-    if preset.model.backbone.norm == "batch":
+    if preset.model.backbone.frozen() != preset.model.backbone:
         say("batch norm was written as frozen batch norm: evaluation is the same, training leaves it unchanged")
     if as_json:
         print_json(

@@ -45,11 +45,10 @@ def _row(name: str) -> dict[str, Any]:
     with torch.device("meta"):
         model = create(name)
     backbone, transformer = preset.model.backbone, preset.model.transformer
-    marks = (" of half width" if backbone.half_width else "") + (", dilated" if backbone.dilation else "")
     return {
         "name": name,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "backbone": f"ResNet-{backbone.depth}{marks}",
+        "backbone": backbone.describe(),
         "layers": f"{transformer.encoder_layers}+{transformer.decoder_layers}",
         "width": transformer.width,
         "queries": preset.model.num_queries,

@@ -33,6 +33,7 @@ from opendetr.weights import (
     their_names,
     unpacked,
     unwritable,
+    uses_timm,
 )
 
 WEIGHTS = "model.safetensors"
@@ -52,7 +53,7 @@ def export_official(model: Detector, preset: Preset, path: Path) -> None:
     if path.exists():
         raise ConfigError(f"{path}: exists already; give the name of a new file")
     family = _known_family(model, preset)
-    _refuse_group_norm(preset)
+    _expect_common_backbone(preset)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary:
         torch.save({"model": _named(model, family, family.official)}, temporary)
@@ -75,16 +76,18 @@ def export_huggingface(model: Detector, preset: Preset, categories: Categories, 
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise ConfigError(f"{folder}: is not an empty folder; give the name of a new one")
     family = _known_family(model, preset)
-    _refuse_group_norm(preset)
+    _expect_common_backbone(preset)
     reason = not_for_huggingface(model, preset)
     if reason:
         raise ConfigError(f"{preset.name}: cannot be exported to Hugging Face: {reason}; use --format official")
     assert family.huggingface is not None
-    rows = family.huggingface.writing(timm=preset.model.backbone.dilation)
+    settings = to_dict(preset)["model"]
+    rows = family.huggingface.writing(timm=uses_timm(settings))
     state = unpacked(_named(model, family, rows))
-    config = config_json(family.huggingface, to_dict(preset)["model"], categories, model)
+    config = config_json(family.huggingface, settings, categories, model)
     processor = preprocessor_json(family.huggingface, preset.data.image_size, preset.data.max_size)
-    card = ModelCard(to_dict(_with_frozen_norm(preset)), categories, {})
+    exported = replace(preset, model=replace(preset.model, backbone=preset.model.backbone.frozen()))
+    card = ModelCard(to_dict(exported), categories, {})
     folder.mkdir(parents=True, exist_ok=True)
     _write_json(folder / CONFIG, config)
     _write_json(folder / PREPROCESSOR, processor)
@@ -106,14 +109,11 @@ def _known_family(model: Detector, preset: Preset) -> WeightFamily:
     return family
 
 
-def _refuse_group_norm(preset: Preset) -> None:
-    if preset.model.backbone.norm == "group":
-        raise ConfigError(f"{preset.name}: group norm in a backbone exists only in OpenDETR; use its own weights file")
-
-
-def _with_frozen_norm(preset: Preset) -> Preset:
-    backbone = replace(preset.model.backbone, norm="frozen")
-    return replace(preset, model=replace(preset.model, backbone=backbone))
+def _expect_common_backbone(preset: Preset) -> None:
+    """Raise ConfigError if the backbone has a part that other implementations do not have."""
+    part = preset.model.backbone.without_counterpart()
+    if part:
+        raise ConfigError(f"{preset.name}: {part} exists only in OpenDETR; use its own weights file")
 
 
 def _named(model: Detector, family: WeightFamily, rows: Rows) -> dict[str, Tensor]:

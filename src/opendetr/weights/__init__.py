@@ -8,7 +8,7 @@ from opendetr.weights.download import download
 from opendetr.weights.errors import WeightsError
 from opendetr.weights.family import WeightFamily, family_of, published_files, register_family
 from opendetr.weights.hub import hub_errors, is_remote, local_file
-from opendetr.weights.huggingface import CONFIG, PREPROCESSOR, config_json, preprocessor_json, unwritable
+from opendetr.weights.huggingface import CONFIG, PREPROCESSOR, config_json, preprocessor_json, unwritable, uses_timm
 from opendetr.weights.loading import (
     LoadReport,
     fitting_part,
@@ -52,6 +52,7 @@ __all__ = [
     "transfer",
     "unpacked",
     "unwritable",
+    "uses_timm",
     "usual_categories",
     "weights_file",
 ]
