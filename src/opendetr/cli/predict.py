@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 import typer
 
 from opendetr.cli.output import (
-    DEFAULT_MODEL,
     BatchSizeOption,
     DeviceOption,
     Exit,
@@ -28,6 +27,7 @@ from opendetr.cli.output import (
     progress_bar,
     say,
 )
+from opendetr.recipe import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from opendetr.inference import Predictor
