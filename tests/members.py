@@ -399,20 +399,22 @@ class ClipTask(Task):
     def normaliser(self, object_counts: Sequence[int]) -> None:
         return None
 
-    def forward(self, batch: ClipBatch, normaliser: None = None) -> dict[str, Tensor]:  # type: ignore[override]
-        losses: dict[str, Tensor] = {}
-        state, count = None, torch.zeros(1)
+    def frames(self, batch: ClipBatch) -> Iterator[tuple[Output, Sequence[Target], Matches]]:  # type: ignore[override]
+        state = None
         for frame in batch.frames:
             targets = [replace(target, labels=target.labels % NUM_CLASSES) for target in frame.targets]
             output = self.model(frame.images, state)
-            fixed = _inherited(output.state.ids, targets)
-            matches = self.criterion.match(output, targets, candidates=output.state.ids < 0, fixed=fixed)
-            for name, values in self.losses(output, targets, Normaliser(1.0, 1.0), matches).items():
-                losses[name] = losses[name] + values if name in losses else values
-            away = (output.state.ids >= 0).sum() - len(fixed)
-            count = count + sum(map(len, targets)) + away
+            matches = self.match(output, targets)
+            yield output, targets, matches
             state = self.model.update(output, _born(output.state.ids, targets, matches.of_layer(1)))
-        return losses | {"count": count}
+
+    def match(self, output: TrackingOutput, targets: Sequence[Target]) -> Matches:  # type: ignore[override]
+        fixed = _inherited(output.state.ids, targets)
+        return self.criterion.match(output, targets, candidates=output.state.ids < 0, fixed=fixed)
+
+    def count(self, output: TrackingOutput, targets: Sequence[Target], matches: Matches) -> Tensor:  # type: ignore[override]
+        away = (output.state.ids >= 0).sum() - len(_inherited(output.state.ids, targets))
+        return super().count(output, targets, matches) + away
 
 
 def _inherited(ids: Tensor, targets: Sequence[Target]) -> Matches:

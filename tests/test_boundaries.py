@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import field, make_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,9 @@ from opendetr import open_data
 from opendetr.data.images import read_record
 from opendetr.data.loader import sample_rng
 from opendetr.data.transforms import LabelledImage
+from opendetr.losses import Normaliser
 from opendetr.presets import register_preset, registry
-from opendetr.structures import Batch, ClipBatch, ImageBatch
+from opendetr.structures import Batch, ClipBatch, ImageBatch, Target
 from opendetr.synthetic import write_scenes
 from opendetr.training.callbacks import MetricsFile, read_metrics
 from opendetr.training.events import Callback
@@ -80,6 +82,7 @@ def test_batches_are_the_same_with_loader_processes(name, scenes):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_batch_splits_pads_and_moves_whole(name, scenes):
     batch = next(iter(new_loader(name, scenes).epoch(0)))
+    frames = len(batch.frames) if isinstance(batch, ClipBatch) else 1
     for count, sizes in ((1, [4]), (2, [2, 2]), (3, [2, 2]), (9, [1, 1, 1, 1])):
         parts = batch.split(count)
         assert [len(part) for part in parts] == sizes
@@ -91,8 +94,12 @@ def test_a_batch_splits_pads_and_moves_whole(name, scenes):
     assert padded.shape == (height + 5, width + 3)
     if isinstance(batch, ClipBatch):
         assert all(frame.shape == padded.shape for frame in padded.frames)
-        assert padded.images is padded.frames[-1].images
+        for changed in (padded, parts[0], batch.to("meta")):
+            assert changed.images is changed.frames[-1].images
+        for seeded in (batch, padded, *parts, batch.to("cpu"), replace(batch, seed=7)):
+            assert {frame.seed for frame in seeded.frames} == {seeded.seed} != {0}
         assert all(frame.targets == own.targets for frame, own in zip(padded.frames, batch.frames, strict=True))
+    assert len(batch.image_names) == len(set(batch.image_names)) * frames == len(batch.object_counts)
     assert equal(batch, batch.to("cpu"))
     assert {tensor.device.type for tensor in tensors_in(batch.to("meta"))} == {"meta"}
 
@@ -141,6 +148,45 @@ def joined(values: Sequence[Any]) -> Any:
     return first
 
 
+def batch_of_two(**further) -> Batch:
+    """Two images of 8 by 8 pixels without objects, in a batch with further fields."""
+    added = [(name, Any, field(kw_only=True)) for name in further]
+    kind = make_dataclass("WideBatch", added, bases=(Batch,), frozen=True)
+    target = Target(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4), (8, 8), (8, 8), 5)
+    return kind(ImageBatch.from_images([torch.zeros(3, 8, 8)] * 2), (target, replace(target, image_id=6)), **further)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("ab", "extra: a batch cannot split a str; use a tensor, a tuple"),
+        (["a", "b"], "extra: a batch cannot split a list; use a tensor, a tuple"),
+        ({"a": 1}, "extra: a batch cannot split a dict; use a tensor, a tuple"),
+        (torch.tensor(1.0), r"extra: expected one entry for each of 2 images, got a tensor of shape \(\)"),
+        (torch.zeros(3, 2), r"extra: expected one entry for each of 2 images, got a tensor of shape \(3, 2\)"),
+        (("a",), "extra: expected one entry for each of 2 images, got 1 entries"),
+        (members.Tokens([1, 2], torch.zeros(2)), "extra.ids: a batch cannot split a list"),
+    ],
+)
+def test_a_field_without_an_entry_per_image_is_refused_when_the_batch_is_made(value, message):
+    with pytest.raises(ValueError, match=f"^WideBatch.{message}"):
+        batch_of_two(extra=value)
+
+
+@pytest.mark.parametrize(
+    "value", [None, 3, 0.5, torch.zeros(2, 4), ("a", "b"), members.Tokens(torch.ones(2), torch.zeros(2))]
+)
+def test_a_field_of_a_subclass_is_split(value):
+    first, second = batch_of_two(extra=value).split(2)
+    assert first.image_names + second.image_names == ("image 5", "image 6")
+    if isinstance(value, members.Tokens):
+        assert (first.extra.ids.tolist(), second.extra.padding.tolist()) == ([1], [0])
+    elif isinstance(value, torch.Tensor | tuple):
+        assert equal(first.extra, value[:1]) and equal(second.extra, value[1:])
+    else:
+        assert first.extra == second.extra == value
+
+
 def tensors_in(value: object) -> Iterator[torch.Tensor]:
     """Every tensor of a batch."""
     if isinstance(value, torch.Tensor):
@@ -174,6 +220,11 @@ def test_what_is_known_after_the_forward_pass_divides_once(scenes, tmp_path):
     away = count.item() - sum(batch.object_counts)
     assert away > 0  # some objects are away from a frame
     (task.total(sums) / count).backward()
+    first = task.model(batch.frames[0].images)
+    targets = [replace(target, labels=target.labels % members.NUM_CLASSES) for target in batch.frames[0].targets]
+    alone = task.losses(first, targets)  # the public half divides too
+    parts = task.losses(first, targets, Normaliser(1.0, 1.0))
+    assert all(torch.allclose(values * sum(map(len, targets)), parts[name]) for name, values in alone.items())
     expected = torch.stack([each.grad.norm() for each in task.parameters() if each.grad is not None]).norm().item()
     norms = []
     for parts in (1, 2):

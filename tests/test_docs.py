@@ -8,6 +8,7 @@ said behind it: `# exit code 3`.
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import os
 import re
@@ -23,6 +24,7 @@ import torch
 from typer.main import get_command
 from typer.testing import CliRunner
 
+import test_layers
 from folders import save_picture
 from markdown_blocks import INSTALL, ROOT, Block, check_installation, environment_with_programs, read_blocks, run
 from opendetr.cli.main import app
@@ -183,22 +185,37 @@ def test_languages_are_known(page):
 # -------------------------------------------------------------------------------------------------------------- variant
 
 
+def add_entry(path: Path, *changes: tuple[str, str]) -> None:
+    """Put lines of code before others."""
+    text = path.read_text()
+    for line, new in changes:
+        assert text.count(line) == 1
+        text = text.replace(line, f"{new}{line}")
+    path.write_text(text)
+
+
 @posix
-def test_the_variant_of_the_page_works(workplace, tmp_path):
+def test_the_variant_of_the_page_works(workplace, tmp_path, monkeypatch):
     """Its files are put into a copy of the package; then its commands run, and the tests of the catalogue."""
     copy = tmp_path / "src" / "opendetr"
     shutil.copytree(ROOT / "src" / "opendetr", copy, ignore=shutil.ignore_patterns("__pycache__"))
+    add_entry(
+        copy / "presets" / "registry.py",
+        ("from opendetr.presets.conditional import", "from opendetr.presets.anchored import anchored_detr_tiny\n"),
+        ("        detr_r50_panoptic,\n", "        anchored_detr_tiny,\n"),
+    )
+    add_entry(
+        copy / "models" / "__init__.py",
+        ("from opendetr.models.conditional import", "from opendetr.models.anchored import AnchoredDETRConfig\n"),
+        ('    "ConditionalDETR",\n', '    "AnchoredDETRConfig",\n'),
+    )
+    monkeypatch.setattr(test_layers, "PACKAGE", copy)
     for block in blocks_of("add-a-variant.md"):
         if block.title:
-            (tmp_path / block.title).write_text(block.text)
-    registry = copy / "presets" / "registry.py"
-    text = registry.read_text()
-    first_import, entry = "from opendetr.presets.conditional import", "        detr_tiny,\n"
-    assert (text.count(first_import), text.count(entry)) == (1, 1)
-    text = text.replace(
-        first_import, f"from opendetr.presets.anchored import anchored_detr_tiny\n{first_import}"
-    ).replace(entry, f"{entry}        anchored_detr_tiny,\n")
-    registry.write_text(text)
+            path = tmp_path / block.title
+            path.write_text(block.text)
+            entry, tree = test_layers.entry_of(path), ast.parse(block.text)
+            assert test_layers.faults(entry, tree) + test_layers.imports_past_init(entry, tree) == []
     environment = environment_with_programs(tmp_path) | {"PYTHONPATH": str(tmp_path / "src")}
     (shell,) = (block for block in blocks_of("add-a-variant.md") if block.language == "bash")
     training, tests = shell.commands()

@@ -89,9 +89,9 @@ class WatchedTask(CountingTask):
         super().__init__(dropout=0.5)
         self.left: list[tuple[bool, ...]] = []
         self.statistics = [(torch.zeros(8), torch.ones(8))]
-        self.backbone[1].register_forward_pre_hook(self.count)
+        self.backbone[1].register_forward_pre_hook(self.watch)
 
-    def count(self, norm: nn.Module, inputs: tuple[Tensor]) -> None:
+    def watch(self, norm: nn.Module, inputs: tuple[Tensor]) -> None:
         (x,) = inputs
         mean, variance = self.statistics[-1]
         self.statistics.append(

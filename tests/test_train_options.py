@@ -294,7 +294,7 @@ class SteepTask(CountingTask):
     """Its gradients overflow fp16 until the loss is scaled less."""
 
     def total(self, losses: dict[str, torch.Tensor]) -> torch.Tensor:
-        return 100 * losses["count"].sum()
+        return 100 * losses["error"].sum()
 
 
 def test_fp16_skips_steps_that_overflow_and_resumes_exactly(tmp_path, monkeypatch):
@@ -338,7 +338,7 @@ def test_the_table_has_a_row_an_evaluation(tmp_path):
     with (tmp_path / "metrics.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [row["step"] for row in rows] == ["5", "10", "15", "20"]
-    assert {"loss", "loss count", "learning rate", "AP", "AP/dog"} <= rows[0].keys()
+    assert {"loss", "loss error", "learning rate", "AP", "AP/dog"} <= rows[0].keys()
     losses = [row["loss"] for row in read_metrics(tmp_path) if row["kind"] == "step"]
     assert float(rows[1]["loss"]) == pytest.approx(sum(losses[5:10]) / 5)
     assert rows[3]["AP/dog"] == "0.375"

@@ -290,7 +290,7 @@ def test_a_loss_that_is_not_finite_names_the_images_and_keeps_the_checkpoint(tmp
 def test_a_gradient_that_is_not_finite_is_refused_too(tmp_path):
     class Steep(CountingTask):
         def total(self, losses):
-            return (losses["count"].sum() * 0).sqrt()
+            return (losses["error"].sum() * 0).sqrt()
 
     with pytest.raises(NonFiniteError, match=r"the gradient's norm is nan in step 1, images image-0-0-0"):
         Trainer(Steep(), RandomLoader(), RECIPE, tmp_path, device="cpu").train()
@@ -518,7 +518,7 @@ def test_metrics_have_every_step_once(tmp_path):
     rows = read_metrics(tmp_path)
     assert [row["step"] for row in rows if row["kind"] == "step"] == list(range(1, 21))
     assert [row["step"] for row in rows if row["kind"] == "evaluation"] == [5, 10, 15, 20]
-    assert len(rows[0]["losses"]["count"]) == 2 and rows[0]["images"] == 4
+    assert len(rows[0]["losses"]["error"]) == 2 and rows[0]["images"] == 4
 
 
 def test_metrics_are_strict_json(tmp_path):
@@ -561,7 +561,7 @@ def test_progress_says_what_matters(tmp_path, terminal):
         "5 steps per epoch",
         "images/s",
         "loss ",
-        "(count ",
+        "(error ",
         " left",
         "AP ",
         "the best so far",

@@ -260,7 +260,7 @@ def test_imagenet_weights_go_into_the_backbone(scenes, tmp_path, monkeypatch):
     after = weights_of(result.folder)
     assert torch.equal(after["backbone.body.conv1.weight"], state["conv1.weight"])  # frozen
     assert torch.equal(after["backbone.body.layer4.1.bn2.running_var"], state["layer4.1.bn2.running_var"])
-    with pytest.raises(WeightsError, match="no ImageNet weights for a backbone of half width"):
+    with pytest.raises(WeightsError, match="no ImageNet weights for its ResNet-18 of half width"):
         run(scenes, tmp_path / "tiny", weights="imagenet", model="detr-tiny")
 
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
-from opendetr.cli.output import DEFAULT_MODEL, Exit, JsonOption, command, print_json, say, table
+from opendetr.cli.output import Exit, JsonOption, command, print_json, say, table
+from opendetr.recipe import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from opendetr.data import DataFault, Kind

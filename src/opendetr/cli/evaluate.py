@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from opendetr.cli.output import (
-    DEFAULT_MODEL,
     BatchSizeOption,
     DeviceOption,
     Exit,
@@ -28,6 +27,7 @@ from opendetr.cli.output import (
     table,
     write_json,
 )
+from opendetr.recipe import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from opendetr.data import DetectionData

@@ -43,7 +43,7 @@ def export(
     detector = load(weights, model=model, device="cpu")
     preset = detector.preset
     detector.export(out, format.value)
-    if preset.model.backbone.norm == "batch":
+    if preset.model.backbone.frozen() != preset.model.backbone:
         say("batch norm was written as frozen batch norm: evaluation is the same, training leaves it unchanged")
     if as_json:
         print_json(

@@ -151,13 +151,12 @@ def _row(name: str) -> dict[str, Any]:
     with torch.device("meta"):
         model = create(name)
     backbone, transformer = preset.model.backbone, preset.model.transformer
-    marks = (" of half width" if backbone.half_width else "") + (", dilated" if backbone.dilation else "")
     return {
         "name": name,
         "family": (model.get_submodule(model.detector_part) if model.detector_part else model).family,
         "description": describe(name),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "backbone": f"ResNet-{backbone.depth}{marks}",
+        "backbone": backbone.describe(),
         "layers": f"{transformer.encoder_layers}+{transformer.decoder_layers}",
         "width": transformer.width,
         "queries": preset.model.num_queries,

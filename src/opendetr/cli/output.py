@@ -19,7 +19,6 @@ import typer
 
 from opendetr.files import write_atomically
 
-DEFAULT_MODEL = "deformable-detr-tiny"  # the default of `presets`, which takes seconds to import
 WeightsOption = Annotated[
     str,
     typer.Option(

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 import typer
 
 from opendetr.cli.output import (
-    DEFAULT_MODEL,
     BatchSizeOption,
     DeviceOption,
     Exit,
@@ -29,6 +28,7 @@ from opendetr.cli.output import (
     say,
     table,
 )
+from opendetr.recipe import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from opendetr.inference import Predictor

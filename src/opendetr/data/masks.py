@@ -64,7 +64,7 @@ def outline_fault(obj: ObjectRecord, height: int, width: int) -> tuple[Kind, str
     return next(((Kind.INVALID_OUTLINE, fault) for fault in map(_polygon_fault, outline) if fault), None)
 
 
-def run_lengths(obj: ObjectRecord, height: int, width: int) -> dict[str, Any]:
+def outline_run_lengths(obj: ObjectRecord, height: int, width: int) -> dict[str, Any]:
     """The outline of an object as COCO's compressed RLE (run-length encoding) for an image of `height` x `width`.
 
     Raises ValueError for an outline for which `outline_fault` reports a fault.
@@ -80,8 +80,8 @@ def run_lengths(obj: ObjectRecord, height: int, width: int) -> dict[str, Any]:
 
 
 def outline_area(obj: ObjectRecord, height: int, width: int) -> int:
-    """Number of pixels inside the outline of an object; arguments and errors are those of `run_lengths`."""
-    return int(coder.area(run_lengths(obj, height, width)))
+    """Number of pixels inside the outline of an object; arguments and errors are those of `outline_run_lengths`."""
+    return int(coder.area(outline_run_lengths(obj, height, width)))
 
 
 def with_outlines(data: DetectionData) -> DetectionData:
@@ -177,7 +177,7 @@ def read_masks(image: ImageRecord, objects: Sequence[ObjectRecord]) -> np.ndarra
         segments = panoptic_map(image)
         return np.stack([segments == obj.segment for obj in objects]) if objects else _no_masks(image)
     try:
-        encoded = [run_lengths(obj, image.height, image.width) for obj in objects]
+        encoded = [outline_run_lengths(obj, image.height, image.width) for obj in objects]
     except ValueError as error:
         file = image.source or image.path
         raise DataError(f"{file}, {error}; open the data with masks, which skips the object") from None

@@ -34,6 +34,7 @@ from opendetr.weights import (
     their_names,
     unpack_projections,
     unsupported_reason,
+    uses_timm,
 )
 
 WEIGHTS_FILE = "model.safetensors"
@@ -53,7 +54,7 @@ def export_official(model: Detector, preset: Preset, path: Path) -> None:
     if path.exists():
         raise ConfigError(f"{path}: exists already; give the name of a new file")
     family = _require_family(model, preset)
-    _refuse_group_norm(preset)
+    _expect_common_backbone(preset)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary:
         torch.save({"model": _renamed(model, family, family.official)}, temporary)
@@ -84,17 +85,18 @@ def export_huggingface(
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise ConfigError(f"{folder}: is not an empty folder; give the name of a new one")
     family = _require_family(model, preset)
-    _refuse_group_norm(preset)
+    _expect_common_backbone(preset)
     reason = huggingface_unsupported_reason(model, preset)
     if reason:
         raise ConfigError(f"{preset.name}: cannot be exported to Hugging Face: {reason}; use --format official")
     assert family.huggingface is not None
-    # Only the timm backbones of transformers support dilation.
-    rows = family.huggingface.writing(timm=preset.model.backbone.dilation)
+    settings = to_dict(preset)["model"]
+    rows = family.huggingface.writing(timm=uses_timm(settings))
     state = unpack_projections(_renamed(model, family, rows))
-    config = config_json(family.huggingface, to_dict(preset)["model"], categories, model)
+    config = config_json(family.huggingface, settings, categories, model)
     processor = preprocessor_json(family.huggingface, preset.data.image_size, preset.data.max_size)
-    card = ModelCard(to_dict(_with_frozen_norm(preset)), categories, {}, thresholds)
+    exported = replace(preset, model=replace(preset.model, backbone=preset.model.backbone.frozen()))
+    card = ModelCard(to_dict(exported), categories, {}, thresholds)
     folder.mkdir(parents=True, exist_ok=True)
     _write_json(folder / CONFIG_FILE, config)
     _write_json(folder / PREPROCESSOR_FILE, processor)
@@ -116,16 +118,11 @@ def _require_family(model: Detector, preset: Preset) -> WeightFamily:
     return family
 
 
-def _refuse_group_norm(preset: Preset) -> None:
-    if preset.model.backbone.norm == "group":
-        raise ConfigError(
-            f"{preset.name}: group norm in a backbone exists only in OpenDETR; use the weights file of the run"
-        )
-
-
-def _with_frozen_norm(preset: Preset) -> Preset:
-    backbone = replace(preset.model.backbone, norm="frozen")
-    return replace(preset, model=replace(preset.model, backbone=backbone))
+def _expect_common_backbone(preset: Preset) -> None:
+    """Raise ConfigError if the backbone has a part that other implementations do not have."""
+    part = preset.model.backbone.without_counterpart()
+    if part:
+        raise ConfigError(f"{preset.name}: {part} exists only in OpenDETR; use its own weights file")
 
 
 def _renamed(model: Detector, family: WeightFamily, rows: Rows) -> dict[str, Tensor]:

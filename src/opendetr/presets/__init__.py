@@ -9,7 +9,6 @@ from opendetr.presets.preset import (
     with_frozen_detector,
 )
 from opendetr.presets.registry import (
-    DEFAULT_MODEL,
     create,
     create_task,
     describe,
@@ -26,6 +25,7 @@ from opendetr.presets.registry import (
     shipped_weights,
     weights_origin,
 )
+from opendetr.recipe import DEFAULT_MODEL
 
 __all__ = [
     "DEFAULT_MODEL",

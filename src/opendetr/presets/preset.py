@@ -158,10 +158,9 @@ class Preset:
         transformer = replace(
             model.transformer, width=32, num_heads=4, ffn_width=32, encoder_layers=2, decoder_layers=2
         )
-        backbone = replace(model.backbone, depth=18, half_width=True)
         return replace(
             self,
-            model=replace(model, backbone=backbone, transformer=transformer, num_queries=12),
+            model=replace(model, backbone=model.backbone.miniature(), transformer=transformer, num_queries=12),
             data=replace(self.data.resized(64), num_workers=0),
             recipe=replace(self.recipe, batch_size=2, epochs=1),
         )
@@ -180,7 +179,7 @@ def trained_from_nothing(preset: Preset) -> Preset:
     """
     return replace(
         preset,
-        model=replace(preset.model, backbone=replace(preset.model.backbone, norm="batch", frozen_stages=0)),
+        model=replace(preset.model, backbone=preset.model.backbone.trained_from_nothing()),
         dense=replace(preset.dense, weight=1.0),
         recipe=replace(preset.recipe, backbone_learning_rate=preset.recipe.learning_rate),
     )

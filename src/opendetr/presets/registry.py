@@ -42,9 +42,6 @@ from opendetr.presets.preset import Preset, build_model, build_task
 from opendetr.tasks import Task
 from opendetr.weights import load_weights, published_files
 
-DEFAULT_MODEL = "deformable-detr-tiny"  # used for training and prediction if no model is named
-
-
 _PRESETS: dict[str, Callable[[], Preset]] = {
     make().name: make
     for make in (

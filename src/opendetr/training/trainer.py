@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from safetensors.torch import save_file
@@ -42,6 +42,7 @@ from opendetr.distributed import (
 )
 from opendetr.recipe import Recipe
 from opendetr.structures import Batch, NonFiniteError
+from opendetr.tasks import COUNT, Task
 from opendetr.training.activation_checkpointing import recompute_blocks
 from opendetr.training.checkpoint import CheckpointError, find_checkpoint, load_checkpoint, save_checkpoint
 from opendetr.training.ema import WeightAverage
@@ -78,37 +79,6 @@ STATE, MODEL = "training.safetensors", "model.safetensors"
 _SPEED_IMAGES = 8  # number of images that measure the speed of an evaluation
 _REVISION_STEPS, _REVISION_SHARE = 5, 0.02  # interval between corrections of a plan: steps, fraction of the time
 _REPORTED_CHANGE = 0.05  # smallest relative change of the number of steps that callbacks are told
-COUNT = "count"  # the entry of a task's losses that contains a divisor known only after the forward pass
-
-
-class Task(Protocol):
-    """The interface that the trainer uses of a task; see `tasks.Task`. A task is also an nn.Module.
-
-    Attributes:
-        optional_parameters: names, or prefixes of names, of parameters that may have no gradient in a step.
-    """
-
-    optional_parameters: ClassVar[tuple[str, ...]]
-
-    def __call__(self, batch: Batch, normaliser: Any) -> dict[str, Tensor]:
-        """Compute the unweighted losses: (L,) for terms of every decoder layer, the final layer last, (1,) for others.
-
-        Names and shapes are equal in all processes. Every trained parameter that is not optional has a gradient, also
-        in a batch without objects, because several processes wait for it.
-        """
-        ...
-
-    def normaliser(self, object_counts: Sequence[int]) -> Any:
-        """The divisors of the losses, computed from the number of objects in every image of a step.
-
-        None if the divisor is known only after the forward pass. The losses are then sums, and their additional entry
-        "count" (1,) is the divisor. The trainer sums the counts and divides gradients and losses once.
-        """
-        ...
-
-    def total(self, losses: Mapping[str, Tensor]) -> Tensor:
-        """The weighted sum of the losses, a scalar."""
-        ...
 
 
 class Loader(Protocol):
@@ -177,7 +147,7 @@ class Trainer:
     """One training run.
 
     Args:
-        task: the module to train; see `Task`.
+        task: the module to train.
         loader: the batches, of `recipe.batch_size` images. One batch is one optimizer step of all processes.
         recipe: the settings of optimizer, schedule and length.
         folder: the run folder. It receives the checkpoints `last` and `best`.
@@ -197,7 +167,7 @@ class Trainer:
 
     def __init__(
         self,
-        task: nn.Module,
+        task: Task,
         loader: Loader,
         recipe: Recipe,
         folder: Path,
@@ -211,7 +181,8 @@ class Trainer:
     ) -> None:
         self.device = best_device(device)
         self.autocast_dtype = autocast_dtype(recipe.precision, self.device)
-        self.task, note = share_norms(task.to(self.device), self.device)
+        shared, note = share_norms(task.to(self.device), self.device)
+        self.task = cast(Task, shared)
         freeze(self.task, recipe.freeze)
         self.loader = loader
         self.recipe = recipe
@@ -231,7 +202,7 @@ class Trainer:
         plan, evaluations = plan_steps(recipe, len(loader), num_images) or (None, None)
         self.state = RunState(plan=plan, evaluations=evaluations)
         self._tensors = TrainedTensors(self.task, self.average.task if self.average else None, self.optimizer)
-        self._optional = cast(Task, self.task).optional_parameters
+        self._optional = self.task.optional_parameters
         self._parallel = parallel(self.task, self.device, some_without_gradient=bool(self._optional))
         self._notes: tuple[str, ...] = (note,) if note else ()
         self._speed = StepSpeed()
@@ -498,8 +469,7 @@ class Trainer:
             The total loss, a scalar, and the losses of this process, without gradients; and the divisor (1,) of this
             process if the task knows it only after the forward pass, else None.
         """
-        task = cast(Task, self.task)
-        normaliser = task.normaliser(share.counts)
+        normaliser = self.task.normaliser(share.counts)
         parts = share.batch.to(self.device).split(self.recipe.accumulate)
         sums: dict[str, Tensor] = {}
         total = torch.zeros((), device=self.device)
@@ -508,8 +478,9 @@ class Trainer:
             with without_sync(self._parallel) if part is not parts[-1] else nullcontext():
                 with torch.autocast(self.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None):
                     losses = self._parallel(part, normaliser)
-                    part_count = losses.pop(COUNT) if normaliser is None else None
-                    loss = task.total(losses)
+                    assert (COUNT in losses) == (normaliser is None), f"{COUNT!r} is the name of the divisor"
+                    part_count = losses.pop(COUNT, None)
+                    loss = self.task.total(losses)
                 # The processes average their gradients, but the step needs the sum.
                 self.scaler.scale(loss * world_size()).backward()
             total = total + loss.detach()
@@ -533,8 +504,7 @@ class Trainer:
 
     def _raise_nonfinite(self, batch: Batch, values: _StepLosses) -> None:
         """Raise NonFiniteError before the values reach the weights or a checkpoint."""
-        own = batch.names or tuple(f"image {target.image_id}" for target in batch.targets)
-        names = tuple(name for names in gather(own) for name in names)
+        names = tuple(name for names in gather(batch.image_names) for name in names)
         loss, norm = values.loss, values.norm
         self._notify(NonFiniteFound(self.state.step, loss, norm, names))
         what = f"the gradient's norm is {norm}" if math.isfinite(loss) else f"the loss is {loss}"

@@ -14,6 +14,7 @@ from opendetr.weights.huggingface import (
     config_json,
     preprocessor_json,
     unsupported_reason,
+    uses_timm,
 )
 from opendetr.weights.loading import (
     LoadReport,
@@ -58,6 +59,7 @@ __all__ = [
     "transfer",
     "unpack_projections",
     "unsupported_reason",
+    "uses_timm",
     "usual_categories",
     "weights_file",
 ]

@@ -204,9 +204,14 @@ def _get(tree: Mapping[str, Any], name: str) -> Any:
     return tree
 
 
+def uses_timm(model: Mapping[str, Any]) -> bool:
+    """Whether transformers builds the backbone of a model with timm, given its settings as plain values."""
+    return bool(model["backbone"]["dilation"])
+
+
 def _backbone_json(model: Mapping[str, Any], first_stage: int) -> dict[str, Any]:
     depth, half_width = model["backbone"]["depth"], model["backbone"]["half_width"]
-    if model["backbone"]["dilation"]:
+    if uses_timm(model):
         return {"use_timm_backbone": True, "use_pretrained_backbone": False, "backbone": f"resnet{depth}",
                 "backbone_config": None, "dilation": True}  # fmt: skip
     (layer_type, depths), (stem, widths) = _LAYERS[depth], _widths(depth, half_width)
