@@ -2,8 +2,8 @@
 
 - `patches` (as UP-DETR): an extra tensor per image, a random draw that travels in the batch, an extra loss term.
 - `captions` (as MDETR): captions and their tokens in the batch, targets with a map of tokens, a soft class term.
-- `pairs` (as TransTrack): a sample is a pair of frames; state passes from the first to the second; one of two decoders,
-  drawn once a step, has no gradient.
+- `pairs` (as TransTrack): a sample is a pair of frames; boxes and content pass from the first to the second; one of two
+  deformable decoders, drawn once a step, has no gradient.
 - `clips` (as MOTR): a sample is a clip; matches are carried from frame to frame by track id, and the divisor of the
   losses is known after the forward pass only.
 
@@ -28,13 +28,20 @@ from opendetr.data.collate import collate
 from opendetr.data.config import DataConfig
 from opendetr.data.loader import train_loader
 from opendetr.data.transforms import LabelledImage, Transform
-from opendetr.losses import CriterionConfig, Normaliser, SetCriterion
+from opendetr.losses import CriterionConfig, Normaliser, SetCriterion, SigmoidFocalClassification
 from opendetr.losses.class_terms import of_matches
+from opendetr.models.deformable import (
+    DecoderLayer,
+    DeformableDETR,
+    DeformableDETRConfig,
+    DeformableTransformerConfig,
+    LayerStack,
+)
 from opendetr.models.detr import DETR, DETRConfig
 from opendetr.nn.backbone import BackboneConfig
 from opendetr.nn.transformer import TransformerConfig
 from opendetr.recipe import Recipe
-from opendetr.scoring import SoftmaxNoObject
+from opendetr.scoring import Sigmoid, SoftmaxNoObject
 from opendetr.structures import Batch, ClipBatch, ImageBatch, Matches, Movable, Output, Sample, Target
 from opendetr.tasks import Task
 from opendetr.training.trainer import Trainer
@@ -331,29 +338,56 @@ class TrackingOutput(Output):
     state: State = field(kw_only=True)
 
 
-class PairDETR(DETR):
-    """Two decoders: one for objects, one for the queries of the frame before."""
+@dataclass(frozen=True)
+class PairState(State):
+    """The boxes of the frame before as well: (B, Q, 4), cxcywh in 0..1."""
+
+    boxes: Tensor = field(kw_only=True)
+
+
+class PairDETR(DeformableDETR):
+    """Two decoders with the same heads: one for objects, one for the boxes and queries of the frame before."""
 
     def __init__(self) -> None:
-        super().__init__(CONFIG, NUM_CLASSES + 1, SoftmaxNoObject())
-        self.track_content = nn.Linear(WIDTH, WIDTH)
+        transformer = DeformableTransformerConfig(
+            width=WIDTH, num_heads=4, ffn_width=32, encoder_layers=1, decoder_layers=2, num_levels=3, num_points=2
+        )
+        config = DeformableDETRConfig(
+            backbone=CONFIG.backbone, transformer=transformer, num_queries=NUM_QUERIES, refine=True
+        )
+        super().__init__(config, NUM_CLASSES, Sigmoid())
+        self.track_decoder = LayerStack(DecoderLayer(transformer) for _ in range(transformer.decoder_layers))
 
-    def forward(self, images: ImageBatch, state: State | None = None) -> TrackingOutput:
+    def forward(self, images: ImageBatch, state: PairState | None = None) -> TrackingOutput:
         features = self.backbone(images)
         memory = self.encode(self.project_features(features, images.padding))
-        position = self.queries.weight if state is None else self.track_content(state.content)
-        output = self.decode(memory, features, position)
-        ids = torch.full(output.queries.shape[1:3], -1)
-        return TrackingOutput(output.layers, output.queries, features, memory, state=State(output.queries[-1], ids))
+        if state is None:
+            position, content = self.queries.weight.chunk(2, -1)
+            output = self.decode(
+                memory, position=torch.zeros_like(content), content=content, reference=self.reference_of(position)
+            )
+            layers, queries = output.layers, output.queries
+        else:
+            layers, queries = self.decode_queries(
+                memory,
+                torch.zeros_like(state.content),
+                state.content,
+                state.boxes,
+                decoder=self.track_decoder,
+                refine=False,
+            )
+        ids = torch.full(queries.shape[1:3], -1)
+        after = PairState(queries[-1], ids, boxes=layers[-1].boxes)
+        return TrackingOutput(layers, queries, features, memory, state=after)
 
 
 class PairTask(Task):
     """The first frame gives the state without gradients; the second one is learned, by one of two decoders."""
 
-    optional_parameters = ("model.queries.", "model.track_content.")
+    optional_parameters = ("model.queries.", "model.reference_points.", "model.decoder.", "model.track_decoder.")
 
     def __init__(self) -> None:
-        criterion = SetCriterion(CriterionConfig())
+        criterion = SetCriterion(CriterionConfig(classification=SigmoidFocalClassification()))
         super().__init__(PairDETR(), criterion, {"set": criterion})
 
     def frames(self, batch: ClipBatch) -> Iterator[tuple[Output, Sequence[Target], Matches]]:  # type: ignore[override]

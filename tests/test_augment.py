@@ -1,7 +1,7 @@
 """What training does to images beyond DETR's augmentation: found again by brute force on drawn scenes."""
 
 import colorsys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import get_args
 
@@ -16,8 +16,9 @@ from opendetr.categories import Categories
 from opendetr.data.augmentation import EXTRA_AUGMENTATIONS, ColourJitter, CopyPaste, Mosaic, training_transform
 from opendetr.data.config import Augment, AugmentationConfig, DataConfig
 from opendetr.data.loader import sample_rng
-from opendetr.data.records import ImageRecord, ObjectRecord
-from opendetr.data.transforms import LabelledImage
+from opendetr.data.records import DataError, ImageRecord, ObjectRecord
+from opendetr.data.transforms import LabelledImage, evaluation_transform
+from opendetr.structures import Target
 from opendetr.synthetic import CATEGORIES, SceneConfig, draw_scene
 
 THINGS = [category for category in CATEGORIES if category["isthing"]]
@@ -380,3 +381,94 @@ def test_a_recipe_without_objects(augment):
 def test_every_name_has_effects():
     assert set(EXTRA_AUGMENTATIONS) == set(get_args(Augment))
     assert EXTRA_AUGMENTATIONS["detr"] == ()
+
+
+# -------------------------------------------------------------------------------------------------- further annotations
+
+
+def numbered(index, with_polygons=True):
+    """A scene in which every object has a class of its own, and further annotations from which the class follows."""
+    plain = record(index, with_polygons)
+    things = tuple(
+        replace(thing, extras={"number": number, "pair": [number, -number], "words": [number] * (1 + number % 3)})
+        for number, thing in enumerate(plain.objects, 100 * index)
+    )
+    whole = replace(plain, objects=things, extras={"caption": f"scene {index}"})
+    image = LabelledImage.from_record(whole, scene(index).image, CLASSES)
+    return replace(image, labels=np.array([thing.extras["number"] for thing in things if not thing.crowd]))
+
+
+def with_scene_masks(image, index):
+    kept = np.array([thing.id for thing in trained_on(index)])
+    return image.with_masks(scene(index).segments[None] == kept[:, None, None])
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnnotatedTarget(Target):
+    number: np.ndarray
+    pair: np.ndarray
+    words: tuple
+
+
+def annotated(image):
+    """A sample whose target has the further annotations."""
+    plain = image.sample()
+    empty = np.zeros(0, dtype=np.int64)
+    target = AnnotatedTarget(
+        **vars(plain.target),
+        number=image.values_of_objects("number", empty),
+        pair=image.values_of_objects("pair", empty.reshape(0, 2)),
+        words=tuple(map(list, image.values_of_objects("words", empty))),
+    )
+    return replace(plain, target=target)
+
+
+TRANSFORMS = {
+    **{augment: (augment, False, True) for augment in get_args(Augment)},
+    "copy-paste of boxes": ("copy-paste", False, False),
+    "masks": ("detr", True, True),
+    "masks, colour": ("colour", True, True),
+    "evaluation": (None, False, True),
+    "evaluation, masks": (None, True, True),
+}
+
+
+@pytest.mark.parametrize(("augment", "masks", "with_polygons"), TRANSFORMS.values(), ids=TRANSFORMS)
+def test_further_annotations_stay_with_their_objects(augment, masks, with_polygons):
+    config = DataConfig(augment=augment or "detr", augmentation=AugmentationConfig(flip_vertical=True)).resized(80)
+    transform = replace(training_transform(config) if augment else evaluation_transform(config), make_sample=annotated)
+    images = [numbered(index, with_polygons) for index in range(NUM_SCENES)]
+    if masks:
+        images = [with_scene_masks(image, index) for index, image in enumerate(images)]
+    num_changed = 0
+    for seed in range(24):
+        image = images[seed % NUM_SCENES]
+        sample = transform(image, sample_rng(seed, 0, 0), images)
+        target, labels = sample.target, sample.target.labels.tolist()
+        assert target.number.tolist() == labels
+        assert target.pair.tolist() == [[label, -label] for label in labels]
+        assert list(target.words) == [[label] * (1 + label % 3) for label in labels]
+        assert len(target.boxes) == len(labels)
+        assert sample.extras == {"caption": f"scene {seed % NUM_SCENES}"}
+        num_changed += labels != image.labels.tolist()
+    assert (num_changed > 0) == (augment is not None), "objects were dropped or added"
+
+
+def test_an_image_without_objects_joins_others():
+    empty = LabelledImage(picture(96, 96), np.zeros((0, 4)), np.zeros(0, int), 0, (96, 96))
+    images = [empty, numbered(1)]
+    for effect in (Mosaic(probability=1), CopyPaste(probability=1)):
+        for seed in range(8):
+            changed = effect(empty, images, (80, 80), np.random.default_rng(seed))
+            values = changed.values_of_objects("number", np.zeros(0, dtype=np.int64))
+            assert values.tolist() == changed.labels.tolist()
+
+
+def test_an_annotation_of_only_some_objects_is_refused():
+    plain = record(0)
+    first = next(thing for thing in plain.objects if not thing.crowd)
+    things = (replace(first, extras={"track_id": 3}), replace(first, id=7))
+    with pytest.raises(DataError, match="annotation 7: has no 'track_id', which other objects have"):
+        LabelledImage.from_record(replace(plain, objects=things), scene(0).image, CLASSES)
+    with pytest.raises(DataError, match="an object: has no 'track_id'"):
+        labelled(0).with_objects_of([labelled(0), replace(labelled(0), per_object={"track_id": labelled(0).labels})])

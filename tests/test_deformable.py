@@ -75,3 +75,46 @@ def test_five_levels():
     assert sizes == [(17, 9), (9, 5), (5, 3), (3, 2), (2, 1)]
     assert [tuple(level.padding.shape[-2:]) for level in output.memory] == sizes
     assert output.final.boxes.isfinite().all()
+
+
+def test_queries_can_be_given():
+    model = build_model(miniature("deformable-detr-r50-refine"), 4).eval()
+    memory = levels([(9, 8), (5, 4), (3, 2), (2, 1)], [(6, 4), (3, 2), (2, 1), (1, 1)])
+    with torch.no_grad():
+        learned = model.decode(memory)
+        position, content = model.queries.weight.chunk(2, -1)
+        given = model.decode(memory, position=position, content=content, reference=model.reference_of(position[None]))
+        assert torch.equal(given.final.boxes, learned.final.boxes)
+        assert torch.equal(given.final.logits, learned.final.logits)
+        for changed in ({"position": content}, {"content": position}, {"reference": torch.rand(12, 4)}):
+            assert not torch.equal(model.decode(memory, **changed).final.logits, learned.final.logits)
+        tracks = model.decode(memory, position=position[:5], content=content[:5], reference=learned.final.boxes[:, :5])
+        assert tracks.final.boxes.shape == (1, 5, 4)
+
+
+def test_boxes_given_to_a_two_stage_model_take_the_place_of_its_proposals(two_stage):
+    memory = levels([(6, 4), (3, 2), (2, 1), (1, 1)], [(6, 4), (3, 2), (2, 1), (1, 1)])
+    with torch.no_grad():
+        own = two_stage.decode(memory)
+        given = two_stage.decode(memory, reference=torch.full((3, 4), 0.5))
+    assert given.final.boxes.shape == (1, 3, 4)
+    assert torch.equal(given.proposals.boxes, own.proposals.boxes)
+
+
+def test_another_decoder_shares_the_heads_and_keeps_its_references():
+    model = build_model(miniature("deformable-detr-r50-refine"), 4).eval()
+    memory = levels([(6, 4), (3, 2), (2, 1), (1, 1)], [(6, 4), (3, 2), (2, 1), (1, 1)])
+    for head in model.box_heads:  # boxes equal the references
+        torch.nn.init.zeros_(head.layers[-1].weight)
+        torch.nn.init.constant_(head.layers[-1].bias, 0.5)
+    position, content = (part[None] for part in model.queries.weight.chunk(2, -1))
+    boxes = torch.full((1, 12, 4), 0.5)
+    with torch.no_grad():
+        for refine, expected in ((False, (0.5, 0.5)), (True, (0.5, 1.0))):
+            layers, queries = model.decode_queries(
+                memory, position, content, boxes, decoder=model.decoder, refine=refine
+            )
+            assert queries.shape == (2, 1, 12, 32)
+            logits = [layer.boxes.logit() for layer in layers]
+            for found, wanted in zip(logits, expected, strict=True):
+                torch.testing.assert_close(found, torch.full((1, 12, 4), wanted))

@@ -103,13 +103,7 @@ class Mosaic:
             tile = self._make_tile(images[len(tiles)], tile_height, tile_width, rng)
             pixels[top : top + tile_height, left : left + tile_width] = tile.pixels
             tiles.append(replace(tile, boxes=tile.boxes + np.array([left, top] * 2)))
-        return replace(
-            image,
-            pixels=pixels,
-            boxes=np.concatenate([tile.boxes for tile in tiles]),
-            labels=np.concatenate([tile.labels for tile in tiles]),
-            segmentations=(),
-        )
+        return replace(image, pixels=pixels).with_objects_of(tiles)
 
     def _make_tile(self, image: LabelledImage, height: int, width: int, rng: np.random.Generator) -> LabelledImage:
         """A random crop of the image with the aspect ratio of the tile, resized to the tile."""
@@ -122,7 +116,7 @@ class Mosaic:
             int(rng.integers(limit - side, endpoint=True)) for side, limit in zip(part, available, strict=True)
         )
         crop = Crop(top, left, *part)
-        tile = crop.apply(_select(image, _visible_fraction(image, crop) >= self.min_visible))
+        tile = crop.apply(image.selected(_visible_fraction(image, crop) >= self.min_visible))
         if rng.random() < 0.5:
             tile = Flip().apply(tile)
         return Resize(height, width).apply(tile)
@@ -218,14 +212,9 @@ class CopyPaste:
                 boxes[index] = np.concatenate(
                     (np.maximum(boxes[index][:2], visible[:2]), np.minimum(boxes[index][2:], visible[2:]))
                 )
-        new = regions[count:]
-        return replace(
-            image,
-            pixels=pixels,
-            boxes=np.concatenate([boxes, *(region.box[None] for region in new)]),
-            labels=np.concatenate([image.labels, donor.labels[pasted]]),
-            segmentations=(),
-        )
+        places = np.array([region.box for region in regions[count:]]).reshape(-1, 4)
+        new = replace(donor.selected(np.array(pasted, dtype=np.intp)), boxes=places)
+        return replace(image, pixels=pixels).with_objects_of([replace(image, boxes=boxes), new])
 
 
 @dataclass(frozen=True)
@@ -306,11 +295,6 @@ def training_transform(config: DataConfig) -> TrainingTransform:
     return TrainingTransform(
         scaled, config.image_size, config.max_size, config.side_multiple, EXTRA_AUGMENTATIONS[config.augment]
     )
-
-
-def _select(image: LabelledImage, keep: np.ndarray) -> LabelledImage:
-    """The image with only the objects for which `keep` (n,) bool is True."""
-    return replace(image, boxes=image.boxes[keep], labels=image.labels[keep], segmentations=())
 
 
 def _visible_fraction(image: LabelledImage, crop: Crop) -> np.ndarray:

@@ -7,7 +7,7 @@ them by `data.transforms.LabelledImage`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -147,6 +147,8 @@ class ObjectRecord:
         segmentation: COCO polygons or RLE as annotated, or None.
         segment: the object's number in the panoptic map of its image, or None.
         at: the position in the annotation file, such as "line 3"; empty when the id is enough to find it.
+        extras: further annotations by name, such as a track id or the words of a caption that name the object. They
+            follow the object through every transform, see `data.transforms.LabelledImage.per_object`.
     """
 
     id: int
@@ -158,6 +160,7 @@ class ObjectRecord:
     segmentation: Any = None
     segment: int | None = None
     at: str = field(default="", compare=False)
+    extras: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def position(self) -> str:
@@ -184,6 +187,7 @@ class ImageRecord:
         faults: faults and warnings about this image.
         source: the file that messages about the objects name: the annotation file of this image, or the image file.
         panoptic_map: the file with the segment number of each pixel, or None (see `data.masks`).
+        extras: further annotations of the image by name, such as a caption or the number of its video.
     """
 
     id: int
@@ -194,6 +198,7 @@ class ImageRecord:
     faults: tuple[DataFault, ...] = ()
     source: str = field(default="", compare=False)
     panoptic_map: Path | None = None
+    extras: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,10 +9,9 @@ Frames: during the steps, boxes are (n, 4) xyxy in pixels of the current image, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from itertools import compress
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,7 +23,7 @@ from torch.nn.functional import interpolate
 from opendetr.boxes import xyxy_to_cxcywh
 from opendetr.categories import Categories
 from opendetr.data.config import AugmentationConfig, DataConfig
-from opendetr.data.records import ImageRecord
+from opendetr.data.records import DataError, ImageRecord, ObjectRecord
 from opendetr.structures import Sample, Target
 
 _MEAN = (0.485, 0.456, 0.406)
@@ -46,6 +45,11 @@ class LabelledImage:
         masks: (n, h, w) bool, the pixels of each object; None if masks are not loaded.
         name: the source of the image, for messages.
         index: index of the image in the dataset.
+        per_object: further annotations of the objects by name, (n, ...) each. Every step that drops, adds or reorders
+            objects does the same with these entries. Values of different lengths are in an array of objects. The
+            mapping is empty for an image without objects; `values_of_objects` reads it.
+        per_image: further annotations of the image by name. They become `Sample.extras`. An image that is composed of
+            several ones keeps those of the first.
     """
 
     pixels: np.ndarray
@@ -57,12 +61,18 @@ class LabelledImage:
     masks: np.ndarray | None = None
     name: str = ""
     index: int = 0
+    per_object: Mapping[str, np.ndarray] = field(default_factory=dict)
+    per_image: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def from_record(
         cls, record: ImageRecord, pixels: np.ndarray, categories: Categories, index: int = 0
     ) -> LabelledImage:
-        """The image of a record without crowd regions, with boxes clipped to the image."""
+        """The image of a record without crowd regions, with boxes clipped to the image.
+
+        Raises:
+            DataError: only some of the objects have an entry in their extras.
+        """
         objects = [obj for obj in record.objects if not obj.crowd]
         boxes = np.array([obj.box for obj in objects], dtype=np.float64).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
@@ -70,7 +80,18 @@ class LabelledImage:
         labels = np.array([categories.label_of_id(obj.category_id) for obj in objects], dtype=np.int64)
         segmentations = tuple(obj.segmentation for obj in objects)
         size = (record.height, record.width)
-        return cls(pixels, boxes, labels, record.id, size, segmentations, name=str(record.path), index=index)
+        return cls(
+            pixels,
+            boxes,
+            labels,
+            record.id,
+            size,
+            segmentations,
+            name=str(record.path),
+            index=index,
+            per_object=_extras_of(objects, str(record.path)),
+            per_image=record.extras,
+        )
 
     def with_masks(self, masks: np.ndarray) -> LabelledImage:
         """The image with masks (n, h, w), without the objects whose mask has no pixels."""
@@ -80,19 +101,53 @@ class LabelledImage:
         """The image without the objects whose mask has no pixels."""
         assert self.masks is not None
         visible = np.asarray(self.masks.any((1, 2)))
-        if visible.all():
-            return self
+        return self if visible.all() else self.selected(visible)
+
+    def selected(self, chosen: np.ndarray) -> LabelledImage:
+        """The image with some of its objects: `chosen` is (n,) bool, or (k,) int64 indices."""
+        indices = np.arange(len(self.labels))[chosen]
         return replace(
             self,
-            boxes=self.boxes[visible],
-            labels=self.labels[visible],
-            segmentations=tuple(compress(self.segmentations, visible)),
-            masks=self.masks[visible],
+            boxes=self.boxes[indices],
+            labels=self.labels[indices],
+            segmentations=tuple(self.segmentations[index] for index in indices) if self.segmentations else (),
+            masks=None if self.masks is None else self.masks[indices],
+            per_object={name: values[indices] for name, values in self.per_object.items()},
         )
 
+    def with_objects_of(self, images: Sequence[LabelledImage]) -> LabelledImage:
+        """The image with all objects of `images`, whose boxes are in its pixels, and without segmentations and masks.
+
+        Raises:
+            DataError: only some of the objects have an annotation.
+        """
+        names = dict.fromkeys(name for image in images for name in image.per_object)
+        return replace(
+            self,
+            boxes=np.concatenate([image.boxes for image in images]),
+            labels=np.concatenate([image.labels for image in images]),
+            segmentations=(),
+            masks=None,
+            per_object={name: _concatenated(name, images) for name in names},
+        )
+
+    def values_of_objects(self, name: str, like: np.ndarray) -> np.ndarray:
+        """The annotation `name` of the objects, (n, ...).
+
+        Args:
+            name: the key in `per_object`.
+            like: (0, ...), the result for an image without objects.
+
+        Raises:
+            DataError: the image has objects without this annotation.
+        """
+        if len(self.labels) and name not in self.per_object:
+            raise _missing_extra(self.name, "an object", name)
+        return self.per_object[name] if len(self.labels) else like
+
     def sample(self) -> Sample:
-        """The pixels and the target as a sample."""
-        return Sample(_channels_first(self.pixels), self.target(), self.name)
+        """The pixels, the target and the further annotations of the image as a sample."""
+        return Sample(_channels_first(self.pixels), self.target(), self.name, self.per_image)
 
     def target(self) -> Target:
         """The objects as a training target, with boxes as cxcywh in 0..1."""
@@ -167,16 +222,11 @@ class Crop:
     def _cut(self, image: LabelledImage) -> LabelledImage:
         boxes = image.boxes - np.array([self.left, self.top] * 2, dtype=np.float64)
         boxes = boxes.clip(0, np.array([self.width, self.height] * 2, dtype=np.float64))
-        sides = boxes[:, 2:] - boxes[:, :2]
-        kept = (sides > 0).all(1)
+        kept = np.asarray((boxes[:, 2:] > boxes[:, :2]).all(1))
         rows, columns = slice(self.top, self.top + self.height), slice(self.left, self.left + self.width)
-        return replace(
-            image,
-            pixels=image.pixels[rows, columns],
-            masks=None if image.masks is None else image.masks[kept, rows, columns],
-            boxes=boxes[kept],
-            labels=image.labels[kept],
-            segmentations=(),
+        masks = None if image.masks is None else image.masks[:, rows, columns]
+        return replace(image, pixels=image.pixels[rows, columns], masks=masks, boxes=boxes, segmentations=()).selected(
+            kept
         )
 
 
@@ -224,6 +274,7 @@ class TrainingTransform:
         max_size: maximum long side of the result, in pixels.
         side_multiple: both sides of the result are multiples of this number of pixels.
         extra: extra augmentations, applied first.
+        make_sample: makes the sample of the transformed image. A member with further targets or inputs has its own.
     """
 
     augmentation: AugmentationConfig
@@ -231,6 +282,7 @@ class TrainingTransform:
     max_size: int
     side_multiple: int = 1
     extra: tuple[ExtraAugmentation, ...] = ()
+    make_sample: Callable[[LabelledImage], Sample] = LabelledImage.sample
 
     def plan(self, height: int, width: int, rng: np.random.Generator) -> list[Flip | Resize | Crop]:
         """The steps for an image of this size; the last one is a Resize."""
@@ -271,7 +323,7 @@ class TrainingTransform:
             image = augment(image, others, (first.height, first.width), rng)
         for step in steps:
             image = step.apply(image)
-        return image.sample()
+        return self.make_sample(image)
 
 
 class PredictionTransform(Transform, Protocol):
@@ -286,12 +338,13 @@ class PredictionTransform(Transform, Protocol):
 class EvaluationTransform:
     """Resizes the short side to `image_size` and the long side to at most `max_size`, without random choices.
 
-    Both sides are rounded to multiples of `side_multiple`.
+    Both sides are rounded to multiples of `side_multiple`. `make_sample` is that of `TrainingTransform`.
     """
 
     image_size: int
     max_size: int
     side_multiple: int = 1
+    make_sample: Callable[[LabelledImage], Sample] = LabelledImage.sample
 
     @property
     def largest_shape(self) -> tuple[int, int]:
@@ -307,7 +360,7 @@ class EvaluationTransform:
     ) -> Sample:
         """The sample; neither the generator nor the other images are used."""
         image = Resize(*self.output_shape(*image.original_size), exact=True).apply(image)
-        return image.sample()
+        return self.make_sample(image)
 
     def pixels(self, image: np.ndarray) -> Tensor:
         """(H, W, 3) uint8 RGB image without ground truth -> (3, h, w) normalised float, for prediction."""
@@ -399,6 +452,39 @@ def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
 def _channels_first(pixels: np.ndarray) -> Tensor:
     """(h, w, 3) -> (3, h, w) without a copy."""
     return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def _extras_of(things: Sequence[ObjectRecord], file: str) -> dict[str, np.ndarray]:
+    """The extras of n objects as arrays by name, (n, ...) each."""
+    names = dict.fromkeys(name for thing in things for name in thing.extras)
+    for thing in things:
+        if len(thing.extras) < len(names):
+            name = next(name for name in names if name not in thing.extras)
+            raise _missing_extra(file, thing.position, name)
+    return {name: _column([thing.extras[name] for thing in things]) for name in names}
+
+
+def _column(values: Sequence[Any]) -> np.ndarray:
+    """Values as an array: (n, ...) if all have one shape, otherwise (n,) of the values themselves."""
+    try:
+        return np.array(values)
+    except ValueError:  # of different lengths
+        column = np.empty(len(values), dtype=object)
+        for index, value in enumerate(values):
+            column[index] = value
+        return column
+
+
+def _concatenated(name: str, images: Sequence[LabelledImage]) -> np.ndarray:
+    """The annotation `name` of all objects of some images."""
+    columns = [image.values_of_objects(name, image.labels) for image in images if len(image.labels)]
+    if len({column.shape[1:] for column in columns}) == 1:
+        return np.concatenate(columns)
+    return _column([value for column in columns for value in column])
+
+
+def _missing_extra(file: str, at: str, name: str) -> DataError:
+    return DataError(f"{file}, {at}: has no {name!r}, which other objects have; give it to all objects or to none")
 
 
 def _shrunk(image: LabelledImage) -> LabelledImage:

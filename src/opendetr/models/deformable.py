@@ -193,7 +193,7 @@ class DecoderLayer(nn.Module):
         return self.feed_forward_residual(content, self.feed_forward)
 
 
-class _Stack(nn.Module):
+class LayerStack(nn.Module):
     """Consecutive layers. All matrices have Xavier initialisation, except those of the deformable attention."""
 
     def __init__(self, layers: Iterable[nn.Module]) -> None:
@@ -276,8 +276,8 @@ class DeformableDETR(Detector):
         self.position = SinePosition(width, shift=-0.5)
         self.projections = nn.ModuleList(_projections(self.backbone.num_channels, transformer.num_levels, width))
         self.level_embedding = nn.Parameter(torch.randn(transformer.num_levels, width))
-        self.encoder = _Stack(EncoderLayer(transformer) for _ in range(transformer.encoder_layers))
-        self.decoder = _Stack(DecoderLayer(transformer) for _ in range(transformer.decoder_layers))
+        self.encoder = LayerStack(EncoderLayer(transformer) for _ in range(transformer.encoder_layers))
+        self.decoder = LayerStack(DecoderLayer(transformer) for _ in range(transformer.decoder_layers))
         num_heads = transformer.decoder_layers if config.refine else 1  # without refinement, all layers share one head
         class_head, box_head = _heads(width, num_logits)
         self.class_heads = nn.ModuleList(copy.deepcopy(class_head) for _ in range(num_heads))
@@ -338,28 +338,75 @@ class DeformableDETR(Detector):
             for part, shape, level, place in zip(memory, tokens.shapes, projected, positions, strict=True)
         )
 
-    def decode(self, memory: tuple[FeatureMap, ...], features: tuple[FeatureMap, ...] = ()) -> Output:
-        """Memory -> predictions of every decoder layer."""
-        tokens = _Tokens.of(memory)
-        position, content = self.queries.weight.expand(len(tokens.values), -1, -1).chunk(2, -1)
-        with torch.autocast(position.device.type, enabled=False):  # a place needs more digits than bfloat16 has
-            reference = full_precision(self.reference_points(position)).sigmoid()
-        layers, queries = self._decode(tokens, position, content, reference)
-        return Output(layers, queries, features, memory)
-
-    def _decode(
-        self, tokens: _Tokens, position: Tensor, content: Tensor, reference: Tensor
-    ) -> tuple[tuple[Predictions, ...], Tensor]:
-        """The predictions of every layer and the decoder output, (layers, B, Q, D).
+    def decode(
+        self,
+        memory: tuple[FeatureMap, ...],
+        features: tuple[FeatureMap, ...] = (),
+        *,
+        position: Tensor | None = None,
+        content: Tensor | None = None,
+        reference: Tensor | None = None,
+    ) -> Output:
+        """Memory -> predictions of every decoder layer.
 
         Args:
-            tokens: the memory.
+            memory: levels (B, D, h, w).
+            features: backbone features, which become part of the output.
+            position: (Q, D) or (B, Q, D), position part of the queries. By default the learned one.
+            content: (Q, D) or (B, Q, D), initial content of the queries. By default the learned one.
+            reference: (Q, 2 or 4) or (B, Q, 2 or 4), initial reference points or boxes, cxcywh in 0..1 of the unpadded
+                image. By default the points that the model computes from `position`.
+        """
+        tokens = _Tokens.of(memory)
+        learned_position, learned_content = self.queries.weight.chunk(2, -1)
+        position = _per_image(learned_position if position is None else position, tokens)
+        content = _per_image(learned_content if content is None else content, tokens)
+        reference = self.reference_of(position) if reference is None else _per_image(reference, tokens)
+        layers, queries = self._decode(tokens, position, content, reference, self.decoder, self.refine)
+        return Output(layers, queries, features, memory)
+
+    def reference_of(self, position: Tensor) -> Tensor:
+        """Position part of queries (..., D) -> reference points (..., 2) in 0..1 of the unpadded image."""
+        with torch.autocast(position.device.type, enabled=False):  # a point needs more digits than bfloat16 has
+            return full_precision(self.reference_points(position)).sigmoid()
+
+    def decode_queries(
+        self,
+        memory: tuple[FeatureMap, ...],
+        position: Tensor,
+        content: Tensor,
+        reference: Tensor,
+        *,
+        decoder: LayerStack,
+        refine: bool,
+    ) -> tuple[tuple[Predictions, ...], Tensor]:
+        """Decode queries with another decoder, which shares the heads of the model.
+
+        Args:
+            memory: levels (B, D, h, w).
             position: (B, Q, D), position part of the queries.
             content: (B, Q, D), initial content of the queries.
-            reference: (B, Q, 2 or 4), initial reference points or boxes.
+            reference: (B, Q, 2 or 4), initial reference points or boxes, in 0..1 of the unpadded image.
+            decoder: at most as many `DecoderLayer` as the model has heads, if it refines boxes.
+            refine: whether every layer starts from the boxes of the previous layer, and not from `reference`.
+
+        Returns:
+            The predictions of every layer and the decoder output, (L, B, Q, D).
         """
+        return self._decode(_Tokens.of(memory), position, content, reference, decoder, refine)
+
+    def _decode(
+        self,
+        tokens: _Tokens,
+        position: Tensor,
+        content: Tensor,
+        reference: Tensor,
+        decoder: LayerStack,
+        refine: bool,
+    ) -> tuple[tuple[Predictions, ...], Tensor]:
+        """As `decode_queries`, for tokens of the memory."""
         predictions, queries = [], []
-        for index, layer in enumerate(self.decoder.layers):
+        for index, layer in enumerate(decoder.layers):
             placed = tokens.on_levels(reference)
             content = layer(content, position, placed, tokens.values, tokens.shapes, tokens.padding)
             class_head = self.class_heads[min(index, len(self.class_heads) - 1)]
@@ -369,7 +416,7 @@ class DeformableDETR(Detector):
                 boxes = _moved(full_precision(box_head(known)), reference)
                 predictions.append(Predictions(full_precision(class_head(known)), boxes, self.scoring))
             queries.append(known)
-            if self.refine:
+            if refine:
                 reference = boxes.detach()
         return tuple(predictions), torch.stack(queries)
 
@@ -398,18 +445,37 @@ class TwoStageDETR(DeformableDETR):
         """Q."""
         return self._num_queries
 
-    def decode(self, memory: tuple[FeatureMap, ...], features: tuple[FeatureMap, ...] = ()) -> TwoStageOutput:
-        """Memory -> predictions of every decoder layer, and proposals."""
+    def decode(
+        self,
+        memory: tuple[FeatureMap, ...],
+        features: tuple[FeatureMap, ...] = (),
+        *,
+        position: Tensor | None = None,
+        content: Tensor | None = None,
+        reference: Tensor | None = None,
+    ) -> TwoStageOutput:
+        """Memory -> predictions of every decoder layer, and proposals.
+
+        Args:
+            memory: levels (B, D, h, w).
+            features: backbone features, which become part of the output.
+            position, content, reference: as in `DeformableDETR`. By default the reference is the best proposals, and
+                position and content are computed from the reference, which must be boxes.
+        """
         tokens = _Tokens.of(memory)
         with torch.autocast(tokens.values.device.type, enabled=False):
             proposals, logit_boxes = self._propose(tokens)
-            scores = proposals.logits[..., 0]
-            if tokens.padding is not None:  # padded tokens come last, so the amount of padding has no effect
-                scores = scores.masked_fill(tokens.padding, -torch.inf)
-            reference = self._best(scores, logit_boxes.detach()).sigmoid()
+            if reference is None:
+                scores = proposals.logits[..., 0]
+                if tokens.padding is not None:  # padded tokens come last, so the amount of padding has no effect
+                    scores = scores.masked_fill(tokens.padding, -torch.inf)
+                reference = self._best(scores, logit_boxes.detach()).sigmoid()
+            reference = _per_image(reference, tokens)
             embedded = embed_coordinates(reference, tokens.values.shape[-1] // 2).to(weights_dtype(self.proposal_query))
-            position, content = self.proposal_query_norm(self.proposal_query(embedded)).chunk(2, -1)
-        layers, queries = self._decode(tokens, position, content, reference)
+            made_position, made_content = self.proposal_query_norm(self.proposal_query(embedded)).chunk(2, -1)
+        position = made_position if position is None else _per_image(position, tokens)
+        content = made_content if content is None else _per_image(content, tokens)
+        layers, queries = self._decode(tokens, position, content, reference, self.decoder, self.refine)
         return TwoStageOutput(layers, queries, features, memory, proposals)
 
     def _propose(self, tokens: _Tokens) -> tuple[Predictions, Tensor]:
@@ -432,6 +498,11 @@ class TwoStageDETR(DeformableDETR):
         """Scores (B, N) and boxes (B, N, 4) -> the boxes of the Q best tokens (B, Q, 4), fewer if N < Q."""
         chosen = scores.topk(min(self.num_queries, scores.shape[1]), dim=1).indices
         return boxes.gather(1, chosen[..., None].expand(-1, -1, 4))
+
+
+def _per_image(queries: Tensor, tokens: _Tokens) -> Tensor:
+    """(Q, ...) or (B, Q, ...) -> (B, Q, ...)."""
+    return queries.expand(len(tokens.values), -1, -1)
 
 
 def _moved(offsets: Tensor, reference: Tensor) -> Tensor:
