@@ -470,15 +470,19 @@ def new_task(name: str) -> Task:
         return TASKS[name][0]()
 
 
-def new_loader(name: str, data: Path, num_workers: int = 0) -> Any:
+def new_config(name: str, num_workers: int = 0) -> DataConfig:
     _, config, settings = TASKS[name]
+    return config(num_workers=num_workers, **settings).resized(48)
+
+
+def new_loader(name: str, data: Path, num_workers: int = 0) -> Any:
+    made = new_config(name, num_workers)
     share = (distributed.rank(), distributed.world_size())
-    made = config(num_workers=num_workers, **settings).resized(48)
     return train_loader(open_data(data)["train"], made, batch_size=4, seed=5, share=share)
 
 
 def train(
-    name: str, data: Path, folder: Path, *, dropout: bool = True, observers: Sequence[Any] = (), **options: Any
+    name: str, data: Path, folder: Path, *, dropout: bool = True, callbacks: Sequence[Any] = (), **options: Any
 ) -> Any:
     """Two steps, or what is left of them."""
     torch.set_num_threads(1)
@@ -491,5 +495,5 @@ def train(
                 module.dropout = 0.0
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
-    trainer = Trainer(task, new_loader(name, data), recipe, folder, observers=observers, device="cpu")
+    trainer = Trainer(task, new_loader(name, data), recipe, folder, callbacks=callbacks, device="cpu")
     return trainer.train(resume=resume)

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 from folders import picture
 from opendetr.boxes import cxcywh_to_xyxy
 from opendetr.categories import Categories
-from opendetr.data.augmentation import EFFECTS, ColourJitter, CopyPaste, Mosaic, training_transform
+from opendetr.data.augmentation import EXTRA_AUGMENTATIONS, ColourJitter, CopyPaste, Mosaic, training_transform
 from opendetr.data.config import Augment, AugmentationConfig, DataConfig
 from opendetr.data.loader import sample_rng
 from opendetr.data.records import ImageRecord, ObjectRecord
@@ -378,5 +378,5 @@ def test_a_recipe_without_objects(augment):
 
 
 def test_every_name_has_effects():
-    assert set(EFFECTS) == set(get_args(Augment))
-    assert EFFECTS["detr"] == ()
+    assert set(EXTRA_AUGMENTATIONS) == set(get_args(Augment))
+    assert EXTRA_AUGMENTATIONS["detr"] == ()

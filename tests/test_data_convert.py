@@ -96,7 +96,7 @@ def test_other_programs_read_the_rows(awkward, tmp_path):
         f"1 crowd region {kept}",
         f"1 box far outside the image, {kept}",
         f"1 outline of an object {kept}",
-        f"1 mark of a difficult object {kept}",
+        f"1 difficult flag {kept}",
     )
     convert(awkward, tmp_path / "voc", VOC)
     root = ET.parse(tmp_path / "voc" / "Annotations" / "0.xml").getroot()
@@ -130,7 +130,7 @@ def test_edited_rows_count_and_their_extras_do_not(awkward, tmp_path):
     assert [(thing.category_id, thing.box) for thing in after.images[0].objects] == [(7, (24, 12, 16, 24))]
     assert after.images[0].id == before.images[0].id
     assert after.images[1:] == before.images[1:]
-    assert {f.kind: f.first for f in after.findings}[Kind.STALE_EXTRA] == str(label)
+    assert {f.kind: f.first for f in after.fault_counts}[Kind.STALE_EXTRA] == str(label)
     ids = [thing.id for image in after.images for thing in image.objects]
     assert len(set(ids)) == len(ids)
 
@@ -276,7 +276,7 @@ def test_nothing_is_written_over(awkward, tmp_path):
 
 
 def test_what_cannot_be_written_is_refused(awkward, tmp_path):
-    with pytest.raises(DataError, match="csv is not written; choose coco, yolo, voc"):
+    with pytest.raises(DataError, match="cannot write the format csv; choose coco, yolo, voc"):
         convert(awkward, tmp_path / "out", Format.TABLE)
     empty = replace(read_splits(awkward)["train"], images=())
     with pytest.raises(DataError, match="the dataset has no image to write"):

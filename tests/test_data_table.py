@@ -39,7 +39,7 @@ def test_rows_become_boxes(tmp_path):
         (2, 2, (3, 4, 30.3, 40)),
         (3, 2, (4, 5.5, 20, 10)),
     ]
-    assert [(finding.kind, finding.count) for finding in data.findings] == [(Kind.NO_OBJECTS, 1)]
+    assert [(entry.kind, entry.count) for entry in data.fault_counts] == [(Kind.NO_OBJECTS, 1)]
     assert open_data(tmp_path / "boxes.csv", val_fraction=0.3)["train"].num_objects >= 1
 
 
@@ -111,10 +111,10 @@ def test_a_faulty_row_is_skipped_and_named(tmp_path, fault):
     row, kind, detail = BAD_ROWS[fault]
     data = open_split(write_table_folder(tmp_path, TABLE + row + "\n"), "all")
     assert data.num_objects == 3
-    finding = data.findings[0]
-    assert (finding.kind, finding.count) == (kind, 1)
-    assert finding.first == f"{tmp_path / 'boxes.csv'}, line 6"
-    assert detail in finding.faults[0].detail
+    entry = data.fault_counts[0]
+    assert (entry.kind, entry.count) == (kind, 1)
+    assert entry.first == f"{tmp_path / 'boxes.csv'}, line 6"
+    assert detail in entry.faults[0].detail
 
 
 BAD_TABLES = {

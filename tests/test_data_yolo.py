@@ -31,8 +31,8 @@ def write_yolo_folder(folder: Path, description: str | bytes | None = DESCRIPTIO
     return folder
 
 
-def findings(data):
-    return {finding.kind: finding.count for finding in data.findings}
+def fault_counts(data):
+    return {entry.kind: entry.count for entry in data.fault_counts}
 
 
 def test_rows_become_boxes_in_pixels(tmp_path):
@@ -124,11 +124,11 @@ def test_a_yaml_of_something_else_is_passed_over(tmp_path):
 def test_without_description_the_layout_is_enough(tmp_path):
     data = open_data(write_yolo_folder(tmp_path, None))
     assert data["train"].categories.names == ("class_0", "class_1")
-    assert findings(data["train"]) == {Kind.NAMELESS_CLASS: 2}
+    assert fault_counts(data["train"]) == {Kind.NAMELESS_CLASS: 2}
     (tmp_path / "classes.txt").write_text("cat\r\ndog\r\n")
     data = open_data(tmp_path)
     assert data["train"].categories.names == ("cat", "dog")
-    assert findings(data["train"]) == {}
+    assert fault_counts(data["train"]) == {}
 
 
 def test_images_of_every_suffix_are_found(tmp_path):
@@ -219,12 +219,12 @@ def test_a_faulty_row_is_skipped_and_named(tmp_path, fault):
     (tmp_path / "labels" / "train" / "1.txt").write_text(f"{ROWS}\n{row}\n")
     data = open_split(tmp_path, "train")
     assert data.num_objects == 4
-    (finding,) = data.findings
-    assert (finding.kind, finding.count) == (kind, 1)
-    assert finding.first == f"{tmp_path / 'labels' / 'train' / '1.txt'}, line 4"
-    assert detail in finding.faults[0].detail
+    (entry,) = data.fault_counts
+    assert (entry.kind, entry.count) == (kind, 1)
+    assert entry.first == f"{tmp_path / 'labels' / 'train' / '1.txt'}, line 4"
+    assert detail in entry.faults[0].detail
     if kind is not Kind.NO_AREA:
-        with pytest.raises(DataError, match="strict reading refuses 1 "):
+        with pytest.raises(DataError, match="strict is set, and the data has 1 "):
             open_split(tmp_path, "train", strict=True)
 
 
@@ -273,11 +273,11 @@ def test_missing_labels_are_counted(tmp_path):
     (tmp_path / "labels" / "train" / "0.txt").unlink()
     (tmp_path / "labels" / "train" / "other.txt").write_text(ROWS)
     data = open_data(tmp_path)["train"]
-    assert findings(data) == {Kind.UNLABELLED_IMAGE: 1, Kind.NO_OBJECTS: 1, Kind.ORPHAN_LABELS: 1}
+    assert fault_counts(data) == {Kind.UNLABELLED_IMAGE: 1, Kind.NO_OBJECTS: 1, Kind.ORPHAN_LABELS: 1}
     assert [len(image.objects) for image in data.images] == [0, 2]
     (tmp_path / "data.yaml").write_text(DESCRIPTION + "skip_if_label_file_missing: true\n")
     data = open_data(tmp_path)["train"]
-    assert findings(data) == {Kind.OMITTED_IMAGE: 1, Kind.ORPHAN_LABELS: 1}
+    assert fault_counts(data) == {Kind.OMITTED_IMAGE: 1, Kind.ORPHAN_LABELS: 1}
     shutil.rmtree(tmp_path / "labels")
     with pytest.raises(DataError, match=r"none of 4 images has a label file; add them, such as .*labels.train.0.txt"):
         open_data(tmp_path)
@@ -288,7 +288,10 @@ def test_damaged_images_are_skipped(tmp_path):
     (tmp_path / "images" / "train" / "0.png").write_bytes(b"no image")
     (tmp_path / "images" / "val" / "0.png").write_bytes(b"")
     data = open_data(tmp_path)
-    assert [findings(data[split]) for split in ("train", "val")] == [{Kind.UNREADABLE_IMAGE: 1}, {Kind.EMPTY_FILE: 1}]
+    assert [fault_counts(data[split]) for split in ("train", "val")] == [
+        {Kind.UNREADABLE_IMAGE: 1},
+        {Kind.EMPTY_FILE: 1},
+    ]
 
 
 BAD_DESCRIPTIONS = {

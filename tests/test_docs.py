@@ -55,7 +55,7 @@ PICTURES = (
 )
 MADE_BY_PAGE = {"quickstart.md": ("my-data", "runs/mine"), "training.md": ("runs/mine",)}
 SLOW = ("torchrun", "--processes")
-NEEDED = {"--tensorboard": "tensorboard", ".mp4": "av"}  # part of a command -> package without which it is left out
+NEEDED = {"--log tensorboard": "tensorboard", ".mp4": "av"}  # part of a command -> package without which it is left out
 _EXIT_CODE = re.compile(r"\s*# exit code (\d)$")
 
 posix = pytest.mark.skipif(os.name != "posix", reason="the blocks are for a POSIX shell")

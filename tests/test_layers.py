@@ -22,8 +22,9 @@ ROWS = (
     "postprocess losses",
     "tasks weights evaluation",
     "presets",
+    "export",
     "inference",
-    "training export",
+    "training",
     "analysis bench",
     "cli",
 )

@@ -259,7 +259,7 @@ def test_no_bounded_batch_is_larger_than_the_very_first(many):
     for batch_size in (2, 8):
         for seed in range(4):
             loader = train_loader(many, replace(CONFIG, batch_pixels=BOUND), batch_size=batch_size, seed=seed)
-            sizes = [[len(draw.indices) * math.prod(draw.shape) for draw in loader._draws(epoch)] for epoch in range(5)]
+            sizes = [[len(plan.indices) * math.prod(plan.shape) for plan in loader._plans(epoch)] for epoch in range(5)]
             assert max(map(max, sizes)) == sizes[0][0]
 
 
@@ -279,7 +279,7 @@ def test_bounded_batches_have_an_image_for_every_process(many):
     for count in range(3, 40):
         few = replace(many, images=many.images[:count])
         loader = train_loader(few, config, batch_size=8, seed=0, share=(0, 3))
-        assert min(len(draw.indices) for draw in loader._draws(0)) >= 3
+        assert min(len(plan.indices) for plan in loader._plans(0)) >= 3
 
 
 def test_a_bound_below_one_image_is_refused(data):

@@ -108,7 +108,7 @@ def test_scores_by_class(detector):
     everything = detector.predict(picture(), min_score=0)
     label = int(everything.labels.mode().values)
     name, least = CLASSES[label], float(everything.scores[everything.labels == label].median())
-    found = detector.predict(picture(), min_score=2.0, class_min_scores={name: least})
+    found = detector.predict(picture(), min_score=1.0, class_min_scores={name: least})
     expected = (everything.labels == label) & (everything.scores >= least)
     assert 0 < len(found) == int(expected.sum()) < len(everything)
     assert set(found.names) == {name}
@@ -116,6 +116,40 @@ def test_scores_by_class(detector):
     assert len(others) == int((everything.labels != label).sum())
     with pytest.raises(ConfigError, match="did you mean 'cat'"):
         detector.predict(picture(), class_min_scores={"cats": 0.1})
+    same = detector.predict(picture(), min_score=np.float64(1), class_min_scores={name: torch.tensor(least)})
+    assert_equal(same, found)
+
+
+WRONG_OPTIONS = {
+    "a percentage": ({"min_score": 50}, "min_score=50: give a number in 0..1"),
+    "a negative score": ({"min_score": -0.1}, "give a number in 0..1"),
+    "not a number": ({"min_score": float("nan")}, "min_score=nan"),
+    "text": ({"min_score": "0.5"}, "min_score='0.5'"),
+    "a truth value": ({"min_score": True}, "min_score=True"),
+    "scores": ({"min_score": torch.zeros(4)}, "min_score=tensor"),
+    "a score of a class": ({"class_min_scores": {"cat": 30}}, "class_min_scores['cat']=30"),
+    "a label": ({"class_min_scores": {1: 0.5}}, "1 is not the name of a class; give 'dog'"),
+    "an unknown label": ({"class_min_scores": {9: 0.5}}, "9 is not the name of a class; give 'cat'"),
+    "a list of scores": ({"class_min_scores": [0.5]}, "class_min_scores is a list; give a dict such as {'cat': 0.3}"),
+    "an empty batch": ({"batch_size": 0}, "batch_size=0: give an integer of at least 1"),
+    "a fraction": ({"batch_size": 2.0}, "batch_size=2.0"),
+    "True images": ({"batch_size": True}, "batch_size=True"),
+    "an unknown rule": ({"merge": "publised", "panoptic": True}, "merge='publised': give 'default' or 'published'"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG_OPTIONS)
+def test_wrong_options_are_one_line_at_once(detector, kind):
+    options, words = WRONG_OPTIONS[kind]
+    with pytest.raises(ConfigError) as caught:
+        detector.predict([picture()], **options)
+    assert words in one_line(caught.value)
+
+
+def test_short_forms(detector):
+    assert_equal(detector(picture(), min_score=0), detector.predict(picture(), min_score=0))
+    assert detector.names == CLASSES
+    assert repr(detector) == "Predictor(detr-tiny, 4 classes, cpu)"
 
 
 def test_the_next_pictures_are_read_while_the_model_is_at_work(detector, tmp_path, monkeypatch):

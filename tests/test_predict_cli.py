@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import zlib
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from typer.testing import CliRunner, Result
 from folders import picture, save_picture
 from opendetr.categories import Categories
 from opendetr.cli.main import app
+from opendetr.cli.output import DEFAULT_MODEL
 from opendetr.config import to_dict
 from opendetr.presets import build_model, miniature
 from opendetr.weights import ModelCard, save_weights
@@ -46,8 +48,14 @@ def weights(tmp_path_factory) -> Path:
 def predict(weights, tmp_path):
     """Runs the command on sources, with its output in `out`."""
 
-    def run(*options: Any, code: int = 0, out: Path = tmp_path / "out", min_score: float | None = 0) -> Result:
-        given = ["--weights", weights, "--out", out, "--device", "cpu"]
+    def run(
+        *options: Any,
+        code: int = 0,
+        out: Path = tmp_path / "out",
+        min_score: float | None = 0,
+        overwrite: bool = True,
+    ) -> Result:
+        given = ["--weights", weights, "--out", out, "--device", "cpu", *(["--overwrite"] if overwrite else [])]
         given += [] if min_score is None else ["--min-score", min_score]
         result = CliRunner().invoke(app, ["predict", *map(str, (*options, *given))])
         if result.exception and not isinstance(result.exception, SystemExit):
@@ -155,6 +163,75 @@ def test_cameras_and_models_in_the_wrong_place(predict, tmp_path):
     if "cv2" not in sys.modules:
         assert "camera 7: " in predict("7", code=1).stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_classes_are_counted_by_image_and_in_all(predict, tmp_path):
+    folder = fill(tmp_path / "in", *(f"{number:02}.png" for number in range(13)))
+    *lines, more, total = predict(folder).stdout.splitlines()
+    rows = tables(tmp_path / "out")
+    names = {row["id"]: row["name"] for row in rows["categories"]}
+    counts = Counter((row["image_id"], names[row["category_id"]]) for row in rows["annotations"])
+    assert len(lines) == 10
+    for number, line in enumerate(lines, start=1):
+        words = {f"{counts[number, name]} {name}" for name in CLASSES if counts[number, name]}
+        assert line.startswith(str(folder / f"{number - 1:02}.png"))
+        assert set(line.split("png", 1)[1].strip().split(", ")) == words
+    assert more == "... and 3 more images"
+    whole = Counter(names[row["category_id"]] for row in rows["annotations"])
+    assert all(f"{count} {name}" in total for name, count in whole.items())
+    assert total.startswith(f"{whole.total()} objects in 13 images (")
+    assert total.endswith(f"): {tmp_path / 'out'}")
+    (total,) = predict(folder / "00.png").stdout.splitlines()  # the counts of one image are those of all
+    assert " objects in 1 image (" in total
+    result = predict(folder / "00.png", min_score=1)
+    assert result.stdout == f"0 objects in 1 image: {tmp_path / 'out'}\n"
+    assert "try a lower one" in result.stderr
+
+
+def test_images_are_drawn_in_their_size(predict, tmp_path):
+    fill(tmp_path / "in", "x.png")
+    save_picture(tmp_path / "in" / "y.png", 900, 700)
+    predict(tmp_path / "in")
+    for name in ("x.png", "y.png"):
+        with Image.open(tmp_path / "in" / name) as image, Image.open(tmp_path / "out" / name) as drawn:
+            assert drawn.size == image.size
+
+
+@pytest.mark.parametrize("others", [(), ("--json", "--no-draw")])
+def test_the_results_of_another_run_stay(predict, tmp_path, others):
+    fill(tmp_path / "in", "x.png", "y.png")
+    predict(tmp_path / "in" / "x.png", *others, overwrite=False)
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*")}
+    result = predict(tmp_path / "in" / "y.png", *others, overwrite=False, code=1)
+    (line,) = result.stderr.splitlines()
+    assert line == (
+        f"error: {tmp_path / 'out'}: has the results of another run; choose another --out, or replace files of equal "
+        "name with --overwrite"
+    )
+    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*")} == before
+    predict(tmp_path / "in" / "y.png", *others)
+    assert tables(tmp_path / "out")["images"][0]["file_name"].endswith("y.png")
+
+
+def test_files_of_the_user_stay(predict, tmp_path):
+    fill(tmp_path / "in", "x.png")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".hidden").touch()
+    predict(tmp_path / "in", overwrite=False)
+    fill(tmp_path / "mine", "x.png")
+    assert (
+        "mine: is not empty; choose" in predict(tmp_path / "in", overwrite=False, out=tmp_path / "mine", code=1).stderr
+    )
+
+
+def test_the_default_detector_says_what_it_knows(tmp_path):
+    fill(tmp_path / "in", "x.png")
+    for options, times in (([], 1), (["--weights", DEFAULT_MODEL], 0)):
+        given = ["predict", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--overwrite", *options]
+        result = CliRunner().invoke(app, given, catch_exceptions=False)
+        assert result.exit_code == 0
+        assert result.stderr.count("only drawn shapes are known (disc, ring, crescent, ...)") == times
+        assert result.stderr.count("give --weights detr-r50") == times
 
 
 # ---------------------------------------------------------------------------------------------------------- bad inputs
@@ -306,7 +383,8 @@ def test_an_interrupt_leaves_whole_files(weights, tmp_path, times):
 @pytest.mark.skipif(os.name != "posix", reason="needs resource limits")
 def test_a_full_disk_is_one_line(weights, tmp_path):
     """Files may not grow beyond 20 kB: the first drawn image cannot be saved, and no part of it stays."""
-    fill(tmp_path / "in", *(f"{number}.png" for number in range(12)))
+    for number in range(12):
+        save_picture(tmp_path / "in" / f"{number}.png", 200, 300, seed=number)
     limit = (
         "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))"
@@ -314,7 +392,29 @@ def test_a_full_disk_is_one_line(weights, tmp_path):
     running = process([tmp_path / "in", "--weights", weights, "--out", tmp_path / "out"], limit)
     _, errors = running.communicate(timeout=60)
     assert running.returncode == 1
-    assert errors.splitlines()[-1].startswith("error: ")
-    assert "too large" in errors
-    assert "Traceback" not in errors
+    (line,) = errors.splitlines()
+    assert line.startswith(f"error: {tmp_path / 'out'}{os.sep}")
+    assert "too large" in line
     assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs pipes as descriptors")
+@pytest.mark.parametrize("target", ["closed", "/dev/full"])
+def test_an_output_that_cannot_be_printed_is_one_line(weights, tmp_path, monkeypatch, capfd, target):
+    """As in `opendetr predict ... --json | head`. Python does not report the error again when it closes the stream."""
+    fill(tmp_path / "in", "x.png")
+    if target == "closed":
+        reading, writing = os.pipe()
+        os.close(reading)
+    elif Path(target).exists():
+        writing = os.open(target, os.O_WRONLY)
+    else:
+        pytest.skip("the system has no full device")
+    options = ["predict", tmp_path / "in", "--weights", weights, "--out", tmp_path / "out", "--json"]
+    with os.fdopen(writing, "w") as stream, pytest.raises(SystemExit) as ended:
+        monkeypatch.setattr(sys, "stdout", stream)
+        app(list(map(str, options)))
+    assert ended.value.code == 1
+    (line,) = capfd.readouterr().err.splitlines()
+    expected = "standard output was closed" if target == "closed" else "no space left on device; make space"
+    assert line.startswith(f"error: {expected}")

@@ -18,7 +18,9 @@ from folders import picture, save_picture
 from opendetr.categories import Categories
 from opendetr.cli.main import app
 from opendetr.config import ConfigError, to_dict
+from opendetr.data import panoptic_truth, read_image
 from opendetr.export.checkpoints import export_official
+from opendetr.inference import comparisons
 from opendetr.inference.predictor import Predictor, load
 from opendetr.postprocess import instance_masks
 from opendetr.presets import build_model, get_preset, miniature
@@ -333,7 +335,7 @@ def test_the_demo_shows_maps_of_a_model_with_masks(tmp_path, monkeypatch):
     torch.manual_seed(0)
     preset, categories = miniature("detr-tiny-panoptic"), Categories.from_coco(SCENES)
     shipped = Predictor(build_model(preset, len(categories)), preset, categories, device="cpu")
-    monkeypatch.setattr("opendetr.inference.predictor.load", lambda *_given, **_options: shipped)
+    monkeypatch.setattr("opendetr.inference.load", lambda *_given, **_options: shipped)
     result = CliRunner().invoke(app, ["demo", "--out", str(tmp_path), "--images", "2"], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     page = (tmp_path / "index.html").read_text()
@@ -341,3 +343,26 @@ def test_the_demo_shows_maps_of_a_model_with_masks(tmp_path, monkeypatch):
     assert "panoptic quality of things" in page
     assert page.count("<figure>") == 2
     assert "PQ 0.0" in result.stdout
+
+
+@pytest.mark.parametrize("predicts_stuff", [True, False])
+def test_the_ground_truth_shows_stuff_where_the_prediction_does(tmp_path, predicts_stuff):
+    from opendetr.data.formats import open_split
+    from opendetr.synthetic import CATEGORIES as SCENES
+    from opendetr.synthetic import write_scenes
+
+    write_scenes(tmp_path, counts={"val": 1}, seed=0)
+    data = open_split(tmp_path, "val", masks="auto")
+    preset, categories = miniature("detr-tiny-panoptic"), Categories.from_coco(SCENES)
+    known = categories if predicts_stuff else categories.only_things
+    drawer = Predictor(build_model(preset, len(categories)), preset, known, device="cpu")
+    ((_, images),) = comparisons(drawer, data, data.images)
+    titles = [title for title, _ in images]
+    assert titles == ["ground truth", "prediction", "ground truth, panoptic map", "prediction, panoptic map"]
+    drawn = np.asarray(images[0][1]).astype(int)
+    pixels = np.asarray(Image.fromarray(read_image(data.images[0].path)).resize(drawn.shape[1::-1], Image.BICUBIC))
+    segments, info = panoptic_truth(data.images[0], data.categories)
+    stuff = np.isin(segments, [segment.id for segment in info if not data.categories.isthing[segment.label]])
+    at = np.asarray(Image.fromarray(stuff).resize(drawn.shape[1::-1], Image.NEAREST))
+    changed = np.abs(drawn - pixels).max(-1)[at] > 0
+    assert changed.mean() > 0.95 if predicts_stuff else changed.mean() < 0.3

@@ -25,7 +25,14 @@ from opendetr.files import IMAGE_SUFFIXES
 from opendetr.inference.sources import files, url
 from opendetr.inference.sources.files import images_in
 from opendetr.inference.sources.prefetch import in_order, read_ahead
-from opendetr.inference.sources.reading import count_images, each_image, folders_of, is_one_image, read_source
+from opendetr.inference.sources.reading import (
+    count_images,
+    each_image,
+    folders_of,
+    is_one_image,
+    plain_source,
+    read_source,
+)
 from opendetr.inference.sources.source_image import SourceImage
 from opendetr.inference.sources.url import read_url
 from opendetr.inference.sources.video import VideoError, camera_frames, video_frames
@@ -137,7 +144,9 @@ def test_pictures_in_memory_are_the_same_in_every_form():
              torch.from_numpy(pixels).permute(2, 0, 1) / 255]  # fmt: skip
     for form in forms:
         np.testing.assert_array_equal(read_source(form).pixels, pixels)
-    np.testing.assert_array_equal(read_source(pixels[..., 0]).pixels, np.repeat(pixels[..., :1], 3, 2))
+    grey = np.repeat(pixels[..., :1], 3, 2)
+    for form in (pixels[..., 0], pixels[..., :1], torch.from_numpy(pixels[None, ..., 0])):
+        np.testing.assert_array_equal(read_source(form).pixels, grey)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -152,9 +161,17 @@ def test_a_float_tensor_of_any_precision_is_a_picture(dtype):
 BAD_PICTURES = {
     "four channels": (np.zeros((4, 4, 4), np.uint8), "(H, W, 3)"),
     "floats": (np.zeros((4, 4, 3)), "float64"),
+    "floats in 0..255": (np.full((4, 4, 3), 200.0), "(array * 255)"),
+    "channels first": (np.zeros((3, 4, 5), np.uint8), "array.transpose(1, 2, 0)"),
+    "16 bits": (np.zeros((4, 4, 3), np.uint16), "array >> 8"),
+    "an alpha channel": (np.zeros((5, 5, 4), np.uint8), "array[..., :3]"),
+    "a batch of arrays": (np.zeros((2, 4, 4, 3), np.uint8), "list(array)"),
+    "a batch of tensors": (torch.zeros(2, 3, 4, 4), "list(tensor)"),
+    "a tensor with an alpha channel": (torch.zeros(4, 5, 5), "tensor[:3]"),
+    "normalised": (torch.full((3, 2, 2), -1.5), "without normalisation"),
     "empty": (np.zeros((0, 4, 3), np.uint8), "(0, 4, 3)"),
-    "channels last": (torch.zeros(4, 4, 3), "(3, H, W)"),
-    "255": (torch.full((3, 2, 2), 255.0), "0..1"),
+    "channels last": (torch.zeros(4, 5, 3), "tensor.permute(2, 0, 1)"),
+    "255": (torch.full((3, 2, 2), 255.0), "0..1 (divided by 255)"),
     "not a number": (torch.full((3, 2, 2), torch.nan), "values that are not finite"),
     "infinite": (torch.full((3, 2, 2), torch.inf, dtype=torch.bfloat16), "values that are not finite"),
     "255 in half precision": (torch.full((3, 2, 2), 255, dtype=torch.bfloat16), "0..1"),
@@ -184,6 +201,69 @@ def test_what_is_no_picture_is_one_line(kind):
     with pytest.raises(ImageError) as caught:
         read_source(source)
     assert words in one_line(caught.value)
+
+
+NOT_SOURCES = {
+    "nothing": (None, "NoneType is not an image"),
+    "a truth value": (True, "bool is not an image"),
+    "a number": (0.0, "float is not an image"),
+    "bytes": (b"content", "PIL.Image.open(io.BytesIO(content))"),
+    "a file": (io.BytesIO(b"content"), "an open file (BytesIO)"),
+    "a dict": ({"a.jpg": 1}, "dict is not an image"),
+    "a set": ({"a.jpg"}, "set is not an image"),
+    "cameras": ([0, 1], "camera 0 in a list"),
+    "NumPy cameras": ([np.int64(3)], "camera 3 in a list"),
+    "a list of lists": ([["a.jpg"]], "list in a list"),
+    "truth values": ([True], "bool is not an image"),
+    "a list of bytes": ([b"a.jpg"], "bytes is not an image"),
+}
+
+
+@pytest.mark.parametrize("kind", NOT_SOURCES)
+def test_what_could_be_misread_is_one_line(kind):
+    source, words = NOT_SOURCES[kind]
+    with pytest.raises(ImageError) as caught:
+        list(each_image(plain_source(source)))
+    assert words in one_line(caught.value)
+
+
+def test_forms_of_one_source(tmp_path):
+    save_picture(tmp_path / "a.png")
+    (entry,) = os.scandir(tmp_path)
+    assert plain_source(entry) == tmp_path / "a.png"
+    assert list(each_image([entry, np.str_(tmp_path / "a.png")])) == [tmp_path / "a.png", str(tmp_path / "a.png")]
+    assert type(plain_source(np.int32(2))) is int
+
+
+ORIENTATIONS = {1: lambda a: a, 2: lambda a: a[:, ::-1], 3: lambda a: np.rot90(a, 2), 4: lambda a: a[::-1],
+                5: lambda a: a.transpose(1, 0, 2), 6: lambda a: np.rot90(a, -1),
+                7: lambda a: np.rot90(a, 2).transpose(1, 0, 2), 8: np.rot90}  # fmt: skip
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".jpg"])
+def test_every_source_turns_an_image_as_its_exif_says(tmp_path, server, orientation, suffix):
+    pixels = np.zeros((16, 32, 3), np.uint8)
+    pixels[:8], pixels[:, 16:, 1] = (200, 0, 0), 250  # each quarter differs
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / "in" / f"a{suffix}"
+    path.parent.mkdir()
+    Image.fromarray(pixels).save(path, exif=exif)
+    server.answers["/a"] = sends(path.read_bytes())
+    with Image.open(path) as in_memory:
+        in_memory.load()
+    sources = [path, str(path), path.parent, str(path.parent / "*"), [path], f"{server.url}/a", Image.open(path),
+               in_memory, [Image.open(path)], io_image(path.read_bytes())]  # fmt: skip
+    expected = ORIENTATIONS[orientation](pixels)
+    for source in sources:
+        (found,) = map(read_source, each_image(source))
+        assert found.pixels.shape == expected.shape, source
+        assert np.abs(found.pixels.astype(int) - expected).mean() < 30, source
+
+
+def io_image(content: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(content))
 
 
 def test_a_cut_off_pil_image_is_one_line(tmp_path):

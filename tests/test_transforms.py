@@ -319,9 +319,9 @@ def test_resize_and_normalise():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: DataConfig(image_size=0), "image_size 0"),
-        (lambda: DataConfig(image_size=100, max_size=99), "max_size 99"),
-        (lambda: DataConfig(val_fraction=1.0), "val_fraction 1.0"),
+        (lambda: DataConfig(image_size=0), "image_size is 0"),
+        (lambda: DataConfig(image_size=100, max_size=99), "max_size .99"),
+        (lambda: DataConfig(val_fraction=1.0), "val_fraction is 1.0"),
         (lambda: DataConfig(num_workers=-1), "num_workers is -1"),
         (lambda: DataConfig(cache="disk"), "cache is 'disk'"),
         (lambda: DataConfig(augment="blur"), "augment is 'blur'; give one of detr, colour, mosaic"),

@@ -65,6 +65,8 @@ def test_min_score_leaves_out():
     assert has(draw_detections(detections), BLUE)
     picture = draw_detections(detections, min_score=0.5)
     assert has(picture, RED) and not has(picture, BLUE)
+    with pytest.raises(ValueError, match=r"min_score=50: give a number in 0\.\.1"):
+        draw_detections(detections, min_score=50)
 
 
 def test_nothing_found_draws_the_image():
@@ -127,6 +129,12 @@ def test_letters_grow_with_the_picture():
         box = np.array([[side / 2, side / 2, side / 2 + 100, side / 2 + 100]])
         heights.append(side / 2 - where(draw_boxes(grey(side, side), box, ["name"], [RED]), RED)[1])
     assert heights[1] > 3 * heights[0]
+
+
+def test_labels_can_be_larger_than_usual():
+    box = np.array([[300, 200, 400, 300]])
+    heights = [200 - where(draw_boxes(grey(), box, ["name"], [RED], text=text), RED)[1] for text in (1, 2)]
+    assert heights[1] > 1.8 * heights[0]
 
 
 def test_truth_is_drawn_with_names_and_crowds():

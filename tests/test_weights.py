@@ -264,8 +264,9 @@ def test_export_and_use(tmp_path):
     for weights in (tmp_path / "mine.safetensors", tmp_path / "out"):
         if not weights.exists():
             _opendetr("export", tmp_path / "mine.safetensors", tmp_path / "out", "--format", "huggingface")
-        _opendetr("predict", tmp_path / "picture.png", "--weights", weights, "--out", tmp_path / "found", *words)
-        found.append(json.loads((tmp_path / "found" / "predictions.json").read_text()))
+        out = tmp_path / f"found-{len(found)}"
+        _opendetr("predict", tmp_path / "picture.png", "--weights", weights, "--out", out, *words)
+        found.append(json.loads((out / "predictions.json").read_text()))
     assert found[0]["annotations"] and found[0] == found[1]
     answer = _opendetr("export", tmp_path / "mine.safetensors", tmp_path / "mine.pth", "--format", "official", "--json")
     assert json.loads(answer.stdout)["classes"] == list(NEW.names)

@@ -20,7 +20,7 @@ from golden import Golden, rule
 from golden_scaled import close
 from opendetr.categories import Categories, coco_panoptic_categories
 from opendetr.config import ConfigError
-from opendetr.export.checkpoints import export_huggingface, export_official, not_for_huggingface
+from opendetr.export.checkpoints import export_huggingface, export_official, huggingface_unsupported_reason
 from opendetr.inference.predictor import Predictor
 from opendetr.models.detector import Detector
 from opendetr.models.detr import DETR
@@ -666,7 +666,7 @@ def test_a_family_that_is_not_registered_has_our_own_layout(tmp_path):
         export_official(models[0], preset, tmp_path / "official.pth")
     with pytest.raises(ConfigError, match="exists only in OpenDETR"):
         export_huggingface(models[0], preset, CLASSES, tmp_path / "hf")
-    assert not_for_huggingface(models[0], preset) == "transformers has no models of this family"
+    assert huggingface_unsupported_reason(models[0], preset) == "transformers has no models of this family"
     official = {their: models[0].state_dict()[our] for their, our in their_names(state, detr.FAMILY.official).items()}
     with pytest.raises(WeightsError, match="the official layout of weights is not supported for own"):
         load_weights(models[1], official)

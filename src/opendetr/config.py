@@ -72,6 +72,20 @@ def _suggestion(name: str, valid: set[str], path: str) -> str:
     return f"did you mean {path}{near[0]!s}?" if near else f"valid keys are {', '.join(sorted(valid))}"
 
 
+def range_fault(value: float | None, low: float, high: float | None = None) -> str | None:
+    """What is wrong with a number that should be in low..high, in a few words; None if nothing is. None is in range."""
+    if value is None or (low <= value and (high is None or value <= high)):
+        return None
+    return f"expected {f'at least {low}' if high is None else f'a number from {low} to {high}'}, got {value}"
+
+
+def require_range(name: str, value: float | None, low: float, high: float | None = None) -> None:
+    """Raise ConfigError for a number out of its range. The command line uses the same words."""
+    fault = range_fault(value, low, high)
+    if fault:
+        raise ConfigError(f"{name}: {fault}")
+
+
 def parse_assignment(text: str) -> dict[str, Any]:
     """Parse "model.num_queries=50" to {"model": {"num_queries": 50}}; the value is read as YAML.
 

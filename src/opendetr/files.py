@@ -29,16 +29,34 @@ def atomic_path(path: Path, *, sync: bool = False) -> Iterator[Path]:
         sync: wait until the content is on the disk. Even after a power failure, the old or the new file then exists.
 
     Raises:
-        OSError: the file cannot be written, for example because the disk is full.
+        OSError: the file cannot be written, for example because the disk is full. Its `filename` is `path`.
     """
     temporary = path.with_name(f".{uuid.uuid4().hex[:12]}.new")
     try:
-        yield temporary
-        if sync:
-            flush(temporary)
-        temporary.replace(path)
+        with naming(path, instead_of=temporary):
+            yield temporary
+            if sync:
+                flush(temporary)
+            temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def naming(path: Path, *, instead_of: Path | None = None) -> Iterator[None]:
+    """Context manager in which an OSError without a file name gets that of `path`. Python names no file when a disk is
+    full.
+
+    Args:
+        path: the file that is written.
+        instead_of: a temporary file whose name is replaced, too.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None or error.filename in (instead_of, str(instead_of)):
+            error.filename = str(path)
         raise
 
 

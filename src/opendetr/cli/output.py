@@ -1,14 +1,15 @@
-"""Shared by the commands: options, errors, progress and output."""
+"""Shared by the commands: options, errors, tables and JSON."""
 
 from __future__ import annotations
 
+import errno
 import functools
 import inspect
 import json
 import math
+import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import is_dataclass
 from enum import IntEnum, StrEnum
 from pathlib import Path
@@ -41,7 +42,23 @@ MergeOption = Annotated[
     MergeRule,
     typer.Option(help="How masks become a panoptic map; published is the rule of DETR's code, for comparison."),
 ]
-BatchSizeOption = Annotated[int, typer.Option(min=1, help="Number of images per forward pass.")]
+
+
+def in_range(low: float, high: float | None = None) -> Callable[[float | None], float | None]:
+    """A callback that refuses a number out of its range in the words of the Python API."""
+
+    def check(value: float | None) -> float | None:
+        from opendetr.config import range_fault
+
+        fault = range_fault(value, low, high)
+        if fault:
+            raise typer.BadParameter(fault)
+        return value
+
+    return check
+
+
+BatchSizeOption = Annotated[int, typer.Option(callback=in_range(1), help="Number of images per forward pass.")]
 StrictNoObjectOption = Annotated[
     bool, typer.Option("--strict-no-object", help='Drop queries whose most probable class is "no object".')
 ]
@@ -87,8 +104,10 @@ def command(function: Callable[..., Any]) -> Callable[..., None]:
     def run(*, debug: bool, **options: Any) -> None:
         try:
             code = function(**options) if options_class is None else function(options_class(**options))
+            sys.stdout.flush()  # here, where an error is still one line
         except Exception as error:
             line = _explained(error)
+            _discard_lost_output()
             if debug or line is None:
                 raise
             print(f"error: {line}", file=sys.stderr)
@@ -101,6 +120,16 @@ def command(function: Callable[..., Any]) -> Callable[..., None]:
     run.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
     run.__annotations__ = {option.name: option.annotation for option in options}
     return run
+
+
+def _discard_lost_output() -> None:
+    """Discard what is still to be printed if it cannot be, as in `opendetr eval ... | head`. Python would report the
+    same error again when it exits.
+    """
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _options_class(parameters: Sequence[inspect.Parameter]) -> type[Any] | None:
@@ -122,8 +151,12 @@ def _explained(error: Exception) -> str | None:
         )
     loaded = [(sys.modules[module], name) for module, name in _USER_ERRORS.items() if module in sys.modules]
     kinds = tuple(getattr(module, name) for module, name in loaded if hasattr(module, name))
-    if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        return one_line(f"{error.filename}: {error.strerror[0].lower()}{error.strerror[1:]}")
+    if isinstance(error, BrokenPipeError):
+        return "standard output was closed before everything was printed"
+    if isinstance(error, OSError) and error.strerror:
+        name = "" if error.filename is None else f"{error.filename}: "
+        advice = "; make space, or write to another disk" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        return one_line(f"{name}{error.strerror[0].lower()}{error.strerror[1:]}{advice}")
     return one_line(str(error)) if isinstance(error, (OSError, *kinds)) else None
 
 
@@ -148,24 +181,6 @@ def _plain(value: Any) -> Any:
 def say(line: str) -> None:
     """Print a line for people on standard error; standard output is for results."""
     print(one_line(line), file=sys.stderr)
-
-
-@contextmanager
-def progress_bar(label: str) -> Iterator[Callable[[int, int | None], None]]:
-    """Show a progress bar on a terminal. Yields a function to call with the number done and the total, if known."""
-    from rich import progress
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    columns = (
-        progress.TextColumn("{task.description}"),
-        progress.BarColumn(30),
-        progress.MofNCompleteColumn(),
-        progress.TimeRemainingColumn(),
-    )
-    with progress.Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        line = bar.add_task(label, total=None)
-        yield lambda done, total: bar.update(line, completed=done, total=total)
 
 
 def number(value: float | None) -> str:

@@ -63,12 +63,12 @@ class LabelledImage:
         cls, record: ImageRecord, pixels: np.ndarray, categories: Categories, index: int = 0
     ) -> LabelledImage:
         """The image of a record without crowd regions, with boxes clipped to the image."""
-        things = [thing for thing in record.objects if not thing.crowd]
-        boxes = np.array([thing.box for thing in things], dtype=np.float64).reshape(-1, 4)
+        objects = [obj for obj in record.objects if not obj.crowd]
+        boxes = np.array([obj.box for obj in objects], dtype=np.float64).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
         boxes = boxes.clip(0, np.array([record.width, record.height] * 2, dtype=np.float64))
-        labels = np.array([categories.label_of_id(thing.category_id) for thing in things], dtype=np.int64)
-        segmentations = tuple(thing.segmentation for thing in things)
+        labels = np.array([categories.label_of_id(obj.category_id) for obj in objects], dtype=np.int64)
+        segmentations = tuple(obj.segmentation for obj in objects)
         size = (record.height, record.width)
         return cls(pixels, boxes, labels, record.id, size, segmentations, name=str(record.path), index=index)
 
@@ -180,8 +180,8 @@ class Crop:
         )
 
 
-class Effect(Protocol):
-    """An augmentation of an image with its objects, applied before DETR's augmentation."""
+class ExtraAugmentation(Protocol):
+    """An augmentation that is applied before DETR's; see `data.augmentation`."""
 
     def __call__(
         self, image: LabelledImage, others: Sequence[LabelledImage], shape: tuple[int, int], rng: np.random.Generator
@@ -189,7 +189,7 @@ class Effect(Protocol):
         """The changed image; `image` itself is not modified.
 
         Args:
-            image: the image as read, or the result of another effect.
+            image: the original image, or the result of another extra augmentation.
             others: all images of the dataset, each read on access.
             shape: height and width that the image is resized to next.
             rng: the generator for all random choices.
@@ -223,14 +223,14 @@ class TrainingTransform:
         image_size: short side of the result if `augmentation.multi_scale` is False, in pixels.
         max_size: maximum long side of the result, in pixels.
         side_multiple: both sides of the result are multiples of this number of pixels.
-        effects: further augmentation, applied first.
+        extra: extra augmentations, applied first.
     """
 
     augmentation: AugmentationConfig
     image_size: int
     max_size: int
     side_multiple: int = 1
-    effects: tuple[Effect, ...] = ()
+    extra: tuple[ExtraAugmentation, ...] = ()
 
     def plan(self, height: int, width: int, rng: np.random.Generator) -> list[Flip | Resize | Crop]:
         """The steps for an image of this size; the last one is a Resize."""
@@ -267,11 +267,19 @@ class TrainingTransform:
         height, width = image.pixels.shape[:2]
         steps = self.plan(height, width, rng)
         first = next(step for step in steps if isinstance(step, Resize))
-        for effect in self.effects:
-            image = effect(image, others, (first.height, first.width), rng)
+        for augment in self.extra:
+            image = augment(image, others, (first.height, first.width), rng)
         for step in steps:
             image = step.apply(image)
         return image.sample()
+
+
+class PredictionTransform(Transform, Protocol):
+    """A transform without random choices, which also prepares images without ground truth."""
+
+    def pixels(self, image: np.ndarray) -> Tensor:
+        """(H, W, 3) uint8 RGB image -> (3, h, w) normalised float."""
+        ...
 
 
 @dataclass(frozen=True)

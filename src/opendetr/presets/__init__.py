@@ -1,5 +1,6 @@
 """The catalogue: one preset per model."""
 
+from opendetr.presets.about import FAMILIES, RELATIVE_TIME
 from opendetr.presets.preset import (
     Preset,
     build_model,
@@ -10,6 +11,7 @@ from opendetr.presets.preset import (
 from opendetr.presets.registry import (
     create,
     create_task,
+    describe,
     detector_alone,
     get_preset,
     list_models,
@@ -19,6 +21,7 @@ from opendetr.presets.registry import (
     preset_from_dict,
     published_categories,
     published_weights,
+    register_preset,
     shipped_weights,
     weights_origin,
 )
@@ -26,11 +29,14 @@ from opendetr.recipe import DEFAULT_MODEL
 
 __all__ = [
     "DEFAULT_MODEL",
+    "FAMILIES",
+    "RELATIVE_TIME",
     "Preset",
     "build_model",
     "build_task",
     "create",
     "create_task",
+    "describe",
     "detector_alone",
     "get_preset",
     "list_models",
@@ -40,6 +46,7 @@ __all__ = [
     "preset_from_dict",
     "published_categories",
     "published_weights",
+    "register_preset",
     "shipped_weights",
     "trained_from_nothing",
     "weights_origin",

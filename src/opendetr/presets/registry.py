@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib import resources
@@ -11,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from opendetr.categories import Categories, coco_categories, coco_panoptic_categories
+from opendetr.categories import Categories
 from opendetr.config import ConfigError, replaced
 from opendetr.models import Detector
 from opendetr.presets.conditional import (
@@ -75,6 +76,21 @@ _SHIPPED = dict.fromkeys(
 )
 
 
+def register_preset(make: Callable[[], Preset]) -> None:
+    """Add a model to the catalogue, so that `train`, `load` and the commands find it by its name.
+
+    Args:
+        make: builds the preset, under a name that the catalogue does not have yet.
+
+    Raises:
+        ValueError: the catalogue has a model of this name.
+    """
+    name = make().name
+    if name in _PRESETS:
+        raise ValueError(f"{name}: the catalogue already has a model of this name; choose another name")
+    _PRESETS[name] = make
+
+
 def shipped_weights(name: str) -> Path | None:
     """The path of the weights that the package contains for a model, or None."""
     if name not in _SHIPPED:
@@ -116,9 +132,16 @@ def get_preset(name: str) -> Preset:
         ConfigError: the name is unknown. The message suggests similar names.
     """
     if name not in _PRESETS:
-        near = difflib.get_close_matches(name, _PRESETS, n=3, cutoff=0.3) or list(_PRESETS)
-        raise ConfigError(f"{name!r} is not a model of the catalogue; did you mean {' or '.join(near)}?")
+        near = difflib.get_close_matches(name, _PRESETS, n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else "`opendetr models` lists all models"
+        raise ConfigError(f"{name!r} is not a model of the catalogue; {hint}")
     return _PRESETS[name]()
+
+
+def describe(name: str) -> str:
+    """What distinguishes a model from the others of its family, in a sentence. Raises ConfigError as `get_preset`."""
+    get_preset(name)
+    return inspect.getdoc(_PRESETS[name]) or ""
 
 
 def preset_from_dict(record: Mapping[str, Any]) -> Preset:
@@ -168,8 +191,8 @@ def detector_alone(preset: Preset) -> Preset:
 
 
 def published_categories(name: str) -> Categories:
-    """The classes of a model's published weights: COCO panoptic with a mask head, else COCO."""
-    return coco_panoptic_categories() if get_preset(name).has_masks else coco_categories()
+    """The classes of a model's published weights; see `Preset.published_categories`."""
+    return get_preset(name).published_categories()
 
 
 def miniature(name: str) -> Preset:
@@ -198,7 +221,7 @@ def create(
         50
     """
     preset = get_preset(name)
-    model = build_model(preset, len(published_categories(name)) if num_classes is None else num_classes)
+    model = build_model(preset, _num_classes(preset) if num_classes is None else num_classes)
     if weights is not None:
         load_weights(model, weights)
     return model
@@ -206,5 +229,10 @@ def create(
 
 def create_task(name: str, model: Detector | None = None, num_classes: int | None = None) -> Task:
     """A model with its published losses. If `model` is omitted, a new one is created; `num_classes` as in `create`."""
-    count = len(published_categories(name)) if num_classes is None else num_classes
-    return build_task(get_preset(name), create(name, num_classes=count) if model is None else model, count)
+    preset = get_preset(name)
+    count = _num_classes(preset) if num_classes is None else num_classes
+    return build_task(preset, create(name, num_classes=count) if model is None else model, count)
+
+
+def _num_classes(preset: Preset) -> int:
+    return preset.num_classes(preset.published_categories())
