@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import ExifTags, Image
 
-from folders import picture
+from folders import make_image
 from opendetr.data.faults import Effect, Kind
 from opendetr.data.formats.recognise import Format
 from opendetr.data.images import read_map, write_map
@@ -147,7 +147,7 @@ class DataSet:
 @cache
 def _png(seed: int) -> bytes:
     content = io.BytesIO()
-    Image.fromarray(picture(HEIGHT, WIDTH, seed)).save(content, "PNG")
+    Image.fromarray(make_image(HEIGHT, WIDTH, seed)).save(content, "PNG")
     return content.getvalue()
 
 
@@ -297,7 +297,7 @@ def image(change: Callable[[Path], Any]) -> Maker:
 
 def save(height: int, width: int, **options: Any) -> Callable[[Path], None]:
     """Another image in a file."""
-    return lambda path: Image.fromarray(picture(height, width, 9)).save(path, **options)
+    return lambda path: Image.fromarray(make_image(height, width, 9)).save(path, **options)
 
 
 def set_at(key: str, index: int, name: str, value: Any) -> Callable[[dict[str, Any]], None]:
@@ -415,7 +415,7 @@ def _turned(path: Path) -> None:
 
 
 def _animated(path: Path) -> None:
-    frames = [Image.fromarray(picture(HEIGHT, WIDTH, seed)) for seed in (1, 2)]
+    frames = [Image.fromarray(make_image(HEIGHT, WIDTH, seed)) for seed in (1, 2)]
     frames[0].save(path, save_all=True, append_images=frames[1:])
 
 

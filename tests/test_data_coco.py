@@ -3,7 +3,7 @@ import random
 
 import pytest
 
-from folders import coco_content, one_line, save_picture, write_coco_folder
+from folders import coco_content, one_line, write_coco_folder, write_image
 from opendetr.data.formats.coco import read_coco
 from opendetr.data.formats.recognise import Format, open_data, open_split
 from opendetr.data.images import read_record
@@ -84,7 +84,7 @@ def test_layouts_are_recognised(tmp_path, layout, val):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(coco_content(2 if split == "train" else 1)))
         for index in range(2):
-            save_picture(tmp_path / images.format(split) / f"{index}.png")
+            write_image(tmp_path / images.format(split) / f"{index}.png")
     data = open_data(tmp_path)
     assert {name: len(part) for name, part in data.items()} == {"train": 2, "val": 1, "test": 1}
     assert all(read_record(image).shape == (48, 64, 3) for part in data.values() for image in part.images)
@@ -248,7 +248,7 @@ def test_folders_without_data_are_told_apart(tmp_path):
     messages = {}
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").touch()
-    save_picture(tmp_path / "pictures" / "a.png")
+    write_image(tmp_path / "pictures" / "a.png")
     for name in ("missing", "empty", "file", "pictures"):
         with pytest.raises(DataError) as error:
             open_data(tmp_path / name)

@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
-from folders import coco_content, one_line, picture, save_picture, write_coco_folder, write_voc_folder
+from folders import coco_content, make_image, one_line, write_coco_folder, write_image, write_voc_folder
 from opendetr.data.formats.recognise import Format, open_data, open_split, read_splits, recognise
 from opendetr.data.records import DataError, Kind
 from opendetr.data.tools import convert as convert_module
@@ -72,8 +72,8 @@ def test_nothing_is_lost(awkward, tmp_path, chain, link):
         folder = tmp_path / str(step)
         assert recognise(folder).format is to
         assert facts(folder) == before
-    pictures = [image.path for data in read_splits(folder).values() for image in data.images]
-    assert all(path.is_symlink() == link for path in pictures)
+    images = [image.path for data in read_splits(folder).values() for image in data.images]
+    assert all(path.is_symlink() == link for path in images)
     assert not list(tmp_path.glob(".*"))
 
 
@@ -240,7 +240,7 @@ def test_boxes_annotated_before_an_exif_turn_stay_where_they_are(tmp_path):
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
     write_coco_folder(tmp_path / "source", {"train": coco_content(2)})
-    Image.fromarray(picture()).save(tmp_path / "source" / "images" / "0.png", exif=exif)
+    Image.fromarray(make_image()).save(tmp_path / "source" / "images" / "0.png", exif=exif)
     for to in (YOLO, VOC):
         convert(tmp_path / "source", tmp_path / to, to)
         assert facts(tmp_path / to) == facts(tmp_path / "source")
@@ -394,7 +394,7 @@ def test_a_folder_that_is_divided_is_divided_the_same_in_three_formats(tmp_path)
 
 
 def test_a_single_image_can_be_written(tmp_path):
-    save_picture(tmp_path / "source" / "images" / "0.png")
+    write_image(tmp_path / "source" / "images" / "0.png")
     (tmp_path / "source" / "labels").mkdir()
     (tmp_path / "source" / "labels" / "0.txt").write_text("0 0.5 0.5 0.5 0.5\n")
     convert(tmp_path / "source", tmp_path / "voc", VOC)

@@ -14,7 +14,7 @@ import torch
 from faster_coco_eval.core import mask as coder
 from PIL import Image
 
-from folders import coco_content, one_line, picture, write_coco_folder
+from folders import coco_content, make_image, one_line, write_coco_folder
 from opendetr.boxes import cxcywh_to_xyxy
 from opendetr.categories import Categories
 from opendetr.data.augmentation import training_transform
@@ -429,7 +429,7 @@ def test_maps_that_are_nowhere_are_told_in_one_line(own_scenes):
 
 def labelled(masks: np.ndarray, seed: int = 0) -> LabelledImage:
     """An image that shows its masks: the bits of its red are them."""
-    pixels = picture(*masks.shape[1:], seed)
+    pixels = make_image(*masks.shape[1:], seed)
     pixels[..., 0] = sum(mask.astype(np.uint8) << bit for bit, mask in enumerate(masks))
     boxes = []
     for mask in masks:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from folders import one_line, save_picture
+from folders import one_line, write_image
 from opendetr.data.formats.recognise import Format, open_data, open_split, read_splits, recognise
 from opendetr.data.records import DataError, Kind
 from opendetr.data.tools.convert import convert
@@ -20,7 +20,7 @@ TABLE = """image,label,xmin,ymin,xmax,ymax
 def write_table_folder(folder: Path, table: str = TABLE, name: str = "boxes.csv", images: str = "images") -> Path:
     """Images `0.png` ... `2.png` of 64x48 in a folder, and a table."""
     for index in range(3):
-        save_picture(folder / images / f"{index}.png", seed=index)
+        write_image(folder / images / f"{index}.png", seed=index)
     (folder / name).write_text(table, encoding="utf-8")
     return folder
 
@@ -89,7 +89,7 @@ def test_tables_may_be_splits(tmp_path):
 
 
 def test_quoted_names_and_classes_that_are_numbers(tmp_path):
-    save_picture(tmp_path / "a, b.png")
+    write_image(tmp_path / "a, b.png")
     (tmp_path / "t.csv").write_text('image,label,x,y,w,h\n"a, b.png",10,1,1,5,5\n"a, b.png",9,1,1,5,5\n')
     assert open_split(tmp_path, "all").categories.names == ("9", "10")
 

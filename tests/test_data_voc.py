@@ -2,7 +2,7 @@ import pytest
 import torch
 from PIL import Image
 
-from folders import one_line, save_picture, voc_xml, write_voc_folder
+from folders import one_line, voc_xml, write_image, write_voc_folder
 from opendetr.data.config import DataConfig
 from opendetr.data.formats.recognise import Format, open_data, open_split
 from opendetr.data.formats.voc import read_voc
@@ -71,11 +71,11 @@ def test_a_size_that_is_not_given_is_read_from_the_image(tmp_path, size):
 
 def test_an_image_may_have_another_name_or_suffix(tmp_path):
     write_voc_folder(tmp_path)
-    pictures = tmp_path / "JPEGImages"
-    (pictures / "image_1.jpg").unlink()
-    (pictures / "image_2.jpg").unlink()
-    save_picture(pictures / "image_1.PNG")
-    save_picture(pictures / "other.png")
+    images = tmp_path / "JPEGImages"
+    (images / "image_1.jpg").unlink()
+    (images / "image_2.jpg").unlink()
+    write_image(images / "image_1.PNG")
+    write_image(images / "other.png")
     (tmp_path / "Annotations" / "image_2.xml").write_text(voc_xml("other", []).replace("other.jpg", "other.png"))
     data = open_split(tmp_path, "all")
     assert [image.path.name for image in data.images[:3]] == ["image_0.jpg", "image_1.PNG", "other.png"]
@@ -164,7 +164,7 @@ def test_unknown_splits_are_refused(tmp_path):
         read_voc(tmp_path / "JPEGImages", "train")
 
 
-def test_grey_pictures_open_too(tmp_path):
+def test_grey_images_open_too(tmp_path):
     write_voc_folder(tmp_path, num_images=2)
     Image.new("L", (64, 48), 77).save(tmp_path / "JPEGImages" / "image_0.jpg")
     batch = next(train_loader(open_split(tmp_path, "all"), DataConfig(num_workers=0), batch_size=2, seed=0).epoch(0))

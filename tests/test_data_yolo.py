@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from folders import one_line, save_picture
+from folders import one_line, write_image
 from opendetr.data.formats.recognise import Format, open_data, open_split, recognise
 from opendetr.data.formats.yolo import find_description, polygon_area
 from opendetr.data.records import DataError, Kind
@@ -21,7 +21,7 @@ def write_yolo_folder(folder: Path, description: str | bytes | None = DESCRIPTIO
     """`images/{train,val}/{0,1}.png` of 64x48, each with these rows."""
     for split in ("train", "val"):
         for index in range(2):
-            save_picture(folder / "images" / split / f"{index}.png", seed=index)
+            write_image(folder / "images" / split / f"{index}.png", seed=index)
             path = folder / "labels" / split / f"{index}.txt"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(rows.encode() if isinstance(rows, str) else rows)
@@ -133,7 +133,7 @@ def test_without_description_the_layout_is_enough(tmp_path):
 
 def test_images_of_every_suffix_are_found(tmp_path):
     for index, suffix in enumerate(IMAGE_SUFFIXES):
-        save_picture(tmp_path / "images" / f"{index}{suffix}")
+        write_image(tmp_path / "images" / f"{index}{suffix}")
         (tmp_path / "labels").mkdir(exist_ok=True)
         (tmp_path / "labels" / f"{index}.txt").write_text(ROWS)
     data = open_split(tmp_path, "all")
@@ -143,7 +143,7 @@ def test_images_of_every_suffix_are_found(tmp_path):
 
 def test_a_bare_folder_without_splits_is_divided(tmp_path):
     for index in range(5):
-        save_picture(tmp_path / "images" / f"{index}.png")
+        write_image(tmp_path / "images" / f"{index}.png")
         (tmp_path / "labels").mkdir(exist_ok=True)
         (tmp_path / "labels" / f"{index}.txt").write_text(ROWS)
     assert recognise(tmp_path).splits == ("all",)
@@ -161,7 +161,7 @@ def test_splits_with_their_own_images_and_labels(tmp_path):
 
 def test_labels_may_lie_beside_the_images(tmp_path):
     for index in range(3):
-        save_picture(tmp_path / "pictures" / f"{index}.png")
+        write_image(tmp_path / "pictures" / f"{index}.png")
         (tmp_path / "pictures" / f"{index}.txt").write_text(ROWS)
     (tmp_path / "data.yaml").write_text("all: pictures\nnames: [cat, dog]\n")
     assert open_split(tmp_path, "all").num_objects == 6
@@ -303,7 +303,7 @@ BAD_DESCRIPTIONS = {
     "nested": ("names: [[a], b]\ntrain: images/train", "'names': 0 is not a class number with a name"),
     "count": ("nc: 3\nnames: [a, b]\ntrain: images/train", "'nc': is 3, but there are 2 names; correct one of them"),
     "endless count": ("nc: 999999999999\ntrain: images/train", "'nc': is '999999999999'; expected a number of classes"),
-    "picture": ("train: images/train/0.png\nnames: [a, b]", "0.png: neither a folder nor a .txt list of images"),
+    "image": ("train: images/train/0.png\nnames: [a, b]", "0.png: neither a folder nor a .txt list of images"),
     "list": ("train: train.txt\nnames: [a, b]", "train.txt, line 1: the image './9.png' is missing"),
 }
 

@@ -25,7 +25,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 import test_layers
-from folders import save_picture
+from folders import write_image
 from markdown_blocks import INSTALL, ROOT, Block, check_installation, environment_with_programs, read_blocks, run
 from opendetr.cli.main import app
 from opendetr.config import to_dict
@@ -45,7 +45,7 @@ SMALL = (
     (r"(?<=opendetr demo)\b", " --images 2"),
     (r"(?<![\w-])detr-r50(?![\w-])", DEFAULT_MODEL),
 )
-PICTURES = (
+IMAGES = (
     "photo.jpg",
     "photos/1.jpg",
     "photos/a/2.png",
@@ -89,8 +89,8 @@ def things(tmp_path_factory) -> Path:
     card = ModelCard(to_dict(shipped.preset), shipped.categories, {})
     save_weights(folder / "runs/mine/best/model.safetensors", shipped.model, card)
     torch.save({"model": create(DEFAULT_MODEL).state_dict()}, folder / "detr-r50-e632da11.pth")
-    for name in PICTURES:
-        save_picture(folder / name, 64, 80)
+    for name in IMAGES:
+        write_image(folder / name, 64, 80)
     if importlib.util.find_spec("av"):
         from clips import write_video
 

@@ -502,8 +502,8 @@ def test_a_file_with_a_mask_head_opens_as_its_detector_for_things(tmp_path, name
     assert (whole.preset.name, whole.has_masks) == (f"{name}-panoptic", True)
     assert (alone.preset.name, alone.has_masks, alone.preset.data.masks) == (name, False, "none")
     assert alone.preset.model == whole.preset.model
-    picture = torch.rand(3, 64, 64)
-    every, things = (each.predict(picture, min_score=0.0) for each in (whole, alone))
+    image = torch.rand(3, 64, 64)
+    every, things = (each.predict(image, min_score=0.0) for each in (whole, alone))
     assert "sky" in every.names and "sky" not in things.names
     expected = {row for row in _rows(every) if row[0] != "sky"}
     assert len(expected) >= 5

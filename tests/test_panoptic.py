@@ -129,8 +129,8 @@ def test_golden_maps_of_a_model(run, image, name, sizes):
 def ahead(logits: Tensor, lies: MaskFrame) -> Tensor:
     """(H, W) how far the strongest mask is ahead of the next; these weights make most differences rounding errors."""
     first, second = F.interpolate(logits[None], lies.processed, mode="bilinear")[0].topk(2, 0).values
-    picture = Image.fromarray((first - second).numpy())
-    return torch.from_numpy(np.array(picture.resize(lies.original[::-1], Image.Resampling.NEAREST)))
+    image = Image.fromarray((first - second).numpy())
+    return torch.from_numpy(np.array(image.resize(lies.original[::-1], Image.Resampling.NEAREST)))
 
 
 # ---------------------------------------------------------------------------------------- faults of the published rule

@@ -21,12 +21,12 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from folders import picture, save_picture
+from folders import make_image, write_image
 from opendetr.categories import Categories
 from opendetr.cli.main import app
-from opendetr.cli.output import DEFAULT_MODEL
 from opendetr.config import to_dict
 from opendetr.presets import build_model, miniature
+from opendetr.recipe import DEFAULT_MODEL
 from opendetr.weights import ModelCard, save_weights
 from web import sends, serving
 
@@ -72,13 +72,13 @@ def tables(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "predictions.json").read_text())
 
 
-def pictures_below(folder: Path) -> set[str]:
+def images_below(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*.png")}
 
 
 def fill(folder: Path, *names: str) -> Path:
     for seed, name in enumerate(names):
-        save_picture(folder / name, seed=seed)
+        write_image(folder / name, seed=seed)
     return folder
 
 
@@ -144,7 +144,7 @@ def test_an_address_and_a_video_in_one_run(predict, tmp_path, monkeypatch):
 
     monkeypatch.setenv("no_proxy", "*")
     content = io.BytesIO()
-    Image.fromarray(picture()).save(content, "png")
+    Image.fromarray(make_image()).save(content, "png")
     video = write_video(tmp_path / "clip.avi", num_frames=5)
     with serving() as server:
         server.answers["/photo"] = sends(content.getvalue())
@@ -190,7 +190,7 @@ def test_classes_are_counted_by_image_and_in_all(predict, tmp_path):
 
 def test_images_are_drawn_in_their_size(predict, tmp_path):
     fill(tmp_path / "in", "x.png")
-    save_picture(tmp_path / "in" / "y.png", 900, 700)
+    write_image(tmp_path / "in" / "y.png", 900, 700)
     predict(tmp_path / "in")
     for name in ("x.png", "y.png"):
         with Image.open(tmp_path / "in" / name) as image, Image.open(tmp_path / "out" / name) as drawn:
@@ -247,7 +247,7 @@ def bomb() -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\0" * 10)) + chunk(b"IEND", b"")
 
 
-def test_one_bad_picture_of_many_stops_nothing(predict, tmp_path):
+def test_one_bad_image_of_many_stops_nothing(predict, tmp_path):
     folder = fill(tmp_path / "in", *(f"{number:03}.png" for number in range(40)))
     whole = (folder / "000.png").read_bytes()
     bad = {"003.png": b"", "007.png": b"no image", "011.png": whole[: len(whole) // 2], "013.png": bomb()}
@@ -260,7 +260,7 @@ def test_one_bad_picture_of_many_stops_nothing(predict, tmp_path):
     lines = [line for line in result.stderr.splitlines() if line.startswith("skipped: ")]
     assert len(lines) == len(bad) + 1
     assert all(any(name in line for line in lines) for name in (*bad, "loop.jpg"))
-    assert len(pictures_below(tmp_path / "out")) == len(tables(tmp_path / "out")["images"]) == 36
+    assert len(images_below(tmp_path / "out")) == len(tables(tmp_path / "out")["images"]) == 36
 
 
 def test_nothing_that_can_be_read(predict, tmp_path):
@@ -277,7 +277,7 @@ def test_nothing_that_can_be_read(predict, tmp_path):
 
 
 def test_the_first_frame_of_an_animation(predict, tmp_path):
-    frames = [Image.fromarray(picture(seed=seed)) for seed in range(3)]
+    frames = [Image.fromarray(make_image(seed=seed)) for seed in range(3)]
     frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
     frames[0].save(tmp_path / "moving.webp", save_all=True, append_images=frames[1:])
     predict(tmp_path / "moving.gif", tmp_path / "moving.webp")
@@ -300,7 +300,7 @@ def test_names_of_every_kind(predict, tmp_path):
              os.fsdecode(b"no text \xff.png"), "UPPER.PNG", "upper.png", " .png"]  # fmt: skip
     folder.mkdir()
     for name in names:
-        Image.fromarray(picture()).save(folder / name)
+        Image.fromarray(make_image()).save(folder / name)
     predict(folder, "--csv", "--yolo", "--crops")
     images = tables(tmp_path / "out")["images"]
     assert sorted(row["file_name"] for row in images) == sorted(str(folder / name) for name in names)
@@ -338,7 +338,7 @@ def test_what_is_read_is_never_overwritten_or_predicted_again(predict, tmp_path)
     for _ in range(2):
         predict(folder, out=folder / "found")
         assert len(tables(folder / "found")["images"]) == 2
-    assert pictures_below(folder / "found") == {"x.png", "z/x.png"}
+    assert images_below(folder / "found") == {"x.png", "z/x.png"}
 
 
 def process(options: list[Any], prelude: str = "") -> subprocess.Popen[str]:
@@ -358,7 +358,7 @@ def test_an_interrupt_leaves_whole_files(weights, tmp_path, times):
     running = process([folder, "--weights", weights, "--out", out, "--csv"])
     try:
         deadline = time.monotonic() + 60
-        while len(pictures_below(out)) < 5:
+        while len(images_below(out)) < 5:
             assert time.monotonic() < deadline
             assert running.poll() is None, running.communicate()
             time.sleep(0.02)
@@ -369,7 +369,7 @@ def test_an_interrupt_leaves_whole_files(weights, tmp_path, times):
         running.kill()
     assert "Traceback" not in errors
     assert not list(out.rglob("*.new"))
-    for name in pictures_below(out):
+    for name in images_below(out):
         with Image.open(out / name) as drawn:
             drawn.load()
     if times == 1:
@@ -377,14 +377,14 @@ def test_an_interrupt_leaves_whole_files(weights, tmp_path, times):
         assert "interrupted after" in errors.splitlines()[-1]
         images = tables(out)["images"]
         assert 5 <= len(images) < 3000
-        assert {row["drawing"] for row in images} == pictures_below(out)
+        assert {row["drawing"] for row in images} == images_below(out)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs resource limits")
 def test_a_full_disk_is_one_line(weights, tmp_path):
     """Files may not grow beyond 20 kB: the first drawn image cannot be saved, and no part of it stays."""
     for number in range(12):
-        save_picture(tmp_path / "in" / f"{number}.png", 200, 300, seed=number)
+        write_image(tmp_path / "in" / f"{number}.png", 200, 300, seed=number)
     limit = (
         "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))"

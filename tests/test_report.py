@@ -70,13 +70,13 @@ def test_scores_of_masks_and_maps_are_explained(tmp_path):
 
 def test_everything_is_escaped(tmp_path):
     hostile = '<script>alert("x")</script>'
-    picture = Image.new("RGB", (4, 4))
+    image = Image.new("RGB", (4, 4))
     text = written(
         tmp_path,
         title=hostile,
         metrics={hostile: 0.5},
         per_class={hostile: 0.5},
-        images=[(hostile, [(hostile, picture)])],
+        images=[(hostile, [(hostile, image)])],
         facts={hostile: hostile},
     )
     page = Page(text)
@@ -85,9 +85,9 @@ def test_everything_is_escaped(tmp_path):
     assert ("alt", f"{hostile}: {hostile}") in page.attributes
 
 
-def test_pictures_are_inside_the_page(tmp_path):
-    picture = Image.new("RGBA", (60, 40), (200, 30, 30, 255))
-    page = Page(written(tmp_path, images=[("Scene 3", [("ground truth", picture)])]))
+def test_images_are_inside_the_page(tmp_path):
+    image = Image.new("RGBA", (60, 40), (200, 30, 30, 255))
+    page = Page(written(tmp_path, images=[("Scene 3", [("ground truth", image)])]))
     sources = [value for name, value in page.attributes if name == "src"]
     assert len(sources) == 1 and sources[0].startswith("data:image/jpeg;base64,")
     shown = Image.open(io.BytesIO(base64.b64decode(sources[0].split(",")[1])))

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image, ImageShow
 
-from folders import one_line, picture
+from folders import make_image, one_line
 from opendetr.categories import Categories
 from opendetr.results import Detections, Panoptic, Segment
 
@@ -25,7 +25,7 @@ def detections(count: int = 4, **fields) -> Detections:
     x = torch.arange(count).float() * 10
     boxes = torch.stack((x, x + 1, x + 20, x + 30), 1)
     scores = SCORES if count == 4 else torch.linspace(0.9, 0.1, count)
-    fields = {"image": picture(), "source": "photos/x.jpg"} | fields
+    fields = {"image": make_image(), "source": "photos/x.jpg"} | fields
     return Detections(boxes, scores, torch.arange(count) % 2, CATEGORIES, (48, 64), **fields)
 
 
@@ -33,7 +33,7 @@ def panoptic(**fields) -> Panoptic:
     segments = torch.zeros(48, 64, dtype=torch.int32)
     segments[:30], segments[30:40, :10] = 1, 2
     info = (Segment(1, 2, isthing=False, area=1920, score=0.7), Segment(2, 0, isthing=True, area=100, score=0.9))
-    return Panoptic(segments, info, torch.ones(48, 64), CATEGORIES, (48, 64), image=picture(), **fields)
+    return Panoptic(segments, info, torch.ones(48, 64), CATEGORIES, (48, 64), image=make_image(), **fields)
 
 
 # ------------------------------------------------------------------------------------------------------------ selection
@@ -191,7 +191,7 @@ def test_show_opens_a_viewer_or_says_what_to_do(monkeypatch):
 
 def test_what_is_drawn_on(tmp_path):
     """A path, and a PIL image, with its EXIF orientation applied, as `predict` reads them."""
-    pixels = picture(64, 48)  # stored, before the turn
+    pixels = make_image(64, 48)  # stored, before the turn
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from folders import save_picture
+from folders import write_image
 from opendetr.categories import Categories
 from opendetr.cli.main import app
 from opendetr.config import to_dict
@@ -57,7 +57,7 @@ def folder(tmp_path_factory) -> Path:
     maps.mkdir(parents=True)
     images, annotations = [], []
     for number, (height, width) in enumerate(SIZES, 1):
-        save_picture(root / "val" / f"{number}.png", height, width, number)
+        write_image(root / "val" / f"{number}.png", height, width, number)
         segments = true_map(height, width)
         Image.fromarray(np.stack((segments, 0 * segments, 0 * segments), -1).astype(np.uint8)).save(
             maps / f"{number}.png"

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from folders import coco_content, picture, save_picture, write_coco_folder
+from folders import coco_content, make_image, write_coco_folder, write_image
 from opendetr.categories import Categories
 from opendetr.cli.main import app
 from opendetr.config import to_dict
@@ -151,7 +151,7 @@ def weights(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def scores(weights) -> torch.Tensor:
-    return load(weights, device="cpu").predict(picture(), min_score=0).scores
+    return load(weights, device="cpu").predict(make_image(), min_score=0).scores
 
 
 def with_thresholds(weights: Path, path: Path, thresholds: ScoreThresholds) -> Path:
@@ -168,29 +168,29 @@ def test_stored_thresholds_are_used_unless_others_are_given(weights, scores, tmp
     card = read_card(path)
     assert card is not None and card.thresholds == ScoreThresholds(middle, {"dog": 1.0})
     detector = load(path, device="cpu")
-    everything = detector.predict(picture(), min_score=0)
+    everything = detector.predict(make_image(), min_score=0)
     assert len(everything) == len(scores) and not capsys.readouterr().err
-    found = detector.predict(picture())
+    found = detector.predict(make_image())
     dogs = everything.labels == CLASSES.names.index("dog")
     assert torch.equal(found.scores, everything.scores[(everything.scores >= middle) & ~dogs])
     assert 0 < len(found) < len(everything)
     line = capsys.readouterr().err
     assert line.count("\n") == 1
     assert "dog 1.00" in line and "min score" in line
-    given = detector.predict(picture(), class_min_scores={"dog": 0.0})
+    given = detector.predict(make_image(), class_min_scores={"dog": 0.0})
     assert torch.equal(given.scores, everything.scores[(everything.scores >= middle) | dogs])
     assert not capsys.readouterr().err, "it says so once"
 
 
 def test_a_card_without_thresholds_behaves_as_before(weights, scores, capsys):
-    found = load(weights, device="cpu").predict(picture())
+    found = load(weights, device="cpu").predict(make_image())
     assert torch.equal(found.scores, scores[scores >= 0.5])
     assert not capsys.readouterr().err
 
 
 def test_the_command_uses_them_and_says_so(weights, scores, tmp_path):
     path = with_thresholds(weights, tmp_path / "model.safetensors", ScoreThresholds(float(scores.median())))
-    save_picture(tmp_path / "photo.png")
+    write_image(tmp_path / "photo.png")
 
     def predict(*options: str):
         arguments = ["predict", str(tmp_path / "photo.png"), "--weights", str(path), "--device", "cpu", "--no-draw"]

@@ -27,7 +27,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import opendetr
-from folders import save_picture
+from folders import write_image
 from opendetr import distributed
 from opendetr.categories import Categories
 from opendetr.data.config import AugmentationConfig, DataConfig
@@ -130,7 +130,7 @@ def damaged_data(folder: Path) -> DetectionData:
         if index == UNREADABLE:
             path.write_bytes(b"no image")
         else:
-            save_picture(path, height, width, seed=index)
+            write_image(path, height, width, seed=index)
         objects = [ObjectRecord(id=n, category_id=1, box=(2, 3, 20, 25), area=500) for n in range(index + 1)]
         images.append(ImageRecord(id=index, path=path, height=height, width=width, objects=tuple(objects)))
     return DetectionData(

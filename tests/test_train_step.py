@@ -52,7 +52,7 @@ class Recorder(Callback):
 
 
 class Seen:
-    """What optimisers are given at each of their steps: groups, gradients, and the norm of these."""
+    """What optimizers are given at each of their steps: groups, gradients, and the norm of these."""
 
     def __init__(self) -> None:
         self.groups: list[list[dict[str, Any]]] = []

@@ -228,7 +228,7 @@ def test_a_finished_run_has_nothing_to_resume(tmp_path):
 
 def test_a_folder_with_a_run_is_not_overwritten(tmp_path):
     run(tmp_path)
-    with pytest.raises(CheckpointError, match="holds a run already; go on with --resume"):
+    with pytest.raises(CheckpointError, match="holds a run already; continue with --resume"):
         run(tmp_path)
 
 
@@ -541,14 +541,14 @@ def test_a_long_run_has_fewer_lines(tmp_path):
 
 
 def test_curves_and_images_are_drawn(tmp_path):
-    pictures = ValidationImages(lambda task: [("cells", Image.new("RGB", (8, 8), "red" if task.training else "blue"))])
-    run(tmp_path, callbacks=[MetricsFile(), Curves(), pictures])
+    images = ValidationImages(lambda task: [("cells", Image.new("RGB", (8, 8), "red" if task.training else "blue"))])
+    run(tmp_path, callbacks=[MetricsFile(), Curves(), images])
     with Image.open(tmp_path / "curves.png") as curves:
         assert curves.height > curves.width  # the loss, and the scores below it
     names = sorted(path.name for path in (tmp_path / "images").iterdir())
     assert names == [f"step-{step:07d}-cells.jpg" for step in (5, 10, 15, 20)]
-    with Image.open(tmp_path / "images" / names[0]) as picture:
-        assert picture.getpixel((4, 4))[2] > 200
+    with Image.open(tmp_path / "images" / names[0]) as image:
+        assert image.getpixel((4, 4))[2] > 200
 
 
 @pytest.mark.parametrize("terminal", [False, True])

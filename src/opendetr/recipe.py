@@ -1,4 +1,4 @@
-"""The settings of a training run: optimiser, schedule, length and seed."""
+"""The settings of a training run: optimizer, schedule, length and seed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Optimiser, schedule, length and seed of a training run; the defaults are DETR's.
+    """Optimizer, schedule, length and seed of a training run; the defaults are DETR's.
 
     Attributes:
         learning_rate: learning rate of AdamW for all parameters outside the backbone.
@@ -22,7 +22,7 @@ class Recipe:
         weight_decay: AdamW's decoupled weight decay.
         decay_norms_and_biases: apply weight decay to norms and biases as well as to matrices, as published.
         clip_norm: maximum norm of the gradient over all parameters; 0 does not clip.
-        batch_size: images per optimiser step.
+        batch_size: images per optimizer step.
         accumulate: number of micro-batches that the batch of a step is split into, to save memory. The losses are
             normalised over the whole batch, so only memory and time change.
         epochs: length of the run in passes over the data, unless `max_steps` or `time` is given.

@@ -47,7 +47,7 @@ class TrainOptions:
     ] = None
     out: Annotated[Path | None, typer.Option(help="The run folder. [default: runs/MODEL]", show_default=False)] = None
     epochs: Annotated[int | None, typer.Option(help="Length in passes over the data.", show_default=False)] = None
-    max_steps: Annotated[int | None, typer.Option(help="Length in optimiser steps.", show_default=False)] = None
+    max_steps: Annotated[int | None, typer.Option(help="Length in optimizer steps.", show_default=False)] = None
     time: Annotated[
         str | None, typer.Option(help="Length as a time, such as 45s, 30m or 1h30m.", show_default=False)
     ] = None
@@ -253,4 +253,4 @@ def _report(run: Run, *, as_json: bool) -> None:
     if not result.interrupted:
         _summarise(run)
     if result.interrupted:
-        say(f"error: interrupted after {result.step} steps; go on with `opendetr train --resume {run.folder}`")
+        say(f"error: interrupted after {result.step} steps; continue with `opendetr train --resume {run.folder}`")

@@ -122,7 +122,7 @@ def _expect_common_backbone(preset: Preset) -> None:
     """Raise ConfigError if the backbone has a part that other implementations do not have."""
     part = preset.model.backbone.without_counterpart()
     if part:
-        raise ConfigError(f"{preset.name}: {part} exists only in OpenDETR; use its own weights file")
+        raise ConfigError(f"{preset.name}: {part} exists only in OpenDETR; use the weights file of the run")
 
 
 def _renamed(model: Detector, family: WeightFamily, rows: Rows) -> dict[str, Tensor]:

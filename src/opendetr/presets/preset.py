@@ -52,7 +52,7 @@ class Preset:
         mask_criterion: mask losses, used if the model has a mask head.
         dense: dense supervision of the encoder, off by default as in the published models.
         data: image sizes and augmentation.
-        recipe: optimiser, schedule and length of the training.
+        recipe: optimizer, schedule and length of the training.
     """
 
     name: str

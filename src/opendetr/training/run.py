@@ -358,7 +358,7 @@ def _unused_folder(name: str) -> Path:
 def _require_empty(folder: Path) -> None:
     """Raise ConfigError if `folder` cannot become a run folder."""
     if folder.is_dir() and (folder / CONFIG_FILE).exists():
-        raise ConfigError(f"{folder}: holds a run already; go on with --resume {folder}, or choose another folder")
+        raise ConfigError(f"{folder}: holds a run already; continue with --resume {folder}, or choose another folder")
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise ConfigError(f"{folder}: is not an empty folder; choose another one for the run")
 

@@ -40,7 +40,7 @@ class Plan:
     """The length of a run, and what follows from it. It is stored, so that a resumed run keeps its schedule.
 
     Attributes:
-        total_steps: optimiser steps of the whole run.
+        total_steps: optimizer steps of the whole run.
         evaluate_every: steps from one evaluation to the next; the last one is at the end in any case.
         warmup_steps: steps over which the learning rate first rises.
         ema_decay: final decay of the EMA of the weights; 0 for no EMA.
@@ -233,7 +233,7 @@ def learning_rate_factor(step: int, plan: Plan | None, recipe: Recipe) -> float:
     """The share of the full learning rate that a step takes: a pure function, so that a resumed run needs no state.
 
     Args:
-        step: optimiser steps that were taken before this one.
+        step: optimizer steps that were taken before this one.
         plan: gives length and warm-up; None while a timed run does not know them, when only the warm-up acts.
         recipe: gives schedule, `step_at` and `floor`.
     """

@@ -230,7 +230,7 @@ class Trainer:
                 self._notes += self._restore(last)
             elif find_checkpoint(last):
                 raise CheckpointError(
-                    f"{self.folder}: holds a run already; go on with --resume or choose another folder"
+                    f"{self.folder}: holds a run already; continue with --resume or choose another folder"
                 )
         state = self.state
         start = RunStarted(

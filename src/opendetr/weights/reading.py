@@ -45,7 +45,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
     The file is a .safetensors file, the index of a state dict in several files, or a file of torch.save whose pickle
     contains only tensors and plain values. The state dict may be under the key "model", as in the checkpoints of the
-    original implementations, which also contain the optimiser and the settings of the run.
+    original implementations, which also contain the optimizer and the settings of the run.
 
     Raises:
         WeightsError: the file is missing, incomplete, in another format, or could run code.
