@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib import resources
@@ -12,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from opendetr.categories import Categories, coco_categories, coco_panoptic_categories
-from opendetr.config import ConfigError, replaced
+from opendetr.config import ConfigError, SettingError, replaced
 from opendetr.models import Detector
 from opendetr.presets.conditional import (
     conditional_detr_r50,
@@ -116,12 +117,19 @@ def get_preset(name: str) -> Preset:
     """The preset with a name.
 
     Raises:
-        ConfigError: the name is unknown. The message suggests similar names.
+        SettingError: the name is unknown. The message suggests similar names.
     """
     if name not in _PRESETS:
-        near = difflib.get_close_matches(name, _PRESETS, n=3, cutoff=0.3) or list(_PRESETS)
-        raise ConfigError(f"{name!r} is not a model of the catalogue; did you mean {' or '.join(near)}?")
+        near = near_models(name)
+        hint = f"did you mean {' or '.join(near)}?" if near else "OpenDETR has models of the DETR family:"
+        raise SettingError(f"{name!r} is not a model of the catalogue; {hint} `opendetr models` lists them")
     return _PRESETS[name]()
+
+
+def near_models(name: str) -> list[str]:
+    """At most three names of the catalogue that are similar to `name`, which other projects may use."""
+    plain = re.sub(r"resnet-?", "r", name.lower().rpartition("/")[2].replace("_", "-"))
+    return [plain] if plain in _PRESETS else difflib.get_close_matches(plain, _PRESETS, n=3, cutoff=0.7)
 
 
 def preset_from_dict(record: Mapping[str, Any]) -> Preset:
@@ -134,7 +142,10 @@ def preset_from_dict(record: Mapping[str, Any]) -> Preset:
     """
     if "name" not in record:
         raise ConfigError("config: the key 'name' is missing; set it to the name of a model of the catalogue")
-    return replaced(get_preset(str(record["name"])), dict(record))
+    try:
+        return replaced(get_preset(str(record["name"])), dict(record))
+    except SettingError as error:  # the settings are those of a file, not the user's
+        raise ConfigError(str(error)) from None
 
 
 def name_with_masks(name: str) -> str:
