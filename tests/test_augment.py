@@ -455,7 +455,7 @@ def test_further_annotations_stay_with_their_objects(augment, masks, with_polygo
 
 
 def test_an_image_without_objects_joins_others():
-    empty = LabelledImage(picture(96, 96), np.zeros((0, 4)), np.zeros(0, int), 0, (96, 96))
+    empty = LabelledImage(make_image(96, 96), np.zeros((0, 4)), np.zeros(0, int), 0, (96, 96))
     images = [empty, numbered(1)]
     for effect in (Mosaic(probability=1), CopyPaste(probability=1)):
         for seed in range(8):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import uuid
 from collections.abc import Iterator
@@ -15,6 +16,18 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".g
 def cache_folder() -> Path:
     """The folder for downloads and compiled code: OPENDETR_CACHE, or ~/.cache/opendetr by default."""
     return Path(os.environ.get("OPENDETR_CACHE") or Path.home() / ".cache" / "opendetr")
+
+
+def near_path(path: Path) -> str:
+    """An ending for the message that `path` does not exist: "; did you mean ...?" with the nearest name, or nothing."""
+    try:
+        parent = next(parent for parent in path.parents if parent.is_dir())
+        missing, *rest = path.relative_to(parent).parts
+        near = difflib.get_close_matches(missing, [entry.name for entry in parent.iterdir()], n=1, cutoff=0.7)
+    except (OSError, ValueError, StopIteration):  # a path that no folder can have
+        return ""
+    found = next((found for name in near if (found := parent.joinpath(name, *rest)).exists()), None)
+    return f"; did you mean {found}?" if found else ""
 
 
 @contextmanager

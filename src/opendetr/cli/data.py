@@ -16,6 +16,7 @@ import typer
 
 from opendetr.cli.check import check
 from opendetr.cli.output import Exit, JsonOption, command, print_json, say, table
+from opendetr.cli.usage import Command, Group
 
 if TYPE_CHECKING:
     from opendetr.data import DetectionData, ImageRecord
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 _HELP = "Make, show, check, convert and split datasets."
 _SHEET_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
-app = typer.Typer(help=_HELP, no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(cls=Group, help=_HELP, no_args_is_help=True, rich_markup_mode=None)
 
 SourceArgument = Annotated[Path, typer.Argument(help="The dataset: COCO, Pascal VOC, YOLO, or a CSV table.")]
 TargetArgument = Annotated[Path, typer.Argument(help="The folder to write, empty or new.")]
@@ -252,4 +253,4 @@ def _shares(text: str) -> dict[str, float]:
 
 
 for _function in (make, show, check, convert, split):
-    app.command()(_function)
+    app.command(cls=Command)(_function)

@@ -8,8 +8,10 @@ import inspect
 import json
 import math
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import is_dataclass
 from enum import IntEnum, StrEnum
 from pathlib import Path
@@ -62,7 +64,19 @@ BatchSizeOption = Annotated[int, typer.Option(callback=in_range(1), help="Number
 StrictNoObjectOption = Annotated[
     bool, typer.Option("--strict-no-object", help='Drop queries whose most probable class is "no object".')
 ]
-DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+
+
+def _device(name: str) -> str:
+    """The name of a device as torch writes it. Raises BadParameter."""
+    if name.isdecimal():
+        raise typer.BadParameter(f"'{name}' is not a device; did you mean cuda:{name}?")
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
+        hint = "; did you mean cuda?" if name.lower() in ("gpu", "nvidia", "gpu:0") else ""
+        raise typer.BadParameter(f"'{name}' is not one of auto, cpu, cuda, cuda:NUMBER, mps{hint}")
+    return name
+
+
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.", callback=_device)]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 
 # Errors that a user can cause, by the module that defines them. A module that was never loaded cannot have raised its
@@ -78,10 +92,11 @@ _USER_ERRORS = {
 
 
 class Exit(IntEnum):
-    """The exit codes of every command. The parser exits with 2 on bad usage."""
+    """The exit codes of every command. The parser, too, exits with 2 on bad usage."""
 
     DONE = 0
     FAILED = 1
+    BAD_USAGE = 2
     SOME_FAILED = 3
 
 
@@ -104,14 +119,17 @@ def command(function: Callable[..., Any]) -> Callable[..., None]:
     def run(*, debug: bool, **options: Any) -> None:
         try:
             code = function(**options) if options_class is None else function(options_class(**options))
-            sys.stdout.flush()  # here, where an error is still one line
+            sys.stdout.flush()  # at the end of the process it would be too late to handle an error
+        except BrokenPipeError:
+            _drop_output()
+            raise typer.Exit(Exit.FAILED) from None
         except Exception as error:
             line = _explained(error)
             _discard_lost_output()
             if debug or line is None:
                 raise
             print(f"error: {line}", file=sys.stderr)
-            raise typer.Exit(Exit.FAILED) from None
+            raise typer.Exit(_failure_code(error)) from None
         raise typer.Exit(code or Exit.DONE)
 
     debug_option = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
@@ -130,6 +148,20 @@ def _discard_lost_output() -> None:
         sys.stdout.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _failure_code(error: Exception) -> Exit:
+    """2 for a setting or an option with a wrong value, 1 for everything else that fails."""
+    config = sys.modules.get("opendetr.config")
+    is_usage = config is not None and isinstance(error, config.SettingError)
+    return Exit.BAD_USAGE if is_usage else Exit.FAILED
+
+
+def _drop_output() -> None:
+    """Discard further output: the program that reads it, such as `head`, has ended. It needs no message."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _options_class(parameters: Sequence[inspect.Parameter]) -> type[Any] | None:

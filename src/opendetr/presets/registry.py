@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib import resources
@@ -13,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from opendetr.categories import Categories
-from opendetr.config import ConfigError, replaced
+from opendetr.config import ConfigError, SettingError, replaced
 from opendetr.models import Detector
 from opendetr.presets.conditional import (
     conditional_detr_r50,
@@ -129,12 +130,12 @@ def get_preset(name: str) -> Preset:
     """The preset with a name.
 
     Raises:
-        ConfigError: the name is unknown. The message suggests similar names.
+        SettingError: the name is unknown. The message suggests similar names.
     """
     if name not in _PRESETS:
-        near = difflib.get_close_matches(name, _PRESETS, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else "`opendetr models` lists all models"
-        raise ConfigError(f"{name!r} is not a model of the catalogue; {hint}")
+        near = near_models(name)
+        hint = f"did you mean {' or '.join(near)}?" if near else "OpenDETR has models of the DETR family:"
+        raise SettingError(f"{name!r} is not a model of the catalogue; {hint} `opendetr models` lists them")
     return _PRESETS[name]()
 
 
@@ -142,6 +143,12 @@ def describe(name: str) -> str:
     """What distinguishes a model from the others of its family, in a sentence. Raises ConfigError as `get_preset`."""
     get_preset(name)
     return inspect.getdoc(_PRESETS[name]) or ""
+
+
+def near_models(name: str) -> list[str]:
+    """At most three names of the catalogue that are similar to `name`, which other projects may use."""
+    plain = re.sub(r"resnet-?", "r", name.lower().rpartition("/")[2].replace("_", "-"))
+    return [plain] if plain in _PRESETS else difflib.get_close_matches(plain, _PRESETS, n=3, cutoff=0.7)
 
 
 def preset_from_dict(record: Mapping[str, Any]) -> Preset:
@@ -154,7 +161,10 @@ def preset_from_dict(record: Mapping[str, Any]) -> Preset:
     """
     if "name" not in record:
         raise ConfigError("config: the key 'name' is missing; set it to the name of a model of the catalogue")
-    return replaced(get_preset(str(record["name"])), dict(record))
+    try:
+        return replaced(get_preset(str(record["name"])), dict(record))
+    except SettingError as error:  # the settings are those of a file, not the user's
+        raise ConfigError(str(error)) from None
 
 
 def name_with_masks(name: str) -> str:

@@ -12,6 +12,7 @@ from safetensors.torch import save
 from torch import nn
 
 from opendetr.categories import Categories
+from opendetr.files import near_path
 from opendetr.scoring import ScoreThresholds
 from opendetr.weights.errors import WeightsError
 from opendetr.weights.huggingface import config_beside, settings_of
@@ -73,7 +74,7 @@ def read_card(path: Path) -> ModelCard | None:
         WeightsError: the file is missing or incomplete, or its card cannot be used.
     """
     if not path.is_file():
-        raise WeightsError(f"{path}: no such file")
+        raise WeightsError(f"{path}: no such file{near_path(path)}")
     own = _own_card(path) if path.suffix == ".safetensors" else None
     if own is not None:
         return own

@@ -398,6 +398,12 @@ def _with_overlap(val: DetectionData, train: DetectionData) -> DetectionData:
 
 
 def _require_objects(data: DetectionData) -> None:
+    """Raise FaultError unless the split has an object to learn, or to evaluate."""
+    if data.num_objects and all(thing.crowd for image in data.images for thing in image.objects):
+        detail = (
+            f"all {data.num_objects} objects are crowd regions, which cannot be learned; add objects with iscrowd 0"
+        )
+        raise FaultError(Kind.NO_LABELS, data.folder, f"split '{data.split}'", detail)
     if not data.num_objects:
         skipped = (entry for entry in data.fault_counts if entry.kind.effect is Effect.SKIPS)
         reasons = (f"; {entry}: {entry.faults[0].detail}".removesuffix(": ") for entry in skipped)
