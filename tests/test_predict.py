@@ -121,17 +121,17 @@ def test_scores_by_class(detector):
 
 
 WRONG_OPTIONS = {
-    "a percentage": ({"min_score": 50}, "min_score=50: give a number in 0..1"),
-    "a negative score": ({"min_score": -0.1}, "give a number in 0..1"),
+    "a percentage": ({"min_score": 50}, "min_score: expected"),
+    "a negative score": ({"min_score": -0.1}, "min_score: expected"),
     "not a number": ({"min_score": float("nan")}, "min_score=nan"),
     "text": ({"min_score": "0.5"}, "min_score='0.5'"),
     "a truth value": ({"min_score": True}, "min_score=True"),
     "scores": ({"min_score": torch.zeros(4)}, "min_score=tensor"),
-    "a score of a class": ({"class_min_scores": {"cat": 30}}, "class_min_scores['cat']=30"),
+    "a score of a class": ({"class_min_scores": {"cat": 30}}, "class_min_scores['cat']: expected"),
     "a label": ({"class_min_scores": {1: 0.5}}, "1 is not the name of a class; give 'dog'"),
     "an unknown label": ({"class_min_scores": {9: 0.5}}, "9 is not the name of a class; give 'cat'"),
     "a list of scores": ({"class_min_scores": [0.5]}, "class_min_scores is a list; give a dict such as {'cat': 0.3}"),
-    "an empty batch": ({"batch_size": 0}, "batch_size=0: give an integer of at least 1"),
+    "an empty batch": ({"batch_size": 0}, "batch_size: expected at least 1, got 0"),
     "a fraction": ({"batch_size": 2.0}, "batch_size=2.0"),
     "True images": ({"batch_size": True}, "batch_size=True"),
     "an unknown rule": ({"merge": "publised", "panoptic": True}, "merge='publised': give 'default' or 'published'"),
