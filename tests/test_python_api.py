@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import subprocess
 import sys
 from dataclasses import fields
@@ -222,7 +223,11 @@ def test_examples_of_the_pages_pass_mypy_strict(tmp_path):
             files.append(tmp_path / f"{page.stem.lower()}_{number}.py")
             files[-1].write_text(block.text)
     assert len(files) > len(pages)
+    wrong = tmp_path / "wrong.py"  # shows that the types of the package are read
+    wrong.write_text("import opendetr\n\nopendetr.load(1).predict(2).names\n")
     command = [sys.executable, "-m", mypy, "--strict", "--follow-imports=silent", "--ignore-missing-imports"]
-    command += ["--config-file", "", "--cache-dir", str(tmp_path / "cache"), *map(str, files)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
+    command += ["--config-file", "", "--cache-dir", str(tmp_path / "cache"), *map(str, files), str(wrong)]
+    environment = os.environ | {"MYPYPATH": str(ROOT / "src")}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
+    errors = [line for line in done.stdout.splitlines() if ": error: " in line]
+    assert errors and all(line.startswith("wrong.py:3: ") for line in errors), done.stdout + done.stderr
