@@ -9,6 +9,7 @@ import typer
 from opendetr.cli import data
 from opendetr.cli.bench import bench
 from opendetr.cli.demo import demo
+from opendetr.cli.doctor import doctor
 from opendetr.cli.evaluate import evaluate
 from opendetr.cli.export import export
 from opendetr.cli.models import models
@@ -31,6 +32,7 @@ app.command()(train)
 app.command("eval")(evaluate)
 app.command()(predict)
 app.add_typer(data.app, name="data")
+app.command()(doctor)
 app.command()(export)
 app.command()(push)
 app.command()(models)

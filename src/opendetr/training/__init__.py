@@ -1,15 +1,23 @@
 """Training: a run from start to end, the trainer and its parts."""
 
 from opendetr.training.checkpoint import CheckpointError, find_checkpoint, load_checkpoint
+from opendetr.training.diagnosis import Cause, Diagnosis, diagnose, report_lines
 from opendetr.training.run import Run, resume, train
+from opendetr.training.run_facts import RunFacts, collect_facts
 from opendetr.training.signals import StopSignal
 
 __all__ = [
+    "Cause",
     "CheckpointError",
+    "Diagnosis",
     "Run",
+    "RunFacts",
     "StopSignal",
+    "collect_facts",
+    "diagnose",
     "find_checkpoint",
     "load_checkpoint",
+    "report_lines",
     "resume",
     "train",
 ]

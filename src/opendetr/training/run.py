@@ -40,6 +40,7 @@ from opendetr.recipe import Recipe
 from opendetr.tasks import Task
 from opendetr.training.callbacks import Curves, MetricsFile, MetricsTable, Progress, TensorBoard, ValidationImages
 from opendetr.training.checkpoint import find_checkpoint
+from opendetr.training.diagnosis import HOPELESS, diagnose_run
 from opendetr.training.events import Observer
 from opendetr.training.settings import (
     CONFIG_FILE,
@@ -159,7 +160,7 @@ def train(
     trainer = _trainer(setup, task, splits, folder, own_device)
     if is_main():
         write_config(folder, setup, _fingerprint(splits))
-    return Run(folder, trainer.train())
+    return _ended(folder, trainer, trainer.train(), say)
 
 
 def resume(folder: str | Path, *, device: str = "auto", say: Say | None = None) -> Run:
@@ -198,7 +199,7 @@ def resume(folder: str | Path, *, device: str = "auto", say: Say | None = None) 
             say("the run has no checkpoint yet: it starts again")
             task = _initial_task(preset, starting_point(preset.name, setup.weights), categories, say)
     trainer = _trainer(setup, task, splits, folder, own_device)
-    return Run(folder, trainer.train(resume=has_checkpoint))
+    return _ended(folder, trainer, trainer.train(resume=has_checkpoint), say)
 
 
 def _in_main_process(say: Say | None) -> Say:
@@ -351,6 +352,14 @@ def _trainer(
             observers=observers,
             device=str(device),
         )
+
+
+def _ended(folder: Path, trainer: Trainer, result: RunResult, say: Say) -> Run:
+    """The run, after the causes were named if it has learned nothing."""
+    if is_main() and not result.interrupted and result.best.get(trainer.recipe.best_by, 0.0) < HOPELESS:
+        for line in diagnose_run(folder, device=str(trainer.device)):
+            say(line)
+    return Run(folder, result)
 
 
 def _tensorboard(recipe: Recipe) -> list[Observer]:
