@@ -40,6 +40,7 @@ from opendetr.presets import Preset, build_model, build_task, preset_from_dict
 from opendetr.tasks import Task
 from opendetr.training.callbacks import Curves, MetricsFile, MetricsTable, Progress, ValidationImages
 from opendetr.training.checkpoint import find_checkpoint
+from opendetr.training.diagnosis import HOPELESS, diagnose_run
 from opendetr.training.events import Callback
 from opendetr.training.loggers import loggers
 from opendetr.training.settings import (
@@ -226,7 +227,7 @@ def train(
         write_config(folder, setup, _fingerprint(splits))
     result = trainer.train()
     loader.gather_skipped()
-    return Run(folder, setup.data, result)
+    return _ended(setup, folder, trainer, result, say)
 
 
 def resume(
@@ -270,7 +271,7 @@ def resume(
     trainer, loader = _trainer(setup, task, splits, folder, own_device, callbacks)
     result = trainer.train(resume=has_checkpoint)
     loader.gather_skipped()
-    return Run(folder, setup.data, result)
+    return _ended(setup, folder, trainer, result, say)
 
 
 def _in_main_process(say: Say | None) -> Say:
@@ -426,6 +427,14 @@ def _trainer(
             device=str(device),
         )
     return trainer, loader
+
+
+def _ended(setup: Setup, folder: Path, trainer: Trainer, result: RunResult, say: Say) -> Run:
+    """The run, after the causes were named if it has learned nothing."""
+    if is_main() and not result.interrupted and result.best.get(trainer.recipe.best_by, 0.0) < HOPELESS:
+        for line in diagnose_run(folder, device=str(trainer.device)):
+            say(line)
+    return Run(folder, setup.data, result)
 
 
 def best_by(preset: Preset, val: DetectionData) -> str:
