@@ -8,7 +8,7 @@ from opendetr.models.deformable import (
     TwoStageDETR,
     TwoStageDETRConfig,
 )
-from opendetr.models.detector import Detector
+from opendetr.models.detector import Detector, ModelConfig, TransformerSizes
 from opendetr.models.detr import DETR, DETRConfig
 from opendetr.models.masks import INSIDE, WITH_MASKS, MaskedDetector, MaskHeadConfig
 
@@ -25,6 +25,8 @@ __all__ = [
     "Detector",
     "MaskHeadConfig",
     "MaskedDetector",
+    "ModelConfig",
+    "TransformerSizes",
     "TwoStageDETR",
     "TwoStageDETRConfig",
 ]

@@ -19,7 +19,7 @@ from opendetr.losses import (
     SetCriterion,
     SigmoidFocalClassification,
 )
-from opendetr.models import DeformableDETRConfig, Detector, DETRConfig, MaskedDetector, MaskHeadConfig
+from opendetr.models import Detector, DETRConfig, MaskedDetector, MaskHeadConfig, ModelConfig
 from opendetr.recipe import Recipe
 from opendetr.tasks import DetectionTask, MaskHeadTask, Task
 
@@ -45,7 +45,7 @@ class Preset:
     """
 
     name: str
-    model: DETRConfig | DeformableDETRConfig = field(default_factory=DETRConfig)
+    model: ModelConfig = field(default_factory=DETRConfig)
     masks: MaskHeadConfig = field(default_factory=MaskHeadConfig)
     without_masks: str | None = None
     freeze_detector: bool = False
