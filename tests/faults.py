@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import ExifTags, Image
 
-from folders import picture
+from folders import make_image
 from opendetr.data.faults import Effect, Kind
 from opendetr.data.formats.recognise import Format
 from opendetr.data.images import read_map, write_map
@@ -85,7 +85,7 @@ class DataSet:
         return self.folder / names[self.format]
 
     def place(self, index: int, number: int) -> Place:
-        """Where a finding about an object is to be: COCO's name the image, and the annotation by its id."""
+        """Where a fault of an object is to be: COCO's name the image, and the annotation by its id."""
         before = sum(len(image.things) for image in self.images[:index]) + number
         if self.format == COCO:
             return Place(self.image(index), f"annotation {before + 1}")
@@ -147,7 +147,7 @@ class DataSet:
 @cache
 def _png(seed: int) -> bytes:
     content = io.BytesIO()
-    Image.fromarray(picture(HEIGHT, WIDTH, seed)).save(content, "PNG")
+    Image.fromarray(make_image(HEIGHT, WIDTH, seed)).save(content, "PNG")
     return content.getvalue()
 
 
@@ -297,7 +297,7 @@ def image(change: Callable[[Path], Any]) -> Maker:
 
 def save(height: int, width: int, **options: Any) -> Callable[[Path], None]:
     """Another image in a file."""
-    return lambda path: Image.fromarray(picture(height, width, 9)).save(path, **options)
+    return lambda path: Image.fromarray(make_image(height, width, 9)).save(path, **options)
 
 
 def set_at(key: str, index: int, name: str, value: Any) -> Callable[[dict[str, Any]], None]:
@@ -415,7 +415,7 @@ def _turned(path: Path) -> None:
 
 
 def _animated(path: Path) -> None:
-    frames = [Image.fromarray(picture(HEIGHT, WIDTH, seed)) for seed in (1, 2)]
+    frames = [Image.fromarray(make_image(HEIGHT, WIDTH, seed)) for seed in (1, 2)]
     frames[0].save(path, save_all=True, append_images=frames[1:])
 
 
@@ -706,7 +706,7 @@ FAULTS = (
     ),
     Fault(
         Kind.INVALID_OUTLINE,
-        "run lengths of too many pixels",
+        "RLE of too many pixels",
         {COCO: outline({"size": [HEIGHT, WIDTH], "counts": [0, HEIGHT * WIDTH + 1]})},
     ),
     Fault(Kind.INVALID_OUTLINE, "a number that is none", {COCO: outline([[1, 1, 9, 9, 1, "x"]])}),
@@ -714,7 +714,7 @@ FAULTS = (
     Fault(Kind.EMPTY_MASK, "all points in one place", {COCO: outline([[5, 5, 5, 5, 5, 5]])}),
     Fault(
         Kind.MASK_SIZE,
-        "run lengths of an image half as large",
+        "RLE of an image half as large",
         {COCO: outline({"size": [HEIGHT // 2, WIDTH // 2], "counts": [0, HEIGHT * WIDTH // 4]})},
     ),
     Fault(
@@ -815,7 +815,7 @@ def table() -> str:
             formats = [name for name in FORMATS if any(name in fault.makers for fault in faults)]
             examples = "; ".join(fault.example for fault in faults)
             cells = (
-                f"{kind.counted(2).removeprefix('2 ')} (`{kind}`)",
+                f"{kind.describe(2).removeprefix('2 ')} (`{kind}`)",
                 examples,
                 "all" if len(formats) == len(FORMATS) else ", ".join(formats),
                 kind.consequence,

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 
-def picture(height: int = 48, width: int = 64, seed: int = 0) -> np.ndarray:
+def make_image(height: int = 48, width: int = 64, seed: int = 0) -> np.ndarray:
     """An image with detail at all scales: smooth waves and noise, (height, width, 3) uint8."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:height, :width]
@@ -18,9 +18,9 @@ def picture(height: int = 48, width: int = 64, seed: int = 0) -> np.ndarray:
     return (waves * 40 + 128 + rng.integers(-30, 30, (height, width, 3))).clip(0, 255).astype(np.uint8)
 
 
-def save_picture(path: Path, height: int = 48, width: int = 64, seed: int = 0) -> None:
+def write_image(path: Path, height: int = 48, width: int = 64, seed: int = 0) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(picture(height, width, seed)).save(path)
+    Image.fromarray(make_image(height, width, seed)).save(path)
 
 
 def coco_content(num_images: int = 4, *, objects: int = 2, first_id: int = 1) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def write_coco_folder(folder: Path, splits: dict[str, dict[str, Any]], images: s
     for split, content in splits.items():
         (folder / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
         for seed, row in enumerate(content["images"]):
-            save_picture(folder / images / row["file_name"], row["height"], row["width"], seed)
+            write_image(folder / images / row["file_name"], row["height"], row["width"], seed)
     return folder
 
 
@@ -76,7 +76,7 @@ def write_voc_folder(folder: Path, num_images: int = 6, lists: dict[str, list[st
         name = f"image_{index}"
         label = "ant" if index % 2 else "zebra"
         (folder / "Annotations" / f"{name}.xml").write_text(voc_xml(name, [(label, [10, 12, 30.5, 40])]))
-        save_picture(folder / "JPEGImages" / f"{name}.jpg", seed=index)
+        write_image(folder / "JPEGImages" / f"{name}.jpg", seed=index)
     for name, lines in (lists or {}).items():
         path = folder / "ImageSets" / "Main" / f"{name}.txt"
         path.parent.mkdir(parents=True, exist_ok=True)

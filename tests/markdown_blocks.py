@@ -13,6 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 INSTALL = "python -m pip install "
+CPU_INSTALL = f"{INSTALL}torch torchvision --index-url https://download.pytorch.org/whl/cpu"
 TEST = "python -m pytest -n 2"
 _BLOCK = re.compile(r'^```(\w*)(?: title="([^"]+)")?\n(.*?)^```$', flags=re.M | re.S)
 _PROGRAMS = {"python": "", "opendetr": " -m opendetr", "torchrun": " -m torch.distributed.run"}
@@ -47,6 +48,8 @@ def read_blocks(page: str) -> list[Block]:
 
 def check_installation(command: str) -> None:
     """An installation is not repeated: its target is looked up in pyproject.toml."""
+    if command == CPU_INSTALL:
+        return
     *options, target = shlex.split(command.removeprefix(INSTALL))
     assert options in ([], ["-e"])
     extras = re.fullmatch(r"\.(?:\[([\w,]+)\])?", target)

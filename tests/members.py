@@ -433,20 +433,22 @@ class ClipTask(Task[ClipBatch, TrackingOutput]):
     def normaliser(self, object_counts: Sequence[int]) -> None:
         return None
 
-    def forward(self, batch: ClipBatch, normaliser: None = None) -> dict[str, Tensor]:  # type: ignore[override]
-        losses: dict[str, Tensor] = {}
-        state, count = None, torch.zeros(1)
+    def frames(self, batch: ClipBatch) -> Iterator[tuple[TrackingOutput, Sequence[Target], Matches]]:
+        state = None
         for frame in batch.frames:
             targets = [replace(target, labels=target.labels % NUM_CLASSES) for target in frame.targets]
             output = self.model(frame.images, state)
-            fixed = _inherited(output.state.ids, targets)
-            matches = self.criterion.match(output, targets, candidates=output.state.ids < 0, fixed=fixed)
-            for name, values in self.losses(output, targets, Normaliser(1.0, 1.0), matches).items():
-                losses[name] = losses[name] + values if name in losses else values
-            away = (output.state.ids >= 0).sum() - len(fixed)
-            count = count + sum(map(len, targets)) + away
+            matches = self.match(output, targets)
+            yield output, targets, matches
             state = self.model.update(output, _born(output.state.ids, targets, matches.of_layer(1)))
-        return losses | {"count": count}
+
+    def match(self, output: TrackingOutput, targets: Sequence[Target]) -> Matches:
+        fixed = _inherited(output.state.ids, targets)
+        return self.criterion.match(output, targets, candidates=output.state.ids < 0, fixed=fixed)
+
+    def count(self, output: TrackingOutput, targets: Sequence[Target], matches: Matches) -> Tensor:
+        away = (output.state.ids >= 0).sum() - len(_inherited(output.state.ids, targets))
+        return super().count(output, targets, matches) + away
 
 
 def _inherited(ids: Tensor, targets: Sequence[Target]) -> Matches:
@@ -502,15 +504,19 @@ def new_task(name: str) -> Task:
         return TASKS[name][0]()
 
 
-def new_loader(name: str, data: Path, num_workers: int = 0) -> Any:
+def new_config(name: str, num_workers: int = 0) -> DataConfig:
     _, config, settings = TASKS[name]
+    return config(num_workers=num_workers, **settings).resized(48)
+
+
+def new_loader(name: str, data: Path, num_workers: int = 0) -> Any:
+    made = new_config(name, num_workers)
     share = (distributed.rank(), distributed.world_size())
-    made = config(num_workers=num_workers, **settings).resized(48)
     return train_loader(open_data(data)["train"], made, batch_size=4, seed=5, share=share)
 
 
 def train(
-    name: str, data: Path, folder: Path, *, dropout: bool = True, observers: Sequence[Any] = (), **options: Any
+    name: str, data: Path, folder: Path, *, dropout: bool = True, callbacks: Sequence[Any] = (), **options: Any
 ) -> Any:
     """Two steps, or what is left of them."""
     torch.set_num_threads(1)
@@ -523,5 +529,5 @@ def train(
                 module.dropout = 0.0
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
-    trainer = Trainer(task, new_loader(name, data), recipe, folder, observers=observers, device="cpu")
+    trainer = Trainer(task, new_loader(name, data), recipe, folder, callbacks=callbacks, device="cpu")
     return trainer.train(resume=resume)

@@ -17,7 +17,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from faults import DataSet
-from folders import one_line, picture, save_picture, voc_xml, write_voc_folder
+from folders import make_image, one_line, voc_xml, write_image, write_voc_folder
 from opendetr.cli.main import app
 from opendetr.data.faults import Kind
 from opendetr.data.formats.recognise import Format, open_data
@@ -98,14 +98,14 @@ def test_traps_take_little_memory(tmp_path):
     assert result.stderr == ""
 
 
-def test_a_large_picture_with_the_bytes_for_it_is_read(tmp_path):
+def test_a_large_image_with_the_bytes_for_it_is_read(tmp_path):
     noise = np.random.default_rng(0).integers(0, 2, (6_000, 6_000), dtype=np.uint8) * 255
     path = tmp_path / "map.png"
     Image.fromarray(noise).convert("1").save(path)
     assert read_image(path).shape == (6_000, 6_000, 3)
 
 
-def test_other_programs_are_not_started_for_a_picture(tmp_path):
+def test_other_programs_are_not_started_for_an_image(tmp_path):
     path = tmp_path / "a.jpg"
     path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nquit\n")
     with pytest.raises(ImageError, match="not an image in a supported format") as error:
@@ -115,7 +115,7 @@ def test_other_programs_are_not_started_for_a_picture(tmp_path):
 
 @pytest.mark.parametrize("suffix", [".gif", ".png", ".webp", ".tif"])
 def test_of_many_frames_the_first_is_read(tmp_path, suffix):
-    frames = [Image.fromarray(picture(seed=seed)) for seed in range(3)]
+    frames = [Image.fromarray(make_image(seed=seed)) for seed in range(3)]
     path = tmp_path / f"a{suffix}"
     options = {"lossless": True} if suffix == ".webp" else {}
     frames[0].save(path, save_all=True, append_images=frames[1:], **options)
@@ -251,10 +251,10 @@ def test_places_that_cannot_be_written_to(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir() if path.name != "locked") == ["file", "set"]
 
 
-def test_a_picture_that_is_a_device_or_a_folder(tmp_path):
+def test_an_image_that_is_a_device_or_a_folder(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "folder.png").mkdir()
-    save_picture(tmp_path / "a.png")
+    write_image(tmp_path / "a.png")
     for path in (tmp_path / "pipe.png", tmp_path / "folder.png", Path("/dev/zero")):
         for read in (read_image, image_size, is_animated):
             with pytest.raises(ImageError) as error:

@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from folders import picture
+from folders import make_image
 from opendetr.boxes import cxcywh_to_xyxy
 from opendetr.categories import Categories
-from opendetr.data.augmentation import EFFECTS, ColourJitter, CopyPaste, Mosaic, training_transform
+from opendetr.data.augmentation import EXTRA_AUGMENTATIONS, ColourJitter, CopyPaste, Mosaic, training_transform
 from opendetr.data.config import Augment, AugmentationConfig, DataConfig
 from opendetr.data.loader import sample_rng
 from opendetr.data.records import DataError, ImageRecord, ObjectRecord
@@ -155,7 +155,7 @@ def test_a_mosaic_shows_four_images_and_their_objects():
 
 def test_a_mosaic_is_as_sharp_as_its_images():
     """Tiles are resized once, straight to their size on the canvas."""
-    image = LabelledImage(picture(200, 300), np.zeros((0, 4)), np.zeros(0, int), 0, (200, 300))
+    image = LabelledImage(make_image(200, 300), np.zeros((0, 4)), np.zeros(0, int), 0, (200, 300))
     mosaic = Mosaic(probability=1)(image, [image], (120, 180), np.random.default_rng(0))
     assert mosaic.pixels.shape == (120, 180, 3)
     assert mosaic.pixels.std() > 0.7 * image.pixels.std()
@@ -180,7 +180,7 @@ def test_boxes_in_a_mosaic_are_around_the_pixels_that_are_seen():
 @pytest.mark.parametrize("shape", [(1, 1), (3, 3), (1, 500), (4, 90), (500, 3)])
 def test_a_mosaic_of_any_shape(shape):
     sizes = [(96, 96), (1, 1), (1, 700), (700, 1), (3, 2)]
-    images = [LabelledImage(picture(h, w), np.array([[0.0, 0, w, h]]), np.array([1]), 0, (h, w)) for h, w in sizes]
+    images = [LabelledImage(make_image(h, w), np.array([[0.0, 0, w, h]]), np.array([1]), 0, (h, w)) for h, w in sizes]
     for seed in range(20):
         mosaic = Mosaic(probability=1)(images[seed % 5], images, shape, np.random.default_rng(seed))
         assert mosaic.pixels.shape[:2] in (shape, sizes[seed % 5])
@@ -258,7 +258,7 @@ def test_the_boxes_of_what_is_hidden_shrink():
 
 
 def test_boxes_that_share_their_place_are_not_cut_out():
-    crowded = LabelledImage(picture(96, 96), np.array([[10.0, 10, 50, 50], [20, 20, 60, 60]]), np.array([1, 2]),
+    crowded = LabelledImage(make_image(96, 96), np.array([[10.0, 10, 50, 50], [20, 20, 60, 60]]), np.array([1, 2]),
                             0, (96, 96))  # fmt: skip
     black = replace(crowded, pixels=np.zeros_like(crowded.pixels))
     for seed in range(10):
@@ -274,7 +274,7 @@ def test_boxes_that_share_their_place_are_not_cut_out():
     ids=str,
 )  # fmt: skip
 def test_outlines_that_cannot_be_drawn_do_no_harm(segmentation):
-    image = LabelledImage(picture(96, 96), np.array([[10.25, 10.5, 50, 50]]), np.array([1]), 0,
+    image = LabelledImage(make_image(96, 96), np.array([[10.25, 10.5, 50, 50]]), np.array([1]), 0,
                           (96, 96), (segmentation,))  # fmt: skip
     for seed in range(10):
         result = CopyPaste(probability=1)(image, [image], (80, 80), np.random.default_rng(seed))
@@ -371,7 +371,7 @@ def test_a_recipe_is_a_function_of_its_generator(augment):
 
 @pytest.mark.parametrize("augment", get_args(Augment))
 def test_a_recipe_without_objects(augment):
-    empty = LabelledImage(picture(96, 96), np.zeros((0, 4)), np.zeros(0, int), 0, (96, 96))
+    empty = LabelledImage(make_image(96, 96), np.zeros((0, 4)), np.zeros(0, int), 0, (96, 96))
     transform = training_transform(DataConfig(augment=augment).resized(80))
     for seed in range(10):
         target = transform(empty, np.random.default_rng(seed), [empty]).target
@@ -379,8 +379,8 @@ def test_a_recipe_without_objects(augment):
 
 
 def test_every_name_has_effects():
-    assert set(EFFECTS) == set(get_args(Augment))
-    assert EFFECTS["detr"] == ()
+    assert set(EXTRA_AUGMENTATIONS) == set(get_args(Augment))
+    assert EXTRA_AUGMENTATIONS["detr"] == ()
 
 
 # -------------------------------------------------------------------------------------------------- further annotations
@@ -455,7 +455,7 @@ def test_further_annotations_stay_with_their_objects(augment, masks, with_polygo
 
 
 def test_an_image_without_objects_joins_others():
-    empty = LabelledImage(picture(96, 96), np.zeros((0, 4)), np.zeros(0, int), 0, (96, 96))
+    empty = LabelledImage(make_image(96, 96), np.zeros((0, 4)), np.zeros(0, int), 0, (96, 96))
     images = [empty, numbered(1)]
     for effect in (Mosaic(probability=1), CopyPaste(probability=1)):
         for seed in range(8):

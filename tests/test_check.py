@@ -187,7 +187,7 @@ def test_json_names_every_place(tmp_path):
     code, text, _ = run(tmp_path, "--json", "--image-size", 512, "--model", "detr-r50")
     record = json.loads(text)
     assert code == 3
-    (without_area,) = [finding for finding in record["findings"] if finding["kind"] == "no_area"]
+    (without_area,) = [entry for entry in record["faults"] if entry["kind"] == "no_area"]
     assert without_area["count"] == 6
     assert without_area["effect"] == "skips"
     assert without_area["fixable"] is True

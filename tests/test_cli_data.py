@@ -40,7 +40,7 @@ def test_convert(voc, tmp_path):
         "split  class  images  objects",
         "all    ant    5       5",
         "all    zebra  5       5",
-        "10 marks of a difficult object kept in opendetr.json, which other programs do not read",
+        "10 difficult flags kept in opendetr.json, which other programs do not read",
         str(out),
     ]
     assert result.stderr == "all: 10 images, 10 objects, 2 classes\n"

@@ -3,7 +3,7 @@ import random
 
 import pytest
 
-from folders import coco_content, one_line, save_picture, write_coco_folder
+from folders import coco_content, one_line, write_coco_folder, write_image
 from opendetr.data.formats.coco import read_coco
 from opendetr.data.formats.recognise import Format, open_data, open_split
 from opendetr.data.images import read_record
@@ -12,8 +12,8 @@ from opendetr.data.tools.convert import write_data
 from opendetr.synthetic import write_scenes
 
 
-def findings(data):
-    return {finding.kind: finding.count for finding in data.findings}
+def fault_counts(data):
+    return {entry.kind: entry.count for entry in data.fault_counts}
 
 
 def with_boxes(*boxes, **extra):
@@ -84,7 +84,7 @@ def test_layouts_are_recognised(tmp_path, layout, val):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(coco_content(2 if split == "train" else 1)))
         for index in range(2):
-            save_picture(tmp_path / images.format(split) / f"{index}.png")
+            write_image(tmp_path / images.format(split) / f"{index}.png")
     data = open_data(tmp_path)
     assert {name: len(part) for name, part in data.items()} == {"train": 2, "val": 1, "test": 1}
     assert all(read_record(image).shape == (48, 64, 3) for part in data.values() for image in part.images)
@@ -118,7 +118,7 @@ def test_splits_can_be_chosen(tmp_path):
     write_coco_folder(tmp_path, {"train": coco_content(3), "val": coco_content(2), "night": coco_content(4)})
     data = open_data(tmp_path, train_split="night", val_split="train")
     assert {name: len(part) for name, part in data.items()} == {"train": 4, "val": 3, "night": 4}
-    assert findings(data["val"]) == {Kind.IN_TRAINING: 3}
+    assert fault_counts(data["val"]) == {Kind.IN_TRAINING: 3}
     with pytest.raises(DataError, match="no split 'day'; it has night, train, val") as error:
         open_data(tmp_path, train_split="day")
     one_line(error.value)
@@ -132,7 +132,7 @@ def test_faults_are_counted_and_told(tmp_path):
     del content["annotations"][1]
     write_coco_folder(tmp_path, {"train": content, "val": coco_content()})
     data = open_data(tmp_path)["train"]
-    assert findings(data) == {
+    assert fault_counts(data) == {
         Kind.INVALID_BOX: 2,
         Kind.NO_AREA: 2,
         Kind.OUT_OF_IMAGE: 1,
@@ -140,11 +140,11 @@ def test_faults_are_counted_and_told(tmp_path):
         Kind.NO_OBJECTS: 1,
     }
     assert [thing.box for thing in data.images[0].objects[1:]] == [(-3, 40, 10, 20), (0, 0, 64.005, 48), (1, 2, 3, 4)]
-    invalid = data.findings[0]
+    invalid = data.fault_counts[0]
     assert invalid.first.endswith("0.png, annotation 100")
     assert str(invalid) in data.summary()
     assert "1 box extending outside the image, clipped for training (first: " in data.summary()
-    with pytest.raises(DataError, match=r"2 boxes with NaN.*annotation 100") as error:
+    with pytest.raises(DataError, match=r"annotation 100: .*2 boxes with NaN") as error:
         open_data(tmp_path, strict=True)
     one_line(error.value)
 
@@ -248,7 +248,7 @@ def test_folders_without_data_are_told_apart(tmp_path):
     messages = {}
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").touch()
-    save_picture(tmp_path / "pictures" / "a.png")
+    write_image(tmp_path / "pictures" / "a.png")
     for name in ("missing", "empty", "file", "pictures"):
         with pytest.raises(DataError) as error:
             open_data(tmp_path / name)
@@ -280,8 +280,8 @@ def test_empty_image_files_are_counted_and_skipped(tmp_path):
     (tmp_path / "images" / "3.png").write_bytes(b"")
     data = open_data(tmp_path)
     assert len(data["train"]) + len(data["val"]) == 9
-    assert findings(data["train"]) == {Kind.EMPTY_FILE: 1}
-    with pytest.raises(DataError, match=r"zero bytes.*3\.png"):
+    assert fault_counts(data["train"]) == {Kind.EMPTY_FILE: 1}
+    with pytest.raises(DataError, match=r"3\.png.*zero bytes"):
         open_split(tmp_path, "val", strict=True)
 
 
@@ -341,4 +341,4 @@ def test_generated_scenes_are_a_data_set(tmp_path):
     data = open_data(tmp_path / "scenes")
     assert (len(data["train"]), len(data["val"])) == (6, 3)
     assert len(data["train"].categories) == 12
-    assert not [kind for kind in findings(data["train"]) if kind not in (Kind.CROWD, Kind.NO_OBJECTS)]
+    assert not [kind for kind in fault_counts(data["train"]) if kind not in (Kind.CROWD, Kind.NO_OBJECTS)]

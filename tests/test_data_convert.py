@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
-from folders import coco_content, one_line, picture, save_picture, write_coco_folder, write_voc_folder
+from folders import coco_content, make_image, one_line, write_coco_folder, write_image, write_voc_folder
 from opendetr.data.formats.recognise import Format, open_data, open_split, read_splits, recognise
 from opendetr.data.records import DataError, Kind
 from opendetr.data.tools import convert as convert_module
@@ -72,8 +72,8 @@ def test_nothing_is_lost(awkward, tmp_path, chain, link):
         folder = tmp_path / str(step)
         assert recognise(folder).format is to
         assert facts(folder) == before
-    pictures = [image.path for data in read_splits(folder).values() for image in data.images]
-    assert all(path.is_symlink() == link for path in pictures)
+    images = [image.path for data in read_splits(folder).values() for image in data.images]
+    assert all(path.is_symlink() == link for path in images)
     assert not list(tmp_path.glob(".*"))
 
 
@@ -96,7 +96,7 @@ def test_other_programs_read_the_rows(awkward, tmp_path):
         f"1 crowd region {kept}",
         f"1 box far outside the image, {kept}",
         f"1 outline of an object {kept}",
-        f"1 mark of a difficult object {kept}",
+        f"1 difficult flag {kept}",
     )
     convert(awkward, tmp_path / "voc", VOC)
     root = ET.parse(tmp_path / "voc" / "Annotations" / "0.xml").getroot()
@@ -130,7 +130,7 @@ def test_edited_rows_count_and_their_extras_do_not(awkward, tmp_path):
     assert [(thing.category_id, thing.box) for thing in after.images[0].objects] == [(7, (24, 12, 16, 24))]
     assert after.images[0].id == before.images[0].id
     assert after.images[1:] == before.images[1:]
-    assert {f.kind: f.first for f in after.findings}[Kind.STALE_EXTRA] == str(label)
+    assert {f.kind: f.first for f in after.fault_counts}[Kind.STALE_EXTRA] == str(label)
     ids = [thing.id for image in after.images for thing in image.objects]
     assert len(set(ids)) == len(ids)
 
@@ -240,7 +240,7 @@ def test_boxes_annotated_before_an_exif_turn_stay_where_they_are(tmp_path):
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
     write_coco_folder(tmp_path / "source", {"train": coco_content(2)})
-    Image.fromarray(picture()).save(tmp_path / "source" / "images" / "0.png", exif=exif)
+    Image.fromarray(make_image()).save(tmp_path / "source" / "images" / "0.png", exif=exif)
     for to in (YOLO, VOC):
         convert(tmp_path / "source", tmp_path / to, to)
         assert facts(tmp_path / to) == facts(tmp_path / "source")
@@ -276,7 +276,7 @@ def test_nothing_is_written_over(awkward, tmp_path):
 
 
 def test_what_cannot_be_written_is_refused(awkward, tmp_path):
-    with pytest.raises(DataError, match="csv is not written; choose coco, yolo, voc"):
+    with pytest.raises(DataError, match="cannot write the format csv; choose coco, yolo, voc"):
         convert(awkward, tmp_path / "out", Format.TABLE)
     empty = replace(read_splits(awkward)["train"], images=())
     with pytest.raises(DataError, match="the dataset has no image to write"):
@@ -394,7 +394,7 @@ def test_a_folder_that_is_divided_is_divided_the_same_in_three_formats(tmp_path)
 
 
 def test_a_single_image_can_be_written(tmp_path):
-    save_picture(tmp_path / "source" / "images" / "0.png")
+    write_image(tmp_path / "source" / "images" / "0.png")
     (tmp_path / "source" / "labels").mkdir()
     (tmp_path / "source" / "labels" / "0.txt").write_text("0 0.5 0.5 0.5 0.5\n")
     convert(tmp_path / "source", tmp_path / "voc", VOC)

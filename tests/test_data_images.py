@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from folders import one_line, picture
+from folders import make_image, one_line
 from opendetr.data.images import ImageError, image_size, read_image, read_record
 from opendetr.data.records import DataError, ImageRecord
 from opendetr.files import IMAGE_SUFFIXES
@@ -22,7 +22,7 @@ def with_orientation(orientation: int) -> Image.Exif:
 
 
 def test_rgb_comes_out_as_stored(tmp_path):
-    expected = picture()
+    expected = make_image()
     image = read_image(save(tmp_path / "a.png", Image.fromarray(expected)))
     assert image.dtype == np.uint8
     np.testing.assert_array_equal(image, expected)
@@ -44,7 +44,7 @@ STORED = {
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
 @pytest.mark.parametrize("orientation", STORED)
 def test_exif_orientation_is_applied(tmp_path, orientation, suffix):
-    upright = picture(48, 64)
+    upright = make_image(48, 64)
     stored = Image.fromarray(np.ascontiguousarray(STORED[orientation](upright)))
     path = save(tmp_path / f"a{suffix}", stored, exif=with_orientation(orientation))
     np.testing.assert_array_equal(read_image(path), upright)
@@ -52,7 +52,7 @@ def test_exif_orientation_is_applied(tmp_path, orientation, suffix):
 
 
 def test_the_size_of_a_png_is_read_without_its_pixels(tmp_path):
-    path = save(tmp_path / "a.png", Image.fromarray(picture(48, 64)))
+    path = save(tmp_path / "a.png", Image.fromarray(make_image(48, 64)))
     path.write_bytes(path.read_bytes()[:200])
     assert image_size(path) == (48, 64)
     with pytest.raises(ImageError):
@@ -60,7 +60,7 @@ def test_the_size_of_a_png_is_read_without_its_pixels(tmp_path):
 
 
 def test_an_orientation_may_stand_behind_the_pixels(tmp_path):
-    path = save(tmp_path / "a.png", Image.fromarray(picture(48, 64)), exif=with_orientation(6))
+    path = save(tmp_path / "a.png", Image.fromarray(make_image(48, 64)), exif=with_orientation(6))
     content = path.read_bytes()
     start = content.index(b"eXIf") - 4
     length = int.from_bytes(content[start : start + 4], "big") + 12
@@ -95,7 +95,7 @@ def test_grey_of_all_kinds_becomes_rgb(tmp_path, name):
 
 
 def test_a_palette_gives_its_colours(tmp_path):
-    image = Image.fromarray(picture()).quantize(8)
+    image = Image.fromarray(make_image()).quantize(8)
     expected = np.array(image.convert("RGB"))
     np.testing.assert_array_equal(read_image(save(tmp_path / "a.png", image)), expected)
 
@@ -143,7 +143,7 @@ BROKEN = {
 @pytest.mark.parametrize("fault", BROKEN)
 def test_a_file_that_cannot_be_read_is_named(tmp_path, fault, suffix):
     change, message = BROKEN[fault]
-    path = save(tmp_path / f"a{suffix}", Image.fromarray(picture()))
+    path = save(tmp_path / f"a{suffix}", Image.fromarray(make_image()))
     change(path)
     with pytest.raises(ImageError, match=message) as error:
         read_image(path)
@@ -164,7 +164,7 @@ def test_a_folder_is_no_image(tmp_path):
 
 
 def test_the_recorded_size_says_which_frame_the_boxes_are_in(tmp_path):
-    stored = picture(48, 64)
+    stored = make_image(48, 64)
     path = save(tmp_path / "a.png", Image.fromarray(stored), exif=with_orientation(6))
     upright = ImageRecord(id=1, path=path, height=64, width=48)
     np.testing.assert_array_equal(read_record(upright), np.rot90(stored, -1))

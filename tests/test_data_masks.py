@@ -14,7 +14,7 @@ import torch
 from faster_coco_eval.core import mask as coder
 from PIL import Image
 
-from folders import coco_content, one_line, picture, write_coco_folder
+from folders import coco_content, make_image, one_line, write_coco_folder
 from opendetr.boxes import cxcywh_to_xyxy
 from opendetr.categories import Categories
 from opendetr.data.augmentation import training_transform
@@ -69,7 +69,7 @@ def outlines(mask: np.ndarray) -> dict[str, Any]:
     (rle,) = coder.encode(np.asfortranarray(mask[..., None].astype(np.uint8)))
     return {
         "polygons": mask_to_polygons(mask),
-        "run lengths": mask_to_rle(mask),
+        "RLE": mask_to_rle(mask),
         "compressed": {"size": list(mask.shape), "counts": rle["counts"].decode()},
     }
 
@@ -85,7 +85,7 @@ def coco_with(segmentation: Any, folder: Path) -> Path:
 # ------------------------------------------------------------------------------------------------------------ outlines
 
 
-@pytest.mark.parametrize("spelling", ["polygons", "run lengths", "compressed"])
+@pytest.mark.parametrize("spelling", ["polygons", "RLE", "compressed"])
 def test_every_spelling_of_an_outline_is_the_same_mask(tmp_path, spelling):
     mask = blob()
     data = open_data(coco_with(outlines(mask)[spelling], tmp_path), masks="instances")["train"]
@@ -123,7 +123,7 @@ def test_yolo_polygons_are_masks(scenes, tmp_path):
         ({"counts": [0, 48 * 64]}, Kind.MASK_SIZE),
         ({"size": [48, 64], "counts": [0, 48 * 63]}, Kind.INVALID_OUTLINE),
         ({"size": [48, 64], "counts": [-1, 48 * 64 + 1]}, Kind.INVALID_OUTLINE),
-        ({"size": [48, 64], "counts": "no run lengths"}, Kind.INVALID_OUTLINE),
+        ({"size": [48, 64], "counts": "not an RLE"}, Kind.INVALID_OUTLINE),
         ({"size": [48, 64], "counts": "\u00e4"}, Kind.INVALID_OUTLINE),
         ({"size": [48, 64]}, Kind.INVALID_OUTLINE),
         (None, Kind.NO_OUTLINE),
@@ -135,9 +135,9 @@ def test_training_counts_and_skips_an_object_with_a_bad_outline(tmp_path, outlin
     edited(folder, lambda content: content["annotations"][2].update(segmentation=outline), "instances_train.json")
     data = open_data(folder, masks="auto")
     assert data["train"].num_objects == 7
-    (finding,) = data["train"].findings
-    assert (finding.kind, finding.count) == (kind, 1)
-    assert finding.first.endswith("1.png, annotation 20")
+    (entry,) = data["train"].fault_counts
+    assert (entry.kind, entry.count) == (kind, 1)
+    assert entry.first.endswith("1.png, annotation 20")
     assert "skipped by training with masks" in data["train"].summary()
     with pytest.raises(DataError, match=r"1\.png, annotation 20: 1 .*the metrics would be wrong"):
         coco_truth(data["train"])
@@ -411,7 +411,7 @@ def test_objects_without_a_pixel_are_named_once(own_scenes, caplog):
     loader = train_loader(open_data(own_scenes, masks="auto")["train"], CONFIG, batch_size=4, seed=0)
     for epoch in range(2):
         list(loader.epoch(epoch))
-    ((image_id, message),) = loader.unseen.items()
+    ((image_id, message),) = loader.empty_masks.items()
     assert image_id == 1 and message.startswith("1 segment without pixels in the panoptic map (first: ")
     assert message.endswith("000001.png, segment 999999)")
     assert [record.message for record in caplog.records] == [f"skipped: {message}"]
@@ -429,7 +429,7 @@ def test_maps_that_are_nowhere_are_told_in_one_line(own_scenes):
 
 def labelled(masks: np.ndarray, seed: int = 0) -> LabelledImage:
     """An image that shows its masks: the bits of its red are them."""
-    pixels = picture(*masks.shape[1:], seed)
+    pixels = make_image(*masks.shape[1:], seed)
     pixels[..., 0] = sum(mask.astype(np.uint8) << bit for bit, mask in enumerate(masks))
     boxes = []
     for mask in masks:

@@ -25,8 +25,8 @@ def test_bccd_opens_as_it_is():
     assert {(image.height, image.width) for part in data.values() for image in part.images} == {(480, 640)}
     images = {image.id for part in data.values() for image in part.images}
     assert images == set(range(1, 365))
-    without_area = [finding for name in ("trainval", "test") for finding in data[name].findings]
-    assert [(finding.kind, finding.count) for finding in without_area] == [(Kind.NO_AREA, 2)]
+    without_area = [entry for name in ("trainval", "test") for entry in data[name].fault_counts]
+    assert [(entry.kind, entry.count) for entry in without_area] == [(Kind.NO_AREA, 2)]
     assert "BloodImage_00338.xml, object 13" in data["trainval"].summary()
     assert "BloodImage_00343.xml, object 4" in data["train"].summary()
     assert data["trainval"].num_objects + data["test"].num_objects + 2 == 4888

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from folders import one_line, save_picture
+from folders import one_line, write_image
 from opendetr.data.formats.recognise import Format, open_data, open_split, read_splits, recognise
 from opendetr.data.records import DataError, Kind
 from opendetr.data.tools.convert import convert
@@ -20,7 +20,7 @@ TABLE = """image,label,xmin,ymin,xmax,ymax
 def write_table_folder(folder: Path, table: str = TABLE, name: str = "boxes.csv", images: str = "images") -> Path:
     """Images `0.png` ... `2.png` of 64x48 in a folder, and a table."""
     for index in range(3):
-        save_picture(folder / images / f"{index}.png", seed=index)
+        write_image(folder / images / f"{index}.png", seed=index)
     (folder / name).write_text(table, encoding="utf-8")
     return folder
 
@@ -39,7 +39,7 @@ def test_rows_become_boxes(tmp_path):
         (2, 2, (3, 4, 30.3, 40)),
         (3, 2, (4, 5.5, 20, 10)),
     ]
-    assert [(finding.kind, finding.count) for finding in data.findings] == [(Kind.NO_OBJECTS, 1)]
+    assert [(entry.kind, entry.count) for entry in data.fault_counts] == [(Kind.NO_OBJECTS, 1)]
     assert open_data(tmp_path / "boxes.csv", val_fraction=0.3)["train"].num_objects >= 1
 
 
@@ -89,7 +89,7 @@ def test_tables_may_be_splits(tmp_path):
 
 
 def test_quoted_names_and_classes_that_are_numbers(tmp_path):
-    save_picture(tmp_path / "a, b.png")
+    write_image(tmp_path / "a, b.png")
     (tmp_path / "t.csv").write_text('image,label,x,y,w,h\n"a, b.png",10,1,1,5,5\n"a, b.png",9,1,1,5,5\n')
     assert open_split(tmp_path, "all").categories.names == ("9", "10")
 
@@ -111,10 +111,10 @@ def test_a_faulty_row_is_skipped_and_named(tmp_path, fault):
     row, kind, detail = BAD_ROWS[fault]
     data = open_split(write_table_folder(tmp_path, TABLE + row + "\n"), "all")
     assert data.num_objects == 3
-    finding = data.findings[0]
-    assert (finding.kind, finding.count) == (kind, 1)
-    assert finding.first == f"{tmp_path / 'boxes.csv'}, line 6"
-    assert detail in finding.faults[0].detail
+    entry = data.fault_counts[0]
+    assert (entry.kind, entry.count) == (kind, 1)
+    assert entry.first == f"{tmp_path / 'boxes.csv'}, line 6"
+    assert detail in entry.faults[0].detail
 
 
 BAD_TABLES = {

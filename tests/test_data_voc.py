@@ -2,7 +2,7 @@ import pytest
 import torch
 from PIL import Image
 
-from folders import one_line, save_picture, voc_xml, write_voc_folder
+from folders import one_line, voc_xml, write_image, write_voc_folder
 from opendetr.data.config import DataConfig
 from opendetr.data.formats.recognise import Format, open_data, open_split
 from opendetr.data.formats.voc import read_voc
@@ -44,9 +44,9 @@ def test_boxes_are_differences_of_the_corners(tmp_path):
 def test_a_chosen_split_takes_the_place_of_train(tmp_path):
     data = open_data(write_voc_folder(tmp_path, lists=LISTS), train_split="trainval", val_split="test")
     assert (len(data["train"]), data["train"].split, data["val"].split) == (3, "trainval", "test")
-    assert data["val"].findings == ()
-    overlapping = open_data(tmp_path, train_split="trainval")["val"].findings
-    assert [(finding.kind, finding.count) for finding in overlapping] == [(Kind.IN_TRAINING, 1)]
+    assert data["val"].fault_counts == ()
+    overlapping = open_data(tmp_path, train_split="trainval")["val"].fault_counts
+    assert [(entry.kind, entry.count) for entry in overlapping] == [(Kind.IN_TRAINING, 1)]
 
 
 def test_a_folder_with_only_trainval_is_divided(tmp_path):
@@ -71,15 +71,15 @@ def test_a_size_that_is_not_given_is_read_from_the_image(tmp_path, size):
 
 def test_an_image_may_have_another_name_or_suffix(tmp_path):
     write_voc_folder(tmp_path)
-    pictures = tmp_path / "JPEGImages"
-    (pictures / "image_1.jpg").unlink()
-    (pictures / "image_2.jpg").unlink()
-    save_picture(pictures / "image_1.PNG")
-    save_picture(pictures / "other.png")
+    images = tmp_path / "JPEGImages"
+    (images / "image_1.jpg").unlink()
+    (images / "image_2.jpg").unlink()
+    write_image(images / "image_1.PNG")
+    write_image(images / "other.png")
     (tmp_path / "Annotations" / "image_2.xml").write_text(voc_xml("other", []).replace("other.jpg", "other.png"))
     data = open_split(tmp_path, "all")
     assert [image.path.name for image in data.images[:3]] == ["image_0.jpg", "image_1.PNG", "other.png"]
-    assert {finding.kind for finding in data.findings} == {Kind.NO_OBJECTS}
+    assert {entry.kind for entry in data.fault_counts} == {Kind.NO_OBJECTS}
 
 
 def test_the_same_data_as_coco_gives_the_same_batches(tmp_path):
@@ -141,10 +141,10 @@ def test_boxes_with_wrong_numbers_are_skipped(tmp_path):
     boxes = [("ant", box) for box in ([5, 2, 3, 4], ["nan", 2, 3, 4], [1, 2, 1, 4], [1, 2, 3, 4])]
     (tmp_path / "Annotations" / "image_0.xml").write_text(voc_xml("image_0", boxes))
     data = open_split(tmp_path, "all")
-    assert [(finding.kind, finding.count) for finding in data.findings] == [(Kind.INVALID_BOX, 2), (Kind.NO_AREA, 1)]
-    assert data.findings[0].first.endswith("image_0.xml, object 1")
+    assert [(entry.kind, entry.count) for entry in data.fault_counts] == [(Kind.INVALID_BOX, 2), (Kind.NO_AREA, 1)]
+    assert data.fault_counts[0].first.endswith("image_0.xml, object 1")
     assert [thing.id for thing in data.images[0].objects] == [4]
-    with pytest.raises(DataError, match="strict reading refuses 2 boxes"):
+    with pytest.raises(DataError, match="strict is set, and the data has 2 boxes"):
         open_split(tmp_path, "all", strict=True)
 
 
@@ -164,7 +164,7 @@ def test_unknown_splits_are_refused(tmp_path):
         read_voc(tmp_path / "JPEGImages", "train")
 
 
-def test_grey_pictures_open_too(tmp_path):
+def test_grey_images_open_too(tmp_path):
     write_voc_folder(tmp_path, num_images=2)
     Image.new("L", (64, 48), 77).save(tmp_path / "JPEGImages" / "image_0.jpg")
     batch = next(train_loader(open_split(tmp_path, "all"), DataConfig(num_workers=0), batch_size=2, seed=0).epoch(0))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from folders import one_line, save_picture
+from folders import one_line, write_image
 from opendetr.data.formats.recognise import Format, open_data, open_split, recognise
 from opendetr.data.formats.yolo import find_description, polygon_area
 from opendetr.data.records import DataError, Kind
@@ -21,7 +21,7 @@ def write_yolo_folder(folder: Path, description: str | bytes | None = DESCRIPTIO
     """`images/{train,val}/{0,1}.png` of 64x48, each with these rows."""
     for split in ("train", "val"):
         for index in range(2):
-            save_picture(folder / "images" / split / f"{index}.png", seed=index)
+            write_image(folder / "images" / split / f"{index}.png", seed=index)
             path = folder / "labels" / split / f"{index}.txt"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(rows.encode() if isinstance(rows, str) else rows)
@@ -31,8 +31,8 @@ def write_yolo_folder(folder: Path, description: str | bytes | None = DESCRIPTIO
     return folder
 
 
-def findings(data):
-    return {finding.kind: finding.count for finding in data.findings}
+def fault_counts(data):
+    return {entry.kind: entry.count for entry in data.fault_counts}
 
 
 def test_rows_become_boxes_in_pixels(tmp_path):
@@ -124,16 +124,16 @@ def test_a_yaml_of_something_else_is_passed_over(tmp_path):
 def test_without_description_the_layout_is_enough(tmp_path):
     data = open_data(write_yolo_folder(tmp_path, None))
     assert data["train"].categories.names == ("class_0", "class_1")
-    assert findings(data["train"]) == {Kind.NAMELESS_CLASS: 2}
+    assert fault_counts(data["train"]) == {Kind.NAMELESS_CLASS: 2}
     (tmp_path / "classes.txt").write_text("cat\r\ndog\r\n")
     data = open_data(tmp_path)
     assert data["train"].categories.names == ("cat", "dog")
-    assert findings(data["train"]) == {}
+    assert fault_counts(data["train"]) == {}
 
 
 def test_images_of_every_suffix_are_found(tmp_path):
     for index, suffix in enumerate(IMAGE_SUFFIXES):
-        save_picture(tmp_path / "images" / f"{index}{suffix}")
+        write_image(tmp_path / "images" / f"{index}{suffix}")
         (tmp_path / "labels").mkdir(exist_ok=True)
         (tmp_path / "labels" / f"{index}.txt").write_text(ROWS)
     data = open_split(tmp_path, "all")
@@ -143,7 +143,7 @@ def test_images_of_every_suffix_are_found(tmp_path):
 
 def test_a_bare_folder_without_splits_is_divided(tmp_path):
     for index in range(5):
-        save_picture(tmp_path / "images" / f"{index}.png")
+        write_image(tmp_path / "images" / f"{index}.png")
         (tmp_path / "labels").mkdir(exist_ok=True)
         (tmp_path / "labels" / f"{index}.txt").write_text(ROWS)
     assert recognise(tmp_path).splits == ("all",)
@@ -161,7 +161,7 @@ def test_splits_with_their_own_images_and_labels(tmp_path):
 
 def test_labels_may_lie_beside_the_images(tmp_path):
     for index in range(3):
-        save_picture(tmp_path / "pictures" / f"{index}.png")
+        write_image(tmp_path / "pictures" / f"{index}.png")
         (tmp_path / "pictures" / f"{index}.txt").write_text(ROWS)
     (tmp_path / "data.yaml").write_text("all: pictures\nnames: [cat, dog]\n")
     assert open_split(tmp_path, "all").num_objects == 6
@@ -219,12 +219,12 @@ def test_a_faulty_row_is_skipped_and_named(tmp_path, fault):
     (tmp_path / "labels" / "train" / "1.txt").write_text(f"{ROWS}\n{row}\n")
     data = open_split(tmp_path, "train")
     assert data.num_objects == 4
-    (finding,) = data.findings
-    assert (finding.kind, finding.count) == (kind, 1)
-    assert finding.first == f"{tmp_path / 'labels' / 'train' / '1.txt'}, line 4"
-    assert detail in finding.faults[0].detail
+    (entry,) = data.fault_counts
+    assert (entry.kind, entry.count) == (kind, 1)
+    assert entry.first == f"{tmp_path / 'labels' / 'train' / '1.txt'}, line 4"
+    assert detail in entry.faults[0].detail
     if kind is not Kind.NO_AREA:
-        with pytest.raises(DataError, match="strict reading refuses 1 "):
+        with pytest.raises(DataError, match="strict is set, and the data has 1 "):
             open_split(tmp_path, "train", strict=True)
 
 
@@ -273,11 +273,11 @@ def test_missing_labels_are_counted(tmp_path):
     (tmp_path / "labels" / "train" / "0.txt").unlink()
     (tmp_path / "labels" / "train" / "other.txt").write_text(ROWS)
     data = open_data(tmp_path)["train"]
-    assert findings(data) == {Kind.UNLABELLED_IMAGE: 1, Kind.NO_OBJECTS: 1, Kind.ORPHAN_LABELS: 1}
+    assert fault_counts(data) == {Kind.UNLABELLED_IMAGE: 1, Kind.NO_OBJECTS: 1, Kind.ORPHAN_LABELS: 1}
     assert [len(image.objects) for image in data.images] == [0, 2]
     (tmp_path / "data.yaml").write_text(DESCRIPTION + "skip_if_label_file_missing: true\n")
     data = open_data(tmp_path)["train"]
-    assert findings(data) == {Kind.OMITTED_IMAGE: 1, Kind.ORPHAN_LABELS: 1}
+    assert fault_counts(data) == {Kind.OMITTED_IMAGE: 1, Kind.ORPHAN_LABELS: 1}
     shutil.rmtree(tmp_path / "labels")
     with pytest.raises(DataError, match=r"none of 4 images has a label file; add them, such as .*labels.train.0.txt"):
         open_data(tmp_path)
@@ -288,7 +288,10 @@ def test_damaged_images_are_skipped(tmp_path):
     (tmp_path / "images" / "train" / "0.png").write_bytes(b"no image")
     (tmp_path / "images" / "val" / "0.png").write_bytes(b"")
     data = open_data(tmp_path)
-    assert [findings(data[split]) for split in ("train", "val")] == [{Kind.UNREADABLE_IMAGE: 1}, {Kind.EMPTY_FILE: 1}]
+    assert [fault_counts(data[split]) for split in ("train", "val")] == [
+        {Kind.UNREADABLE_IMAGE: 1},
+        {Kind.EMPTY_FILE: 1},
+    ]
 
 
 BAD_DESCRIPTIONS = {
@@ -300,7 +303,7 @@ BAD_DESCRIPTIONS = {
     "nested": ("names: [[a], b]\ntrain: images/train", "'names': 0 is not a class number with a name"),
     "count": ("nc: 3\nnames: [a, b]\ntrain: images/train", "'nc': is 3, but there are 2 names; correct one of them"),
     "endless count": ("nc: 999999999999\ntrain: images/train", "'nc': is '999999999999'; expected a number of classes"),
-    "picture": ("train: images/train/0.png\nnames: [a, b]", "0.png: neither a folder nor a .txt list of images"),
+    "image": ("train: images/train/0.png\nnames: [a, b]", "0.png: neither a folder nor a .txt list of images"),
     "list": ("train: train.txt\nnames: [a, b]", "train.txt, line 1: the image './9.png' is missing"),
 }
 

@@ -8,6 +8,7 @@ said behind it: `# exit code 3`.
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import os
 import re
@@ -23,7 +24,8 @@ import torch
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from folders import save_picture
+import test_layers
+from folders import write_image
 from markdown_blocks import INSTALL, ROOT, Block, check_installation, environment_with_programs, read_blocks, run
 from opendetr.cli.main import app
 from opendetr.config import to_dict
@@ -43,7 +45,7 @@ SMALL = (
     (r"(?<=opendetr demo)\b", " --images 2"),
     (r"(?<![\w-])detr-r50(?![\w-])", DEFAULT_MODEL),
 )
-PICTURES = (
+IMAGES = (
     "photo.jpg",
     "photos/1.jpg",
     "photos/a/2.png",
@@ -53,7 +55,7 @@ PICTURES = (
 )
 MADE_BY_PAGE = {"quickstart.md": ("my-data", "runs/mine"), "training.md": ("runs/mine",)}
 SLOW = ("torchrun", "--processes")
-NEEDED = {"--tensorboard": "tensorboard", ".mp4": "av"}  # part of a command -> package without which it is left out
+NEEDED = {"--log tensorboard": "tensorboard", ".mp4": "av"}  # part of a command -> package without which it is left out
 _EXIT_CODE = re.compile(r"\s*# exit code (\d)$")
 
 posix = pytest.mark.skipif(os.name != "posix", reason="the blocks are for a POSIX shell")
@@ -87,8 +89,8 @@ def things(tmp_path_factory) -> Path:
     card = ModelCard(to_dict(shipped.preset), shipped.categories, {})
     save_weights(folder / "runs/mine/best/model.safetensors", shipped.model, card)
     torch.save({"model": create(DEFAULT_MODEL).state_dict()}, folder / "detr-r50-e632da11.pth")
-    for name in PICTURES:
-        save_picture(folder / name, 64, 80)
+    for name in IMAGES:
+        write_image(folder / name, 64, 80)
     if importlib.util.find_spec("av"):
         from clips import write_video
 
@@ -183,22 +185,37 @@ def test_languages_are_known(page):
 # -------------------------------------------------------------------------------------------------------------- variant
 
 
+def add_entry(path: Path, *changes: tuple[str, str]) -> None:
+    """Put lines of code before others."""
+    text = path.read_text()
+    for line, new in changes:
+        assert text.count(line) == 1
+        text = text.replace(line, f"{new}{line}")
+    path.write_text(text)
+
+
 @posix
-def test_the_variant_of_the_page_works(workplace, tmp_path):
+def test_the_variant_of_the_page_works(workplace, tmp_path, monkeypatch):
     """Its files are put into a copy of the package; then its commands run, and the tests of the catalogue."""
     copy = tmp_path / "src" / "opendetr"
     shutil.copytree(ROOT / "src" / "opendetr", copy, ignore=shutil.ignore_patterns("__pycache__"))
+    add_entry(
+        copy / "presets" / "registry.py",
+        ("from opendetr.presets.conditional import", "from opendetr.presets.anchored import anchored_detr_tiny\n"),
+        ("        detr_r50_panoptic,\n", "        anchored_detr_tiny,\n"),
+    )
+    add_entry(
+        copy / "models" / "__init__.py",
+        ("from opendetr.models.conditional import", "from opendetr.models.anchored import AnchoredDETRConfig\n"),
+        ('    "ConditionalDETR",\n', '    "AnchoredDETRConfig",\n'),
+    )
+    monkeypatch.setattr(test_layers, "PACKAGE", copy)
     for block in blocks_of("add-a-variant.md"):
         if block.title:
-            (tmp_path / block.title).write_text(block.text)
-    registry = copy / "presets" / "registry.py"
-    text = registry.read_text()
-    first_import, entry = "from opendetr.presets.conditional import", "        detr_tiny,\n"
-    assert (text.count(first_import), text.count(entry)) == (1, 1)
-    text = text.replace(
-        first_import, f"from opendetr.presets.anchored import anchored_detr_tiny\n{first_import}"
-    ).replace(entry, f"{entry}        anchored_detr_tiny,\n")
-    registry.write_text(text)
+            path = tmp_path / block.title
+            path.write_text(block.text)
+            entry, tree = test_layers.entry_of(path), ast.parse(block.text)
+            assert test_layers.faults(entry, tree) + test_layers.imports_past_init(entry, tree) == []
     environment = environment_with_programs(tmp_path) | {"PYTHONPATH": str(tmp_path / "src")}
     (shell,) = (block for block in blocks_of("add-a-variant.md") if block.language == "bash")
     training, tests = shell.commands()

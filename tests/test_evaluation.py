@@ -13,7 +13,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from opendetr.categories import Categories
-from opendetr.evaluation import METRICS, CocoEvaluator, coco
+from opendetr.evaluation import DETECTION_METRICS, CocoEvaluator, coco
 from opendetr.results import Detections
 from opendetr.synthetic import mask_to_polygons, mask_to_rle
 
@@ -99,7 +99,7 @@ def test_equals_pycocotools(seed):
     metrics = evaluator.compute()
     stats, per_class = reference(truth, evaluator.results)
     assert 0.05 < stats[0] < 0.95  # the data tell evaluators apart
-    np.testing.assert_allclose([shown(metrics[name]) for name in METRICS], stats, rtol=0, atol=1e-12)
+    np.testing.assert_allclose([shown(metrics[name]) for name in DETECTION_METRICS], stats, rtol=0, atol=1e-12)
     np.testing.assert_allclose([shown(value) for value in metrics["per_class"].values()], per_class, rtol=0, atol=1e-12)
 
 
@@ -275,7 +275,7 @@ def ellipse(box: list[float]) -> np.ndarray:
 
 
 def masked_truth(rng: np.random.Generator) -> dict:
-    """`random_truth` of ellipses: polygons, run lengths for every third and for crowd regions."""
+    """`random_truth` of ellipses: polygons, RLE for every third and for crowd regions."""
     truth = random_truth(rng, num_images=12)
     kept = []
     for annotation in truth["annotations"]:
@@ -313,7 +313,7 @@ def test_masks_equal_pycocotools(seed):
     rows = [{key: value for key, value in row.items() if key != "bbox"} for row in evaluator.results]
     stats, per_class = reference(truth, rows, "segm")
     assert 0.05 < stats[0] < 0.95
-    np.testing.assert_allclose([shown(metrics[name]) for name in METRICS], stats, rtol=0, atol=1e-12)
+    np.testing.assert_allclose([shown(metrics[name]) for name in DETECTION_METRICS], stats, rtol=0, atol=1e-12)
     np.testing.assert_allclose([shown(value) for value in metrics["per_class"].values()], per_class, rtol=0, atol=1e-12)
 
 

@@ -6,10 +6,11 @@ import os
 import signal
 from pathlib import Path
 
+import psutil
 import pytest
 from PIL import Image
 
-from opendetr.files import atomic_path, write_atomically
+from opendetr.files import IMAGE_SUFFIXES, atomic_path, cache_folder, flush, write_atomically
 from opendetr.visualize import save_image
 
 
@@ -37,10 +38,28 @@ def test_an_error_leaves_the_file_that_was_there(tmp_path, error):
     assert names(tmp_path) == {"a"}
 
 
+@pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
+def test_an_error_before_anything_is_written_stays_the_error(tmp_path, error):
+    with pytest.raises(error), atomic_path(tmp_path / "a"):
+        raise error
+    assert names(tmp_path) == set()
+
+
 def test_a_file_that_was_never_written_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError), atomic_path(tmp_path / "a"):
         pass
     assert names(tmp_path) == set()
+
+
+def test_of_two_writers_the_last_one_wins_whole(tmp_path):
+    with atomic_path(tmp_path / "a.png") as ours:
+        ours.write_bytes(b"ours")
+        with atomic_path(tmp_path / "a.png") as theirs:
+            theirs.write_bytes(b"theirs")
+        assert ours != theirs and (tmp_path / "a.png").read_bytes() == b"theirs"
+        assert ours.parent == tmp_path and not ours.name.lower().endswith(IMAGE_SUFFIXES)
+    assert (tmp_path / "a.png").read_bytes() == b"ours"
+    assert names(tmp_path) == {"a.png"}
 
 
 def test_the_longest_name_can_be_written(tmp_path):
@@ -68,10 +87,24 @@ def test_a_full_disk_leaves_the_file_that_was_there(tmp_path):
 
 
 def test_sync_waits_for_the_disk_before_the_file_gets_its_name(tmp_path, monkeypatch):
-    seen = []
+    seen, open_before = [], psutil.Process().num_fds() if os.name == "posix" else 0
     monkeypatch.setattr("opendetr.files.os.fsync", lambda _handle: seen.append((tmp_path / "a").exists()))
     write_atomically(tmp_path / "a", b"content", sync=True)
     assert seen == [False]
+    write_atomically(tmp_path / "a", b"content")  # does not wait
+    assert seen == [False]
+    flush(tmp_path)
+    assert seen == [False, True] or os.name != "posix"
+    assert os.name != "posix" or psutil.Process().num_fds() == open_before
+
+
+def test_the_cache_is_where_the_user_says(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENDETR_CACHE", str(tmp_path / "mine"))
+    assert cache_folder() == tmp_path / "mine"
+    monkeypatch.setenv("OPENDETR_CACHE", "")
+    assert cache_folder() == Path.home() / ".cache" / "opendetr"
+    monkeypatch.delenv("OPENDETR_CACHE")
+    assert cache_folder() == Path.home() / ".cache" / "opendetr"
 
 
 @pytest.mark.parametrize(("suffix", "form"), [(".png", "PNG"), (".JPG", "JPEG"), (".webp", "WEBP")])

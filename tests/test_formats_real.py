@@ -22,7 +22,7 @@ def test_coco128_opens_as_it_is():
     assert {name: len(part) for name, part in data.items()} == {"train": 128, "val": 128}
     assert data["train"].num_objects + data["val"].num_objects == 1827  # of 1,839 rows, 12 are of two images not there
     assert data["train"].categories.ids == tuple(range(80))
-    found = {finding.kind: finding.count for finding in data["train"].findings}
+    found = {entry.kind: entry.count for entry in data["train"].fault_counts}
     assert found == {Kind.UNLABELLED_IMAGE: 2, Kind.NO_OBJECTS: 2, Kind.ORPHAN_LABELS: 2}
     assert all(read_record(image).shape == (image.height, image.width, 3) for image in data["val"].images[:10])
 
@@ -32,7 +32,7 @@ def test_coco128_polygons_open_as_they_are():
     assert {name: len(part) for name, part in data.items()} == {"train": 100, "val": 100}
     assert (data["val"].categories.ids[:2], data["val"].categories.ids[-1]) == ((1, 2), 90)
     assert all(thing.segmentation for image in data["val"].images for thing in image.objects)
-    assert {finding.kind for finding in data["val"].findings} == {Kind.OMITTED_IMAGE}
+    assert {entry.kind for entry in data["val"].fault_counts} == {Kind.OMITTED_IMAGE}
 
 
 def facts(folder):

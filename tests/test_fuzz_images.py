@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from folders import one_line, picture
+from folders import make_image, one_line
 from fuzzing import edited, edits, fuzzed, no_hang
 from opendetr.data.images import ImageError, image_size, is_animated, read_image
 
@@ -24,13 +24,13 @@ def encoded(suffix: str, mode: str, **options: object) -> bytes:
     exif = Image.Exif()
     exif[274] = 6
     kept = {"exif": exif} if suffix in ("JPEG", "PNG", "WEBP", "TIFF") else {}
-    Image.fromarray(picture(24, 32)).convert(mode).save(content, suffix, **kept, **options)
+    Image.fromarray(make_image(24, 32)).convert(mode).save(content, suffix, **kept, **options)
     return content.getvalue()
 
 
 def animated(suffix: str) -> bytes:
     content = io.BytesIO()
-    frames = [Image.fromarray(picture(24, 32, seed)) for seed in range(3)]
+    frames = [Image.fromarray(make_image(24, 32, seed)) for seed in range(3)]
     frames[0].save(content, suffix, save_all=True, append_images=frames[1:])
     return content.getvalue()
 
@@ -58,7 +58,7 @@ FILES = {
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
-    return tmp_path_factory.mktemp("fuzz") / "picture"
+    return tmp_path_factory.mktemp("fuzz") / "image"
 
 
 def require_order(path, content: bytes) -> None:

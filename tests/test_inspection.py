@@ -374,26 +374,6 @@ def test_a_name_that_no_module_has_is_an_error():
         collect_attention(nn.Linear(2, 2)).__enter__()
 
 
-@torch.no_grad()
-def test_spatial_weights_are_those_of_the_spatial_scores_alone():
-    model = sharp_model("conditional-detr-r50")
-    record, modules = record_calls(model), dict(model.named_modules())
-    run(model)
-    crossed = [key for key, module in modules.items() if isinstance(module, ConditionalAttention)]
-    assert len(crossed) == 2
-    for key in crossed:
-        module, ((arguments, _),) = modules[key], record[key]
-        content, spatial = content_and_spatial_scores(module, arguments)
-        query_place, position, padding = (arguments[each] for each in ("query_place", "position", "padding"))
-        found = module.spatial_weights(query_place, position, padding)
-        assert found.dtype == torch.float32
-        hidden = padding[:, None, None]
-        torch.testing.assert_close(found.double(), normalised(spatial, hidden), atol=1e-5, rtol=0)
-        both = found * normalised(content, hidden)
-        both = both / both.sum(-1, keepdim=True)
-        torch.testing.assert_close(module.weights(**arguments).double(), both, atol=1e-5, rtol=0)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_an_image_that_is_all_padding_has_no_weights_and_no_attention(dtype):
     generator = torch.Generator().manual_seed(0)

@@ -27,14 +27,14 @@ from opendetr.data.loader import train_loader
 from opendetr.synthetic import write_scenes
 from opendetr.training.callbacks import MetricsFile, read_metrics
 from opendetr.training.checkpoint import find_checkpoint, load_checkpoint
-from opendetr.training.events import CheckpointSaved, Observer, RunEnded, StepTaken
+from opendetr.training.events import Callback, CheckpointSaved, RunEnded, StepTaken
 from opendetr.training.trainer import MODEL, STATE, Trainer, _save_tensors
 
 STEPS_PER_EPOCH = 6
 EPOCHS = 7
 
 
-class Voice(Observer):
+class Voice(Callback):
     """Writes a line to a pipe for what happens, at once."""
 
     def __init__(self, pipe: int) -> None:
@@ -90,7 +90,7 @@ def train(data_folder: Path, folder: Path, voice: Voice) -> None:
         folder,
         evaluate=lambda task: {"AP": task.model.class_head.weight.abs().sum().item()},
         save_model=save_model,
-        observers=[MetricsFile(), voice],
+        callbacks=[MetricsFile(), voice],
         device="cpu",
     )
     trainer.train(resume=find_checkpoint(folder / "last") is not None)

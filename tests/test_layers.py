@@ -22,8 +22,9 @@ ROWS = (
     "postprocess losses",
     "tasks weights evaluation",
     "presets",
+    "export",
     "inference",
-    "training export",
+    "training",
     "analysis bench",
     "cli",
 )
@@ -96,6 +97,12 @@ def imports_past_init(entry: str, tree: ast.AST) -> list[str]:
     """Imports from another package that do not go through its `__init__`, or name what it does not list."""
     found = []
     for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [
+                f"import {alias.name}: import names from the package"
+                for alias in node.names
+                if alias.name.startswith("opendetr.") and alias.name.split(".")[1] != entry
+            ]
         if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("opendetr."):
             continue
         place = (node.module or "").removeprefix("opendetr.").replace(".", "/")
@@ -121,16 +128,23 @@ def test_other_packages_are_imported_by_their_public_names(path: Path) -> None:
         "from opendetr.data import LoaderProcess",
         "def later():\n    from opendetr.data.tools.check import check_data",
         "from opendetr.data.tools import an_unlisted_name",
+        "import opendetr.data.loader",
+        "import opendetr.data.loader as loader",
     ],
 )
 def test_an_import_past_the_public_names_is_found(code: str) -> None:
     assert imports_past_init("training", ast.parse(code))
 
 
-@pytest.mark.parametrize("package", sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py")))
+PACKAGES = sorted(path.parent.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*/__init__.py"))
+
+
+@pytest.mark.parametrize("package", PACKAGES)
 def test_listed_names_exist(package: str) -> None:
-    module = import_module(f"opendetr.{package}")
-    assert [name for name in listed(package) if not hasattr(module, name)] == []
+    module = import_module(f"opendetr.{package.replace('/', '.')}")
+    names = listed(package)
+    assert names, "lists nothing"
+    assert [name for name in names if not hasattr(module, name)] == []
 
 
 def test_the_top_level_stays_small() -> None:
@@ -150,6 +164,7 @@ def test_public_names_resolve_and_are_listed() -> None:
 OF_MEMBERS = ("models", "presets")
 OF_FAMILIES = ("conditional", "deformable", "detr", "masks")  # of weights/
 MAY_NAME_MODELS = ("bench", "cli")  # in help texts and benchmarks
+OTHER_USES = {"data/augmentation.py": {"detr"}}  # an augmentation has this name
 SUFFIXES = {"-panoptic", "-dc5", "-tiny", "-masks", "-two-stage", "-refine"}  # of names in the catalogue
 
 
@@ -160,26 +175,48 @@ def model_classes() -> set[str]:
     return classes - {"Detector"}
 
 
+def output_fields() -> set[str]:
+    """The fields that the outputs of single members have in addition."""
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in (PACKAGE / "models").glob("*.py")]
+    outputs = [
+        node
+        for tree in trees
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef) and any(ast.unparse(base).endswith("Output") for base in node.bases)
+    ]
+    return {ast.unparse(part.target) for node in outputs for part in node.body if isinstance(part, ast.AnnAssign)}
+
+
+def member_names() -> set[str]:
+    """The names of all models and families, and the words of the families' names, such as "deformable"."""
+    of_families = {family.name for family in families()}
+    words = {word for name in of_families for word in name.split("-")} - {"masks"}  # data and losses have masks, too
+    return {*opendetr.list_models(), *of_families, *words}
+
+
 def special_cases(tree: ast.AST, classes: set[str], names: set[str]) -> list[str]:
-    """Where code tells members apart: by the class of a model or its config, or by a name."""
-    found = []
+    """Where code tells members apart: by the class of a model or its config, by a name, or by a field of an output."""
+    found, further = [], output_fields()
     for node in ast.walk(tree):
         asked = parts_that_ask(node)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("hasattr", "getattr"):
+            field = node.args[1].value if isinstance(node.args[1], ast.Constant) else None
+            found += [f"line {node.lineno}: the field {field}"] if field in further else []
         parts = [each for part in asked for each in ast.walk(part)]
         used = {each.id for each in parts if isinstance(each, ast.Name)}
         used |= {each.attr for each in parts if isinstance(each, ast.Attribute)}
         constants = {each.value for each in parts if isinstance(each, ast.Constant)}
-        found += [f"line {asked[0].lineno}: the class {name}" for name in sorted(used & classes)]
+        found += [f"line {asked[0].lineno}: the class {name}" for name in sorted((used | constants) & classes)]
         found += [f"line {asked[0].lineno}: the name {name}" for name in sorted(constants & (names | SUFFIXES))]
     return found
 
 
 def parts_that_ask(node: ast.AST) -> list[ast.expr]:
-    """The expressions by which a node can tell things apart: a question, a comparison, a case, a table of classes."""
+    """The expressions by which a node can tell things apart: a question, a comparison, a case, a table."""
     if isinstance(node, ast.Compare):
         return [node]
     if isinstance(node, ast.Dict):
-        return [key for key in node.keys if isinstance(key, ast.Name | ast.Attribute)]
+        return [key for key in node.keys if isinstance(key, ast.Name | ast.Attribute | ast.Constant)]
     if isinstance(node, ast.MatchClass):
         return [node.cls]
     if isinstance(node, ast.MatchValue):
@@ -199,16 +236,16 @@ def shared_modules() -> list[Path]:
 
 
 def test_shared_code_does_not_ask_which_member_it_handles() -> None:
-    names = {*opendetr.list_models(), *(family.name for family in families())}
-    classes = model_classes()
+    names, classes = member_names(), model_classes()
     found = {
-        path.relative_to(PACKAGE).as_posix(): cases
+        name: cases
         for path in shared_modules()
-        if (
+        if (name := path.relative_to(PACKAGE).as_posix())
+        and (
             cases := special_cases(
                 ast.parse(path.read_text(encoding="utf-8")),
                 classes,
-                set() if entry_of(path) in MAY_NAME_MODELS else names,
+                set() if entry_of(path) in MAY_NAME_MODELS else names - OTHER_USES.get(name, set()),
             )
         )
     }
@@ -228,8 +265,13 @@ def test_shared_code_does_not_ask_which_member_it_handles() -> None:
         "tasks = {TwoStageDETRConfig: TwoStageTask}",
         "match config:\n    case TwoStageDETRConfig():\n        pass",
         "'-panoptic' in name",
+        "'deformable' in model.family",
+        "family.split('-')[0] == 'deformable'",
+        "{'detr-r50': 1}[name]",
+        "type(m).__name__ == 'DETR'",
+        "hasattr(output, 'proposals')",
+        "getattr(output, 'proposals', None)",
     ],
 )
 def test_a_special_case_is_found(code: str) -> None:
-    names = {*opendetr.list_models(), *(family.name for family in families())}
-    assert special_cases(ast.parse(code), model_classes(), names)
+    assert special_cases(ast.parse(code), model_classes(), member_names())

@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from folders import one_line, save_picture
+from folders import one_line, write_image
 from opendetr.categories import Categories
 from opendetr.data import loader as loader_module
 from opendetr.data.config import AugmentationConfig, DataConfig
@@ -33,9 +33,9 @@ SIZES = [(48, 64), (64, 48), (40, 80)]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pictures")
+    folder = tmp_path_factory.mktemp("images")
     for index in range(26):
-        save_picture(folder / f"{index}.png", *SIZES[index % 3], seed=index)
+        write_image(folder / f"{index}.png", *SIZES[index % 3], seed=index)
     return folder
 
 
@@ -168,7 +168,7 @@ def fingerprint(batches):
 
 
 def test_the_batches_of_a_seed_stay_the_same(data):
-    """A run that was begun with an earlier version goes on with the same images."""
+    """A run that was begun with an earlier version continues with the same images."""
     loader = train_loader(data, CONFIG, batch_size=4, seed=3)
     assert [fingerprint(loader.epoch(epoch)) for epoch in (0, 1)] == ["fe10e2205ee4e28f", "cf988b9d43ea5905"]
     assert fingerprint(eval_loader(data, CONFIG, batch_size=4)) == "3aa66481a61dd3cb"
@@ -259,7 +259,7 @@ def test_no_bounded_batch_is_larger_than_the_very_first(many):
     for batch_size in (2, 8):
         for seed in range(4):
             loader = train_loader(many, replace(CONFIG, batch_pixels=BOUND), batch_size=batch_size, seed=seed)
-            sizes = [[len(draw.indices) * math.prod(draw.shape) for draw in loader._draws(epoch)] for epoch in range(5)]
+            sizes = [[len(plan.indices) * math.prod(plan.shape) for plan in loader._plans(epoch)] for epoch in range(5)]
             assert max(map(max, sizes)) == sizes[0][0]
 
 
@@ -279,7 +279,7 @@ def test_bounded_batches_have_an_image_for_every_process(many):
     for count in range(3, 40):
         few = replace(many, images=many.images[:count])
         loader = train_loader(few, config, batch_size=8, seed=0, share=(0, 3))
-        assert min(len(draw.indices) for draw in loader._draws(0)) >= 3
+        assert min(len(plan.indices) for plan in loader._plans(0)) >= 3
 
 
 def test_a_bound_below_one_image_is_refused(data):
@@ -330,7 +330,7 @@ def test_evaluation_sees_every_image_once(data):
 @pytest.fixture
 def damaged(tmp_path):
     for index in range(26):
-        save_picture(tmp_path / f"{index}.png", *SIZES[index % 3], seed=index)
+        write_image(tmp_path / f"{index}.png", *SIZES[index % 3], seed=index)
     for index in (5, 6):
         path = tmp_path / f"{index}.png"
         path.write_bytes(path.read_bytes()[:200])

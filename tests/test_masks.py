@@ -39,7 +39,7 @@ from opendetr.recipe import Recipe
 from opendetr.results import Detections
 from opendetr.structures import Batch, ImageBatch, LazyMasks, Matches, Output, Target
 from opendetr.tasks import MaskHeadTask, Task
-from opendetr.training.events import Observer, StepTaken
+from opendetr.training.events import Callback, StepTaken
 from opendetr.training.freezing import freeze, train_mode
 from opendetr.training.settings import require_lessons, set_up
 from opendetr.training.starting_weights import load_transferred
@@ -356,7 +356,7 @@ def test_detector_and_masks_learn_jointly(tmp_path, name):
     assert all(parameter.isfinite().all() for parameter in task.parameters())
 
 
-class _Losses(Observer):
+class _Losses(Callback):
     """Writes the losses and the gradient's norm of every step."""
 
     def __init__(self, folder: Path) -> None:
@@ -389,7 +389,7 @@ def test_two_processes_learn_as_one(tmp_path, frozen):
 
     def work(folder: Path) -> None:
         task = build_task(preset, _model(preset), len(CLASSES))
-        Trainer(task, _Shared(_batch(3, 0)), recipe, folder, observers=[_Losses(folder)], device="cpu").train()
+        Trainer(task, _Shared(_batch(3, 0)), recipe, folder, callbacks=[_Losses(folder)], device="cpu").train()
 
     assert in_processes(2, lambda: work(tmp_path / "two")) == [0, 0]
     work(tmp_path / "one")
@@ -502,8 +502,8 @@ def test_a_file_with_a_mask_head_opens_as_its_detector_for_things(tmp_path, name
     assert (whole.preset.name, whole.has_masks) == (f"{name}-panoptic", True)
     assert (alone.preset.name, alone.has_masks, alone.preset.data.masks) == (name, False, "none")
     assert alone.preset.model == whole.preset.model
-    picture = torch.rand(3, 64, 64)
-    every, things = (each.predict(picture, min_score=0.0) for each in (whole, alone))
+    image = torch.rand(3, 64, 64)
+    every, things = (each.predict(image, min_score=0.0) for each in (whole, alone))
     assert "sky" in every.names and "sky" not in things.names
     expected = {row for row in _rows(every) if row[0] != "sky"}
     assert len(expected) >= 5

@@ -10,7 +10,7 @@ from torch import nn
 
 from opendetr.presets import build_model, list_models, miniature
 from opendetr.recipe import LinearSchedule, ParameterRate, Recipe
-from opendetr.training.events import Observer
+from opendetr.training.events import Callback
 from opendetr.training.optimizer import parameter_groups
 from opendetr.training.trainer import Trainer
 from stand_ins import CountingTask, RandomLoader
@@ -20,8 +20,8 @@ RECIPE = Recipe(learning_rate=1e-2, backbone_learning_rate=2e-3, weight_decay=0.
                 clip_norm=0.0, step_at=0.6, save_every=1000)  # fmt: skip
 
 
-def trained(task: nn.Module, folder, recipe: Recipe, *, resume: bool = False, observers=()) -> dict[str, torch.Tensor]:
-    trainer = Trainer(task, RandomLoader(), recipe, folder, device="cpu", observers=observers)
+def trained(task: nn.Module, folder, recipe: Recipe, *, resume: bool = False, callbacks=()) -> dict[str, torch.Tensor]:
+    trainer = Trainer(task, RandomLoader(), recipe, folder, device="cpu", callbacks=callbacks)
     trainer.train(resume=resume)
     return {name: value.clone() for name, value in task.named_parameters()}
 
@@ -61,7 +61,7 @@ def test_sgd_equals_a_plain_torch_loop(tmp_path, momentum):
     assert_close(found, plain_loop(task, optimizer, step_factor))
 
 
-class StopAt(Observer):
+class StopAt(Callback):
     def __init__(self, step: int) -> None:
         self.step = step
 
@@ -77,7 +77,7 @@ class StopAt(Observer):
 def test_a_resumed_run_with_sgd_equals_the_uninterrupted_one(tmp_path, momentum):
     recipe = replace(RECIPE, optimizer="sgd", momentum=momentum)
     whole = trained(CountingTask(), tmp_path / "whole", recipe)
-    trained(CountingTask(), tmp_path / "stopped", recipe, observers=[StopAt(4)])
+    trained(CountingTask(), tmp_path / "stopped", recipe, callbacks=[StopAt(4)])
     resumed = trained(CountingTask(), tmp_path / "stopped", recipe, resume=True)
     assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
 

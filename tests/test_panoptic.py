@@ -116,9 +116,9 @@ def test_golden_maps_of_a_model(run, image, name, sizes):
         (row["category_id"], row["isthing"]) for row in expected
     ]
     same = (result.segments - 1).clamp(min=0) == golden.arrays[f"{name}{image}_ids"].int()
-    assert (
-        same.float().mean() > (0.999, 0.93)[image]
-    )  # by the threads of the machine 0.946 to 0.955 in the second image
+    # A loose limit: 4.5 % to 5.4 % of the second image differ, by the threads of the machine. The last line is the real
+    # check: all pixels are the same where the strongest mask is ahead of the next one by more than rounding.
+    assert same.float().mean() > (0.999, 0.94)[image]
     labels = kept[image].labels.tolist()
     distinct = [i for i, label in enumerate(labels) if categories.isthing[label] or labels.index(label) == i]
     rounding = 2 * golden["float32_vs_float64"]["arrays"]["pred_masks_slice"]  # of two masks, in the original
@@ -129,8 +129,8 @@ def test_golden_maps_of_a_model(run, image, name, sizes):
 def ahead(logits: Tensor, lies: MaskFrame) -> Tensor:
     """(H, W) how far the strongest mask is ahead of the next; these weights make most differences rounding errors."""
     first, second = F.interpolate(logits[None], lies.processed, mode="bilinear")[0].topk(2, 0).values
-    picture = Image.fromarray((first - second).numpy())
-    return torch.from_numpy(np.array(picture.resize(lies.original[::-1], Image.Resampling.NEAREST)))
+    image = Image.fromarray((first - second).numpy())
+    return torch.from_numpy(np.array(image.resize(lies.original[::-1], Image.Resampling.NEAREST)))
 
 
 # ---------------------------------------------------------------------------------------- faults of the published rule

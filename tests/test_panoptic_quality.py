@@ -11,7 +11,7 @@ import pytest
 
 from golden import FOLDER
 from opendetr.categories import Categories
-from opendetr.evaluation import PANOPTIC_METRICS, PanopticEvaluation
+from opendetr.evaluation import PANOPTIC_METRICS, PanopticEvaluator
 
 GOLDEN = json.loads((FOLDER / "detr" / "panoptic_quality.json").read_text())
 ARRAYS = np.load(FOLDER / "detr" / "panoptic_quality.npz")
@@ -30,10 +30,10 @@ def golden_categories() -> Categories:
     return Categories(tuple(f"class {id_}" for id_ in ids), tuple(ids), isthing=things)
 
 
-def golden_case(name: str) -> PanopticEvaluation:
+def golden_case(name: str) -> PanopticEvaluator:
     """The evaluation of one case of the golden."""
     categories = golden_categories()
-    evaluation = PanopticEvaluation(categories)
+    evaluation = PanopticEvaluator(categories)
     for truth, predicted in zip(GOLDEN["gt_annotations"], GOLDEN["cases"][name]["predictions"], strict=True):
         stem = truth["file_name"].removesuffix(".png")
         truth_map = ARRAYS[f"gt_{stem}_ids"][ARRAYS[f"gt_{stem}_index"]]
@@ -133,7 +133,7 @@ def counted(images: list[tuple[np.ndarray, list[Segment], np.ndarray, list[Segme
 def test_equals_a_count_with_sets_of_pixels(seed):
     rng = np.random.default_rng(seed)
     images = [random_image(rng) for _ in range(30)]
-    evaluation = PanopticEvaluation(THINGS_AND_STUFF)
+    evaluation = PanopticEvaluator(THINGS_AND_STUFF)
     for image in images:
         evaluation.update(*image)
     per_class = list(evaluation.per_class().values())
@@ -152,7 +152,7 @@ def square(*ids: int) -> np.ndarray:
 
 
 def test_nothing_to_find_and_nothing_found():
-    evaluation = PanopticEvaluation(THINGS_AND_STUFF)
+    evaluation = PanopticEvaluator(THINGS_AND_STUFF)
     assert evaluation.compute()["PQ"] is None
     evaluation.update(square(0), [], square(0), [])
     metrics = evaluation.compute()
@@ -163,7 +163,7 @@ def test_nothing_to_find_and_nothing_found():
 
 
 def test_what_lies_on_void_or_crowd_is_no_mistake():
-    evaluation = PanopticEvaluation(THINGS_AND_STUFF)
+    evaluation = PanopticEvaluator(THINGS_AND_STUFF)
     truth, crowd = square(0, 1), [Segment(1, 0, crowd=True)]
     evaluation.update(truth, crowd, square(5, 6), [Segment(5, 1), Segment(6, 0)])
     assert evaluation.compute()["PQ"] is None
@@ -172,24 +172,24 @@ def test_what_lies_on_void_or_crowd_is_no_mistake():
 
 
 def test_an_iou_of_a_half_is_no_match():
-    evaluation = PanopticEvaluation(THINGS_AND_STUFF)
+    evaluation = PanopticEvaluator(THINGS_AND_STUFF)
     evaluation.update(square(1, 1), [Segment(1, 2)], square(1, 0), [Segment(1, 2)])
     assert evaluation.per_class()["sky"] == (0, 0, 0)
 
 
 def test_classes_that_share_a_name_are_told_apart():
     twice = Categories(("cat", "cat"), (1, 2))
-    evaluation = PanopticEvaluation(twice)
+    evaluation = PanopticEvaluator(twice)
     evaluation.update(square(1, 2), [Segment(1, 0), Segment(2, 1)], square(1, 0), [Segment(1, 0)])
     assert evaluation.compute()["per_class"] == {"cat (1)": 1, "cat (2)": 0}
 
 
 def test_bad_input_is_refused_in_one_line():
-    evaluation = PanopticEvaluation(THINGS_AND_STUFF)
-    with pytest.raises(ValueError, match="the predicted map has 4x4 pixels, the true map 8x4; resize"):
+    evaluation = PanopticEvaluator(THINGS_AND_STUFF)
+    with pytest.raises(ValueError, match="the predicted map has 4x4 pixels, the ground truth 8x4; resize"):
         evaluation.update(square(1, 2), [Segment(1, 0), Segment(2, 0)], square(1), [Segment(1, 0)])
-    with pytest.raises(ValueError, match="the predicted map has a segment 2, which is not listed"):
+    with pytest.raises(ValueError, match="the predicted map has a segment 2, which `info` does not list"):
         evaluation.update(square(1, 1), [Segment(1, 0)], square(1, 2), [Segment(1, 0)])
-    with pytest.raises(ValueError, match="the true segment 1 is listed twice"):
+    with pytest.raises(ValueError, match="the ground-truth segment 1 is listed twice"):
         evaluation.update(square(1), [Segment(1, 0), Segment(1, 1)], square(1), [Segment(1, 0)])
     assert evaluation.compute()["PQ"] is None

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import zlib
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,12 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from folders import picture, save_picture
+from folders import make_image, write_image
 from opendetr.categories import Categories
 from opendetr.cli.main import app
 from opendetr.config import to_dict
 from opendetr.presets import build_model, miniature
+from opendetr.recipe import DEFAULT_MODEL
 from opendetr.weights import ModelCard, save_weights
 from web import sends, serving
 
@@ -46,8 +48,14 @@ def weights(tmp_path_factory) -> Path:
 def predict(weights, tmp_path):
     """Runs the command on sources, with its output in `out`."""
 
-    def run(*options: Any, code: int = 0, out: Path = tmp_path / "out", min_score: float | None = 0) -> Result:
-        given = ["--weights", weights, "--out", out, "--device", "cpu"]
+    def run(
+        *options: Any,
+        code: int = 0,
+        out: Path = tmp_path / "out",
+        min_score: float | None = 0,
+        overwrite: bool = True,
+    ) -> Result:
+        given = ["--weights", weights, "--out", out, "--device", "cpu", *(["--overwrite"] if overwrite else [])]
         given += [] if min_score is None else ["--min-score", min_score]
         result = CliRunner().invoke(app, ["predict", *map(str, (*options, *given))])
         if result.exception and not isinstance(result.exception, SystemExit):
@@ -64,13 +72,13 @@ def tables(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "predictions.json").read_text())
 
 
-def pictures_below(folder: Path) -> set[str]:
+def images_below(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*.png")}
 
 
 def fill(folder: Path, *names: str) -> Path:
     for seed, name in enumerate(names):
-        save_picture(folder / name, seed=seed)
+        write_image(folder / name, seed=seed)
     return folder
 
 
@@ -136,7 +144,7 @@ def test_an_address_and_a_video_in_one_run(predict, tmp_path, monkeypatch):
 
     monkeypatch.setenv("no_proxy", "*")
     content = io.BytesIO()
-    Image.fromarray(picture()).save(content, "png")
+    Image.fromarray(make_image()).save(content, "png")
     video = write_video(tmp_path / "clip.avi", num_frames=5)
     with serving() as server:
         server.answers["/photo"] = sends(content.getvalue())
@@ -157,6 +165,75 @@ def test_cameras_and_models_in_the_wrong_place(predict, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_classes_are_counted_by_image_and_in_all(predict, tmp_path):
+    folder = fill(tmp_path / "in", *(f"{number:02}.png" for number in range(13)))
+    *lines, more, total = predict(folder).stdout.splitlines()
+    rows = tables(tmp_path / "out")
+    names = {row["id"]: row["name"] for row in rows["categories"]}
+    counts = Counter((row["image_id"], names[row["category_id"]]) for row in rows["annotations"])
+    assert len(lines) == 10
+    for number, line in enumerate(lines, start=1):
+        words = {f"{counts[number, name]} {name}" for name in CLASSES if counts[number, name]}
+        assert line.startswith(str(folder / f"{number - 1:02}.png"))
+        assert set(line.split("png", 1)[1].strip().split(", ")) == words
+    assert more == "... and 3 more images"
+    whole = Counter(names[row["category_id"]] for row in rows["annotations"])
+    assert all(f"{count} {name}" in total for name, count in whole.items())
+    assert total.startswith(f"{whole.total()} objects in 13 images (")
+    assert total.endswith(f"): {tmp_path / 'out'}")
+    (total,) = predict(folder / "00.png").stdout.splitlines()  # the counts of one image are those of all
+    assert " objects in 1 image (" in total
+    result = predict(folder / "00.png", min_score=1)
+    assert result.stdout == f"0 objects in 1 image: {tmp_path / 'out'}\n"
+    assert "try a lower one" in result.stderr
+
+
+def test_images_are_drawn_in_their_size(predict, tmp_path):
+    fill(tmp_path / "in", "x.png")
+    write_image(tmp_path / "in" / "y.png", 900, 700)
+    predict(tmp_path / "in")
+    for name in ("x.png", "y.png"):
+        with Image.open(tmp_path / "in" / name) as image, Image.open(tmp_path / "out" / name) as drawn:
+            assert drawn.size == image.size
+
+
+@pytest.mark.parametrize("others", [(), ("--json", "--no-draw")])
+def test_the_results_of_another_run_stay(predict, tmp_path, others):
+    fill(tmp_path / "in", "x.png", "y.png")
+    predict(tmp_path / "in" / "x.png", *others, overwrite=False)
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*")}
+    result = predict(tmp_path / "in" / "y.png", *others, overwrite=False, code=1)
+    (line,) = result.stderr.splitlines()
+    assert line == (
+        f"error: {tmp_path / 'out'}: has the results of another run; choose another --out, or replace files of equal "
+        "name with --overwrite"
+    )
+    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*")} == before
+    predict(tmp_path / "in" / "y.png", *others)
+    assert tables(tmp_path / "out")["images"][0]["file_name"].endswith("y.png")
+
+
+def test_files_of_the_user_stay(predict, tmp_path):
+    fill(tmp_path / "in", "x.png")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".hidden").touch()
+    predict(tmp_path / "in", overwrite=False)
+    fill(tmp_path / "mine", "x.png")
+    assert (
+        "mine: is not empty; choose" in predict(tmp_path / "in", overwrite=False, out=tmp_path / "mine", code=1).stderr
+    )
+
+
+def test_the_default_detector_says_what_it_knows(tmp_path):
+    fill(tmp_path / "in", "x.png")
+    for options, times in (([], 1), (["--weights", DEFAULT_MODEL], 0)):
+        given = ["predict", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--overwrite", *options]
+        result = CliRunner().invoke(app, given, catch_exceptions=False)
+        assert result.exit_code == 0
+        assert result.stderr.count("only drawn shapes are known (disc, ring, crescent, ...)") == times
+        assert result.stderr.count("give --weights detr-r50") == times
+
+
 # ---------------------------------------------------------------------------------------------------------- bad inputs
 
 
@@ -170,7 +247,7 @@ def bomb() -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\0" * 10)) + chunk(b"IEND", b"")
 
 
-def test_one_bad_picture_of_many_stops_nothing(predict, tmp_path):
+def test_one_bad_image_of_many_stops_nothing(predict, tmp_path):
     folder = fill(tmp_path / "in", *(f"{number:03}.png" for number in range(40)))
     whole = (folder / "000.png").read_bytes()
     bad = {"003.png": b"", "007.png": b"no image", "011.png": whole[: len(whole) // 2], "013.png": bomb()}
@@ -183,7 +260,7 @@ def test_one_bad_picture_of_many_stops_nothing(predict, tmp_path):
     lines = [line for line in result.stderr.splitlines() if line.startswith("skipped: ")]
     assert len(lines) == len(bad) + 1
     assert all(any(name in line for line in lines) for name in (*bad, "loop.jpg"))
-    assert len(pictures_below(tmp_path / "out")) == len(tables(tmp_path / "out")["images"]) == 36
+    assert len(images_below(tmp_path / "out")) == len(tables(tmp_path / "out")["images"]) == 36
 
 
 def test_nothing_that_can_be_read(predict, tmp_path):
@@ -200,7 +277,7 @@ def test_nothing_that_can_be_read(predict, tmp_path):
 
 
 def test_the_first_frame_of_an_animation(predict, tmp_path):
-    frames = [Image.fromarray(picture(seed=seed)) for seed in range(3)]
+    frames = [Image.fromarray(make_image(seed=seed)) for seed in range(3)]
     frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
     frames[0].save(tmp_path / "moving.webp", save_all=True, append_images=frames[1:])
     predict(tmp_path / "moving.gif", tmp_path / "moving.webp")
@@ -223,7 +300,7 @@ def test_names_of_every_kind(predict, tmp_path):
              os.fsdecode(b"no text \xff.png"), "UPPER.PNG", "upper.png", " .png"]  # fmt: skip
     folder.mkdir()
     for name in names:
-        Image.fromarray(picture()).save(folder / name)
+        Image.fromarray(make_image()).save(folder / name)
     predict(folder, "--csv", "--yolo", "--crops")
     images = tables(tmp_path / "out")["images"]
     assert sorted(row["file_name"] for row in images) == sorted(str(folder / name) for name in names)
@@ -261,7 +338,7 @@ def test_what_is_read_is_never_overwritten_or_predicted_again(predict, tmp_path)
     for _ in range(2):
         predict(folder, out=folder / "found")
         assert len(tables(folder / "found")["images"]) == 2
-    assert pictures_below(folder / "found") == {"x.png", "z/x.png"}
+    assert images_below(folder / "found") == {"x.png", "z/x.png"}
 
 
 def process(options: list[Any], prelude: str = "") -> subprocess.Popen[str]:
@@ -281,7 +358,7 @@ def test_an_interrupt_leaves_whole_files(weights, tmp_path, times):
     running = process([folder, "--weights", weights, "--out", out, "--csv"])
     try:
         deadline = time.monotonic() + 60
-        while len(pictures_below(out)) < 5:
+        while len(images_below(out)) < 5:
             assert time.monotonic() < deadline
             assert running.poll() is None, running.communicate()
             time.sleep(0.02)
@@ -292,7 +369,7 @@ def test_an_interrupt_leaves_whole_files(weights, tmp_path, times):
         running.kill()
     assert "Traceback" not in errors
     assert not list(out.rglob("*.new"))
-    for name in pictures_below(out):
+    for name in images_below(out):
         with Image.open(out / name) as drawn:
             drawn.load()
     if times == 1:
@@ -300,13 +377,14 @@ def test_an_interrupt_leaves_whole_files(weights, tmp_path, times):
         assert "interrupted after" in errors.splitlines()[-1]
         images = tables(out)["images"]
         assert 5 <= len(images) < 3000
-        assert {row["drawing"] for row in images} == pictures_below(out)
+        assert {row["drawing"] for row in images} == images_below(out)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs resource limits")
 def test_a_full_disk_is_one_line(weights, tmp_path):
     """Files may not grow beyond 20 kB: the first drawn image cannot be saved, and no part of it stays."""
-    fill(tmp_path / "in", *(f"{number}.png" for number in range(12)))
+    for number in range(12):
+        write_image(tmp_path / "in" / f"{number}.png", 200, 300, seed=number)
     limit = (
         "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))"
@@ -314,7 +392,29 @@ def test_a_full_disk_is_one_line(weights, tmp_path):
     running = process([tmp_path / "in", "--weights", weights, "--out", tmp_path / "out"], limit)
     _, errors = running.communicate(timeout=60)
     assert running.returncode == 1
-    assert errors.splitlines()[-1].startswith("error: ")
-    assert "too large" in errors
-    assert "Traceback" not in errors
+    (line,) = errors.splitlines()
+    assert line.startswith(f"error: {tmp_path / 'out'}{os.sep}")
+    assert "too large" in line
     assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs pipes as descriptors")
+@pytest.mark.parametrize("target", ["closed", "/dev/full"])
+def test_an_output_that_cannot_be_printed_is_one_line(weights, tmp_path, monkeypatch, capfd, target):
+    """As in `opendetr predict ... --json | head`. Python does not report the error again when it closes the stream."""
+    fill(tmp_path / "in", "x.png")
+    if target == "closed":
+        reading, writing = os.pipe()
+        os.close(reading)
+    elif Path(target).exists():
+        writing = os.open(target, os.O_WRONLY)
+    else:
+        pytest.skip("the system has no full device")
+    options = ["predict", tmp_path / "in", "--weights", weights, "--out", tmp_path / "out", "--json"]
+    with os.fdopen(writing, "w") as stream, pytest.raises(SystemExit) as ended:
+        monkeypatch.setattr(sys, "stdout", stream)
+        app(list(map(str, options)))
+    assert ended.value.code == 1
+    (line,) = capfd.readouterr().err.splitlines()
+    expected = "standard output was closed" if target == "closed" else "no space left on device; make space"
+    assert line.startswith(f"error: {expected}")

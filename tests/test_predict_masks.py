@@ -14,11 +14,13 @@ from faster_coco_eval.core import mask as run_length_coder
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from folders import picture, save_picture
+from folders import make_image, write_image
 from opendetr.categories import Categories
 from opendetr.cli.main import app
 from opendetr.config import ConfigError, to_dict
+from opendetr.data import panoptic_truth, read_image
 from opendetr.export.checkpoints import export_official
+from opendetr.inference import comparisons
 from opendetr.inference.predictor import Predictor, load
 from opendetr.postprocess import instance_masks
 from opendetr.presets import build_model, get_preset, miniature
@@ -46,8 +48,8 @@ def detector() -> Predictor:
 
 
 @pytest.fixture
-def pictures() -> list[np.ndarray]:
-    return [picture(height, width, seed) for seed, (height, width) in enumerate(SIZES)]
+def images() -> list[np.ndarray]:
+    return [make_image(height, width, seed) for seed, (height, width) in enumerate(SIZES)]
 
 
 @pytest.fixture
@@ -67,8 +69,8 @@ def asked(detector, monkeypatch) -> list[int]:
 # ---------------------------------------------------------------------------------------------------------- detections
 
 
-def test_detections_have_masks_of_the_pictures_own_size(detector, pictures):
-    for given, found in zip(pictures, detector.predict(pictures, min_score=0), strict=True):
+def test_detections_have_masks_of_the_images_own_size(detector, images):
+    for given, found in zip(images, detector.predict(images, min_score=0), strict=True):
         assert found.masks is not None
         assert found.masks.shape == (len(found), *given.shape[:2])
         assert found.masks.dtype == torch.bool
@@ -77,30 +79,30 @@ def test_detections_have_masks_of_the_pictures_own_size(detector, pictures):
 
 
 def test_masks_are_computed_for_what_is_found_alone(detector, asked):
-    everything = detector.predict(picture(), min_score=0)
+    everything = detector.predict(make_image(), min_score=0)
     least = float(everything.scores[2])
-    some = detector.predict(picture(), min_score=least)
+    some = detector.predict(make_image(), min_score=least)
     assert asked == [len(everything), 3]
     assert torch.equal(some.masks, everything.masks[:3])
     label = int(everything.labels[0])
-    by_class = detector.predict(picture(), min_score=1, class_min_scores={CATEGORIES.names[label]: 0})
+    by_class = detector.predict(make_image(), min_score=1, class_min_scores={CATEGORIES.names[label]: 0})
     assert asked[-1] == len(by_class) == int((everything.labels == label).sum()) > 0
-    none = detector.predict(picture(), min_score=1)
+    none = detector.predict(make_image(), min_score=1)
     assert none.masks.shape == (0, 48, 64)
 
 
 @pytest.mark.parametrize("panoptic", [False, True])
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
-def test_neighbours_in_a_batch_change_nothing(detector, pictures, batch_size, panoptic):
-    alone = [detector.predict(each, min_score=0, panoptic=panoptic) for each in pictures]
-    together = list(detector.predict(pictures, min_score=0, panoptic=panoptic, batch_size=batch_size))
+def test_neighbours_in_a_batch_change_nothing(detector, images, batch_size, panoptic):
+    alone = [detector.predict(each, min_score=0, panoptic=panoptic) for each in images]
+    together = list(detector.predict(images, min_score=0, panoptic=panoptic, batch_size=batch_size))
     for one, several in zip(alone, together, strict=True):
         a, b = (each.segments if panoptic else each.masks for each in (one, several))
         assert (a != b).float().mean() < 1e-3  # pixels where two masks, or both answers, are equally good
         assert len(one) == len(several)
 
 
-def test_masks_are_brought_to_their_size_one_picture_at_a_time(detector, monkeypatch):
+def test_masks_are_brought_to_their_size_one_image_at_a_time(detector, monkeypatch):
     """Large masks of a whole batch need not be held at once."""
     made = 0
 
@@ -110,20 +112,20 @@ def test_masks_are_brought_to_their_size_one_picture_at_a_time(detector, monkeyp
         return instance_masks(*given, **options)
 
     monkeypatch.setattr("opendetr.postprocess.finishing.instance_masks", counted)
-    for number, _ in enumerate(detector.predict([picture()] * 8, min_score=0, batch_size=4), 1):
+    for number, _ in enumerate(detector.predict([make_image()] * 8, min_score=0, batch_size=4), 1):
         assert made == number
 
 
 def test_a_model_without_mask_head_gives_neither():
     preset = miniature("detr-tiny")
     plain = Predictor(build_model(preset, len(CATEGORIES)), preset, CATEGORIES, device="cpu")
-    assert plain.predict(picture(), min_score=0).masks is None
+    assert plain.predict(make_image(), min_score=0).masks is None
     with pytest.raises(ConfigError, match="has no mask head"):
-        plain.predict(picture(), panoptic=True)
+        plain.predict(make_image(), panoptic=True)
 
 
 def test_detections_with_masks_can_be_chosen_written_and_handed_on(detector):
-    found = detector.predict(picture(), min_score=0)
+    found = detector.predict(make_image(), min_score=0)
     first = found[found.scores >= found.scores[1]]
     assert torch.equal(first.masks, found.masks[:2])
     assert torch.equal(found[[2, 0]].masks, found.masks[[2, 0]])
@@ -143,8 +145,8 @@ def test_detections_with_masks_can_be_chosen_written_and_handed_on(detector):
 # -------------------------------------------------------------------------------------------------------- panoptic maps
 
 
-def test_a_panoptic_map_covers_the_picture(detector, pictures):
-    for given, found in zip(pictures, detector.predict(pictures, panoptic=True, min_score=0), strict=True):
+def test_a_panoptic_map_covers_the_image(detector, images):
+    for given, found in zip(images, detector.predict(images, panoptic=True, min_score=0), strict=True):
         assert found.size == given.shape[:2]
         assert len(found) > 1
         np.testing.assert_array_equal(found.image, given)
@@ -181,29 +183,29 @@ def test_what_is_kept_when_no_threshold_is_given(name, of_maps, monkeypatch):
     def above(least: float) -> list[float]:
         return pytest.approx(sorted((each for each in scores.tolist() if each > least), reverse=True), abs=1e-4)
 
-    assert detector.predict(picture()).scores.tolist() == above(0.5)
-    segments = detector.predict(picture(), panoptic=True).info
+    assert detector.predict(make_image()).scores.tolist() == above(0.5)
+    segments = detector.predict(make_image(), panoptic=True).info
     assert sorted((segment.score for segment in segments), reverse=True) == above(of_maps)
 
 
 @pytest.mark.parametrize("merge", ["default", "published"])
 def test_queries_below_the_threshold_have_no_part_in_a_map(detector, asked, merge):
-    scores = detector.predict(picture(), min_score=0).scores
-    everything = detector.predict(picture(), panoptic=True, merge=merge, min_score=0)
+    scores = detector.predict(make_image(), min_score=0).scores
+    everything = detector.predict(make_image(), panoptic=True, merge=merge, min_score=0)
     least = float(scores.median())
-    some = detector.predict(picture(), panoptic=True, merge=merge, min_score=least)
+    some = detector.predict(make_image(), panoptic=True, merge=merge, min_score=least)
     assert asked == [len(scores), len(scores), int((scores > least).sum())]
     assert 0 < len(some) < len(everything)
     assert min(segment.score for segment in everything.info) < least < min(segment.score for segment in some.info)
     for found in (everything, some):
         assert sum(segment.area for segment in found.info) == 48 * 64
-    none = detector.predict(picture(), panoptic=True, merge=merge, min_score=float(scores.max()))
+    none = detector.predict(make_image(), panoptic=True, merge=merge, min_score=float(scores.max()))
     assert (len(none), int(none.segments.max())) == (0, 0)
 
 
 def test_the_rules_differ(detector):
     default, published = (
-        detector.predict(picture(), panoptic=True, merge=merge, min_score=0).segments
+        detector.predict(make_image(), panoptic=True, merge=merge, min_score=0).segments
         for merge in ("default", "published")
     )
     assert not torch.equal(default, published)
@@ -229,17 +231,17 @@ def predict(weights: Path, out: Path, *options: Any, code: int = 0) -> Result:
 
 
 def test_the_command_writes_masks_as_run_lengths(weights, tmp_path):
-    save_picture(tmp_path / "in" / "x.png")
+    write_image(tmp_path / "in" / "x.png")
     predict(weights, tmp_path / "out", tmp_path / "in", "--min-score", 0)
     content = json.loads((tmp_path / "out" / "predictions.json").read_text())
     assert {tuple(row["segmentation"]["size"]) for row in content["annotations"]} == {(48, 64)}
     with Image.open(tmp_path / "out" / "x.png") as drawn:
-        assert np.abs(np.asarray(drawn.resize((64, 48))).astype(int) - picture()).mean() > 3
+        assert np.abs(np.asarray(drawn.resize((64, 48))).astype(int) - make_image()).mean() > 3
 
 
 def test_the_command_writes_cocos_panoptic_format(weights, tmp_path):
     for name in ("x.png", "a/y.png"):
-        save_picture(tmp_path / "in" / name)
+        write_image(tmp_path / "in" / name)
     result = predict(weights, tmp_path / "out", tmp_path / "in", "--panoptic", "--min-score", 0, "--json")
     out = tmp_path / "out"
     content = json.loads((out / "panoptic.json").read_text())
@@ -270,26 +272,26 @@ def test_ids_above_a_byte_become_colours(tmp_path):
 
 
 def test_options_that_do_not_go_together(weights, tmp_path):
-    save_picture(tmp_path / "x.png")
+    write_image(tmp_path / "x.png")
     line = predict(weights, tmp_path / "out", tmp_path / "x.png", "--panoptic", "--csv", code=2).stderr
     assert "leave them out with --panoptic" in line.replace("\n", " ").replace("│", "").replace("  ", " ")
 
 
 def test_a_rule_of_maps_wants_maps(weights, tmp_path):
-    save_picture(tmp_path / "x.png")
+    write_image(tmp_path / "x.png")
     line = predict(weights, tmp_path / "out", tmp_path / "x.png", "--merge", "published", code=2).stderr
     assert "give --panoptic, too" in " ".join(line.replace("│", "").split())
 
 
-def test_a_rule_of_maps_wants_maps_in_python(detector, pictures):
+def test_a_rule_of_maps_wants_maps_in_python(detector, images):
     with pytest.raises(ConfigError, match="set panoptic=True, too"):
-        detector.predict(pictures[0], merge="published")
+        detector.predict(images[0], merge="published")
 
 
 def test_an_official_file_of_other_classes_says_so(tmp_path):
     preset = get_preset("detr-tiny-panoptic")
     export_official(build_model(preset, len(CATEGORIES)), preset, tmp_path / "official.pth")
-    save_picture(tmp_path / "x.png")
+    write_image(tmp_path / "x.png")
     words = ["--model", "detr-tiny-panoptic"]
     line = predict(tmp_path / "official.pth", tmp_path / "out", tmp_path / "x.png", *words, code=1).stderr
     assert f"has {len(CATEGORIES)} classes but no class names" in line and line.count("\n") == 1
@@ -318,7 +320,7 @@ def test_eval_refuses_what_a_detector_without_mask_head_has_no_use_for(tmp_path,
 
 
 def test_a_detector_without_mask_head_is_one_line(tmp_path):
-    save_picture(tmp_path / "x.png")
+    write_image(tmp_path / "x.png")
     preset = miniature("detr-tiny")
     plain = tmp_path / "plain.safetensors"
     save_weights(plain, build_model(preset, len(CATEGORIES)), ModelCard(to_dict(preset), CATEGORIES, {}))
@@ -333,7 +335,7 @@ def test_the_demo_shows_maps_of_a_model_with_masks(tmp_path, monkeypatch):
     torch.manual_seed(0)
     preset, categories = miniature("detr-tiny-panoptic"), Categories.from_coco(SCENES)
     shipped = Predictor(build_model(preset, len(categories)), preset, categories, device="cpu")
-    monkeypatch.setattr("opendetr.inference.predictor.load", lambda *_given, **_options: shipped)
+    monkeypatch.setattr("opendetr.inference.load", lambda *_given, **_options: shipped)
     result = CliRunner().invoke(app, ["demo", "--out", str(tmp_path), "--images", "2"], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     page = (tmp_path / "index.html").read_text()
@@ -341,3 +343,26 @@ def test_the_demo_shows_maps_of_a_model_with_masks(tmp_path, monkeypatch):
     assert "panoptic quality of things" in page
     assert page.count("<figure>") == 2
     assert "PQ 0.0" in result.stdout
+
+
+@pytest.mark.parametrize("predicts_stuff", [True, False])
+def test_the_ground_truth_shows_stuff_where_the_prediction_does(tmp_path, predicts_stuff):
+    from opendetr.data.formats import open_split
+    from opendetr.synthetic import CATEGORIES as SCENES
+    from opendetr.synthetic import write_scenes
+
+    write_scenes(tmp_path, counts={"val": 1}, seed=0)
+    data = open_split(tmp_path, "val", masks="auto")
+    preset, categories = miniature("detr-tiny-panoptic"), Categories.from_coco(SCENES)
+    known = categories if predicts_stuff else categories.only_things
+    drawer = Predictor(build_model(preset, len(categories)), preset, known, device="cpu")
+    ((_, images),) = comparisons(drawer, data, data.images)
+    titles = [title for title, _ in images]
+    assert titles == ["ground truth", "prediction", "ground truth, panoptic map", "prediction, panoptic map"]
+    drawn = np.asarray(images[0][1]).astype(int)
+    pixels = np.asarray(Image.fromarray(read_image(data.images[0].path)).resize(drawn.shape[1::-1], Image.BICUBIC))
+    segments, info = panoptic_truth(data.images[0], data.categories)
+    stuff = np.isin(segments, [segment.id for segment in info if not data.categories.isthing[segment.label]])
+    at = np.asarray(Image.fromarray(stuff).resize(drawn.shape[1::-1], Image.NEAREST))
+    changed = np.abs(drawn - pixels).max(-1)[at] > 0
+    assert changed.mean() > 0.95 if predicts_stuff else changed.mean() < 0.3

@@ -18,14 +18,21 @@ import pytest
 import torch
 from PIL import Image
 
-from folders import one_line, picture, save_picture
+from folders import make_image, one_line, write_image
 from opendetr.data.images import ImageError
 from opendetr.data.records import DataError
 from opendetr.files import IMAGE_SUFFIXES
 from opendetr.inference.sources import files, url
 from opendetr.inference.sources.files import images_in
 from opendetr.inference.sources.prefetch import in_order, read_ahead
-from opendetr.inference.sources.reading import count_images, each_image, folders_of, is_one_image, read_source
+from opendetr.inference.sources.reading import (
+    count_images,
+    each_image,
+    folders_of,
+    is_one_image,
+    plain_source,
+    read_source,
+)
 from opendetr.inference.sources.source_image import SourceImage
 from opendetr.inference.sources.url import read_url
 from opendetr.inference.sources.video import VideoError, camera_frames, video_frames
@@ -41,7 +48,7 @@ def empty_files(folder: Path, *names: str) -> list[Path]:
     return [folder / name for name in names]
 
 
-def test_pictures_of_a_tree_come_in_the_order_of_their_paths(tmp_path):
+def test_images_of_a_tree_come_in_the_order_of_their_paths(tmp_path):
     empty_files(tmp_path, "b.jpg", "b/x.PNG", "a/2.jpg", "a/10.jpg", "a/z/1.gif", "a.jpeg", "c/notes.txt", "ä.webp")
     empty_files(tmp_path, *(f"d/{number}{suffix}" for number, suffix in enumerate(IMAGE_SUFFIXES)))
     found = list(images_in(tmp_path))
@@ -110,14 +117,14 @@ def test_nothing_there_is_said_at_once(tmp_path):
         assert str(tmp_path) in one_line(caught.value)
     lines: list[str] = []
     good = tmp_path / "good.jpg"
-    save_picture(good)
+    write_image(good)
     assert list(each_image([str(tmp_path / "*.png"), good], lines.append)) == [good]
     assert "no file matches" in lines[0]
 
 
-def test_what_stands_for_one_picture(tmp_path):
-    save_picture(tmp_path / "photo[1].jpg")
-    one = [tmp_path / "photo[1].jpg", tmp_path / "gone.jpg", "https://host/*.jpg", "x" * 5000, picture(),
+def test_what_stands_for_one_image(tmp_path):
+    write_image(tmp_path / "photo[1].jpg")
+    one = [tmp_path / "photo[1].jpg", tmp_path / "gone.jpg", "https://host/*.jpg", "x" * 5000, make_image(),
            torch.zeros(3, 2, 2), Image.new("RGB", (2, 2))]  # fmt: skip
     assert all(is_one_image(source) for source in one)
     several = [tmp_path, str(tmp_path / "*.jpg"), "clip.mp4", 0, [], ["a.jpg"], iter(())]
@@ -131,17 +138,19 @@ def test_what_stands_for_one_picture(tmp_path):
 # ------------------------------------------------------------------------------------------------------------ in memory
 
 
-def test_pictures_in_memory_are_the_same_in_every_form():
-    pixels = picture()
+def test_images_in_memory_are_the_same_in_every_form():
+    pixels = make_image()
     forms = [pixels, Image.fromarray(pixels), torch.from_numpy(pixels).permute(2, 0, 1),
              torch.from_numpy(pixels).permute(2, 0, 1) / 255]  # fmt: skip
     for form in forms:
         np.testing.assert_array_equal(read_source(form).pixels, pixels)
-    np.testing.assert_array_equal(read_source(pixels[..., 0]).pixels, np.repeat(pixels[..., :1], 3, 2))
+    grey = np.repeat(pixels[..., :1], 3, 2)
+    for form in (pixels[..., 0], pixels[..., :1], torch.from_numpy(pixels[None, ..., 0])):
+        np.testing.assert_array_equal(read_source(form).pixels, grey)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_a_float_tensor_of_any_precision_is_a_picture(dtype):
+def test_a_float_tensor_of_any_precision_is_an_image(dtype):
     every = torch.arange(256, dtype=torch.float64).div(255).to(dtype).expand(3, 1, 256)
     pixels = read_source(every).pixels
     np.testing.assert_array_equal(pixels[0, :, 1], (every[1, 0].double() * 255).round().numpy())
@@ -149,12 +158,20 @@ def test_a_float_tensor_of_any_precision_is_a_picture(dtype):
         np.testing.assert_array_equal(pixels[0, :, 1], np.arange(256))
 
 
-BAD_PICTURES = {
+BAD_IMAGES = {
     "four channels": (np.zeros((4, 4, 4), np.uint8), "(H, W, 3)"),
     "floats": (np.zeros((4, 4, 3)), "float64"),
+    "floats in 0..255": (np.full((4, 4, 3), 200.0), "(array * 255)"),
+    "channels first": (np.zeros((3, 4, 5), np.uint8), "array.transpose(1, 2, 0)"),
+    "16 bits": (np.zeros((4, 4, 3), np.uint16), "array >> 8"),
+    "an alpha channel": (np.zeros((5, 5, 4), np.uint8), "array[..., :3]"),
+    "a batch of arrays": (np.zeros((2, 4, 4, 3), np.uint8), "list(array)"),
+    "a batch of tensors": (torch.zeros(2, 3, 4, 4), "list(tensor)"),
+    "a tensor with an alpha channel": (torch.zeros(4, 5, 5), "tensor[:3]"),
+    "normalised": (torch.full((3, 2, 2), -1.5), "without normalisation"),
     "empty": (np.zeros((0, 4, 3), np.uint8), "(0, 4, 3)"),
-    "channels last": (torch.zeros(4, 4, 3), "(3, H, W)"),
-    "255": (torch.full((3, 2, 2), 255.0), "0..1"),
+    "channels last": (torch.zeros(4, 5, 3), "tensor.permute(2, 0, 1)"),
+    "255": (torch.full((3, 2, 2), 255.0), "0..1 (divided by 255)"),
     "not a number": (torch.full((3, 2, 2), torch.nan), "values that are not finite"),
     "infinite": (torch.full((3, 2, 2), torch.inf, dtype=torch.bfloat16), "values that are not finite"),
     "255 in half precision": (torch.full((3, 2, 2), 255, dtype=torch.bfloat16), "0..1"),
@@ -178,16 +195,79 @@ BAD_PICTURES = {
 }
 
 
-@pytest.mark.parametrize("kind", BAD_PICTURES)
-def test_what_is_no_picture_is_one_line(kind):
-    source, words = BAD_PICTURES[kind]
+@pytest.mark.parametrize("kind", BAD_IMAGES)
+def test_what_is_no_image_is_one_line(kind):
+    source, words = BAD_IMAGES[kind]
     with pytest.raises(ImageError) as caught:
         read_source(source)
     assert words in one_line(caught.value)
 
 
+NOT_SOURCES = {
+    "nothing": (None, "NoneType is not an image"),
+    "a truth value": (True, "bool is not an image"),
+    "a number": (0.0, "float is not an image"),
+    "bytes": (b"content", "PIL.Image.open(io.BytesIO(content))"),
+    "a file": (io.BytesIO(b"content"), "an open file (BytesIO)"),
+    "a dict": ({"a.jpg": 1}, "dict is not an image"),
+    "a set": ({"a.jpg"}, "set is not an image"),
+    "cameras": ([0, 1], "camera 0 in a list"),
+    "NumPy cameras": ([np.int64(3)], "camera 3 in a list"),
+    "a list of lists": ([["a.jpg"]], "list in a list"),
+    "truth values": ([True], "bool is not an image"),
+    "a list of bytes": ([b"a.jpg"], "bytes is not an image"),
+}
+
+
+@pytest.mark.parametrize("kind", NOT_SOURCES)
+def test_what_could_be_misread_is_one_line(kind):
+    source, words = NOT_SOURCES[kind]
+    with pytest.raises(ImageError) as caught:
+        list(each_image(plain_source(source)))
+    assert words in one_line(caught.value)
+
+
+def test_forms_of_one_source(tmp_path):
+    write_image(tmp_path / "a.png")
+    (entry,) = os.scandir(tmp_path)
+    assert plain_source(entry) == tmp_path / "a.png"
+    assert list(each_image([entry, np.str_(tmp_path / "a.png")])) == [tmp_path / "a.png", str(tmp_path / "a.png")]
+    assert type(plain_source(np.int32(2))) is int
+
+
+ORIENTATIONS = {1: lambda a: a, 2: lambda a: a[:, ::-1], 3: lambda a: np.rot90(a, 2), 4: lambda a: a[::-1],
+                5: lambda a: a.transpose(1, 0, 2), 6: lambda a: np.rot90(a, -1),
+                7: lambda a: np.rot90(a, 2).transpose(1, 0, 2), 8: np.rot90}  # fmt: skip
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".jpg"])
+def test_every_source_turns_an_image_as_its_exif_says(tmp_path, server, orientation, suffix):
+    pixels = np.zeros((16, 32, 3), np.uint8)
+    pixels[:8], pixels[:, 16:, 1] = (200, 0, 0), 250  # each quarter differs
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / "in" / f"a{suffix}"
+    path.parent.mkdir()
+    Image.fromarray(pixels).save(path, exif=exif)
+    server.answers["/a"] = sends(path.read_bytes())
+    with Image.open(path) as in_memory:
+        in_memory.load()
+    sources = [path, str(path), path.parent, str(path.parent / "*"), [path], f"{server.url}/a", Image.open(path),
+               in_memory, [Image.open(path)], io_image(path.read_bytes())]  # fmt: skip
+    expected = ORIENTATIONS[orientation](pixels)
+    for source in sources:
+        (found,) = map(read_source, each_image(source))
+        assert found.pixels.shape == expected.shape, source
+        assert np.abs(found.pixels.astype(int) - expected).mean() < 30, source
+
+
+def io_image(content: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(content))
+
+
 def test_a_cut_off_pil_image_is_one_line(tmp_path):
-    save_picture(tmp_path / "whole.png", 200, 200)
+    write_image(tmp_path / "whole.png", 200, 200)
     (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:9000])
     with Image.open(tmp_path / "cut.png") as image, pytest.raises(ImageError) as caught:
         read_source(image)
@@ -199,7 +279,7 @@ def test_a_cut_off_pil_image_is_one_line(tmp_path):
 
 def encoded(form: str = "png") -> bytes:
     content = io.BytesIO()
-    Image.fromarray(picture()).save(content, form)
+    Image.fromarray(make_image()).save(content, form)
     return content.getvalue()
 
 
@@ -211,7 +291,7 @@ def server(monkeypatch):
         yield running
 
 
-def refusal(server, path: str = "/picture") -> str:
+def refusal(server, path: str = "/image") -> str:
     began = time.monotonic()
     with pytest.raises(ImageError) as caught:
         read_url(server.url + path)
@@ -221,15 +301,15 @@ def refusal(server, path: str = "/picture") -> str:
     return line
 
 
-def test_a_picture_comes_whatever_the_server_calls_it(server):
+def test_an_image_comes_whatever_the_server_calls_it(server):
     for number, kind in enumerate(("image/png", "text/html", "nonsense", None)):
         server.answers[f"/{number}"] = sends(encoded(), kind=kind)
-        np.testing.assert_array_equal(read_url(f"{server.url}/{number}"), picture())
+        np.testing.assert_array_equal(read_url(f"{server.url}/{number}"), make_image())
     server.answers["/unsized"] = sends(encoded(), length=-1)
     server.answers["/moved"] = redirects("/unsized")
     found = read_source(f"{server.url}/moved")
     assert found.source == f"{server.url}/moved"
-    np.testing.assert_array_equal(found.pixels, picture())
+    np.testing.assert_array_equal(found.pixels, make_image())
 
 
 def test_addresses_may_hold_any_letters(server):
@@ -237,36 +317,36 @@ def test_addresses_may_hold_any_letters(server):
     assert read_url(f"{server.url}/fü nf?q=€#part").shape == (48, 64, 3)
 
 
-def test_what_is_no_picture_says_what_came(server):
-    server.answers["/picture"] = sends(b"<html>log in first</html>", kind="text/html")
+def test_what_is_no_image_says_what_came(server):
+    server.answers["/image"] = sends(b"<html>log in first</html>", kind="text/html")
     assert "25 bytes, content type text/html" in refusal(server)
-    server.answers["/picture"] = sends(b"", kind="image/png")
+    server.answers["/image"] = sends(b"", kind="image/png")
     assert "0 bytes" in refusal(server)
-    server.answers["/picture"] = sends(encoded()[:900])
+    server.answers["/image"] = sends(encoded()[:900])
     assert "not an image that can be read" in refusal(server)
 
 
 def test_error_answers_and_redirections_that_lead_nowhere(server, tmp_path):
-    save_picture(tmp_path / "secret.png")
+    write_image(tmp_path / "secret.png")
     for code in (404, 403, 500):
-        server.answers["/picture"] = sends(encoded(), code=code)
+        server.answers["/image"] = sends(encoded(), code=code)
         assert f"the server answers {code}" in refusal(server)
-    server.answers["/picture"] = redirects("/picture")
+    server.answers["/image"] = redirects("/image")
     assert "302" in refusal(server)
     assert len(server.asked) < 30
     for where in (f"file://{tmp_path}/secret.png", "ftp://127.0.0.1:1/x.png", "gopher://x"):
-        server.answers["/picture"] = redirects(where)
+        server.answers["/image"] = redirects(where)
         refusal(server)
 
 
 def test_transfers_that_break_off(server):
-    server.answers["/picture"] = sends(encoded(), length=10**6)
+    server.answers["/image"] = sends(encoded(), length=10**6)
     assert "of 1000000 bytes" in refusal(server)
     chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n40\r\nshort"
-    server.answers["/picture"] = sends_raw(chunked)
+    server.answers["/image"] = sends_raw(chunked)
     assert "cannot be downloaded" in refusal(server)
     for nonsense in (b"", b"\0\xff" * 50, b"HTTP/1.1 200 OK\r\nContent-Length: -7\r\n\r\nabc"):
-        server.answers["/picture"] = sends_raw(nonsense)
+        server.answers["/image"] = sends_raw(nonsense)
         refusal(server)
 
 
@@ -274,17 +354,17 @@ def test_slow_servers_are_given_up(server, monkeypatch):
     monkeypatch.setattr(url, "MAX_SECONDS", 0.4)
     head = b"HTTP/1.1 200 OK\r\n"
     for pieces in ([head + b"\r\n", *([b"."] * 40)], [head, *([b"A: b\r\n"] * 40)]):
-        server.answers["/picture"] = sends_raw(*pieces, pause=lambda: time.sleep(0.05))
+        server.answers["/image"] = sends_raw(*pieces, pause=lambda: time.sleep(0.05))
         assert "the download takes more than 0.4 seconds" in refusal(server)
     monkeypatch.setattr(url, "MAX_SECONDS", 60.0)
     monkeypatch.setattr(url, "_SILENCE_SECONDS", 0.2)
-    server.answers["/picture"] = sends_raw(head, pause=lambda: time.sleep(1))
+    server.answers["/image"] = sends_raw(head, pause=lambda: time.sleep(1))
     assert "timed out" in refusal(server)
 
 
 def test_what_never_ends_is_given_up(server, monkeypatch):
     monkeypatch.setattr(url, "MAX_BYTES", 2**20)
-    server.answers["/picture"] = sends_raw(b"HTTP/1.1 200 OK\r\n\r\n", *([b"x" * 2**16] * 10**4))
+    server.answers["/image"] = sends_raw(b"HTTP/1.1 200 OK\r\n\r\n", *([b"x" * 2**16] * 10**4))
     assert "more than 1 MiB" in refusal(server)
 
 
@@ -463,7 +543,7 @@ def test_reading_ahead_passes_errors_on_after_what_was_before():
         next(items)
 
 
-def test_pictures_pass_through_unchanged():
-    known = SourceImage(picture(), "clip.mp4", 3, 0.5)
+def test_images_pass_through_unchanged():
+    known = SourceImage(make_image(), "clip.mp4", 3, 0.5)
     assert read_source(known) is known
     assert list(each_image([known])) == [known]

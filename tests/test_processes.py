@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -29,10 +30,12 @@ from opendetr.structures import Batch, ImageBatch, Target
 from opendetr.synthetic import write_scenes
 from opendetr.training.callbacks import MetricsFile, read_metrics
 from opendetr.training.checkpoint import load_checkpoint
-from opendetr.training.events import Observer, StepTaken
+from opendetr.training.events import Callback, StepTaken
 from opendetr.training.trainer import STATE, Trainer
 
 STEPS = 20
+SEEDS = (3, 4, 5)
+WAYS = ("2x1", "1x2", "1x1")  # processes x images in a micro-batch
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
@@ -62,7 +65,7 @@ def in_processes(count: int, work: Callable[[], None]) -> list[int]:
     return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
 
 
-class Stopper(Observer):
+class Stopper(Callback):
     """Asks for a stop, as Ctrl-C in one process does."""
 
     def __init__(self, at_step: int) -> None:
@@ -73,31 +76,67 @@ class Stopper(Observer):
             os.kill(os.getpid(), signal.SIGINT)
 
 
-def train(data_folder: Path, folder: Path, accumulate: int = 1, *, stop_at: int = 0, resume: bool = False) -> None:
+def train(
+    data_folder: Path,
+    folder: Path,
+    accumulate: int = 1,
+    *,
+    seed: int = SEEDS[0],
+    steps: int = STEPS,
+    double: bool = False,
+    stop_at: int = 0,
+    resume: bool = False,
+) -> None:
     """A detector with frozen norm and without dropout; evaluation and average included."""
     torch.set_num_threads(1)
+    if double:
+        torch.set_default_dtype(torch.float64)
+        torch.Tensor.float = torch.Tensor.double  # type: ignore[method-assign]  what insists on float32 does no longer
     data = open_data(data_folder)["train"]
     preset = presets.miniature("detr-tiny")
-    recipe = replace(preset.recipe, batch_size=4, accumulate=accumulate, max_steps=STEPS, warmup_steps=3,
-                     ema_decay=0.9, num_evaluations=2, precision="fp32", learning_rate=3e-4)  # fmt: skip
+    recipe = replace(preset.recipe, batch_size=4, accumulate=accumulate, max_steps=steps, warmup_steps=3,
+                     ema_decay=0.9, num_evaluations=2, precision="fp32", learning_rate=3e-4, seed=seed)  # fmt: skip
     transformer = replace(preset.model.transformer, dropout=0.0)
     model = replace(preset.model, transformer=transformer)
     preset = replace(preset, model=model, dense=replace(preset.dense, weight=1.0), recipe=recipe)
     num_classes = len(data.categories)
     with torch.random.fork_rng():
-        torch.manual_seed(3)
+        torch.manual_seed(seed)
         task = presets.build_task(preset, presets.build_model(preset, num_classes), num_classes)
     share = (distributed.rank(), distributed.world_size())
     loader = train_loader(data, preset.data, batch_size=recipe.batch_size, seed=recipe.seed, share=share)
     Trainer(
         task,
-        loader,
+        DoubleLoader(loader) if double else loader,
         recipe,
         folder,
         evaluate=lambda task: {"AP": sum(distributed.gather(1.0))},
-        observers=[MetricsFile(), Stopper(stop_at)],
+        callbacks=[MetricsFile(), Stopper(stop_at)],
         device="cpu",
     ).train(resume=resume)
+
+
+def train_in(way: str, data: Path, folder: Path, **options: Any) -> list[int]:
+    """Train in one of the `WAYS`; the exit codes."""
+    count, accumulate = int(way[0]), 2 if way == "1x1" else 1
+    return in_processes(count, lambda: train(data, folder, accumulate, **options))
+
+
+class DoubleLoader:
+    """The batches of a loader in float64."""
+
+    def __init__(self, loader: TrainLoader) -> None:
+        self._loader = loader
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        for batch in self._loader.epoch(epoch, start):
+            images = replace(batch.images, pixels=batch.images.pixels.double())
+            yield replace(
+                batch, images=images, targets=tuple(replace(t, boxes=t.boxes.double()) for t in batch.targets)
+            )
 
 
 class DyingLoader:
@@ -133,14 +172,15 @@ def lose_loader_processes(data_folder: Path, folder: Path, rank: int) -> None:
 
 
 def main(folder: Path) -> None:
-    """Train the same in three ways, once with an interruption, and once to a bad end."""
-    import accelerate  # noqa: F401  once, for all processes
-
+    """Train the same in three ways and two precisions, once with an interruption, and once to a bad end."""
     data = folder / "scenes"
     write_scenes(data, counts={"train": 18, "val": 2})
-    codes = in_processes(2, lambda: train(data, folder / "2x1"))
-    codes += in_processes(1, lambda: train(data, folder / "1x2"))
-    codes += in_processes(1, lambda: train(data, folder / "1x1", accumulate=2))
+    codes = []
+    for way in WAYS:
+        codes += train_in(way, data, folder / way)
+        for seed in SEEDS:
+            codes += train_in(way, data, folder / f"{way}-float64-{seed}", seed=seed, double=True)
+            codes += train_in(way, data, folder / f"{way}-float32-{seed}", seed=seed, steps=2)
     codes += in_processes(2, lambda: train(data, folder / "stopped", stop_at=7))
     steps = load_checkpoint(folder / "stopped" / "last").facts["step"]
     codes += in_processes(2, lambda: train(data, folder / "stopped", resume=True))
@@ -155,7 +195,7 @@ def runs(tmp_path_factory) -> Path:
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=ENVIRONMENT)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
-    assert told == {"codes": [0] * 10, "stopped_at": 7}, done.stderr
+    assert told == {"codes": [0] * len(told["codes"]), "stopped_at": 7}, done.stderr
     return folder
 
 
@@ -164,28 +204,38 @@ def rows_of(folder: Path, kind: str = "step") -> list[dict]:
 
 
 @needs_fork
-def test_two_processes_are_one_batch_is_one_accumulation(runs):
-    tensors = {name: load_file(runs / name / "last" / STATE) for name in ("2x1", "1x2", "1x1")}
-    reference = rows_of(runs / "1x2")
+@pytest.mark.parametrize("way", ["2x1", "1x1"])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_two_processes_are_one_batch_is_one_accumulation(runs, seed, way):
+    """In float64, where rounding is too small to decide anything, the whole run is the same."""
+    ours, theirs = (runs / f"{each}-float64-{seed}" for each in (way, "1x2"))
+    rows, reference = rows_of(ours), rows_of(theirs)
     assert [row["step"] for row in reference] == list(range(1, STEPS + 1))
     assert set(reference[0]["losses"]) == {"class", "l1", "giou", "dense"}
-    for name in ("2x1", "1x1"):
-        rows = rows_of(runs / name)
-        for row, expected in zip(rows, reference, strict=True):
-            assert row["images"] == 4
-            assert row["loss"] == pytest.approx(expected["loss"], abs=1e-5, rel=1e-5)
-            for term, values in expected["losses"].items():
-                assert row["losses"][term] == pytest.approx(values, abs=1e-5, rel=1e-5), (name, term)
-        assert tensors[name].keys() == tensors["1x2"].keys()
-        for key, tensor in tensors["1x2"].items():
-            if not key.startswith("optimizer/"):
-                apart = (tensors[name][key] - tensor).abs()
-                # AdamW moves a weight by its rate whichever way a gradient that is mere rounding points; on some
-                # processors a few weights of a layer have such a one.
-                assert (apart > 1e-5).float().mean() < 1e-3, (name, key)
-                assert apart.max() < 1e-4, (name, key)
+    for row, expected in zip(rows, reference, strict=True):
+        assert row["images"] == 4
+        for number in ("loss", "gradient_norm"):
+            assert row[number] == pytest.approx(expected[number], rel=1e-10), number
+        for term, values in expected["losses"].items():
+            assert row["losses"][term] == pytest.approx(values, rel=1e-10), term
+    tensors, others = (load_file(each / "last" / STATE) for each in (theirs, ours))
+    assert others.keys() == tensors.keys() and any(tensor.dtype == torch.float64 for tensor in tensors.values())
+    for key, tensor in tensors.items():
+        torch.testing.assert_close(others[key], tensor, rtol=1e-10, atol=1e-11, msg=lambda text, key=key: key + text)
     losses = [row["loss"] for row in reference]
-    assert losses[-1] < losses[0] - 0.5  # there was something to differ in
+    assert max(losses) > min(losses) + 0.5  # there was something to differ in
+
+
+@needs_fork
+@pytest.mark.parametrize("way", ["2x1", "1x1"])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_losses_and_gradients_of_the_same_weights_are_equal_in_float32(runs, seed, way):
+    """Only the first step has the same weights: later on a value near 0 may be rounded to another sign."""
+    (row, *_), (expected, *_) = (rows_of(runs / f"{each}-float32-{seed}") for each in (way, "1x2"))
+    assert row["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+    assert row["gradient_norm"] == pytest.approx(expected["gradient_norm"], rel=1e-4)
+    for term, values in expected["losses"].items():
+        assert row["losses"][term] == pytest.approx(values, rel=1e-5, abs=1e-6), term
 
 
 @needs_fork

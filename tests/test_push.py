@@ -183,4 +183,4 @@ def test_refusals_are_one_line(tmp_path, hub, weights):
     hub.address = "http://127.0.0.1:9"  # nobody listens there
     done = opendetr(tmp_path, hub, "push", weights, "anna/cells")
     assert done.returncode == 1
-    assert done.stderr.count("\n") == 1 and "cannot be uploaded" in done.stderr, done.stderr
+    assert done.stderr.count("\n") == 1 and "the upload failed" in done.stderr, done.stderr

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
+from dataclasses import replace
 
 import pytest
 from torch import nn
@@ -10,7 +12,17 @@ from torch import nn
 from opendetr.models import Detector as AnyDetector
 from opendetr.recipe import Recipe, parse_duration
 from opendetr.training.optimizer import parameter_groups
-from opendetr.training.schedule import Pace, Plan, StepSpeed, learning_rate_factor, plan_steps, plan_time, revised
+from opendetr.training.schedule import (
+    Evaluations,
+    Pace,
+    Plan,
+    StepSpeed,
+    learning_rate_factor,
+    plan_evaluations,
+    plan_steps,
+    plan_time,
+    revised,
+)
 
 
 class Detector(nn.Module):
@@ -46,25 +58,38 @@ def test_equal_rates_make_one_group():
     assert len(parameter_groups(Detector(), Recipe(backbone_learning_rate=1e-4))) == 1
 
 
+def factors(recipe: Recipe, plan: Plan | None, steps: Iterable[int]) -> list[float]:
+    return [learning_rate_factor(step, plan, recipe) for step in steps]
+
+
 def test_step_schedule_is_that_of_the_paper():
-    recipe, total = Recipe(), 300 * 1848
-    assert learning_rate_factor(200 * 1848 - 1, total, recipe) == 1.0
-    assert learning_rate_factor(200 * 1848, total, recipe) == 0.1
+    plan = Plan(300 * 1848, 1848)
+    assert factors(Recipe(), plan, (200 * 1848 - 1, 200 * 1848)) == [1.0, 0.1]
 
 
 def test_cosine_ends_at_the_floor():
-    recipe = Recipe(schedule="cosine", warmup_steps=10, floor=0.01)
-    factors = [learning_rate_factor(step, 110, recipe) for step in range(111)]
-    assert factors[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
-    assert factors[10] == 1.0
-    assert factors[60] == pytest.approx(0.505)
-    assert factors[110] == pytest.approx(0.01)
-    assert all(after <= before for before, after in itertools.pairwise(factors[10:]))
+    rates = factors(Recipe(schedule="cosine", floor=0.01), Plan(110, 11, warmup_steps=10), range(111))
+    assert rates[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
+    assert rates[10] == 1.0
+    assert rates[60] == pytest.approx(0.505)
+    assert rates[110] == pytest.approx(0.01)
+    assert all(after <= before for before, after in itertools.pairwise(rates[10:]))
 
 
 def test_only_the_warmup_acts_while_the_length_is_unknown():
     recipe = Recipe(schedule="cosine", warmup_steps=4)
-    assert [learning_rate_factor(step, None, recipe) for step in (0, 3, 4, 10**6)] == [0.25, 1.0, 1.0, 1.0]
+    assert factors(recipe, None, (0, 3, 4, 10**6)) == [0.25, 1.0, 1.0, 1.0]
+    assert factors(replace(recipe, warmup_steps=None), None, (0, 199, 10**6)) == [1 / 200, 1.0, 1.0]
+
+
+@pytest.mark.parametrize(("steps", "warmup", "decay"), [(50, 5, 0.6), (154, 16, 1 - 1 / 7.7), (500, 50, 0.96),
+                                                        (5000, 200, 0.996), (10**6, 200, 0.9998)])  # fmt: skip
+def test_warmup_and_average_follow_the_length(steps, warmup, decay):
+    plan, _ = plan_steps(Recipe(max_steps=steps, warmup_steps=None, ema_decay=None), 7)
+    assert (plan.warmup_steps, plan.ema_decay) == (warmup, pytest.approx(decay))
+    assert learning_rate_factor(warmup, plan, Recipe(schedule="cosine", warmup_steps=None)) == 1.0
+    given, _ = plan_steps(Recipe(max_steps=steps, warmup_steps=3, ema_decay=0.5), 7)
+    assert (given.warmup_steps, given.ema_decay) == (3, 0.5)
 
 
 def evaluations(plan: Plan) -> list[int]:
@@ -72,57 +97,79 @@ def evaluations(plan: Plan) -> list[int]:
 
 
 def test_plan_of_epochs():
-    plan = plan_steps(Recipe(epochs=3, num_evaluations=2), 7)
+    plan, _ = plan_steps(Recipe(epochs=3, num_evaluations=2), 7)
     assert plan.total_steps == 21
     assert evaluations(plan) == [11, 21]
 
 
 def test_plan_of_steps():
-    plan = plan_steps(Recipe(epochs=3, max_steps=5, num_evaluations=2), 7)
+    plan, _ = plan_steps(Recipe(epochs=3, max_steps=5, num_evaluations=2), 7)
     assert plan.total_steps == 5
     assert evaluations(plan) == [3, 5]
 
 
+@pytest.mark.parametrize(
+    ("affordable", "num_images", "count", "images"),
+    [
+        (10_000, 73, 10, None),  # ten are enough
+        (400, 73, 5, None),
+        (180, 73, 5, 21),  # two on all images: five on a part, and the last one on all
+        (400, 5000, 5, 32),
+        (73, 73, 1, None),  # a part would be too small
+        (0, 73, 1, None),
+    ],
+)
+def test_evaluations_follow_what_they_cost(affordable, num_images, count, images):
+    assert plan_evaluations(Recipe(time=100.0), affordable, num_images) == Evaluations(count, images)
+
+
+def test_a_given_number_of_evaluations_is_kept_where_no_time_is_given():
+    assert plan_evaluations(Recipe(max_steps=9, num_evaluations=7), 1, 5000) == Evaluations(7)
+    assert plan_evaluations(Recipe(time=100.0, num_evaluations=2), 10_000, 73) == Evaluations(2)
+
+
+def pace(used: float, step: float, image: float = 0, save: float = 0, evaluation: float = 0) -> Pace:
+    return Pace(used=used, step=step, image=image, save=save, evaluation=evaluation, num_images=40)
+
+
 def test_plan_of_time_accounts_for_evaluations_and_checkpoints():
-    recipe = Recipe(time=1000, num_evaluations=5, save_every=100)
+    recipe, five = Recipe(time=1000, save_every=100), Evaluations(5)
     assert plan_steps(recipe, 7) is None
-    free = plan_time(recipe, 20, Pace(used=100, step=2, evaluation=0, save=0))
-    assert free.total_steps == 20 + 450
-    paid = plan_time(recipe, 20, Pace(used=100, step=2, evaluation=10, save=1))
-    assert paid.total_steps == 20 + int((900 - 5 * 10 - (5 + 9) * 1) / 2)
+    assert plan_time(recipe, 20, pace(100, 2), five).total_steps == 20 + 450
+    paid = plan_time(recipe, 20, pace(100, 2, image=0.25, save=1, evaluation=1), five)
+    left = 900 - 5 * (40 * 0.25 + 1)
+    assert paid.total_steps == 20 + int((left - 5 * (1 + int(left / 5 / 100))) / 2)
     assert len(evaluations(paid)) == 5
-
-
-def test_slow_evaluations_are_made_less_often():
-    plan = plan_time(Recipe(time=1000), 5, Pace(used=50, step=1, evaluation=60, save=0))
-    assert len(evaluations(plan)) == 1
+    partial = plan_time(recipe, 20, pace(100, 2, image=1), Evaluations(5, 10))
+    assert partial.total_steps == 20 + int((900 - 5 * 10 - 40) / 2)  # the last one is made on the part and on all
 
 
 def test_plan_of_a_time_that_is_over_still_has_a_step():
-    assert plan_time(Recipe(time=10), 5, Pace(used=50, step=1, evaluation=6, save=1)).total_steps == 6
+    assert plan_time(Recipe(time=10), 5, pace(50, 1, image=1, save=1), Evaluations(1)).total_steps == 6
 
 
 def test_a_plan_follows_the_speed():
-    recipe, plan = Recipe(time=1000, schedule="cosine"), Plan(1000, 100)
-    assert revised(plan, recipe, 500, Pace(used=500, step=1.03, evaluation=0, save=0)) is plan  # 15 s, below 2 %
-    slower = revised(plan, recipe, 500, Pace(used=500, step=2, evaluation=0, save=0))
-    assert slower == Plan(750, 100)
-    dearer = revised(plan, recipe, 500, Pace(used=500, step=2, evaluation=20, save=5))
-    assert dearer == Plan(500 + int((500 - 25) / (2 + 0.25 + 5 * 2 / 300)), 100)
-    assert revised(slower, recipe, 600, Pace(used=700, step=1, evaluation=0, save=0)) == Plan(900, 100)
-    assert revised(plan, recipe, 500, Pace(used=1100, step=2, evaluation=0, save=0)) == Plan(501, 100)
+    recipe, plan, ten = Recipe(time=1000, schedule="cosine"), Plan(1000, 100, 7, 0.9), Evaluations(10)
+    assert revised(plan, recipe, 500, pace(500, 1.01), ten) is plan  # 5 s, below 1 %
+    slower = revised(plan, recipe, 500, pace(500, 2), ten)
+    assert slower == Plan(750, 100, 7, 0.9)
+    dearer = revised(plan, recipe, 500, pace(500, 2, image=0.5, save=5), ten)
+    left = 500 - 5 * 20
+    assert dearer.total_steps == 500 + int((left - 5 * 5) / 2)
+    assert revised(slower, recipe, 600, pace(700, 1), ten).total_steps == 900
+    assert revised(plan, recipe, 500, pace(1100, 2), ten).total_steps == 500  # the time is over
 
 
 def test_a_learning_rate_that_was_stepped_down_stays_down():
     recipe, plan = Recipe(time=1000, schedule="step"), Plan(600, 100)
-    faster = Pace(used=500, step=1, evaluation=0, save=0)
-    assert revised(plan, recipe, 300, faster) == Plan(800, 100)
-    assert revised(plan, recipe, 400, faster) is plan
+    assert revised(plan, recipe, 300, pace(500, 1), Evaluations(6)) == Plan(800, 100)
+    assert revised(plan, recipe, 400, pace(500, 1), Evaluations(6)) is plan
 
 
 def test_the_first_steps_tell_nothing_about_the_speed():
-    speed = StepSpeed()
-    for seconds in (9, 9, 9, *[2] * 20):
+    speed = StepSpeed(5.0)
+    assert speed.step_seconds == 5
+    for seconds in (9, 9, 9, *[2] * 7):
         assert not speed.is_reliable
         speed.add(seconds)
     assert speed.is_reliable and speed.step_seconds == 2

@@ -70,34 +70,44 @@ def test_scores_of_masks_and_maps_are_explained(tmp_path):
 
 def test_everything_is_escaped(tmp_path):
     hostile = '<script>alert("x")</script>'
-    picture = Image.new("RGB", (4, 4))
+    image = Image.new("RGB", (4, 4))
     text = written(
         tmp_path,
         title=hostile,
         metrics={hostile: 0.5},
         per_class={hostile: 0.5},
-        images=[(hostile, picture)],
+        images=[(hostile, [(hostile, image)])],
         facts={hostile: hostile},
     )
     page = Page(text)
     assert "script" not in page.tags
-    assert page.words.count(hostile) == 7  # title, heading, twice a fact, score, class, caption
-    assert ("alt", hostile) in page.attributes
+    assert page.words.count(hostile) == 8  # title, heading, twice a fact, score, class, caption, title of the image
+    assert ("alt", f"{hostile}: {hostile}") in page.attributes
 
 
-def test_pictures_are_inside_the_page(tmp_path):
-    picture = Image.new("RGBA", (60, 40), (200, 30, 30, 255))
-    page = Page(written(tmp_path, images=[("ground truth next to predictions", picture)]))
-    sources = [value for name, value in page.attributes if name in ("src", "href")]
+def test_images_are_inside_the_page(tmp_path):
+    image = Image.new("RGBA", (60, 40), (200, 30, 30, 255))
+    page = Page(written(tmp_path, images=[("Scene 3", [("ground truth", image)])]))
+    sources = [value for name, value in page.attributes if name == "src"]
     assert len(sources) == 1 and sources[0].startswith("data:image/jpeg;base64,")
     shown = Image.open(io.BytesIO(base64.b64decode(sources[0].split(",")[1])))
     assert shown.size == (60, 40)
     assert shown.getpixel((30, 20)) == pytest.approx((200, 30, 30), abs=4)
-    assert "ground truth next to predictions" in page.words
+    assert page.words.index("ground truth") < page.words.index("Scene 3")
+
+
+def test_images_come_before_the_scores(tmp_path):
+    """With a link to the scores, since there may be many images."""
+    image = Image.new("RGB", (4, 4))
+    page = Page(written(tmp_path, images=[("Scene 3", [("ground truth", image), ("prediction", image)])]))
+    order = [page.words.index(word) for word in ("Images", "prediction", "Scene 3", "0.432", "cat")]
+    assert order == sorted(order)
+    assert ("href", "#scores") in page.attributes
+    assert ("id", "scores") in page.attributes
 
 
 def test_nothing_is_loaded_from_elsewhere(tmp_path):
-    text = written(tmp_path, images=[("", Image.new("L", (4, 4)))])
+    text = written(tmp_path, images=[("", [("", Image.new("L", (4, 4)))])])
     assert not re.search(r"https?:|url\(|@import|<script|<link", text)
 
 

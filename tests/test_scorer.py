@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from folders import save_picture
+from folders import write_image
 from opendetr.categories import Categories
 from opendetr.cli.main import app
 from opendetr.config import to_dict
@@ -27,11 +27,9 @@ from opendetr.data.loader import eval_loader
 from opendetr.data.masks import panoptic_truth
 from opendetr.data.records import DataError, DetectionData
 from opendetr.evaluation import DetectionEvaluator, Evaluation
-from opendetr.inference.evaluate import ResultSource
 from opendetr.inference.predictor import Predictor
-from opendetr.inference.session import ImageSession
-from opendetr.models.masks import MaskedDetector
-from opendetr.presets import build_model, miniature
+from opendetr.models import ImageSession, MaskedDetector
+from opendetr.presets import Preset, build_model, miniature
 from opendetr.scoring import SoftmaxNoObject
 from opendetr.structures import ImageBatch, LazyMasks, Output, Predictions, Target
 from opendetr.weights import ModelCard, save_weights
@@ -59,7 +57,7 @@ def folder(tmp_path_factory) -> Path:
     maps.mkdir(parents=True)
     images, annotations = [], []
     for number, (height, width) in enumerate(SIZES, 1):
-        save_picture(root / "val" / f"{number}.png", height, width, number)
+        write_image(root / "val" / f"{number}.png", height, width, number)
         segments = true_map(height, width)
         Image.fromarray(np.stack((segments, 0 * segments, 0 * segments), -1).astype(np.uint8)).save(
             maps / f"{number}.png"
@@ -120,15 +118,15 @@ def score(
     padded: tuple[int, int] | None = None,
     **options,
 ) -> Evaluation:
-    evaluator = DetectionEvaluator(categories, data, has_masks=True)
-    source = ResultSource(ImageSession(oracle), categories, evaluator, **options)
+    evaluator = DetectionEvaluator(categories, data, has_masks=True, **options)
+    session = ImageSession(oracle)
     sizes = {"image_size": 96, "max_size": 160, "side_multiple": 1}
     config = replace(miniature("detr-tiny-panoptic").data, **sizes, num_workers=0)
     loader = eval_loader(data, config, batch_size=4)
     for batch in loader:
         oracle.targets = batch.targets
         images = batch.images.pad_to(*padded) if padded else batch.images
-        evaluator.update(batch, source.results(batch, images))
+        evaluator.update(batch, evaluator.results(session.step(images), images, batch))
     evaluator.leave_out(loader.unreadable)
     evaluator.gather()
     return evaluator.evaluation(unreadable=loader.unreadable.values())
@@ -212,13 +210,12 @@ def test_a_predictor_leaves_out_images_that_cannot_be_read(data, tmp_path, monke
     gone.write_bytes(b"no image")
     first, *others = data.images
     broken = replace(data, images=(replace(first, path=gone), *others))
-    oracle, results = Oracle(broken), ResultSource.results
+    oracle = Oracle(broken)
 
-    def told(source, batch, images):
+    def told(preset, batch):
         oracle.targets = batch.targets
-        return results(source, batch, images)
 
-    monkeypatch.setattr(ResultSource, "results", told)
+    monkeypatch.setattr(Preset, "prompt", told)
     preset = miniature("detr-tiny-panoptic")
     preset = replace(preset, data=replace(preset.data, image_size=96, max_size=160, side_multiple=1))
     predictor = Predictor(oracle, preset, CATEGORIES, device="cpu")

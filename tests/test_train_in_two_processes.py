@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -24,7 +26,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from folders import save_picture
+import opendetr
+from folders import write_image
 from opendetr import distributed
 from opendetr.categories import Categories
 from opendetr.data.config import AugmentationConfig, DataConfig
@@ -37,7 +40,8 @@ from opendetr.presets import miniature
 from opendetr.recipe import Recipe
 from opendetr.scoring import SoftmaxNoObject
 from opendetr.structures import Batch, ImageBatch, LazyMasks, Output, Predictions
-from opendetr.training.events import Observer, StepTaken
+from opendetr.synthetic import write_scenes
+from opendetr.training.events import Callback, StepTaken
 from opendetr.training.trainer import Trainer
 from stand_ins import CountingTask, RandomLoader
 from test_processes import ENVIRONMENT, in_processes, needs_fork
@@ -47,7 +51,7 @@ RECIPE = Recipe(learning_rate=1e-2, backbone_learning_rate=1e-2, batch_size=4, m
                 save_every=1000)  # fmt: skip
 
 
-class Steps(Observer):
+class Steps(Callback):
     """Keeps the loss, the gradient's norm and the number of images of every step."""
 
     def __init__(self) -> None:
@@ -85,9 +89,9 @@ class WatchedTask(CountingTask):
         super().__init__(dropout=0.5)
         self.left: list[tuple[bool, ...]] = []
         self.statistics = [(torch.zeros(8), torch.ones(8))]
-        self.backbone[1].register_forward_pre_hook(self.count)
+        self.backbone[1].register_forward_pre_hook(self.watch)
 
-    def count(self, norm: nn.Module, inputs: tuple[Tensor]) -> None:
+    def watch(self, norm: nn.Module, inputs: tuple[Tensor]) -> None:
         (x,) = inputs
         mean, variance = self.statistics[-1]
         self.statistics.append(
@@ -126,7 +130,7 @@ def damaged_data(folder: Path) -> DetectionData:
         if index == UNREADABLE:
             path.write_bytes(b"no image")
         else:
-            save_picture(path, height, width, seed=index)
+            write_image(path, height, width, seed=index)
         objects = [ObjectRecord(id=n, category_id=1, box=(2, 3, 20, 25), area=500) for n in range(index + 1)]
         images.append(ImageRecord(id=index, path=path, height=height, width=width, objects=tuple(objects)))
     return DetectionData(
@@ -159,9 +163,44 @@ def train_with_a_substitute(data: DetectionData, folder: Path) -> None:
     share = (distributed.rank(), distributed.world_size())
     loader = WatchedLoader(train_loader(data, config, batch_size=4, seed=0, share=share))
     steps = Steps()
-    Trainer(task, loader, replace(RECIPE, max_steps=2 * STEPS), folder, observers=[steps], device="cpu").train()
+    Trainer(task, loader, replace(RECIPE, max_steps=2 * STEPS), folder, callbacks=[steps], device="cpu").train()
     weights = {name: tensor.clone() for name, tensor in task.state_dict().items()}
     keep({"met": loader.met, "steps": steps.steps, "weights": weights}, folder)
+
+
+# ------------------------------------------------------------------------------------------------------ skipped images
+
+
+class Messages(logging.Handler):
+    """Keeps what is logged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
+
+
+def train_on_skipped_images(data: Path, folder: Path) -> None:
+    """One step with all images of the dataset, then an evaluation."""
+    logged = Messages()
+    logging.getLogger("opendetr").addHandler(logged)
+    changes = {"data": {"num_workers": 0}, "model": {"num_queries": 10}}
+    opendetr.train(data, out=folder / "run", model="detr-tiny", weights="none", changes=[changes], max_steps=1,
+                   batch_size=8, image_size=64, device="cpu", say=print_nothing)  # fmt: skip
+    keep(logged.messages, folder)
+
+
+def print_nothing(_line: str) -> None:
+    pass
+
+
+def write_damaged_scenes(folder: Path) -> None:
+    """Eight training images, of which four cannot be read, and two validation images."""
+    write_scenes(folder, counts={"train": 8, "val": 2})
+    for path in sorted((folder / "train").glob("*.png"))[::2]:
+        path.write_bytes(b"no image")
 
 
 # ------------------------------------------------------------------------------------------------------ panoptic scores
@@ -239,10 +278,9 @@ def score_maps(data: DetectionData, folder: Path) -> None:
 
 
 def main(folder: Path) -> None:
-    import accelerate  # noqa: F401  once, for all processes
-
     torch.set_num_threads(1)
     (folder / "images").mkdir()
+    write_damaged_scenes(folder / "scenes")
     damaged, maps = damaged_data(folder / "images"), write_panoptic_data(folder / "maps")
 
     def work(name: str) -> None:
@@ -250,6 +288,7 @@ def main(folder: Path) -> None:
         train_with_a_substitute(damaged, folder / name / "substitute")
         score_maps(maps, folder / name / "panoptic")
         if name == "two":
+            train_on_skipped_images(folder / "scenes", folder / name / "skipped")
             train_batch_norm(folder / name / "trained", 0.0)
             train_batch_norm(folder / name / "averaged", 0.5)
 
@@ -312,6 +351,15 @@ def test_a_substitute_in_one_process_changes_nothing_for_two(runs):
     for each in (main, other):
         for name, tensor in whole["weights"].items():
             torch.testing.assert_close(each["weights"][name], tensor, rtol=1e-4, atol=1e-5)
+
+
+@needs_fork
+def test_the_main_process_logs_what_any_process_skipped_once(runs):
+    main, other = (kept(runs / "two" / "skipped", rank) for rank in (0, 1))
+    names = [re.fullmatch(r"skipped: .*/(\w+\.png): .*", message)[1] for message in main]
+    damaged = [path.name for path in (runs / "scenes").rglob("*.png") if path.read_bytes() == b"no image"]
+    assert sorted(names) == sorted(damaged) and len(damaged) == 4
+    assert other == []
 
 
 @needs_fork

@@ -29,17 +29,16 @@ from opendetr.structures import Batch, ImageBatch, Target
 from opendetr.synthetic import write_scenes
 from opendetr.training import activation_checkpointing as recompute
 from opendetr.training import freezing, trainer
-from opendetr.training import run as training
-from opendetr.training.callbacks import MetricsFile, MetricsTable, Progress, TensorBoard, curves, read_metrics
+from opendetr.training.callbacks import MetricsFile, MetricsTable, Progress, curves, read_metrics
 from opendetr.training.checkpoint import load_checkpoint
-from opendetr.training.events import Evaluated, Event, Observer, PlanFixed, StepTaken
+from opendetr.training.events import Callback, Evaluated, Event, PlanFixed, StepTaken
 from opendetr.training.trainer import MODEL, STATE, Trainer
 from stand_ins import CountingTask, RandomLoader
 
 RECIPE = Recipe(learning_rate=1e-2, batch_size=4, epochs=4, schedule="cosine", num_evaluations=10, save_every=0)
 
 
-class Recorder(Observer):
+class Recorder(Callback):
     """Keeps every event."""
 
     def __init__(self) -> None:
@@ -53,9 +52,9 @@ class Recorder(Observer):
 
 def run(folder: Path, recipe: Recipe = RECIPE, *, task: nn.Module | None = None, resume: bool = False, **options: Any):
     recorder = Recorder()
-    observers = [recorder, *options.pop("observers", ())]
+    callbacks = [recorder, *options.pop("callbacks", ())]
     started = Trainer(task or CountingTask(), options.pop("loader", None) or RandomLoader(), recipe, folder,
-                      observers=observers, device="cpu", **options)  # fmt: skip
+                      callbacks=callbacks, device="cpu", **options)  # fmt: skip
     return started, started.train(resume=resume), recorder
 
 
@@ -80,7 +79,7 @@ def test_patience_ends_a_run_that_no_longer_improves(tmp_path):
     recipe = replace(RECIPE, patience=2)
     screen = io.StringIO()
     progress = Progress(Console(file=screen, width=200), metric="AP")
-    _, result, recorder = run(tmp_path, recipe, evaluate=lambda _: {"AP": next(scores)}, observers=[progress])
+    _, result, recorder = run(tmp_path, recipe, evaluate=lambda _: {"AP": next(scores)}, callbacks=[progress])
     assert result.step == 8 and not result.interrupted
     assert result.best == {"AP": 0.2, "step": 6}
     assert recorder.events[-1].outcome == "early"
@@ -135,7 +134,7 @@ def test_a_timed_run_ends_in_time_when_the_machine_changes(tmp_path, monkeypatch
     assert 188 < clock.now - 1000 < 204
     plans = recorder.of(PlanFixed)
     assert (len(plans) > 1) == (later != 0.5)
-    assert plans[-1].plan.total_steps == result.step
+    assert plans[-1].plan.total_steps == pytest.approx(result.step, rel=0.05)  # small changes are not reported
     rates = [event.learning_rate for event in recorder.of(StepTaken)]
     assert rates[-1] < 1e-4  # the schedule ends with the run
 
@@ -152,7 +151,7 @@ def test_a_corrected_plan_is_what_a_resumed_run_keeps(tmp_path, monkeypatch):
     class Killed(BaseException):
         pass
 
-    class Killer(Observer):
+    class Killer(Callback):
         def on_step(self, event: StepTaken) -> None:
             if event.step == corrected + 3:
                 raise Killed
@@ -164,7 +163,7 @@ def test_a_corrected_plan_is_what_a_resumed_run_keeps(tmp_path, monkeypatch):
     assert corrections and whole.step < first.plan.total_steps
     corrected = corrections[-1].step
     with pytest.raises(Killed):
-        run(tmp_path / "killed", recipe, observers=[Killer()], **options)
+        run(tmp_path / "killed", recipe, callbacks=[Killer()], **options)
     clock.now += 3600
     _, resumed, _ = run(tmp_path / "killed", recipe, resume=True, **options)
     assert resumed.step == whole.step
@@ -295,7 +294,7 @@ class SteepTask(CountingTask):
     """Its gradients overflow fp16 until the loss is scaled less."""
 
     def total(self, losses: dict[str, torch.Tensor]) -> torch.Tensor:
-        return 100 * losses["count"].sum()
+        return 100 * losses["error"].sum()
 
 
 def test_fp16_skips_steps_that_overflow_and_resumes_exactly(tmp_path, monkeypatch):
@@ -309,12 +308,12 @@ def test_fp16_skips_steps_that_overflow_and_resumes_exactly(tmp_path, monkeypatc
     assert int(started.optimizer.state[started.task.head[1].weight]["step"]) == 20 - skipped
     assert all(tensor.isfinite().all() for tensor in state_of(tmp_path / "whole").values())
 
-    class Stopper(Observer):
+    class Stopper(Callback):
         def on_step(self, event: StepTaken) -> None:
             if event.step == 5:
                 os.kill(os.getpid(), signal.SIGINT)
 
-    run(tmp_path / "stopped", recipe, task=SteepTask(), observers=[Stopper()])
+    run(tmp_path / "stopped", recipe, task=SteepTask(), callbacks=[Stopper()])
     assert load_checkpoint(tmp_path / "stopped" / "last").facts["scaler"]["scale"] < 2**16
     run(tmp_path / "stopped", recipe, task=SteepTask(), resume=True)
     assert same(state_of(tmp_path / "whole"), state_of(tmp_path / "stopped"))
@@ -335,11 +334,11 @@ def scores_of_classes(_task: nn.Module) -> dict[str, float]:
 
 def test_the_table_has_a_row_an_evaluation(tmp_path):
     recipe = replace(RECIPE, num_evaluations=4)
-    run(tmp_path, recipe, evaluate=scores_of_classes, observers=[MetricsFile(), MetricsTable()])
+    run(tmp_path, recipe, evaluate=scores_of_classes, callbacks=[MetricsFile(), MetricsTable()])
     with (tmp_path / "metrics.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [row["step"] for row in rows] == ["5", "10", "15", "20"]
-    assert {"loss", "loss count", "learning rate", "AP", "AP/dog"} <= rows[0].keys()
+    assert {"loss", "loss error", "learning rate", "AP", "AP/dog"} <= rows[0].keys()
     losses = [row["loss"] for row in read_metrics(tmp_path) if row["kind"] == "step"]
     assert float(rows[1]["loss"]) == pytest.approx(sum(losses[5:10]) / 5)
     assert rows[3]["AP/dog"] == "0.375"
@@ -353,17 +352,6 @@ def test_curves_name_the_classes():
         return curves([step, {"kind": "evaluation", "step": 1, "metrics": metrics}], ["AP"]).height
 
     assert height({"AP": 0.2}) < height(scores_of_classes(nn.Identity())) == height(many)
-
-
-def test_tensorboard_has_losses_and_scores(tmp_path):
-    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    run(tmp_path, evaluate=scores_of_classes, observers=[TensorBoard()])
-    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
-    events.Reload()
-    names = {"loss/total", "loss/count", "training/learning rate", "validation/AP", "classes/AP/dog"}
-    assert names <= set(events.Tags()["scalars"])
-    assert [event.step for event in events.Scalars("loss/total")] == list(range(1, 21))
-    assert events.Scalars("classes/AP/dog")[-1].value == 0.375
 
 
 # ----------------------------------------------------------------------------------------------------- the command line
@@ -417,11 +405,4 @@ def test_what_a_flag_cannot_do_is_one_line_and_nothing_is_written(scenes, tmp_pa
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert result.exit_code == 1 and len(errors) == 1, result.output
     assert words in errors[0]
-    assert not (tmp_path / "run").exists()
-
-
-def test_tensorboard_that_is_not_installed_is_one_line(scenes, tmp_path, monkeypatch):
-    monkeypatch.setattr(training.importlib.util, "find_spec", lambda _name: None)
-    result = CliRunner().invoke(app, ["train", str(scenes), "--out", str(tmp_path / "run"), *SMALL, "--tensorboard"])
-    assert result.exit_code == 1 and "pip install opendetr[log]" in result.stderr
     assert not (tmp_path / "run").exists()

@@ -22,7 +22,7 @@ from opendetr.config import replaced, to_dict
 from opendetr.presets import build_model, get_preset
 from opendetr.recipe import Recipe
 from opendetr.synthetic import write_scenes
-from opendetr.training.events import Observer, StepTaken
+from opendetr.training.events import Callback, StepTaken
 from opendetr.training.trainer import Trainer
 from opendetr.weights import ModelCard, save_weights
 from stand_ins import CountingTask, RandomLoader
@@ -36,7 +36,7 @@ COSINE = [1 / 3, 2 / 3, 1, *(0.2 + 0.8 * (1 + math.cos(math.pi * k / 7)) / 2 for
 WITH_COSINE = replace(RECIPE, schedule="cosine", floor=0.2)
 
 
-class Recorder(Observer):
+class Recorder(Callback):
     """Keeps what the trainer tells of its steps, and the weights after each of them."""
 
     def __init__(self, task: nn.Module) -> None:
@@ -52,7 +52,7 @@ class Recorder(Observer):
 
 
 class Seen:
-    """What optimisers are given at each of their steps: groups, gradients, and the norm of these."""
+    """What optimizers are given at each of their steps: groups, gradients, and the norm of these."""
 
     def __init__(self) -> None:
         self.groups: list[list[dict[str, Any]]] = []
@@ -89,7 +89,7 @@ def copy_of(task: nn.Module) -> dict[str, Tensor]:
 
 def run(folder: Path, recipe: Recipe = RECIPE, task: nn.Module | None = None, **options: Any) -> Recorder:
     recorder = Recorder(task or counting_task())
-    options["observers"] = [recorder, *options.get("observers", ())]
+    options["callbacks"] = [recorder, *options.get("callbacks", ())]
     resume = options.pop("resume", False)
     Trainer(recorder.task, RandomLoader(), recipe, folder, device="cpu", **options).train(resume=resume)
     return recorder
@@ -227,7 +227,7 @@ def left_by_dropout(folder: Path, recipe: Recipe = RECIPE, **options: Any) -> li
     return task.left
 
 
-class Stopper(Observer):
+class Stopper(Callback):
     def on_step(self, event: StepTaken) -> None:
         if event.step == 4:
             os.kill(os.getpid(), signal.SIGINT)
@@ -246,7 +246,7 @@ def test_dropout_is_a_function_of_seed_and_step(tmp_path):
     torch.manual_seed(99)
     recipe = replace(RECIPE, num_evaluations=5)
     assert left_by_dropout(tmp_path / "again", recipe, evaluate=lambda _: {"AP": torch.rand(7)[0].item()}) == first
-    begun = left_by_dropout(tmp_path / "resumed", observers=[Stopper()])
+    begun = left_by_dropout(tmp_path / "resumed", callbacks=[Stopper()])
     assert begun == first[:4]
     assert left_by_dropout(tmp_path / "resumed", resume=True) == first[4:]
 

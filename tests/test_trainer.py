@@ -1,4 +1,4 @@
-"""The trainer: exact resume, exact accumulation, signals, refusals, timed runs, what observers are told."""
+"""The trainer: exact resume, exact accumulation, signals, refusals, timed runs, what callbacks are told."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from opendetr.training import trainer
 from opendetr.training.callbacks import Curves, MetricsFile, Progress, ValidationImages, read_metrics
 from opendetr.training.checkpoint import CheckpointError, load_checkpoint
 from opendetr.training.ema import WeightAverage
-from opendetr.training.events import Evaluated, Event, Observer, StepTaken
+from opendetr.training.events import Callback, Evaluated, Event, StepTaken
 from opendetr.training.signals import StopSignal
 from opendetr.training.train_step import step_randomness
 from opendetr.training.trainer import NonFiniteError, Trainer
@@ -44,7 +44,7 @@ RECIPE = Recipe(
 )
 
 
-class Recorder(Observer):
+class Recorder(Callback):
     """Keeps every event, and does something at a step."""
 
     def __init__(self, at_step: int = -1, act=lambda: None) -> None:
@@ -106,7 +106,7 @@ def whole(tmp_path_factory):
 @pytest.mark.parametrize("step", [1, 2, 7, 10, 19, 20])
 def test_a_killed_run_resumes_to_the_same_bits(tmp_path, whole, step):
     with pytest.raises(Killed):
-        run(tmp_path, observers=[Recorder(step, kill)])
+        run(tmp_path, callbacks=[Recorder(step, kill)])
     torch.manual_seed(step)  # what the process has drawn so far must not matter
     _, result = run(tmp_path, resume=True)
     assert result.step == 20 and not result.interrupted
@@ -122,7 +122,7 @@ def test_a_resumed_run_repeats_exactly_one_batch_nowhere(tmp_path):
             return super().batch(epoch, position)
 
     with pytest.raises(Killed):
-        run(tmp_path, loader=Watched(), observers=[Recorder(8, kill)])
+        run(tmp_path, loader=Watched(), callbacks=[Recorder(8, kill)])
     run(tmp_path, loader=Watched(), resume=True)
     expected = list(itertools.product(range(4), range(5)))
     assert seen == [*expected[:8], *expected[7:]]  # step 8 had been taken, but not saved
@@ -133,7 +133,7 @@ def test_a_signal_saves_first(tmp_path, whole, number):
     before = signal.getsignal(number)
     recipe = replace(RECIPE, save_every=1000)
     recorder = Recorder(8, lambda: os.kill(os.getpid(), number))
-    _, result = run(tmp_path, recipe=recipe, observers=[recorder])
+    _, result = run(tmp_path, recipe=recipe, callbacks=[recorder])
     assert result.interrupted and result.step == 8
     assert load_checkpoint(tmp_path / "last").facts["step"] == 8
     assert recorder.events[-1].outcome == "interrupted"
@@ -149,7 +149,7 @@ def test_a_second_signal_stops_at_once(tmp_path):
         os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, recipe=replace(RECIPE, save_every=1000), observers=[Recorder(3, twice)])
+        run(tmp_path, recipe=replace(RECIPE, save_every=1000), callbacks=[Recorder(3, twice)])
     assert load_checkpoint(tmp_path / "last").facts["step"] == 0
 
 
@@ -167,7 +167,7 @@ def test_a_signal_leaves_an_evaluation_to_the_resumed_run(tmp_path, whole):
     assert result.interrupted and result.step == 10
     assert load_checkpoint(tmp_path / "last").facts["evaluated"] == 5
     recorder = Recorder()
-    run(tmp_path, resume=True, observers=[recorder])
+    run(tmp_path, resume=True, callbacks=[recorder])
     assert [event.step for event in recorder.of(Evaluated)] == [10, 15, 20]
     assert_equal_bits(tmp_path, whole)
 
@@ -222,13 +222,13 @@ def test_there_is_nothing_to_resume_in_an_empty_folder(tmp_path):
 def test_a_finished_run_has_nothing_to_resume(tmp_path):
     run(tmp_path)
     recorder = Recorder()
-    _, result = run(tmp_path, resume=True, observers=[recorder])
+    _, result = run(tmp_path, resume=True, callbacks=[recorder])
     assert result.step == 20 and result.metrics and not recorder.of(StepTaken)
 
 
 def test_a_folder_with_a_run_is_not_overwritten(tmp_path):
     run(tmp_path)
-    with pytest.raises(CheckpointError, match="holds a run already; go on with --resume"):
+    with pytest.raises(CheckpointError, match="holds a run already; continue with --resume"):
         run(tmp_path)
 
 
@@ -252,7 +252,7 @@ def test_a_resumed_run_says_what_changes_its_last_bits(tmp_path, monkeypatch):
     run(tmp_path)
     recorder = Recorder()
     monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
-    run(tmp_path, resume=True, observers=[recorder])
+    run(tmp_path, resume=True, callbacks=[recorder])
     (note,) = recorder.events[0].notes
     assert "threads 77" in note
 
@@ -277,7 +277,7 @@ def test_dropout_differs_from_step_to_step():
 def test_a_loss_that_is_not_finite_names_the_images_and_keeps_the_checkpoint(tmp_path):
     recorder = Recorder()
     with pytest.raises(NonFiniteError) as error:
-        run(tmp_path, loader=RandomLoader(poison=(1, 2)), observers=[recorder, MetricsFile()])
+        run(tmp_path, loader=RandomLoader(poison=(1, 2)), callbacks=[recorder, MetricsFile()])
     said = str(error.value)
     assert "\n" not in said and "the loss is nan in step 8" in said
     assert all(f"image-1-2-{index}.png" in said for index in range(4))
@@ -290,7 +290,7 @@ def test_a_loss_that_is_not_finite_names_the_images_and_keeps_the_checkpoint(tmp
 def test_a_gradient_that_is_not_finite_is_refused_too(tmp_path):
     class Steep(CountingTask):
         def total(self, losses):
-            return (losses["count"].sum() * 0).sqrt()
+            return (losses["error"].sum() * 0).sqrt()
 
     with pytest.raises(NonFiniteError, match=r"the gradient's norm is nan in step 1, images image-0-0-0"):
         Trainer(Steep(), RandomLoader(), RECIPE, tmp_path, device="cpu").train()
@@ -324,7 +324,7 @@ def test_accumulation_changes_neither_losses_nor_weights(tmp_path):
     for parts in (1, 2, 4):
         recipe = Recipe(batch_size=4, accumulate=parts, epochs=1, learning_rate=1e-3, clip_norm=0.1)
         task, recorder = detection_task(), Recorder()
-        Trainer(task, SceneLoader(3), recipe, tmp_path / str(parts), observers=[recorder], device="cpu").train()
+        Trainer(task, SceneLoader(3), recipe, tmp_path / str(parts), callbacks=[recorder], device="cpu").train()
         ends.append((task.state_dict(), [event.losses for event in recorder.of(StepTaken)]))
     (weights, losses), *others = ends
     assert set(losses[0]) == {"class", "l1", "giou", "dense"}
@@ -358,7 +358,7 @@ def test_bfloat16_trains_in_float32_weights(tmp_path):
     task.model.decoder.register_forward_hook(
         lambda _module, _inputs, output: seen.append(torch.is_autocast_enabled("cpu"))
     )
-    Trainer(task, SceneLoader(2), recipe, tmp_path, observers=[recorder], device="cpu").train()
+    Trainer(task, SceneLoader(2), recipe, tmp_path, callbacks=[recorder], device="cpu").train()
     assert seen == [True, True]
     assert all(parameter.dtype == torch.float32 for parameter in task.parameters())
 
@@ -384,12 +384,12 @@ def test_the_average_is_evaluated_and_deployed(tmp_path):
 
 def test_the_average_is_the_formula():
     task = nn.Linear(1, 1, bias=False)
-    average = WeightAverage(task, decay=0.5)
+    average = WeightAverage(task)
     expected = task.weight.item()
     for step in range(12):
         with torch.no_grad():
             task.weight.fill_(step)
-        average.update(task, step)
+        average.update(task, step, 0.5)
         decay = min(0.5, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * step
     assert average.task.weight.item() == pytest.approx(expected)
@@ -411,7 +411,7 @@ def test_the_best_checkpoint_is_that_of_the_best_score(tmp_path):
         tmp_path,
         evaluate=lambda _task: {"AP": next(scores)},
         save_model=save,
-        observers=[recorder],
+        callbacks=[recorder],
         device="cpu",
     )
     result = started.train()
@@ -468,7 +468,7 @@ def timed(folder: Path, clock: Clock, *, at_step: int = -1, act=lambda: None, re
         folder,
         evaluate=slow_evaluation,
         save_model=slow_save,
-        observers=[recorder],
+        callbacks=[recorder],
         device="cpu",
     )
     return started.train(resume=resume), recorder
@@ -511,19 +511,19 @@ def test_a_timed_run_stopped_before_its_plan_measures_again(tmp_path, monkeypatc
 def test_metrics_have_every_step_once(tmp_path):
     recipe = replace(RECIPE, save_every=1000)
     with pytest.raises(Killed):
-        run(tmp_path, recipe=recipe, observers=[MetricsFile(), Recorder(8, kill)])
+        run(tmp_path, recipe=recipe, callbacks=[MetricsFile(), Recorder(8, kill)])
     path = tmp_path / "metrics.jsonl"
     path.write_text(path.read_text() + '{"kind": "step", "st')
-    run(tmp_path, recipe=recipe, resume=True, observers=[MetricsFile()])
+    run(tmp_path, recipe=recipe, resume=True, callbacks=[MetricsFile()])
     rows = read_metrics(tmp_path)
     assert [row["step"] for row in rows if row["kind"] == "step"] == list(range(1, 21))
     assert [row["step"] for row in rows if row["kind"] == "evaluation"] == [5, 10, 15, 20]
-    assert len(rows[0]["losses"]["count"]) == 2 and rows[0]["images"] == 4
+    assert len(rows[0]["losses"]["error"]) == 2 and rows[0]["images"] == 4
 
 
 def test_metrics_are_strict_json(tmp_path):
     writer = MetricsFile()
-    run(tmp_path, observers=[writer])
+    run(tmp_path, callbacks=[writer])
     writer._write({"kind": "evaluation", "step": 20, "metrics": {"AP": float("nan")}})
     last = (tmp_path / "metrics.jsonl").read_text().splitlines()[-1]
     assert json.loads(last)["metrics"] == {"AP": None}
@@ -536,32 +536,32 @@ def test_a_long_run_has_fewer_lines(tmp_path):
 
     recorder = Recorder(9, kill)
     with pytest.raises(Killed):
-        run(tmp_path, loader=Long(9), recipe=replace(RECIPE, epochs=2), observers=[MetricsFile(), recorder])
+        run(tmp_path, loader=Long(9), recipe=replace(RECIPE, epochs=2), callbacks=[MetricsFile(), recorder])
     assert [row["step"] for row in read_metrics(tmp_path)] == [3, 6, 9]
 
 
 def test_curves_and_images_are_drawn(tmp_path):
-    pictures = ValidationImages(lambda task: [("cells", Image.new("RGB", (8, 8), "red" if task.training else "blue"))])
-    run(tmp_path, observers=[MetricsFile(), Curves(), pictures])
+    images = ValidationImages(lambda task: [("cells", Image.new("RGB", (8, 8), "red" if task.training else "blue"))])
+    run(tmp_path, callbacks=[MetricsFile(), Curves(), images])
     with Image.open(tmp_path / "curves.png") as curves:
         assert curves.height > curves.width  # the loss, and the scores below it
     names = sorted(path.name for path in (tmp_path / "images").iterdir())
     assert names == [f"step-{step:07d}-cells.jpg" for step in (5, 10, 15, 20)]
-    with Image.open(tmp_path / "images" / names[0]) as picture:
-        assert picture.getpixel((4, 4))[2] > 200
+    with Image.open(tmp_path / "images" / names[0]) as image:
+        assert image.getpixel((4, 4))[2] > 200
 
 
 @pytest.mark.parametrize("terminal", [False, True])
 def test_progress_says_what_matters(tmp_path, terminal):
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=terminal, width=200)
-    run(tmp_path, observers=[Progress(console, seconds=0, metric="AP", headlines=["AP"])])
+    run(tmp_path, callbacks=[Progress(console, seconds=0, metric="AP", headlines=["AP"])])
     said = screen.getvalue()
     for part in (
         "5 steps per epoch",
         "images/s",
         "loss ",
-        "(count ",
+        "(error ",
         " left",
         "AP ",
         "the best so far",
@@ -575,4 +575,4 @@ def test_progress_says_what_matters(tmp_path, terminal):
 def test_a_metrics_file_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "metrics.jsonl").mkdir()
     with pytest.raises(CheckpointError, match="cannot write"):
-        run(tmp_path, observers=[MetricsFile()])
+        run(tmp_path, callbacks=[MetricsFile()])

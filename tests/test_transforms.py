@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import functional
 
-from folders import picture
+from folders import make_image
 from opendetr.boxes import cxcywh_to_xyxy
 from opendetr.categories import coco_categories
 from opendetr.data.augmentation import training_transform
@@ -38,7 +38,7 @@ STD = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
 
 def labelled(height=80, width=100, boxes=((10.0, 20.0, 50.0, 60.0),)):
     array = np.array(boxes, dtype=np.float64).reshape(-1, 4)
-    return LabelledImage(picture(height, width), array, np.arange(1, len(array) + 1), 42, (height, width))
+    return LabelledImage(make_image(height, width), array, np.arange(1, len(array) + 1), 42, (height, width))
 
 
 def golden_input():
@@ -67,7 +67,7 @@ STEPS = {
 
 
 @pytest.mark.parametrize("name", STEPS)
-def test_boxes_follow_the_picture_as_published(name):
+def test_boxes_follow_the_image_as_published(name):
     expected = GEOMETRY[name]
     result = STEPS[name].apply(golden_input())
     assert list(result.pixels.shape[:2]) == expected["image_hw"]
@@ -97,7 +97,7 @@ def test_annotations_become_targets_as_published():
     ]
     kept, _ = usable_objects(things, height, width, "here")
     record = ImageRecord(id=42, path=Path("a.jpg"), height=height, width=width, objects=kept)
-    result = LabelledImage.from_record(record, picture(height, width), coco_categories())
+    result = LabelledImage.from_record(record, make_image(height, width), coco_categories())
     np.testing.assert_array_equal(result.boxes, golden["result"]["boxes"])
     assert result.labels.tolist() == golden["result"]["labels"]
     assert len(kept) == len(result.labels) + 1, "the crowd region stays for scoring"
@@ -105,7 +105,7 @@ def test_annotations_become_targets_as_published():
 
 @pytest.mark.parametrize(("height", "width", "size"), [(48, 64, 20), (48, 64, 100), (64, 48, 37), (64, 64, 64)])
 def test_pixels_are_those_of_the_published_pipeline(height, width, size):
-    image = picture(height, width)
+    image = make_image(height, width)
     shape = resized_shape(height, width, size, 120)
     expected = functional.to_tensor(functional.resize(Image.fromarray(image), list(shape)))
     expected = functional.normalize(expected, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
@@ -136,7 +136,7 @@ def test_real_pixels_are_the_published_ones(row):
 @pytest.mark.parametrize("seed", range(60))
 def test_the_fast_resize_is_nearly_the_exact_one(seed):
     rng = np.random.default_rng(seed)
-    image = picture(*rng.integers(1, 200, 2), seed)
+    image = make_image(*rng.integers(1, 200, 2), seed)
     height, width = rng.integers(1, 300, 2).tolist()
     exact, fast = resize(image, height, width), resize_fast(image, height, width)
     assert fast.dtype == np.uint8
@@ -281,7 +281,7 @@ def test_what_is_scored_is_rounded_as_what_is_learned_from(height, width, expect
     assert (learned.height, learned.width) == expected
 
 
-def test_boxes_stretch_with_a_rounded_picture():
+def test_boxes_stretch_with_a_rounded_image():
     config = DataConfig(side_multiple=32).resized(40)
     sample = evaluation_transform(config)(labelled())
     pixels, target = sample.pixels, sample.target
@@ -309,7 +309,7 @@ def test_evaluation_leaves_nothing_to_chance():
 
 
 def test_resize_and_normalise():
-    image = picture()
+    image = make_image()
     assert resize(image, 48, 64) is image
     assert resize(image, 10, 20).shape == (10, 20, 3)
     white = normalise(torch.full((3, 2, 3), 255, dtype=torch.uint8))
@@ -319,9 +319,9 @@ def test_resize_and_normalise():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: DataConfig(image_size=0), "image_size 0"),
-        (lambda: DataConfig(image_size=100, max_size=99), "max_size 99"),
-        (lambda: DataConfig(val_fraction=1.0), "val_fraction 1.0"),
+        (lambda: DataConfig(image_size=0), "image_size is 0"),
+        (lambda: DataConfig(image_size=100, max_size=99), "max_size .99"),
+        (lambda: DataConfig(val_fraction=1.0), "val_fraction is 1.0"),
         (lambda: DataConfig(num_workers=-1), "num_workers is -1"),
         (lambda: DataConfig(cache="disk"), "cache is 'disk'"),
         (lambda: DataConfig(augment="blur"), "augment is 'blur'; give one of detr, colour, mosaic"),

@@ -35,14 +35,14 @@ def found(boxes, scores, labels, size=(480, 640), image=None) -> Detections:
     )  # fmt: skip
 
 
-def where(picture: Image.Image, colour: tuple[int, int, int]) -> tuple[int, int, int, int]:
+def where(image: Image.Image, colour: tuple[int, int, int]) -> tuple[int, int, int, int]:
     """Left, top, right, bottom of the pixels of exactly this colour, right and bottom included."""
-    rows, columns = np.nonzero((np.asarray(picture) == colour).all(-1))
+    rows, columns = np.nonzero((np.asarray(image) == colour).all(-1))
     return int(columns.min()), int(rows.min()), int(columns.max()), int(rows.max())
 
 
-def has(picture: Image.Image, colour: tuple[int, int, int]) -> bool:
-    return bool((np.asarray(picture) == colour).all(-1).any())
+def has(image: Image.Image, colour: tuple[int, int, int]) -> bool:
+    return bool((np.asarray(image) == colour).all(-1).any())
 
 
 def same(a: Image.Image, b: Image.Image) -> bool:
@@ -63,8 +63,10 @@ def test_the_detections_own_image_is_the_default():
 def test_min_score_leaves_out():
     detections = found([[50, 50, 150, 150], [300, 50, 400, 150]], [0.9, 0.3], [0, 1], image=grey())
     assert has(draw_detections(detections), BLUE)
-    picture = draw_detections(detections, min_score=0.5)
-    assert has(picture, RED) and not has(picture, BLUE)
+    image = draw_detections(detections, min_score=0.5)
+    assert has(image, RED) and not has(image, BLUE)
+    with pytest.raises(ValueError, match=r"min_score=50: give a number in 0\.\.1"):
+        draw_detections(detections, min_score=50)
 
 
 def test_nothing_found_draws_the_image():
@@ -91,11 +93,11 @@ def test_a_grey_array_is_drawn():
 
 
 @pytest.mark.parametrize("corner", [(0, 0, 40, 40), (600, 0, 640, 40), (0, 440, 40, 480), (600, 440, 640, 480)])
-def test_labels_keep_inside_the_picture(corner):
+def test_labels_keep_inside_the_image(corner):
     """The whole label is there at every corner: as much of its plate as in the middle, letters included."""
     middle = (300, 220, 340, 260)
-    pictures = [draw_boxes(grey(), np.array([box]), ["a long name 0.50"], [RED]) for box in (corner, middle)]
-    plates = [(np.asarray(picture) == RED).all(-1).sum(1).max() for picture in pictures]  # pixels of the widest row
+    images = [draw_boxes(grey(), np.array([box]), ["a long name 0.50"], [RED]) for box in (corner, middle)]
+    plates = [(np.asarray(image) == RED).all(-1).sum(1).max() for image in images]  # pixels of the widest row
     assert plates[0] >= 0.9 * plates[1]
 
 
@@ -111,22 +113,28 @@ def test_labels_of_boxes_in_one_place_do_not_hide_each_other():
 
 @pytest.mark.parametrize(("colour", "ink"), [((250, 240, 60), 0), ((20, 20, 120), 255)])
 def test_letters_contrast_with_their_plate(colour, ink):
-    picture = np.asarray(draw_boxes(grey(), np.array([[200, 200, 320, 320]]), ["name"], [colour]))
-    plate = picture[184:196, 200:240].astype(int)
+    image = np.asarray(draw_boxes(grey(), np.array([[200, 200, 320, 320]]), ["name"], [colour]))
+    plate = image[184:196, 200:240].astype(int)
     assert np.abs(plate.mean(-1) - ink).min() < 30
 
 
-def test_boxes_beyond_the_picture_are_cut_off():
-    picture = draw_boxes(grey(), np.array([[-50, -50, 700, 700], [800, 800, 900, 900]]), ["all", "none"], [RED, BLUE])
-    assert where(picture, RED) == (0, 0, 639, 479)
+def test_boxes_beyond_the_image_are_cut_off():
+    image = draw_boxes(grey(), np.array([[-50, -50, 700, 700], [800, 800, 900, 900]]), ["all", "none"], [RED, BLUE])
+    assert where(image, RED) == (0, 0, 639, 479)
 
 
-def test_letters_grow_with_the_picture():
+def test_letters_grow_with_the_image():
     heights = []
     for side in (700, 2800):
         box = np.array([[side / 2, side / 2, side / 2 + 100, side / 2 + 100]])
         heights.append(side / 2 - where(draw_boxes(grey(side, side), box, ["name"], [RED]), RED)[1])
     assert heights[1] > 3 * heights[0]
+
+
+def test_labels_can_be_larger_than_usual():
+    box = np.array([[300, 200, 400, 300]])
+    heights = [200 - where(draw_boxes(grey(), box, ["name"], [RED], text=text), RED)[1] for text in (1, 2)]
+    assert heights[1] > 1.8 * heights[0]
 
 
 def test_truth_is_drawn_with_names_and_crowds():
@@ -168,7 +176,7 @@ def test_masks_of_one_class_differ_and_small_ones_lie_on_large_ones():
     assert (pixels[200, 171] == RED).all()  # the outline of the small one, which is given first
 
 
-def test_masks_grow_with_the_picture():
+def test_masks_grow_with_the_image():
     pixels = drawn_masks([disc(200, 200, 80)], [RED], scale=2)
     assert where(Image.fromarray(pixels), RED) == pytest.approx((240, 240, 561, 561), abs=2)
 
@@ -180,8 +188,8 @@ def test_detections_and_truth_are_drawn_with_their_masks():
         detections.boxes, detections.scores, detections.labels, PETS, (480, 640), grey(), torch.from_numpy(mask[None])
     )
     truth = draw_truth(grey(), [Record(3, (110, 110, 81, 81))], PETS, masks=mask[None])
-    for picture in (with_masks.plot(), truth):
-        assert np.abs(np.asarray(picture)[180, 150].astype(int) - 128).max() > 30
+    for image in (with_masks.plot(), truth):
+        assert np.abs(np.asarray(image)[180, 150].astype(int) - 128).max() > 30
     assert np.abs(np.asarray(detections.plot())[180, 150].astype(int) - 128).max() == 0
 
 
@@ -205,8 +213,8 @@ def test_segments_have_their_colours_and_what_is_not_listed_stays():
 
 
 def test_names_stand_in_the_middle_of_their_segments():
-    picture = draw_segments(grey(), quarters(), {300: 0}, LAND)
-    left, top, right, bottom = where(picture, RED)  # the plate
+    image = draw_segments(grey(), quarters(), {300: 0}, LAND)
+    left, top, right, bottom = where(image, RED)  # the plate
     assert ((left + right) / 2, (top + bottom) / 2) == pytest.approx((175, 250), abs=12)
     narrow = np.zeros((480, 640), dtype=int)
     narrow[100:400, 300:306] = 300  # too narrow for a name
@@ -214,7 +222,7 @@ def test_names_stand_in_the_middle_of_their_segments():
     assert right - left > 20
 
 
-def test_a_panoptic_map_is_drawn_on_its_own_picture():
+def test_a_panoptic_map_is_drawn_on_its_own_image():
     segments = torch.from_numpy(np.where(quarters() == 300, 2, 1)).int()
     info = (Segment(1, 1, False, 10, 0.9), Segment(2, 0, True, 10, 0.9))
     result = Panoptic(segments, info, torch.ones(480, 640), LAND, (480, 640), grey())
@@ -256,13 +264,13 @@ def test_wrong_input_is_named():
         contact_sheet([Image.new("RGB", (8, 8))], 2, ["a", "b"])
 
 
-def test_sheets_hold_every_picture():
+def test_sheets_hold_every_image():
     colours = [(10 * index + 5, 99, 33) for index in range(5)]
-    pictures = [Image.new("RGB", (100 + index, 80), colour) for index, colour in enumerate(colours)]
-    sheet = contact_sheet(pictures, 2, [f"image {index}" for index in range(5)])
+    images = [Image.new("RGB", (100 + index, 80), colour) for index, colour in enumerate(colours)]
+    sheet = contact_sheet(images, 2, [f"image {index}" for index in range(5)])
     corners = [where(sheet, colour)[:2] for colour in colours]
     assert len({x for x, _ in corners}) == 2 and len({y for _, y in corners}) == 3
-    assert not same(sheet, contact_sheet(pictures, 2, [""] * 5))
+    assert not same(sheet, contact_sheet(images, 2, [""] * 5))
 
 
 def test_curves_rise_where_the_values_do():

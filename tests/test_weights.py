@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from typer.testing import CliRunner, Result
 
-from folders import save_picture
+from folders import write_image
 from opendetr.categories import Categories
 from opendetr.cli.main import app
 from opendetr.config import to_dict
@@ -258,14 +258,15 @@ def test_export_and_use(tmp_path):
     torch.manual_seed(0)
     card = ModelCard(to_dict(preset), NEW, {})
     save_weights(tmp_path / "mine.safetensors", build_model(preset, len(NEW)), card)
-    save_picture(tmp_path / "picture.png")
+    write_image(tmp_path / "image.png")
     words = ("--min-score", 0, "--device", "cpu", "--no-draw")
     found = []
     for weights in (tmp_path / "mine.safetensors", tmp_path / "out"):
         if not weights.exists():
             _opendetr("export", tmp_path / "mine.safetensors", tmp_path / "out", "--format", "huggingface")
-        _opendetr("predict", tmp_path / "picture.png", "--weights", weights, "--out", tmp_path / "found", *words)
-        found.append(json.loads((tmp_path / "found" / "predictions.json").read_text()))
+        out = tmp_path / f"found-{len(found)}"
+        _opendetr("predict", tmp_path / "image.png", "--weights", weights, "--out", out, *words)
+        found.append(json.loads((out / "predictions.json").read_text()))
     assert found[0]["annotations"] and found[0] == found[1]
     answer = _opendetr("export", tmp_path / "mine.safetensors", tmp_path / "mine.pth", "--format", "official", "--json")
     assert json.loads(answer.stdout)["classes"] == list(NEW.names)

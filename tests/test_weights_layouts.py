@@ -20,7 +20,7 @@ from golden import Golden, rule
 from golden_scaled import close
 from opendetr.categories import Categories, coco_panoptic_categories
 from opendetr.config import ConfigError
-from opendetr.export.checkpoints import export_huggingface, export_official, not_for_huggingface
+from opendetr.export.checkpoints import export_huggingface, export_official, huggingface_unsupported_reason
 from opendetr.inference.predictor import Predictor
 from opendetr.models.detector import Detector
 from opendetr.models.detr import DETR
@@ -130,7 +130,7 @@ def test_official_names_are_those_of_the_original(tmp_path, name):
 
 @pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "as torch 1.5 wrote it"])
 def test_a_training_checkpoint_of_the_original(tmp_path, is_zip):
-    """Options in a namespace, an optimiser and a schedule lie beside the weights."""
+    """Options in a namespace, an optimizer and a schedule lie beside the weights."""
     model = filled(SMALL["detr"])
     export_official(model, SMALL["detr"], tmp_path / "official.pth")
     state = torch.load(tmp_path / "official.pth", weights_only=True)["model"]
@@ -228,7 +228,7 @@ def _theirs(folder: Path, pixels: np.ndarray) -> tuple[Any, Any, dict[str, Tenso
     return model, output, processor.post_process_object_detection(output, threshold=-1, target_sizes=sizes)[0]
 
 
-def _picture(height: int, width: int) -> np.ndarray:
+def _make_image(height: int, width: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
@@ -237,7 +237,7 @@ def test_transformers_reads_what_is_written(tmp_path, kind):
     """Through its own image processor and its own post-processing: the same boxes, scores and names."""
     model, preset = filled(SMALL[kind]), SMALL[kind]
     export_huggingface(model, preset, CLASSES, tmp_path / "out")
-    pixels = _picture(64, 96)  # of the size that the model sees
+    pixels = _make_image(64, 96)  # of the size that the model sees
     theirs, raw, found = _theirs(tmp_path / "out", pixels)
     detector = opendetr.load(tmp_path / "out", device="cpu")
     assert detector.preset.data.image_size == preset.data.image_size
@@ -270,7 +270,7 @@ def test_the_image_processor_resizes_as_we_do(tmp_path):
     preset = SMALL["detr"]
     model = filled(preset)
     export_huggingface(model, preset, CLASSES, tmp_path / "out")
-    pixels = _picture(100, 130)
+    pixels = _make_image(100, 130)
     inputs = transformers.AutoImageProcessor.from_pretrained(tmp_path / "out")(images=pixels, return_tensors="pt")
     ours = opendetr.load(tmp_path / "out", device="cpu")._prepare(pixels).input
     assert inputs["pixel_values"].shape[-2:] == ours.shape[-2:]
@@ -283,7 +283,7 @@ def test_dilated_backbones_go_through_timm(tmp_path):
         preset = small(name, depth=50, half_width=False, dilation=True)
         model = filled(preset)
         export_huggingface(model, preset, CLASSES, tmp_path / name)
-        pixels = _picture(64, 96)
+        pixels = _make_image(64, 96)
         _, raw, found = _theirs(tmp_path / name, pixels)
         check_same(opendetr.load(tmp_path / name, device="cpu"), pixels, raw, found)
 
@@ -353,10 +353,10 @@ def test_a_folder_of_transformers_says_all_that_is_needed(theirs):
     )  # fmt: skip
     assert (config.data.image_size, config.data.max_size) == (64, 128)
     assert detector.categories.names == ("N/A", "cat", "N/A", "dog")
-    assert set(detector.predict(_picture(64, 96), min_score=0).names) <= {"cat", "dog"}
-    _, _, found = _theirs(theirs, _picture(64, 96))
+    assert set(detector.predict(_make_image(64, 96), min_score=0).names) <= {"cat", "dog"}
+    _, _, found = _theirs(theirs, _make_image(64, 96))
     sizes = torch.tensor([[64, 96]])
-    batch = ImageBatch.from_images([detector._prepare(_picture(64, 96)).input])
+    batch = ImageBatch.from_images([detector._prepare(_make_image(64, 96)).input])
     with torch.no_grad():
         (raw,) = detect(detector.model(batch).final, sizes, detector.categories, raw=True)
     close(raw.scores.sort().values, found["scores"].sort().values, 1e-5)
@@ -666,7 +666,7 @@ def test_a_family_that_is_not_registered_has_our_own_layout(tmp_path):
         export_official(models[0], preset, tmp_path / "official.pth")
     with pytest.raises(ConfigError, match="exists only in OpenDETR"):
         export_huggingface(models[0], preset, CLASSES, tmp_path / "hf")
-    assert not_for_huggingface(models[0], preset) == "transformers has no models of this family"
+    assert huggingface_unsupported_reason(models[0], preset) == "transformers has no models of this family"
     official = {their: models[0].state_dict()[our] for their, our in their_names(state, detr.FAMILY.official).items()}
     with pytest.raises(WeightsError, match="the official layout of weights is not supported for own"):
         load_weights(models[1], official)

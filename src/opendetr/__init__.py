@@ -27,6 +27,7 @@ _MODULES = {
     "Detections": "results",
     "Panoptic": "results",
     "ImageBatch": "structures",
+    "Callback": "training",
     "CheckpointError": "training",
     "ConfigError": "config",
     "DataError": "data",
@@ -38,6 +39,7 @@ _MODULES = {
 }
 
 __all__ = [
+    "Callback",
     "CheckpointError",
     "ConfigError",
     "DataError",
@@ -69,7 +71,7 @@ if TYPE_CHECKING:
     from opendetr.presets import create, create_task, list_models
     from opendetr.results import Detections, Panoptic
     from opendetr.structures import ImageBatch, NonFiniteError
-    from opendetr.training import CheckpointError, resume, train
+    from opendetr.training import Callback, CheckpointError, resume, train
     from opendetr.weights import WeightsError, load_weights
 
 

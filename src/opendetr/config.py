@@ -1,10 +1,15 @@
-"""Converts trees of frozen dataclasses to plain values for YAML and JSON, and back with every key checked."""
+"""Converts trees of frozen dataclasses to plain values for YAML and JSON, and back with every key checked.
+
+Unknown names of settings, options and values get a suggestion: first by meaning, from one table of synonyms, then by
+spelling.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar, get_type_hints
 
 import yaml
@@ -12,9 +17,77 @@ from pydantic import TypeAdapter, ValidationError
 
 Tree = TypeVar("Tree")
 
+# Words of one meaning, one row for each: our options and settings, and the words of other tools.
+_SYNONYMS = tuple(
+    frozenset(row.split())
+    for row in (
+        "lr learning-rate lr0 base-lr init-lr lrate eta",
+        "backbone-learning-rate lr-backbone backbone-lr",
+        "floor lrf min-lr final-lr",
+        "image-size imgsz img img-size imgs size input-size resolution resize short-side",
+        "batch-size batch bs b train-batch-size per-device-train-batch-size samples-per-gpu images-per-batch",
+        "epochs epoch num-epochs n-epochs max-epochs num-train-epochs e",
+        "max-steps steps iterations iters max-iter max-iters num-steps",
+        "time duration max-time",
+        "min-score conf confidence conf-thres conf-threshold threshold thresh score score-thr score-threshold",
+        "weights checkpoint ckpt pretrained pretrained-weights model-path init-weights load-from finetune",
+        "model arch architecture network model-name",
+        "config cfg config-file yaml hyp",
+        "out name project output output-dir out-dir save-dir work-dir save-path o run-name exist-ok",
+        "workers num-workers nw dataloader-num-workers",
+        "processes gpus num-gpus nproc nproc-per-node devices world-size",
+        "device gpu cuda",
+        "accumulate gradient-accumulation-steps accumulate-grad-batches accumulation grad-accum",
+        "precision half fp16 bf16 amp mixed-precision dtype",
+        "weight-decay wd",
+        "clip-norm clip-max-norm grad-clip max-grad-norm gradient-clip-val",
+        "warmup-steps warmup warmup-epochs warmup-iters",
+        "schedule scheduler lr-scheduler lr-scheduler-type cos-lr",
+        "step-at lr-drop milestones",
+        "ema ema-decay model-ema use-ema",
+        "patience early-stopping early-stop",
+        "best-by metric monitor metric-for-best-model fitness",
+        "freeze frozen freeze-layers freeze-backbone",
+        "freeze-detector frozen-weights",
+        "augment aug augmentation augmentations hsv-h hsv-s hsv-v mixup mosaic-prob",
+        "num-queries queries max-det max-detections max-objects",
+        "gradient-checkpointing activation-checkpointing checkpointing",
+        "seed random-seed manual-seed",
+        "num-evaluations eval-steps eval-interval val-interval save-period",
+        "tensorboard log logger report-to",
+        "crops save-crop save-crops",
+        "yolo save-txt save-labels",
+        "predictions save-json results dump",
+        "panoptic segment segmentation",
+        "draw save-img visualize",
+        "split subset",
+        "to format export-format",
+        "encoder-layers enc-layers",
+        "decoder-layers dec-layers",
+        "ffn-width dim-feedforward",
+        "num-heads nheads heads",
+        "class-weight cls cls-loss-coef class-loss-coef",
+        "l1-weight bbox-loss-coef box",
+        "giou-weight giou-loss-coef",
+        "class-cost set-cost-class",
+        "l1-cost set-cost-bbox",
+        "giou-cost set-cost-giou",
+        "train fit finetune",
+        "eval evaluate val validate test benchmark",
+        "predict detect infer inference",
+        "export convert-model",
+        "models list model-zoo zoo",
+        "demo example",
+    )
+)
+
 
 class ConfigError(ValueError):
     """A configuration cannot be used. The message is one line."""
+
+
+class SettingError(ConfigError):
+    """A setting is unknown, or its value is not valid. The command line treats this as bad usage."""
 
 
 def to_dict(tree: Any) -> dict[str, Any]:
@@ -37,54 +110,132 @@ def replaced(tree: Tree, changes: Mapping[str, Any], path: str = "") -> Tree:
         path: prefix of the field names in messages, such as "model.".
 
     Raises:
-        ConfigError: a key is unknown (the message suggests the nearest valid one), or a value has the wrong type.
+        SettingError: a key is unknown (the message suggests the nearest valid one), or a value is not valid.
     """
+    return _replaced(tree, changes, path, tuple(_leaves(tree, path)))
+
+
+def _replaced(tree: Tree, changes: Mapping[str, Any], path: str, known: tuple[str, ...]) -> Tree:
+    """`replaced`, for a part of the tree whose settings have the full names `known`."""
     hints = get_type_hints(type(tree))
     valid = {field.name for field in dataclasses.fields(tree) if field.init}  # type: ignore[arg-type]
     new: dict[str, Any] = {}
     for name, value in changes.items():
         where = f"{path}{name}"
         if name not in valid:
-            raise ConfigError(f"config: unknown key {where!r}; {_suggestion(str(name), valid, path)}")
+            raise SettingError(f"config: unknown key {where!r}; {_suggestion(str(name), valid, path, known)}")
         current = getattr(tree, name)
         if dataclasses.is_dataclass(current):
             if not isinstance(value, Mapping):
-                raise ConfigError(f"config: {where} is a group of settings, got {value!r}; set one of its settings")
-            new[name] = replaced(current, value, f"{where}.")
+                raise SettingError(f"config: {where} is a group of settings, got {value!r}; set one of its settings")
+            new[name] = _replaced(current, value, f"{where}.", known)
         else:
             new[name] = _validated(hints[name], value, where)
     try:
         return dataclasses.replace(tree, **new)  # type: ignore[type-var]
     except ValueError as error:
-        raise ConfigError(f"config: {error}") from None
+        raise SettingError(f"config: {error}") from None
 
 
 def _validated(hint: Any, value: Any, where: str) -> Any:
     try:
         return TypeAdapter(hint).validate_python(value)
     except ValidationError as error:
-        fault = error.errors()[0]
-        raise ConfigError(f"config: {where} = {value!r}: {fault['msg'][0].lower()}{fault['msg'][1:]}") from None
+        raise SettingError(f"config: {where}: {explained(error)}") from None
 
 
-def _suggestion(name: str, valid: set[str], path: str) -> str:
-    near = difflib.get_close_matches(name, valid, n=1, cutoff=0.4)
-    return f"did you mean {path}{near[0]!s}?" if near else f"valid keys are {', '.join(sorted(valid))}"
+def explained(error: ValidationError) -> str:
+    """What is wrong with a value and what is expected instead, such as "'1.5' is not a whole number"."""
+    fault = error.errors()[0]
+    value, context = fault["input"], fault.get("ctx", {})
+    choices = re.findall(r"'([^']*)'", str(context.get("expected") or fault["msg"]))
+    if fault["type"] == "literal_error":
+        return unknown(value, choices)
+    if fault["type"] == "value_error":
+        return unknown(value, choices[1:]) if "is not one of" in fault["msg"] else str(context.get("error"))
+    kind = {"int": "a whole number", "float": "a number", "bool": "true or false", "string": "text",
+            "tuple": "a list", "list": "a list"}.get(fault["type"].partition("_")[0])  # fmt: skip
+    return f"{value!r} is not {kind}" if kind else f"{value!r}: {fault['msg'][0].lower()}{fault['msg'][1:]}"
+
+
+def unknown(value: Any, choices: Iterable[str]) -> str:
+    """The message for a value that is not one of `choices`: the nearest ones, or all."""
+    choices = list(choices)
+    near = suggestions(str(value), choices)
+    return f"{value!r} is not one of {', '.join(choices)}" + (f"; did you mean {near[0]}?" if near else "")
+
+
+def suggestions(word: str, names: Iterable[str]) -> list[str]:
+    """The names that the user may have meant: those of equal meaning, else the nearest by spelling; often none.
+
+    Args:
+        word: an unknown name, such as "lr0". Dashes before it, underscores and capitals do not matter.
+        names: the valid names. The meaning of a dotted name is that of its last part.
+    """
+    names = list(names)
+    near = difflib.get_close_matches(_plain_name(word), dict.fromkeys(map(_plain_name, names)), n=1, cutoff=0.7)
+    return synonyms(word, names) or [name for name in names if _plain_name(name) in near]
+
+
+def synonyms(word: str, names: Iterable[str]) -> list[str]:
+    """The names that mean the same as the word; equal names first."""
+    wanted, names = _plain_name(word), list(names)
+    alike = frozenset().union(*(row for row in _SYNONYMS if wanted in row))
+    equal = [name for name in names if _plain_name(name) == wanted]
+    return equal + [name for name in names if name not in equal and _plain_name(name) in alike]
+
+
+def _plain_name(name: str) -> str:
+    return name.lstrip("-").rpartition(".")[2].replace("_", "-").lower()
+
+
+def _leaves(tree: Any, path: str) -> Iterator[str]:
+    """The full names of all settings in a tree."""
+    for field in dataclasses.fields(tree):
+        value, where = getattr(tree, field.name), f"{path}{field.name}"
+        if field.init and where != "name":  # the name of the model is no setting
+            yield from _leaves(value, f"{where}.") if dataclasses.is_dataclass(value) else (where,)
+
+
+def setting_names(tree: Any) -> list[str]:
+    """The full names of all settings in a tree of dataclasses, such as "recipe.learning_rate"."""
+    return list(_leaves(tree, ""))
+
+
+def _suggestion(name: str, valid: set[str], path: str, known: tuple[str, ...]) -> str:
+    here = [where for where in known if where.startswith(path)]
+    groups = [f"{path}{group}" for group in sorted(valid)]
+    near = suggestions(name, here) or suggestions(name, known) or suggestions(name, groups)
+    return f"did you mean {near[0]}?" if near else f"valid keys are {', '.join(sorted(valid))}"
+
+
+def range_fault(value: float | None, low: float, high: float | None = None) -> str | None:
+    """What is wrong with a number that should be in low..high, in a few words; None if nothing is. None is in range."""
+    if value is None or (low <= value and (high is None or value <= high)):
+        return None
+    return f"expected {f'at least {low}' if high is None else f'a number from {low} to {high}'}, got {value}"
+
+
+def require_range(name: str, value: float | None, low: float, high: float | None = None) -> None:
+    """Raise ConfigError for a number out of its range. The command line uses the same words."""
+    fault = range_fault(value, low, high)
+    if fault:
+        raise ConfigError(f"{name}: {fault}")
 
 
 def parse_assignment(text: str) -> dict[str, Any]:
     """Parse "model.num_queries=50" to {"model": {"num_queries": 50}}; the value is read as YAML.
 
     Raises:
-        ConfigError: there is no "=", or the value is not valid YAML.
+        SettingError: there is no "=", or the value is not valid YAML.
     """
     name, equals, value = text.partition("=")
     if not equals or not name.strip():
-        raise ConfigError(f"--set {text!r}: write it as key=value, for example model.num_queries=50")
+        raise SettingError(f"--set {text!r}: write it as key=value, for example model.num_queries=50")
     try:
         change: Any = yaml.safe_load(value)
     except yaml.YAMLError:
-        raise ConfigError(f"--set {text!r}: {value!r} is not valid YAML; quote the value") from None
+        raise SettingError(f"--set {text!r}: {value!r} is not valid YAML; quote the value") from None
     for part in reversed(name.strip().split(".")):
         change = {part: change}
     return change

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import platform
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -63,7 +64,8 @@ def join_processes(name: str = "auto") -> torch.device:
         name: as for `best_device`. With GPUs, each process of a machine has its own.
 
     Raises:
-        DeviceError: the machine has no such device, or fewer GPUs than processes.
+        DeviceError: the machine has no such device, or fewer GPUs than processes; the launcher has not set all the
+            variables that torch needs; or the processes cannot connect.
     """
     device = best_device(name)
     if not is_launched():
@@ -78,12 +80,32 @@ def join_processes(name: str = "auto") -> torch.device:
             f"{on_machine} processes, but this machine has {torch.cuda.device_count()} GPUs; start fewer processes"
         )
     if not _several():
-        from accelerate import PartialState
-
-        backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"  # gloo transfers CPU tensors
-        state = PartialState(cpu=device.type == "cpu", backend=backend)
-        atexit.register(state.destroy_process_group)
+        _join(device)
     return torch.device("cuda", torch.cuda.current_device()) if device.type == "cuda" else device
+
+
+def _join(device: torch.device) -> None:
+    """Start the process group with the variables that the launcher has set."""
+    needed = ["RANK", "MASTER_ADDR", "MASTER_PORT"] + ["LOCAL_RANK"] * (device.type == "cuda")
+    missing = [name for name in needed if name not in os.environ]
+    if missing:
+        raise DeviceError(f"WORLD_SIZE is set, but not {', '.join(missing)}; start several processes with torchrun")
+    if device.type == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    try:  # gloo carries what is not on a GPU
+        distributed.init_process_group("gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl")
+    except distributed.DistError as error:
+        place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise DeviceError(f"the processes cannot connect at {place}: {str(error).splitlines()[0]}") from error
+    atexit.register(_leave)
+    if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:  # else each process would take all cores
+        machines = gather(platform.node())
+        torch.set_num_threads(max(1, torch.get_num_threads() // machines.count(platform.node())))
+
+
+def _leave() -> None:
+    if _several():
+        distributed.destroy_process_group()
 
 
 def _several() -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import uuid
 from collections.abc import Iterator
@@ -17,6 +18,18 @@ def cache_folder() -> Path:
     return Path(os.environ.get("OPENDETR_CACHE") or Path.home() / ".cache" / "opendetr")
 
 
+def near_path(path: Path) -> str:
+    """An ending for the message that `path` does not exist: "; did you mean ...?" with the nearest name, or nothing."""
+    try:
+        parent = next(parent for parent in path.parents if parent.is_dir())
+        missing, *rest = path.relative_to(parent).parts
+        near = difflib.get_close_matches(missing, [entry.name for entry in parent.iterdir()], n=1, cutoff=0.7)
+    except (OSError, ValueError, StopIteration):  # a path that no folder can have
+        return ""
+    found = next((found for name in near if (found := parent.joinpath(name, *rest)).exists()), None)
+    return f"; did you mean {found}?" if found else ""
+
+
 @contextmanager
 def atomic_path(path: Path, *, sync: bool = False) -> Iterator[Path]:
     """Context manager with a temporary path in the same folder. At the end, the temporary file replaces `path` at once.
@@ -29,16 +42,34 @@ def atomic_path(path: Path, *, sync: bool = False) -> Iterator[Path]:
         sync: wait until the content is on the disk. Even after a power failure, the old or the new file then exists.
 
     Raises:
-        OSError: the file cannot be written, for example because the disk is full.
+        OSError: the file cannot be written, for example because the disk is full. Its `filename` is `path`.
     """
     temporary = path.with_name(f".{uuid.uuid4().hex[:12]}.new")
     try:
-        yield temporary
-        if sync:
-            flush(temporary)
-        temporary.replace(path)
+        with naming(path, instead_of=temporary):
+            yield temporary
+            if sync:
+                flush(temporary)
+            temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def naming(path: Path, *, instead_of: Path | None = None) -> Iterator[None]:
+    """Context manager in which an OSError without a file name gets that of `path`. Python names no file when a disk is
+    full.
+
+    Args:
+        path: the file that is written.
+        instead_of: a temporary file whose name is replaced, too.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None or error.filename in (instead_of, str(instead_of)):
+            error.filename = str(path)
         raise
 
 

@@ -71,7 +71,7 @@ def open_url(url: str, *, timeout: float, headers: Mapping[str, str] | None = No
     except urllib.error.HTTPError as error:
         error.close()
         kind = TransferError if error.code >= HTTPStatus.INTERNAL_SERVER_ERROR else NetworkError
-        raise kind(f"the server answers {error.code} {_one_line(error.reason)}", error.code) from None
+        raise kind(f"the server answers {_one_line(f'{error.code} {error.reason}')}", error.code) from None
     except urllib.error.URLError as error:
         raise NetworkError(_one_line(error.reason)) from None
     except (OSError, http.client.HTTPException, ValueError) as error:

@@ -1,16 +1,18 @@
-"""Converts class logits to scores.
+"""Converts class logits to scores; thresholds of scores.
 
 Shape letters: B batch, Q queries, C class logits, K classes.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from torch import Tensor
 
 _PUBLISHED_TOP_K = 100
+_MOST_NAMED = 8  # classes that a message lists one by one
 
 
 @dataclass(frozen=True)
@@ -97,3 +99,23 @@ class Sigmoid:
         flat = logits.sigmoid().flatten(1)
         scores, index = flat.topk(min(_PUBLISHED_TOP_K if k is None else k, flat.shape[1]), dim=1)
         return scores, index % num_classes, index // num_classes
+
+
+@dataclass(frozen=True)
+class ScoreThresholds:
+    """The scores below which detections are dropped.
+
+    Attributes:
+        default: threshold of the classes that `by_class` does not name.
+        by_class: thresholds of single classes by name.
+    """
+
+    default: float
+    by_class: Mapping[str, float] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """The thresholds of a few classes, or the range of many: "cat 0.41, dog 0.38"."""
+        if not 0 < len(self.by_class) <= _MOST_NAMED:
+            values = sorted((self.default, *self.by_class.values()))
+            return f"{values[0]:.2f}" if values[0] == values[-1] else f"{values[0]:.2f} to {values[-1]:.2f} by class"
+        return ", ".join(f"{name} {threshold:.2f}" for name, threshold in self.by_class.items())

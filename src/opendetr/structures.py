@@ -132,8 +132,8 @@ class Target(Movable):
         original_size: height and width of the original image (orientation applied), in pixels.
         image_id: the dataset's id of the image.
         masks: (n, h, w) bool at `size`, or None.
-        track_ids: (n,) int64, the same for one object in all frames of a clip. Tracking datasets them; None for single
-            images.
+        track_ids: (n,) int64, the same for one object in all frames of a clip. Transforms of clips set them; None for
+            single images.
     """
 
     labels: Tensor
@@ -183,12 +183,13 @@ class Batch(Movable):
     """The input of one step: images and their targets.
 
     The trainer splits, pads and moves a batch without knowing its fields. So a subclass may add any field with one
-    entry per image: a tensor (B, ...), a tuple of length B, an `ImageBatch`, or a dataclass of these.
+    entry per image: a tensor (B, ...), a tuple of length B, an `ImageBatch`, or a dataclass of these that inherits from
+    `Movable`. A number or None belongs to the whole batch. Other fields raise ValueError.
 
     Attributes:
         images: the B images.
         targets: B targets, in the order of the images.
-        names: the file name of each image, for messages.
+        names: the file name of each image, for messages; empty if the images have none.
         seed: seed of the random choices that a task makes once per step. It is a function of (seed, epoch, position of
             the batch), and the same in all processes and micro-batches.
     """
@@ -199,11 +200,21 @@ class Batch(Movable):
     seed: int = field(default=0, kw_only=True)
 
     def __post_init__(self) -> None:
-        count = len(self.images)
-        expect_shape(len(self.targets) == count, "Batch", "targets", str(count), len(self.targets))
+        for each in fields(self):
+            if each.name in self._per_image() and not (each.name == "names" and not self.names):
+                _expect_entries(getattr(self, each.name), len(self), f"{type(self).__name__}.{each.name}")
+
+    def _per_image(self) -> list[str]:
+        """The names of the fields with one entry per image."""
+        return [each.name for each in fields(self)]
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def image_names(self) -> tuple[str, ...]:
+        """A name for every image, for messages: its file name, or "image" with its id."""
+        return self.names or tuple(f"image {target.image_id}" for target in self.targets)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -228,6 +239,26 @@ class Batch(Movable):
         return replace(self, images=self.images.pad_to(height, width))
 
 
+def _expect_entries(value: Any, count: int, name: str) -> None:
+    """Raise ValueError unless a field of a batch belongs to the whole batch or has one entry for each of its images."""
+    if value is None or isinstance(value, int | float):
+        return
+    if isinstance(value, Tensor | tuple | ImageBatch):
+        length = 0 if isinstance(value, Tensor) and value.ndim == 0 else len(value)
+        expected = f"one entry for each of {count} images"
+        if length != count:
+            found = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"{length} entries"
+            raise ValueError(f"{name}: expected {expected}, got {found}")
+    elif isinstance(value, Movable):
+        for each in fields(value):  # type: ignore[arg-type]
+            _expect_entries(getattr(value, each.name), count, f"{name}.{each.name}")
+    else:
+        raise ValueError(
+            f"{name}: a batch cannot split a {type(value).__name__}; use a tensor, a tuple, an ImageBatch or a "
+            "dataclass of these that inherits from Movable"
+        )
+
+
 def _sliced(value: Any, chosen: slice) -> Any:
     """The entries of some images in a tensor, a tuple, an `ImageBatch` or a dataclass of these; numbers stay whole."""
     if value is None or isinstance(value, int | float):
@@ -243,6 +274,7 @@ class ClipBatch(Batch):
 
     Attributes:
         images, targets, names: those of the last frame.
+        seed: as in `Batch`. All frames get it.
         frames: T batches of B images each, first to last; the i-th images of all frames form one clip.
     """
 
@@ -252,12 +284,27 @@ class ClipBatch(Batch):
         super().__post_init__()
         lengths = {len(frame) for frame in self.frames}
         expect_shape(lengths == {len(self)}, "ClipBatch", "frames", f"frames of {len(self)} images", sorted(lengths))
+        frames = tuple(replace(frame, seed=self.seed) for frame in self.frames)
+        object.__setattr__(self, "frames", frames)  # the dataclass is frozen
+
+    def _per_image(self) -> list[str]:
+        return [name for name in super()._per_image() if name != "frames"]
 
     @classmethod
     def of(cls, frames: Sequence[Batch], **extras: Any) -> Self:
-        """The clips of these frames; `extras` are the additional fields of a subclass."""
+        """The clips of these frames, with the seed of the last one.
+
+        Args:
+            frames: T batches of B images each.
+            extras: further fields by name: those of a subclass, or another `seed`.
+        """
         last = frames[-1]
-        return cls(last.images, last.targets, last.names, frames=tuple(frames), **extras)
+        return cls(last.images, last.targets, last.names, frames=tuple(frames), **{"seed": last.seed, **extras})
+
+    @property
+    def image_names(self) -> tuple[str, ...]:
+        """A name for every image of every frame, frame by frame."""
+        return tuple(name for frame in self.frames for name in frame.image_names)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -270,16 +317,23 @@ class ClipBatch(Batch):
         """Number of objects of each image, frame by frame."""
         return [count for frame in self.frames for count in frame.object_counts]
 
-    def _part(self, chosen: slice) -> Self:
+    def _with_frames(self, frames: Sequence[Batch], change: Callable[[Any], Any] = lambda value: value) -> Self:
+        """The clips with other frames, and with `change` applied to the fields that are not those of the last frame."""
         of_frames = ("images", "targets", "names", "frames")
         extras = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in of_frames}
+        return type(self).of(frames, **{name: change(value) for name, value in extras.items()})
+
+    def to(self, device: torch.device | str) -> Self:
+        """A copy with all tensors on `device`. The last frame is copied once."""
+        return self._with_frames([frame.to(device) for frame in self.frames], lambda value: _moved(value, device))
+
+    def _part(self, chosen: slice) -> Self:
         frames = [frame._part(chosen) for frame in self.frames]
-        return type(self).of(frames, **{name: _sliced(value, chosen) for name, value in extras.items()})
+        return self._with_frames(frames, lambda value: _sliced(value, chosen))
 
     def pad_to(self, height: int, width: int) -> Self:
         """The clips with every frame padded to a height and width."""
-        frames = tuple(frame.pad_to(height, width) for frame in self.frames)
-        return replace(self, images=frames[-1].images, frames=frames)
+        return self._with_frames([frame.pad_to(height, width) for frame in self.frames])
 
 
 @dataclass(frozen=True)

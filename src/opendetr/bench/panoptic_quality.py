@@ -19,7 +19,7 @@ import numpy as np
 
 from opendetr.bench.figure import Figure
 from opendetr.categories import Categories, coco_panoptic_categories
-from opendetr.evaluation import PanopticEvaluation
+from opendetr.evaluation import PanopticEvaluator
 
 _NUM_IMAGES, _HEIGHT, _WIDTH = 1000, 480, 640
 _OFFSET = 2**24
@@ -162,7 +162,7 @@ def measure(repeats: int) -> Iterator[Figure]:
 def _updates(seed: int, categories: Categories) -> tuple[float, float]:
     """The seconds of OpenDETR and of the usual loop. Asserts that their results are equal."""
     rng = np.random.default_rng(seed)
-    ours, theirs = PanopticEvaluation(categories), _UsualLoop()
+    ours, theirs = PanopticEvaluator(categories), _UsualLoop()
     seconds = [0.0, 0.0]
     for number in range(_NUM_IMAGES):
         pair = _drawn(rng, categories)

@@ -26,13 +26,13 @@ def _boxes() -> torch.Tensor:
 
 def _stepper(model: nn.Module, loss: Callable[[], torch.Tensor]) -> Callable[[], None]:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimiser = torch.optim.AdamW(trained, lr=1e-5)
+    optimizer = torch.optim.AdamW(trained, lr=1e-5)
 
     def step() -> None:
         loss().backward()
         nn.utils.clip_grad_norm_(trained, 0.1)
-        optimiser.step()
-        optimiser.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
 
     return step
 

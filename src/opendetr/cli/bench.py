@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 @command
 def bench(
     names: Annotated[
-        list[str] | None, typer.Argument(help="Which benchmarks; all if omitted. --list names them.")
+        list[str] | None, typer.Argument(help="The benchmarks to run, by default all. --list shows their names.")
     ] = None,
-    repeats: Annotated[int, typer.Option(help="Rounds in which OpenDETR and the peer run in turn.", min=1)] = 5,
+    repeats: Annotated[int, typer.Option(help="How often to run both implementations, alternately.", min=1)] = 5,
     list_all: Annotated[bool, typer.Option("--list", help="List the benchmarks, and measure nothing.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare OpenDETR with other implementations, its peers, on this machine.
+    """Compare the speed and memory of OpenDETR with those of other implementations, on this machine.
 
-    A figure is seconds or memory. The factor is the peer's figure divided by OpenDETR's; for seconds it is the median
-    over rounds in which both run in turn. A comparison with transformers requires that package. OMP_NUM_THREADS sets
-    the number of threads.
+    Each result is in seconds or MiB. The factor is the result of the other implementation divided by that of OpenDETR;
+    for seconds, it is the median over all repeats. A comparison with Hugging Face Transformers requires that package.
+    OMP_NUM_THREADS sets the number of threads.
 
     Examples:
 
@@ -42,26 +42,28 @@ def bench(
     if unknown is not None:
         raise ConfigError(f"bench: no benchmark {unknown!r}; choose from {', '.join(BENCHMARKS)}")
     if list_all:
-        about = {name: (load_benchmark(name).__doc__ or "").partition("\n")[0] for name in BENCHMARKS}
-        print_json({"benchmarks": about}) if as_json else print(table([("name", "measures"), *about.items()]))
+        descriptions = {name: (load_benchmark(name).__doc__ or "").partition("\n")[0] for name in BENCHMARKS}
+        print_json({"benchmarks": descriptions}) if as_json else print(
+            table([("name", "measures"), *descriptions.items()])
+        )
         return
     rows: list[dict[str, Any]] = []
     for name in names or BENCHMARKS:
         say(f"{name} ...")
-        rows += [{"benchmark": name, **asdict(figure)} for figure in _measured(name, repeats)]
+        rows += [{"benchmark": name, **asdict(figure)} for figure in _measure(name, repeats)]
     if as_json:
         print_json({"machine": _machine(), "repeats": repeats, "figures": rows})
         return
-    heads = ("benchmark", "measured", "opendetr", "peer", "peer's figure", "factor", "expected")
+    header = ("benchmark", "quantity", "opendetr", "compared with", "its result", "factor", "required factor")
     lines = [
-        (row["benchmark"], row["what"], _amount(row["ours"], row["unit"]), row["peer"],
-         _amount(row["theirs"], row["unit"]), f"{row['factor']:.2f}", f"at least {row['expected']:.2f}")
+        (row["benchmark"], row["what"], _format_result(row["ours"], row["unit"]), row["peer"],
+         _format_result(row["theirs"], row["unit"]), f"{row['factor']:.2f}", f"at least {row['expected']:.2f}")
         for row in rows
     ]  # fmt: skip
-    print(table([heads, *lines]))
+    print(table([header, *lines]))
 
 
-def _measured(name: str, repeats: int) -> Iterator[Figure]:
+def _measure(name: str, repeats: int) -> Iterator[Figure]:
     from opendetr.bench import load_benchmark
     from opendetr.config import ConfigError
 
@@ -73,7 +75,7 @@ def _measured(name: str, repeats: int) -> Iterator[Figure]:
         ) from None
 
 
-def _amount(value: float, unit: str) -> str:
+def _format_result(value: float, unit: str) -> str:
     return f"{value:.3g} {unit}" if value < 100 else f"{value:,.0f} {unit}"
 
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
-from opendetr.cli.output import DEFAULT_MODEL, Exit, JsonOption, command, print_json, progress_bar, say, table
+from opendetr.cli.output import Exit, JsonOption, command, print_json, say, table
+from opendetr.recipe import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from opendetr.data import DataFault, Kind
@@ -55,6 +56,7 @@ def check(
     """
     from opendetr.data import require_new
     from opendetr.data.tools import check_data
+    from opendetr.visualize import progress_bar
 
     if fix is not None:
         if not images:
@@ -88,6 +90,7 @@ def _demands(model: str, image_size: int | None) -> Demands:
 
 def _write_copy(report: DataReport, folder: Path) -> None:
     from opendetr.data.tools import write_fixed
+    from opendetr.visualize import progress_bar
 
     with progress_bar("writing") as progress:
         splits = write_fixed(report, folder, progress)
@@ -101,7 +104,7 @@ def _verdict(report: DataReport, fix: Path | None) -> Exit:
     kinds = [kind for kind in report.faults if fix is None or not kind.fixable]
     stopping = [kind for kind in kinds if kind.effect is Effect.STOPS]
     if stopping:
-        faults = ", ".join(kind.counted(len(report.faults[kind])) for kind in stopping)
+        faults = ", ".join(kind.describe(len(report.faults[kind])) for kind in stopping)
         _show(f"error: {report.folder}: training cannot start: {faults}", sys.stderr)
         return Exit.FAILED
     return Exit.SOME_FAILED if any(kind.effect is Effect.SKIPS for kind in kinds) else Exit.DONE
@@ -109,11 +112,11 @@ def _verdict(report: DataReport, fix: Path | None) -> Exit:
 
 def _record(report: DataReport) -> dict[str, Any]:
     """The report as JSON, with the place of every fault."""
-    findings = [
+    entries = [
         {
             "kind": str(kind),
             "count": len(faults),
-            "what": kind.counted(len(faults)),
+            "what": kind.describe(len(faults)),
             "effect": str(kind.effect),
             "consequence": kind.consequence,
             "fixable": kind.fixable,
@@ -130,7 +133,7 @@ def _record(report: DataReport) -> dict[str, Any]:
         }
         for split, counts in report.counts.items()
     }
-    return {"folder": str(report.folder), "splits": splits, "findings": findings}
+    return {"folder": str(report.folder), "splits": splits, "faults": entries}
 
 
 def _text(report: DataReport) -> str:
@@ -147,7 +150,7 @@ def _text(report: DataReport) -> str:
 def _entry(report: DataReport, kind: Kind, faults: tuple[DataFault, ...]) -> str:
     """The faults of a kind: how many, what training does with them, and the first places."""
     is_in_heading = kind.consequence in _IN_HEADING
-    lines = [f"- {kind.counted(len(faults))}{'' if is_in_heading else f', {kind.consequence}'}"]
+    lines = [f"- {kind.describe(len(faults))}{'' if is_in_heading else f', {kind.consequence}'}"]
     for fault in faults[:_SHOWN_PLACES]:
         place = fault.place.removeprefix(f"{report.folder}/")
         lines.append(f"    {place}{': ' if place and fault.detail else ''}{fault.detail}")

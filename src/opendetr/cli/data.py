@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from opendetr.cli.check import check
-from opendetr.cli.output import Exit, JsonOption, command, print_json, progress_bar, say, table
+from opendetr.cli.output import Exit, JsonOption, command, print_json, say, table
+from opendetr.cli.usage import Command, Group
 
 if TYPE_CHECKING:
     from opendetr.data import DetectionData, ImageRecord
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 _HELP = "Make, show, check, convert and split datasets."
 _SHEET_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
-app = typer.Typer(help=_HELP, no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(cls=Group, help=_HELP, no_args_is_help=True, rich_markup_mode=None)
 
 SourceArgument = Annotated[Path, typer.Argument(help="The dataset: COCO, Pascal VOC, YOLO, or a CSV table.")]
 TargetArgument = Annotated[Path, typer.Argument(help="The folder to write, empty or new.")]
@@ -62,6 +63,7 @@ def make(
         opendetr data make scenes-hard --hard --train 500 --val 100 --seed 7
     """
     from opendetr.synthetic import SceneConfig, write_scenes
+    from opendetr.visualize import progress_bar
 
     counts = {split: count for split, count in {"train": train, "val": val}.items() if count}
     config = replace(SceneConfig.hard() if hard else SceneConfig(), size=size)
@@ -186,13 +188,14 @@ def _write(
 ) -> Exit:
     """Write splits of the dataset `source`. Prints their classes, and notes on what could not be kept as it was."""
     from opendetr.data import Kind
-    from opendetr.data.tools import maps_left_behind, write_data
+    from opendetr.data.tools import note_unwritten_maps, write_data
+    from opendetr.visualize import progress_bar
 
     for name, data in splits.items():
         say(f"{name}: {data.summary()}")
     with progress_bar("writing images") as progress:
         notes = write_data(splits, folder, to, link=link, progress=progress)
-    notes += maps_left_behind(source, splits)
+    notes += note_unwritten_maps(source, splits)
     rows = [row for data in splits.values() for row in _class_counts(data)]
     if as_json:
         print_json({"folder": str(folder), "format": str(to), "classes": rows, "notes": notes})
@@ -202,7 +205,7 @@ def _write(
             print(note)
         print(folder)
     losses = (Kind.EMPTY_FILE, Kind.UNREADABLE_IMAGE, Kind.OVERSIZED_IMAGE)
-    some_lost = any(finding.kind in losses for data in splits.values() for finding in data.findings)
+    some_lost = any(entry.kind in losses for data in splits.values() for entry in data.fault_counts)
     return Exit.SOME_FAILED if some_lost else Exit.DONE
 
 
@@ -250,4 +253,4 @@ def _shares(text: str) -> dict[str, float]:
 
 
 for _function in (make, show, check, convert, split):
-    app.command()(_function)
+    app.command(cls=Command)(_function)

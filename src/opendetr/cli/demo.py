@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from opendetr.cli.output import DeviceOption, JsonOption, command, number, print_json, progress_bar, say
+from opendetr.cli.output import DeviceOption, JsonOption, command, number, print_json, say
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 PAGE = "index.html"
 _MODEL = "deformable-detr-tiny-panoptic"
 _SPLIT, _SEED = "val", 0  # training scenes are of another split, so the detector has not seen these scenes
-_NUM_SHOWN = 12
+_NUM_SHOWN = 8
+_TEXT = 1.6  # labels are legible where an image of the page is 360 pixels wide, as on a phone
 
 
 @command
@@ -42,6 +43,7 @@ def demo(
     from opendetr.evaluation import write_report
     from opendetr.inference import load
     from opendetr.synthetic import write_scenes
+    from opendetr.visualize import progress_bar
 
     began = time.monotonic()
     detector = load(_MODEL, device=device)
@@ -80,10 +82,10 @@ def demo(
         print(page)
 
 
-def _images_shown(detector: Predictor, data: DetectionData) -> Iterator[tuple[str, Image.Image]]:
-    """Yield a title and an image with ground truth next to predictions, for scenes spread over the data."""
-    from opendetr.inference import compare
+def _images_shown(detector: Predictor, data: DetectionData) -> Iterator[tuple[str, list[tuple[str, Image.Image]]]]:
+    """Yield a caption and the images of ground truth and prediction, for scenes spread over the data."""
+    from opendetr.inference import comparisons
 
     chosen = data.images[:: max(1, len(data) // _NUM_SHOWN)][:_NUM_SHOWN]
-    for record, image in compare(detector, data, chosen):
-        yield f"Scene {record.id}", image
+    for record, images in comparisons(detector, data, chosen, text=_TEXT):
+        yield f"Scene {record.id}", images

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from opendetr.cli.output import (
-    DEFAULT_MODEL,
     BatchSizeOption,
     DeviceOption,
     Exit,
@@ -21,13 +20,14 @@ from opendetr.cli.output import (
     StrictNoObjectOption,
     WeightsOption,
     command,
+    in_range,
     number,
     print_json,
-    progress_bar,
     say,
     table,
     write_json,
 )
+from opendetr.recipe import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from opendetr.data import DetectionData
@@ -69,8 +69,7 @@ class EvalOptions:
     panoptic_score: Annotated[
         float | None,
         typer.Option(
-            min=0,
-            max=1,
+            callback=in_range(0, 1),
             help="Minimum score of a query in a panoptic map. [default: 0.85; 0.4 for sigmoid scores]",
             show_default=False,
         ),
@@ -85,7 +84,9 @@ class EvalOptions:
 
 @command
 def evaluate(options: EvalOptions) -> Exit:
-    """Evaluate a detector on a dataset: the twelve COCO metrics, and AP per class.
+    """Evaluate a detector on a dataset: the twelve COCO metrics, AP per class, and score thresholds.
+
+    For each class, it reports precision, recall and F1 of boxes (IoU 0.5) at the score threshold that maximises F1.
 
     If the model has a mask head and the dataset has masks, it also reports the twelve metrics of masks, and panoptic
     quality for panoptic maps.
@@ -101,6 +102,7 @@ def evaluate(options: EvalOptions) -> Exit:
         opendetr eval my-data --weights detr-r50-panoptic --merge published --batch-size 1
     """
     from opendetr.inference import load
+    from opendetr.visualize import progress_bar
 
     detector = load(
         options.weights, model=options.model, device=options.device, strict_no_object=options.strict_no_object
@@ -135,7 +137,6 @@ def evaluate(options: EvalOptions) -> Exit:
 def _open(detector: Predictor, options: EvalOptions, split: str) -> DetectionData:
     """Open the split. Raises ConfigError for mask options if the model or the dataset has no masks."""
     from opendetr.config import ConfigError
-    from opendetr.data.formats import open_split
 
     has_merge, has_panoptic_score = options.merge is not MergeRule.DEFAULT, options.panoptic_score is not None
     of_masks = {
@@ -148,14 +149,7 @@ def _open(detector: Predictor, options: EvalOptions, split: str) -> DetectionDat
         raise ConfigError(
             f"{options.weights}: has no mask head, only boxes are evaluated: leave out {' and '.join(given)}"
         )
-    config = detector.preset.data
-    data = open_split(
-        options.data,
-        split,
-        val_fraction=config.val_fraction,
-        strict=config.strict,
-        masks=options.masks.value if options.masks else config.masks,
-    )
+    data = detector.open_split(options.data, split, masks=options.masks.value if options.masks else None)
     if has_merge and data.masks == "none":
         raise ConfigError(f"{options.data}: was read without masks, only boxes are evaluated: leave out --merge")
     if has_panoptic_score and data.masks != "panoptic":
@@ -164,9 +158,9 @@ def _open(detector: Predictor, options: EvalOptions, split: str) -> DetectionDat
 
 
 def _print(scores: Evaluation) -> None:
-    from opendetr.evaluation import meaning
+    from opendetr.evaluation import describe_metric
 
-    print(table([(name, number(value), meaning(name)) for name, value in scores.metrics.items()]))
+    print(table([(name, number(value), describe_metric(name)) for name, value in scores.metrics.items()]))
     print()
     columns = {"AP": scores.per_class, "mask AP": scores.mask_per_class}
     for name in ("PQ", "SQ", "RQ"):
@@ -175,8 +169,20 @@ def _print(scores: Evaluation) -> None:
     names = list(dict.fromkeys(name for column in shown.values() for name in column))
     rows = [(name, *(number(column.get(name)) for column in shown.values())) for name in names]
     print(table([("class", *shown), *rows]))
+    print()
+    print(_thresholds_table(scores))
     if scores.per_layer:
         layers = [(str(layer), number(value)) for layer, value in enumerate(scores.per_layer, start=1)]
         print()
         print(table([("decoder layer", "AP"), *layers]))
     print(f"\n{scores.seconds_per_image:.3f} seconds per image")
+
+
+def _thresholds_table(scores: Evaluation) -> str:
+    """Threshold, precision, recall and F1 of each class, and of all classes with one common threshold."""
+    points = scores.operating_points
+    rows = [
+        (name, *(number(value) for value in (point.threshold, point.precision, point.recall, point.f1)))
+        for name, point in {**points.per_class, "all, one threshold": points.overall}.items()
+    ]
+    return table([("class", "best threshold", "precision", "recall", "F1"), *rows])

@@ -38,16 +38,12 @@ def export(
 
         opendetr export runs/mine mine.pth --format official
     """
-    from opendetr.export import export_huggingface, export_official
     from opendetr.inference import load
 
     detector = load(weights, model=model, device="cpu")
     preset = detector.preset
-    if format is Format.HUGGINGFACE:
-        export_huggingface(detector.model, preset, detector.categories, out)
-    else:
-        export_official(detector.model, preset, out)
-    if preset.model.backbone.norm == "batch":
+    detector.export(out, format.value)
+    if preset.model.backbone.frozen() != preset.model.backbone:
         say("batch norm was written as frozen batch norm: evaluation is the same, training leaves it unchanged")
     if as_json:
         print_json(

@@ -42,7 +42,7 @@ def run(num_processes: int) -> Exit:
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         if failure.exitcode < 0 and rank == 0:
-            say(f"error: process 0 of {num_processes} was ended by {failure.signal_name()}; go on with --resume")
+            say(f"error: process 0 of {num_processes} was ended by {failure.signal_name()}; continue with --resume")
         return Exit.FAILED
     except SignalException:  # the processes have saved and reported it
         return Exit.FAILED

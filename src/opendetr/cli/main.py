@@ -15,10 +15,12 @@ from opendetr.cli.models import models
 from opendetr.cli.predict import predict
 from opendetr.cli.push import push
 from opendetr.cli.train import train
+from opendetr.cli.usage import Command, Group
 
 _HELP = "Train, evaluate and use DETR detectors."
 
 app = typer.Typer(
+    cls=Group,
     help=_HELP,
     no_args_is_help=True,
     add_completion=False,
@@ -26,15 +28,15 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(demo)
-app.command()(train)
-app.command("eval")(evaluate)
-app.command()(predict)
+app.command(cls=Command)(demo)
+app.command(cls=Command)(train)
+app.command("eval", cls=Command)(evaluate)
+app.command(cls=Command)(predict)
 app.add_typer(data.app, name="data")
-app.command()(export)
-app.command()(push)
-app.command()(models)
-app.command()(bench)
+app.command(cls=Command)(export)
+app.command(cls=Command)(push)
+app.command(cls=Command)(models)
+app.command(cls=Command)(bench)
 
 
 def _show_version(wanted: bool) -> None:

@@ -2,58 +2,166 @@
 
 from __future__ import annotations
 
-from typing import Any
+import textwrap
+from collections.abc import Mapping
+from typing import Annotated, Any
 
-from opendetr.cli.output import JsonOption, command, number, print_json, table
+import typer
+
+from opendetr.cli.output import JsonOption, command, print_json, table
+
+_WIDTH = 100  # columns of the list
+_LEGEND = (
+    "size: short side of the images in pixels. AP, PQ: published, on COCO val2017. "
+    "time: for one image at this size on a CPU, relative to detr-r50."
+)
+_ADVICE = (
+    "Without a GPU, or for small images, take deformable-detr-tiny. To detect COCO's classes without training, take "
+    "detr-r50; to train on small objects, deformable-detr-r50-two-stage. `opendetr models NAME` explains a model."
+)
 
 
 @command
-def models(as_json: JsonOption = False) -> None:
-    """List the models of the catalogue, and the sources of their weights.
+def models(
+    name: Annotated[
+        str | None, typer.Argument(help="A model to explain. [default: list all]", show_default=False)
+    ] = None,
+    details: Annotated[
+        bool, typer.Option("--details", help="List architecture and weights, too, in wide rows.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """List the models of the catalogue by family, or explain one of them.
 
     AP and PQ are the authors' figures on COCO val2017. Weights whose file names contain a hash are downloaded on first
-    use. Others have to be put into the cache manually; --json gives their addresses.
+    use. Others have to be put into the cache manually; `opendetr models NAME` gives their addresses.
 
     Examples:
 
         opendetr models
 
+        opendetr models deformable-detr-r50
+
+        opendetr models --details
+
         opendetr models --json
     """
-    from opendetr.presets import list_models
+    from opendetr.presets import get_preset, list_models
 
-    rows = [_row(name) for name in list_models()]
+    if name is not None:
+        get_preset(name)
+    rows = [_row(each) for each in (list_models() if name is None else [name])]
     if as_json:
         print_json({"models": rows})
-        return
-    heads = ("name", "parameters", "backbone", "layers", "width", "queries", "image size", "AP", "PQ", "weights")
-    lines = [
-        (row["name"], f"{row['parameters'] / 1e6:.1f} M", row["backbone"], row["layers"], str(row["width"]),
-         str(row["queries"]), str(row["image_size"]), number(row["weights"].get("AP")),
-         number(row["weights"].get("PQ")), _origin(row["weights"]))
-        for row in rows
-    ]  # fmt: skip
-    print(table([heads, *lines]))
+    elif name is not None:
+        print(_explanation(rows[0]))
+    else:
+        print(_list(rows, details=details))
+
+
+def _list(rows: list[dict[str, Any]], *, details: bool) -> str:
+    """The models as a table for each family, in equal columns, with a legend and advice."""
+    heads = _DETAILED if details else _SHORT
+    head, *lines = table([tuple(heads), *(tuple(cell(row) for cell in heads.values()) for row in rows)]).splitlines()
+    families: dict[str, list[str]] = {}
+    for row, line in zip(rows, lines, strict=True):
+        families.setdefault(_title(row), [head]).append(line)
+    blocks = ["\n".join((title, *members)) for title, members in families.items()]
+    notes = [textwrap.fill(text, _WIDTH) for text in (_LEGEND, _ADVICE)]
+    return "\n\n".join((*blocks, *notes))
+
+
+def _title(row: Mapping[str, Any]) -> str:
+    """The title of the family of a model."""
+    from opendetr.presets import FAMILIES
+
+    family = FAMILIES.get(row["family"])
+    return f"{family.title} ({family.paper})" if family else row["family"]
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+# The columns of the list, and of the list with --details: what a row contains.
+_SHORT = {
+    "name": lambda row: row["name"],
+    "params": lambda row: f"{row['parameters'] / 1e6:.1f} M",
+    "size": lambda row: str(row["image_size"]),
+    "AP": lambda row: _percent(row["weights"].get("AP")),
+    "PQ": lambda row: _percent(row["weights"].get("PQ")),
+    "time": lambda row: "-" if row["relative_time"] is None else f"{row['relative_time']:g}",
+    "weights": lambda row: _origin(row["weights"]),
+}
+_DETAILED = {
+    "name": _SHORT["name"],
+    "params": _SHORT["params"],
+    "backbone": lambda row: row["backbone"],
+    "layers": lambda row: row["layers"],
+    "width": lambda row: str(row["width"]),
+    "queries": lambda row: str(row["queries"]),
+    "size": _SHORT["size"],
+    "AP": _SHORT["AP"],
+    "mask AP": lambda row: _percent(row["weights"].get("mask AP")),
+    "PQ": _SHORT["PQ"],
+    "time": _SHORT["time"],
+    "weights": _SHORT["weights"],
+    "licence": lambda row: row["weights"].get("licence") or "-",
+}
+
+
+def _explanation(row: Mapping[str, Any]) -> str:
+    """A page about one model."""
+    from opendetr.presets import FAMILIES
+
+    name, weights, family = row["name"], row["weights"], FAMILIES.get(row["family"])
+    encoder, decoder = row["layers"].split("+")
+    figures = [f"{key} {_percent(weights[key])}" for key in ("AP", "mask AP", "PQ") if weights.get(key)]
+    relative = row["relative_time"]
+    facts = {
+        "backbone": row["backbone"],
+        "transformer": f"{encoder} encoder and {decoder} decoder layers of width {row['width']}",
+        "queries": f"{row['queries']}, the maximum number of objects in an image",
+        "parameters": f"{row['parameters'] / 1e6:.1f} M",
+        "image size": f"{row['image_size']} pixels on the short side",
+        "time": "not measured" if relative is None else f"{relative:g} times that of detr-r50 for an image on a CPU",
+        "published": f"{', '.join(figures)} on COCO val2017" if figures else "no figures",
+        "weights": ", ".join(filter(None, (_origin(weights), weights.get("licence")))),
+    }
+    if weights.get("origin") == "by hand" and not weights["cached"]:
+        facts |= {"from": weights["address"], "put at": weights["path"]}
+        facts |= {"or give": f"--weights hf:{weights['hub']}"} if weights["hub"] else {}
+    usable = (weights and weights["origin"] != "by hand") or weights.get("cached")
+    out = f"runs/{name}"
+    commands = {
+        "train": f"opendetr train my-data --model {name} --out {out}",
+        "predict": f"opendetr predict photo.jpg --weights {name if usable else out}",
+    }
+    about = textwrap.fill(family.architecture, _WIDTH) if family else ""
+    parts = [f"{name}: {row['description']}", about, table(list(facts.items())), table(list(commands.items()))]
+    return "\n\n".join(part for part in parts if part)
 
 
 def _row(name: str) -> dict[str, Any]:
     import torch
 
-    from opendetr.presets import create, get_preset
+    from opendetr.presets import RELATIVE_TIME, create, describe, get_preset
 
     preset = get_preset(name)
     with torch.device("meta"):
         model = create(name)
     backbone, transformer = preset.model.backbone, preset.model.transformer
-    marks = (" of half width" if backbone.half_width else "") + (", dilated" if backbone.dilation else "")
     return {
         "name": name,
+        "family": (model.get_submodule(model.detector_part) if model.detector_part else model).family,
+        "description": describe(name),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "backbone": f"ResNet-{backbone.depth}{marks}",
+        "backbone": backbone.describe(),
         "layers": f"{transformer.encoder_layers}+{transformer.decoder_layers}",
         "width": transformer.width,
         "queries": preset.model.num_queries,
         "image_size": preset.data.image_size,
+        "relative_time": RELATIVE_TIME.get(name),
         "weights": _weights(name),
     }
 
@@ -72,6 +180,7 @@ def _weights(name: str) -> dict[str, Any]:
         "origin": "download" if published.is_checked else "by hand",
         "file": published.file,
         "address": published.place,
+        "path": str(published.path),
         "hub": published.hub,
         "MiB": published.megabytes,
         "licence": published.licence,
@@ -82,11 +191,11 @@ def _weights(name: str) -> dict[str, Any]:
     }
 
 
-def _origin(weights: dict[str, Any]) -> str:
-    """Where the weights come from, in a few words."""
+def _origin(weights: Mapping[str, Any]) -> str:
+    """Where the weights come from, and their size."""
     if not weights:
         return "none"
-    origin = {"package": "in the package", "download": "on first use", "by hand": "manual download"}[weights["origin"]]
-    size = f"{weights['MiB']} MiB" if weights["MiB"] else None
-    is_cached = weights["origin"] != "package" and weights["cached"]
-    return ", ".join(filter(None, ("cached" if is_cached else origin, size, weights.get("licence"))))
+    origin = {"package": "in the package", "download": "download", "by hand": "manual download"}[weights["origin"]]
+    if weights["origin"] != "package" and weights["cached"]:
+        origin = "cached"
+    return f"{origin}, {weights['MiB']} MiB" if weights["MiB"] else origin

@@ -1,14 +1,17 @@
-"""Shared by the commands: options, errors, progress and output."""
+"""Shared by the commands: options, errors, tables and JSON."""
 
 from __future__ import annotations
 
+import errno
 import functools
 import inspect
 import json
 import math
+import os
+import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import is_dataclass
 from enum import IntEnum, StrEnum
 from pathlib import Path
@@ -18,7 +21,6 @@ import typer
 
 from opendetr.files import write_atomically
 
-DEFAULT_MODEL = "deformable-detr-tiny"  # the default of `presets`, which takes seconds to import
 WeightsOption = Annotated[
     str,
     typer.Option(
@@ -42,11 +44,39 @@ MergeOption = Annotated[
     MergeRule,
     typer.Option(help="How masks become a panoptic map; published is the rule of DETR's code, for comparison."),
 ]
-BatchSizeOption = Annotated[int, typer.Option(min=1, help="Number of images per forward pass.")]
+
+
+def in_range(low: float, high: float | None = None) -> Callable[[float | None], float | None]:
+    """A callback that refuses a number out of its range in the words of the Python API."""
+
+    def check(value: float | None) -> float | None:
+        from opendetr.config import range_fault
+
+        fault = range_fault(value, low, high)
+        if fault:
+            raise typer.BadParameter(fault)
+        return value
+
+    return check
+
+
+BatchSizeOption = Annotated[int, typer.Option(callback=in_range(1), help="Number of images per forward pass.")]
 StrictNoObjectOption = Annotated[
     bool, typer.Option("--strict-no-object", help='Drop queries whose most probable class is "no object".')
 ]
-DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+
+
+def _device(name: str) -> str:
+    """The name of a device as torch writes it. Raises BadParameter."""
+    if name.isdecimal():
+        raise typer.BadParameter(f"'{name}' is not a device; did you mean cuda:{name}?")
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
+        hint = "; did you mean cuda?" if name.lower() in ("gpu", "nvidia", "gpu:0") else ""
+        raise typer.BadParameter(f"'{name}' is not one of auto, cpu, cuda, cuda:NUMBER, mps{hint}")
+    return name
+
+
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.", callback=_device)]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 
 # Errors that a user can cause, by the module that defines them. A module that was never loaded cannot have raised its
@@ -62,10 +92,11 @@ _USER_ERRORS = {
 
 
 class Exit(IntEnum):
-    """The exit codes of every command. The parser exits with 2 on bad usage."""
+    """The exit codes of every command. The parser, too, exits with 2 on bad usage."""
 
     DONE = 0
     FAILED = 1
+    BAD_USAGE = 2
     SOME_FAILED = 3
 
 
@@ -88,12 +119,17 @@ def command(function: Callable[..., Any]) -> Callable[..., None]:
     def run(*, debug: bool, **options: Any) -> None:
         try:
             code = function(**options) if options_class is None else function(options_class(**options))
+            sys.stdout.flush()  # at the end of the process it would be too late to handle an error
+        except BrokenPipeError:
+            _drop_output()
+            raise typer.Exit(Exit.FAILED) from None
         except Exception as error:
             line = _explained(error)
+            _discard_lost_output()
             if debug or line is None:
                 raise
             print(f"error: {line}", file=sys.stderr)
-            raise typer.Exit(Exit.FAILED) from None
+            raise typer.Exit(_failure_code(error)) from None
         raise typer.Exit(code or Exit.DONE)
 
     debug_option = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
@@ -102,6 +138,30 @@ def command(function: Callable[..., Any]) -> Callable[..., None]:
     run.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
     run.__annotations__ = {option.name: option.annotation for option in options}
     return run
+
+
+def _discard_lost_output() -> None:
+    """Discard what is still to be printed if it cannot be, as in `opendetr eval ... | head`. Python would report the
+    same error again when it exits.
+    """
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _failure_code(error: Exception) -> Exit:
+    """2 for a setting or an option with a wrong value, 1 for everything else that fails."""
+    config = sys.modules.get("opendetr.config")
+    is_usage = config is not None and isinstance(error, config.SettingError)
+    return Exit.BAD_USAGE if is_usage else Exit.FAILED
+
+
+def _drop_output() -> None:
+    """Discard further output: the program that reads it, such as `head`, has ended. It needs no message."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _options_class(parameters: Sequence[inspect.Parameter]) -> type[Any] | None:
@@ -123,8 +183,12 @@ def _explained(error: Exception) -> str | None:
         )
     loaded = [(sys.modules[module], name) for module, name in _USER_ERRORS.items() if module in sys.modules]
     kinds = tuple(getattr(module, name) for module, name in loaded if hasattr(module, name))
-    if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        return one_line(f"{error.filename}: {error.strerror[0].lower()}{error.strerror[1:]}")
+    if isinstance(error, BrokenPipeError):
+        return "standard output was closed before everything was printed"
+    if isinstance(error, OSError) and error.strerror:
+        name = "" if error.filename is None else f"{error.filename}: "
+        advice = "; make space, or write to another disk" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        return one_line(f"{name}{error.strerror[0].lower()}{error.strerror[1:]}{advice}")
     return one_line(str(error)) if isinstance(error, (OSError, *kinds)) else None
 
 
@@ -149,24 +213,6 @@ def _plain(value: Any) -> Any:
 def say(line: str) -> None:
     """Print a line for people on standard error; standard output is for results."""
     print(one_line(line), file=sys.stderr)
-
-
-@contextmanager
-def progress_bar(label: str) -> Iterator[Callable[[int, int | None], None]]:
-    """Show a progress bar on a terminal. Yields a function to call with the number done and the total, if known."""
-    from rich import progress
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    columns = (
-        progress.TextColumn("{task.description}"),
-        progress.BarColumn(30),
-        progress.MofNCompleteColumn(),
-        progress.TimeRemainingColumn(),
-    )
-    with progress.Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        line = bar.add_task(label, total=None)
-        yield lambda done, total: bar.update(line, completed=done, total=total)
 
 
 def number(value: float | None) -> str:

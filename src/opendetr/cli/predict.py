@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import dataclass
@@ -14,7 +15,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 import typer
 
 from opendetr.cli.output import (
-    DEFAULT_MODEL,
     BatchSizeOption,
     DeviceOption,
     Exit,
@@ -23,17 +23,22 @@ from opendetr.cli.output import (
     MergeRule,
     ModelOption,
     StrictNoObjectOption,
-    WeightsOption,
     command,
-    progress_bar,
+    one_line,
     say,
+    table,
 )
+from opendetr.recipe import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from opendetr.inference import Predictor
     from opendetr.inference.sources import Source
     from opendetr.results import Detections, Panoptic
     from opendetr.training import StopSignal
+
+
+_NUM_LISTED = 10  # images whose classes are printed
+_NUM_CLASSES = 5  # classes that are printed for an image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,14 +49,24 @@ class PredictOptions:
         list[str],
         typer.Argument(help="Images, folders, patterns such as 'photos/*.jpg', URLs, videos, or a camera's number."),
     ]
-    weights: WeightsOption = DEFAULT_MODEL
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            help="A run folder, a file or address of weights, hf:owner/name, or a name that `opendetr models` lists. "
+            f"[default: {DEFAULT_MODEL}, which knows drawn shapes]",
+            show_default=False,
+        ),
+    ] = None
     model: ModelOption = None
     out: Annotated[Path, typer.Option(help="The folder for predictions.json and the images.")] = Path("predictions")
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Write to --out even if it has files, and replace those of equal name.")
+    ] = False
     min_score: Annotated[
         list[str] | None,
         typer.Option(
-            help="Minimum score of a detection; NAME=SCORE for one class. May be repeated. [default: 0.5; with "
-            "--panoptic 0.85, or 0.4 for sigmoid scores]",
+            help="Minimum score of a detection; NAME=SCORE for one class. May be repeated. [default: the "
+            "thresholds stored with the model, else 0.5; with --panoptic 0.85, or 0.4 for sigmoid scores]",
             show_default=False,
         ),
     ] = None
@@ -105,14 +120,21 @@ def predict(options: PredictOptions) -> Exit:
     min_score, class_min_scores = _min_scores(options.min_score or [])
     sources = _sources(options.sources)
     if options.draw or options.crops:
-        _refuse_overwriting(options.out, sources)
+        _refuse_overwriting_inputs(options.out, sources)
+    if not options.overwrite:
+        _require_empty(options.out)
 
     from opendetr.inference import load
     from opendetr.training import StopSignal
 
     detector = load(
-        options.weights, model=options.model, device=options.device, strict_no_object=options.strict_no_object
+        options.weights or DEFAULT_MODEL,
+        model=options.model,
+        device=options.device,
+        strict_no_object=options.strict_no_object,
     )
+    if options.weights is None:
+        _say_what_it_knows(detector)
     with StopSignal() as stop, _Run(detector, sources, options) as run:
         run.predict(stop, min_score=min_score, class_min_scores=class_min_scores)
         if options.as_json:
@@ -157,7 +179,28 @@ def _sources(names: Sequence[str]) -> list[Source]:
     return sources
 
 
-def _refuse_overwriting(out: Path, sources: Sequence[Source]) -> None:
+def _say_what_it_knows(detector: Predictor) -> None:
+    """Say that the detector of the package, which the user did not choose, knows no photographs."""
+    from opendetr.synthetic import CATEGORIES
+
+    if {category["name"] for category in CATEGORIES} >= set(detector.names):
+        say(
+            f"note: without --weights, only drawn shapes are known ({', '.join(detector.names[:3])}, ...); for "
+            "photographs and the classes of COCO, give --weights detr-r50"
+        )
+
+
+def _require_empty(out: Path) -> None:
+    """Raise DataError if the folder has files, which could be overwritten. Hidden files are ignored."""
+    from opendetr.data import DataError
+
+    if out.is_dir() and any(not path.name.startswith(".") for path in out.iterdir()):
+        has_results = any((out / name).exists() for name in ("predictions.json", "panoptic.json"))
+        what = "has the results of another run" if has_results else "is not empty"
+        raise DataError(f"{out}: {what}; choose another --out, or replace files of equal name with --overwrite")
+
+
+def _refuse_overwriting_inputs(out: Path, sources: Sequence[Source]) -> None:
     """Raise DataError if drawings would overwrite the images that are read."""
     from opendetr.data import DataError
     from opendetr.inference.sources import folders_of
@@ -180,7 +223,7 @@ class _Run:
         self._last_failure = ""
         self.num_failed = 0
         self.num_images = 0
-        self.num_objects = 0
+        self._counts = _Counts()
 
     def __enter__(self) -> Self:
         return self
@@ -191,6 +234,7 @@ class _Run:
     def predict(self, stop: StopSignal, *, min_score: float | None, class_min_scores: Mapping[str, float]) -> None:
         """Predict until the end, or until `stop` is requested. Raises DataError when no image could be read."""
         from opendetr.data import DataError
+        from opendetr.visualize import progress_bar
 
         thresholds = {"min_score": min_score, "class_min_scores": class_min_scores}
         total = self._total()
@@ -201,7 +245,7 @@ class _Run:
                     write = stack.enter_context(self._folder())
                 write(result)
                 self.num_images += 1
-                self.num_objects += len(result)
+                self._counts.add(result)
                 progress(self.num_images + self.num_failed, total)
                 if stop.requested:
                     break
@@ -228,7 +272,7 @@ class _Run:
         if self._options.panoptic:
             options |= {"panoptic": True, "merge": self._options.merge.value}
         only = self._sources[0] if len(self._sources) == 1 else None
-        if only is not None and is_one_image(only):
+        if isinstance(only, str) and is_one_image(only):
             yield self._detector.predict(only, **options)
         elif isinstance(only, int):
             yield from self._detector.predict(only, **options, on_unreadable=self._failed)
@@ -250,9 +294,14 @@ class _Run:
         return count_images(self._sources, skip=self._out) if sys.stderr.isatty() else None
 
     def print_summary(self) -> None:
-        """Print one line with the counts and the output folder."""
-        objects = "segments" if self._options.panoptic else "objects"
-        print(f"{self.num_objects} {objects} in {self.num_images} images: {self._out}")
+        """Print the classes in each of the first images, then in all of them, and the output folder."""
+        if self.num_images > 1:
+            print(table(self._counts.rows()))
+        objects = _plural(self._counts.total.total(), "segment" if self._options.panoptic else "object")
+        classes = f" ({_classes(self._counts.total)})" if self._counts.total else ""
+        print(f"{objects} in {_plural(self.num_images, 'image')}{classes}: {self._out}")
+        if not self._counts.total:
+            say("nothing reaches the minimum score; try a lower one, such as --min-score 0.2")
 
     def print_json(self) -> None:
         """Print the result as JSON, copied in pieces from the files to keep memory flat."""
@@ -264,6 +313,46 @@ class _Run:
         with (self._out / file).open(encoding="utf-8") as stream:
             sys.stdout.write(",\n" + stream.readline().removeprefix("{"))
             shutil.copyfileobj(stream, sys.stdout)
+
+
+class _Counts:
+    """Counts the objects of each class: in all images, and in each of the first ones. A video counts as one image."""
+
+    def __init__(self) -> None:
+        self.total = Counter[str]()
+        self._first: dict[str, Counter[str]] = {}
+        self._num_frames = Counter[str]()
+        self._num_others = 0
+
+    def add(self, result: Detections | Panoptic) -> None:
+        """Add the objects of the next image."""
+        self.total.update(result.names)
+        source = result.source or "image"
+        if source not in self._first and len(self._first) >= _NUM_LISTED:
+            self._num_others += 1
+            return
+        self._first.setdefault(source, Counter()).update(result.names)
+        self._num_frames[source] += result.frame is not None
+
+    def rows(self) -> list[tuple[str, str]]:
+        """The name and the classes of each of the first images; the last row tells how many others there are."""
+        rows = []
+        for source, counts in self._first.items():
+            frames = f" ({_plural(self._num_frames[source], 'frame')})" if self._num_frames[source] else ""
+            rows.append((one_line(source) + frames, _classes(counts) or "nothing"))
+        return [*rows, (f"... and {_plural(self._num_others, 'more image')}", "")] if self._num_others else rows
+
+
+def _classes(counts: Counter[str]) -> str:
+    """The numbers of objects of the most frequent classes, such as "3 person, 1 dog"."""
+    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    text = ", ".join(f"{count} {one_line(name)}" for name, count in ranked[:_NUM_CLASSES])
+    num_others = sum(count for _, count in ranked[_NUM_CLASSES:])
+    return f"{text}, {num_others} of other classes" if num_others else text
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _distinct(images: Iterable[Source]) -> Iterator[Source]:

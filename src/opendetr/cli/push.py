@@ -12,13 +12,16 @@ from opendetr.cli.output import JsonOption, ModelOption, command, print_json
 
 @command
 def push(
-    weights: Annotated[str, typer.Argument(help="A run folder, a file of weights, or a name of `opendetr models`.")],
+    weights: Annotated[
+        str,
+        typer.Argument(help="A run folder (its best checkpoint), a weights file, or a name from `opendetr models`."),
+    ],
     repository: Annotated[str, typer.Argument(help="owner/name on the Hugging Face Hub; created if missing.")],
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
     model: ModelOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Upload a detector to the Hugging Face Hub, from which --weights hf:owner/name loads it.
+    """Upload a detector to the Hugging Face Hub. Other commands then load it with --weights hf:owner/name.
 
     You must be logged in (`hf auth login`), or HF_TOKEN must contain a token with write access.
 
@@ -34,14 +37,15 @@ def push(
     from opendetr.weights import WeightsError
 
     if is_offline():
-        raise WeightsError(f"push: {OFFLINE} is set; push without --offline")
+        raise WeightsError(f"push: {OFFLINE} is set; unset it, or push without --offline")
     detector = load(weights, model=model, device="cpu")
     address = upload(
         detector.model,
         detector.preset,
         detector.categories,
         repository,
-        scores=_metrics(Path(weights)),
+        metrics=_metrics(Path(weights)),
+        thresholds=detector.thresholds,
         private=private,
     )
     if as_json:
@@ -51,10 +55,10 @@ def push(
 
 
 def _metrics(folder: Path) -> dict[str, float]:
-    """The metrics of a run folder's best weights, such as AP, mask_AP and PQ; empty for other weights."""
-    from opendetr.evaluation import meaning
+    """The metrics of the best checkpoint of a run folder, such as AP, mask_AP and PQ; empty for other weights."""
+    from opendetr.evaluation import describe_metric
     from opendetr.training import find_checkpoint, load_checkpoint
 
     best = find_checkpoint(folder / "best")
     metrics = {} if best is None else load_checkpoint(best).facts["metrics"]
-    return {name: value for name, value in metrics.items() if value is not None and meaning(name)}
+    return {name: value for name, value in metrics.items() if value is not None and describe_metric(name)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,7 +15,16 @@ from opendetr.cli.output import DeviceOption, Exit, JsonOption, command, print_j
 if TYPE_CHECKING:
     from opendetr.training import Run
 
+_NOT_OF_PYTHON = ("resume", "processes", "nodes", "as_json")  # options that are not arguments of `opendetr.train`
 _NO_SETTINGS = ("resume", "device", "processes", "nodes", "as_json")  # options that may be given with --resume
+
+
+class Logger(StrEnum):
+    """The tools that log a run; the values are those of `Recipe.log`."""
+
+    TENSORBOARD = "tensorboard"
+    WANDB = "wandb"
+    MLFLOW = "mlflow"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,13 +40,14 @@ class TrainOptions:
         str | None,
         typer.Option(
             help="What to start from: published, imagenet (backbone only), none, a run folder, a file or address of "
-            "weights, or hf:owner/name. [default: published, else imagenet, else none]",
+            "weights, hf:owner/name, or a name that `opendetr models` lists. [default: published, else imagenet, else "
+            "none]",
             show_default=False,
         ),
     ] = None
     out: Annotated[Path | None, typer.Option(help="The run folder. [default: runs/MODEL]", show_default=False)] = None
     epochs: Annotated[int | None, typer.Option(help="Length in passes over the data.", show_default=False)] = None
-    max_steps: Annotated[int | None, typer.Option(help="Length in optimiser steps.", show_default=False)] = None
+    max_steps: Annotated[int | None, typer.Option(help="Length in optimizer steps.", show_default=False)] = None
     time: Annotated[
         str | None, typer.Option(help="Length as a time, such as 45s, 30m or 1h30m.", show_default=False)
     ] = None
@@ -53,7 +64,9 @@ class TrainOptions:
     image_size: Annotated[int | None, typer.Option(help="Short side in pixels.", show_default=False)] = None
     num_queries: Annotated[
         int | None,
-        typer.Option(min=1, help="Maximum number of objects in an image; new queries are split from the old ones."),
+        typer.Option(
+            help="Maximum number of objects in an image; new queries are split from the old ones.", show_default=False
+        ),
     ] = None
     augment: Annotated[
         str | None,
@@ -111,7 +124,10 @@ class TrainOptions:
     patience: Annotated[
         int | None, typer.Option(help="Stop after this many evaluations without a new best one.", show_default=False)
     ] = None
-    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write files for TensorBoard.")] = False
+    log: Annotated[
+        list[Logger] | None,
+        typer.Option(help="Also log the run with this tool; may be repeated. Extra: log.", show_default=False),
+    ] = None
     seed: Annotated[int | None, typer.Option(help="Seed of all random numbers.", show_default=False)] = None
     device: DeviceOption = "auto"
     config: Annotated[Path | None, typer.Option(help="A YAML file of settings.", show_default=False)] = None
@@ -129,31 +145,6 @@ class TrainOptions:
         ),
     ] = None
     as_json: JsonOption = False
-
-    def data_settings(self) -> dict[str, Any]:
-        """The settings of the run's `data` section that the user gave."""
-        return _given(
-            val_fraction=self.val_fraction,
-            train_split=self.train_split,
-            val_split=self.val_split,
-            num_workers=self.workers,
-            strict=self.strict,
-            augment=self.augment,
-            batch_pixels=self.batch_pixels,
-        )
-
-    def recipe_settings(self) -> dict[str, Any]:
-        """The settings of the run's `recipe` section that the user gave."""
-        return _given(
-            accumulate=self.accumulate,
-            precision=self.precision,
-            ema_decay=self.ema,
-            best_by=self.best_by,
-            patience=self.patience,
-            freeze=self.freeze,
-            tensorboard=self.tensorboard,
-            gradient_checkpointing=self.gradient_checkpointing,
-        )
 
     def require_consistent(self) -> None:
         """Raise BadParameter unless there is a dataset, or a run folder to resume without other settings."""
@@ -217,26 +208,30 @@ def _train(options: TrainOptions) -> Run:
 
     if options.resume is not None:
         return training.resume(options.resume, device=options.device, say=say)
-    assert options.data is not None
-    return training.train(
-        options.data,
-        model=options.model,
-        weights=options.weights,
-        out=options.out,
-        config=options.config,
-        changes=[{"data": options.data_settings(), "recipe": options.recipe_settings()}, *(options.changes or [])],
-        epochs=options.epochs,
-        max_steps=options.max_steps,
-        time=options.time,
-        batch_size=options.batch_size,
-        learning_rate=options.lr,
-        image_size=options.image_size,
-        num_queries=options.num_queries,
-        freeze_detector=options.freeze_detector,
-        seed=options.seed,
-        device=options.device,
-        say=say,
-    )
+    settings = {
+        field.name: getattr(options, field.name) for field in fields(options) if field.name not in _NOT_OF_PYTHON
+    }
+    settings |= {name: settings[name] or () for name in ("changes", "freeze")}
+    settings["log"] = [tool.value for tool in options.log or ()]
+    return training.train(**settings, say=say)
+
+
+def _summarise(run: Run) -> None:
+    """Print what the run reached, which weights are deployed, and the commands that usually come next."""
+    result, name = run.result, run.result.metric
+    if not result.best:
+        return
+    last, best, step = result.metrics.get(name), result.best[name], result.best["step"]
+    some = f" on {result.best['images']} images" if "images" in result.best else ""
+    when = "the initial weights: training has not improved them" if step == 0 else f"step {step}"
+    say(f"{name}: last {'-' if last is None else f'{last:.3f}'}, best {best:.3f}{some} ({when})")
+    say(f"the best weights are in {run.folder / 'best'} and are those that {run.folder} stands for; next:")
+    for line in (
+        f"predict IMAGES --weights {run.folder}",
+        f"eval {run.data} --weights {run.folder}",
+        f"train {run.data} --weights {run.folder}",
+    ):
+        say(f"  opendetr {line}")
 
 
 def _report(run: Run, *, as_json: bool) -> None:
@@ -255,5 +250,7 @@ def _report(run: Run, *, as_json: bool) -> None:
         )
     else:
         print(run.folder)
+    if not result.interrupted:
+        _summarise(run)
     if result.interrupted:
-        say(f"error: interrupted after {result.step} steps; go on with `opendetr train --resume {run.folder}`")
+        say(f"error: interrupted after {result.step} steps; continue with `opendetr train --resume {run.folder}`")

@@ -1,10 +1,10 @@
 """Datasets: formats, records, images, masks, augmentation, and the batches made of them."""
 
-from opendetr.data.config import DataConfig
-from opendetr.data.faults import Effect, Kind
+from opendetr.data.config import DataConfig, Masks
+from opendetr.data.faults import Effect, Kind, count_noun
 from opendetr.data.formats.recognise import open_data
-from opendetr.data.images import ImageError, read_image, read_record, to_rgb, write_map
-from opendetr.data.loader import eval_loader, train_loader
+from opendetr.data.images import ImageError, read_image, read_record, write_map
+from opendetr.data.loader import TrainLoader, eval_loader, train_loader
 from opendetr.data.masks import (
     TrueSegment,
     coco_truth,
@@ -16,6 +16,7 @@ from opendetr.data.masks import (
     thing_outlines,
 )
 from opendetr.data.paths import require_folder, require_new
+from opendetr.data.pixels import to_pixels
 from opendetr.data.records import DataError, DataFault, DetectionData, ImageRecord
 from opendetr.data.transforms import evaluation_transform
 
@@ -28,8 +29,11 @@ __all__ = [
     "ImageError",
     "ImageRecord",
     "Kind",
+    "Masks",
+    "TrainLoader",
     "TrueSegment",
     "coco_truth",
+    "count_noun",
     "eval_loader",
     "evaluation_transform",
     "known_masks",
@@ -43,7 +47,7 @@ __all__ = [
     "require_new",
     "require_scorable",
     "thing_outlines",
-    "to_rgb",
+    "to_pixels",
     "train_loader",
     "write_map",
 ]

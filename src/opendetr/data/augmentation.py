@@ -1,6 +1,6 @@
-"""Training augmentation beyond DETR's: colour jitter, mosaic and copy-paste, selected by name.
+"""Extra training augmentation: colour jitter, mosaic and copy-paste, selected by `DataConfig.augment`.
 
-It is applied to images as they were read, before DETR's augmentation.
+It is applied to the original images, before DETR's augmentation.
 
 Shape letters: h w image, n objects.
 """
@@ -17,11 +17,19 @@ from PIL import Image, ImageDraw
 from torchvision.transforms.v2 import functional
 
 from opendetr.data.config import Augment, DataConfig
-from opendetr.data.transforms import Crop, Effect, Flip, LabelledImage, Resize, TrainingTransform, resize_fast
+from opendetr.data.transforms import (
+    Crop,
+    ExtraAugmentation,
+    Flip,
+    LabelledImage,
+    Resize,
+    TrainingTransform,
+    resize_fast,
+)
 
-# Minimum side of a mosaic's tile, in pixels. An image too small for such tiles stays as it is.
-_LEAST_TILE = 2
-_POLYGON_NUMBERS = 6
+# Minimum side of a mosaic's tile, in pixels. An image that is too small for such tiles is not changed.
+_MIN_TILE_SIDE = 2
+_MIN_POLYGON_NUMBERS = 6  # x and y of three points
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +51,7 @@ class ColourJitter:
     def __call__(
         self, image: LabelledImage, others: Sequence[LabelledImage], shape: tuple[int, int], rng: np.random.Generator
     ) -> LabelledImage:
-        """The image with changed colours; see `Effect`."""
+        """The image with changed colours; see `ExtraAugmentation`."""
         changes = (
             (functional.adjust_brightness, self.brightness),
             (functional.adjust_contrast, self.contrast),
@@ -66,24 +74,24 @@ class Mosaic:
     Attributes:
         probability: fraction of the images that become a mosaic.
         centre: minimum and maximum position of the point where the tiles meet, as a fraction of height and width.
-        least_part: minimum side of the crop, as a fraction of the largest crop that fits into the image.
-        least_visible: an object is dropped if a smaller fraction of its box is inside the crop.
+        min_crop: minimum side of a crop, as a fraction of the largest crop that fits into the image.
+        min_visible: an object is dropped if a smaller fraction of its box is inside the crop.
     """
 
     probability: float = 0.5
     centre: tuple[float, float] = (0.3, 0.7)
-    least_part: float = 0.6
-    least_visible: float = 0.1
+    min_crop: float = 0.6
+    min_visible: float = 0.1
 
     def __call__(
         self, image: LabelledImage, others: Sequence[LabelledImage], shape: tuple[int, int], rng: np.random.Generator
     ) -> LabelledImage:
-        """The mosaic, (*shape, 3), or the image unchanged; see `Effect`."""
+        """A mosaic with pixels (*shape, 3), or the image unchanged; see `ExtraAugmentation`."""
         if rng.random() >= self.probability:
             return image
         height, width = shape
         row, column = (round(length * rng.uniform(*self.centre)) for length in shape)
-        if min(row, column, height - row, width - column) < _LEAST_TILE:
+        if min(row, column, height - row, width - column) < _MIN_TILE_SIDE:
             return image
         quarters = [(0, 0, row, column), (0, column, row, width - column),
                     (row, 0, height - row, column), (row, column, height - row, width - column)]  # fmt: skip
@@ -92,15 +100,15 @@ class Mosaic:
         tiles: list[LabelledImage] = []
         for place in rng.permutation(4).tolist():
             top, left, tile_height, tile_width = quarters[place]
-            tile = self._tile(images[len(tiles)], tile_height, tile_width, rng)
+            tile = self._make_tile(images[len(tiles)], tile_height, tile_width, rng)
             pixels[top : top + tile_height, left : left + tile_width] = tile.pixels
             tiles.append(replace(tile, boxes=tile.boxes + np.array([left, top] * 2)))
         return replace(image, pixels=pixels).with_objects_of(tiles)
 
-    def _tile(self, image: LabelledImage, height: int, width: int, rng: np.random.Generator) -> LabelledImage:
+    def _make_tile(self, image: LabelledImage, height: int, width: int, rng: np.random.Generator) -> LabelledImage:
         """A random crop of the image with the aspect ratio of the tile, resized to the tile."""
         available = image.pixels.shape[:2]
-        scale = min(available[0] / height, available[1] / width) * rng.uniform(self.least_part, 1)
+        scale = min(available[0] / height, available[1] / width) * rng.uniform(self.min_crop, 1)
         part = tuple(
             max(1, min(round(side * scale), limit)) for side, limit in zip((height, width), available, strict=True)
         )
@@ -108,7 +116,7 @@ class Mosaic:
             int(rng.integers(limit - side, endpoint=True)) for side, limit in zip(part, available, strict=True)
         )
         crop = Crop(top, left, *part)
-        tile = crop.apply(image.selected(_visible_share(image, crop) >= self.least_visible))
+        tile = crop.apply(image.selected(_visible_fraction(image, crop) >= self.min_visible))
         if rng.random() < 0.5:
             tile = Flip().apply(tile)
         return Resize(height, width).apply(tile)
@@ -118,46 +126,47 @@ class Mosaic:
 class CopyPaste:
     """Pastes objects of another image into an image, as in "Simple Copy-Paste" (Ghiasi et al., 2021).
 
-    An object is cut out along its polygons, or along its box if it has no polygons and no other object overlaps the
-    box. Its size relative to the image changes by a random factor. It is pasted at a random place where every other
-    object stays visible enough. The boxes of partly hidden objects shrink to their visible pixels.
+    An object is cut out along its polygons. An object without polygons is cut out along its box, if every other object
+    overlaps the box by at most a tenth. Its size relative to the image changes by a random factor. It is pasted at a
+    random place where every other object stays visible enough. The boxes of partly hidden objects shrink to their
+    visible pixels.
 
     Attributes:
         probability: fraction of the images that objects are pasted into.
-        most: maximum number of objects pasted into one image.
+        max_objects: maximum number of objects pasted into one image.
         scale: minimum and maximum factor of an object's size.
-        least_visible: minimum fraction of every object that stays visible.
-        tries: number of places to try for an object before it is skipped.
+        min_visible: minimum fraction of every object that stays visible.
+        max_tries: number of places to try for an object before it is skipped.
     """
 
     probability: float = 0.5
-    most: int = 5
+    max_objects: int = 5
     scale: tuple[float, float] = (0.7, 1.4)
-    least_visible: float = 0.5
-    tries: int = 10
+    min_visible: float = 0.5
+    max_tries: int = 10
 
     def __call__(
         self, image: LabelledImage, others: Sequence[LabelledImage], shape: tuple[int, int], rng: np.random.Generator
     ) -> LabelledImage:
-        """The image with pasted objects, or unchanged; see `Effect`."""
+        """The image with pasted objects, or unchanged; see `ExtraAugmentation`."""
         if rng.random() >= self.probability:
             return image
         donor = others[int(rng.integers(len(others)))]
         candidates = [index for index in range(len(donor.labels)) if _can_be_cut_out(donor, index)]
-        count = int(rng.integers(1, self.most, endpoint=True))
+        count = int(rng.integers(1, self.max_objects, endpoint=True))
         pixels = image.pixels.copy()
         regions = [_Region.of(image, index) for index in range(len(image.labels))]
         pasted: list[int] = []
         for index in rng.permutation(candidates).astype(int).tolist()[:count]:
-            region, patch = self._patch(donor, index, pixels.shape[:2], rng)
-            placed = self._placed(region, regions, pixels.shape[:2], rng)
+            region, patch = self._cut_out(donor, index, pixels.shape[:2], rng)
+            placed = self._find_place(region, regions, pixels.shape[:2], rng)
             if placed is not None:
                 pixels[placed.rows, placed.columns][placed.mask] = patch[placed.mask]
                 regions = [*(each.without(placed) for each in regions), placed]
                 pasted.append(index)
-        return self._assembled(image, donor, pixels, regions, pasted)
+        return self._assemble(image, donor, pixels, regions, pasted)
 
-    def _patch(
+    def _cut_out(
         self, donor: LabelledImage, index: int, shape: Sequence[int], rng: np.random.Generator
     ) -> tuple[_Region, np.ndarray]:
         """An object of the donor, resized for an image of `shape` and flipped at random: mask and (h, w, 3) pixels."""
@@ -172,7 +181,7 @@ class CopyPaste:
             patch, mask = patch[:, ::-1], mask[:, ::-1]
         return _Region(0, 0, mask, 0), patch
 
-    def _placed(
+    def _find_place(
         self, region: _Region, others: Sequence[_Region], shape: Sequence[int], rng: np.random.Generator
     ) -> _Region | None:
         """The region at a place where every other object stays visible enough.
@@ -182,23 +191,23 @@ class CopyPaste:
         if not region.mask.any():
             return None
         height, width = region.mask.shape
-        for _ in range(self.tries):
+        for _ in range(self.max_tries):
             top = int(rng.integers(shape[0] - height, endpoint=True))
             left = int(rng.integers(shape[1] - width, endpoint=True))
             placed = _Region(top, left, region.mask, int(region.mask.sum()))
-            if all(other.without(placed).visible_share >= self.least_visible for other in others):
+            if all(other.without(placed).visible_fraction >= self.min_visible for other in others):
                 return placed
         return None
 
     @staticmethod
-    def _assembled(
+    def _assemble(
         image: LabelledImage, donor: LabelledImage, pixels: np.ndarray, regions: Sequence[_Region], pasted: list[int]
     ) -> LabelledImage:
         """The image with the visible parts of its own objects and the pasted objects."""
         count = len(image.labels)
         boxes = image.boxes.copy()
         for index, region in enumerate(regions[:count]):
-            if region.visible_share < 1:
+            if region.visible_fraction < 1:
                 visible = region.box
                 boxes[index] = np.concatenate(
                     (np.maximum(boxes[index][:2], visible[:2]), np.minimum(boxes[index][2:], visible[2:]))
@@ -247,7 +256,7 @@ class _Region:
         return slice(self.left, self.left + self.mask.shape[1])
 
     @property
-    def visible_share(self) -> float:
+    def visible_fraction(self) -> float:
         """Visible fraction of the object; 1 for an object without pixels."""
         return int(self.mask.sum()) / self.full_area if self.full_area else 1.0
 
@@ -270,38 +279,40 @@ class _Region:
         return replace(self, mask=mask)
 
 
-EFFECTS: dict[Augment, tuple[Effect, ...]] = {
+EXTRA_AUGMENTATIONS: dict[Augment, tuple[ExtraAugmentation, ...]] = {
     "detr": (),
     "colour": (ColourJitter(),),
     "mosaic": (Mosaic(),),
     "copy-paste": (CopyPaste(),),
     "strong": (CopyPaste(), Mosaic(), ColourJitter()),
 }
-"""The effects of each value of `data.augment`, in the order in which they are applied."""
+"""The extra augmentations of each value of `DataConfig.augment`, in the order in which they are applied."""
 
 
 def training_transform(config: DataConfig) -> TrainingTransform:
     """The training transform of a configuration, scaled to its image size."""
     scaled = config.augmentation.scaled(config.image_size)
-    return TrainingTransform(scaled, config.image_size, config.max_size, config.side_multiple, EFFECTS[config.augment])
+    return TrainingTransform(
+        scaled, config.image_size, config.max_size, config.side_multiple, EXTRA_AUGMENTATIONS[config.augment]
+    )
 
 
-def _visible_share(image: LabelledImage, crop: Crop) -> np.ndarray:
+def _visible_fraction(image: LabelledImage, crop: Crop) -> np.ndarray:
     """(n,) fraction of each object's box that is inside a crop."""
     window = np.array([crop.left, crop.top, crop.left + crop.width, crop.top + crop.height], dtype=np.float64)
-    return _overlaps(image.boxes, window) / _areas(image.boxes)
+    return _intersections(image.boxes, window) / _areas(image.boxes)
 
 
 def _can_be_cut_out(image: LabelledImage, index: int) -> bool:
-    """Whether an object has polygons, or a box of which each other object overlaps at most a tenth."""
+    """Whether an object has polygons, or no other object overlaps more than a tenth of its box."""
     if _polygons(image, index):
         return True
     others = np.delete(image.boxes, index, axis=0)
-    overlaps = _overlaps(others, image.boxes[index])
+    overlaps = _intersections(others, image.boxes[index])
     return bool((overlaps <= 0.1 * _areas(image.boxes[index][None])).all())
 
 
-def _overlaps(boxes: np.ndarray, box: np.ndarray) -> np.ndarray:
+def _intersections(boxes: np.ndarray, box: np.ndarray) -> np.ndarray:
     """(n,) area of the intersection of each of `boxes` (n, 4) with `box` (4,)."""
     sides = np.minimum(boxes[:, 2:], box[2:]) - np.maximum(boxes[:, :2], box[:2])
     return sides.clip(0).prod(1)
@@ -312,7 +323,7 @@ def _areas(boxes: np.ndarray) -> np.ndarray:
 
 
 def _polygons(image: LabelledImage, index: int) -> list[np.ndarray]:
-    """The polygons of an object, (k, 2) x and y each; empty if it has run lengths or no valid polygon."""
+    """The polygons of an object, each (k, 2) x and y. Empty if its mask is RLE or it has no valid polygon."""
     segmentation = image.segmentations[index] if image.segmentations else None
     if not isinstance(segmentation, list):
         return []
@@ -323,7 +334,7 @@ def _polygons(image: LabelledImage, index: int) -> list[np.ndarray]:
 def _is_polygon(row: Any) -> bool:
     return (
         isinstance(row, list)
-        and len(row) >= _POLYGON_NUMBERS
+        and len(row) >= _MIN_POLYGON_NUMBERS
         and len(row) % 2 == 0
         and all(isinstance(number, int | float) and math.isfinite(number) for number in row)
     )

@@ -6,10 +6,12 @@ Images are given by their index in the data. `shapes` holds the height and width
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle, islice
 
 Shapes = Mapping[int, tuple[int, int]]
+Batches = list[tuple[int, ...]]
+Groups = Callable[[Sequence[int], Shapes, int], list[Batches]]
 
 
 def equal_batches(indices: Sequence[int], shapes: Shapes, batch_size: int) -> list[tuple[int, ...]]:
@@ -43,6 +45,11 @@ def same_shape_batches(indices: Sequence[int], shapes: Shapes, batch_size: int) 
     ]
 
 
+def same_shape_groups(indices: Sequence[int], shapes: Shapes, batch_size: int) -> list[Batches]:
+    """The batches of `same_shape_batches`, each as a group of its own."""
+    return [[batch] for batch in same_shape_batches(indices, shapes, batch_size)]
+
+
 def bounded_batches(indices: Sequence[int], shapes: Shapes, batch_size: int, max_pixels: int) -> list[tuple[int, ...]]:
     """Batches of at most `batch_size` images of similar shape and at most `max_pixels` pixels, padding included.
 
@@ -59,8 +66,8 @@ def bounded_batches(indices: Sequence[int], shapes: Shapes, batch_size: int, max
     return [*batches, batch]
 
 
-def exactly(batches: Sequence[tuple[int, ...]], count: int) -> list[tuple[int, ...]]:
-    """Exactly `count` batches: the batches with the fewest images are dropped, or those with the most are repeated."""
+def repeat_or_drop(batches: Sequence[tuple[int, ...]], count: int) -> list[tuple[int, ...]]:
+    """`count` batches: the batches with the fewest images are dropped, or those with the most are repeated."""
     return list(islice(cycle(sorted(batches, key=len, reverse=True)), count))
 
 

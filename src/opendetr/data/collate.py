@@ -1,4 +1,4 @@
-"""Collates the samples of one step into a batch, padded to a common height and width.
+"""Collates samples into a batch, padded to a common height and width.
 
 Shape letters: B batch, H W batch, h w image.
 """
@@ -22,8 +22,8 @@ class Collate(Protocol):
 
         Args:
             samples: the B samples of this process, on the CPU.
-            shape: height and width that the images are padded to, unless one of them is larger. It is planned for the
-                whole batch, so every process pads its part to the same shape.
+            shape: height and width to pad the images to, the same in all processes. If an image is larger, the images
+                are padded to its height or width.
             device: the device of the batch.
         """
         ...

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Literal, get_args
 if TYPE_CHECKING:
     import torch
 
-    from opendetr.data.transforms import Transform
+    from opendetr.data.batching import Batches, Shapes
+    from opendetr.data.transforms import PredictionTransform, Transform
     from opendetr.structures import Batch, Sample
 
 Augment = Literal["detr", "colour", "mosaic", "copy-paste", "strong"]
@@ -77,25 +78,26 @@ class DataConfig:
         image_size: short side of the images in evaluation, in pixels. The training augmentation is scaled to it.
         max_size: maximum long side in training and evaluation, in pixels.
         side_multiple: round heights and widths to the nearest multiple of this number of pixels, in training and
-            evaluation. This changes the aspect ratio slightly. 1 does not round, as in DETR. With the largest stride of
-            the backbone, no cell of a feature map is partly padded, so positions in cells and in pixels agree. Batches
+            evaluation. This changes the aspect ratio slightly. With 1, sides are not rounded, as in DETR. If it is the
+            largest stride of the backbone, the edge of an image is also an edge of a cell of every feature map. Batches
             also have fewer different shapes, which is faster on a CPU, and less padding.
-        augmentation: the training augmentation, for a short side of 800; it is scaled to `image_size`.
-        augment: further augmentation of training, applied before `augmentation`: "detr" adds nothing; "colour" changes
+        augmentation: DETR's flips, crops and sizes for training, for a short side of 800; it is scaled to `image_size`.
+        augment: name of an extra augmentation, applied before `augmentation`: "detr" adds nothing; "colour" changes
             brightness, contrast, saturation and hue; "mosaic" combines four images; "copy-paste" pastes objects of
             other images; "strong" does all three (see `data.augmentation`).
         batch_pixels: maximum number of pixels of a training batch, padding included. The batch size is then the maximum
-            number of images, and an epoch begins with its largest batch. None sets no limit.
+            number of images of a batch, and an epoch begins with its largest batch. None sets no limit.
         train_split: the split to train on; by default "train", "trainval" or the only split.
         val_split: the split to evaluate on during training; by default "val".
         val_fraction: fraction of the training images to hold out if the dataset has no validation split.
-        num_workers: number of loader processes. 0 loads in the calling process. The batches are the same.
+        num_workers: number of loader processes. 0 loads in the calling process. The batches are the same
+            for every number.
         cache: "ram" decodes every image once, when the run starts, and keeps it in memory: height x width x 3 bytes
-            each. More than half of the machine's memory is refused. Forked loader processes (Linux) share the cache;
-            spawned ones (Windows, macOS) have a copy each.
+            each. It is an error if they need more than half of the machine's memory. Forked loader processes (Linux)
+            share the cache; spawned ones (Windows, macOS) have a copy each.
         strict: raise an error for faulty annotations and unreadable images instead of skipping them.
-        masks: where the masks of objects are read from, for models with masks: "instances" reads outlines (polygons,
-            run lengths); "panoptic" reads panoptic maps, with things and stuff; "auto" reads panoptic maps if the
+        masks: where the masks of objects are read from, for models with masks: "instances" reads outlines (polygons or
+            RLE); "panoptic" reads panoptic maps, with things and stuff; "auto" reads panoptic maps if the
             dataset has them, otherwise outlines; "none" reads no masks. With masks, `augment` must be "detr" or
             "colour".
 
@@ -119,11 +121,11 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         if not 1 <= self.image_size <= self.max_size:
-            raise ValueError(f"data: image_size {self.image_size} is not between 1 and max_size {self.max_size}")
+            raise ValueError(f"data: image_size is {self.image_size}; give 1 to max_size ({self.max_size}) pixels")
         if self.side_multiple < 1:
             raise ValueError(f"data: side_multiple is {self.side_multiple}; give 1 or more pixels")
         if not 0 < self.val_fraction < 1:
-            raise ValueError(f"data: val_fraction {self.val_fraction} is not between 0 and 1")
+            raise ValueError(f"data: val_fraction is {self.val_fraction}; give more than 0 and less than 1")
         if self.num_workers < 0:
             raise ValueError(f"data: num_workers is {self.num_workers}; give 0 or more")
         if self.augment not in get_args(Augment):
@@ -153,11 +155,23 @@ class DataConfig:
 
         return training_transform(self)
 
-    def evaluation_transform(self) -> Transform:
-        """The transform from images to evaluation samples."""
+    def evaluation_transform(self) -> PredictionTransform:
+        """The transform from images to evaluation samples, and to the input of the model for prediction."""
         from opendetr.data.transforms import evaluation_transform
 
         return evaluation_transform(self)
+
+    def evaluation_groups(self, indices: Sequence[int], shapes: Shapes, batch_size: int) -> list[Batches]:
+        """The evaluation batches, in groups that one process evaluates in order. A group can be a video.
+
+        Args:
+            indices: the images of the split.
+            shapes: height and width of each image after the evaluation transform.
+            batch_size: maximum number of images in a batch.
+        """
+        from opendetr.data.batching import same_shape_groups
+
+        return same_shape_groups(indices, shapes, batch_size)
 
     def collate(self, samples: Sequence[Sample], shape: tuple[int, int], device: torch.device) -> Batch:
         """Make a batch of samples; see `data.collate.Collate`."""

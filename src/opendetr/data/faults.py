@@ -7,7 +7,11 @@ from typing import NamedTuple
 
 
 class Effect(StrEnum):
-    """What training does about a fault or warning."""
+    """What training does about a fault or warning.
+
+    STOPS: training does not start. SKIPS: the image, object or annotation is skipped. ADJUSTS: the data is used after a
+    change. KEEPS: training does nothing about it; the warning is for the user.
+    """
 
     STOPS = "stops"
     SKIPS = "skips"
@@ -82,39 +86,44 @@ class Kind(StrEnum):
     @property
     def effect(self) -> Effect:
         """What training does about it, as one of four categories."""
-        return _ABOUT[self].effect
+        return _DESCRIPTIONS[self].effect
 
     @property
     def consequence(self) -> str:
         """What training does about it, in words, such as "skipped"."""
-        return _ABOUT[self].consequence
+        return _DESCRIPTIONS[self].consequence
 
     @property
     def fixable(self) -> bool:
         """Whether `opendetr data check --fix` fixes or removes it in the copy that it writes."""
-        return _ABOUT[self].fixable
+        return _DESCRIPTIONS[self].fixable
 
-    def counted(self, count: int) -> str:
+    def describe(self, count: int) -> str:
         """A description with the count, such as "2 boxes without area inside the image"."""
-        return f"{counted(count, _ABOUT[self].noun)} {_ABOUT[self].what}"
+        return f"{count_noun(count, _DESCRIPTIONS[self].noun)} {_DESCRIPTIONS[self].what}"
 
 
-def counted(count: int, noun: str) -> str:
-    """A number with its noun, such as "1,204 boxes"."""
+def count_noun(count: int, noun: str) -> str:
+    """A number with its noun in the singular or plural, such as "1,204 boxes"."""
     if count == 1:
         return f"1 {noun}"
     first, *rest = noun.split(" ")
-    of = rest[:1] == ["of"]  # "list of classes": the first word takes the plural
-    word = first if of else noun
+    head_first = rest[:1] == ["of"]  # "list of classes": the first word takes the plural
+    word = first if head_first else noun
     stem = word[:-1] + "i" if word.endswith("ry") else word
     plural = stem + ("es" if stem.endswith(("s", "x", "ri")) else "s")
-    return f"{count:,} {' '.join([plural, *rest]) if of else plural}"
+    return f"{count:,} {' '.join([plural, *rest]) if head_first else plural}"
 
 
-class _About(NamedTuple):
-    """How a kind is worded: what is counted, what is wrong with it, and what training does about it.
+class _Description(NamedTuple):
+    """The words that describe a kind.
 
-    `what` follows the singular and the plural of `noun` alike.
+    Attributes:
+        effect: what training does about it, as a category.
+        noun: what is count_noun, in the singular.
+        what: what is wrong with it; it must fit the singular and the plural of `noun`.
+        consequence: what training does about it, in words.
+        fixable: see `Kind.fixable`.
     """
 
     effect: Effect
@@ -126,105 +135,129 @@ class _About(NamedTuple):
 
 _STOPPED = "training stops"
 _WITH_MASKS = "skipped by training with masks"
-_ABOUT = {
-    Kind.NO_DATA: _About(Effect.STOPS, "folder", "without a dataset to train on", _STOPPED),
-    Kind.BROKEN_FILE: _About(Effect.STOPS, "annotation file", "that cannot be parsed", _STOPPED),
-    Kind.WRONG_STRUCTURE: _About(Effect.STOPS, "annotation file", "with the wrong structure", _STOPPED),
-    Kind.BAD_CLASSES: _About(Effect.STOPS, "list of classes", "with a contradiction", _STOPPED),
-    Kind.MISSING_FIELD: _About(Effect.STOPS, "entry", "without a required field", _STOPPED, fixable=True),
-    Kind.BAD_VALUE: _About(Effect.STOPS, "entry", "with an invalid value", _STOPPED, fixable=True),
-    Kind.REPEATED_IMAGE_ID: _About(Effect.STOPS, "image", "with the id of another image", _STOPPED, fixable=True),
-    Kind.UNKNOWN_IMAGE: _About(Effect.STOPS, "annotation", "of an image that is not listed", _STOPPED, fixable=True),
-    Kind.UNKNOWN_CLASS: _About(Effect.STOPS, "annotation", "of a class that is not listed", _STOPPED, fixable=True),
-    Kind.UNSAFE_NAME: _About(Effect.STOPS, "file name", "outside the data folder", _STOPPED, fixable=True),
-    Kind.MISSING_IMAGE: _About(Effect.STOPS, "image", "that cannot be found", _STOPPED, fixable=True),
-    Kind.MISSING_ANNOTATION: _About(Effect.STOPS, "listed name", "without an annotation", _STOPPED, fixable=True),
-    Kind.SIZE_MISMATCH: _About(Effect.STOPS, "image", "whose size differs from the annotation", _STOPPED, fixable=True),
-    Kind.NO_LABELS: _About(Effect.STOPS, "split", "without any object", _STOPPED),
-    Kind.EMPTY_FILE: _About(Effect.SKIPS, "image file", "of zero bytes", "skipped", fixable=True),
-    Kind.UNREADABLE_IMAGE: _About(Effect.SKIPS, "image", "that cannot be read", "skipped", fixable=True),
-    Kind.OVERSIZED_IMAGE: _About(Effect.SKIPS, "image", "with too many pixels to decode", "skipped", fixable=True),
-    Kind.INVALID_ROW: _About(Effect.SKIPS, "row", "that cannot be read", "skipped", fixable=True),
-    Kind.UNLISTED_CLASS: _About(Effect.SKIPS, "row", "of a class that is not listed", "skipped", fixable=True),
-    Kind.PIXEL_ROW: _About(Effect.SKIPS, "row", "in pixels instead of fractions of the image", "skipped", fixable=True),
-    Kind.INVALID_BOX: _About(Effect.SKIPS, "box", "with NaN, negative or inverted sides", "skipped", fixable=True),
-    Kind.NO_AREA: _About(Effect.SKIPS, "box", "without area inside the image", "skipped", fixable=True),
-    Kind.INVALID_OUTLINE: _About(Effect.SKIPS, "outline", "that cannot be drawn", _WITH_MASKS, fixable=True),
-    Kind.NO_OUTLINE: _About(Effect.SKIPS, "object", "without an outline", _WITH_MASKS),
-    Kind.EMPTY_MASK: _About(Effect.SKIPS, "outline", "without any pixel inside", _WITH_MASKS, fixable=True),
-    Kind.MASK_SIZE: _About(Effect.SKIPS, "mask", "whose size differs from the image", _WITH_MASKS, fixable=True),
-    Kind.UNREADABLE_MAP: _About(Effect.SKIPS, "panoptic map", "that cannot be read", _WITH_MASKS, fixable=True),
-    Kind.MISSING_SEGMENT: _About(
+_DESCRIPTIONS = {
+    Kind.NO_DATA: _Description(Effect.STOPS, "folder", "without a dataset to train on", _STOPPED),
+    Kind.BROKEN_FILE: _Description(Effect.STOPS, "annotation file", "that cannot be parsed", _STOPPED),
+    Kind.WRONG_STRUCTURE: _Description(Effect.STOPS, "annotation file", "with the wrong structure", _STOPPED),
+    Kind.BAD_CLASSES: _Description(
+        Effect.STOPS, "list of classes", "with contradictory ids, names or counts", _STOPPED
+    ),
+    Kind.MISSING_FIELD: _Description(Effect.STOPS, "entry", "without a required field", _STOPPED, fixable=True),
+    Kind.BAD_VALUE: _Description(Effect.STOPS, "entry", "with an invalid value", _STOPPED, fixable=True),
+    Kind.REPEATED_IMAGE_ID: _Description(Effect.STOPS, "image", "with the id of another image", _STOPPED, fixable=True),
+    Kind.UNKNOWN_IMAGE: _Description(
+        Effect.STOPS, "annotation", "of an image that is not listed", _STOPPED, fixable=True
+    ),
+    Kind.UNKNOWN_CLASS: _Description(
+        Effect.STOPS, "annotation", "of a class that is not listed", _STOPPED, fixable=True
+    ),
+    Kind.UNSAFE_NAME: _Description(Effect.STOPS, "file name", "outside the data folder", _STOPPED, fixable=True),
+    Kind.MISSING_IMAGE: _Description(Effect.STOPS, "image", "that cannot be found", _STOPPED, fixable=True),
+    Kind.MISSING_ANNOTATION: _Description(Effect.STOPS, "listed name", "without an annotation", _STOPPED, fixable=True),
+    Kind.SIZE_MISMATCH: _Description(
+        Effect.STOPS, "image", "whose size differs from the annotation", _STOPPED, fixable=True
+    ),
+    Kind.NO_LABELS: _Description(Effect.STOPS, "split", "without any object", _STOPPED),
+    Kind.EMPTY_FILE: _Description(Effect.SKIPS, "image file", "of zero bytes", "skipped", fixable=True),
+    Kind.UNREADABLE_IMAGE: _Description(Effect.SKIPS, "image", "that cannot be read", "skipped", fixable=True),
+    Kind.OVERSIZED_IMAGE: _Description(
+        Effect.SKIPS, "image", "with too many pixels to decode", "skipped", fixable=True
+    ),
+    Kind.INVALID_ROW: _Description(Effect.SKIPS, "row", "that cannot be read", "skipped", fixable=True),
+    Kind.UNLISTED_CLASS: _Description(Effect.SKIPS, "row", "of a class that is not listed", "skipped", fixable=True),
+    Kind.PIXEL_ROW: _Description(
+        Effect.SKIPS, "row", "in pixels instead of fractions of the image", "skipped", fixable=True
+    ),
+    Kind.INVALID_BOX: _Description(
+        Effect.SKIPS, "box", "with NaN, negative or inverted sides", "skipped", fixable=True
+    ),
+    Kind.NO_AREA: _Description(Effect.SKIPS, "box", "without area inside the image", "skipped", fixable=True),
+    Kind.INVALID_OUTLINE: _Description(Effect.SKIPS, "outline", "that cannot be drawn", _WITH_MASKS, fixable=True),
+    Kind.NO_OUTLINE: _Description(Effect.SKIPS, "object", "without an outline", _WITH_MASKS),
+    Kind.EMPTY_MASK: _Description(Effect.SKIPS, "outline", "without any pixel inside", _WITH_MASKS, fixable=True),
+    Kind.MASK_SIZE: _Description(Effect.SKIPS, "mask", "whose size differs from the image", _WITH_MASKS, fixable=True),
+    Kind.UNREADABLE_MAP: _Description(Effect.SKIPS, "panoptic map", "that cannot be read", _WITH_MASKS, fixable=True),
+    Kind.MISSING_SEGMENT: _Description(
         Effect.SKIPS, "segment", "without pixels in the panoptic map", _WITH_MASKS, fixable=True
     ),
-    Kind.REPEATED_SEGMENT: _About(
+    Kind.REPEATED_SEGMENT: _Description(
         Effect.SKIPS, "segment", "with the number of another segment", "skipped", fixable=True
     ),
-    Kind.OUT_OF_IMAGE: _About(
+    Kind.OUT_OF_IMAGE: _Description(
         Effect.ADJUSTS, "box", "extending outside the image", "clipped for training", fixable=True
     ),
-    Kind.UNLISTED_SEGMENT: _About(
+    Kind.UNLISTED_SEGMENT: _Description(
         Effect.ADJUSTS, "segment", "in the panoptic map without an annotation", "treated as void"
     ),
-    Kind.SEGMENT_AREA: _About(
+    Kind.SEGMENT_AREA: _Description(
         Effect.ADJUSTS, "segment", "whose area differs from the annotation", "the area in the map is used"
     ),
-    Kind.NAMELESS_CLASS: _About(Effect.ADJUSTS, "class", "without a name", "named by number"),
-    Kind.STALE_EXTRA: _About(
+    Kind.NAMELESS_CLASS: _Description(Effect.ADJUSTS, "class", "without a name", "named by number"),
+    Kind.STALE_EXTRA: _Description(
         Effect.ADJUSTS,
         "image",
         "whose annotation changed after opendetr.json was written",
         "the entry in opendetr.json is ignored",
         fixable=True,
     ),
-    Kind.NO_SIZE: _About(
+    Kind.NO_SIZE: _Description(
         Effect.ADJUSTS, "image", "whose size is not annotated", "the size is read from the file", fixable=True
     ),
-    Kind.BAD_AREA: _About(
+    Kind.BAD_AREA: _Description(
         Effect.ADJUSTS,
         "annotation",
         "whose area is not a positive number",
         "the area of the box is used",
         fixable=True,
     ),
-    Kind.TURNED_IMAGE: _About(
+    Kind.TURNED_IMAGE: _Description(
         Effect.ADJUSTS, "image", "annotated before the EXIF rotation", "used without the rotation"
     ),
-    Kind.ANIMATED_IMAGE: _About(Effect.ADJUSTS, "image", "with several frames", "only the first frame is used"),
-    Kind.CROWD: _About(Effect.KEEPS, "crowd region", "evaluated by COCO's crowd rule", "not used in training"),
-    Kind.UNLABELLED_IMAGE: _About(Effect.KEEPS, "image", "without a label file", "used as an image without objects"),
-    Kind.OMITTED_IMAGE: _About(Effect.KEEPS, "image", "without a label file", "skipped, as the dataset specifies"),
-    Kind.NO_OBJECTS: _About(Effect.KEEPS, "image", "without objects", "kept"),
-    Kind.VOID_MAP: _About(Effect.KEEPS, "panoptic map", "without any segment", "kept as an image without objects"),
-    Kind.IN_TRAINING: _About(
+    Kind.ANIMATED_IMAGE: _Description(Effect.ADJUSTS, "image", "with several frames", "only the first frame is used"),
+    Kind.CROWD: _Description(Effect.KEEPS, "crowd region", "evaluated by COCO's crowd rule", "not used in training"),
+    Kind.UNLABELLED_IMAGE: _Description(
+        Effect.KEEPS, "image", "without a label file", "used as an image without objects"
+    ),
+    Kind.OMITTED_IMAGE: _Description(
+        Effect.KEEPS, "image", "without a label file", "skipped, as the dataset specifies"
+    ),
+    Kind.NO_OBJECTS: _Description(Effect.KEEPS, "image", "without objects", "kept"),
+    Kind.VOID_MAP: _Description(
+        Effect.KEEPS, "panoptic map", "without any segment", "kept as an image without objects"
+    ),
+    Kind.IN_TRAINING: _Description(
         Effect.KEEPS, "image", "also in the training split", "evaluated nevertheless", fixable=True
     ),
-    Kind.COPY_IN_TRAINING: _About(
+    Kind.COPY_IN_TRAINING: _Description(
         Effect.KEEPS, "image", "with a copy in the training split", "evaluated nevertheless", fixable=True
     ),
-    Kind.COPY_IN_SPLIT: _About(Effect.KEEPS, "image", "repeating another image of the split", "kept"),
-    Kind.REPEATED_ID: _About(
+    Kind.COPY_IN_SPLIT: _Description(Effect.KEEPS, "image", "repeating another image of the split", "kept"),
+    Kind.REPEATED_ID: _Description(
         Effect.KEEPS, "annotation", "with the id of another annotation", "renumbered", fixable=True
     ),
-    Kind.REPEATED_BOX: _About(
+    Kind.REPEATED_BOX: _Description(
         Effect.KEEPS, "box", "repeating another box of the same class", "kept as two objects", fixable=True
     ),
-    Kind.TWO_CLASSES: _About(Effect.KEEPS, "box", "repeating a box of another class", "kept as two objects"),
-    Kind.NORMALISED_BOXES: _About(
+    Kind.TWO_CLASSES: _Description(Effect.KEEPS, "box", "repeating a box of another class", "kept as two objects"),
+    Kind.NORMALISED_BOXES: _Description(
         Effect.KEEPS, "split", "whose boxes all lie within 0..1", "read as pixels, which is probably wrong"
     ),
-    Kind.SMALL_OBJECT: _About(Effect.KEEPS, "object", "smaller than 8 pixels at the image size", "kept"),
-    Kind.THIN_BOX: _About(Effect.KEEPS, "box", "with an aspect ratio above 20", "kept"),
-    Kind.LONG_IMAGE: _About(Effect.KEEPS, "image", "with an aspect ratio above 4", "resized until the long side fits"),
-    Kind.TOO_MANY_OBJECTS: _About(
+    Kind.SMALL_OBJECT: _Description(Effect.KEEPS, "object", "smaller than 8 pixels at the image size", "kept"),
+    Kind.THIN_BOX: _Description(Effect.KEEPS, "box", "with an aspect ratio above 20", "kept"),
+    Kind.LONG_IMAGE: _Description(
+        Effect.KEEPS, "image", "with an aspect ratio above 4", "resized until the long side fits"
+    ),
+    Kind.TOO_MANY_OBJECTS: _Description(
         Effect.KEEPS, "image", "with more objects than the model has queries", "the model cannot detect all of them"
     ),
-    Kind.UNSEEN_CLASS: _About(
+    Kind.UNSEEN_CLASS: _Description(
         Effect.KEEPS, "class", "in the validation split but not in the training split", "the AP stays near 0"
     ),
-    Kind.RARE_CLASS: _About(Effect.KEEPS, "class", "with few objects", "kept"),
-    Kind.UNUSED_CLASS: _About(Effect.KEEPS, "class", "without objects", "kept"),
-    Kind.ALIKE_NAMES: _About(Effect.KEEPS, "class", "with nearly the name of another class", "kept as two classes"),
-    Kind.UNLISTED_IMAGE: _About(Effect.KEEPS, "image file", "that no annotation names", "not used"),
-    Kind.ORPHAN_LABELS: _About(Effect.KEEPS, "label file", "without an image in any split", "not used"),
+    Kind.RARE_CLASS: _Description(Effect.KEEPS, "class", "with few objects", "kept"),
+    Kind.UNUSED_CLASS: _Description(Effect.KEEPS, "class", "without objects", "kept"),
+    Kind.ALIKE_NAMES: _Description(
+        Effect.KEEPS, "class", "with nearly the name of another class", "kept as two classes"
+    ),
+    Kind.UNLISTED_IMAGE: _Description(Effect.KEEPS, "image file", "that no annotation names", "not used"),
+    Kind.ORPHAN_LABELS: _Description(Effect.KEEPS, "label file", "without an image in any split", "not used"),
 }

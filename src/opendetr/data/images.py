@@ -18,8 +18,8 @@ from opendetr.data.paths import is_file
 from opendetr.data.records import DataError, FaultError, ImageRecord
 
 # What Pillow's decoders raise for files that are damaged or not images.
-_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, KeyError, IndexError, TypeError, OverflowError,
-            Image.DecompressionBombError)  # fmt: skip
+DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, KeyError, IndexError, TypeError, OverflowError,
+           Image.DecompressionBombError)  # fmt: skip
 # EXIF orientations that swap height and width.
 _SIDEWAYS = frozenset({5, 6, 7, 8})
 _WIDE_MODES = frozenset({"I", "I;16", "I;16L", "I;16B", "I;16N"})
@@ -88,7 +88,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
         with _opened(Path(path)) as image:
             width, height = _stored_size(image)
             sideways = _orientation(image, Path(path)) in _SIDEWAYS
-    except _DAMAGED as error:
+    except DAMAGED as error:
         raise _file_error(Path(path), error) from None
     return (width, height) if sideways else (height, width)
 
@@ -102,7 +102,7 @@ def read_map(path: str | Path) -> np.ndarray:
     try:
         with _opened(path) as image:
             values = np.asarray(image)
-    except _DAMAGED as error:
+    except DAMAGED as error:
         fault = _file_error(path, error).fault
         raise ImageFileError(Kind.UNREADABLE_MAP, path, "", fault.detail) from None
     if values.ndim == _GREY and values.dtype.kind in "ui":
@@ -125,7 +125,7 @@ def is_animated(path: str | Path) -> bool:
         with _opened(Path(path)) as image:
             # A second image in a JPEG is a preview or a depth map.
             return image.format != "MPO" and getattr(image, "is_animated", False)
-    except _DAMAGED as error:
+    except DAMAGED as error:
         raise _file_error(Path(path), error) from None
 
 
@@ -157,7 +157,7 @@ def _read(path: Path, *, oriented: bool) -> np.ndarray:
             if oriented:
                 ImageOps.exif_transpose(image, in_place=True)
             return np.array(to_rgb(image))
-    except _DAMAGED as error:
+    except DAMAGED as error:
         raise _file_error(path, error) from None
 
 

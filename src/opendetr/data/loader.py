@@ -1,7 +1,7 @@
-"""Loads the batches of a dataset. The batches depend on the seed only, not on the number of loader processes.
+"""Loads the batches of a dataset. The batches do not depend on the number of loader processes.
 
 The order of an epoch is a function of (seed, epoch). The augmentation of an image is a function of (seed, epoch, index
-of the image). So an epoch can also be resumed at any batch. Loader processes send pixels as uint8, a quarter of the
+of the image). So an epoch can be resumed at any batch. Loader processes send pixels as uint8, a quarter of the
 size of float32; they become float on the device.
 """
 
@@ -14,7 +14,7 @@ import os
 import pickle
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from types import FrameType
@@ -25,7 +25,15 @@ import psutil
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from opendetr.data.batching import Shapes, bounded_batches, equal_batches, exactly, padded_pixels, same_shape_batches
+from opendetr.data.batching import (
+    Groups,
+    Shapes,
+    bounded_batches,
+    equal_batches,
+    padded_pixels,
+    repeat_or_drop,
+    same_shape_groups,
+)
 from opendetr.data.collate import Collate, collate
 from opendetr.data.config import DataConfig
 from opendetr.data.images import ImageError, read_record
@@ -33,6 +41,7 @@ from opendetr.data.masks import empty_mask, read_masks
 from opendetr.data.packing import Packed, pack, unpack
 from opendetr.data.records import DataError, DetectionData, ImageRecord
 from opendetr.data.transforms import LabelledImage, Transform
+from opendetr.distributed import gather
 from opendetr.structures import Batch
 
 # Images of similar shape are grouped within a pool of this many batches, or of half an epoch if that is less. A pool is
@@ -45,13 +54,13 @@ _Read = Callable[[ImageRecord], np.ndarray]
 _log = logging.getLogger(__name__)
 
 
-class _Draw(NamedTuple):
-    """The plan of one batch.
+class _BatchPlan(NamedTuple):
+    """What a loader process needs to load one batch.
 
     Attributes:
         epoch: the epoch that the batch belongs to.
         indices: indices of the images in the data.
-        shape: height and width that the images are padded to, unless one of them is larger.
+        shape: height and width to pad the images to. The batch is larger if a substituted image is.
         seed: seed of the random choices that a task makes once per batch.
     """
 
@@ -62,15 +71,15 @@ class _Draw(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Loaded:
+class _LoadedBatch:
     """What a loader process sends for one batch.
 
     Attributes:
         samples: the packed samples; None if no image could be read.
         shape: height and width to pad to.
-        seed: as in `_Draw`.
+        seed: as in `_BatchPlan`.
         unreadable: image id and message of each image that could not be read.
-        unseen: image id and message of each image with objects whose mask has no pixels.
+        empty_masks: image id and message of each image with objects whose mask has no pixels.
         error: the message of a fault that makes the dataset unusable, or None.
     """
 
@@ -78,15 +87,15 @@ class _Loaded:
     shape: tuple[int, int] = (0, 0)
     seed: int = 0
     unreadable: tuple[tuple[int, str], ...] = ()
-    unseen: tuple[tuple[int, str], ...] = ()
+    empty_masks: tuple[tuple[int, str], ...] = ()
     error: str | None = None
 
 
 class _Records(Sequence[ImageRecord]):
     """A sequence of records, pickled in one array.
 
-    Python writes the reference count into each object. So forked processes that use a million shared objects copy the
-    memory of all of them. The array is never written to.
+    A forked process shares memory with its parent until one of them writes to it. Python writes a reference count into
+    every object that is used, so a sequence of objects would soon be copied. The array is never written to.
     """
 
     def __init__(self, records: Sequence[ImageRecord]) -> None:
@@ -140,10 +149,10 @@ class RamCache:
         return self._images[record.id]
 
 
-class _Images(Dataset[_Loaded]):
-    """Loads the samples of a draw; runs in the loader processes.
+class _Samples(Dataset[_LoadedBatch]):
+    """Loads the samples of a batch, in the loader processes.
 
-    Errors that a user can cause are returned as messages: torch would send a traceback.
+    Errors that a user can cause are returned as messages, because torch would print a traceback.
     """
 
     def __init__(
@@ -154,25 +163,25 @@ class _Images(Dataset[_Loaded]):
         self._transform = transform
         self._read = read
         self._seed = seed
-        self._substitute = substitute
+        self._substitutes = substitute
         self._masks = masks
-        self._unseen: dict[int, str] = {}
+        self._empty_masks: dict[int, str] = {}
 
-    def __getitem__(self, draw: _Draw) -> _Loaded:
+    def __getitem__(self, plan: _BatchPlan) -> _LoadedBatch:
         unreadable: dict[int, str] = {}
-        others = _Others(self, unreadable)
+        others = _AllImages(self, unreadable)
         samples = []
         try:
-            for index in draw.indices:
+            for index in plan.indices:
                 labelled = self.labelled(index, unreadable)
                 if labelled is not None:
-                    samples.append(self._transform(labelled, sample_rng(self._seed, draw.epoch, index), others))
+                    samples.append(self._transform(labelled, sample_rng(self._seed, plan.epoch, index), others))
         except DataError as error:
-            return _Loaded(error=str(error))
-        unseen = tuple(self._unseen.items())
-        self._unseen.clear()
+            return _LoadedBatch(error=str(error))
+        empty_masks = tuple(self._empty_masks.items())
+        self._empty_masks.clear()
         packed = pack(samples) if samples else None
-        return _Loaded(packed, draw.shape, draw.seed, tuple(unreadable.items()), unseen)
+        return _LoadedBatch(packed, plan.shape, plan.seed, tuple(unreadable.items()), empty_masks)
 
     def __len__(self) -> int:
         return len(self._records)
@@ -183,14 +192,14 @@ class _Images(Dataset[_Loaded]):
         Unreadable images are added to `unreadable`: image id -> message.
         """
         count = len(self)
-        for offset in range(count if self._substitute else 1):
+        for offset in range(count if self._substitutes else 1):
             position = (index + offset) % count
             record = self._records[position]
             try:
                 return self._labelled(record, position)
             except ImageError as error:
                 unreadable[record.id] = str(error)
-        if self._substitute:
+        if self._substitutes:
             raise DataError(f"none of {count} images can be read; the first: {next(iter(unreadable.values()))}")
         return None
 
@@ -199,19 +208,19 @@ class _Images(Dataset[_Loaded]):
         labelled = LabelledImage.from_record(record, self._read(record), self._categories, index)
         if not self._masks:
             return labelled
-        things = [thing for thing in record.objects if not thing.crowd]
-        masks = read_masks(record, things)
-        empty = [thing for thing, mask in zip(things, masks, strict=True) if not mask.any()]
+        objects = [obj for obj in record.objects if not obj.crowd]
+        masks = read_masks(record, objects)
+        empty = [obj for obj, mask in zip(objects, masks, strict=True) if not mask.any()]
         if empty:
             fault = empty_mask(record, empty[0])
-            self._unseen[record.id] = f"{fault.kind.counted(len(empty))} (first: {fault.place})"
+            self._empty_masks[record.id] = f"{fault.kind.describe(len(empty))} (first: {fault.place})"
         return labelled.with_masks(masks)
 
 
-class _Others(Sequence[LabelledImage]):
+class _AllImages(Sequence[LabelledImage]):
     """All images of the data, each read on access."""
 
-    def __init__(self, images: _Images, unreadable: dict[int, str]) -> None:
+    def __init__(self, images: _Samples, unreadable: dict[int, str]) -> None:
         self._images = images
         self._unreadable = unreadable
 
@@ -230,17 +239,17 @@ class _Others(Sequence[LabelledImage]):
         return labelled
 
 
-class _Schedule(Sampler[_Draw]):
-    """Samples the draws that were set last, so loader processes can persist from epoch to epoch."""
+class _PlanSampler(Sampler[_BatchPlan]):
+    """Yields the plans of the current pass. Replacing `plans` lets the loader processes persist from epoch to epoch."""
 
     def __init__(self) -> None:
-        self.draws: Sequence[_Draw] = ()
+        self.plans: Sequence[_BatchPlan] = ()
 
-    def __iter__(self) -> Iterator[_Draw]:
-        return iter(self.draws)
+    def __iter__(self) -> Iterator[_BatchPlan]:
+        return iter(self.plans)
 
     def __len__(self) -> int:
-        return len(self.draws)
+        return len(self.plans)
 
 
 class _Loader:
@@ -252,20 +261,21 @@ class _Loader:
         batch_size: images per batch.
         seed: seed of everything random.
         num_workers: number of loader processes; 0 loads in this process. The batches are the same.
-        skip_unreadable: skip unreadable images with one warning each; otherwise raise ImageError.
+        skip_unreadable: skip unreadable images, with one warning each in the main process; otherwise raise ImageError.
         cache: decode every image once and keep it in memory.
-        share: rank of this process, and number of processes. All processes plan the same batches with the same padding,
-            and each loads its part of every batch.
+        share: rank of this process, and number of processes. Each process loads its part of every batch. The batches
+            and their padding are the same in all processes.
         device: the device of the batches.
         masks: load the masks of objects; `data` must have been read with masks (see `DetectionData.masks`).
         collate: makes a batch of samples.
 
     Attributes:
-        unreadable: image id -> why the image could not be read. Grows while images are loaded.
-        unseen: image id -> which objects were skipped because their mask has no pixels. Grows likewise.
+        unreadable: image id -> why the image could not be read. Grows while this process loads images; see
+            `gather_skipped`.
+        empty_masks: image id -> which objects were skipped because their mask has no pixels. Grows likewise.
     """
 
-    _substitute: ClassVar[bool]  # whether another image takes the place of one that cannot be read
+    _substitutes: ClassVar[bool]  # whether another image is substituted for an unreadable one
 
     def __init__(
         self,
@@ -289,7 +299,7 @@ class _Loader:
         if masks and data.masks == "none":
             raise DataError(f"{data.folder}: the split '{data.split}' was read without masks; open it with masks")
         self.unreadable: dict[int, str] = {}
-        self.unseen: dict[int, str] = {}
+        self.empty_masks: dict[int, str] = {}
         self._data = data
         self._transform = transform
         self._batch_size = min(batch_size, len(data))
@@ -298,63 +308,77 @@ class _Loader:
         self._share = share
         self._device = torch.device(device)
         self._collate = collate
-        self._schedule = _Schedule()
-        self._running: object = None
+        self._sampler = _PlanSampler()
+        self._current_pass: object = None
         read = RamCache(data.images) if cache else read_record
         self._loader = DataLoader(
-            _Images(data, transform, read, seed, substitute=self._substitute, masks=masks),
+            _Samples(data, transform, read, seed, substitute=self._substitutes, masks=masks),
             batch_size=None,
-            sampler=self._schedule,
+            sampler=self._sampler,
             num_workers=num_workers,
-            collate_fn=_unchanged,
+            collate_fn=_identity,
             worker_init_fn=_start_worker,
             persistent_workers=num_workers > 0,
-            # Without it, every epoch draws a number from torch's global generator, and a resumed run differs.
+            # Without it, every epoch would draw a number from torch's global generator, and a resumed run would differ.
             generator=torch.Generator(),
         )
 
-    def _load(self, draws: Sequence[_Draw]) -> Iterator[Batch]:
-        """The batches of the draws. A new call ends the earlier iterators: it takes over the loader processes."""
-        self._running = running = object()
-        self._schedule.draws = [self._shared(draw) for draw in draws]
-        loaded = _started(self._loader)
+    def _iterate(self, plans: Sequence[_BatchPlan]) -> Iterator[Batch]:
+        """Yield the batches of the plans.
+
+        All passes use the same loader processes, so an earlier iterator raises RuntimeError after a new call.
+        """
+        self._current_pass = this_pass = object()
+        self._sampler.plans = [self._own_part(plan) for plan in plans]
+        loaded = _start_iterator(self._loader)
         while True:
-            if self._running is not running:
+            if self._current_pass is not this_pass:
                 raise RuntimeError("a newer pass over this loader has begun; finish a pass before the next one")
             try:
                 arrived = next(loaded)
             except StopIteration:
                 return
             except (RuntimeError, OSError, EOFError) as error:
-                if self._loader.num_workers and _is_death(error):
-                    raise _death(error) from None
+                if self._loader.num_workers and _is_worker_death(error):
+                    raise _worker_death_error(error) from None
                 raise
-            batch = self._unpacked(arrived)
+            batch = self._unpack(arrived)
             if batch is not None:
                 yield batch
 
-    def _shared(self, draw: _Draw) -> _Draw:
+    def _own_part(self, plan: _BatchPlan) -> _BatchPlan:
         """The part of a batch that this process loads."""
         number, count = self._share
-        first, end = (len(draw.indices) * part // count for part in (number, number + 1))
-        return draw._replace(indices=draw.indices[first:end])
+        first, end = (len(plan.indices) * part // count for part in (number, number + 1))
+        return plan._replace(indices=plan.indices[first:end])
 
-    def _unpacked(self, loaded: _Loaded) -> Batch | None:
+    def _unpack(self, loaded: _LoadedBatch) -> Batch | None:
         if loaded.error is not None:
             raise DataError(loaded.error)
-        for image_id, message in loaded.unreadable:
-            if not self._skip_unreadable:
-                raise ImageError(message)
-            if image_id not in self.unreadable:
-                self.unreadable[image_id] = message
-                _log.warning("skipped: %s", message)
-        for image_id, message in loaded.unseen:
-            if image_id not in self.unseen:
-                self.unseen[image_id] = message
-                _log.warning("skipped: %s", message)
+        if loaded.unreadable and not self._skip_unreadable:
+            raise ImageError(loaded.unreadable[0][1])
+        self._note(dict(loaded.unreadable), self.unreadable)
+        self._note(dict(loaded.empty_masks), self.empty_masks)
         if loaded.samples is None:
             return None
         return replace(self._collate(unpack(loaded.samples), loaded.shape, self._device), seed=loaded.seed)
+
+    def _note(self, messages: Mapping[int, str], known: dict[int, str]) -> None:
+        """Add to `known` what is new; process 0 logs it."""
+        for image_id, message in messages.items():
+            if image_id not in known:
+                known[image_id] = message
+                if self._share[0] == 0:
+                    _log.warning("skipped: %s", message)
+
+    def gather_skipped(self) -> None:
+        """Add what the other processes skipped to `unreadable` and `empty_masks`; all processes call this together.
+
+        Process 0 logs it. Until then it has logged only what it skipped itself.
+        """
+        for unreadable, empty_masks in gather((self.unreadable, self.empty_masks)):
+            self._note(unreadable, self.unreadable)
+            self._note(empty_masks, self.empty_masks)
 
     def _shapes(self, epoch: int, indices: Sequence[int]) -> dict[int, tuple[int, int]]:
         """Index -> height and width of the image after the transform in this epoch."""
@@ -372,7 +396,7 @@ class TrainLoader(_Loader):
     The next readable image is substituted for an unreadable one.
     """
 
-    _substitute = True
+    _substitutes = True
 
     def __len__(self) -> int:
         """Batches per epoch. The images that do not fill a last batch are dropped in this epoch."""
@@ -385,16 +409,16 @@ class TrainLoader(_Loader):
             DataError: the data cannot be used.
             ImageError: an image cannot be read, and `skip_unreadable` is False.
         """
-        draws = self._draws(epoch)
-        seeds = np.random.SeedSequence([self._seed, epoch], spawn_key=(2,)).generate_state(len(draws))
-        return self._load([draw._replace(seed=int(seed)) for draw, seed in zip(draws, seeds, strict=True)][start:])
+        plans = self._plans(epoch)
+        seeds = np.random.SeedSequence([self._seed, epoch], spawn_key=(2,)).generate_state(len(plans))
+        return self._iterate([plan._replace(seed=int(seed)) for plan, seed in zip(plans, seeds, strict=True)][start:])
 
-    def _draws(self, epoch: int) -> list[_Draw]:
+    def _plans(self, epoch: int) -> list[_BatchPlan]:
         rng = self._order_rng(epoch)
         order = rng.permutation(len(self._data)).tolist()
         shapes = self._shapes(epoch, order)
         batches = self._batches(order, shapes)
-        return [_draw(epoch, batches[position], shapes) for position in rng.permutation(len(batches))]
+        return [_plan(epoch, batches[position], shapes) for position in rng.permutation(len(batches))]
 
     def _order_rng(self, epoch: int) -> np.random.Generator:
         # The spawn key separates this stream from those of the images.
@@ -411,10 +435,10 @@ class TrainLoader(_Loader):
 
 
 class BoundedTrainLoader(TrainLoader):
-    """A `TrainLoader` whose batches are limited by their number of pixels; `batch_size` is the maximum of images.
+    """A `TrainLoader` that limits the number of pixels of a batch. `batch_size` is the maximum number of images.
 
-    Every epoch has the number of batches of the first one, and begins with its largest batch. No batch is larger than
-    the very first, except batches of one image per process. So if the first batch fits into memory, all do.
+    All epochs have the same number of batches. Every epoch begins with its largest batch. The first batch of the first
+    epoch is the largest of all, except for batches of one image per process. So if it fits into memory, all do.
 
     Args:
         max_pixels: maximum number of pixels of a batch, padding included.
@@ -426,25 +450,25 @@ class BoundedTrainLoader(TrainLoader):
 
     def __len__(self) -> int:
         """Batches per epoch."""
-        return self._frame[0]
+        return self._first_epoch[0]
 
     @cached_property
-    def _frame(self) -> tuple[int, int]:
+    def _first_epoch(self) -> tuple[int, int]:
         """Number of batches of the first epoch, and pixels of its largest batch."""
         order = self._order_rng(0).permutation(len(self._data)).tolist()
         shapes = self._shapes(0, order)
         batches = self._bounded(order, shapes, self._max_pixels)
         return len(batches), max(padded_pixels(batch, shapes) for batch in batches)
 
-    def _draws(self, epoch: int) -> list[_Draw]:
-        draws = super()._draws(epoch)
-        sizes = [len(draw.indices) * math.prod(draw.shape) for draw in draws]
-        draws.insert(0, draws.pop(sizes.index(max(sizes))))
-        return draws
+    def _plans(self, epoch: int) -> list[_BatchPlan]:
+        plans = super()._plans(epoch)
+        sizes = [len(plan.indices) * math.prod(plan.shape) for plan in plans]
+        plans.insert(0, plans.pop(sizes.index(max(sizes))))
+        return plans
 
     def _batches(self, order: list[int], shapes: Shapes) -> list[tuple[int, ...]]:
-        count, largest = self._frame
-        return exactly(self._bounded(order, shapes, largest), count)
+        count, largest = self._first_epoch
+        return repeat_or_drop(self._bounded(order, shapes, largest), count)
 
     def _bounded(self, order: list[int], shapes: Shapes, max_pixels: int) -> list[tuple[int, ...]]:
         """Batches of at most `max_pixels`, each with an image for every process."""
@@ -454,31 +478,41 @@ class BoundedTrainLoader(TrainLoader):
 
 
 class EvalLoader(_Loader):
-    """Every image once, in a fixed order, in batches of images of one shape. Unreadable images are skipped.
+    """Every image once, in a fixed order. Unreadable images are skipped.
 
-    No image is padded, so the predictions for an image do not depend on the other images. With several processes, each
-    loads whole batches.
+    By default each batch has images of one shape, so no image is padded, and the predictions for an image do not depend
+    on the other images. With several processes, each loads whole groups of batches.
+
+    Args:
+        data, transform, options: those of the base class.
+        groups: the batches as groups that one process evaluates in order; see `DataConfig.evaluation_groups`.
     """
 
-    _substitute = False
+    _substitutes = False
+
+    def __init__(
+        self, data: DetectionData, transform: Transform, *, groups: Groups = same_shape_groups, **options: Any
+    ):
+        super().__init__(data, transform, **options)
+        self._groups = groups
 
     def __len__(self) -> int:
         """Batches of this process in one pass."""
-        return len(self._draws())
+        return len(self._plans())
 
     def __iter__(self) -> Iterator[Batch]:
         """One pass over the images. The errors are those of `TrainLoader.epoch`."""
-        return self._load(self._draws())
+        return self._iterate(self._plans())
 
-    def _draws(self) -> list[_Draw]:
+    def _plans(self) -> list[_BatchPlan]:
         indices = range(len(self._data))
         shapes = self._shapes(0, indices)
         number, count = self._share
-        batches = same_shape_batches(indices, shapes, self._batch_size)
-        return [_draw(0, batch, shapes) for batch in batches[number::count]]
+        groups = self._groups(indices, shapes, self._batch_size)
+        return [_plan(0, batch, shapes) for group in groups[number::count] for batch in group]
 
-    def _shared(self, draw: _Draw) -> _Draw:
-        return draw
+    def _own_part(self, plan: _BatchPlan) -> _BatchPlan:
+        return plan
 
 
 def train_loader(
@@ -495,10 +529,10 @@ def train_loader(
     Args:
         data: the split to train on.
         config: sizes, augmentation and loading options.
-        batch_size: images per batch over all processes; their maximum if `config.batch_pixels` is set.
+        batch_size: images per batch over all processes; the maximum number of images if `config.batch_pixels` is set.
         seed: seed of the order and the augmentation.
-        share: rank of this process, and number of processes. All processes plan the same batches with the same padding,
-            and each loads its part of every batch.
+        share: rank of this process, and number of processes. Each process loads its part of every batch. The batches
+            and their padding are the same in all processes.
         device: the device of the batches.
 
     Raises:
@@ -538,7 +572,13 @@ def eval_loader(
     It loads no masks: predictions are evaluated against the masks of the dataset itself (see `data.masks`).
     """
     return EvalLoader(
-        data, config.evaluation_transform(), batch_size=batch_size, share=share, device=device, **_options(config)
+        data,
+        config.evaluation_transform(),
+        groups=config.evaluation_groups,
+        batch_size=batch_size,
+        share=share,
+        device=device,
+        **_options(config),
     )
 
 
@@ -557,12 +597,12 @@ def sample_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence([seed, epoch, index]))
 
 
-def _draw(epoch: int, indices: tuple[int, ...], shapes: Shapes) -> _Draw:
+def _plan(epoch: int, indices: tuple[int, ...], shapes: Shapes) -> _BatchPlan:
     height, width = (max(shapes[index][side] for index in indices) for side in (0, 1))
-    return _Draw(epoch, indices, (height, width))
+    return _BatchPlan(epoch, indices, (height, width))
 
 
-def _started(loader: DataLoader[_Loaded]) -> Iterator[_Loaded]:
+def _start_iterator(loader: DataLoader[_LoadedBatch]) -> Iterator[_LoadedBatch]:
     """An iterator over the loader, with its processes started.
 
     When a loader process dies, torch's signal handler raises an error at an arbitrary point of the main process.
@@ -577,7 +617,7 @@ def _started(loader: DataLoader[_Loaded]) -> Iterator[_Loaded]:
         signal.signal(signal.SIGCHLD, before)
 
 
-def _unchanged(loaded: Any) -> Any:
+def _identity(loaded: Any) -> Any:
     return loaded
 
 
@@ -589,14 +629,14 @@ def _start_worker(worker: int) -> None:
     """
     gc.freeze()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _quit)
+    signal.signal(signal.SIGTERM, _exit_at_once)
 
 
-def _quit(signum: int, frame: FrameType | None) -> None:
+def _exit_at_once(signum: int, frame: FrameType | None) -> None:
     os._exit(0)
 
 
-def _is_death(error: Exception) -> bool:
+def _is_worker_death(error: Exception) -> bool:
     """Whether the error means that a loader process has died, as opposed to an error raised in it.
 
     Torch raises a RuntimeError when it detects the death. The connection to the process may break before that.
@@ -607,7 +647,7 @@ def _is_death(error: Exception) -> bool:
     return broken and "in DataLoader worker process" not in str(error)
 
 
-def _death(error: Exception) -> DataError:
+def _worker_death_error(error: Exception) -> DataError:
     """The one-line error for a loader process that has died."""
     reason = (str(error).splitlines() or [type(error).__name__])[0]
     return DataError(f"a loader process died ({reason}), perhaps because memory ran out; use fewer num_workers, or 0")

@@ -1,4 +1,4 @@
-"""Masks of objects: COCO's polygons and run lengths, and panoptic maps. All are decoded on demand.
+"""Masks of objects: COCO's polygons and RLE, and panoptic maps. All are decoded on demand.
 
 A panoptic map assigns a segment number to every pixel of an image, and 0 ("void") to pixels that are not annotated.
 Each thing is one segment. All stuff of one class in an image is one segment.
@@ -23,7 +23,7 @@ from faster_coco_eval.core import mask as coder
 from opendetr.categories import Categories
 from opendetr.data.faults import Kind
 from opendetr.data.images import ImageFileError, read_map
-from opendetr.data.records import DataError, DataFault, DetectionData, ImageRecord, ObjectRecord, count_findings
+from opendetr.data.records import DataError, DataFault, DetectionData, ImageRecord, ObjectRecord, count_faults
 
 _NUM_READERS = min(8, os.cpu_count() or 1)
 _POINT_NUMBERS, _FEWEST_NUMBERS = 2, 6
@@ -52,60 +52,60 @@ class TrueSegment(NamedTuple):
 # ------------------------------------------------------------------------------------------------------------ outlines
 
 
-def outline_fault(thing: ObjectRecord, height: int, width: int) -> tuple[Kind, str] | None:
+def outline_fault(obj: ObjectRecord, height: int, width: int) -> tuple[Kind, str] | None:
     """The kind and details of the fault of an outline in an image of `height` x `width`; None without a fault."""
-    outline = thing.segmentation
+    outline = obj.segmentation
     if outline is None:
         return Kind.NO_OUTLINE, ""
     if isinstance(outline, dict):
         return _run_length_fault(outline, height, width)
     if not isinstance(outline, list):
-        return Kind.INVALID_OUTLINE, "neither polygons nor run lengths"
+        return Kind.INVALID_OUTLINE, "neither polygons nor RLE"
     return next(((Kind.INVALID_OUTLINE, fault) for fault in map(_polygon_fault, outline) if fault), None)
 
 
-def run_lengths(thing: ObjectRecord, height: int, width: int) -> dict[str, Any]:
-    """The outline of an object as COCO's compressed run lengths for an image of `height` x `width`.
+def outline_run_lengths(obj: ObjectRecord, height: int, width: int) -> dict[str, Any]:
+    """The outline of an object as COCO's compressed RLE (run-length encoding) for an image of `height` x `width`.
 
     Raises ValueError for an outline for which `outline_fault` reports a fault.
     """
-    fault = outline_fault(thing, height, width)
+    fault = outline_fault(obj, height, width)
     if fault is not None:
         kind, detail = fault
-        raise ValueError(f"{thing.position}: {kind.counted(1)}{': ' if detail else ''}{detail}")
-    outline = thing.segmentation
+        raise ValueError(f"{obj.position}: {kind.describe(1)}{': ' if detail else ''}{detail}")
+    outline = obj.segmentation
     if isinstance(outline, list):
         return coder.merge(coder.frPyObjects(outline, height, width))
     return _compressed(outline)
 
 
-def outline_area(thing: ObjectRecord, height: int, width: int) -> int:
-    """Number of pixels inside the outline of an object; arguments and errors are those of `run_lengths`."""
-    return int(coder.area(run_lengths(thing, height, width)))
+def outline_area(obj: ObjectRecord, height: int, width: int) -> int:
+    """Number of pixels inside the outline of an object; arguments and errors are those of `outline_run_lengths`."""
+    return int(coder.area(outline_run_lengths(obj, height, width)))
 
 
 def with_outlines(data: DetectionData) -> DetectionData:
-    """The data for training with masks. Objects without a valid outline are skipped and counted.
+    """The data for training with masks. Objects without a valid outline are skipped and count_noun.
 
     Raises DataError if no object has an outline.
     """
     if any(image.panoptic_map for image in data.images):
         raise DataError(f"{data.folder}: has panoptic maps and no outlines; set data.masks to auto or panoptic")
-    if data.num_objects and not any(thing.segmentation for image in data.images for thing in image.objects):
+    if data.num_objects and not any(obj.segmentation for image in data.images for obj in image.objects):
         raise DataError(
             f"{data.folder}: the split '{data.split}' has boxes but no outlines of objects; use a model without masks, "
             "or set data.masks to none"
         )
     pairs = [_with_outlines(image) for image in data.images]
-    faults = [fault for finding in data.findings for fault in finding.faults]
+    faults = [fault for entry in data.fault_counts for fault in entry.faults]
     faults += [fault for _, of_image in pairs for fault in of_image]
     images = tuple(image for image, _ in pairs)
-    return replace(data, images=images, findings=count_findings(faults), masks="instances")
+    return replace(data, images=images, fault_counts=count_faults(faults), masks="instances")
 
 
 def outline_faults(image: ImageRecord) -> dict[int, DataFault]:
     """Index of an object in `image.objects` -> the fault of its outline, for the objects with a fault."""
-    faults = ((index, outline_fault(thing, image.height, image.width)) for index, thing in enumerate(image.objects))
+    faults = ((index, outline_fault(obj, image.height, image.width)) for index, obj in enumerate(image.objects))
     file = image.source or str(image.path)
     return {
         index: DataFault(fault[0], file, image.objects[index].position, fault[1]) for index, fault in faults if fault
@@ -116,7 +116,7 @@ def _with_outlines(image: ImageRecord) -> tuple[ImageRecord, list[DataFault]]:
     by_index = outline_faults(image)
     if not by_index:
         return image, []
-    kept = tuple(thing for index, thing in enumerate(image.objects) if index not in by_index)
+    kept = tuple(obj for index, obj in enumerate(image.objects) if index not in by_index)
     faults = list(by_index.values())
     return replace(image, objects=kept, faults=(*image.faults, *faults)), faults
 
@@ -135,17 +135,17 @@ def _polygon_fault(polygon: Any) -> str:
 def _run_length_fault(outline: Mapping[str, Any], height: int, width: int) -> tuple[Kind, str] | None:
     size, counts = outline.get("size"), outline.get("counts")
     if size != [height, width]:
-        return Kind.MASK_SIZE, f"run lengths of an image of {_size_text(size)}, the image has {width}x{height}"
+        return Kind.MASK_SIZE, f"RLE of an image of {_size_text(size)}, the image has {width}x{height}"
     if not isinstance(counts, list | str | bytes):
-        return Kind.INVALID_OUTLINE, "no run lengths"
+        return Kind.INVALID_OUTLINE, "not an RLE"
     if isinstance(counts, list) and not all(isinstance(n, int) and n >= 0 for n in counts):
-        return Kind.INVALID_OUTLINE, "run lengths that are not all whole numbers"
+        return Kind.INVALID_OUTLINE, "RLE counts that are not all whole numbers"
     if isinstance(counts, list) and sum(counts) != height * width:
-        return Kind.INVALID_OUTLINE, f"run lengths of {sum(counts)} pixels, the image has {height * width}"
+        return Kind.INVALID_OUTLINE, f"RLE of {sum(counts)} pixels, the image has {height * width}"
     try:
         coder.decode(_compressed(outline))
     except (ValueError, TypeError, RuntimeError, AttributeError):
-        return Kind.INVALID_OUTLINE, "run lengths that cannot be decoded"
+        return Kind.INVALID_OUTLINE, "RLE that cannot be decoded"
     return None
 
 
@@ -166,8 +166,8 @@ def _compressed(outline: Mapping[str, Any]) -> dict[str, Any]:
 # -------------------------------------------------------------------------------------------------------------- masks
 
 
-def read_masks(image: ImageRecord, things: Sequence[ObjectRecord]) -> np.ndarray:
-    """(n, H, W) bool, the masks of the n objects `things` of an image, in the pixels of the image.
+def read_masks(image: ImageRecord, objects: Sequence[ObjectRecord]) -> np.ndarray:
+    """(n, H, W) bool, the masks of n objects of an image, in the pixels of the image.
 
     Raises:
         ImageError: the panoptic map cannot be read, or its size differs from the image.
@@ -175,9 +175,9 @@ def read_masks(image: ImageRecord, things: Sequence[ObjectRecord]) -> np.ndarray
     """
     if image.panoptic_map is not None:
         segments = panoptic_map(image)
-        return np.stack([segments == thing.segment for thing in things]) if things else _no_masks(image)
+        return np.stack([segments == obj.segment for obj in objects]) if objects else _no_masks(image)
     try:
-        encoded = [run_lengths(thing, image.height, image.width) for thing in things]
+        encoded = [outline_run_lengths(obj, image.height, image.width) for obj in objects]
     except ValueError as error:
         file = image.source or image.path
         raise DataError(f"{file}, {error}; open the data with masks, which skips the object") from None
@@ -233,11 +233,11 @@ def _map_hash(image: ImageRecord) -> str:
         return ""
 
 
-def empty_mask(image: ImageRecord, thing: ObjectRecord) -> DataFault:
+def empty_mask(image: ImageRecord, obj: ObjectRecord) -> DataFault:
     """The fault of an object whose mask has no pixels."""
     if image.panoptic_map is not None:
-        return DataFault(Kind.MISSING_SEGMENT, str(image.panoptic_map), thing.position)
-    return DataFault(Kind.EMPTY_MASK, image.source or str(image.path), thing.position)
+        return DataFault(Kind.MISSING_SEGMENT, str(image.panoptic_map), obj.position)
+    return DataFault(Kind.EMPTY_MASK, image.source or str(image.path), obj.position)
 
 
 # --------------------------------------------------------------------------------------------------------- ground truth
@@ -254,9 +254,9 @@ def panoptic_truth(image: ImageRecord, categories: Categories) -> tuple[np.ndarr
         if fault.kind in _UNSCORABLE:
             raise _unscorable(fault)
     return segments, tuple(
-        TrueSegment(thing.segment, categories.label_of_id(thing.category_id), thing.crowd, areas[thing.segment])
-        for thing in image.objects
-        if thing.segment is not None
+        TrueSegment(obj.segment, categories.label_of_id(obj.category_id), obj.crowd, areas[obj.segment])
+        for obj in image.objects
+        if obj.segment is not None
     )
 
 
@@ -275,13 +275,13 @@ def coco_truth(data: DetectionData) -> dict[str, Any]:
 
 
 def thing_outlines(image: ImageRecord, categories: Categories, segments: np.ndarray) -> list[dict[str, Any]]:
-    """The things of a panoptic map (H, W) as run lengths, in the order of the image's annotations in `coco_truth`."""
-    columns = segments.T.ravel()  # run lengths go down the columns
+    """The things of a panoptic map (H, W) as RLE, in the order of the image's annotations in `coco_truth`."""
+    columns = segments.T.ravel()  # RLE goes down the columns
     starts = np.flatnonzero(np.concatenate(([True], columns[1:] != columns[:-1])))
     numbers, edges = columns[starts], np.append(starts, columns.size)
     outlines = []
-    for thing in _things(image, categories):
-        runs = np.flatnonzero(numbers == thing.segment)
+    for obj in _things(image, categories):
+        runs = np.flatnonzero(numbers == obj.segment)
         borders = np.stack((edges[runs], edges[runs + 1]), 1).ravel()
         counts = np.diff(borders, prepend=0, append=columns.size).tolist()
         counts = counts if counts[-1] else counts[:-1]  # the encoder writes no empty run at the end
@@ -291,7 +291,7 @@ def thing_outlines(image: ImageRecord, categories: Categories, segments: np.ndar
 
 
 def _things(image: ImageRecord, categories: Categories) -> list[ObjectRecord]:
-    return [thing for thing in image.objects if categories.isthing[categories.label_of_id(thing.category_id)]]
+    return [obj for obj in image.objects if categories.isthing[categories.label_of_id(obj.category_id)]]
 
 
 def require_scorable(data: DetectionData) -> None:
@@ -312,25 +312,25 @@ def _require_scorable_map(image: ImageRecord, categories: Categories) -> None:
 
 def _require_whole(data: DetectionData) -> None:
     """Raise DataError if an object was skipped that evaluation needs."""
-    for finding in data.findings:
-        if data.masks != "none" and finding.kind in _UNSCORABLE:
-            raise _unscorable(finding.faults[0])
+    for entry in data.fault_counts:
+        if data.masks != "none" and entry.kind in _UNSCORABLE:
+            raise _unscorable(entry.faults[0])
 
 
 def map_faults(image: ImageRecord, areas: Mapping[int, int]) -> Iterator[DataFault]:
     """The differences between a panoptic map and its annotation; `areas` is the result of `segment_areas`."""
     file = str(image.panoptic_map)
-    listed = {thing.segment for thing in image.objects}
+    listed = {obj.segment for obj in image.objects}
     for number in areas:
         if number not in listed:
             yield DataFault(Kind.UNLISTED_SEGMENT, file, f"segment {number}", f"{areas[number]} pixels")
-    for thing in image.objects:
-        area = areas.get(thing.segment or 0, 0)
+    for obj in image.objects:
+        area = areas.get(obj.segment or 0, 0)
         if not area:
-            yield DataFault(Kind.MISSING_SEGMENT, file, thing.position)
-        elif area != thing.area:
-            detail = f"{thing.area:g} pixels annotated, {area} in the map"
-            yield DataFault(Kind.SEGMENT_AREA, file, thing.position, detail)
+            yield DataFault(Kind.MISSING_SEGMENT, file, obj.position)
+        elif area != obj.area:
+            detail = f"{obj.area:g} pixels annotated, {area} in the map"
+            yield DataFault(Kind.SEGMENT_AREA, file, obj.position, detail)
     if image.objects and not areas:
         yield DataFault(Kind.VOID_MAP, file)
 
@@ -346,5 +346,5 @@ def segment_areas(segments: np.ndarray) -> dict[int, int]:
 
 
 def _unscorable(fault: DataFault) -> DataError:
-    what = f"{fault.kind.counted(1)}{': ' if fault.detail else ''}{fault.detail}"
+    what = f"{fault.kind.describe(1)}{': ' if fault.detail else ''}{fault.detail}"
     return DataError(f"{fault.place}: {what}; the metrics would be wrong: fix the annotation, or remove the image")

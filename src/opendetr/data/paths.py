@@ -9,6 +9,7 @@ from pathlib import Path, PureWindowsPath
 
 from opendetr.data.faults import Kind
 from opendetr.data.records import DataError, FaultError
+from opendetr.files import near_path
 
 DESCRIPTION_SUFFIXES = (".yaml", ".yml", ".csv", ".tsv")  # of files that describe a dataset
 
@@ -59,7 +60,7 @@ def require_folder(folder: Path) -> None:
         if not any(folder.iterdir()):
             raise DataError(f"{folder}: the folder is empty; pass a folder with images and annotations")
     except FileNotFoundError:
-        raise DataError(f"{folder}: no such folder") from None
+        raise DataError(f"{folder}: no such folder{near_path(folder)}") from None
     except NotADirectoryError:
         raise DataError(f"{folder}: a file, not a folder; pass the folder of the dataset") from None
     except OSError as error:

@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from opendetr.categories import Categories
-from opendetr.data.faults import Kind, counted
+from opendetr.data.faults import Kind, count_noun
 
-# Pixels by which a box may extend outside the image without a warning: files round to two decimals.
+# Pixels by which a box may extend outside the image without a warning: many files round coordinates to two decimals.
 _ROUNDING = 0.01
 # Image sides of this many pixels or more are invalid.
 MAX_SIDE = 2**31
-# The kinds that `strict` refuses: faults of the data. The other kinds are warnings.
-_FAULTS = frozenset(
+# The kinds that are an error if `DataConfig.strict` is set, and are skipped or reported otherwise.
+_STRICT_FAULTS = frozenset(
     {Kind.EMPTY_FILE, Kind.UNREADABLE_IMAGE, Kind.OVERSIZED_IMAGE, Kind.INVALID_ROW, Kind.UNLISTED_CLASS,
      Kind.PIXEL_ROW, Kind.INVALID_BOX, Kind.INVALID_OUTLINE, Kind.MASK_SIZE, Kind.UNREADABLE_MAP,
      Kind.REPEATED_SEGMENT}
@@ -53,7 +53,7 @@ class DataError(ValueError):
     """A dataset cannot be used. The message is one line: what is wrong, where, and what to do.
 
     Attributes:
-        fault: the fault behind the error, or None when the error is not about one place in a file.
+        fault: the fault that caused the error, or None if the error is not about one place in a file.
     """
 
     fault: DataFault | None = None
@@ -78,37 +78,37 @@ class FaultLog:
     A reader reads every entry inside `with log:`.
 
     Args:
-        stops: raise the error, which ends reading; otherwise collect the fault and continue without the entry.
+        raises: raise the error, which ends reading. If False, collect the fault and continue without the entry.
 
     Attributes:
         faults: the collected faults, in the order in which they occurred.
     """
 
-    def __init__(self, *, stops: bool) -> None:
+    def __init__(self, *, raises: bool) -> None:
         self.faults: list[DataFault] = []
-        self._stops = stops
+        self._raises = raises
 
     def __enter__(self) -> None:
         pass
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> bool:
-        if self._stops or not isinstance(error, DataError):
+        if self._raises or not isinstance(error, DataError):
             return False
         self.faults.append(error.fault or DataFault(Kind.NO_DATA, "", detail=str(error)))
         return True
 
 
-STOP_AT_FAULTS = FaultLog(stops=True)
+RAISE_FAULTS = FaultLog(raises=True)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finding:
-    """All faults or warnings of one kind, counted.
+class FaultCount:
+    """The number of faults or warnings of one kind, with the faults.
 
     Attributes:
         kind: the kind of fault or warning.
         count: how often it occurs.
-        first: the place of the first one: the file, and the annotation in it.
+        first: file and position of the first one, such as "a.json, annotation 7".
         faults: all of them.
     """
 
@@ -118,16 +118,16 @@ class Finding:
     faults: tuple[DataFault, ...] = field(default=(), repr=False, compare=False)
 
     def __str__(self) -> str:
-        return f"{self.kind.counted(self.count)}, {self.kind.consequence} (first: {self.first})"
+        return f"{self.kind.describe(self.count)}, {self.kind.consequence} (first: {self.first})"
 
 
-def count_findings(faults: Iterable[DataFault]) -> tuple[Finding, ...]:
+def count_faults(faults: Iterable[DataFault]) -> tuple[FaultCount, ...]:
     """Count faults and warnings by kind, in the order of `Kind`."""
     by_kind: dict[Kind, list[DataFault]] = {}
     for fault in faults:
         by_kind.setdefault(fault.kind, []).append(fault)
     return tuple(
-        Finding(kind=kind, count=len(of_kind), first=of_kind[0].place, faults=tuple(of_kind))
+        FaultCount(kind=kind, count=len(of_kind), first=of_kind[0].place, faults=tuple(of_kind))
         for kind in Kind
         if (of_kind := by_kind.get(kind))
     )
@@ -144,7 +144,7 @@ class ObjectRecord:
         area: in pixels, of the segmentation if the dataset has one, otherwise of the box.
         crowd: True for a region of many objects. It is not trained on, and evaluation does not count it as missed.
         difficult: VOC's flag for an object that is hard to recognise. It is trained on and evaluated like any other.
-        segmentation: COCO polygons or run lengths as annotated, or None.
+        segmentation: COCO polygons or RLE as annotated, or None.
         segment: the object's number in the panoptic map of its image, or None.
         at: the position in the annotation file, such as "line 3"; empty when the id is enough to find it.
         extras: further annotations by name, such as a track id or the words of a caption that name the object. They
@@ -185,7 +185,7 @@ class ImageRecord:
         width: likewise.
         objects: the annotated objects.
         faults: faults and warnings about this image.
-        source: the file to name in messages about the objects: the annotation file of this image, or the image.
+        source: the file that messages about the objects name: the annotation file of this image, or the image file.
         panoptic_map: the file with the segment number of each pixel, or None (see `data.masks`).
         extras: further annotations of the image by name, such as a caption or the number of its video.
     """
@@ -210,16 +210,16 @@ class DetectionData:
         images: the images, in the order of their ids.
         split: the name of this split in the dataset ("train", "trainval", ...).
         folder: the dataset's folder; reported file names are relative to it.
-        findings: faults and warnings, counted by kind.
-        masks: the masks that the objects have: an outline each ("instances"), a segment of the image's panoptic map
-            each ("panoptic"), or "none".
+        fault_counts: faults and warnings, count_noun by kind.
+        masks: what the masks of the objects are read from: their outlines ("instances"), the panoptic maps of the
+            images ("panoptic"), or nothing ("none").
     """
 
     categories: Categories
     images: tuple[ImageRecord, ...]
     split: str
     folder: Path
-    findings: tuple[Finding, ...] = ()
+    fault_counts: tuple[FaultCount, ...] = ()
     masks: Literal["none", "instances", "panoptic"] = "none"
 
     def __len__(self) -> int:
@@ -236,33 +236,38 @@ class DetectionData:
         return (image.path.relative_to(self.folder) if inside else image.path).as_posix()
 
     @staticmethod
-    def read(
+    def from_records(
         split: str, folder: Path, categories: Categories, images: Iterable[ImageRecord], faults: Iterable[DataFault]
     ) -> DetectionData:
-        """A split from what a reader has read.
+        """Make a split of records: sort the images and count the faults.
 
         Args:
             split: the name of the split.
             folder: the dataset's folder.
             categories: the classes.
             images: the images in any order; they are sorted by id.
-            faults: faults and warnings that belong to no image; those of the images are added.
+            faults: faults and warnings about the split as a whole; those of the images are added.
         """
         ordered = tuple(sorted(images, key=lambda image: image.id))
         of_images = (fault for image in ordered for fault in image.faults)
-        findings = count_findings((*faults, *of_images))
-        return DetectionData(categories=categories, images=ordered, split=split, folder=folder, findings=findings)
+        fault_counts = count_faults((*faults, *of_images))
+        return DetectionData(
+            categories=categories, images=ordered, split=split, folder=folder, fault_counts=fault_counts
+        )
 
-    def subset(self, chosen: Sequence[ImageRecord], split: str) -> DetectionData:
-        """The `chosen` images only, with their faults and warnings, as a split named `split`."""
-        faults = (fault for image in chosen for fault in image.faults)
-        return replace(self, images=tuple(chosen), split=split, findings=count_findings(faults))
+    def subset(self, images: Sequence[ImageRecord], split: str) -> DetectionData:
+        """A split named `split` of some of the images, with their faults and warnings."""
+        faults = (fault for image in images for fault in image.faults)
+        return replace(self, images=tuple(images), split=split, fault_counts=count_faults(faults))
 
     def require_no_faults(self) -> None:
-        """Raise DataError for the first fault of the data. Strict reading calls this; warnings are allowed."""
-        for finding in self.findings:
-            if finding.kind in _FAULTS:
-                raise DataError(f"strict reading refuses {finding}; fix the data, or read it without strict")
+        """Raise DataError if the data has a fault that `DataConfig.strict` does not allow. Warnings are allowed."""
+        for entry in self.fault_counts:
+            if entry.kind in _STRICT_FAULTS:
+                what = entry.kind.describe(entry.count)
+                raise DataError(
+                    f"{entry.first}: strict is set, and the data has {what}; fix the data, or do not set strict"
+                )
 
     def to_coco(self) -> dict[str, Any]:
         """The COCO ground truth, with the category and image ids of the dataset.
@@ -271,13 +276,13 @@ class DetectionData:
         """
         annotations: list[dict[str, Any]] = []
         for image in self.images:
-            for thing in image.objects:
-                row = {"id": len(annotations) + 1, "image_id": image.id, "category_id": thing.category_id,
-                       "bbox": list(thing.box), "area": thing.area, "iscrowd": int(thing.crowd)}  # fmt: skip
-                if thing.difficult:
+            for obj in image.objects:
+                row = {"id": len(annotations) + 1, "image_id": image.id, "category_id": obj.category_id,
+                       "bbox": list(obj.box), "area": obj.area, "iscrowd": int(obj.crowd)}  # fmt: skip
+                if obj.difficult:
                     row["difficult"] = 1
-                if thing.segmentation is not None:
-                    row["segmentation"] = thing.segmentation
+                if obj.segmentation is not None:
+                    row["segmentation"] = obj.segmentation
                 annotations.append(row)
         images = [
             {"id": image.id, "file_name": self.file_name(image), "height": image.height, "width": image.width}
@@ -295,16 +300,16 @@ class DetectionData:
     def summary(self) -> str:
         """One line: "205 images, 3,100 objects, 3 classes; 2 boxes without area ... (first: ...)"."""
         counts = {"image": len(self), "object": self.num_objects, "class": len(self.categories)}
-        first = ", ".join(counted(count, noun) for noun, count in counts.items())
-        return "; ".join((first, *map(str, self.findings)))
+        first = ", ".join(count_noun(count, noun) for noun, count in counts.items())
+        return "; ".join((first, *map(str, self.fault_counts)))
 
 
 def usable_objects(
     objects: Iterable[ObjectRecord], height: int, width: int, file: str, at: str = ""
 ) -> tuple[tuple[ObjectRecord, ...], tuple[DataFault, ...]]:
-    """The objects with a usable box, and the faults and warnings about all of them.
+    """The objects with a usable box, and the faults and warnings about all objects.
 
-    Boxes keep their annotated coordinates, even where they extend outside the image: evaluation uses those.
+    A box keeps its annotated coordinates even if it extends outside the image, because evaluation uses them.
 
     Args:
         objects: the objects annotated in one image.
@@ -314,23 +319,23 @@ def usable_objects(
         at: the position of the image in that file, if the file describes several images.
     """
     kept, faults = [], []
-    for thing in objects:
-        kinds = _kinds(thing, height, width)
-        faults += [DataFault(kind, file, thing.position) for kind in kinds]
+    for obj in objects:
+        kinds = _kinds(obj, height, width)
+        faults += [DataFault(kind, file, obj.position) for kind in kinds]
         if not _UNUSABLE & kinds:
-            kept.append(thing)
+            kept.append(obj)
     if not kept:
         faults.append(DataFault(Kind.NO_OBJECTS, file, at))
     return tuple(kept), tuple(faults)
 
 
-def _kinds(thing: ObjectRecord, height: int, width: int) -> set[Kind]:
-    x, y, w, h = thing.box
-    if not all(map(math.isfinite, thing.box)) or w < 0 or h < 0:
+def _kinds(obj: ObjectRecord, height: int, width: int) -> set[Kind]:
+    x, y, w, h = obj.box
+    if not all(map(math.isfinite, obj.box)) or w < 0 or h < 0:
         return {Kind.INVALID_BOX}
     if min(x + w, width) <= max(x, 0) or min(y + h, height) <= max(y, 0):
         return {Kind.NO_AREA}
-    kinds = {Kind.CROWD} if thing.crowd else set()
+    kinds = {Kind.CROWD} if obj.crowd else set()
     if max(-x, -y, x + w - width, y + h - height) > _ROUNDING:
         kinds.add(Kind.OUT_OF_IMAGE)
     return kinds

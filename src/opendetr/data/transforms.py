@@ -70,14 +70,15 @@ class LabelledImage:
     ) -> LabelledImage:
         """The image of a record without crowd regions, with boxes clipped to the image.
 
-        Raises DataError if only some of the objects have an entry in their extras.
+        Raises:
+            DataError: only some of the objects have an entry in their extras.
         """
-        things = [thing for thing in record.objects if not thing.crowd]
-        boxes = np.array([thing.box for thing in things], dtype=np.float64).reshape(-1, 4)
+        objects = [obj for obj in record.objects if not obj.crowd]
+        boxes = np.array([obj.box for obj in objects], dtype=np.float64).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
         boxes = boxes.clip(0, np.array([record.width, record.height] * 2, dtype=np.float64))
-        labels = np.array([categories.label_of_id(thing.category_id) for thing in things], dtype=np.int64)
-        segmentations = tuple(thing.segmentation for thing in things)
+        labels = np.array([categories.label_of_id(obj.category_id) for obj in objects], dtype=np.int64)
+        segmentations = tuple(obj.segmentation for obj in objects)
         size = (record.height, record.width)
         return cls(
             pixels,
@@ -88,7 +89,7 @@ class LabelledImage:
             segmentations,
             name=str(record.path),
             index=index,
-            per_object=_extras_of(things, str(record.path)),
+            per_object=_extras_of(objects, str(record.path)),
             per_image=record.extras,
         )
 
@@ -117,7 +118,8 @@ class LabelledImage:
     def with_objects_of(self, images: Sequence[LabelledImage]) -> LabelledImage:
         """The image with all objects of `images`, whose boxes are in its pixels, and without segmentations and masks.
 
-        Raises DataError if only some of the objects have an annotation.
+        Raises:
+            DataError: only some of the objects have an annotation.
         """
         names = dict.fromkeys(name for image in images for name in image.per_object)
         return replace(
@@ -136,7 +138,8 @@ class LabelledImage:
             name: the key in `per_object`.
             like: (0, ...), the result for an image without objects.
 
-        Raises DataError if the image has objects without this annotation.
+        Raises:
+            DataError: the image has objects without this annotation.
         """
         if len(self.labels) and name not in self.per_object:
             raise _missing_extra(self.name, "an object", name)
@@ -227,8 +230,8 @@ class Crop:
         )
 
 
-class Effect(Protocol):
-    """An augmentation of an image with its objects, applied before DETR's augmentation."""
+class ExtraAugmentation(Protocol):
+    """An augmentation that is applied before DETR's; see `data.augmentation`."""
 
     def __call__(
         self, image: LabelledImage, others: Sequence[LabelledImage], shape: tuple[int, int], rng: np.random.Generator
@@ -236,7 +239,7 @@ class Effect(Protocol):
         """The changed image; `image` itself is not modified.
 
         Args:
-            image: the image as read, or the result of another effect.
+            image: the original image, or the result of another extra augmentation.
             others: all images of the dataset, each read on access.
             shape: height and width that the image is resized to next.
             rng: the generator for all random choices.
@@ -270,7 +273,7 @@ class TrainingTransform:
         image_size: short side of the result if `augmentation.multi_scale` is False, in pixels.
         max_size: maximum long side of the result, in pixels.
         side_multiple: both sides of the result are multiples of this number of pixels.
-        effects: further augmentation, applied first.
+        extra: extra augmentations, applied first.
         make_sample: makes the sample of the transformed image. A member with further targets or inputs has its own.
     """
 
@@ -278,7 +281,7 @@ class TrainingTransform:
     image_size: int
     max_size: int
     side_multiple: int = 1
-    effects: tuple[Effect, ...] = ()
+    extra: tuple[ExtraAugmentation, ...] = ()
     make_sample: Callable[[LabelledImage], Sample] = LabelledImage.sample
 
     def plan(self, height: int, width: int, rng: np.random.Generator) -> list[Flip | Resize | Crop]:
@@ -316,11 +319,19 @@ class TrainingTransform:
         height, width = image.pixels.shape[:2]
         steps = self.plan(height, width, rng)
         first = next(step for step in steps if isinstance(step, Resize))
-        for effect in self.effects:
-            image = effect(image, others, (first.height, first.width), rng)
+        for augment in self.extra:
+            image = augment(image, others, (first.height, first.width), rng)
         for step in steps:
             image = step.apply(image)
         return self.make_sample(image)
+
+
+class PredictionTransform(Transform, Protocol):
+    """A transform without random choices, which also prepares images without ground truth."""
+
+    def pixels(self, image: np.ndarray) -> Tensor:
+        """(H, W, 3) uint8 RGB image -> (3, h, w) normalised float."""
+        ...
 
 
 @dataclass(frozen=True)

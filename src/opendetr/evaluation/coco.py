@@ -7,7 +7,7 @@ limits.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,9 +16,10 @@ from faster_coco_eval import COCO, COCOeval_faster
 from faster_coco_eval.core import mask as coder
 
 from opendetr.distributed import gather
+from opendetr.evaluation.thresholds import Matched, OperatingPoints, joined, match_boxes, operating_points
 from opendetr.results import Detections
 
-METRICS = {
+DETECTION_METRICS = {
     "AP": "average precision, mean over IoU 0.50 to 0.95",
     "AP50": "average precision at IoU 0.50",
     "AP75": "average precision at IoU 0.75",
@@ -41,7 +42,7 @@ class CocoEvaluator:
     Every image of the ground truth counts: an image without an `update` counts as an image without detections. As in
     COCO, detections of categories that the ground truth does not list are ignored. Updating an image again replaces its
     detections, so the repeated images with which a distributed sampler fills its last batch do no harm. Masks are kept
-    as run lengths.
+    as RLE.
 
     Example:
         >>> evaluator = CocoEvaluator(data.to_coco())
@@ -64,7 +65,7 @@ class CocoEvaluator:
             ground_truth: the content of a COCO detection file: `images` (id), `categories` (id, name) and `annotations`
                 (image_id, category_id, bbox as x, y, w, h in pixels). A missing `area` is w * h, a missing `iscrowd`
                 is 0. Ids may have gaps and start at 0. The dict is not modified. To evaluate masks, images also need
-                height and width, and annotations a `segmentation` of polygons or run lengths.
+                height and width, and annotations a `segmentation` of polygons or RLE.
             max_detections: detections that count per image and category, those with the best scores. COCO uses 100.
             masks: evaluate masks instead of boxes.
             outlines_follow: the annotations have no outlines yet; `outline` adds them, image by image.
@@ -85,7 +86,7 @@ class CocoEvaluator:
         self.max_detections = max_detections
         self._image_ids = {image["id"] for image in ground_truth["images"]}
         self._rows: dict[int, np.ndarray] = {}  # image id -> (n, 6) float64: category id, x, y, w, h, score
-        self._outlines: dict[int, list[dict[str, Any]]] = {}  # image id -> run lengths of the n masks
+        self._outlines: dict[int, list[dict[str, Any]]] = {}  # image id -> RLE of the n masks
         self._num_outlines = Counter(row["image_id"] for row in ground_truth["annotations"] if outlines_follow)
         self._true_outlines: dict[int, Sequence[dict[str, Any]]] = {}  # image id -> those of its annotations
 
@@ -119,7 +120,7 @@ class CocoEvaluator:
 
         Args:
             image_id: the dataset's id of the image.
-            outlines: polygons or run lengths, one per annotation of the image, in the order of the annotations.
+            outlines: polygons or RLE, one per annotation of the image, in the order of the annotations.
 
         Raises:
             ValueError: the number of outlines is not the number of annotations.
@@ -145,7 +146,7 @@ class CocoEvaluator:
     def results(self) -> list[dict[str, Any]]:
         """The rows of a COCO results file: `image_id`, `category_id`, `bbox` as x, y, w, h in pixels, `score`.
 
-        If masks are evaluated, each row also has its run lengths as `segmentation`.
+        If masks are evaluated, each row also has its RLE as `segmentation`.
         """
         results: list[dict[str, Any]] = [
             {"image_id": image_id, "category_id": int(category_id), "bbox": box, "score": score}
@@ -162,9 +163,9 @@ class CocoEvaluator:
         """The metrics of the detections collected so far.
 
         Returns:
-            The twelve COCO metrics under the keys of `METRICS` ("AR100" is named after `max_detections`), and under
-            "per_class" the AP of each category by name, in the order of their ids. All are in 0..1, or None if the
-            ground truth has no object of the category or range of sizes. (COCO reports -1 there. None cannot be
+            The twelve COCO metrics under the keys of `DETECTION_METRICS`; "AR100" is named after `max_detections`.
+            Under "per_class", the AP of each category by name, in the order of their ids. All are in 0..1, or None if
+            the ground truth has no object of the category or range of sizes. (COCO reports -1 there. None cannot be
             averaged by mistake.)
 
         Raises:
@@ -176,12 +177,32 @@ class CocoEvaluator:
         evaluation = COCOeval_faster(truth, results, "segm" if self.masks else "bbox")
         evaluation.params.maxDets = [1, 10, self.max_detections]
         evaluation.run()
-        names = [f"AR{self.max_detections}" if name == "AR100" else name for name in METRICS]
+        names = [f"AR{self.max_detections}" if name == "AR100" else name for name in DETECTION_METRICS]
         metrics: dict[str, Any] = {
             name: _defined(value) for name, value in zip(names, evaluation.stats[: len(names)], strict=True)
         }
         metrics["per_class"] = self._per_class(evaluation.eval["precision"], evaluation.params.catIds)
         return metrics
+
+    def operating_points(self) -> OperatingPoints:
+        """Precision, recall and F1 of boxes at the thresholds that maximise F1; classes are named as in `compute`."""
+        truth = _by_image_and_class(
+            (row["image_id"], row["category_id"], (*row["bbox"], row.get("iscrowd", 0)))
+            for row in self.ground_truth["annotations"]
+        )
+        found = _by_image_and_class(
+            (image_id, int(row[0]), row[1:]) for image_id, rows in self._rows.items() for row in _sorted_by_score(rows)
+        )
+        parts: dict[int, list[Matched]] = {category["id"]: [] for category in self.ground_truth["categories"]}
+        for image_id, category_id in sorted(truth.keys() | found.keys()):
+            if category_id in parts:
+                key = image_id, category_id
+                annotated = np.array(truth.get(key, ()), np.float64).reshape(-1, 5)
+                detected = np.array(found.get(key, ())[: self.max_detections], np.float64).reshape(-1, 5)
+                crowd = annotated[:, 4].astype(bool)
+                parts[category_id].append(match_boxes(detected[:, :4], detected[:, 4], annotated[:, :4], crowd))
+        names = self._class_names()
+        return operating_points({names[category_id]: joined(parts[category_id]) for category_id in sorted(parts)})
 
     def _truth_rows(self) -> list[dict[str, Any]]:
         """The annotations, numbered from 1: COCO's matching uses annotation id 0 for "not matched"."""
@@ -218,17 +239,33 @@ class CocoEvaluator:
         return COCO({"images": images, "annotations": annotations, "categories": categories})
 
     def _per_class(self, precision: np.ndarray, category_ids: Sequence[int]) -> dict[str, float | None]:
-        """AP of each category from (T, R, K, A, M) precisions. Ids are appended to names that occur more than once."""
+        """AP of each category from (T, R, K, A, M) precisions."""
+        names = self._class_names()
+        all_sizes, last_limit = 0, -1
+        return {
+            # all -1 for a class without objects
+            names[category_id]: _defined(precision[:, :, index, all_sizes, last_limit].mean())
+            for index, category_id in enumerate(category_ids)
+        }
+
+    def _class_names(self) -> dict[int, str]:
+        """Category id -> name. The id is appended to names that occur more than once."""
         names = {category["id"]: str(category["name"]) for category in self.ground_truth["categories"]}
         counts = Counter(names.values())
-        all_sizes, last_limit = 0, -1
-        per_class = {}
-        for index, category_id in enumerate(category_ids):
-            name = names[category_id]
-            values = precision[:, :, index, all_sizes, last_limit]
-            mean = _defined(values.mean())  # all -1 for a class without objects
-            per_class[name if counts[name] == 1 else f"{name} ({category_id})"] = mean
-        return per_class
+        return {id_: name if counts[name] == 1 else f"{name} ({id_})" for id_, name in names.items()}
+
+
+def _sorted_by_score(rows: np.ndarray) -> np.ndarray:
+    """(n, 6) detections in descending order of the score, the last column."""
+    return rows[np.argsort(-rows[:, 5], kind="stable")]
+
+
+def _by_image_and_class(rows: Iterable[tuple[int, int, Any]]) -> dict[tuple[int, int], list[Any]]:
+    """Group triples of image id, category id and value by the two ids."""
+    groups: dict[tuple[int, int], list[Any]] = {}
+    for image_id, category_id, value in rows:
+        groups.setdefault((image_id, category_id), []).append(value)
+    return groups
 
 
 def _require_outlines(ground_truth: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ Shape letters: K classes, n detections of one image.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,11 +15,14 @@ from torch import Tensor
 
 from opendetr.categories import Categories
 from opendetr.data import DataError, DetectionData, TrueSegment, coco_truth, panoptic_truth, thing_outlines
-from opendetr.evaluation.coco import METRICS, CocoEvaluator
+from opendetr.evaluation.coco import DETECTION_METRICS, CocoEvaluator
 from opendetr.evaluation.names import CLASS_PREFIX, MASK_PREFIX
-from opendetr.evaluation.panoptic import PANOPTIC_METRICS, PanopticEvaluation, Quality
+from opendetr.evaluation.panoptic import PANOPTIC_METRICS, PanopticEvaluator, Quality
+from opendetr.evaluation.thresholds import OperatingPoints
+from opendetr.postprocess import Merge, candidates, detect, detect_with_queries, image_masks
 from opendetr.results import Detections, Panoptic, Segment
-from opendetr.structures import Batch
+from opendetr.scoring import ScoreThresholds
+from opendetr.structures import Batch, ImageBatch, Output
 
 _NO_QUALITY = dict.fromkeys(Quality._fields)  # of a class that is neither annotated nor predicted
 
@@ -35,6 +38,7 @@ class Evaluation:
         mask_per_class: mask AP of each class; empty if masks are not evaluated.
         panoptic_per_class: PQ, SQ and RQ of each class; empty if panoptic maps are not evaluated.
         per_layer: AP of each decoder layer, first to last; empty unless requested.
+        operating_points: precision, recall and F1 of boxes at the score thresholds that maximise F1.
         seconds_per_image: time of model and post-processing, without loading.
         results: the rows of a COCO results file.
         unreadable: one message per unreadable image. These images count as images without detections.
@@ -45,6 +49,7 @@ class Evaluation:
     mask_per_class: dict[str, float | None]
     panoptic_per_class: dict[str, dict[str, float | None]]
     per_layer: tuple[float | None, ...]
+    operating_points: OperatingPoints
     seconds_per_image: float
     results: list[dict[str, Any]]
     unreadable: tuple[str, ...]
@@ -80,6 +85,8 @@ class DetectionEvaluator:
         has_masks: whether the model has a mask head.
         num_layers: number of decoder layers to evaluate, counted from the last; the AP of each is reported. None:
             only the last layer. Masks and panoptic maps are always those of the last layer.
+        merge: the rule that turns mask logits into instance masks and panoptic maps.
+        panoptic_score: queries with a lower score do not take part in a panoptic map. None: the model's default.
 
     Attributes:
         labels: (K,) int64, the dataset's label of each label of the model; -1 for a class that the dataset lacks.
@@ -99,7 +106,12 @@ class DetectionEvaluator:
         *,
         has_masks: bool = False,
         num_layers: int | None = None,
+        merge: Merge = "default",
+        panoptic_score: float | None = None,
     ) -> None:
+        self._categories = categories
+        self._merge: Merge = merge
+        self._panoptic_score = panoptic_score
         self._data = data
         self.labels = _common_labels(categories, data.categories, str(data.folder))
         known = self.labels.clamp(min=0)
@@ -114,7 +126,37 @@ class DetectionEvaluator:
         self._mask_evaluator = (
             CocoEvaluator(ground_truth, masks=True, outlines_follow=self.wants_maps) if self.wants_masks else None
         )
-        self._panoptic = PanopticEvaluation(data.categories) if self.wants_maps else None
+        self._panoptic = PanopticEvaluator(data.categories) if self.wants_maps else None
+
+    def results(self, output: Output, images: ImageBatch, batch: Batch) -> Iterator[ImageResult]:
+        """Yield the result of each image of a batch; see `Evaluator.results`.
+
+        Masks are resized to the original image one image at a time, so memory use does not grow with the batch size.
+        """
+        sizes = torch.tensor([target.original_size for target in batch.targets])
+        earlier = output.layers[-self.num_layers : -1]
+        earlier_detections = [detect(layer, sizes, self._categories) for layer in earlier]
+        detected = detect_with_queries(output.final, sizes, self._categories)
+        final = [self.known_things(detections, queries) for detections, queries in detected]
+        masks = self._masks(output, images, sizes, [queries for _, queries in final])
+        for index, ((detections, _), (instance_masks, panoptic)) in enumerate(zip(final, masks, strict=True)):
+            layers = [layer[index] for layer in earlier_detections]
+            known = (self.known_things(layer, torch.arange(len(layer)))[0] for layer in layers)
+            yield ImageResult((*known, replace(detections, masks=instance_masks)), panoptic)
+
+    def _masks(
+        self, output: Output, images: ImageBatch, sizes: Tensor, queries: Sequence[Tensor]
+    ) -> Iterator[tuple[Tensor | None, Panoptic | None]]:
+        """Yield the masks of the given queries and the panoptic map of each image; None for those not evaluated."""
+        if not self.wants_masks:
+            yield from ((None, None) for _ in queries)
+            return
+        categories, merge, chosen = self._categories, self._merge, None
+        if self.wants_maps:
+            # Without a min_score, `candidates` uses the default of the model's scoring.
+            chosen = candidates(output.final, categories, min_score=self._panoptic_score, merge=merge)
+        for masks in image_masks(output, images, sizes, queries=queries, found=chosen):
+            yield masks.instances(merge=merge), None if chosen is None else masks.panoptic(categories, merge=merge)
 
     def known_things(self, detections: Detections, queries: Tensor) -> tuple[Detections, Tensor]:
         """The detections of things that the dataset has, with the dataset's labels, and their queries (n,)."""
@@ -144,6 +186,10 @@ class DetectionEvaluator:
                 self._true_map(image_id)
         if self._panoptic is not None:
             self._panoptic.gather()
+
+    def score_thresholds(self) -> ScoreThresholds | None:
+        """The score thresholds of boxes that maximise F1; None without ground truth."""
+        return self._box_evaluators[-1].operating_points().thresholds
 
     def compute(self) -> dict[str, float | None]:
         """The metrics of the results collected so far, with the AP of each class."""
@@ -176,6 +222,7 @@ class DetectionEvaluator:
                 name: quality._asdict() if quality else dict(_NO_QUALITY) for name, quality in qualities.items()
             },
             per_layer=tuple(score["AP"] for score in scores) if self._reports_layers else (),
+            operating_points=self._box_evaluators[-1].operating_points(),
             seconds_per_image=seconds_per_image,
             results=(self._mask_evaluator or self._box_evaluators[-1]).results,
             unreadable=tuple(unreadable),
@@ -225,9 +272,9 @@ def metric_names(data: DetectionData, *, has_masks: bool) -> list[str]:
 
     The main metric is PQ if panoptic maps are evaluated, mask_AP if only masks are evaluated, and AP otherwise.
     """
-    names = list(METRICS)
+    names = list(DETECTION_METRICS)
     if has_masks and data.masks != "none":
-        names += [f"{MASK_PREFIX}{metric}" for metric in METRICS]
+        names += [f"{MASK_PREFIX}{metric}" for metric in DETECTION_METRICS]
         names += PANOPTIC_METRICS if data.masks == "panoptic" else ()
     main = next(name for name in ("PQ", f"{MASK_PREFIX}AP", "AP") if name in names)
     with_objects = {thing.category_id for image in data.images for thing in image.objects}

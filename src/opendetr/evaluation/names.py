@@ -1,8 +1,8 @@
-"""Names and meanings of the metrics."""
+"""Names and descriptions of the metrics."""
 
 from __future__ import annotations
 
-from opendetr.evaluation.coco import METRICS
+from opendetr.evaluation.coco import DETECTION_METRICS
 from opendetr.evaluation.panoptic import PANOPTIC_METRICS
 
 MASK_PREFIX = "mask_"
@@ -11,12 +11,13 @@ CLASS_PREFIX = "AP/"
 """Prefix of a class name, for the AP of the class."""
 
 
-def meaning(metric: str) -> str:
-    """The meaning of a metric: a name of `METRICS`, with or without `MASK_PREFIX`, or of `PANOPTIC_METRICS`.
+def describe_metric(metric: str) -> str:
+    """A description of a metric in words; "" for unknown metrics.
 
-    Returns "" for other names.
+    Args:
+        metric: a key of `DETECTION_METRICS`, with or without `MASK_PREFIX`, or a key of `PANOPTIC_METRICS`.
     """
     if metric in PANOPTIC_METRICS:
         return PANOPTIC_METRICS[metric]
-    box_meaning = METRICS.get(metric.removeprefix(MASK_PREFIX), "")
-    return f"{box_meaning}; of masks" if box_meaning and metric.startswith(MASK_PREFIX) else box_meaning
+    description = DETECTION_METRICS.get(metric.removeprefix(MASK_PREFIX), "")
+    return f"{description}; of masks" if description and metric.startswith(MASK_PREFIX) else description

@@ -1,11 +1,12 @@
 """Panoptic quality (Kirillov et al., "Panoptic Segmentation", 2019), with the rules of COCO.
 
-A true and a predicted segment of one class match if their IoU is above 0.5. Neither can then match another segment. For
-a class with TP matches, FP unmatched predicted segments and FN unmatched true segments:
+A ground-truth and a predicted segment of one class match if their IoU is above 0.5. Neither can then match another
+segment. For a class with TP matches, FP unmatched predicted segments and FN unmatched ground-truth segments:
 
     SQ = mean IoU of the matches        RQ = TP / (TP + FP / 2 + FN / 2)        PQ = SQ * RQ
 
-Shape letters: H W image, r runs of pixels, n true and m predicted segments, K classes.
+Shape letters: H W image, r runs of pixels, n ground-truth and m predicted segments, K classes. In names, "true" means
+the ground truth.
 """
 
 from __future__ import annotations
@@ -30,14 +31,14 @@ PANOPTIC_METRICS = {
     "SQ_stuff": "segmentation quality of stuff",
     "RQ_stuff": "recognition quality of stuff",
 }
-"""The nine metrics in their customary order, each with its meaning."""
+"""The nine metrics in the order of COCO, each with a description."""
 
 _MATCHED_IOU = 0.5  # segments match if their IoU is above it
-_IGNORED_SHARE = 0.5  # a predicted segment with a larger share on void and crowd regions is no false positive
+_MAX_IGNORED_FRACTION = 0.5  # a predicted segment with more of its area on void and crowd is no false positive
 _VOID = 0
-_NUM_NUMBERS = 2**24  # number of segment numbers that COCO's PNG format can store
-_SMALLEST_TABLE = 256
-_NO_NUMBER = -1  # not the number of any segment
+_NUM_IDS = 2**24  # number of segment ids that COCO's PNG format can store
+_MIN_TABLE_SIZE = 256
+_NO_ID = -1  # not the id of any segment
 
 
 class PredictedSegment(Protocol):
@@ -45,7 +46,7 @@ class PredictedSegment(Protocol):
 
     @property
     def id(self) -> int:
-        """Its number in the map."""
+        """Its id in the map."""
         ...
 
     @property
@@ -55,7 +56,7 @@ class PredictedSegment(Protocol):
 
 
 class AnnotatedSegment(PredictedSegment, Protocol):
-    """The attributes of a true segment that the evaluation uses."""
+    """The attributes of a ground-truth segment that the evaluation uses."""
 
     @property
     def crowd(self) -> bool:
@@ -71,18 +72,18 @@ class Quality(NamedTuple):
     RQ: float
 
 
-class PanopticEvaluation:
+class PanopticEvaluator:
     """Compares panoptic maps with their ground truth. Memory use does not grow with the number of maps.
 
     Example:
-        >>> evaluation = PanopticEvaluation(data.categories)
-        >>> evaluation.update(*panoptic_truth(image, data.categories), panoptic.segments.numpy(), panoptic.info)
-        >>> evaluation.compute()["PQ"]
+        >>> evaluator = PanopticEvaluator(data.categories)
+        >>> evaluator.update(*panoptic_truth(image, data.categories), panoptic.segments.numpy(), panoptic.info)
+        >>> evaluator.compute()["PQ"]
         0.434
     """
 
     def __init__(self, categories: Categories) -> None:
-        """Create an evaluation for true and predicted maps with the labels of `categories`."""
+        """Create an evaluator of maps with the labels of `categories`."""
         self.categories = categories
         self._counts = np.zeros((3, len(categories)), dtype=np.int64)  # matches, false positives, false negatives
         self._iou = np.zeros(len(categories))
@@ -97,26 +98,28 @@ class PanopticEvaluation:
         """Add an image.
 
         Args:
-            true_segments: (H, W) integers, the number of the true segment of each pixel, below 2^24. Void pixels are 0
-                or any number that `true_info` does not list.
-            true_info: the true segments.
-            segments: (H, W) integers, the number of the predicted segment of each pixel, below 2^24. 0 is no segment
+            true_segments: (H, W) integers, the id of the ground-truth segment of each pixel, below 2^24. Void pixels
+                are 0 or any id that `true_info` does not list.
+            true_info: the ground-truth segments.
+            segments: (H, W) integers, the id of the predicted segment of each pixel, below 2^24. 0 is no segment
                 unless `info` lists it.
             info: the predicted segments. Segments without pixels are ignored.
 
         Raises:
-            ValueError: the maps differ in size, `segments` contains a number that `info` does not list, or a number is
-                listed twice or is too large.
+            ValueError: the maps differ in size, `segments` contains an id that `info` does not list, or an id is listed
+                twice or is too large.
         """
         if true_segments.shape != segments.shape:
             expected, got = ("x".join(map(str, shape[::-1])) for shape in (true_segments.shape, segments.shape))
-            raise ValueError(f"the predicted map has {got} pixels, the true map {expected}; resize the predicted map")
+            raise ValueError(
+                f"the predicted map has {got} pixels, the ground truth {expected}; resize the predicted map"
+            )
         runs = _Runs.of(true_segments.ravel(), segments.ravel())
-        rows = _positions(runs.true, _numbers(true_info, "true"))
-        columns = _positions(runs.predicted, _numbers(info, "predicted"))
+        rows = _positions(runs.true, _segment_ids(true_info, "ground-truth"))
+        columns = _positions(runs.predicted, _segment_ids(info, "predicted"))
         unknown = runs.predicted[(columns == 0) & (runs.predicted != _VOID)]
         if len(unknown):
-            raise ValueError(f"the predicted map has a segment {unknown[0]}, which is not listed")
+            raise ValueError(f"the predicted map has a segment {unknown[0]}, which `info` does not list")
         shape = (len(true_info) + 1, len(info) + 1)
         pixels = np.bincount(rows * shape[1] + columns, weights=runs.lengths, minlength=math.prod(shape)).reshape(shape)
         true_labels = np.array([segment.label for segment in true_info], dtype=np.intp)
@@ -124,7 +127,15 @@ class PanopticEvaluation:
         self._count(pixels, true_labels, crowd, np.array([segment.label for segment in info], dtype=np.intp))
 
     def _count(self, pixels: np.ndarray, true_labels: np.ndarray, crowd: np.ndarray, labels: np.ndarray) -> None:
-        """Count the matches of an image. `pixels` (1 + n, 1 + m): shared by true and predicted segments, void first."""
+        """Add the matches and errors of an image.
+
+        Args:
+            pixels: (1 + n, 1 + m) number of pixels in the intersection of each pair of segments. Row 0 and column 0 are
+                void.
+            true_labels: (n,) labels of the ground-truth segments.
+            crowd: (n,) whether they are crowd regions.
+            labels: (m,) labels of the predicted segments.
+        """
         area, true_area = pixels[:, 1:].sum(0), pixels[1:].sum(1)
         shared, on_void = pixels[1:, 1:], pixels[0, 1:]
         union = true_area[:, None] + area - shared - on_void
@@ -133,17 +144,17 @@ class PanopticEvaluation:
         true, predicted = np.nonzero(iou > _MATCHED_IOU)
 
         ignored = on_void + _on_crowd(shared, true_labels, crowd, labels)
-        false_positives = (area > 0) & (ignored <= _IGNORED_SHARE * area)
+        false_positives = (area > 0) & (ignored <= _MAX_IGNORED_FRACTION * area)
         false_positives[predicted] = False
         false_negatives = ~crowd
         false_negatives[true] = False
         np.add.at(self._iou, labels[predicted], iou[true, predicted])
-        counted = (labels[predicted], labels[false_positives], true_labels[false_negatives])
-        for counts, counted_labels in zip(self._counts, counted, strict=True):
-            np.add.at(counts, counted_labels, 1)
+        groups = (labels[predicted], labels[false_positives], true_labels[false_negatives])
+        for counts, group in zip(self._counts, groups, strict=True):
+            np.add.at(counts, group, 1)
 
     def gather(self) -> None:
-        """Add the counts of the other processes. Call it once, at the end."""
+        """Add the counts of the other processes. All processes call it, once, after their last `update`."""
         parts = gather((self._counts, self._iou))
         self._counts, self._iou = (np.sum([part[index] for part in parts], axis=0) for index in (0, 1))
 
@@ -158,8 +169,8 @@ class PanopticEvaluation:
         isthing = dict(zip(self.categories.distinct_names, self.categories.isthing, strict=True))
         per_class = self.per_class()
         metrics: dict[str, Any] = {}
-        for suffix, kinds in (("", (True, False)), ("_things", (True,)), ("_stuff", (False,))):
-            rows = [quality for name, quality in per_class.items() if quality and isthing[name] in kinds]
+        for suffix, isthing_values in (("", (True, False)), ("_things", (True,)), ("_stuff", (False,))):
+            rows = [quality for name, quality in per_class.items() if quality and isthing[name] in isthing_values]
             means = np.mean(rows, axis=0).tolist() if rows else (None, None, None)
             metrics |= {f"{name}{suffix}": mean for name, mean in zip(Quality._fields, means, strict=True)}
         metrics["per_class"] = {name: quality and quality.PQ for name, quality in per_class.items()}
@@ -170,38 +181,38 @@ class PanopticEvaluation:
         per_class: dict[str, Quality | None] = {}
         for label, name in enumerate(self.categories.distinct_names):
             matched, false_positives, false_negatives = self._counts[:, label].tolist()
-            size = matched + (false_positives + false_negatives) / 2
+            denominator = matched + (false_positives + false_negatives) / 2
             iou = float(self._iou[label])
-            quality = Quality(iou / size, iou / max(matched, 1), matched / size) if size else None
+            quality = Quality(iou / denominator, iou / max(matched, 1), matched / denominator) if denominator else None
             if quality or self.categories.used[label]:
                 per_class[name] = quality
         return per_class
 
 
-def _numbers(info: Sequence[PredictedSegment], kind: str) -> np.ndarray:
-    """(n,) the numbers of segments. Raises ValueError if one is listed twice or is out of range."""
-    numbers = np.array([segment.id for segment in info], dtype=np.intp)
-    if len(numbers) and not 0 <= numbers.min() <= numbers.max() < _NUM_NUMBERS:
-        raise ValueError(f"the {kind} segments have numbers up to {numbers.max()}; give them 0 to {_NUM_NUMBERS - 1}")
-    if len(set(numbers.tolist())) < len(numbers):
-        twice = next(number for number in numbers.tolist() if (numbers == number).sum() > 1)
-        raise ValueError(f"the {kind} segment {twice} is listed twice; give each segment its own number")
-    return numbers
+def _segment_ids(info: Sequence[PredictedSegment], kind: str) -> np.ndarray:
+    """(n,) the ids of segments. Raises ValueError if one is listed twice or is out of range."""
+    ids = np.array([segment.id for segment in info], dtype=np.intp)
+    if len(ids) and not 0 <= ids.min() <= ids.max() < _NUM_IDS:
+        raise ValueError(f"the {kind} segments have ids up to {ids.max()}; give ids from 0 to {_NUM_IDS - 1}")
+    if len(set(ids.tolist())) < len(ids):
+        twice = next(id_ for id_ in ids.tolist() if (ids == id_).sum() > 1)
+        raise ValueError(f"the {kind} segment {twice} is listed twice; give each segment its own id")
+    return ids
 
 
-def _positions(values: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-    """The position of each of the (r,) values in `numbers` (n,), counted from 1; 0 for values that are not in it.
+def _positions(values: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """(r,) the position in `ids` (n,) of each of the `values` (r,), counted from 1; 0 for values that are not in `ids`.
 
-    A table indexed by the last bits of a number is several times as fast as a search. It uses enough bits to tell
-    `numbers` apart.
+    This uses a table that is indexed by the last bits of an id, which is several times as fast as a search. The number
+    of bits is chosen so that all ids have different last bits.
     """
-    size = _SMALLEST_TABLE
-    while len(set((numbers & (size - 1)).tolist())) < len(numbers):
+    size = _MIN_TABLE_SIZE
+    while len(set((ids & (size - 1)).tolist())) < len(ids):
         size *= 2
     table = np.zeros(size, dtype=np.intp)
-    table[numbers & (size - 1)] = np.arange(1, len(numbers) + 1)
+    table[ids & (size - 1)] = np.arange(1, len(ids) + 1)
     positions = table.take(values & (size - 1))
-    others = np.append(_NO_NUMBER, numbers).take(positions) != values
+    others = np.append(_NO_ID, ids).take(positions) != values
     if others.any():
         positions[others] = 0
     return positions
@@ -211,8 +222,8 @@ class _Runs(NamedTuple):
     """Two maps as runs of pixels that are constant in both. Most neighbouring pixels are equal, so runs are few.
 
     Attributes:
-        true: (r,) the number in the true map.
-        predicted: (r,) the number in the predicted map.
+        true: (r,) the segment id in the ground truth.
+        predicted: (r,) the segment id in the predicted map.
         lengths: (r,) number of pixels.
     """
 
@@ -234,7 +245,10 @@ class _Runs(NamedTuple):
 
 
 def _on_crowd(shared: np.ndarray, true_labels: np.ndarray, crowd: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """(m,) pixels of each predicted segment on the crowd region of its class; of several regions COCO uses the last."""
+    """(m,) pixels of each predicted segment on the crowd region of its class.
+
+    Of several regions of a class, only the last one counts, as in COCO.
+    """
     last = {int(true_labels[position]): position for position in np.flatnonzero(crowd)}
     pixels = np.zeros(len(labels))
     for label, position in last.items():

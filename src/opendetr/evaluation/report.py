@@ -14,7 +14,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from opendetr.evaluation.names import meaning
+from opendetr.evaluation.names import describe_metric
 from opendetr.files import write_atomically
 
 _HEADLINES = {
@@ -42,7 +42,7 @@ dl { display: flex; flex-wrap: wrap; gap: .4rem 2rem; margin: 0 }
 dl div { display: flex; gap: .5rem }
 dt { color: var(--faint) }
 dd { margin: 0; overflow-wrap: anywhere; font-variant-numeric: tabular-nums }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .8rem; margin-top: 1.75rem }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .8rem }
 .tile { background: var(--card); border: 1px solid var(--rule); border-radius: .7rem; padding: .9rem 1.1rem }
 .tile b { display: block; font-size: 2rem; line-height: 1.25; font-weight: 650; font-variant-numeric: tabular-nums }
 .tile span { color: var(--faint); font-size: .85rem }
@@ -51,13 +51,18 @@ table { border-collapse: collapse; width: 100%; font-size: .95rem }
 th, td { text-align: left; font-weight: normal; padding: .38rem .75rem .38rem 0; border-bottom: 1px solid var(--rule);
   vertical-align: top }
 th { white-space: nowrap; font-weight: 600; min-width: 4.25rem }
-.classes th { white-space: normal; overflow-wrap: anywhere; max-width: 14rem }
+.classes { table-layout: fixed }
+.classes th { width: 42%; white-space: normal; overflow-wrap: break-word }
 td { color: var(--faint) }
 td.number { width: 4rem; color: var(--ink); text-align: right; padding-right: 0; font-variant-numeric: tabular-nums }
-td.wide { width: 60%; vertical-align: middle }
+td.wide { vertical-align: middle }
 .track { display: block; height: .6rem; border-radius: .3rem; background: var(--track); overflow: hidden }
 .track i { display: block; height: 100%; background: var(--bar); border-radius: .3rem }
-figure { margin: 0 0 2rem }
+nav { display: flex; gap: 1.25rem; margin: 1.25rem 0 0 }
+a { color: var(--bar) }
+figure { margin: 0 0 2.25rem }
+.images { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); gap: .7rem 1rem }
+.images p { margin: 0 0 .2rem; font-size: .85rem }
 figure img { display: block; max-width: 100%; height: auto; border: 1px solid var(--rule); border-radius: .5rem }
 figcaption { margin-top: .45rem; font-size: .9rem; overflow-wrap: anywhere }
 """.strip()
@@ -68,7 +73,7 @@ def write_report(
     title: str,
     metrics: Mapping[str, float | None],
     per_class: Mapping[str, float | None],
-    images: Sequence[tuple[str, Image.Image]] = (),
+    images: Sequence[tuple[str, Sequence[tuple[str, Image.Image]]]] = (),
     *,
     panoptic_per_class: Mapping[str, float | None] | None = None,
     facts: Mapping[str, object] | None = None,
@@ -79,9 +84,10 @@ def write_report(
         path: the file to write. Missing folders are created.
         title: the heading of the page.
         metrics: metrics in 0..1 by name; None is shown as "-". The report explains the metrics that
-            `evaluation.names.meaning` knows.
+            `evaluation.names.describe_metric` knows.
         per_class: AP of each class in 0..1 by name; None for a class without objects.
-        images: pairs of caption and image, for example ground truth next to predictions, in the order to show.
+        images: figures in the order to show: pairs of a caption and titled images, for example ground truth and
+            prediction. They come before the metrics, side by side if the page is wide enough.
         panoptic_per_class: PQ of each class in 0..1 by name, if panoptic maps are evaluated.
         facts: further values shown below the heading, for example the model, the number of images and the time.
 
@@ -93,13 +99,12 @@ def write_report(
     """
     sections = [
         _facts_section(facts or {}),
+        _images_section(images),
         _tiles(metrics),
         _metrics_section(metrics),
         _classes_section("AP by class", per_class),
         _classes_section("PQ by class", panoptic_per_class or {}),
     ]
-    if images:
-        sections.append("<h2>Images</h2>\n" + "\n".join(_figure(caption, image) for caption, image in images))
     content = "\n".join(section for section in sections if section)
     page = f"""<!doctype html>
 <html lang="en">
@@ -136,13 +141,13 @@ def _tiles(metrics: Mapping[str, float | None]) -> str:
         if name in metrics
     )
     body = "".join(tiles)
-    return f'<div class="tiles">{body}</div>' if body else ""
+    return f'<h2 id="scores">Scores</h2>\n<div class="tiles">{body}</div>' if body else ""
 
 
 def _metrics_section(metrics: Mapping[str, float | None]) -> str:
     """All metrics with their meanings, in two columns."""
     rows = [
-        f'<tr><th scope="row">{escape(name)}</th><td>{escape(meaning(name))}</td>'
+        f'<tr><th scope="row">{escape(name)}</th><td>{escape(describe_metric(name))}</td>'
         f'<td class="number">{_number(value)}</td></tr>'
         for name, value in metrics.items()
     ]
@@ -178,11 +183,24 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def _figure(caption: str, image: Image.Image) -> str:
-    """An image, embedded as JPEG, and its caption."""
+def _images_section(figures: Sequence[tuple[str, Sequence[tuple[str, Image.Image]]]]) -> str:
+    """The figures below a link to the scores, which follow them."""
+    if not figures:
+        return ""
+    body = "\n".join(_figure(caption, images) for caption, images in figures)
+    return f'<nav><a href="#scores">Scores</a></nav>\n<h2>Images</h2>\n{body}'
+
+
+def _figure(caption: str, images: Sequence[tuple[str, Image.Image]]) -> str:
+    """Images below their titles, side by side, with a caption."""
+    parts = "".join(f"<div><p>{escape(title)}</p>{_embedded(image, caption, title)}</div>" for title, image in images)
+    return f'<figure><div class="images">{parts}</div><figcaption>{escape(caption)}</figcaption></figure>'
+
+
+def _embedded(image: Image.Image, caption: str, title: str) -> str:
+    """An image, embedded as JPEG."""
     content = io.BytesIO()
     image.convert("RGB").save(content, "JPEG", quality=_JPEG_QUALITY, subsampling=0, optimize=True)
     source = "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode("ascii")
-    text = escape(caption)
-    size = f'width="{image.width}" height="{image.height}"'
-    return f'<figure><img src="{source}" alt="{text}" {size}><figcaption>{text}</figcaption></figure>'
+    text = escape(f"{caption}: {title}")
+    return f'<img src="{source}" alt="{text}" width="{image.width}" height="{image.height}">'

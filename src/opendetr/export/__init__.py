@@ -1,4 +1,4 @@
-"""Export of detectors to other libraries, and upload to the Hugging Face hub."""
+"""Export checkpoints in the layouts of other libraries, and upload them to the Hugging Face Hub."""
 
 from opendetr.export.checkpoints import export_huggingface, export_official
 from opendetr.export.hub import push

@@ -1,4 +1,4 @@
-"""Exports detectors to the layouts of the original implementations and of Hugging Face.
+"""Exports detectors to the layouts of the original implementations and of Hugging Face Transformers ("transformers").
 
 Trainable batch norm in the backbone is exported as frozen batch norm. Both have the same tensors and give the same
 results in evaluation.
@@ -21,9 +21,10 @@ from opendetr.config import ConfigError, to_dict
 from opendetr.files import atomic_path, write_atomically
 from opendetr.models import Detector
 from opendetr.presets import Preset
+from opendetr.scoring import ScoreThresholds
 from opendetr.weights import (
-    CONFIG,
-    PREPROCESSOR,
+    CONFIG_FILE,
+    PREPROCESSOR_FILE,
     ModelCard,
     Rows,
     WeightFamily,
@@ -31,11 +32,12 @@ from opendetr.weights import (
     family_of,
     preprocessor_json,
     their_names,
-    unpacked,
-    unwritable,
+    unpack_projections,
+    unsupported_reason,
+    uses_timm,
 )
 
-WEIGHTS = "model.safetensors"
+WEIGHTS_FILE = "model.safetensors"
 
 
 def export_official(model: Detector, preset: Preset, path: Path) -> None:
@@ -43,7 +45,7 @@ def export_official(model: Detector, preset: Preset, path: Path) -> None:
 
     Args:
         model: the detector.
-        preset: its configuration.
+        preset: the configuration of the detector.
         path: a new file. Missing parent folders are created.
 
     Raises:
@@ -51,82 +53,89 @@ def export_official(model: Detector, preset: Preset, path: Path) -> None:
     """
     if path.exists():
         raise ConfigError(f"{path}: exists already; give the name of a new file")
-    family = _known_family(model, preset)
-    _refuse_group_norm(preset)
+    family = _require_family(model, preset)
+    _expect_common_backbone(preset)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary:
-        torch.save({"model": _named(model, family, family.official)}, temporary)
+        torch.save({"model": _renamed(model, family, family.official)}, temporary)
 
 
-def export_huggingface(model: Detector, preset: Preset, categories: Categories, folder: Path) -> None:
+def export_huggingface(
+    model: Detector,
+    preset: Preset,
+    categories: Categories,
+    folder: Path,
+    *,
+    thresholds: ScoreThresholds | None = None,
+) -> None:
     """Write a folder for `from_pretrained` of transformers: model, configuration and image processor.
 
-    The model file also contains our own settings and classes, so `opendetr.load` accepts the folder like a run folder.
+    The weights file also contains the preset and the classes, so `opendetr.load` can load the folder.
 
     Args:
         model: the detector.
-        preset: its configuration, and the size of the images.
-        categories: the classes of its labels.
+        preset: the configuration of the detector; the image processor gets its image size.
+        categories: the classes of the detector's labels.
         folder: an empty or new folder.
+        thresholds: score thresholds that OpenDETR predicts with; transformers does not read them.
 
     Raises:
         ConfigError: the folder is not empty, or transformers does not support the model.
     """
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise ConfigError(f"{folder}: is not an empty folder; give the name of a new one")
-    family = _known_family(model, preset)
-    _refuse_group_norm(preset)
-    reason = not_for_huggingface(model, preset)
+    family = _require_family(model, preset)
+    _expect_common_backbone(preset)
+    reason = huggingface_unsupported_reason(model, preset)
     if reason:
         raise ConfigError(f"{preset.name}: cannot be exported to Hugging Face: {reason}; use --format official")
     assert family.huggingface is not None
-    rows = family.huggingface.writing(timm=preset.model.backbone.dilation)
-    state = unpacked(_named(model, family, rows))
-    config = config_json(family.huggingface, to_dict(preset)["model"], categories, model)
+    settings = to_dict(preset)["model"]
+    rows = family.huggingface.writing(timm=uses_timm(settings))
+    state = unpack_projections(_renamed(model, family, rows))
+    config = config_json(family.huggingface, settings, categories, model)
     processor = preprocessor_json(family.huggingface, preset.data.image_size, preset.data.max_size)
-    card = ModelCard(to_dict(_with_frozen_norm(preset)), categories, {})
+    exported = replace(preset, model=replace(preset.model, backbone=preset.model.backbone.frozen()))
+    card = ModelCard(to_dict(exported), categories, {}, thresholds)
     folder.mkdir(parents=True, exist_ok=True)
-    _write_json(folder / CONFIG, config)
-    _write_json(folder / PREPROCESSOR, processor)
+    _write_json(folder / CONFIG_FILE, config)
+    _write_json(folder / PREPROCESSOR_FILE, processor)
     # safetensors does not accept tensors that share memory.
     content = save({name: value.clone() for name, value in state.items()}, {"format": "pt"} | card.to_metadata())
-    write_atomically(folder / WEIGHTS, content)
+    write_atomically(folder / WEIGHTS_FILE, content)
 
 
-def not_for_huggingface(model: Detector, preset: Preset) -> str | None:
-    """The reason why transformers does not support a detector, in a few words; None if it does."""
-    return unwritable(family_of(model), to_dict(preset))
+def huggingface_unsupported_reason(model: Detector, preset: Preset) -> str | None:
+    """The reason why transformers does not support a detector; None if it does."""
+    return unsupported_reason(family_of(model), to_dict(preset))
 
 
-def _known_family(model: Detector, preset: Preset) -> WeightFamily:
+def _require_family(model: Detector, preset: Preset) -> WeightFamily:
     """The weight family of a model. Raises ConfigError if it is not registered."""
     family = family_of(model)
     if family is None:
-        raise ConfigError(f"{preset.name}: exists only in OpenDETR; use its own weights file")
+        raise ConfigError(f"{preset.name}: exists only in OpenDETR; use the weights file of the run")
     return family
 
 
-def _refuse_group_norm(preset: Preset) -> None:
-    if preset.model.backbone.norm == "group":
-        raise ConfigError(f"{preset.name}: group norm in a backbone exists only in OpenDETR; use its own weights file")
+def _expect_common_backbone(preset: Preset) -> None:
+    """Raise ConfigError if the backbone has a part that other implementations do not have."""
+    part = preset.model.backbone.without_counterpart()
+    if part:
+        raise ConfigError(f"{preset.name}: {part} exists only in OpenDETR; use the weights file of the run")
 
 
-def _with_frozen_norm(preset: Preset) -> Preset:
-    backbone = replace(preset.model.backbone, norm="frozen")
-    return replace(preset, model=replace(preset.model, backbone=backbone))
-
-
-def _named(model: Detector, family: WeightFamily, rows: Rows) -> dict[str, Tensor]:
-    """The state dict with the names of `rows`. A tensor with several names there is listed under all of them."""
+def _renamed(model: Detector, family: WeightFamily, rows: Rows) -> dict[str, Tensor]:
+    """The state dict with the names of another layout. A tensor is repeated if it has several names in the layout."""
     absent = family.absent(model)
-    own = {
+    state = {
         name: value.cpu().contiguous()
         for name, value in model.state_dict().items()
         if not name.endswith("num_batches_tracked")
     }
-    names = their_names(own, rows, family.num_heads(model))
-    assert set(names.values()) == own.keys()
-    return {theirs: own[ours] for theirs, ours in names.items() if not any(part in theirs for part in absent)}
+    names = their_names(state, rows, family.num_heads(model))
+    assert set(names.values()) == state.keys()
+    return {theirs: state[ours] for theirs, ours in names.items() if not any(part in theirs for part in absent)}
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Uploads a detector to the Hugging Face hub, from which "hf:owner/name" loads it."""
+"""Uploads a detector to the Hugging Face Hub, from which "hf:owner/name" loads it."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from tempfile import TemporaryDirectory
 
 from opendetr.categories import Categories
 from opendetr.config import ConfigError, to_dict
-from opendetr.export.checkpoints import WEIGHTS, export_huggingface, not_for_huggingface
+from opendetr.export.checkpoints import WEIGHTS_FILE, export_huggingface, huggingface_unsupported_reason
 from opendetr.models import Detector
 from opendetr.presets import Preset
+from opendetr.scoring import ScoreThresholds
 from opendetr.weights import ModelCard, WeightsError, hub_errors, save_weights
 
 _CARD = """---
@@ -26,7 +27,7 @@ tags:
 # {name}
 
 A {preset} detector of {count} classes: {classes}.
-{scores}
+{metrics}
 ```python
 import opendetr
 
@@ -34,10 +35,10 @@ detector = opendetr.load("hf:{name}")
 detections = detector.predict("photo.jpg")
 ```
 
-or `opendetr predict photo.jpg --weights hf:{name}`. {transformers}
+or `opendetr predict photo.jpg --weights hf:{name}`. {loaders}
 """
-_READABLE = "transformers also loads it, with `from_pretrained`."
-_OURS_ALONE = "transformers does not support this model ({reason}), so only OpenDETR can load it."
+_LOADERS_BOTH = "Hugging Face Transformers also loads it, with `from_pretrained`."
+_LOADER_OPENDETR = "Hugging Face Transformers does not support this model ({reason}), so only OpenDETR can load it."
 
 
 def push(
@@ -46,17 +47,19 @@ def push(
     categories: Categories,
     repository: str,
     *,
-    scores: Mapping[str, float] | None = None,
+    metrics: Mapping[str, float] | None = None,
+    thresholds: ScoreThresholds | None = None,
     private: bool = False,
 ) -> str:
-    """Upload a detector in the layout of Hugging Face, or in our own if transformers does not support the model.
+    """Upload a detector as a model of Hugging Face Transformers, or in OpenDETR's layout if that does not support it.
 
     Args:
         model: the detector.
-        preset: its configuration.
-        categories: the classes of its labels.
+        preset: the configuration of the detector.
+        categories: the classes of the detector's labels.
         repository: "owner/name". A missing repository is created; an existing one gets a new commit.
-        scores: metrics for the page of the model, such as {"AP": 0.42}.
+        metrics: metrics of the detector for the page of the repository, such as {"AP": 0.42}.
+        thresholds: score thresholds that OpenDETR predicts with.
         private: whether a new repository is private.
 
     Returns:
@@ -64,7 +67,7 @@ def push(
 
     Raises:
         ConfigError: the name of the repository is not valid.
-        WeightsError: the hub cannot be reached, or rejects the upload.
+        WeightsError: the Hub cannot be reached, or rejects the upload.
     """
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
         raise ConfigError(f"{repository}: expected owner/name, as in anna/blood-cells")
@@ -72,8 +75,8 @@ def push(
 
     with TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        loaders = _write(model, preset, categories, folder)
-        page = _page(preset, categories, repository, scores or {}, loaders)
+        loaders = _write(model, preset, categories, folder, thresholds)
+        page = _page(preset, categories, repository, metrics or {}, loaders)
         (folder / "README.md").write_text(page, encoding="utf-8")
         try:
             hub = HfApi()
@@ -84,35 +87,37 @@ def push(
     return str(address)
 
 
-def _write(model: Detector, preset: Preset, categories: Categories, folder: Path) -> str:
+def _write(
+    model: Detector, preset: Preset, categories: Categories, folder: Path, thresholds: ScoreThresholds | None
+) -> str:
     """Write the files. Returns a sentence for the page about which libraries can load them."""
-    reason = not_for_huggingface(model, preset)
+    reason = huggingface_unsupported_reason(model, preset)
     if reason is None:
-        export_huggingface(model, preset, categories, folder)
-        return _READABLE
-    save_weights(folder / WEIGHTS, model, ModelCard(to_dict(preset), categories, {}))
-    return _OURS_ALONE.format(reason=reason)
+        export_huggingface(model, preset, categories, folder, thresholds=thresholds)
+        return _LOADERS_BOTH
+    save_weights(folder / WEIGHTS_FILE, model, ModelCard(to_dict(preset), categories, {}, thresholds))
+    return _LOADER_OPENDETR.format(reason=reason)
 
 
-def _page(preset: Preset, categories: Categories, name: str, scores: Mapping[str, float], transformers: str) -> str:
+def _page(preset: Preset, categories: Categories, name: str, metrics: Mapping[str, float], loaders: str) -> str:
     used = [label for label, is_used in zip(categories.names, categories.used, strict=True) if is_used]
-    rows = "".join(f"| {metric} | {value:.3f} |\n" for metric, value in scores.items())
+    rows = "".join(f"| {metric} | {value:.3f} |\n" for metric, value in metrics.items())
     return _CARD.format(
         name=name,
         task="image-segmentation" if preset.has_masks else "object-detection",
         preset=preset.name,
         count=len(used),
         classes=textwrap.shorten(", ".join(used), 400, placeholder=" ..."),
-        scores=f"\n| metric on the validation images | |\n|---|---|\n{rows}" if rows else "",
-        transformers=transformers,
+        metrics=f"\n| metric on the validation images | |\n|---|---|\n{rows}" if rows else "",
+        loaders=loaders,
     )
 
 
 def _reason(error: Exception) -> str:
-    """The reason of an upload error in one line, with a fix if one is known."""
+    """Why an upload failed, in one line, and what to do if that is known."""
     code = getattr(getattr(error, "response", None), "status_code", None)
     if code == 401 or type(error).__name__ == "LocalTokenNotFoundError":
-        return "not logged in to the hub; log in with `hf auth login`, or set HF_TOKEN"
+        return "not logged in to the Hub; log in with `hf auth login`, or set HF_TOKEN"
     if code == 403:
         return "no permission to write to this repository; check the owner's name and the permissions of your token"
-    return f"cannot be uploaded ({textwrap.shorten(str(error), 160, placeholder=' ...')})"
+    return f"the upload failed ({textwrap.shorten(str(error), 160, placeholder=' ...')})"

@@ -10,46 +10,81 @@ from PIL import Image
 from opendetr.data import DetectionData, ImageError, ImageRecord, panoptic_truth, read_masks, read_record
 from opendetr.inference.predictor import Predictor
 from opendetr.results import Detections, Panoptic, draw_detections, draw_panoptic
+from opendetr.scoring import ScoreThresholds
 from opendetr.visualize import contact_sheet, draw_segments, draw_truth
 
-_SHOWN_SCORE = 0.3  # detections with a lower score are not drawn
-_TITLES = ("ground truth", "prediction")
+_SHOWN_SCORE = 0.3  # detections with a lower score are not drawn, unless the detector has its own thresholds
+
+TitledImages = list[tuple[str, Image.Image]]
+"""Pairs of a title and an image."""
 
 
 def compare(
     detector: Predictor, data: DetectionData, records: Iterable[ImageRecord]
 ) -> Iterator[tuple[ImageRecord, Image.Image]]:
-    """Yield a sheet with ground truth and predictions for each record. Unreadable images are skipped.
+    """Yield a sheet with ground truth and predictions for each record, as in `comparisons`."""
+    for record, images in comparisons(detector, data, records):
+        titles = [title for title, _ in images]
+        yield record, contact_sheet([image for _, image in images], 2, titles)
+
+
+def comparisons(
+    detector: Predictor, data: DetectionData, records: Iterable[ImageRecord], *, text: float = 1
+) -> Iterator[tuple[ImageRecord, TitledImages]]:
+    """Yield the ground truth and the prediction for each record, drawn on its image. Unreadable images are skipped.
 
     Objects are drawn as masks if both the dataset and the detector have masks, and as boxes otherwise. If both also
-    have panoptic maps, the maps are shown in a second row.
+    have panoptic maps, the maps of ground truth and prediction follow. Stuff is drawn if the detector predicts it.
+
+    Args:
+        detector: the detector.
+        data: the dataset of the records.
+        records: the images to show.
+        text: factor on the size of labels and lines, for images that are shown smaller than they are.
     """
     with_masks = detector.has_masks and data.masks != "none"
     for record in records:
         try:
             pixels = read_record(record)
-            images = _objects(detector, data, record, pixels, with_masks=with_masks)
+            images = _objects(detector, data, record, pixels, with_masks=with_masks, text=text)
             if with_masks and record.panoptic_map is not None:
-                images += _maps(detector, data, record, pixels)
+                images += _maps(detector, data, record, pixels, text=text)
         except ImageError:
             continue  # the evaluation has already reported it
-        yield record, contact_sheet(images, 2, _TITLES * (len(images) // 2))
+        yield record, images
 
 
 def _objects(
-    detector: Predictor, data: DetectionData, record: ImageRecord, pixels: np.ndarray, *, with_masks: bool
-) -> list[Image.Image]:
-    categories = data.categories
-    things = [obj for obj in record.objects if categories.isthing[categories.label_of_id(obj.category_id)]]
-    masks = read_masks(record, things) if with_masks else None
-    result = detector.predict(pixels, min_score=_SHOWN_SCORE)
+    detector: Predictor,
+    data: DetectionData,
+    record: ImageRecord,
+    pixels: np.ndarray,
+    *,
+    with_masks: bool,
+    text: float,
+) -> TitledImages:
+    known, categories = detector.categories, data.categories
+    stuff = any(used and not isthing for used, isthing in zip(known.used, known.isthing, strict=True))
+    objects = [obj for obj in record.objects if stuff or categories.isthing[categories.label_of_id(obj.category_id)]]
+    masks = read_masks(record, objects) if with_masks else None
+    chosen = detector.thresholds or ScoreThresholds(_SHOWN_SCORE)
+    by_class = {name: score for name, score in chosen.by_class.items() if name in detector.categories.names}
+    result = detector.predict(pixels, min_score=chosen.default, class_min_scores=by_class)
     assert isinstance(result, Detections)  # of one image
-    return [draw_truth(pixels, things, categories, masks=masks), draw_detections(result)]
+    return [
+        ("ground truth", draw_truth(pixels, objects, categories, masks=masks, text=text)),
+        ("prediction", draw_detections(result, text=text)),
+    ]
 
 
-def _maps(detector: Predictor, data: DetectionData, record: ImageRecord, pixels: np.ndarray) -> list[Image.Image]:
+def _maps(
+    detector: Predictor, data: DetectionData, record: ImageRecord, pixels: np.ndarray, *, text: float
+) -> TitledImages:
     segments, info = panoptic_truth(record, data.categories)
     labels = {segment.id: segment.label for segment in info}
     result = detector.predict(pixels, panoptic=True)
     assert isinstance(result, Panoptic)  # of one image
-    return [draw_segments(pixels, segments, labels, data.categories), draw_panoptic(result)]
+    return [
+        ("ground truth, panoptic map", draw_segments(pixels, segments, labels, data.categories, text=text)),
+        ("prediction, panoptic map", draw_panoptic(result, text=text)),
+    ]

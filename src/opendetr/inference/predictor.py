@@ -6,30 +6,37 @@ Shape letters: B batch, H W image.
 from __future__ import annotations
 
 import difflib
+import math
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
+from numbers import Integral
 from pathlib import Path
-from typing import Literal, TypeVar, overload
+from textwrap import shorten
+from typing import Any, Literal, TypeVar, get_args, overload
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from opendetr.categories import Categories
-from opendetr.config import ConfigError
-from opendetr.data import DetectionData, ImageError, eval_loader, evaluation_transform
-from opendetr.distributed import best_device, gather, rank, world_size
-from opendetr.evaluation import Evaluation
-from opendetr.inference.evaluate import ResultSource, Stopwatch
-from opendetr.inference.session import ImageSession, Session
+from opendetr.config import ConfigError, require_range
+from opendetr.data import DetectionData, ImageError, Masks, eval_loader
+from opendetr.data.formats import open_split
+from opendetr.distributed import best_device, rank, together, world_size
+from opendetr.evaluation import Evaluation, Evaluator
+from opendetr.export import export_huggingface, export_official
+from opendetr.inference.evaluate import Stopwatch
 from opendetr.inference.sources.prefetch import in_order
-from opendetr.inference.sources.reading import Source, each_image, is_one_image, read_source
+from opendetr.inference.sources.reading import Source, each_image, is_one_image, plain_source, read_source
 from opendetr.inference.sources.source_image import SourceImage
-from opendetr.models import Detector
+from opendetr.models import Detector, Session
 from opendetr.postprocess import ImageMasks, Merge, candidates, detect_with_queries, image_masks
 from opendetr.presets import (
     Preset,
@@ -41,7 +48,8 @@ from opendetr.presets import (
     published_weights,
 )
 from opendetr.results import Detections, Panoptic
-from opendetr.structures import ImageBatch
+from opendetr.scoring import ScoreThresholds
+from opendetr.structures import Batch, ImageBatch
 from opendetr.weights import (
     WeightsError,
     fitting_part,
@@ -56,7 +64,7 @@ from opendetr.weights import (
 )
 
 DETECTION_SCORE = 0.5
-"""The default threshold of `Predictor.predict`: detections with a lower score are dropped."""
+"""The threshold of `Predictor.predict` for a model without stored thresholds."""
 
 _NUM_READERS = min(4, os.cpu_count() or 1)
 
@@ -79,35 +87,69 @@ class Predictor:
         preset: defines the image transform and the evaluator.
         categories: the categories of the model's labels.
         device: "auto", "cpu", "cuda" or "mps".
+        thresholds: the score thresholds of `predict`, for example those stored with the model.
 
     Raises:
         WeightsError: the weights contain values that are not finite.
     """
 
-    def __init__(self, model: Detector, preset: Preset, categories: Categories, *, device: str = "auto") -> None:
+    def __init__(
+        self,
+        model: Detector,
+        preset: Preset,
+        categories: Categories,
+        *,
+        device: str = "auto",
+        thresholds: ScoreThresholds | None = None,
+    ) -> None:
         self.device = best_device(device)
         _require_finite(model)
         self.model = model.to(self.device).eval()
         self.preset = preset
         self.categories = categories
-        self.session: Session = ImageSession(self.model)
-        self._transform = evaluation_transform(preset.data)
+        self.thresholds = thresholds
+        self._says_thresholds = True
+        self.session: Session = preset.session(self.model)
+        self._transform = preset.data.evaluation_transform()
 
+    # A path can be one image or several. `| Any` lets a type checker accept both uses of the result.
     @overload
     def predict(
         self,
-        source: Source | Iterable[Source],
+        source: np.ndarray | Tensor | Image.Image | SourceImage,
         *,
         panoptic: Literal[False] = False,
         min_score: float | None = None,
         class_min_scores: Mapping[str, float] | None = None,
         batch_size: int = 8,
         on_unreadable: Callable[[str], None] | None = None,
-    ) -> Detections | Iterator[Detections]: ...
+    ) -> Detections: ...
     @overload
     def predict(
         self,
-        source: Source | Iterable[Source],
+        source: str | Path,
+        *,
+        panoptic: Literal[False] = False,
+        min_score: float | None = None,
+        class_min_scores: Mapping[str, float] | None = None,
+        batch_size: int = 8,
+        on_unreadable: Callable[[str], None] | None = None,
+    ) -> Detections | Any: ...
+    @overload
+    def predict(
+        self,
+        source: int | list[Any] | tuple[Source, ...] | Iterator[Source],
+        *,
+        panoptic: Literal[False] = False,
+        min_score: float | None = None,
+        class_min_scores: Mapping[str, float] | None = None,
+        batch_size: int = 8,
+        on_unreadable: Callable[[str], None] | None = None,
+    ) -> Iterator[Detections]: ...
+    @overload
+    def predict(
+        self,
+        source: np.ndarray | Tensor | Image.Image | SourceImage,
         *,
         panoptic: Literal[True],
         merge: Merge = "default",
@@ -115,7 +157,31 @@ class Predictor:
         class_min_scores: Mapping[str, float] | None = None,
         batch_size: int = 8,
         on_unreadable: Callable[[str], None] | None = None,
-    ) -> Panoptic | Iterator[Panoptic]: ...
+    ) -> Panoptic: ...
+    @overload
+    def predict(
+        self,
+        source: str | Path,
+        *,
+        panoptic: Literal[True],
+        merge: Merge = "default",
+        min_score: float | None = None,
+        class_min_scores: Mapping[str, float] | None = None,
+        batch_size: int = 8,
+        on_unreadable: Callable[[str], None] | None = None,
+    ) -> Any: ...
+    @overload
+    def predict(
+        self,
+        source: int | list[Any] | tuple[Source, ...] | Iterator[Source],
+        *,
+        panoptic: Literal[True],
+        merge: Merge = "default",
+        min_score: float | None = None,
+        class_min_scores: Mapping[str, float] | None = None,
+        batch_size: int = 8,
+        on_unreadable: Callable[[str], None] | None = None,
+    ) -> Iterator[Panoptic]: ...
     def predict(
         self,
         source: Source | Iterable[Source],
@@ -135,13 +201,15 @@ class Predictor:
         detections above the threshold, and resized to the original image one image at a time.
 
         Args:
-            source: one image: a path, an http or https URL, a PIL image, a (H, W, 3) or (H, W) uint8 array, or a
-                (3, H, W) tensor, uint8 or float in 0..1. Or several images: a folder, a pattern such as
-                "photos/*.jpg", a video file, the index of a camera, or an iterable of any of these.
+            source: one image: a path, an http or https URL, a PIL image, an array, uint8, (H, W, 3) RGB or (H, W)
+                grey, or a tensor, uint8 or float in 0..1, (3, H, W) RGB. Or several images: a folder, a pattern such
+                as "photos/*.jpg", a video file, the index of a camera, or an iterable of any of these but cameras.
+                The EXIF orientation of files, URLs and PIL images is applied.
             panoptic: return a panoptic map instead of detections.
             merge: the rule that turns masks into a panoptic map (see `postprocess.panoptic_map`).
-            min_score: predictions with a lower score are dropped. The default is 0.5 for detections. For panoptic maps
-                it is 0.85, or 0.4 if the model scores each class with a sigmoid.
+            min_score: predictions with a lower score are dropped. The default for detections is `thresholds`, with one
+                line on standard error in the first call; 0.5 for a model without them. The default for panoptic maps
+                is 0.85, or 0.4 if the model scores each class with a sigmoid.
             class_min_scores: thresholds of single classes by name. They take precedence over `min_score`.
             batch_size: images per forward pass if there are several. Camera images are always processed one by one.
             on_unreadable: called with a one-line message for each of several inputs that cannot be read. The input is
@@ -154,11 +222,13 @@ class Predictor:
 
         Raises:
             DataError: there is no image, or an image cannot be read.
-            ConfigError: `class_min_scores` names a class that the detector does not have, `panoptic` is set and the
-                model has no mask head, or `merge` is set without `panoptic`.
+            ConfigError: a threshold is not in 0..1, `class_min_scores` names a class that the detector does not have,
+                `batch_size` is not a positive integer, `panoptic` is set and the model has no mask head, `merge` is
+                not a rule, or is set without `panoptic`.
         """
-        default_score = self.model.scoring.panoptic_score if panoptic else DETECTION_SCORE
-        thresholds = self._thresholds(default_score if min_score is None else min_score, class_min_scores or {})
+        _require_batch_size(batch_size)
+        _require_merge(merge)
+        thresholds = self._thresholds(min_score, class_min_scores, panoptic=panoptic)
         if panoptic:
             self._require_masks()
             merging = partial(self._panoptic, thresholds=thresholds, merge=merge)
@@ -166,6 +236,16 @@ class Predictor:
         if merge != "default":
             raise ConfigError(f"merge={merge!r} applies to panoptic maps only: set panoptic=True, too, or omit merge")
         return self._predict(source, partial(self._detect, thresholds=thresholds), batch_size, on_unreadable)
+
+    __call__ = predict
+
+    def __repr__(self) -> str:
+        return f"Predictor({self.preset.name}, {sum(self.categories.used)} classes, {self.device})"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """(K,) the names of the classes; a label is an index of it. "N/A" are labels that are never predicted."""
+        return self.categories.names
 
     @property
     def has_masks(self) -> bool:
@@ -186,11 +266,12 @@ class Predictor:
         batch_size: int,
         on_unreadable: Callable[[str], None] | None,
     ) -> Result | Iterator[Result]:
-        if is_one_image(source):
-            (finish,) = run_batch([self._prepare(source)])  # type: ignore[arg-type]
+        plain = plain_source(source)
+        if is_one_image(plain):
+            (finish,) = run_batch([self._prepare(plain)])  # type: ignore[arg-type]
             return finish()
-        images = each_image(source, on_unreadable)
-        live = isinstance(source, int)
+        images = each_image(plain, on_unreadable)
+        live = isinstance(plain, int)
         return self._stream(images, run_batch, 1 if live else batch_size, on_unreadable)
 
     def _stream(
@@ -245,22 +326,77 @@ class Predictor:
         images = ImageBatch.from_images([item.input for item in batch]).to(self.device)
         return images, torch.tensor([item.image.pixels.shape[:2] for item in batch])
 
-    def _thresholds(self, min_score: float, by_class: Mapping[str, float]) -> Tensor:
+    def _thresholds(self, min_score: float | None, by_class: Mapping[str, float] | None, *, panoptic: bool) -> Tensor:
         """(K,) the score threshold of each class."""
-        thresholds = torch.full((len(self.categories),), min_score)
+        thresholds = self._default_thresholds(panoptic=panoptic)
+        if min_score is not None:
+            thresholds = torch.full((len(self.categories),), _score("min_score", min_score))
+        elif self.thresholds and not panoptic:
+            self._say_thresholds()
+        by_class = {} if by_class is None else by_class
+        if not isinstance(by_class, Mapping):
+            raise ConfigError(
+                f"class_min_scores is a {type(by_class).__name__}; give a dict such as {{{self.names[0]!r}: 0.3}}"
+            )
         for name, threshold in by_class.items():
+            if not isinstance(name, str):
+                raise ConfigError(f"class_min_scores: {name!r} is not the name of a class; give {self._named(name)}")
             labels = [label for label, known in enumerate(self.categories.names) if known == name]
             if not labels:
                 near = difflib.get_close_matches(name, self.categories.names, n=1)
                 hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(self.categories.names[:5])} ..."
                 raise ConfigError(f"min score of {name!r}: the detector has no such class; {hint}")
-            thresholds[labels] = threshold
+            thresholds[labels] = _score(f"class_min_scores[{name!r}]", threshold)
         return thresholds
+
+    def _default_thresholds(self, *, panoptic: bool) -> Tensor:
+        """(K,) the score threshold of each class if the caller gives none."""
+        if panoptic or self.thresholds is None:
+            return torch.full(
+                (len(self.categories),), self.model.scoring.panoptic_score if panoptic else DETECTION_SCORE
+            )
+        default, by_class = self.thresholds.default, self.thresholds.by_class
+        return torch.tensor([by_class.get(name, default) for name in self.categories.names])
+
+    def _say_thresholds(self) -> None:
+        """Say once that the scores of predictions have the stored thresholds."""
+        if self._says_thresholds:
+            print(
+                f"score thresholds: {self.thresholds}, stored with the model (best F1 on its validation images); "
+                "a min score replaces them",
+                file=sys.stderr,
+            )
+            self._says_thresholds = False
+
+    def open_split(self, folder: str | Path, split: str | None = None, *, masks: Masks | None = None) -> DetectionData:
+        """The split of a dataset folder to evaluate the detector on. The arguments are those of `evaluate`.
+
+        Raises:
+            DataError: the folder is not a dataset, or does not have the split or the masks.
+            ConfigError: `masks` is set and the model has no mask head.
+        """
+        config = self.preset.data
+        if masks not in (None, "none") and not self.has_masks:
+            raise ConfigError("masks: the model has no mask head, only boxes are evaluated: leave it out")
+        return open_split(
+            folder,
+            split or config.val_split or "val",
+            val_fraction=config.val_fraction,
+            strict=config.strict,
+            masks=masks or config.masks,
+        )
+
+    def _named(self, label: Any) -> str:
+        """The name of a label for a message, or of the first class for what is not a label."""
+        known = isinstance(label, int) and not isinstance(label, bool) and 0 <= label < len(self.names)
+        return repr(self.names[label if known else 0])
 
     def evaluate(
         self,
-        data: DetectionData,
+        data: DetectionData | str | Path,
         *,
+        split: str | None = None,
+        masks: Masks | None = None,
         batch_size: int = 8,
         layers: bool = False,
         merge: Merge = "default",
@@ -273,7 +409,10 @@ class Predictor:
         masks, panoptic maps if the dataset was also loaded with panoptic maps.
 
         Args:
-            data: the images and their annotations.
+            data: a dataset folder, or the images of a split and their annotations.
+            split: the split of the folder to evaluate on. Default: that of the run, else "val".
+            masks: the masks of the folder to evaluate against, as in `DataConfig.masks`. Default: as the model was
+                trained.
             batch_size: images per forward pass.
             layers: also evaluate each decoder layer.
             merge: the rule that turns masks into a panoptic map, "default" or "published"; see
@@ -282,25 +421,116 @@ class Predictor:
             progress: called with the number of evaluated images and the number of all images.
 
         Raises:
-            DataError: detector and dataset have no class in common, an image of the dataset is missing, or its masks
-                would make a metric wrong.
+            DataError: the folder is not a dataset, detector and dataset have no class in common, an image of the
+                dataset is missing, or its masks would make a metric wrong.
+            ConfigError: a number is out of its range, or an argument has no effect: `masks`, `merge` or
+                `panoptic_score` without a mask head or such masks, `split` or `masks` without a folder.
         """
+        _require_batch_size(batch_size)
+        _require_merge(merge)
+        require_range("panoptic_score", panoptic_score, 0, 1)
+        if isinstance(data, DetectionData):
+            if split is not None or masks is not None:
+                raise ConfigError("split and masks apply to a dataset folder: leave them out, or give the folder")
+        else:
+            data = self.open_split(data, split, masks=masks)
+        if merge != "default" and data.masks == "none":
+            raise ConfigError("merge: the dataset was loaded without masks, only boxes are evaluated: leave it out")
+        if panoptic_score is not None and data.masks != "panoptic":
+            raise ConfigError("panoptic_score: the dataset was loaded without panoptic maps: leave it out")
         num_layers = self.preset.model.transformer.decoder_layers if layers else None
-        evaluator = self.preset.evaluator(self.categories, data, num_layers=num_layers)
-        source = ResultSource(self.session, self.categories, evaluator, merge, panoptic_score)
-        share = (rank(), world_size())
-        loader = eval_loader(data, self.preset.data, batch_size=batch_size, share=share, device=self.device)
+        options = {"num_layers": num_layers, "merge": merge, "panoptic_score": panoptic_score}
+        evaluator = self.preset.evaluator(self.categories, data, **options)
+        return self.run(evaluator, data, batch_size=batch_size, progress=progress)
+
+    def metrics(self, data: DetectionData, *, batch_size: int = 8) -> dict[str, float | None]:
+        """The metrics of the preset's evaluator on a dataset, by name; the arguments are those of `evaluate`."""
+        evaluator = self.preset.evaluator(self.categories, data)
+        self.run(evaluator, data, batch_size=batch_size)
+        return evaluator.compute()
+
+    def run(
+        self,
+        evaluator: Evaluator,
+        data: DetectionData,
+        *,
+        batch_size: int = 8,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Any:
+        """Run an evaluator on the predictions for a dataset, in all processes together.
+
+        Returns:
+            The metrics with all details; see `Evaluator.evaluation`.
+        """
+        preset, share = self.preset, (rank(), world_size())
         watch, done = Stopwatch(), 0
-        for batch in loader:
-            results = source.results(batch, batch.images.to(self.device))
-            evaluator.update(batch, watch.timed(results))
-            done += len(batch)
-            if progress:
-                progress(done, len(data))
-        evaluator.leave_out(loader.unreadable)
+        with together():
+            loader = eval_loader(data, preset.data, batch_size=batch_size, share=share, device=self.device)
+            for batch in loader:
+                if preset.starts_sequence(batch):
+                    self.session.reset()
+                evaluator.update(batch, watch.timed(self._results(evaluator, batch)))
+                done += len(batch)
+                if progress:
+                    progress(done, len(data))
+            evaluator.leave_out(loader.unreadable)
         evaluator.gather()
-        unreadable = [line for lines in gather(list(loader.unreadable.values())) for line in lines]
-        return evaluator.evaluation(watch.seconds / max(done, 1), unreadable)
+        loader.gather_skipped()
+        return evaluator.evaluation(watch.seconds / max(done, 1), loader.unreadable.values())
+
+    def _results(self, evaluator: Evaluator, batch: Batch) -> Iterator[Any]:
+        images = batch.images.to(self.device)
+        with torch.inference_mode():
+            output = self.session.step(images, self.preset.prompt(batch))
+            yield from evaluator.results(output, images, batch)
+
+    def export(self, out: str | Path, format: Literal["huggingface", "official"] = "huggingface") -> Path:
+        """Write the detector for other software, as `opendetr export` does.
+
+        Args:
+            out: a new folder for "huggingface", which transformers loads with `from_pretrained`; a new file for
+                "official", a checkpoint of the original implementation.
+            format: the layout.
+
+        Returns:
+            The path that was written.
+
+        Raises:
+            ConfigError: the path exists, the format is unknown, or the other software does not support the model.
+        """
+        path = Path(out)
+        if format == "huggingface":
+            export_huggingface(self.model, self.preset, self.categories, path, thresholds=self.thresholds)
+        elif format == "official":
+            export_official(self.model, self.preset, path)
+        else:
+            raise ConfigError(f"format: expected huggingface or official, got {format!r}")
+        return path
+
+
+def _score(name: str, value: Any) -> float:
+    """A threshold as a float. Raises ConfigError if it is not a number in 0..1."""
+    try:
+        score = math.nan if isinstance(value, bool | str) else float(value)
+    except (TypeError, ValueError, RuntimeError):  # RuntimeError: a tensor of several numbers
+        score = math.nan
+    if math.isnan(score):
+        raise ConfigError(f"{name}={shorten(repr(value), 40)}: give a number in 0..1")
+    require_range(name, score, 0, 1)
+    return score
+
+
+def _require_batch_size(batch_size: Any) -> None:
+    """Raise ConfigError unless it is a positive integer: with 0 there would silently be no results."""
+    if isinstance(batch_size, bool) or not isinstance(batch_size, Integral):
+        raise ConfigError(f"batch_size={batch_size!r}: give an integer of at least 1")
+    require_range("batch_size", int(batch_size), 1)
+
+
+def _require_merge(merge: Any) -> None:
+    """Raise ConfigError unless it is one of the rules."""
+    if merge not in get_args(Merge):
+        raise ConfigError(f"merge={merge!r}: give {' or '.join(map(repr, get_args(Merge)))}")
 
 
 def _require_finite(model: nn.Module) -> None:
@@ -398,11 +628,12 @@ def load(
         known = categories or usual_categories(state)
     else:
         raise WeightsError(f"{path}: does not name its model; name it, for example model='detr-r50'")
-    network = build_model(preset, len(known), strict_no_object=strict_no_object)
+    network = build_model(preset, preset.num_classes(known), strict_no_object=strict_no_object)
     if has_masks(state) and not preset.has_masks:  # the detector alone predicts things, not stuff
         state, known = fitting_part(network, state), known.only_things
     if card is None:
         ours = in_our_layout(network, state)
         require_classes(path, network, ours, len(known), num_others=network.num_logits - len(known))
     load_weights(network, state)
-    return Predictor(network, preset, known, device=device)
+    thresholds = card.thresholds if card else None
+    return Predictor(network, preset, known, device=device, thresholds=thresholds)

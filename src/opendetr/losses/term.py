@@ -13,7 +13,7 @@ from opendetr.structures import Matches
 
 @dataclass(frozen=True)
 class Normaliser:
-    """The divisors of summed losses, over all micro-batches and processes of one optimiser step.
+    """The divisors of summed losses, over all micro-batches and processes of one optimizer step.
 
     Attributes:
         objects: number of objects, at least 1.

@@ -11,6 +11,7 @@ from opendetr.models.deformable import (
 from opendetr.models.detector import Detector, ModelConfig, TransformerSizes
 from opendetr.models.detr import DETR, DETRConfig
 from opendetr.models.masks import INSIDE, WITH_MASKS, MaskedDetector, MaskHeadConfig
+from opendetr.models.session import ImageSession, Session
 
 __all__ = [
     "DETR",
@@ -23,9 +24,11 @@ __all__ = [
     "DeformableDETRConfig",
     "DeformableTransformerConfig",
     "Detector",
+    "ImageSession",
     "MaskHeadConfig",
     "MaskedDetector",
     "ModelConfig",
+    "Session",
     "TransformerSizes",
     "TwoStageDETR",
     "TwoStageDETRConfig",

@@ -161,21 +161,6 @@ class ConditionalAttention(AttentionModule):
         query, key = self._project(content, query_position, query_place, memory, position)
         return attention_weights(query, key, self.num_heads, padding)
 
-    def spatial_weights(self, query_place: Tensor, position: Tensor, padding: Tensor | None) -> Tensor:
-        """The softmax of the position half of the scores only, as shown in figure 1 of the paper.
-
-        The scale is that of both halves together. So each row of `weights` is proportional to the product of this
-        row and the softmax of the content half.
-
-        Args:
-            query_place, position, padding: as in `forward`.
-
-        Returns:
-            (B, heads, Q, N) float32. Each row sums to 1 over the tokens; padded tokens have 0.
-        """
-        query = self.query_place(query_place) / math.sqrt(2)  # both halves have twice the width of one
-        return attention_weights(query, self.key_place(position), self.num_heads, padding)
-
     def _project(
         self, content: Tensor, query_position: Tensor, query_place: Tensor, memory: Tensor, position: Tensor
     ) -> tuple[Tensor, Tensor]:

@@ -6,12 +6,13 @@ Shape letters: B batch, H W image, h w features.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.models import get_model_weights
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from torchvision.ops import FrozenBatchNorm2d
 
@@ -36,6 +37,34 @@ class BackboneConfig:
     half_width: bool = False
     norm: Literal["frozen", "batch", "group"] = "frozen"
     frozen_stages: int = 2
+
+    def describe(self) -> str:
+        """The kind of backbone in a few words, such as "ResNet-18 of half width, dilated"."""
+        half = " of half width" if self.half_width else ""
+        group = " with group norm" if self.norm == "group" else ""
+        return f"ResNet-{self.depth}{half}{group}{', dilated' if self.dilation else ''}"
+
+    def imagenet_url(self) -> str | None:
+        """The address of torchvision's ImageNet weights for `Backbone.body`; None if there are none."""
+        if self.half_width or self.norm == "group":
+            return None
+        return get_model_weights(f"resnet{self.depth}")["IMAGENET1K_V1"].url
+
+    def without_counterpart(self) -> str | None:
+        """What the backbones of other implementations do not have, in a few words; None if they have it all."""
+        return "group norm in a backbone" if self.norm == "group" else None
+
+    def trained_from_nothing(self) -> BackboneConfig:
+        """The backbone for training without pretrained weights: trainable batch norm and no frozen stages."""
+        return replace(self, norm="batch", frozen_stages=0)
+
+    def frozen(self) -> BackboneConfig:
+        """The backbone with batch norm as frozen batch norm, which has the same tensors and the same evaluation."""
+        return replace(self, norm="frozen") if self.norm == "batch" else self
+
+    def miniature(self) -> BackboneConfig:
+        """The backbone with the smallest depth and width, for tests."""
+        return replace(self, depth=18, half_width=True)
 
 
 _NORMS: dict[str, Callable[[int], nn.Module]] = {

@@ -1,5 +1,6 @@
 """The catalogue: one preset per model."""
 
+from opendetr.presets.about import FAMILIES, RELATIVE_TIME
 from opendetr.presets.preset import (
     Preset,
     build_model,
@@ -8,9 +9,9 @@ from opendetr.presets.preset import (
     with_frozen_detector,
 )
 from opendetr.presets.registry import (
-    DEFAULT_MODEL,
     create,
     create_task,
+    describe,
     detector_alone,
     get_preset,
     list_models,
@@ -20,17 +21,22 @@ from opendetr.presets.registry import (
     preset_from_dict,
     published_categories,
     published_weights,
+    register_preset,
     shipped_weights,
     weights_origin,
 )
+from opendetr.recipe import DEFAULT_MODEL
 
 __all__ = [
     "DEFAULT_MODEL",
+    "FAMILIES",
+    "RELATIVE_TIME",
     "Preset",
     "build_model",
     "build_task",
     "create",
     "create_task",
+    "describe",
     "detector_alone",
     "get_preset",
     "list_models",
@@ -40,6 +46,7 @@ __all__ = [
     "preset_from_dict",
     "published_categories",
     "published_weights",
+    "register_preset",
     "shipped_weights",
     "trained_from_nothing",
     "weights_origin",

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any, Self, cast
 
-from opendetr.categories import Categories
+from opendetr.categories import Categories, coco_categories, coco_panoptic_categories
 from opendetr.config import ConfigError
 from opendetr.data import DataConfig, DetectionData
-from opendetr.evaluation import DetectionEvaluator, headline_names, metric_names
+from opendetr.evaluation import DetectionEvaluator, Evaluator, headline_names, metric_names
 from opendetr.losses import (
     CriterionConfig,
     DenseConfig,
@@ -19,8 +19,17 @@ from opendetr.losses import (
     SetCriterion,
     SigmoidFocalClassification,
 )
-from opendetr.models import Detector, DETRConfig, MaskedDetector, MaskHeadConfig, ModelConfig
+from opendetr.models import (
+    Detector,
+    DETRConfig,
+    ImageSession,
+    MaskedDetector,
+    MaskHeadConfig,
+    ModelConfig,
+    Session,
+)
 from opendetr.recipe import Recipe
+from opendetr.structures import Batch
 from opendetr.tasks import DetectionTask, MaskHeadTask, Task
 
 
@@ -28,8 +37,10 @@ from opendetr.tasks import DetectionTask, MaskHeadTask, Task
 class Preset:
     """The configuration of a model and its training, as one tree.
 
-    A family member that is evaluated in another way has a subclass that overrides `evaluator`, `metrics` and
-    `headlines`. A member whose model config has other fields overrides `miniature`.
+    A family member that differs in more than settings has a subclass. It overrides `build_model` and `build_task`,
+    `session`, `prompt` and `starts_sequence` (inference), `evaluator`, `metrics`, `headlines` and `draws_predictions`
+    (evaluation; without `metrics`, a run is not evaluated), or
+    `miniature`, if its model config has other fields.
 
     Attributes:
         name: the catalogue's name of the model.
@@ -41,7 +52,7 @@ class Preset:
         mask_criterion: mask losses, used if the model has a mask head.
         dense: dense supervision of the encoder, off by default as in the published models.
         data: image sizes and augmentation.
-        recipe: optimiser, schedule and length of the training.
+        recipe: optimizer, schedule and length of the training.
     """
 
     name: str
@@ -56,6 +67,8 @@ class Preset:
     recipe: Recipe = field(default_factory=Recipe)
 
     def __post_init__(self) -> None:
+        if self.model.num_queries < 1:
+            raise ValueError(f"model.num_queries: expected at least 1, got {self.model.num_queries}")
         off = MaskHeadConfig()
         if not self.has_masks and self.masks != off:
             name = next(name for name, value in vars(self.masks).items() if value != getattr(off, name))
@@ -75,7 +88,59 @@ class Preset:
         """The catalogue's name of the detector without its mask head."""
         return self.without_masks or self.name
 
-    def evaluator(self, categories: Categories, data: DetectionData, **options: Any) -> DetectionEvaluator:
+    def num_classes(self, categories: Categories) -> int:
+        """K for a dataset, the number of classes that the model distinguishes."""
+        return len(categories)
+
+    def published_categories(self) -> Categories:
+        """The classes of the published weights: COCO panoptic with a mask head, else COCO."""
+        return coco_panoptic_categories() if self.has_masks else coco_categories()
+
+    def build_model(self, num_classes: int, *, strict_no_object: bool = False) -> Detector:
+        """The model, randomly initialised; see the function `build_model`."""
+        scoring = self.criterion.classification.scoring()
+        if strict_no_object:
+            try:
+                scoring = scoring.strictly()
+            except ValueError as error:
+                raise ConfigError(f"{self.name}: {error}") from None
+        num_logits = scoring.num_logits(num_classes)
+        if not self.has_masks:
+            return self.model.build(num_logits, scoring)
+        try:
+            return self.masks.build(self.model, num_logits, scoring)
+        except ValueError as error:
+            raise ConfigError(f"{self.name}: {error}") from None
+
+    def build_task(self, model: Detector, num_classes: int) -> Task:
+        """The model with its losses, ready for the trainer."""
+        criterion = SetCriterion(self.criterion)
+        masks = MaskLoss(self.mask_criterion) if self.has_masks else None
+        if self.freeze_detector:
+            return MaskHeadTask(cast(MaskedDetector, model), criterion, cast(MaskLoss, masks))
+        dense = None
+        if self.dense.weight > 0:
+            dense = DenseSupervision(self.dense, self.model.transformer.width, num_classes)
+        return DetectionTask(model, criterion, dense, masks)
+
+    def session(self, model: Detector) -> Session:
+        """The session that runs the model at inference."""
+        return ImageSession(model)
+
+    @property
+    def draws_predictions(self) -> bool:
+        """Whether a training run draws predictions for some validation images, which needs no input but the image."""
+        return True
+
+    def prompt(self, batch: Batch) -> Any:
+        """The input of the session besides images, for an evaluation batch; None for models that take no prompt."""
+        return None
+
+    def starts_sequence(self, batch: Batch) -> bool:
+        """Whether an evaluation batch does not continue the one before, so that the session is reset."""
+        return True
+
+    def evaluator(self, categories: Categories, data: DetectionData, **options: Any) -> Evaluator:
         """The evaluator of the model on a dataset; see `DetectionEvaluator` for the options."""
         return DetectionEvaluator(categories, data, has_masks=self.has_masks, **options)
 
@@ -93,10 +158,9 @@ class Preset:
         transformer = replace(
             model.transformer, width=32, num_heads=4, ffn_width=32, encoder_layers=2, decoder_layers=2
         )
-        backbone = replace(model.backbone, depth=18, half_width=True)
         return replace(
             self,
-            model=replace(model, backbone=backbone, transformer=transformer, num_queries=12),
+            model=replace(model, backbone=model.backbone.miniature(), transformer=transformer, num_queries=12),
             data=replace(self.data.resized(64), num_workers=0),
             recipe=replace(self.recipe, batch_size=2, epochs=1),
         )
@@ -115,7 +179,7 @@ def trained_from_nothing(preset: Preset) -> Preset:
     """
     return replace(
         preset,
-        model=replace(preset.model, backbone=replace(preset.model.backbone, norm="batch", frozen_stages=0)),
+        model=replace(preset.model, backbone=preset.model.backbone.trained_from_nothing()),
         dense=replace(preset.dense, weight=1.0),
         recipe=replace(preset.recipe, backbone_learning_rate=preset.recipe.learning_rate),
     )
@@ -146,28 +210,9 @@ def build_model(preset: Preset, num_classes: int, *, strict_no_object: bool = Fa
         ConfigError: `strict_no_object` is set and the model has no "no object" class, or the mask head does not fit
             the detector.
     """
-    scoring = preset.criterion.classification.scoring()
-    if strict_no_object:
-        try:
-            scoring = scoring.strictly()
-        except ValueError as error:
-            raise ConfigError(f"{preset.name}: {error}") from None
-    num_logits = scoring.num_logits(num_classes)
-    if not preset.has_masks:
-        return preset.model.build(num_logits, scoring)
-    try:
-        return preset.masks.build(preset.model, num_logits, scoring)
-    except ValueError as error:
-        raise ConfigError(f"{preset.name}: {error}") from None
+    return preset.build_model(num_classes, strict_no_object=strict_no_object)
 
 
 def build_task(preset: Preset, model: Detector, num_classes: int) -> Task:
     """The task of a preset: the model with its losses, ready for the trainer."""
-    criterion = SetCriterion(preset.criterion)
-    masks = MaskLoss(preset.mask_criterion) if preset.has_masks else None
-    if preset.freeze_detector:
-        return MaskHeadTask(cast(MaskedDetector, model), criterion, cast(MaskLoss, masks))
-    dense = None
-    if preset.dense.weight > 0:
-        dense = DenseSupervision(preset.dense, preset.model.transformer.width, num_classes)
-    return DetectionTask(model, criterion, dense, masks)
+    return preset.build_task(model, num_classes)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import inspect
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib import resources
@@ -11,8 +13,8 @@ from typing import Any
 
 from torch import Tensor
 
-from opendetr.categories import Categories, coco_categories, coco_panoptic_categories
-from opendetr.config import ConfigError, replaced
+from opendetr.categories import Categories
+from opendetr.config import ConfigError, SettingError, replaced
 from opendetr.models import Detector
 from opendetr.presets.conditional import (
     conditional_detr_r50,
@@ -40,9 +42,6 @@ from opendetr.presets.panoptic import (
 from opendetr.presets.preset import Preset, build_model, build_task
 from opendetr.tasks import Task
 from opendetr.weights import load_weights, published_files
-
-DEFAULT_MODEL = "deformable-detr-tiny"  # used for training and prediction if no model is named
-
 
 _PRESETS: dict[str, Callable[[], Preset]] = {
     make().name: make
@@ -76,6 +75,21 @@ _PRESETS: dict[str, Callable[[], Preset]] = {
 _SHIPPED = dict.fromkeys(
     ("deformable-detr-tiny", "deformable-detr-tiny-panoptic"), "scenes-deformable-detr-tiny-panoptic.safetensors"
 )
+
+
+def register_preset(make: Callable[[], Preset]) -> None:
+    """Add a model to the catalogue, so that `train`, `load` and the commands find it by its name.
+
+    Args:
+        make: builds the preset, under a name that the catalogue does not have yet.
+
+    Raises:
+        ValueError: the catalogue has a model of this name.
+    """
+    name = make().name
+    if name in _PRESETS:
+        raise ValueError(f"{name}: the catalogue already has a model of this name; choose another name")
+    _PRESETS[name] = make
 
 
 def shipped_weights(name: str) -> Path | None:
@@ -116,12 +130,25 @@ def get_preset(name: str) -> Preset:
     """The preset with a name.
 
     Raises:
-        ConfigError: the name is unknown. The message suggests similar names.
+        SettingError: the name is unknown. The message suggests similar names.
     """
     if name not in _PRESETS:
-        near = difflib.get_close_matches(name, _PRESETS, n=3, cutoff=0.3) or list(_PRESETS)
-        raise ConfigError(f"{name!r} is not a model of the catalogue; did you mean {' or '.join(near)}?")
+        near = near_models(name)
+        hint = f"did you mean {' or '.join(near)}?" if near else "OpenDETR has models of the DETR family:"
+        raise SettingError(f"{name!r} is not a model of the catalogue; {hint} `opendetr models` lists them")
     return _PRESETS[name]()
+
+
+def describe(name: str) -> str:
+    """What distinguishes a model from the others of its family, in a sentence. Raises ConfigError as `get_preset`."""
+    get_preset(name)
+    return inspect.getdoc(_PRESETS[name]) or ""
+
+
+def near_models(name: str) -> list[str]:
+    """At most three names of the catalogue that are similar to `name`, which other projects may use."""
+    plain = re.sub(r"resnet-?", "r", name.lower().rpartition("/")[2].replace("_", "-"))
+    return [plain] if plain in _PRESETS else difflib.get_close_matches(plain, _PRESETS, n=3, cutoff=0.7)
 
 
 def preset_from_dict(record: Mapping[str, Any]) -> Preset:
@@ -134,7 +161,10 @@ def preset_from_dict(record: Mapping[str, Any]) -> Preset:
     """
     if "name" not in record:
         raise ConfigError("config: the key 'name' is missing; set it to the name of a model of the catalogue")
-    return replaced(get_preset(str(record["name"])), dict(record))
+    try:
+        return replaced(get_preset(str(record["name"])), dict(record))
+    except SettingError as error:  # the settings are those of a file, not the user's
+        raise ConfigError(str(error)) from None
 
 
 def name_with_masks(name: str) -> str:
@@ -171,8 +201,8 @@ def detector_alone(preset: Preset) -> Preset:
 
 
 def published_categories(name: str) -> Categories:
-    """The classes of a model's published weights: COCO panoptic with a mask head, else COCO."""
-    return coco_panoptic_categories() if get_preset(name).has_masks else coco_categories()
+    """The classes of a model's published weights; see `Preset.published_categories`."""
+    return get_preset(name).published_categories()
 
 
 def miniature(name: str) -> Preset:
@@ -201,7 +231,7 @@ def create(
         50
     """
     preset = get_preset(name)
-    model = build_model(preset, len(published_categories(name)) if num_classes is None else num_classes)
+    model = build_model(preset, _num_classes(preset) if num_classes is None else num_classes)
     if weights is not None:
         load_weights(model, weights)
     return model
@@ -209,5 +239,10 @@ def create(
 
 def create_task(name: str, model: Detector | None = None, num_classes: int | None = None) -> Task:
     """A model with its published losses. If `model` is omitted, a new one is created; `num_classes` as in `create`."""
-    count = len(published_categories(name)) if num_classes is None else num_classes
-    return build_task(get_preset(name), create(name, num_classes=count) if model is None else model, count)
+    preset = get_preset(name)
+    count = _num_classes(preset) if num_classes is None else num_classes
+    return build_task(preset, create(name, num_classes=count) if model is None else model, count)
+
+
+def _num_classes(preset: Preset) -> int:
+    return preset.num_classes(preset.published_categories())

@@ -1,4 +1,4 @@
-"""Converts masks to COCO annotations: run lengths, and polygons that reproduce the mask exactly."""
+"""Converts masks to COCO annotations: RLE, and polygons that reproduce the mask exactly."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 
 def mask_to_rle(mask: np.ndarray) -> dict[str, Any]:
-    """Encode a mask as uncompressed COCO run lengths.
+    """Encode a mask as uncompressed COCO RLE (run-length encoding).
 
     Args:
         mask: (H, W) bool.

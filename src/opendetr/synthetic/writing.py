@@ -38,7 +38,7 @@ def write_scenes(
     The files of the split "train" are ``folder/train/000000.png`` ..., ``folder/annotations/instances_train.json``,
     ``folder/annotations/panoptic_train.json`` and ``folder/annotations/panoptic_train/000000.png`` ...; those of other
     splits are named likewise. The JSON files are written last, so a dataset without them is incomplete. The image ids
-    are the indices of the scenes. Crowd objects are annotated with run lengths, all others with polygons.
+    are the indices of the scenes. Crowd objects are annotated with RLE, all others with polygons.
 
     Args:
         folder: the folder to write to; it is created if missing. Splits that an earlier call wrote there under the same
@@ -68,7 +68,7 @@ def write_scenes(
 
 
 def _instance_record(scene: Scene, label: Segment) -> dict[str, Any]:
-    """COCO instance annotation of a thing without ids: with polygons, or with run lengths if it is a crowd."""
+    """COCO instance annotation of a thing without ids: with polygons, or with RLE if it is a crowd."""
     x0, y0, x1, y1 = label.box
     visible = scene.segments[y0:y1, x0:x1] == label.id
     return {

@@ -1,4 +1,4 @@
-"""Observers of a training run: progress on the terminal, files of metrics, curves, images, TensorBoard."""
+"""Callbacks of a training run: progress on the terminal, files of metrics, curves, images."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from rich import progress as bars
 from rich.console import Console
 from torch import nn
 
+from opendetr.data import count_noun
 from opendetr.evaluation import CLASS_PREFIX
 from opendetr.files import write_atomically
 from opendetr.training.checkpoint import CheckpointError, writing
 from opendetr.training.events import (
+    Callback,
     Evaluated,
     NonFiniteFound,
-    Observer,
     PlanFixed,
     RunEnded,
     RunStarted,
@@ -34,9 +35,10 @@ METRICS_FILE = "metrics.jsonl"
 TABLE_FILE = "metrics.csv"
 _MAX_CLASSES = 12
 _MAX_STEP_LINES = 5000
+_FEW_STEPS = 50
 
 
-class Progress(Observer):
+class Progress(Callback):
     """Prints the progress of a run: a progress bar on a terminal, else a line from time to time.
 
     Args:
@@ -57,6 +59,7 @@ class Progress(Observer):
         self._speed = _Throughput()
         self._printed = -math.inf  # time of the latest line
         self._steps_per_epoch = 1
+        self._has_plan = False
         columns = (bars.SpinnerColumn(), bars.BarColumn(20), bars.TextColumn("{task.description}"))
         self._bar = bars.Progress(*columns, console=self._console, transient=True)
         self._line: bars.TaskID | None = None
@@ -73,11 +76,16 @@ class Progress(Observer):
             self._bar.start()
 
     def on_plan(self, event: PlanFixed) -> None:
-        """Print the new length of the run."""
-        epochs = event.plan.total_steps / self._steps_per_epoch
-        self._print(
-            f"{event.step_seconds:.2f} s per step: {event.plan.total_steps} steps ({epochs:.1f} epochs) fit the time"
-        )
+        """Print the plan of the run in one line, later only a new length."""
+        steps = event.plan.total_steps
+        if self._has_plan:
+            self._print(f"{event.step_seconds:.2f} s per step now: {steps} steps fit the time")
+            return
+        self._has_plan = True
+        self._print(_plan_line(event, self._steps_per_epoch))
+        if steps < _FEW_STEPS:
+            more = "more time or smaller images (--image-size)" if event.step_seconds else "more steps"
+            self._print(f"warning: the model learns very little in {count_noun(steps, 'step')}; give it {more}")
 
     def on_step(self, event: StepTaken) -> None:
         """Update the progress bar, or print a line when it is due."""
@@ -95,8 +103,11 @@ class Progress(Observer):
         self._metrics = event.metrics
         values = ((name, event.metrics.get(name)) for name in self._headlines)
         shown = [f"{name} {value:.3f}" for name, value in values if isinstance(value, float)]
-        best = ", the best so far" if event.best else ""
-        self._print(f"epoch {event.epoch:.1f}, step {event.step}: {' '.join(shown)} ({_duration(event.seconds)}{best})")
+        notes = [_duration(event.seconds)]
+        notes += [] if event.images is None else [count_noun(event.images, "image")]
+        notes += ["the best so far"] if event.best and event.step else []
+        when = f"epoch {event.epoch:.1f}, step {event.step}" if event.step else "before training"
+        self._print(f"{when}: {' '.join(shown)} ({', '.join(notes)})")
 
     def on_end(self, event: RunEnded) -> None:
         """Remove the progress bar, and print how the run ended."""
@@ -105,7 +116,7 @@ class Progress(Observer):
         outcomes = {
             "finished": "done",
             "early": "done early, after evaluations without a new best result",
-            "interrupted": "interrupted and saved; go on with --resume",
+            "interrupted": "interrupted and saved; continue with --resume",
             "failed": "stopped by an error",
         }
         self._print(f"{outcomes[event.outcome]}: {event.step} steps in {_duration(event.seconds)}")
@@ -125,6 +136,20 @@ class Progress(Observer):
 
     def _print(self, text: str) -> None:
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _plan_line(event: PlanFixed, steps_per_epoch: int) -> str:
+    """The length of the run and the settings that depend on it and on the data."""
+    plan, evaluations, recipe = event.plan, event.evaluations, event.recipe
+    length = f"{count_noun(plan.total_steps, 'step')} ({plan.total_steps / steps_per_epoch:.1f} epochs)"
+    parts = [f"{length} of {recipe.batch_size} images", f"learning rate {recipe.learning_rate:.3g}"]
+    parts += [f"warm-up {count_noun(plan.warmup_steps, 'step')}"] if plan.warmup_steps else []
+    parts += [f"EMA decay {plan.ema_decay:.3g}"] if plan.ema_decay else []
+    parts.append(count_noun(evaluations.count, "evaluation"))
+    if evaluations.images is not None:
+        parts[-1] += f" on {evaluations.images} of {event.num_images} images (the last one on all)"
+    speed = f"{event.step_seconds:.2f} s per step: " if event.step_seconds else ""
+    return f"plan: {speed}{', '.join(parts)}"
 
 
 class _Throughput:
@@ -149,7 +174,7 @@ class _Throughput:
         return self._seconds / self._steps
 
 
-class MetricsFile(Observer):
+class MetricsFile(Callback):
     """Writes `metrics.jsonl`: one JSON object per line, {"kind": "step" | "evaluation" | ...}.
 
     A run of more than 5000 steps writes only every second, third, ... step. A resumed run first removes the lines that
@@ -163,7 +188,7 @@ class MetricsFile(Observer):
         """Start a new file, or keep the lines up to the checkpoint of a resumed run."""
         self._path = event.folder / METRICS_FILE
         latest = {"evaluation": event.evaluated}
-        rows = read_metrics(event.folder) if event.step else []
+        rows = read_metrics(event.folder) if event.step or event.metrics else []
         kept = [row for row in rows if row["step"] <= latest.get(row["kind"], event.step)]
         with writing(self._path):
             event.folder.mkdir(parents=True, exist_ok=True)
@@ -171,6 +196,8 @@ class MetricsFile(Observer):
 
     def on_plan(self, event: PlanFixed) -> None:
         """Write the length of a timed run."""
+        if event.step_seconds is None:
+            return
         self._write(
             {
                 "kind": "plan",
@@ -205,6 +232,7 @@ class MetricsFile(Observer):
             {
                 "kind": "evaluation",
                 "step": event.step,
+                "images": event.images,
                 "epoch": event.epoch,
                 "seconds": event.seconds,
                 "metrics": event.metrics,
@@ -228,10 +256,10 @@ class MetricsFile(Observer):
             file.write(_as_line(row))
 
 
-class MetricsTable(Observer):
+class MetricsTable(Callback):
     """Writes `metrics.csv` after every evaluation: one row per evaluation, with mean losses since the one before.
 
-    It reads `metrics.jsonl`, so `MetricsFile` must come before it among the observers.
+    It reads `metrics.jsonl`, so `MetricsFile` must come before it among the callbacks.
     """
 
     def __init__(self) -> None:
@@ -274,44 +302,10 @@ def _mean(values: Iterable[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-class TensorBoard(Observer):
-    """Writes files for TensorBoard to `tensorboard/` in the run folder: losses, learning rate, speed, and metrics."""
-
-    def __init__(self) -> None:
-        self._writer: Any = None
-
-    def on_start(self, event: RunStarted) -> None:
-        """Open the files. TensorBoard no longer shows steps after the checkpoint of a resumed run."""
-        from torch.utils.tensorboard import SummaryWriter
-
-        folder = event.folder / "tensorboard"
-        with writing(folder):
-            self._writer = SummaryWriter(str(folder), purge_step=event.step + 1 if event.step else None)
-
-    def on_step(self, event: StepTaken) -> None:
-        """Write losses, learning rate, gradient norm and duration of a step."""
-        scalars = {f"loss/{name}": layers[-1] for name, layers in event.losses.items()}
-        scalars |= {"loss/total": event.loss, "training/learning rate": event.learning_rate}
-        scalars |= {"training/gradient norm": event.gradient_norm, "training/seconds per step": event.seconds}
-        for name, value in scalars.items():
-            self._writer.add_scalar(name, value, event.step)
-
-    def on_evaluation(self, event: Evaluated) -> None:
-        """Write the metrics."""
-        for name, value in event.metrics.items():
-            group = "classes" if name.startswith(CLASS_PREFIX) else "validation"
-            self._writer.add_scalar(f"{group}/{name}", value, event.step)
-        self._writer.flush()
-
-    def on_end(self, event: RunEnded) -> None:
-        """Close the files."""
-        self._writer.close()
-
-
-class Curves(Observer):
+class Curves(Callback):
     """Draws `curves.png` after every evaluation and at the end: the losses, the metrics and the AP of each class.
 
-    It reads `metrics.jsonl`, so `MetricsFile` must come before it among the observers.
+    It reads `metrics.jsonl`, so `MetricsFile` must come before it among the callbacks.
 
     Args:
         metrics: names of the metrics to draw.
@@ -340,7 +334,7 @@ class Curves(Observer):
             _save_image(curves(rows, self._metrics), self._folder / "curves.png")
 
 
-class ValidationImages(Observer):
+class ValidationImages(Callback):
     """Draws the predictions for a few images after every evaluation, to `images/step-N-NAME.jpg` in the run folder.
 
     Args:

@@ -54,7 +54,7 @@ def writing(path: Path) -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error).rpartition("I/O error: ")[2].partition(" (os error")[0]
         raise CheckpointError(
-            f"cannot write {path}: {reason}; the last checkpoint is complete: make room, then go on with --resume"
+            f"cannot write {path}: {reason}; the last checkpoint is complete: make room, then continue with --resume"
         ) from error
 
 

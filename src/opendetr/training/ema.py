@@ -12,21 +12,26 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 class WeightAverage:
     """The EMA of the weights of a task: average = d * average + (1 - d) * weights.
 
-    The decay d is min(`decay`, (1 + step) / (10 + step)). It starts at 0.1, so the initial weights are soon forgotten.
+    The decay d starts at 0.1 and rises as (1 + step) / (10 + step) to its final value, so the initial weights are soon
+    forgotten.
 
     Args:
         task: the task to average. Its buffers are copied without averaging.
-        decay: the final d, below 1.
     """
 
-    def __init__(self, task: nn.Module, decay: float) -> None:
-        self.decay = decay
+    def __init__(self, task: nn.Module) -> None:
         self.task = copy.deepcopy(task).eval().requires_grad_(False)
 
     @torch.no_grad()
-    def update(self, task: nn.Module, step: int) -> None:
-        """Update the average with the weights of `task` after step number `step`, counted from 0."""
-        decay = min(self.decay, (1 + step) / (10 + step))
+    def update(self, task: nn.Module, step: int, decay: float) -> None:
+        """Update the average with the weights of `task`.
+
+        Args:
+            task: the trained task.
+            step: number of the step that it has just taken, counted from 0.
+            decay: the final d, below 1.
+        """
+        decay = min(decay, (1 + step) / (10 + step))
         average = get_ema_multi_avg_fn(decay)
         average(list(self.task.parameters()), [parameter.detach() for parameter in task.parameters()], None)
         for averaged, current in zip(self.task.buffers(), task.buffers(), strict=True):

@@ -1,4 +1,4 @@
-"""The events of a training run, and the base class of observers that receive them."""
+"""The events of a training run, and the base class of callbacks that receive them."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from typing import Any, Literal
 
 from torch import nn
 
-from opendetr.training.schedule import Plan
+from opendetr.recipe import Recipe
+from opendetr.training.schedule import Evaluations, Plan
 
 Outcome = Literal["finished", "early", "interrupted", "failed"]
 
 
-class Observer:
+class Callback:
     """Receives the events of a training run. A subclass overrides methods. It must not change the run."""
 
     def on_start(self, event: RunStarted) -> None:
@@ -66,28 +67,35 @@ class RunStarted:
     metrics: Mapping[str, Any]
     notes: tuple[str, ...] = ()
 
-    def tell(self, observer: Observer) -> None:
-        """Call the observer's method for this event."""
-        observer.on_start(self)
+    def tell(self, callback: Callback) -> None:
+        """Call the callback's method for this event."""
+        callback.on_start(self)
 
 
 @dataclass(frozen=True)
 class PlanFixed:
-    """The first or a corrected plan of a timed run.
+    """The plan of a run: at its start, or, for a timed run, when it is first made or changes noticeably.
 
     Attributes:
         step: number of steps taken.
-        plan: the new length of the run.
-        step_seconds: recent mean duration of a step, including the wait for its batch.
+        plan: the length of the run and the settings that depend on it.
+        evaluations: number and size of the evaluations.
+        num_images: number of validation images.
+        recipe: the settings of the run.
+        step_seconds: recent mean duration of a step, including the wait for its batch; None if the length of the run is
+            not a time.
     """
 
     step: int
     plan: Plan
-    step_seconds: float
+    evaluations: Evaluations
+    num_images: int
+    recipe: Recipe
+    step_seconds: float | None
 
-    def tell(self, observer: Observer) -> None:
-        """Call the observer's method for this event."""
-        observer.on_plan(self)
+    def tell(self, callback: Callback) -> None:
+        """Call the callback's method for this event."""
+        callback.on_plan(self)
 
 
 @dataclass(frozen=True)
@@ -118,9 +126,9 @@ class StepTaken:
     seconds: float
     data_seconds: float
 
-    def tell(self, observer: Observer) -> None:
-        """Call the observer's method for this event."""
-        observer.on_step(self)
+    def tell(self, callback: Callback) -> None:
+        """Call the callback's method for this event."""
+        callback.on_step(self)
 
 
 @dataclass(frozen=True)
@@ -135,9 +143,9 @@ class EpochEnded:
     epoch: int
     step: int
 
-    def tell(self, observer: Observer) -> None:
-        """Call the observer's method for this event."""
-        observer.on_epoch(self)
+    def tell(self, callback: Callback) -> None:
+        """Call the callback's method for this event."""
+        callback.on_epoch(self)
 
 
 @dataclass(frozen=True)
@@ -149,6 +157,7 @@ class Evaluated:
         epoch: number of passes over the data; a fraction within an epoch.
         metrics: the metrics by name.
         best: whether this is the best evaluation so far.
+        images: number of validation images that were used; None for all.
         seconds: duration of the evaluation.
         task: the task with the deployed weights, in evaluation mode.
     """
@@ -157,12 +166,13 @@ class Evaluated:
     epoch: float
     metrics: Mapping[str, Any]
     best: bool
+    images: int | None
     seconds: float
     task: nn.Module
 
-    def tell(self, observer: Observer) -> None:
-        """Call the observer's method for this event."""
-        observer.on_evaluation(self)
+    def tell(self, callback: Callback) -> None:
+        """Call the callback's method for this event."""
+        callback.on_evaluation(self)
 
 
 @dataclass(frozen=True)
@@ -179,9 +189,9 @@ class CheckpointSaved:
     folder: Path
     seconds: float
 
-    def tell(self, observer: Observer) -> None:
-        """Call the observer's method for this event."""
-        observer.on_checkpoint(self)
+    def tell(self, callback: Callback) -> None:
+        """Call the callback's method for this event."""
+        callback.on_checkpoint(self)
 
 
 @dataclass(frozen=True)
@@ -200,9 +210,9 @@ class NonFiniteFound:
     gradient_norm: float
     names: tuple[str, ...]
 
-    def tell(self, observer: Observer) -> None:
-        """Call the observer's method for this event."""
-        observer.on_nonfinite(self)
+    def tell(self, callback: Callback) -> None:
+        """Call the callback's method for this event."""
+        callback.on_nonfinite(self)
 
 
 @dataclass(frozen=True)
@@ -220,9 +230,9 @@ class RunEnded:
     outcome: Outcome
     seconds: float
 
-    def tell(self, observer: Observer) -> None:
-        """Call the observer's method for this event."""
-        observer.on_end(self)
+    def tell(self, callback: Callback) -> None:
+        """Call the callback's method for this event."""
+        callback.on_end(self)
 
 
 Event = RunStarted | PlanFixed | StepTaken | EpochEnded | Evaluated | CheckpointSaved | NonFiniteFound | RunEnded

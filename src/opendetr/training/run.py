@@ -10,8 +10,8 @@ main process writes files and prints.
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import sys
+import time as clock
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +27,7 @@ from opendetr.data import (
     DataError,
     DetectionData,
     ImageRecord,
+    TrainLoader,
     map_hashes,
     require_folder,
     require_scorable,
@@ -36,21 +37,26 @@ from opendetr.data.formats import open_data
 from opendetr.distributed import from_main, is_main, join_processes, rank, together, world_size
 from opendetr.inference import Predictor, compare
 from opendetr.presets import Preset, build_model, build_task, preset_from_dict
-from opendetr.recipe import Recipe
 from opendetr.tasks import Task
-from opendetr.training.callbacks import Curves, MetricsFile, MetricsTable, Progress, TensorBoard, ValidationImages
+from opendetr.training.callbacks import Curves, MetricsFile, MetricsTable, Progress, ValidationImages
 from opendetr.training.checkpoint import find_checkpoint
-from opendetr.training.events import Observer
+from opendetr.training.events import Callback
+from opendetr.training.loggers import loggers
 from opendetr.training.settings import (
     CONFIG_FILE,
     Setup,
     adjusted,
+    fit_to_data,
+    listed,
     read_config,
+    require_hope,
     require_lessons,
     set_up,
+    with_options,
     write_config,
 )
 from opendetr.training.starting_weights import NOTHING, load_start, starting_point
+from opendetr.training.thresholds import ChosenThresholds
 from opendetr.training.trainer import RunResult, Trainer
 from opendetr.weights import ModelCard, save_weights
 
@@ -65,10 +71,12 @@ class Run:
 
     Attributes:
         folder: the run folder; `opendetr.load(run.folder)` opens its best weights.
+        data: the dataset folder.
         result: how it ended, and its metrics.
     """
 
     folder: Path
+    data: Path
     result: RunResult
 
 
@@ -84,25 +92,42 @@ def train(
     max_steps: int | None = None,
     time: str | float | None = None,
     batch_size: int | None = None,
-    learning_rate: float | None = None,
+    accumulate: int | None = None,
+    lr: float | None = None,
     image_size: int | None = None,
     num_queries: int | None = None,
+    augment: str | None = None,
+    batch_pixels: int | None = None,
+    val_fraction: float | None = None,
+    train_split: str | None = None,
+    val_split: str | None = None,
+    workers: int | None = None,
+    strict: bool = False,
+    precision: str | None = None,
+    gradient_checkpointing: bool = False,
+    freeze: str | Sequence[str] = (),
     freeze_detector: bool = False,
+    ema: float | None = None,
+    best_by: str | None = None,
+    patience: int | None = None,
+    log: str | Sequence[str] = (),
     seed: int | None = None,
     device: str = "auto",
+    callbacks: Sequence[Callback] = (),
     say: Say | None = None,
 ) -> Run:
     """Train a detector on a dataset.
 
-    Ctrl-C and SIGTERM save a checkpoint and end the run.
+    The arguments are the options of `opendetr train`. None and empty values keep the setting of `config`, or of the
+    model. Ctrl-C and SIGTERM save a checkpoint and end the run.
 
     Args:
         data: a COCO, Pascal VOC or YOLO folder, or a CSV table. Classes and splits are read from it.
         model: a name of the catalogue. Default: the model of `config` or of the weights, else the default model.
         weights: the initial weights. "published": the model's own, with classes matched by name; "imagenet": a
-            pretrained backbone; "none": random weights, and the backbone is trained too; or a run folder or a weights
-            file. Default: "published" if the model has published weights, else "imagenet" if its backbone has
-            pretrained weights, else "none".
+            pretrained backbone; "none": random weights, and the backbone is trained too; or a run folder, a weights
+            file, an address, or a name of the catalogue. Default: "published" if the model has published weights, else
+            "imagenet" if its backbone has pretrained weights, else "none".
         out: the run folder. It must not exist or must be empty. Default: the first unused one of runs/MODEL,
             runs/MODEL-2, ...
         config: a YAML file of settings, for instance the config.yaml of another run.
@@ -111,14 +136,30 @@ def train(
         max_steps: length of the run in optimizer steps, instead of `epochs`.
         time: length of the run in seconds or as a string ("30m"), instead of `epochs` and `max_steps`.
         batch_size: images per step, of all processes together.
-        learning_rate: of all parts except the backbone. The backbone's rate is scaled by the same factor.
+        accumulate: number of micro-batches that a step is computed in, to save memory.
+        lr: learning rate of all parts except the backbone. The backbone's rate is scaled by the same factor.
         image_size: short side of the images, in pixels.
         num_queries: number of queries, the largest number of objects in an image. Learned queries of the weights are
             kept, and additional ones are split from them.
+        augment: augmentation of the training images: "detr", "colour", "mosaic", "copy-paste" or "strong".
+        batch_pixels: maximum number of pixels in a batch, padding included.
+        val_fraction: fraction used for validation if the dataset has no validation split.
+        train_split: the split to train on.
+        val_split: the split to evaluate on.
+        workers: number of processes that load images.
+        strict: refuse faulty images and boxes instead of skipping them.
+        precision: "auto", "fp32", "bf16" or "fp16".
+        gradient_checkpointing: use less memory and more time; the results are the same.
+        freeze: parts of the model that are not trained, such as "backbone".
         freeze_detector: train only the mask head around the trained detector that `weights` names, by default for
             25 epochs as in the paper. The default model is then that detector with a mask head.
+        ema: decay of the moving average of the weights that is evaluated and saved, such as 0.999.
+        best_by: the metric that selects the best checkpoint, such as "AP50".
+        patience: number of evaluations without a new best one after which the run ends.
+        log: tools that log the run: "tensorboard", "wandb", "mlflow".
         seed: of the initialisation, the order of the data, the augmentation and dropout.
         device: "auto", "cpu", "cuda" or "mps".
+        callbacks: receive the events of the run; see `Callback`. In several processes, only those of the main one do.
         say: called with each line of output. Default: print to standard error.
 
     Raises:
@@ -131,37 +172,66 @@ def train(
         >>> run = train("my-data", time="30m")
         >>> detector = opendetr.load(run.folder)
     """
+    began = clock.perf_counter()
     own_device = join_processes(device)
     say = _in_main_process(say)
+    data_settings = {
+        "augment": augment,
+        "batch_pixels": batch_pixels,
+        "val_fraction": val_fraction,
+        "train_split": train_split,
+        "val_split": val_split,
+        "num_workers": workers,
+        "strict": strict or None,
+    }
+    recipe_settings = {
+        "accumulate": accumulate,
+        "precision": precision,
+        "gradient_checkpointing": gradient_checkpointing or None,
+        "freeze": listed(freeze) or None,
+        "ema_decay": ema,
+        "best_by": best_by,
+        "patience": patience,
+        "log": listed(log) or None,
+    }
+    changes = with_options(changes, data=data_settings, recipe=recipe_settings)
     with together():
         require_folder(Path(data))
         if out is not None:
             _require_empty(Path(out))
         setup, origin = set_up(Path(data), model, weights, config, freeze_detector=freeze_detector)
-        preset = adjusted(
-            setup.preset,
+        setup = adjusted(
+            setup,
             changes,
             epochs=epochs,
             max_steps=max_steps,
             time=time,
             batch_size=batch_size,
-            learning_rate=learning_rate,
+            learning_rate=lr,
             image_size=image_size,
             num_queries=num_queries,
             seed=seed,
         )
-        setup = replace(setup, preset=preset)
-        require_lessons(preset, origin)
+        require_lessons(setup.preset, origin)
         splits = _open_splits(setup, say)
+        setup = fit_to_data(setup, len(splits["train"]))
+        preset = setup.preset
+        for warning in require_hope(preset, splits):
+            say(warning)
         task = _initial_task(preset, origin, splits["train"].categories, say)
     folder = from_main(_unused_folder(preset.name) if out is None else Path(out))
-    trainer = _trainer(setup, task, splits, folder, own_device)
+    trainer, loader = _trainer(setup, task, splits, folder, own_device, callbacks)
+    trainer.state.seconds = clock.perf_counter() - began  # the time of a timed run includes this preparation
     if is_main():
         write_config(folder, setup, _fingerprint(splits))
-    return Run(folder, trainer.train())
+    result = trainer.train()
+    loader.gather_skipped()
+    return Run(folder, setup.data, result)
 
 
-def resume(folder: str | Path, *, device: str = "auto", say: Say | None = None) -> Run:
+def resume(
+    folder: str | Path, *, device: str = "auto", callbacks: Sequence[Callback] = (), say: Say | None = None
+) -> Run:
     """Continue a run from its last checkpoint.
 
     On the same machine the result equals that of an uninterrupted run, bit for bit.
@@ -169,6 +239,7 @@ def resume(folder: str | Path, *, device: str = "auto", say: Say | None = None) 
     Args:
         folder: the run folder.
         device: as in `train`. On another device than before, the result differs by rounding.
+        callbacks: as in `train`; those of the interrupted run are not kept.
         say: as in `train`.
 
     Raises:
@@ -196,8 +267,10 @@ def resume(folder: str | Path, *, device: str = "auto", say: Say | None = None) 
         else:
             say("the run has no checkpoint yet: it starts again")
             task = _initial_task(preset, starting_point(preset.name, setup.weights), categories, say)
-    trainer = _trainer(setup, task, splits, folder, own_device)
-    return Run(folder, trainer.train(resume=has_checkpoint))
+    trainer, loader = _trainer(setup, task, splits, folder, own_device, callbacks)
+    result = trainer.train(resume=has_checkpoint)
+    loader.gather_skipped()
+    return Run(folder, setup.data, result)
 
 
 def _in_main_process(say: Say | None) -> Say:
@@ -257,7 +330,8 @@ def _random_task(preset: Preset, categories: Categories) -> Task:
     """Build the task and its model with random weights of the recipe's seed. The global generator does not change."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(preset.recipe.seed)
-        return build_task(preset, build_model(preset, len(categories)), len(categories))
+        count = preset.num_classes(categories)
+        return build_task(preset, build_model(preset, count), count)
 
 
 def _initial_task(preset: Preset, origin: str | Path, categories: Categories, say: Say) -> Task:
@@ -284,7 +358,7 @@ def _unused_folder(name: str) -> Path:
 def _require_empty(folder: Path) -> None:
     """Raise ConfigError if `folder` cannot become a run folder."""
     if folder.is_dir() and (folder / CONFIG_FILE).exists():
-        raise ConfigError(f"{folder}: holds a run already; go on with --resume {folder}, or choose another folder")
+        raise ConfigError(f"{folder}: holds a run already; continue with --resume {folder}, or choose another folder")
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise ConfigError(f"{folder}: is not an empty folder; choose another one for the run")
 
@@ -295,23 +369,29 @@ def _trainer(
     splits: Mapping[str, DetectionData],
     folder: Path,
     device: torch.device,
-) -> Trainer:
-    """Build the trainer. It writes nothing before it starts."""
+    own_callbacks: Sequence[Callback],
+) -> tuple[Trainer, TrainLoader]:
+    """Build the trainer and its loader. The trainer writes nothing before it starts."""
     preset, categories, val = setup.preset, splits["train"].categories, splits["val"]
     # Evaluations are rare, so a cache of images would not make them faster.
     uncached = replace(preset, data=replace(preset.data, cache="none"))
     card = ModelCard(to_dict(preset), categories, {"data": setup.data.name, "weights": Path(setup.weights).name})
-    chosen = _images_to_draw(val.images)
+    chosen, thresholds = _images_to_draw(val.images), ChosenThresholds()
 
     def predictor(trained: nn.Module) -> Predictor:
-        return Predictor(trained.model, uncached, categories, device=str(device))  # type: ignore[arg-type]
+        best = thresholds.current
+        return Predictor(trained.model, uncached, categories, device=str(device), thresholds=best)  # type: ignore[arg-type]
 
-    def evaluate(trained: nn.Module) -> dict[str, Any]:
-        metrics = predictor(trained).evaluate(val, batch_size=preset.recipe.batch_size).named_metrics
-        return {name: value for name, value in metrics.items() if value is not None}
+    def evaluate(trained: nn.Module, num_images: int | None = None) -> dict[str, Any]:
+        loader.gather_skipped()  # reports skipped images during the run
+        data = val if num_images is None else val.subset(_spread(val.images, num_images), val.split)
+        evaluator = preset.evaluator(categories, data)
+        predictor(trained).run(evaluator, data, batch_size=preset.recipe.batch_size)
+        thresholds.current = evaluator.score_thresholds()
+        return {name: value for name, value in evaluator.compute().items() if value is not None}
 
     def save(path: Path, trained: nn.Module) -> None:
-        save_weights(path, trained.model, card)  # type: ignore[arg-type]
+        save_weights(path, trained.model, replace(card, thresholds=thresholds.current))  # type: ignore[arg-type]
 
     def draw(trained: nn.Module) -> Iterator[tuple[str, Image.Image]]:
         for record, image in compare(predictor(trained), val, chosen):
@@ -320,7 +400,10 @@ def _trainer(
     recipe = replace(preset.recipe, best_by=best_by(preset, val))
     with together():
         progress = Progress(metric=recipe.best_by, headlines=preset.headlines(val))
-        observers = [progress, MetricsFile(), MetricsTable(), Curves(), ValidationImages(draw), *_tensorboard(recipe)]
+        callbacks: list[Callback] = [thresholds, progress, MetricsFile(), MetricsTable(), Curves()]
+        if preset.draws_predictions:
+            callbacks.append(ValidationImages(draw))
+        callbacks += [*loggers(recipe.log), *own_callbacks]
         loader = train_loader(
             splits["train"],
             preset.data,
@@ -330,25 +413,19 @@ def _trainer(
             device=device,
         )
     with together():
-        return Trainer(
+        trainer = Trainer(
             task,
             loader,
             recipe,
             folder,
-            evaluate=evaluate,
+            evaluate=evaluate if preset.metrics(val) else None,
+            num_images=len(val),
+            evaluate_start=setup.starts_from_detector and not preset.freeze_detector,
             save_model=save,
-            observers=observers,
+            callbacks=callbacks,
             device=str(device),
         )
-
-
-def _tensorboard(recipe: Recipe) -> list[Observer]:
-    """The observer that writes TensorBoard files, if the recipe asks for it."""
-    if not recipe.tensorboard:
-        return []
-    if not importlib.util.find_spec("tensorboard"):
-        raise ConfigError("recipe.tensorboard: TensorBoard is not installed; `pip install opendetr[log]`")
-    return [TensorBoard()]
+    return trainer, loader
 
 
 def best_by(preset: Preset, val: DetectionData) -> str:
@@ -358,6 +435,8 @@ def best_by(preset: Preset, val: DetectionData) -> str:
         ConfigError: evaluation on the validation data does not compute this metric.
     """
     name, names = preset.recipe.best_by, preset.metrics(val)
+    if not names:  # a model that is not evaluated
+        return name
     if name == "auto":
         return names[0]
     if name not in names:
@@ -369,6 +448,10 @@ def best_by(preset: Preset, val: DetectionData) -> str:
 
 def _images_to_draw(images: Sequence[ImageRecord]) -> list[ImageRecord]:
     """A few images that contain objects, evenly spread over the data."""
-    candidates = [image for image in images if image.objects]
-    step = max(1, len(candidates) // _NUM_IMAGES_DRAWN)
-    return candidates[::step][:_NUM_IMAGES_DRAWN]
+    return _spread([image for image in images if image.objects], _NUM_IMAGES_DRAWN)
+
+
+def _spread(images: Sequence[ImageRecord], count: int) -> list[ImageRecord]:
+    """At most `count` images, evenly spread over the data."""
+    count = min(count, len(images))
+    return [images[index * len(images) // count] for index in range(count)]

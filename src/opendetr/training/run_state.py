@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from opendetr.training.checkpoint import CheckpointError
-from opendetr.training.schedule import Plan
+from opendetr.training.schedule import Evaluations, Plan
 
 
 @dataclass
@@ -22,27 +22,37 @@ class RunState:
         step: number of steps taken. The epoch and the position in it follow from it.
         seconds: training time, including the time before the run was resumed.
         plan: the length of the run; None while a timed run is not planned yet.
+        evaluations: number and size of the evaluations; None until a timed run has measured its speed.
         evaluated: number of steps before the latest evaluation.
         metrics, best: metrics of the latest and of the best evaluation.
         worse: number of evaluations since the best one.
+        image_seconds, evaluation_seconds, save_seconds: the latest measured durations; see `Pace`.
         scaler: state of the fp16 loss scale; empty without fp16.
     """
 
     step: int = 0
     seconds: float = 0.0
     plan: Plan | None = None
+    evaluations: Evaluations | None = None
     evaluated: int = 0
     metrics: dict[str, Any] = field(default_factory=dict)
     best: dict[str, Any] = field(default_factory=dict)
     worse: int = 0
+    image_seconds: float = 0.0
+    evaluation_seconds: float = 0.0
+    save_seconds: float = 0.0
     scaler: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def from_facts(cls, facts: Mapping[str, Any]) -> RunState:
         """The inverse of `dataclasses.asdict`. Further keys of `facts` are ignored."""
         values = {name: facts[name] for name in cls.__dataclass_fields__}
-        plan = values.pop("plan")
-        return cls(plan=None if plan is None else Plan(**plan), **values)
+        plan, evaluations = values.pop("plan"), values.pop("evaluations")
+        return cls(
+            plan=None if plan is None else Plan(**plan),
+            evaluations=None if evaluations is None else Evaluations(**evaluations),
+            **values,
+        )
 
 
 class TrainedTensors:

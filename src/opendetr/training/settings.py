@@ -5,7 +5,8 @@ Each of these overrides the ones before it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ from typing import Any
 import yaml
 
 from opendetr.config import ConfigError, parse_assignment, replaced, to_dict
+from opendetr.data import DataConfig, DetectionData, count_noun
 from opendetr.files import write_atomically
 from opendetr.presets import (
     DEFAULT_MODEL,
     Preset,
     get_preset,
+    list_models,
     name_with_masks,
     name_without_masks,
     preset_from_dict,
@@ -26,10 +29,11 @@ from opendetr.presets import (
 )
 from opendetr.recipe import parse_duration
 from opendetr.training.checkpoint import writing
-from opendetr.training.starting_weights import NOTHING, PUBLISHED, starting_point, weights_choice
+from opendetr.training.starting_weights import IMAGENET, NOTHING, PUBLISHED, starting_point, weights_choice
 from opendetr.weights import ModelCard, read_card
 
 CONFIG_FILE = "config.yaml"
+_SMALLEST_IMAGE = 32  # pixels, the size of a cell of the coarsest features
 
 
 @dataclass(frozen=True)
@@ -40,11 +44,18 @@ class Setup:
         preset: all settings.
         data: the dataset folder.
         weights: the initial weights: "none", "imagenet", "published", an address or a path.
+        given: names of the fields of the recipe that the user has set.
     """
 
     preset: Preset
     data: Path
     weights: str
+    given: frozenset[str] = frozenset()
+
+    @property
+    def starts_from_detector(self) -> bool:
+        """Whether the initial weights are those of a detector."""
+        return self.weights not in (NOTHING, IMAGENET)
 
 
 def set_up(
@@ -60,9 +71,11 @@ def set_up(
     weights = weights if weights is not None else about.get("weights")
     name = _one_of(model, record.get("name"), f"{config}: has the settings of {record.get('name')}")
     choice = weights_choice(name or DEFAULT_MODEL, weights)
+    requested = name or _model_of(choice)
+    if choice in list_models() and name_without_masks(requested or choice) != name_without_masks(choice):
+        raise ConfigError(f"the weights of {choice} do not fit {requested}; leave the model out, or give other weights")
     origin = starting_point(name or DEFAULT_MODEL, choice)
     card = read_card(origin) if isinstance(origin, Path) else None
-    requested = name or (DEFAULT_MODEL if choice == PUBLISHED else None)
     preset = get_preset(_model_name(requested, card, origin, with_masks=freeze_detector and name is None))
     if origin == NOTHING:
         preset = trained_from_nothing(preset)
@@ -70,25 +83,31 @@ def set_up(
         card_preset = preset_from_dict(card.config)
         is_detector_of_card = preset.name == card_preset.without_masks
         masks = card_preset.masks if card_preset.has_masks and not is_detector_of_card else preset.masks
-        preset = replace(preset, model=card_preset.model, masks=masks)
+        preset = replace(preset, model=card_preset.model, masks=masks, data=_sizes_of(card_preset.data, preset.data))
         if freeze_detector:
-            preset = _with_inputs_of(preset, card_preset)
+            if card_preset.has_masks:
+                preset = replace(preset, data=replace(preset.data, masks=card_preset.data.masks))
+            preset = replace(preset, criterion=card_preset.criterion)
+    if isinstance(origin, Path):  # a trained detector learns other classes in less than the published length
+        recipe = replace(preset.recipe, warmup_steps=None, ema_decay=None, fit_to_data=True)
+        preset = replace(preset, recipe=recipe)
     if freeze_detector:
         preset = with_frozen_detector(preset)
     preset = replaced(preset, record)
     preset = replace(preset, freeze_detector=preset.freeze_detector or freeze_detector)
-    return Setup(preset, data.resolve(), choice), origin
+    return Setup(preset, data.resolve(), choice, frozenset(record.get("recipe", {}))), origin
 
 
-def _with_inputs_of(preset: Preset, detector: Preset) -> Preset:
-    """`preset` with the image size and the criterion that the frozen detector was trained with."""
-    trained = detector.data
-    data = replace(
-        preset.data, image_size=trained.image_size, max_size=trained.max_size, side_multiple=trained.side_multiple
-    )
-    if detector.has_masks:
-        data = replace(data, masks=trained.masks)
-    return replace(preset, data=data, criterion=detector.criterion)
+def _model_of(choice: str) -> str | None:
+    """The model that a choice of weights names; None if only the file of the weights can name it."""
+    if choice == PUBLISHED:
+        return DEFAULT_MODEL
+    return choice if choice in list_models() else None
+
+
+def _sizes_of(trained: DataConfig, data: DataConfig) -> DataConfig:
+    """`data` with the image size of a trained detector: at other sizes its predictions are worse."""
+    return replace(data, image_size=trained.image_size, max_size=trained.max_size, side_multiple=trained.side_multiple)
 
 
 def _model_name(name: str | None, card: ModelCard | None, origin: str | Path, *, with_masks: bool) -> str:
@@ -105,6 +124,54 @@ def _model_name(name: str | None, card: ModelCard | None, origin: str | Path, *,
     # A setting can add a mask head to a model whose name does not have one.
     has_masks = card is not None and card_name == chosen and preset_from_dict(card.config).has_masks
     return name_with_masks(chosen) if with_masks and not has_masks else chosen
+
+
+def fit_to_data(setup: Setup, num_images: int) -> Setup:
+    """Set epochs, batch size and learning rate from the number of training images, if the recipe has `fit_to_data`.
+
+    The number of images that a run sees grows with the square root of the size of the dataset. A run that starts from a
+    detector has 50 epochs on 160 images and 2 on 100,000; other runs have 4 times as many. The batch size is halved for
+    fewer than 100 images and doubled for 20,000 or more, and the learning rate changes with its square root. Fields
+    that the user has set do not change.
+    """
+    preset, recipe = setup.preset, setup.preset.recipe
+    if not recipe.fit_to_data:
+        return setup
+    fitted: dict[str, Any] = {}
+    if "epochs" not in setup.given and not preset.freeze_detector:
+        epochs = 50 * math.sqrt(160 / num_images) * (1 if setup.starts_from_detector else 4)
+        fitted["epochs"] = round(min(max(epochs, 1), 300))
+    if "batch_size" not in setup.given:
+        factor = 0.5 if num_images < 100 else 2 if num_images >= 20_000 else 1
+        fitted["batch_size"] = max(2, round(recipe.batch_size * factor), recipe.accumulate)
+        if "learning_rate" not in setup.given:
+            rate = math.sqrt(fitted["batch_size"] / recipe.batch_size)
+            fitted["learning_rate"] = recipe.learning_rate * rate
+            fitted["backbone_learning_rate"] = recipe.backbone_learning_rate * rate
+    return replace(setup, preset=replace(preset, recipe=replace(recipe, **fitted)))
+
+
+def require_hope(preset: Preset, splits: Mapping[str, DetectionData]) -> list[str]:
+    """Refuse settings with which nothing can be learned. Returns one warning for each setting that limits the result.
+
+    Raises:
+        ConfigError: the learning rate is zero, or the images are only a few pixels large.
+    """
+    recipe, size = preset.recipe, preset.data.image_size
+    if recipe.learning_rate == 0:
+        raise ConfigError("recipe.learning_rate: 0 changes no weight; leave it out for the default of the model")
+    if size < _SMALLEST_IMAGE:
+        raise ConfigError(
+            f"data.image_size: {size} pixels are too few to detect anything; give at least {_SMALLEST_IMAGE}"
+        )
+    counts = [len(image.objects) for image in splits["train"].images]
+    num_queries, exceeding = preset.model.num_queries, sum(count > preset.model.num_queries for count in counts)
+    if not exceeding:
+        return []
+    return [
+        f"warning: {count_noun(exceeding, 'training image')} with more than {num_queries} objects, one for each query; "
+        f"the rest cannot be detected; give --num-queries {max(counts)}"
+    ]
 
 
 def require_lessons(preset: Preset, origin: str | Path) -> None:
@@ -164,6 +231,22 @@ def _nested(changes: Mapping[str, Any] | Iterable[str | Mapping[str, Any]]) -> d
     return merged
 
 
+def with_options(
+    changes: Mapping[str, Any] | Iterable[str | Mapping[str, Any]], **options: Mapping[str, Any]
+) -> list[str | Mapping[str, Any]]:
+    """The changes with the options that are not None added at the end, grouped by branch of the settings."""
+    given = {
+        branch: {name: value for name, value in values.items() if value is not None}
+        for branch, values in options.items()
+    }
+    return [*((changes,) if isinstance(changes, str | Mapping) else changes), given]
+
+
+def listed(names: str | Sequence[str]) -> list[str]:
+    """The names as a list; a single one can be given as a string."""
+    return [names] if isinstance(names, str) else list(names)
+
+
 def _merge(into: dict[str, Any], change: Mapping[str, Any]) -> None:
     for key, value in change.items():
         if isinstance(value, Mapping) and isinstance(into.get(key), dict):
@@ -189,7 +272,7 @@ def _run_length(epochs: int | None, max_steps: int | None, time: str | float | N
 
 
 def adjusted(
-    preset: Preset,
+    setup: Setup,
     changes: Mapping[str, Any] | Iterable[str | Mapping[str, Any]],
     *,
     epochs: int | None,
@@ -200,14 +283,15 @@ def adjusted(
     image_size: int | None,
     num_queries: int | None,
     seed: int | None,
-) -> Preset:
-    """`preset` with the changes of the user: `changes` first, then the arguments that are not None.
+) -> Setup:
+    """`setup` with the changes of the user: `changes` first, then the arguments that are not None.
 
     Raises:
         ConfigError: an unknown key, a value that is not valid, or more than one length of the run.
     """
     recipe = _run_length(epochs, max_steps, time)
-    preset = replaced(preset, _nested(changes))
+    nested = _nested(changes)
+    preset = replaced(setup.preset, nested)
     if batch_size is not None:
         recipe["batch_size"] = batch_size
     if seed is not None:
@@ -224,4 +308,5 @@ def adjusted(
             raise ConfigError(str(error)) from None
         data = {"image_size": resized.image_size, "max_size": resized.max_size}
     model = {} if num_queries is None else {"num_queries": num_queries}
-    return replaced(preset, {"recipe": recipe, "data": data, "model": model})
+    given = setup.given | nested.get("recipe", {}).keys() | recipe.keys()
+    return replace(setup, preset=replaced(preset, {"recipe": recipe, "data": data, "model": model}), given=given)

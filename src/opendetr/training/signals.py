@@ -12,9 +12,9 @@ from typing import Any
 
 
 class AbandonedError(BaseException):
-    """A stop signal interrupted work inside `StopSignal.abandoning`.
+    """A stop signal ended work that may be abandoned; see `StopSignal.abandoning`.
 
-    Like KeyboardInterrupt, it is not an `Exception`, because torch's loader catches exceptions and raises others.
+    Like KeyboardInterrupt, it is not an `Exception`, because torch's DataLoader replaces an `Exception` by another one.
     """
 
 
@@ -30,32 +30,32 @@ class StopSignal:
 
     def __init__(self) -> None:
         self.requested = False
-        self._abandonable = False
+        self._may_abandon = False
         self._process = os.getpid()
-        self._before: dict[signal.Signals, Any] = {}
+        self._earlier_handlers: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopSignal:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._handle)
+                self._earlier_handlers[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *_error: object) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._earlier_handlers.items():
             signal.signal(number, handler)
 
     def _handle(self, _number: int, _frame: FrameType | None) -> None:
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True
-        if self._abandonable and os.getpid() == self._process:  # forked loader processes inherit this handler
+        if self._may_abandon and os.getpid() == self._process:  # forked loader processes inherit this handler
             raise AbandonedError
 
     @contextmanager
     def abandoning(self) -> Iterator[None]:
-        """Within it, a signal raises AbandonedError. Use it for work that changes no state and can be repeated."""
-        self._abandonable = True
+        """A context in which a stop signal raises AbandonedError. Use it for work without side effects."""
+        self._may_abandon = True
         try:
             yield
         finally:
-            self._abandonable = False
+            self._may_abandon = False

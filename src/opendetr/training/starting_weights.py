@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from torchvision.models import get_model_weights
-
 from opendetr.categories import Categories
 from opendetr.config import ConfigError
 from opendetr.models import Detector
-from opendetr.presets import Preset, get_preset, name_without_masks, published_weights, weights_origin
+from opendetr.presets import Preset, get_preset, list_models, name_without_masks, published_weights, weights_origin
 from opendetr.weights import (
     WeightsError,
     download,
@@ -31,15 +29,15 @@ _CHOICES = "choose other weights: none, imagenet, published, or a run folder or 
 
 
 def weights_choice(name: str, weights: str | Path | None) -> str:
-    """The weights of a run as "none", "imagenet", "published", an address or an absolute path.
+    """The weights of a run as "none", "imagenet", "published", a catalogue name, an address or an absolute path.
 
     None selects published weights if there are any, else ImageNet weights if the backbone has any, else none.
     """
     if weights is None:
-        other = NOTHING if get_preset(name).model.backbone.half_width else IMAGENET
+        other = IMAGENET if get_preset(name).model.backbone.imagenet_url() else NOTHING
         has_weights = weights_origin(name) or weights_origin(name_without_masks(name))
         return PUBLISHED if has_weights else other
-    known = str(weights) in (NOTHING, IMAGENET, PUBLISHED) or is_remote(weights)
+    known = str(weights) in (NOTHING, IMAGENET, PUBLISHED, *list_models()) or is_remote(weights)
     return str(weights) if known else str(Path(weights).resolve())
 
 
@@ -47,9 +45,13 @@ def starting_point(name: str, choice: str) -> str | Path:
     """The origin of the weights: "none", "imagenet" or the path of a file, which is downloaded if necessary."""
     if choice in (NOTHING, IMAGENET):
         return choice
-    if choice != PUBLISHED:
-        return local_file(choice)
-    # A model with a mask head can start from the weights of its detector.
+    if choice in list_models():
+        return _published(choice)
+    return _published(name) if choice == PUBLISHED else local_file(choice)
+
+
+def _published(name: str) -> Path:
+    """The weights of a model, or those of its detector: a model with a mask head can start from them."""
     path = _or_choose(lambda: published_weights(name) or published_weights(name_without_masks(name)))
     if path is None:
         raise WeightsError(f"{name}: has no published weights; {_CHOICES}")
@@ -77,14 +79,13 @@ def load_start(model: Detector, origin: str | Path, preset: Preset, categories: 
     if isinstance(origin, Path):
         return f"{count}, from {origin}; {load_transferred(model, origin, preset, categories)}"
     backbone = preset.model.backbone
-    if backbone.half_width or backbone.norm == "group":
-        kind = "of half width" if backbone.half_width else "with group norm"
-        raise WeightsError(f"{preset.name}: there are no ImageNet weights for a backbone {kind}; {_CHOICES}")
-    url = get_model_weights(f"resnet{backbone.depth}")["IMAGENET1K_V1"].url
+    url = backbone.imagenet_url()
+    if url is None:
+        raise WeightsError(f"{preset.name}: there are no ImageNet weights for its {backbone.describe()}; {_CHOICES}")
     path = _or_choose(lambda: download(url))
     assert path is not None
-    state = {name: value for name, value in read_state(path).items() if not name.startswith("fc.")}
-    load_weights(model.backbone.body, state)
+    own = model.backbone.body.state_dict().keys()  # without the classifier of the file
+    load_weights(model.backbone.body, {name: value for name, value in read_state(path).items() if name in own})
     return f"{count}, the backbone's from {path.name}"
 
 

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from safetensors.torch import save_file
@@ -42,16 +42,17 @@ from opendetr.distributed import (
 )
 from opendetr.recipe import Recipe
 from opendetr.structures import Batch, NonFiniteError
+from opendetr.tasks import COUNT, Task
 from opendetr.training.activation_checkpointing import recompute_blocks
 from opendetr.training.checkpoint import CheckpointError, find_checkpoint, load_checkpoint, save_checkpoint
 from opendetr.training.ema import WeightAverage
 from opendetr.training.events import (
+    Callback,
     CheckpointSaved,
     EpochEnded,
     Evaluated,
     Event,
     NonFiniteFound,
-    Observer,
     Outcome,
     PlanFixed,
     RunEnded,
@@ -61,42 +62,23 @@ from opendetr.training.events import (
 from opendetr.training.freezing import freeze, train_mode
 from opendetr.training.optimizer import new_optimizer, parameter_groups, rate_factor
 from opendetr.training.run_state import RunState, TrainedTensors, own_tensors
-from opendetr.training.schedule import Pace, StepSpeed, learning_rate_factor, plan_steps, plan_time, revised
+from opendetr.training.schedule import (
+    EVALUATION_SHARE,
+    Pace,
+    StepSpeed,
+    learning_rate_factor,
+    plan_evaluations,
+    plan_steps,
+    plan_time,
+    revised,
+)
 from opendetr.training.signals import AbandonedError, StopSignal
 from opendetr.training.train_step import autocast_dtype, keep_freed_memory, step_randomness
 
 STATE, MODEL = "training.safetensors", "model.safetensors"
-COUNT = "count"  # the entry of a task's losses that contains a divisor known only after the forward pass
-
-
-class Task(Protocol):
-    """The interface that the trainer uses of a task; see `tasks.Task`. A task is also an nn.Module.
-
-    Attributes:
-        optional_parameters: names, or prefixes of names, of parameters that may have no gradient in a step.
-    """
-
-    optional_parameters: ClassVar[tuple[str, ...]]
-
-    def __call__(self, batch: Batch, normaliser: Any) -> dict[str, Tensor]:
-        """Compute the unweighted losses: (L,) for terms of every decoder layer, the final layer last, (1,) for others.
-
-        Names and shapes are equal in all processes. Every trained parameter that is not optional has a gradient, also
-        in a batch without objects, because several processes wait for it.
-        """
-        ...
-
-    def normaliser(self, object_counts: Sequence[int]) -> Any:
-        """The divisors of the losses, computed from the number of objects in every image of a step.
-
-        None if the divisor is known only after the forward pass. The losses are then sums, and their additional entry
-        "count" (1,) is the divisor. The trainer sums the counts and divides gradients and losses once.
-        """
-        ...
-
-    def total(self, losses: Mapping[str, Tensor]) -> Tensor:
-        """The weighted sum of the losses, a scalar."""
-        ...
+_SPEED_IMAGES = 8  # number of images that measure the speed of an evaluation
+_REVISION_STEPS, _REVISION_SHARE = 5, 0.02  # interval between corrections of a plan: steps, fraction of the time
+_REPORTED_CHANGE = 0.05  # smallest relative change of the number of steps that callbacks are told
 
 
 class Loader(Protocol):
@@ -121,6 +103,7 @@ class RunResult:
     Attributes:
         step: number of optimizer steps taken.
         interrupted: whether a signal stopped the run before its end. A checkpoint was saved.
+        metric: name of the metric that selects the best checkpoint.
         metrics: metrics of the latest evaluation.
         best: metrics of the best evaluation; empty without an evaluation.
         seconds: training time, including the time before the run was resumed.
@@ -128,6 +111,7 @@ class RunResult:
 
     step: int
     interrupted: bool
+    metric: str
     metrics: Mapping[str, Any]
     best: Mapping[str, Any]
     seconds: float
@@ -163,15 +147,17 @@ class Trainer:
     """One training run.
 
     Args:
-        task: the module to train; see `Task`.
+        task: the module to train.
         loader: the batches, of `recipe.batch_size` images. One batch is one optimizer step of all processes.
         recipe: the settings of optimizer, schedule and length.
         folder: the run folder. It receives the checkpoints `last` and `best`.
-        evaluate: computes metrics from the deployed task in evaluation mode, the same ones in all processes. Default:
-            no evaluation.
+        evaluate: computes metrics from the deployed task in evaluation mode, the same ones in all processes. A second
+            argument limits the number of images. Default: no evaluation.
+        num_images: number of validation images that `evaluate` uses.
+        evaluate_start: also evaluate before the first step, because the initial weights may be the best ones.
         save_model: writes the weights of the deployed task to a path, for `model.safetensors`. Default: all tensors of
             the task.
-        observers: receive every event, in this order, in the main process only.
+        callbacks: receive every event, in this order, in the main process only.
         device: "auto", "cpu", "cuda" or "mps".
 
     Raises:
@@ -181,42 +167,48 @@ class Trainer:
 
     def __init__(
         self,
-        task: nn.Module,
+        task: Task,
         loader: Loader,
         recipe: Recipe,
         folder: Path,
         *,
-        evaluate: Callable[[nn.Module], Mapping[str, Any]] | None = None,
+        evaluate: Callable[..., Mapping[str, Any]] | None = None,
+        num_images: int = 1,
+        evaluate_start: bool = False,
         save_model: Callable[[Path, nn.Module], object] | None = None,
-        observers: Sequence[Observer] = (),
+        callbacks: Sequence[Callback] = (),
         device: str = "auto",
     ) -> None:
         self.device = best_device(device)
         self.autocast_dtype = autocast_dtype(recipe.precision, self.device)
-        self.task, note = share_norms(task.to(self.device), self.device)
+        shared, note = share_norms(task.to(self.device), self.device)
+        self.task = cast(Task, shared)
         freeze(self.task, recipe.freeze)
         self.loader = loader
         self.recipe = recipe
         self.folder = folder
         self.evaluate = evaluate
+        self.num_images = num_images
+        self.evaluate_start = evaluate_start and evaluate is not None
         self.save_model = save_model or _save_tensors
-        self.observers = observers if is_main() else ()
+        self.callbacks = callbacks if is_main() else ()
         groups = parameter_groups(self.task, recipe)
         self.optimizer = new_optimizer(groups, recipe)
         self.rates = [group["lr"] for group in groups]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.autocast_dtype is torch.float16)
-        self.average = WeightAverage(self.task, recipe.ema_decay) if recipe.ema_decay else None
+        self.average = None if recipe.ema_decay == 0 else WeightAverage(self.task)
         if recipe.gradient_checkpointing:
             recompute_blocks(self.task)
-        self.state = RunState(plan=plan_steps(recipe, len(loader)))
+        plan, evaluations = plan_steps(recipe, len(loader), num_images) or (None, None)
+        self.state = RunState(plan=plan, evaluations=evaluations)
         self._tensors = TrainedTensors(self.task, self.average.task if self.average else None, self.optimizer)
-        self._optional = cast(Task, self.task).optional_parameters
+        self._optional = self.task.optional_parameters
         self._parallel = parallel(self.task, self.device, some_without_gradient=bool(self._optional))
         self._notes: tuple[str, ...] = (note,) if note else ()
         self._speed = StepSpeed()
         self._started = 0.0  # time at which training would have started without interruptions
         self._saved = 0.0  # time of the latest checkpoint
-        self._save_seconds = 0.0
+        self._reported_steps = 0  # length of the plan that the callbacks know
 
     def train(self, *, resume: bool = False) -> RunResult:
         """Train to the end of the run. Ctrl-C and SIGTERM save a checkpoint and end it early.
@@ -238,7 +230,7 @@ class Trainer:
                 self._notes += self._restore(last)
             elif find_checkpoint(last):
                 raise CheckpointError(
-                    f"{self.folder}: holds a run already; go on with --resume or choose another folder"
+                    f"{self.folder}: holds a run already; continue with --resume or choose another folder"
                 )
         state = self.state
         start = RunStarted(
@@ -260,7 +252,8 @@ class Trainer:
             outcome = self._outcome()
         finally:
             self._notify(RunEnded(state.step, outcome, state.seconds))
-        return RunResult(state.step, outcome == "interrupted", state.metrics, state.best, state.seconds)
+        interrupted, metric = outcome == "interrupted", self.recipe.best_by
+        return RunResult(state.step, interrupted, metric, state.metrics, state.best, state.seconds)
 
     def _run(self, stop: StopSignal, is_new: bool) -> None:
         """Take steps to the end of the run or until a signal. Between steps, evaluate and save when it is due."""
@@ -269,6 +262,8 @@ class Trainer:
         self._started = self._saved - self.state.seconds
         if is_new:  # a resumed run needs the initial weights, and a disk that is too small fails at once
             self._save()
+        if self.state.step == 0:
+            self._before_first_step(stop)
         self._between_steps(stop)
         while not (self._finished() or _stop_requested(stop)):
             epoch, position = divmod(self.state.step, len(self.loader))
@@ -281,6 +276,8 @@ class Trainer:
                 if self._finished() or _stop_requested(stop):
                     break
                 wait_started = time.perf_counter()
+        if self._stopped_early() and self.state.evaluations and self.state.evaluations.images is not None:
+            self._evaluate(stop)  # the latest one did not use all images
         self._save()
 
     def _shares(self, epoch: int, position: int, stop: StopSignal) -> Iterator[_Share]:
@@ -309,10 +306,14 @@ class Trainer:
         plan, patience = self.state.plan, self.recipe.patience
         return (plan is not None and self.state.step >= plan.total_steps) or 0 < patience <= self.state.worse
 
+    def _stopped_early(self) -> bool:
+        plan = self.state.plan
+        return self._finished() and plan is not None and self.state.step < plan.total_steps
+
     def _outcome(self) -> Outcome:
         if not self._finished() or self._evaluation_due():
             return "interrupted"
-        return "finished" if self.state.plan and self.state.step >= self.state.plan.total_steps else "early"
+        return "early" if self._stopped_early() else "finished"
 
     def _evaluation_due(self) -> bool:
         state = self.state
@@ -323,46 +324,92 @@ class Trainer:
         """Plan a timed run, evaluate or save a checkpoint if it is due."""
         self.state.seconds = time.perf_counter() - self._started
         if self.state.plan is None and self._can_be_planned():
-            self._make_plan(stop)
+            self._make_plan()
+        elif self.recipe.time is not None and self.state.plan is not None and not self._finished():
+            self._revise_plan()
         if self._evaluation_due() and not _stop_requested(stop):
             # With several processes a signal does not interrupt the evaluation, and a launcher may kill them meanwhile.
             if world_size() > 1:
                 self._save()
-            seconds = self._evaluate(stop)
-            if seconds is not None and not self._finished():
-                self._revise_plan(seconds)
+            if self._evaluate(stop) and not self._finished():
                 self._save()
         elif time.perf_counter() - self._saved >= self.recipe.save_every:
             self._save()
 
+    def _before_first_step(self, stop: StopSignal) -> None:
+        """Decide how often to evaluate, and evaluate the initial weights if they are trained ones."""
+        state = self.state
+        if state.evaluations is None:
+            affordable = self._affordable_images()
+            state.evaluations = from_main(plan_evaluations(self.recipe, affordable, self.num_images))
+        if self.evaluate_start and not state.metrics and not _stop_requested(stop) and self._evaluate(stop):
+            self._save()
+        if state.plan is not None:
+            self._report_plan(None)
+
+    def _affordable_images(self) -> float:
+        """The number of validation images that the evaluations of a timed run can use, measured with a few."""
+        if self.evaluate is None:
+            return 0.0
+        count = min(_SPEED_IMAGES, self.num_images)
+        task = self.deployed
+        task.eval()
+        for _ in range(2):  # the first evaluation is slower
+            started = time.perf_counter()
+            with torch.no_grad():
+                self._metrics(task, count)
+            self.state.image_seconds = (time.perf_counter() - started) / count
+        train_mode(self.task)
+        return EVALUATION_SHARE * cast(float, self.recipe.time) / max(self.state.image_seconds, 1e-9)
+
+    def _metrics(self, task: nn.Module, num_images: int | None) -> dict[str, Any]:
+        assert self.evaluate is not None
+        uses_all = num_images is None or num_images >= self.num_images
+        return dict(self.evaluate(task) if uses_all else self.evaluate(task, num_images))
+
     def _can_be_planned(self) -> bool:
         return from_main(self._speed.is_known(self.state.seconds, cast(float, self.recipe.time)))
 
-    def _make_plan(self, stop: StopSignal) -> None:
-        """Plan a timed run. One evaluation and one checkpoint measure what they cost."""
-        seconds = self._evaluate(stop) if self.evaluate is not None else 0.0
-        if seconds is None:
-            return
+    def _make_plan(self) -> None:
+        """Plan a timed run."""
+        assert self.state.evaluations is not None
         self._save()
-        self.state.plan = from_main(plan_time(self.recipe, self.state.step, self._pace(seconds)))
+        self.state.plan = from_main(plan_time(self.recipe, self.state.step, self._pace(), self.state.evaluations))
         self._save()
-        self._notify(PlanFixed(self.state.step, self.state.plan, self._speed.step_seconds))
-        self._speed = StepSpeed()
+        self._report_plan(self._speed.step_seconds)
+        self._speed = StepSpeed(self._speed.step_seconds)
 
-    def _revise_plan(self, evaluation_seconds: float) -> None:
-        """Correct the plan of a timed run if its speed has changed. The caller saves a checkpoint with the new plan."""
-        plan = self.state.plan
-        if self.recipe.time is None or plan is None or not self._speed.is_reliable:
+    def _revise_plan(self) -> None:
+        """Correct the plan of a timed run if its speed has changed. A checkpoint stores the new plan."""
+        state, recipe = self.state, self.recipe
+        assert recipe.time is not None and state.plan is not None and state.evaluations is not None
+        if state.step % _REVISION_STEPS:
             return
-        pace = self._pace(evaluation_seconds)
-        self.state.plan = from_main(revised(plan, self.recipe, self.state.step, pace))
-        if self.state.plan != plan:
-            self._notify(PlanFixed(self.state.step, self.state.plan, pace.step))
-        self._speed = StepSpeed()
+        due = self._speed.is_reliable and self._speed.seconds >= _REVISION_SHARE * recipe.time
+        if from_main(due or state.seconds >= recipe.time):
+            before = state.plan
+            state.plan = from_main(revised(before, recipe, state.step, self._pace(), state.evaluations))
+            if state.plan != before:
+                self._save()
+            if abs(state.plan.total_steps - self._reported_steps) > _REPORTED_CHANGE * self._reported_steps:
+                self._report_plan(self._speed.step_seconds)
+            self._speed = StepSpeed(self._speed.step_seconds)
 
-    def _pace(self, evaluation_seconds: float) -> Pace:
-        used = time.perf_counter() - self._started
-        return Pace(used=used, step=self._speed.step_seconds, evaluation=evaluation_seconds, save=self._save_seconds)
+    def _report_plan(self, step_seconds: float | None) -> None:
+        plan, evaluations = self.state.plan, self.state.evaluations
+        assert plan is not None and evaluations is not None
+        self._reported_steps = plan.total_steps
+        self._notify(PlanFixed(self.state.step, plan, evaluations, self.num_images, self.recipe, step_seconds))
+
+    def _pace(self) -> Pace:
+        return Pace(
+            used=time.perf_counter() - self._started,
+            step=self._speed.step_seconds,
+            image=self.state.image_seconds,
+            evaluation=self.state.evaluation_seconds,
+            save=self.state.save_seconds,
+            num_images=self.num_images,
+        )
 
     def _step(self, share: _Share, wait_started: float) -> None:
         """Take one optimizer step. `wait_started` is the time at which the wait for its batch began."""
@@ -370,7 +417,7 @@ class Trainer:
         state, recipe = self.state, self.recipe
         epoch = state.step // len(self.loader)
         total_steps = state.plan.total_steps if state.plan else None
-        factor = learning_rate_factor(state.step, total_steps, recipe)
+        factor = learning_rate_factor(state.step, state.plan, recipe)
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * rate_factor(group, factor, state.step, state.plan.total_steps if state.plan else None)
         with step_randomness(recipe.seed, state.step, self.device):
@@ -395,7 +442,8 @@ class Trainer:
         self.scaler.update()
         self.optimizer.zero_grad()
         if self.average:
-            self.average.update(self.task, state.step)
+            decay = recipe.ema_decay if recipe.ema_decay is not None else state.plan.ema_decay if state.plan else 1.0
+            self.average.update(self.task, state.step, decay)
         state.step += 1
         seconds = time.perf_counter() - wait_started
         self._speed.add(seconds)
@@ -421,8 +469,7 @@ class Trainer:
             The total loss, a scalar, and the losses of this process, without gradients; and the divisor (1,) of this
             process if the task knows it only after the forward pass, else None.
         """
-        task = cast(Task, self.task)
-        normaliser = task.normaliser(share.counts)
+        normaliser = self.task.normaliser(share.counts)
         parts = share.batch.to(self.device).split(self.recipe.accumulate)
         sums: dict[str, Tensor] = {}
         total = torch.zeros((), device=self.device)
@@ -431,8 +478,9 @@ class Trainer:
             with without_sync(self._parallel) if part is not parts[-1] else nullcontext():
                 with torch.autocast(self.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None):
                     losses = self._parallel(part, normaliser)
-                    part_count = losses.pop(COUNT) if normaliser is None else None
-                    loss = task.total(losses)
+                    assert (COUNT in losses) == (normaliser is None), f"{COUNT!r} is the name of the divisor"
+                    part_count = losses.pop(COUNT, None)
+                    loss = self.task.total(losses)
                 # The processes average their gradients, but the step needs the sum.
                 self.scaler.scale(loss * world_size()).backward()
             total = total + loss.detach()
@@ -456,8 +504,7 @@ class Trainer:
 
     def _raise_nonfinite(self, batch: Batch, values: _StepLosses) -> None:
         """Raise NonFiniteError before the values reach the weights or a checkpoint."""
-        own = batch.names or tuple(f"image {target.image_id}" for target in batch.targets)
-        names = tuple(name for names in gather(own) for name in names)
+        names = tuple(name for names in gather(batch.image_names) for name in names)
         loss, norm = values.loss, values.norm
         self._notify(NonFiniteFound(self.state.step, loss, norm, names))
         what = f"the gradient's norm is {norm}" if math.isfinite(loss) else f"the loss is {loss}"
@@ -472,35 +519,48 @@ class Trainer:
         """The task with the weights that are evaluated and saved as the model: the EMA weights if there are any."""
         return self.average.task if self.average else self.task
 
-    def _evaluate(self, stop: StopSignal) -> float | None:
-        """Evaluate the deployed task.
+    def _evaluate(self, stop: StopSignal) -> bool:
+        """Evaluate the deployed task. The evaluation at the end of the run uses all validation images.
+
+        If the other evaluations use only some of the images, the last one also uses these first. The best weights are
+        then chosen by metrics of the same images.
 
         Returns:
-            The duration in seconds; None if a signal interrupted the evaluation, which the resumed run then repeats.
+            False if a signal interrupted the evaluation, which the resumed run then repeats.
         """
-        assert self.evaluate is not None
         state, task = self.state, self.deployed
+        assert state.evaluations is not None
+        part = state.evaluations.images
+        is_last = self._finished()
         started = time.perf_counter()
         copy_buffers(task)
         task.eval()
         try:
             # One of several processes must not leave the evaluation alone: the others would wait for it.
             with stop.abandoning() if world_size() == 1 else nullcontext(), torch.no_grad():
-                metrics = dict(self.evaluate(task))
+                compared = self._metrics(task, part)
+                metrics = compared if part is None or not is_last else self._metrics(task, None)
         except AbandonedError:
-            return None
+            return False
         else:
-            value = metrics.get(self.recipe.best_by)  # None if the data contains nothing to compute it from
+            evaluation_seconds = time.perf_counter() - started
+            num_images = self.num_images if part is None else part + is_last * self.num_images
+            state.image_seconds = evaluation_seconds / num_images
+            images = None if part is None or is_last else part
+            value = compared.get(self.recipe.best_by)  # None if the data contains nothing to compute it from
             before = state.best.get(self.recipe.best_by, -math.inf)
             is_best = value is not None and value >= before  # of equal values, the longer training wins
             state.evaluated, state.metrics = state.step, metrics
             state.worse = 0 if value is not None and value > before else state.worse + 1
             if is_best:
                 state.best = {**metrics, "step": state.step}
+                if images is not None:
+                    state.best["images"] = images
                 self._save_best()
-            seconds = time.perf_counter() - started
-            self._notify(Evaluated(state.step, state.step / len(self.loader), metrics, is_best, seconds, task))
-            return time.perf_counter() - started
+            epoch, seconds = state.step / len(self.loader), time.perf_counter() - started
+            self._notify(Evaluated(state.step, epoch, metrics, is_best, images, seconds, task))
+            state.evaluation_seconds = time.perf_counter() - started - evaluation_seconds
+            return True
         finally:
             train_mode(self.task)
 
@@ -528,8 +588,8 @@ class Trainer:
         if is_main():
             save_checkpoint(last, facts, files)
         self._saved = time.perf_counter()
-        self._save_seconds = self._saved - started
-        self._notify(CheckpointSaved(self.state.step, last, self._save_seconds))
+        self.state.save_seconds = self._saved - started
+        self._notify(CheckpointSaved(self.state.step, last, self.state.save_seconds))
 
     def _machine(self) -> dict[str, Any]:
         """Properties of the machine that affect the rounding of a result."""
@@ -570,8 +630,8 @@ class Trainer:
                 )
 
     def _notify(self, event: Event) -> None:
-        for observer in self.observers:
-            event.tell(observer)
+        for callback in self.callbacks:
+            event.tell(callback)
 
 
 def _step_losses(loss: Tensor, losses: dict[str, Tensor], norm: Tensor) -> _StepLosses:

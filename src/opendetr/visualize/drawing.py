@@ -42,6 +42,7 @@ def draw_truth(
     *,
     masks: np.ndarray | None = None,
     scale: float | None = None,
+    text: float = 1,
 ) -> Image.Image:
     """Draw the box and class name of each annotated object. Crowds are marked.
 
@@ -51,6 +52,7 @@ def draw_truth(
         categories: the names and colours of the category ids.
         masks: (n, H, W) bool, drawn instead of the boxes. For an object with an empty mask its box is drawn.
         scale: enlargement of the image, as in `draw_boxes`.
+        text: size of the labels, as in `draw_boxes`.
     """
     boxes, captions, colours = [], [], []
     for item in objects:
@@ -59,7 +61,7 @@ def draw_truth(
         boxes.append((left, top, left + width, top + height))
         captions.append(f"{categories.names[label]} (crowd)" if item.crowd else categories.names[label])
         colours.append(categories.colours[label])
-    return draw_boxes(image, np.array(boxes), captions, colours, masks=masks, scale=scale)
+    return draw_boxes(image, np.array(boxes), captions, colours, masks=masks, scale=scale, text=text)
 
 
 def draw_boxes(
@@ -70,6 +72,7 @@ def draw_boxes(
     *,
     masks: np.ndarray | None = None,
     scale: float | None = None,
+    text: float = 1,
 ) -> Image.Image:
     """Draw boxes with captions. Captions stay inside the image and avoid each other.
 
@@ -82,6 +85,7 @@ def draw_boxes(
             different shades. For an empty mask its box is drawn.
         scale: factor by which the image is enlarged before drawing. None: small images are enlarged by a whole factor
             until labels are legible.
+        text: factor on the size of labels and lines, for images that are shown smaller than they are.
 
     Raises:
         ValueError: a box is not finite, the lengths differ, or the masks do not have the size of the image.
@@ -95,7 +99,7 @@ def draw_boxes(
     corners = _drawable(np.asarray(boxes, dtype=np.float64).reshape(-1, 4) * scale, canvas.size)
     if not len(corners) == len(captions) == len(colours):
         raise ValueError(f"draw_boxes: {len(corners)} boxes, {len(captions)} captions, {len(colours)} colours")
-    font = _image_font(canvas)
+    font = _image_font(canvas, text)
     line = _line_width(font)
     sizes = [np.array(label_size(caption, font)) for caption in captions]
     outer = (corners.round() + np.array([-1, -1, 1, 1]) * (line // 2)).clip(0, np.tile(canvas.size, 2) - 1)
@@ -122,6 +126,7 @@ def draw_segments(
     categories: Categories,
     *,
     scale: float | None = None,
+    text: float = 1,
 ) -> Image.Image:
     """Colour the segments of a panoptic map and write class names on the larger ones.
 
@@ -131,6 +136,7 @@ def draw_segments(
         labels: the label of each segment by its number. Pixels of other numbers do not change.
         categories: the names and colours of the labels. Things of one class get different shades.
         scale: enlargement of the image, as in `draw_boxes`.
+        text: size of the labels, as in `draw_boxes`.
 
     Raises:
         ValueError: image and map differ in size.
@@ -148,7 +154,7 @@ def draw_segments(
     colours = shaded(
         [categories.colours[label] for label in known_labels], [categories.isthing[label] for label in known_labels]
     )
-    font = _image_font(canvas)
+    font = _image_font(canvas, text)
     regions = np.zeros(len(present), dtype=np.int32)
     regions[known] = np.arange(1, len(known) + 1)
     enlarged = resized_map(regions[index], canvas.size)
@@ -246,9 +252,9 @@ def _enlarged(image: Image.Image, scale: float) -> Image.Image:
     return image.resize(size, Image.Resampling.BICUBIC)
 
 
-def _image_font(image: Image.Image) -> ImageFont.FreeTypeFont:
-    """The font for labels; its size grows with the image."""
-    return font_of(max(12, round(0.021 * (image.width * image.height) ** 0.5)))
+def _image_font(image: Image.Image, text: float) -> ImageFont.FreeTypeFont:
+    """The font for labels; its size grows with the image and by the factor `text`."""
+    return font_of(round(text * max(12, round(0.021 * (image.width * image.height) ** 0.5))))
 
 
 def _line_width(font: ImageFont.FreeTypeFont) -> int:
@@ -276,7 +282,16 @@ def save_image(image: Image.Image, path: Path) -> None:
 
     Raises:
         OSError: the file cannot be written.
-        KeyError: Pillow has no format with this suffix.
+        ValueError: Pillow has no format with this suffix.
     """
+    format_ = require_format(path)
     with atomic_path(path) as temporary:
-        image.save(temporary, Image.registered_extensions()[path.suffix.lower()])
+        image.save(temporary, format_)
+
+
+def require_format(path: Path) -> str:
+    """The name of Pillow's format for the path's suffix. Raises ValueError if it writes no images with this suffix."""
+    format_ = Image.registered_extensions().get(path.suffix.lower(), "")
+    if format_ not in Image.SAVE:
+        raise ValueError(f"{path}: no image format has the suffix {path.suffix!r}; give a name such as image.png")
+    return format_

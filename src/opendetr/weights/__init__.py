@@ -8,7 +8,14 @@ from opendetr.weights.download import download
 from opendetr.weights.errors import WeightsError
 from opendetr.weights.family import WeightFamily, family_of, published_files, register_family
 from opendetr.weights.hub import hub_errors, is_remote, local_file
-from opendetr.weights.huggingface import CONFIG, PREPROCESSOR, config_json, preprocessor_json, unwritable
+from opendetr.weights.huggingface import (
+    CONFIG_FILE,
+    PREPROCESSOR_FILE,
+    config_json,
+    preprocessor_json,
+    unsupported_reason,
+    uses_timm,
+)
 from opendetr.weights.loading import (
     LoadReport,
     fitting_part,
@@ -18,13 +25,13 @@ from opendetr.weights.loading import (
     usual_categories,
 )
 from opendetr.weights.masks import has_masks
-from opendetr.weights.name_maps import Rows, their_names, unpacked
+from opendetr.weights.name_maps import Rows, their_names, unpack_projections
 from opendetr.weights.reading import read_state, weights_file
 from opendetr.weights.transfer import TransferReport, transfer
 
 __all__ = [
-    "CONFIG",
-    "PREPROCESSOR",
+    "CONFIG_FILE",
+    "PREPROCESSOR_FILE",
     "LoadReport",
     "ModelCard",
     "Rows",
@@ -50,8 +57,9 @@ __all__ = [
     "save_weights",
     "their_names",
     "transfer",
-    "unpacked",
-    "unwritable",
+    "unpack_projections",
+    "unsupported_reason",
+    "uses_timm",
     "usual_categories",
     "weights_file",
 ]

@@ -12,6 +12,8 @@ from safetensors.torch import save
 from torch import nn
 
 from opendetr.categories import Categories
+from opendetr.files import near_path
+from opendetr.scoring import ScoreThresholds
 from opendetr.weights.errors import WeightsError
 from opendetr.weights.huggingface import config_beside, settings_of
 
@@ -27,17 +29,21 @@ class ModelCard:
         config: the configuration of the run as plain values, with the preset's name under "name".
         categories: the classes of the labels.
         facts: further plain values, such as metrics, steps and data.
+        thresholds: score thresholds to predict with, chosen on validation data; None if they are not known.
     """
 
     config: dict[str, Any]
     categories: Categories
     facts: dict[str, Any]
+    thresholds: ScoreThresholds | None = None
 
     def to_metadata(self) -> dict[str, str]:
         """The metadata for the header of a safetensors file."""
         content = {
             "format": _FORMAT, "config": self.config, "categories": self.categories.to_dict(), "facts": self.facts,
         }  # fmt: skip
+        if self.thresholds is not None:
+            content["thresholds"] = {"default": self.thresholds.default, "by_class": dict(self.thresholds.by_class)}
         return {_KEY: json.dumps(content)}
 
 
@@ -68,7 +74,7 @@ def read_card(path: Path) -> ModelCard | None:
         WeightsError: the file is missing or incomplete, or its card cannot be used.
     """
     if not path.is_file():
-        raise WeightsError(f"{path}: no such file")
+        raise WeightsError(f"{path}: no such file{near_path(path)}")
     own = _own_card(path) if path.suffix == ".safetensors" else None
     if own is not None:
         return own
@@ -86,6 +92,14 @@ def _own_card(path: Path) -> ModelCard | None:
         return None
     try:
         content = json.loads(text)
-        return ModelCard(content["config"], Categories.from_dict(content["categories"]), content["facts"])
+        thresholds = _thresholds(content.get("thresholds"))
+        return ModelCard(content["config"], Categories.from_dict(content["categories"]), content["facts"], thresholds)
     except (ValueError, KeyError, TypeError) as error:
         raise WeightsError(f"{path}: its model card cannot be read ({error}); save it again") from None
+
+
+def _thresholds(record: Any) -> ScoreThresholds | None:
+    if record is None:
+        return None
+    by_class = {str(name): float(value) for name, value in dict(record["by_class"]).items()}
+    return ScoreThresholds(float(record["default"]), by_class)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from opendetr.weights.detr import dc5_suffix, unwritable_transformer
+from opendetr.weights.detr import dc5_suffix, unsupported_transformer_reason
 from opendetr.weights.family import HuggingFaceFormat, WeightFamily
 from opendetr.weights.name_maps import (
     BACKBONE,
@@ -73,7 +73,7 @@ FAMILY = WeightFamily(
         class_prefix="ConditionalDetr",
         rows=HUGGING_FACE,
         preset_name=_preset_name,
-        unwritable=unwritable_transformer,
+        unsupported_reason=unsupported_transformer_reason,
     ),
     published={
         "conditional-detr-r50": _published("r50", 0.410, hub="microsoft/conditional-detr-resnet-50"),

@@ -91,7 +91,7 @@ def _further_config(model: Mapping[str, Any], detector: Detector) -> dict[str, A
     }
 
 
-def _unwritable(settings: Mapping[str, Any]) -> str | None:
+def _unsupported_reason(settings: Mapping[str, Any]) -> str | None:
     narrow = settings["model"]["transformer"]["width"] < 64
     return "transformers' group norm has 32 groups, so the width must be 64 or more" if narrow else None
 
@@ -117,7 +117,7 @@ FAMILY = WeightFamily(
         ),
         numbered_heads=("class_heads.", "box_heads."),
         preset_name=_preset_name,
-        unwritable=_unwritable,
+        unsupported_reason=_unsupported_reason,
         read_further=_read_further,
         further_config=_further_config,
         num_backbone_levels=lambda model: min(model["transformer"]["num_levels"], 3),

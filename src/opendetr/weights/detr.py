@@ -54,7 +54,7 @@ def dc5_suffix(model: Mapping[str, Any]) -> str:
     return "-dc5" if model["backbone"]["dilation"] else ""
 
 
-def unwritable_transformer(settings: Mapping[str, Any]) -> str | None:
+def unsupported_transformer_reason(settings: Mapping[str, Any]) -> str | None:
     """The reason why transformers does not support the transformer of a single-level model; None if it does."""
     model = settings["model"]
     if model["transformer"]["norm_first"]:
@@ -86,7 +86,7 @@ FAMILY = WeightFamily(
         class_prefix="Detr",
         rows=(*HF_ENCODER, *HF_DECODER, *HF_SINGLE_HEADS),
         preset_name=_preset_name,
-        unwritable=unwritable_transformer,
+        unsupported_reason=unsupported_transformer_reason,
     ),
     published={
         "detr-r50": published("detr-r50-e632da11.pth", 0.420, 159),

@@ -9,8 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from http import HTTPStatus
 from http.client import HTTPResponse
 from pathlib import Path
@@ -20,6 +19,7 @@ from filelock import FileLock
 
 from opendetr.files import cache_folder
 from opendetr.network import OFFLINE, NetworkError, TransferError, content_length, is_offline, open_url, read_chunks
+from opendetr.visualize import progress_bar
 from opendetr.weights.errors import WeightsError
 
 _SILENCE_SECONDS = 30.0
@@ -80,7 +80,7 @@ def _fetch(url: str, path: Path, prefix: str) -> None:
     if not prefix:
         part.unlink(missing_ok=True)  # without a hash, it may be the beginning of another file
     resumed = part.exists()
-    with _bar(path.name) as progress:
+    with progress_bar(path.name, in_bytes=True) as progress:
         _transfer(url, part, progress)
         if resumed and not _sha256(part).startswith(prefix):
             part.unlink()
@@ -145,22 +145,3 @@ def _size(path: Path) -> int:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextmanager
-def _bar(name: str) -> Iterator[Progress]:
-    """A progress bar on the terminal. Yields a function of the bytes received and the total, None if unknown."""
-    from rich import progress
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    columns = (
-        progress.TextColumn("{task.description}"),
-        progress.BarColumn(30),
-        progress.DownloadColumn(binary_units=True),
-        progress.TransferSpeedColumn(),
-        progress.TimeRemainingColumn(),
-    )
-    with progress.Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        line = bar.add_task(name, total=None)
-        yield lambda done, total: bar.update(line, completed=done, total=total)

@@ -26,7 +26,7 @@ NO_FORMAT = "transformers has no models of this family"
 
 
 def _nothing(*_arguments: Any) -> None:
-    """The default of `unwritable` (no reason) and of `read_further` (nothing to add)."""
+    """The default of `unsupported_reason` (no reason) and of `read_further` (nothing to add)."""
 
 
 def _no_config(model: Mapping[str, Any], detector: Detector) -> dict[str, Any]:
@@ -50,7 +50,7 @@ class HuggingFaceFormat:
             are equal.
         annotations: annotation format of the image processor.
         preset_name: (model settings, config.json) -> the nearest model of the catalogue.
-        unwritable: preset settings -> the reason why transformers does not support the model, or None.
+        unsupported_reason: preset settings -> the reason why transformers does not support the model, or None.
         read_further: (config.json, preset settings) -> None; adds settings that need more than a renaming.
         categories: classes in config.json -> classes of the labels.
         further_config: (model settings, model) -> further keys of config.json.
@@ -69,7 +69,7 @@ class HuggingFaceFormat:
     numbered_heads: tuple[str, ...] = ()
     annotations: str = "coco_detection"
     preset_name: Callable[[Mapping[str, Any], Mapping[str, Any]], str]
-    unwritable: Callable[[Mapping[str, Any]], str | None] = _nothing
+    unsupported_reason: Callable[[Mapping[str, Any]], str | None] = _nothing
     read_further: Callable[[Mapping[str, Any], dict[str, Any]], None] = _nothing
     categories: Callable[[Categories], Categories] = lambda named: named
     further_config: Callable[[Mapping[str, Any], Detector], dict[str, Any]] = _no_config

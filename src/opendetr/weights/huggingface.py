@@ -16,8 +16,8 @@ from opendetr.weights.errors import WeightsError
 from opendetr.weights.family import NO_FORMAT, HuggingFaceFormat, WeightFamily, families
 from opendetr.weights.reading import read_json
 
-CONFIG = "config.json"
-PREPROCESSOR = "preprocessor_config.json"
+CONFIG_FILE = "config.json"
+PREPROCESSOR_FILE = "preprocessor_config.json"
 
 # Each of our model settings and the corresponding names in config.json.
 _SETTINGS: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -37,7 +37,7 @@ _BILINEAR = 2
 
 def config_beside(path: Path) -> Path | None:
     """The config.json next to a weights file, or None if there is none or its model type is not supported."""
-    config = path.parent / CONFIG
+    config = path.parent / CONFIG_FILE
     if not config.is_file():
         return None
     return config if read_json(config).get("model_type") in {known.model_type for known in _formats()} else None
@@ -77,7 +77,7 @@ def settings_of(path: Path) -> tuple[dict[str, Any], Categories]:
             raise
         raise WeightsError(f"{path}: does not describe a supported model ({error!r})") from None
     settings["name"] = known.preset_name(settings["model"], config)
-    data = _sizes(path.parent / PREPROCESSOR) | settings.get("data", {})
+    data = _sizes(path.parent / PREPROCESSOR_FILE) | settings.get("data", {})
     return settings | ({"data": data} if data else {}), categories
 
 
@@ -152,7 +152,7 @@ def _sizes(path: Path) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------------------- writing
 
 
-def unwritable(family: WeightFamily | None, settings: Mapping[str, Any]) -> str | None:
+def unsupported_reason(family: WeightFamily | None, settings: Mapping[str, Any]) -> str | None:
     """The reason why transformers does not support a model, in a few words; None if it does.
 
     Args:
@@ -167,9 +167,9 @@ def unwritable(family: WeightFamily | None, settings: Mapping[str, Any]) -> str 
         "transformers has no dilated ResNet-18": backbone["dilation"] and backbone["depth"] == 18,
         "transformers has no dilated ResNet of half width": backbone["dilation"] and backbone["half_width"],
     }
-    return next((reason for reason, applies in reasons.items() if applies), None) or family.huggingface.unwritable(
-        settings
-    )
+    return next(
+        (reason for reason, applies in reasons.items() if applies), None
+    ) or family.huggingface.unsupported_reason(settings)
 
 
 def config_json(
@@ -204,9 +204,14 @@ def _get(tree: Mapping[str, Any], name: str) -> Any:
     return tree
 
 
+def uses_timm(model: Mapping[str, Any]) -> bool:
+    """Whether transformers builds the backbone of a model with timm, given its settings as plain values."""
+    return bool(model["backbone"]["dilation"])
+
+
 def _backbone_json(model: Mapping[str, Any], first_stage: int) -> dict[str, Any]:
     depth, half_width = model["backbone"]["depth"], model["backbone"]["half_width"]
-    if model["backbone"]["dilation"]:
+    if uses_timm(model):
         return {"use_timm_backbone": True, "use_pretrained_backbone": False, "backbone": f"resnet{depth}",
                 "backbone_config": None, "dilation": True}  # fmt: skip
     (layer_type, depths), (stem, widths) = _LAYERS[depth], _widths(depth, half_width)

@@ -16,7 +16,7 @@ from opendetr.weights.errors import WeightsError
 from opendetr.weights.family import LAYOUTS, Layout, family_of, layout_of
 from opendetr.weights.hub import local_file
 from opendetr.weights.masks import has_masks, of_detector
-from opendetr.weights.name_maps import our_name, packed
+from opendetr.weights.name_maps import our_name, pack_projections
 from opendetr.weights.reading import read_state
 
 # Tensors that are not parameters: operation counters, batch counters of trainable norms, weights of a loss.
@@ -62,7 +62,7 @@ def in_our_layout(model: Detector, state: Mapping[str, Tensor]) -> dict[str, Ten
         raise WeightsError(f"the {layout} layout of weights is not supported for {model.family}")
     own = model.state_dict()
     ours: dict[str, Tensor] = {}
-    for theirs, value in packed(state).items():
+    for theirs, value in pack_projections(state).items():
         name = our_name(theirs, rows, own)
         if theirs.endswith(_STRAY) and name not in own:
             continue

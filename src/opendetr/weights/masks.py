@@ -9,7 +9,7 @@ from typing import Any, cast
 from opendetr.categories import Categories, coco_panoptic_categories
 from opendetr.models import INSIDE, WITH_MASKS, Detector, MaskedDetector
 from opendetr.weights import detr
-from opendetr.weights.detr import dc5_suffix, published, unwritable_transformer
+from opendetr.weights.detr import dc5_suffix, published, unsupported_transformer_reason
 from opendetr.weights.family import NO_FORMAT, HuggingFaceFormat, WeightFamily
 from opendetr.weights.huggingface import UNUSED
 from opendetr.weights.name_maps import Rows, below
@@ -89,11 +89,11 @@ def _preset_name(model: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     return "detr-r101-panoptic" if model["backbone"]["depth"] == 101 else f"detr-r50{dc5_suffix(model)}-panoptic"
 
 
-def _unwritable(settings: Mapping[str, Any]) -> str | None:
+def _unsupported_reason(settings: Mapping[str, Any]) -> str | None:
     num_heads = settings["model"]["transformer"]["num_heads"]
     if settings["masks"]["num_heads"] != num_heads:
         return f"transformers needs as many mask attention heads as encoder heads, {num_heads}"
-    return unwritable_transformer(settings)
+    return unsupported_transformer_reason(settings)
 
 
 def _read_further(config: Mapping[str, Any], settings: dict[str, Any]) -> None:
@@ -122,7 +122,7 @@ DETR = with_masks(
         class_suffix="ForSegmentation",
         annotations="coco_panoptic",
         preset_name=_preset_name,
-        unwritable=_unwritable,
+        unsupported_reason=_unsupported_reason,
         read_further=_read_further,
         categories=_categories,
         num_backbone_levels=lambda model: 4,

@@ -5,7 +5,7 @@ first row that matches and leads to a parameter of the model is used. So one tab
 between layers and models that do not.
 
 Hugging Face also stores the query, key and value projections of an attention separately. The other layouts store them
-as the rows of one tensor. `packed` and `unpacked` convert between the two.
+as the rows of one tensor. `pack_projections` and `unpack_projections` convert between the two.
 
 Each family has its tables in its own module. This module holds the tables that several families share.
 """
@@ -143,7 +143,7 @@ def _candidates(name: str, rows: Rows, num_heads: int) -> Iterator[str]:
             yield from (theirs.replace("{n}", str(number)) + name[longest:] for number in numbers)
 
 
-def packed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def pack_projections(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Join the separate query, key and value projections of each attention into one tensor, as rows."""
     joined = dict(state)
     for name in state:
@@ -153,8 +153,8 @@ def packed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return joined
 
 
-def unpacked(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of `packed`."""
+def unpack_projections(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of `pack_projections`."""
     separate: dict[str, Tensor] = {}
     for name, value in state.items():
         if ".in_proj_" in name:

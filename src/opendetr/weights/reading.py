@@ -12,9 +12,21 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from opendetr.files import IMAGE_SUFFIXES, near_path
 from opendetr.weights.errors import WeightsError
 
 _INDEX = ".index.json"
+# The first bytes of files that are taken for weights by mistake.
+_KINDS = {
+    b"\xff\xd8\xff": "an image",
+    b"\x89PNG": "an image",
+    b"GIF8": "an image",
+    b"BM": "an image",
+    b"%PDF": "a PDF document",
+    b"\x1f\x8b": "a compressed archive",
+    b"version https://git-lfs": "a Git LFS pointer instead of the file it stands for",
+    b"<": "a web page or XML",
+}
 # Candidates in a run folder or a Hugging Face folder, in order of preference.
 _FILES = (
     "best/model.safetensors",
@@ -37,6 +49,9 @@ def weights_file(source: Path) -> Path:
     for candidate in _FILES:
         if (source / candidate).is_file():
             return source / candidate
+    runs = sorted(inner for inner in source.iterdir() if any((inner / file).is_file() for file in _FILES))
+    if runs:
+        raise WeightsError(f"{source}: contains several runs; choose one of {', '.join(map(str, runs))}")
     raise WeightsError(f"{source}: contains no weights; expected a run folder of `opendetr train` or model.safetensors")
 
 
@@ -45,13 +60,13 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
     The file is a .safetensors file, the index of a state dict in several files, or a file of torch.save whose pickle
     contains only tensors and plain values. The state dict may be under the key "model", as in the checkpoints of the
-    original implementations, which also contain the optimiser and the settings of the run.
+    original implementations, which also contain the optimizer and the settings of the run.
 
     Raises:
         WeightsError: the file is missing, incomplete, in another format, or could run code.
     """
     if not path.is_file():
-        raise WeightsError(f"{path}: no such file")
+        raise WeightsError(f"{path}: no such file{near_path(path)}")
     if path.name.endswith(_INDEX):
         return _read_parts(path)
     return _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
@@ -85,12 +100,29 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         raise WeightsError(f"{path}: not a complete safetensors file ({error}); copy or save it again") from None
 
 
+def _other_kind(path: Path) -> str | None:
+    """What a file is that torch.save has not written, such as "an image"; None for a pickle or an unknown kind."""
+    with path.open("rb") as file:
+        start = file.read(512)
+    known = next((kind for magic, kind in _KINDS.items() if start.startswith(magic)), None)
+    if known or start.startswith(b"\x80"):  # a pickle
+        return known
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        return "an image"
+    return "a text file" if start.decode("ascii", "ignore").encode() == start and b"\0" not in start else None
+
+
 def _read_torch(path: Path) -> dict[str, Tensor]:
     try:
         # The original training scripts also save their options, plain values in a namespace.
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
+        kind = _other_kind(path)
+        if kind:
+            raise WeightsError(
+                f"{path}: is {kind}, not a file of weights; give a run folder or a weights file"
+            ) from None
         raise WeightsError(
             f"{path}: its pickle contains more than tensors and could run code; save only its state dict"
         ) from None

@@ -15,7 +15,7 @@ from opendetr.data.images import ImageFileError, image_size
 from opendetr.data.paths import file_length, inside
 from opendetr.data.records import (
     MAX_SIDE,
-    STOP_AT_FAULTS,
+    RAISE_FAULTS,
     DataFault,
     DetectionData,
     FaultError,
@@ -127,7 +127,7 @@ def read_coco(
     split: str = "all",
     folder: str | Path | None = None,
     categories: Categories | None = None,
-    log: FaultLog = STOP_AT_FAULTS,
+    log: FaultLog = RAISE_FAULTS,
 ) -> DetectionData:
     """Read one COCO file with its images, in the order of their ids.
 
@@ -155,7 +155,7 @@ def read_coco(
             record = image_record(row, path, objects[image_id], faults)
             if record is not None:
                 images.append(record)
-    return DetectionData.read(split, Path(folder or images_folder), categories, images, faults)
+    return DetectionData.from_records(split, Path(folder or images_folder), categories, images, faults)
 
 
 def _parse_json(path: Path) -> Any:
@@ -208,24 +208,22 @@ def _objects_by_image(
     for index, content in enumerate(coco.annotations):
         row = Row(coco.path, "annotations", index, content)
         with log:
-            thing = _object_record(row)
+            obj = _object_record(row)
             image_id = row.integer("image_id")
             if image_id not in objects:
                 raise row.fault(Kind.UNKNOWN_IMAGE, f"its image, id {image_id}, is not among the images")
-            if thing.category_id not in known_ids:
-                raise row.fault(
-                    Kind.UNKNOWN_CLASS, f"its category, id {thing.category_id}, is not among the categories"
-                )
-            objects[image_id].append(thing)
-            if thing.id in seen:
+            if obj.category_id not in known_ids:
+                raise row.fault(Kind.UNKNOWN_CLASS, f"its category, id {obj.category_id}, is not among the categories")
+            objects[image_id].append(obj)
+            if obj.id in seen:
                 faults.append(DataFault(Kind.REPEATED_ID, str(coco.path), row.at))
-            seen.add(thing.id)
+            seen.add(obj.id)
             if "area" in content and not is_area(content["area"]):
                 faults.append(
                     DataFault(Kind.BAD_AREA, str(coco.path), row.at, f"'area' is {_shortened(content['area'])}")
                 )
-    for things in objects.values():
-        things.sort(key=lambda thing: thing.id)
+    for of_image in objects.values():
+        of_image.sort(key=lambda obj: obj.id)
     return objects
 
 

@@ -26,12 +26,12 @@ from opendetr.data.faults import Kind
 from opendetr.data.formats.coco import CocoFile, Row, image_record, is_area, rows_by_id
 from opendetr.data.formats.links import find_place
 from opendetr.data.formats.sidecar import Box
-from opendetr.data.formats.splits import SPELLINGS
+from opendetr.data.formats.splits import SPLIT_SPELLINGS
 from opendetr.data.formats.yolo import USUAL_NAMES, YAML_SUFFIXES, parse_yaml
 from opendetr.data.images import ImageFileError, read_map
 from opendetr.data.paths import first_folder_holding, inside, is_file, is_inside
 from opendetr.data.records import (
-    STOP_AT_FAULTS,
+    RAISE_FAULTS,
     DataFault,
     DetectionData,
     FaultError,
@@ -88,7 +88,7 @@ def read_panoptic(
     maps_folder: Path | None = None,
     categories: Categories | None = None,
     masks: bool = False,
-    log: FaultLog = STOP_AT_FAULTS,
+    log: FaultLog = RAISE_FAULTS,
 ) -> DetectionData:
     """Read one panoptic file with its images. Every segment is an object, both of things and of stuff.
 
@@ -101,7 +101,7 @@ def read_panoptic(
         folder: the folder of the dataset.
         maps_folder: the folder of the maps. When omitted, it is searched for near the file.
         categories: the classes of the whole dataset; those of the file when omitted.
-        masks: whether the maps are required. Images without a map are then skipped and counted.
+        masks: whether the maps are required. Images without a map are then skipped and count_noun.
         log: what to do at an unusable image or annotation.
 
     Raises DataError for invalid panoptic annotations.
@@ -120,7 +120,7 @@ def read_panoptic(
             record = reader.record(row, path, segments[image_id])
             if record is not None:
                 images.append(record)
-    data = DetectionData.read(split, folder, categories, images, reader.faults)
+    data = DetectionData.from_records(split, folder, categories, images, reader.faults)
     return replace(data, masks="panoptic" if masks else "none")
 
 
@@ -264,7 +264,9 @@ def _described(description: Path) -> dict[str, CocoPaths]:
             paths = {name: _stated(value, name, description, key) for name in ("annotations", "images", "masks")}
             annotations = paths["annotations"]
             assert annotations is not None
-            files[SPELLINGS.get(str(key).lower(), str(key))] = CocoPaths(annotations, paths["images"], paths["masks"])
+            files[SPLIT_SPELLINGS.get(str(key).lower(), str(key))] = CocoPaths(
+                annotations, paths["images"], paths["masks"]
+            )
     return files
 
 

@@ -21,14 +21,14 @@ from opendetr.data.formats.coco_panoptic import (
     panoptic_files,
     read_panoptic,
 )
-from opendetr.data.formats.splits import ALL, SPELLINGS, chance, usual_split
+from opendetr.data.formats.splits import SINGLE_SPLIT, SPLIT_SPELLINGS, chance, usual_split
 from opendetr.data.formats.table import TABLE_SUFFIXES, find_tables, parse_tables, read_table
 from opendetr.data.formats.voc import parse_voc, read_voc
 from opendetr.data.formats.yolo import find_description, is_bare_folder, parse_yolo, read_yolo
 from opendetr.data.masks import with_outlines
 from opendetr.data.paths import first_folder_holding, is_file, is_inside, require_folder
 from opendetr.data.records import (
-    STOP_AT_FAULTS,
+    RAISE_FAULTS,
     DataError,
     DataFault,
     DetectionData,
@@ -36,10 +36,10 @@ from opendetr.data.records import (
     FaultLog,
     ImageRecord,
     Kind,
-    count_findings,
+    count_faults,
 )
 
-TRAIN_NAMES = ("train", "trainval", ALL)
+TRAIN_NAMES = ("train", "trainval", SINGLE_SPLIT)
 VAL_NAMES = ("val",)
 _NAMES_TO_LOOK_FOR = 20  # images of a COCO file that are searched for to find its folder of images
 _EXPECTED = (
@@ -126,7 +126,7 @@ def choose_splits(
         train, val = _divide(train, val_fraction, seed)
     else:
         val = data[_chosen(val_split, VAL_NAMES, tuple(data), Path(folder), "val")]
-    others = {name: part for name, part in data.items() if name not in ("train", "val", ALL)}
+    others = {name: part for name, part in data.items() if name not in ("train", "val", SINGLE_SPLIT)}
     for part in (train, val):
         _require_objects(part)
     return {"train": train, "val": _with_overlap(val, train), **others}
@@ -158,9 +158,7 @@ def open_split(
     return open_data(folder, val_fraction=val_fraction, seed=seed, strict=strict, masks=masks)[split]
 
 
-def read_splits(
-    folder: str | Path, log: FaultLog = STOP_AT_FAULTS, *, masks: Masks = "none"
-) -> dict[str, DetectionData]:
+def read_splits(folder: str | Path, log: FaultLog = RAISE_FAULTS, *, masks: Masks = "none") -> dict[str, DetectionData]:
     """All splits of a dataset folder as read: none is selected, created or required to have objects.
 
     Errors that `open_data` would raise go to the log. A split that cannot be read at all is skipped.
@@ -171,7 +169,7 @@ def read_splits(
     return {}
 
 
-def recognise(folder: str | Path, log: FaultLog = STOP_AT_FAULTS, *, masks: Masks = "none") -> Source:
+def recognise(folder: str | Path, log: FaultLog = RAISE_FAULTS, *, masks: Masks = "none") -> Source:
     """Recognise the format of a dataset by its files.
 
     Descriptions and files with the standard names of a format take precedence over other files.
@@ -229,7 +227,7 @@ def _without_maps(folder: Path, log: FaultLog) -> Source:
     if files:
         return _coco_source(folder, {name: CocoPaths(path) for name, path in _named_splits(files, folder).items()}, log)
     if not tables and (others := sorted(folder.glob("*.csv"))):
-        tables = {ALL: others[0]}  # the error of its reader names the missing columns
+        tables = {SINGLE_SPLIT: others[0]}  # the error of its reader names the missing columns
     if not tables:
         raise FaultError(Kind.NO_DATA, folder, "", f"contains no annotations; {_EXPECTED}")
     return _table_source(folder, tables, log)
@@ -238,7 +236,7 @@ def _without_maps(folder: Path, log: FaultLog) -> Source:
 def _source_of_file(path: Path, log: FaultLog) -> Source:
     """A dataset given by the file that describes it."""
     if path.suffix.lower() in TABLE_SUFFIXES:
-        return _table_source(path.parent, {ALL: path}, log)
+        return _table_source(path.parent, {SINGLE_SPLIT: path}, log)
     return _yolo_source(path, log)
 
 
@@ -297,8 +295,8 @@ def _loose_coco_files(folder: Path) -> list[Path]:
 def _named_splits(paths: Sequence[Path], folder: Path) -> dict[str, Path]:
     """Split name -> annotation file."""
     names = [_split_name(path, folder) for path in paths]
-    if len(names) == 1 and names[0] not in SPELLINGS.values():
-        names = [ALL]
+    if len(names) == 1 and names[0] not in SPLIT_SPELLINGS.values():
+        names = [SINGLE_SPLIT]
     return {name if names.count(name) == 1 else path.stem: path for name, path in zip(names, paths, strict=True)}
 
 
@@ -335,7 +333,7 @@ def _stem(path: Path) -> str:
 def _images_folder(coco: CocoFile, split: str, folder: Path) -> Path:
     """The folder with the images of a COCO file. Raises DataError that names the searched folders."""
     stem = _stem(coco.path)
-    spellings = (stem, split, *(word for word, meaning in SPELLINGS.items() if meaning == split))
+    spellings = (stem, split, *(word for word, meaning in SPLIT_SPELLINGS.items() if meaning == split))
     named = [base / name for base in (folder, folder / "images") for name in dict.fromkeys(spellings)]
     candidates = [*named, coco.path.parent, coco.path.parent / "images", folder / "images", folder]
     names = coco.file_names[:_NAMES_TO_LOOK_FOR]
@@ -386,22 +384,28 @@ def _divide(data: DetectionData, val_fraction: float, seed: int) -> tuple[Detect
     val = data.subset([image for image in data.images if image.id in chosen], "val")
     train = data.subset([image for image in data.images if image.id not in chosen], "train")
     image_kinds = {fault.kind for image in data.images for fault in image.faults}
-    without_image = tuple(finding for finding in data.findings if finding.kind not in image_kinds)
-    return replace(train, findings=without_image + train.findings), val
+    without_image = tuple(entry for entry in data.fault_counts if entry.kind not in image_kinds)
+    return replace(train, fault_counts=without_image + train.fault_counts), val
 
 
 def _with_overlap(val: DetectionData, train: DetectionData) -> DetectionData:
     """Validation data, with a warning if the training split contains some of its images."""
     train_paths = {image.path for image in train.images}
-    shared = count_findings(
+    shared = count_faults(
         DataFault(Kind.IN_TRAINING, str(image.path)) for image in val.images if image.path in train_paths
     )
-    return replace(val, findings=val.findings + shared)
+    return replace(val, fault_counts=val.fault_counts + shared)
 
 
 def _require_objects(data: DetectionData) -> None:
+    """Raise FaultError unless the split has an object to learn, or to evaluate."""
+    if data.num_objects and all(thing.crowd for image in data.images for thing in image.objects):
+        detail = (
+            f"all {data.num_objects} objects are crowd regions, which cannot be learned; add objects with iscrowd 0"
+        )
+        raise FaultError(Kind.NO_LABELS, data.folder, f"split '{data.split}'", detail)
     if not data.num_objects:
-        skipped = (finding for finding in data.findings if finding.kind.effect is Effect.SKIPS)
-        reasons = (f"; {finding}: {finding.faults[0].detail}".removesuffix(": ") for finding in skipped)
+        skipped = (entry for entry in data.fault_counts if entry.kind.effect is Effect.SKIPS)
+        reasons = (f"; {entry}: {entry.faults[0].detail}".removesuffix(": ") for entry in skipped)
         detail = f"no annotations: {len(data)} images and no object{''.join(reasons)}"
         raise FaultError(Kind.NO_LABELS, data.folder, f"split '{data.split}'", detail)

@@ -85,7 +85,7 @@ class ImageExtra:
     rowless: tuple[RowlessExtra, ...] = ()
 
     @property
-    def things(self) -> tuple[ObjectExtra | RowlessExtra, ...]:
+    def all_objects(self) -> tuple[ObjectExtra | RowlessExtra, ...]:
         """Objects with and without a row."""
         return (*self.objects, *self.rowless)
 
@@ -112,7 +112,7 @@ class Extras:
     @property
     def next_object_id(self) -> int:
         """One more than the largest id of an object."""
-        return max((thing.id for image in self.images.values() for thing in image.things), default=0) + 1
+        return max((obj.id for image in self.images.values() for obj in image.all_objects), default=0) + 1
 
     def categories_with(self, names: Sequence[str]) -> Categories:
         """The original classes, followed by classes of these names under new ids."""
@@ -148,11 +148,11 @@ class Extras:
             return image
         objects, faults = list(image.objects), image.faults
         if digest(rows) == extra.rows and len(objects) == len(extra.objects):
-            objects = [_restored(thing, more) for thing, more in zip(objects, extra.objects, strict=True)]
+            objects = [_restored(obj, more) for obj, more in zip(objects, extra.objects, strict=True)]
         else:
             faults = (*faults, DataFault(Kind.STALE_EXTRA, image.source))
-        objects += [thing.record() for thing in extra.rowless]
-        objects.sort(key=lambda thing: thing.id)
+        objects += [obj.record() for obj in extra.rowless]
+        objects.sort(key=lambda obj: obj.id)
         return replace(image, id=extra.id, objects=tuple(objects), faults=faults)
 
 
@@ -179,7 +179,7 @@ def image_extra(
         rows=digest(row for _, row in written.values()),
         size=None if size == (image.height, image.width) else (image.height, image.width),
         objects=tuple(_difference(image.objects[index], plain) for index, (plain, _) in written.items()),
-        rowless=tuple(_rowless(thing) for index, thing in enumerate(image.objects) if index not in written),
+        rowless=tuple(_rowless(obj) for index, obj in enumerate(image.objects) if index not in written),
     )
 
 
@@ -227,11 +227,11 @@ def _check(extras: Extras) -> None:
     for key, image in extras.images.items():
         if image.size and min(image.size) < 1:
             raise ValueError(f"images.{key}: the size is {image.size}")
-        for thing in image.things:
-            if thing.category_id not in known:
-                raise ValueError(f"images.{key}: the category {thing.category_id} is not listed")
-            if thing.area is not None and not 0 < thing.area < math.inf:
-                raise ValueError(f"images.{key}: the area of an object is {thing.area}")
+        for obj in image.all_objects:
+            if obj.category_id not in known:
+                raise ValueError(f"images.{key}: the category {obj.category_id} is not listed")
+            if obj.area is not None and not 0 < obj.area < math.inf:
+                raise ValueError(f"images.{key}: the area of an object is {obj.area}")
 
 
 def _broken(path: Path, reason: str) -> FaultError:
@@ -242,15 +242,15 @@ def _restored(plain: ObjectRecord, extra: ObjectExtra) -> ObjectRecord:
     return replace(plain, **_stated(extra))
 
 
-def _difference(thing: ObjectRecord, plain: ObjectRecord) -> ObjectExtra:
+def _difference(obj: ObjectRecord, plain: ObjectRecord) -> ObjectExtra:
     names = ("category_id", "box", "area", "difficult", "segmentation")
-    changed = {name: getattr(thing, name) for name in names if getattr(thing, name) != getattr(plain, name)}
-    return ObjectExtra(id=thing.id, **changed)
+    changed = {name: getattr(obj, name) for name in names if getattr(obj, name) != getattr(plain, name)}
+    return ObjectExtra(id=obj.id, **changed)
 
 
-def _rowless(thing: ObjectRecord) -> RowlessExtra:
-    values = {attribute.name: getattr(thing, attribute.name) for attribute in fields(RowlessExtra)}
-    return RowlessExtra(**values | {"area": thing.area if 0 < thing.area < math.inf else None})
+def _rowless(obj: ObjectRecord) -> RowlessExtra:
+    values = {attribute.name: getattr(obj, attribute.name) for attribute in fields(RowlessExtra)}
+    return RowlessExtra(**values | {"area": obj.area if 0 < obj.area < math.inf else None})
 
 
 def _stated(extra: ObjectExtra | RowlessExtra) -> dict[str, Any]:
@@ -261,4 +261,4 @@ def _stated(extra: ObjectExtra | RowlessExtra) -> dict[str, Any]:
 def _image_row(image: ImageExtra) -> dict[str, Any]:
     row = {"id": image.id, "image": image.image, "rows": image.rows, "size": image.size}
     lists = {"objects": [*map(_stated, image.objects)], "rowless": [*map(_stated, image.rowless)]}
-    return row | {name: things for name, things in lists.items() if things}
+    return row | {name: values for name, values in lists.items() if values}

@@ -11,9 +11,9 @@ from itertools import count
 
 from opendetr.data.records import DataError, DetectionData, ImageRecord
 
-ALL = "all"  # the only split of a dataset without splits
+SINGLE_SPLIT = "all"  # the only split of a dataset without splits
 # Spellings of the usual splits in names of files and folders -> the split.
-SPELLINGS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
+SPLIT_SPELLINGS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
              "test": "test", "testing": "test", "trainval": "trainval"}  # fmt: skip
 _NO_OBJECTS = -1  # the class of images without objects, so that they are divided evenly too
 
@@ -21,7 +21,7 @@ _NO_OBJECTS = -1  # the class of images without objects, so that they are divide
 def usual_split(name: str) -> str:
     """The split that a file or folder name stands for: "train" for "instances_train2017"; else the name itself."""
     words = re.split(r"[\W_]+", re.sub(r"\d{4}$", "", name).lower())
-    return next((SPELLINGS[word] for word in words if word in SPELLINGS), name)
+    return next((SPLIT_SPELLINGS[word] for word in words if word in SPLIT_SPELLINGS), name)
 
 
 def chance(seed: int, name: str) -> bytes:
@@ -38,14 +38,13 @@ def pooled(splits: Mapping[str, DetectionData]) -> DetectionData:
     images = list({image.path: image for data in splits.values() for image in data.images}.values())
     if len({image.id for image in images}) < len(images):
         images = [replace(image, id=number) for number, image in enumerate(images, start=1)]
-    things = [thing.id for image in images for thing in image.objects]
-    if len(set(things)) < len(things):
+    object_ids = [obj.id for image in images for obj in image.objects]
+    if len(set(object_ids)) < len(object_ids):
         numbers = count(1)
         images = [
-            replace(image, objects=tuple(replace(thing, id=next(numbers)) for thing in image.objects))
-            for image in images
+            replace(image, objects=tuple(replace(obj, id=next(numbers)) for obj in image.objects)) for image in images
         ]
-    return first.subset(sorted(images, key=lambda image: image.id), ALL)
+    return first.subset(sorted(images, key=lambda image: image.id), SINGLE_SPLIT)
 
 
 def stratified(
@@ -65,7 +64,7 @@ def stratified(
     when a part gets no image.
     """
     _check_fractions(fractions)
-    category_sets = [{thing.category_id for thing in image.objects} for image in images]
+    category_sets = [{obj.category_id for obj in image.objects} for image in images]
     classes = {index: category_ids or {_NO_OBJECTS} for index, category_ids in enumerate(category_sets)}
     unassigned = sorted(classes, key=lambda index: chance(seed, images[index].path.name))
     remaining = Counter(label for labels in classes.values() for label in labels)

@@ -1,4 +1,4 @@
-"""Read datasets in the form of a table: a CSV file with a row for every box, next to the images.
+"""Read tables: CSV files with a row for every box, next to the images.
 
 The header names the columns, in any order. Case and punctuation are ignored.
 
@@ -10,8 +10,8 @@ The header names the columns, in any order. Case and punctuation are ignored.
 - optionally the split: `split`, `subset` or `set`. Without it, tables named `train.csv`, `val.csv`, ... are the splits.
 
 A row with an empty box means an image without objects. Fields are separated by commas, semicolons, tabs or vertical
-bars. Classes are sorted by name and have ids 1..K. Images have ids from 1 in the order of their names; objects are
-numbered in the same order.
+bars. Classes are sorted by name and have ids 1..K. Images have ids from 1 in the order of their names. Objects
+have ids from 1 in the order of their images and rows.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from typing import NamedTuple
 from opendetr.categories import Categories
 from opendetr.data.faults import Kind
 from opendetr.data.formats.links import find_place
-from opendetr.data.formats.splits import ALL, SPELLINGS, usual_split
+from opendetr.data.formats.splits import SINGLE_SPLIT, SPLIT_SPELLINGS, usual_split
 from opendetr.data.images import ImageFileError, image_size
 from opendetr.data.paths import file_length, is_file
 from opendetr.data.records import (
-    STOP_AT_FAULTS,
+    RAISE_FAULTS,
     DataError,
     DataFault,
     DetectionData,
@@ -46,18 +46,42 @@ from opendetr.data.text import pixels, read_text
 
 TABLE_SUFFIXES = (".csv", ".tsv")
 _DELIMITERS = ",;\t|"
-_IMAGE = ("image", "file", "filename", "imagepath", "imagename", "imagefile", "filepath", "path", "img", "imageid")
-_LABEL = ("label", "class", "classname", "labelname", "category", "categoryname", "name", "classid", "categoryid")
-_SPLIT = ("split", "subset", "set")
-_CORNERS = (("xmin", "ymin", "xmax", "ymax"), ("x0", "y0", "x1", "y1"), ("x1", "y1", "x2", "y2"),
+_IMAGE_HEADERS = (
+    "image",
+    "file",
+    "filename",
+    "imagepath",
+    "imagename",
+    "imagefile",
+    "filepath",
+    "path",
+    "img",
+    "imageid",
+)
+_CLASS_HEADERS = (
+    "label",
+    "class",
+    "classname",
+    "labelname",
+    "category",
+    "categoryname",
+    "name",
+    "classid",
+    "categoryid",
+)
+_SPLIT_HEADERS = ("split", "subset", "set")
+_CORNER_HEADERS = (("xmin", "ymin", "xmax", "ymax"), ("x0", "y0", "x1", "y1"), ("x1", "y1", "x2", "y2"),
             ("left", "top", "right", "bottom"))  # fmt: skip
-_SIDES = (("x", "y", "width", "height"), ("x", "y", "w", "h"), ("left", "top", "width", "height"),
+_SIDE_HEADERS = (("x", "y", "width", "height"), ("x", "y", "w", "h"), ("left", "top", "width", "height"),
           ("xmin", "ymin", "width", "height"))  # fmt: skip
-_EMPTY = frozenset({"", "nan", "none", "null"})
+_EMPTY_CELLS = frozenset({"", "nan", "none", "null"})
 
 
 class _Columns(NamedTuple):
-    """Column numbers of a table. The box is given as two corners if `corners` is true, else as a corner and sides."""
+    """Column numbers of a table.
+
+    The columns `box` are xmin, ymin, xmax, ymax if `corners` is True, otherwise x, y, width, height.
+    """
 
     image: int
     label: int
@@ -77,7 +101,7 @@ class _Box(NamedTuple):
 
 @dataclass
 class _Image:
-    """One image of a table: the table and line that name it first, its boxes, and the splits that contain it."""
+    """One image of a table: the table and the line where it occurs first, its boxes, and its splits."""
 
     path: Path
     table: Path
@@ -96,7 +120,7 @@ class TableFolder:
         categories: the classes of all tables, sorted by name, with ids 1..K.
         splits: the names of the splits.
         images: all images, in the order of their ids.
-        faults: the faults of rows that name no image.
+        faults: the faults of rows without an image name.
     """
 
     folder: Path
@@ -109,19 +133,19 @@ class TableFolder:
 def find_tables(folder: Path) -> dict[str, Path]:
     """Split name -> table, for the tables in a folder whose header names the required columns."""
     paths = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in TABLE_SUFFIXES and _is_table(path)]
-    if len(paths) == 1 and usual_split(paths[0].stem) not in SPELLINGS.values():
-        return {ALL: paths[0]}
+    if len(paths) == 1 and usual_split(paths[0].stem) not in SPLIT_SPELLINGS.values():
+        return {SINGLE_SPLIT: paths[0]}
     names = [usual_split(path.stem) for path in paths]
     return {name if names.count(name) == 1 else path.stem: path for name, path in zip(names, paths, strict=True)}
 
 
-def parse_tables(folder: Path, files: Mapping[str, Path], log: FaultLog = STOP_AT_FAULTS) -> TableFolder:
+def parse_tables(folder: Path, files: Mapping[str, Path], log: FaultLog = RAISE_FAULTS) -> TableFolder:
     """Read tables. Raises DataError that names the fault and its place.
 
     Args:
         folder: the dataset.
         files: split -> table.
-        log: what to do at an unusable row.
+        log: raises or collects the faults of unusable rows.
     """
     images: dict[Path, _Image] = {}
     faults: list[DataFault] = []
@@ -134,7 +158,7 @@ def parse_tables(folder: Path, files: Mapping[str, Path], log: FaultLog = STOP_A
     return TableFolder(folder, Categories.from_names(names), tuple(splits), tuple(ordered), tuple(faults))
 
 
-def read_table(table: TableFolder, split: str, log: FaultLog = STOP_AT_FAULTS) -> DetectionData:
+def read_table(table: TableFolder, split: str, log: FaultLog = RAISE_FAULTS) -> DetectionData:
     """One split of a table, in the order of the image names. Raises DataError for an unknown split."""
     if split not in table.splits:
         raise DataError(f"{table.folder}: no split '{split}'; it has {', '.join(table.splits) or 'none'}")
@@ -147,7 +171,7 @@ def read_table(table: TableFolder, split: str, log: FaultLog = STOP_AT_FAULTS) -
                 if record is not None:
                     images.append(record)
         first_object += len(image.boxes)
-    return DetectionData.read(split, table.folder, table.categories, images, faults)
+    return DetectionData.from_records(split, table.folder, table.categories, images, faults)
 
 
 def _is_table(path: Path) -> bool:
@@ -182,8 +206,12 @@ def _columns(header: Sequence[str], path: Path) -> _Columns:
     def first(spellings: Sequence[str]) -> int | None:
         return next((names.index(name) for name in spellings if name in names), None)
 
-    image, label = first(_IMAGE), first(_LABEL)
-    boxes = [(spelling, spelling in _CORNERS) for spelling in (*_CORNERS, *_SIDES) if set(spelling) <= set(names)]
+    image, label = first(_IMAGE_HEADERS), first(_CLASS_HEADERS)
+    boxes = [
+        (spelling, spelling in _CORNER_HEADERS)
+        for spelling in (*_CORNER_HEADERS, *_SIDE_HEADERS)
+        if set(spelling) <= set(names)
+    ]
     required = {"an image": image, "a class": label, "a box": boxes or None}
     missing = [description for description, column in required.items() if column is None]
     if image is None or label is None or not boxes:
@@ -193,8 +221,9 @@ def _columns(header: Sequence[str], path: Path) -> _Columns:
         )
         raise FaultError(Kind.WRONG_STRUCTURE, path, "", detail)
     spelling, corners = boxes[0]
-    x, y, u, v = map(names.index, spelling)
-    return _Columns(image, label, first(_SPLIT), (x, y, u, v), corners)
+    first_x, first_y, second_x, second_y = map(names.index, spelling)
+    box = (first_x, first_y, second_x, second_y)
+    return _Columns(image, label, first(_SPLIT_HEADERS), box, corners)
 
 
 def _parse_table(
@@ -215,10 +244,10 @@ def _parse_table(
             if name not in paths:
                 paths[name] = _image_path(name, bases, folder, path, line)
             image = images.setdefault(paths[name], _Image(paths[name], path, line))
-            stated = cells[columns.split] if columns.split is not None else ""
-            part = SPELLINGS.get(stated.lower(), stated) or split
-            image.splits.add(part)
-            box = _parse_box(cells, columns, part, line)
+            cell = cells[columns.split] if columns.split is not None else ""
+            row_split = SPLIT_SPELLINGS.get(cell.lower(), cell) or split
+            image.splits.add(row_split)
+            box = _parse_box(cells, columns, row_split, line)
             if isinstance(box, _Box):
                 image.boxes.append(box)
             elif box:
@@ -236,16 +265,18 @@ def _image_path(name: str, bases: Sequence[Path], folder: Path, table: Path, lin
 def _parse_box(cells: Sequence[str], columns: _Columns, split: str, line: int) -> _Box | str | None:
     """The box of a row; None for an empty box, and an error message for an invalid one."""
     texts = [cells[column] for column in columns.box]
-    if all(text.lower() in _EMPTY for text in texts):
+    if all(text.lower() in _EMPTY_CELLS for text in texts):
         return None
     label = cells[columns.label]
     if not label:
         return "has a box, but no class"
     try:
-        x, y, u, v = map(float, texts)
+        x, y, x2_or_width, y2_or_height = map(float, texts)
     except ValueError:
         return f"{', '.join(texts)[:80]!r} are not four numbers"
-    return _Box(split, line, label, (x, y, pixels(u - x), pixels(v - y)) if columns.corners else (x, y, u, v))
+    if columns.corners:
+        return _Box(split, line, label, (x, y, pixels(x2_or_width - x), pixels(y2_or_height - y)))
+    return _Box(split, line, label, (x, y, x2_or_width, y2_or_height))
 
 
 def _by_number(name: str) -> tuple[bool, int, str]:
@@ -275,8 +306,8 @@ def _image_record(
             area=math.prod(box[2:]),
             at=f"line {line}",
         )
-        for id_, (part, line, label, box) in enumerate(image.boxes, start=first_object)
-        if part == split
+        for id_, (box_split, line, label, box) in enumerate(image.boxes, start=first_object)
+        if box_split == split
     ]
     usable, object_faults = usable_objects(objects, height, width, source, f"line {image.line}")
     return ImageRecord(

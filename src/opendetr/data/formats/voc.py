@@ -18,12 +18,12 @@ from typing import NamedTuple
 
 from opendetr.categories import Categories
 from opendetr.data.formats.sidecar import Extras, read_extras
-from opendetr.data.formats.splits import ALL
+from opendetr.data.formats.splits import SINGLE_SPLIT
 from opendetr.data.images import ImageFileError, image_size
 from opendetr.data.paths import file_length, inside, is_file
 from opendetr.data.records import (
     MAX_SIDE,
-    STOP_AT_FAULTS,
+    RAISE_FAULTS,
     DataError,
     DataFault,
     DetectionData,
@@ -98,7 +98,7 @@ class VocFolder:
     extras: Extras
 
 
-def parse_voc(folder: Path, log: FaultLog = STOP_AT_FAULTS) -> VocFolder:
+def parse_voc(folder: Path, log: FaultLog = RAISE_FAULTS) -> VocFolder:
     """Read all annotations and lists of a VOC folder. Raises DataError that names the fault and its place.
 
     Args:
@@ -112,8 +112,8 @@ def parse_voc(folder: Path, log: FaultLog = STOP_AT_FAULTS) -> VocFolder:
     for path in paths:
         with log:
             annotations[path.stem] = _parse_annotation(path, log)
-    names = {thing.name for annotation in annotations.values() for thing in annotation.objects}
-    splits = _split_lists(folder, annotations, log) or {ALL: tuple(annotations)}
+    names = {obj.name for annotation in annotations.values() for obj in annotation.objects}
+    splits = _split_lists(folder, annotations, log) or {SINGLE_SPLIT: tuple(annotations)}
     extras = read_extras(folder)
     categories = extras.categories_with(sorted(names - set(extras.names)))
     stated = (*extras.names, *categories.names[len(extras.names) :])
@@ -122,7 +122,7 @@ def parse_voc(folder: Path, log: FaultLog = STOP_AT_FAULTS) -> VocFolder:
     return VocFolder(folder, categories, splits, annotations, category_ids, extras)
 
 
-def read_voc(voc: str | Path | VocFolder, split: str, log: FaultLog = STOP_AT_FAULTS) -> DetectionData:
+def read_voc(voc: str | Path | VocFolder, split: str, log: FaultLog = RAISE_FAULTS) -> DetectionData:
     """One split of a VOC folder, in the order of the image names.
 
     Images and objects have ids from 1 in the order of all image names in the folder, so an image has the same id in
@@ -143,7 +143,7 @@ def read_voc(voc: str | Path | VocFolder, split: str, log: FaultLog = STOP_AT_FA
                 if record is not None:
                     images.append(record)
         first_object += len(annotation.objects)
-    return DetectionData.read(split, voc.folder, voc.categories, images, faults)
+    return DetectionData.from_records(split, voc.folder, voc.categories, images, faults)
 
 
 def _split_lists(folder: Path, annotations: Mapping[str, _Annotation], log: FaultLog) -> dict[str, tuple[str, ...]]:
@@ -254,13 +254,13 @@ def _image_record(
             return None
         size_faults.append(DataFault(Kind.NO_SIZE, source))
     objects = tuple(
-        thing.record(id_, voc.category_ids[thing.name]) for id_, thing in enumerate(annotation.objects, first_object)
+        obj.record(id_, voc.category_ids[obj.name]) for id_, obj in enumerate(annotation.objects, first_object)
     )
     height, width = size
     plain = ImageRecord(
         id=image_id, path=path, height=height, width=width, objects=objects, faults=tuple(size_faults), source=source
     )
     key = annotation.path.relative_to(voc.folder).as_posix()
-    record = voc.extras.restored(key, plain, [thing.text for thing in annotation.objects])
+    record = voc.extras.restored(key, plain, [obj.text for obj in annotation.objects])
     usable, object_faults = usable_objects(record.objects, height, width, source)
     return replace(record, objects=usable, faults=record.faults + object_faults)

@@ -29,11 +29,11 @@ from opendetr.categories import Categories
 from opendetr.data.faults import Kind
 from opendetr.data.formats.links import Place, find_place, through_text_links
 from opendetr.data.formats.sidecar import Extras, read_extras
-from opendetr.data.formats.splits import ALL, SPELLINGS
+from opendetr.data.formats.splits import SINGLE_SPLIT, SPLIT_SPELLINGS
 from opendetr.data.images import ImageFileError, image_size
 from opendetr.data.paths import file_length, is_file
 from opendetr.data.records import (
-    STOP_AT_FAULTS,
+    RAISE_FAULTS,
     DataError,
     DataFault,
     DetectionData,
@@ -88,26 +88,26 @@ class YoloRow(NamedTuple):
         return ObjectRecord(id=id_, category_id=category_id, box=box, area=area, segmentation=[polygon], at=at)
 
 
-def format_row(thing: ObjectRecord, label: int, height: int, width: int, *, polygon: bool) -> str:
+def format_row(obj: ObjectRecord, label: int, height: int, width: int, *, polygon: bool) -> str:
     """The row of an object as a box or as a polygon (see `is_polygon`). Numbers have all their digits."""
-    x, y, w, h = thing.box
+    x, y, w, h = obj.box
     if polygon:
-        (points,) = thing.segmentation
+        (points,) = obj.segmentation
         values = [value / side for value, side in zip(points, (width, height) * (len(points) // 2), strict=True)]
     else:
         values = [(x + w / 2) / width, (y + h / 2) / height, w / width, h / height]
     return " ".join((str(label), *map(repr, map(float, values))))
 
 
-def is_polygon(thing: ObjectRecord) -> bool:
+def is_polygon(obj: ObjectRecord) -> bool:
     """Whether a row can store the outline of an object: it is one polygon, and its bounding box is the box."""
-    polygons = thing.segmentation
+    polygons = obj.segmentation
     if not isinstance(polygons, list) or len(polygons) != 1 or not isinstance(polygons[0], list):
         return False
     points = polygons[0]
     if len(points) < _FEWEST_POLYGON_NUMBERS or len(points) % 2 or not all(isinstance(p, int | float) for p in points):
         return False
-    distances = (abs(a - b) for a, b in zip(_bounding_box(points[0::2], points[1::2]), thing.box, strict=True))
+    distances = (abs(a - b) for a, b in zip(_bounding_box(points[0::2], points[1::2]), obj.box, strict=True))
     return all(distance < _ROUNDING for distance in distances)
 
 
@@ -186,7 +186,7 @@ def is_bare_folder(folder: Path) -> bool:
     return bool(_bare_splits(folder))
 
 
-def parse_yolo(source: Path, log: FaultLog = STOP_AT_FAULTS) -> YoloFolder:
+def parse_yolo(source: Path, log: FaultLog = RAISE_FAULTS) -> YoloFolder:
     """Read the description and all label files. Raises DataError that names the fault and its place.
 
     Args:
@@ -220,7 +220,7 @@ def parse_yolo(source: Path, log: FaultLog = STOP_AT_FAULTS) -> YoloFolder:
     )
 
 
-def read_yolo(yolo: str | Path | YoloFolder, split: str, log: FaultLog = STOP_AT_FAULTS) -> DetectionData:
+def read_yolo(yolo: str | Path | YoloFolder, split: str, log: FaultLog = RAISE_FAULTS) -> DetectionData:
     """One split of a YOLO dataset, in the order of the image names.
 
     Images and objects have ids from 1 in the order of all image names in the dataset, so an image has the same id in
@@ -243,7 +243,7 @@ def read_yolo(yolo: str | Path | YoloFolder, split: str, log: FaultLog = STOP_AT
         image_id += 1
         first_object += len(labels.rows)
     faults += _orphans(wanted, yolo.labels)
-    return DetectionData.read(split, yolo.folder, yolo.categories, images, faults)
+    return DetectionData.from_records(split, yolo.folder, yolo.categories, images, faults)
 
 
 def label_file(image: PurePosixPath) -> PurePosixPath:
@@ -300,7 +300,7 @@ def _splits(
         if missing is None and places:
             with log:
                 images = [image for _, place in places if place for image in _images(place, bases, folder, log)]
-                splits[SPELLINGS.get(key.lower(), key)] = tuple(dict.fromkeys(images))
+                splits[SPLIT_SPELLINGS.get(key.lower(), key)] = tuple(dict.fromkeys(images))
         elif key in ("train", "val") and missing is not None:
             with log:
                 detail = f"there is no {missing!r} in {' or '.join(map(str, bases))}; correct or remove the entry"
@@ -367,11 +367,13 @@ def _bare_splits(folder: Path) -> dict[str, Place]:
     """
     images = through_text_links(folder / "images")
     if images is not None and images.is_dir() and _holds_text(folder / "labels"):
-        parts = {SPELLINGS[sub.name.lower()]: sub for sub in _folders(images) if sub.name.lower() in SPELLINGS}
+        parts = {
+            SPLIT_SPELLINGS[sub.name.lower()]: sub for sub in _folders(images) if sub.name.lower() in SPLIT_SPELLINGS
+        }
         named = {name: Place(sub, folder / "images" / sub.name) for name, sub in parts.items()}
-        return named or {ALL: Place(images, folder / "images")}
+        return named or {SINGLE_SPLIT: Place(images, folder / "images")}
     return {
-        SPELLINGS.get(sub.name.lower(), sub.name): Place(sub / "images", sub / "images")
+        SPLIT_SPELLINGS.get(sub.name.lower(), sub.name): Place(sub / "images", sub / "images")
         for sub in _folders(folder)
         if (sub / "images").is_dir() and _holds_text(sub / "labels")
     }

@@ -119,7 +119,7 @@ def check_data(
     Never raises for a fault of the data. Memory grows with the annotations, not with the images.
     """
     folder = Path(folder)
-    log = FaultLog(stops=False)
+    log = FaultLog(raises=False)
     format_, splits = None, dict[str, DetectionData]()
     with log:
         source = _open_source(folder, demands, log)
@@ -130,7 +130,7 @@ def check_data(
     log.faults += more
     faults = [fault._replace(file=fault.file or str(folder)) for fault in log.faults]
     for data in splits.values():
-        faults += [fault for finding in data.findings for fault in finding.faults]
+        faults += [fault for entry in data.fault_counts for fault in entry.faults]
         faults += _image_faults(data, demands)
         faults += _object_faults(data, demands)
         faults += _split_faults(data)
@@ -174,13 +174,13 @@ def _panoptic_images(
     """
     if any(data.masks == "panoptic" for data in splits.values()):
         return [image for data in splits.values() for image in data.images], []
-    log = FaultLog(stops=False)
+    log = FaultLog(raises=False)
     with_maps: dict[str, DetectionData] = {}
     with log:
         if find_panoptic(folder):
             with_maps = read_splits(folder, log, masks="panoptic")
-    findings = (finding for data in with_maps.values() for finding in data.findings)
-    faults = [fault for finding in findings for fault in finding.faults if fault.kind in _MAP_KINDS]
+    counts = (entry for data in with_maps.values() for entry in data.fault_counts)
+    faults = [fault for entry in counts for fault in entry.faults if fault.kind in _MAP_KINDS]
     if demands.masks in ("auto", "panoptic"):
         faults += log.faults
     return [image for data in with_maps.values() for image in data.images], faults
@@ -205,14 +205,14 @@ def _map_faults(image: ImageRecord) -> list[DataFault]:
 
 def _outline_faults(data: DetectionData, *, draw: bool) -> Iterator[DataFault]:
     """Faults of outlines, if the split has any. Outlines around no pixel are found only if they are drawn."""
-    if not any(thing.segmentation for image in data.images for thing in image.objects):
+    if not any(obj.segmentation for image in data.images for obj in image.objects):
         return
     for image in data.images:
         faults = outline_faults(image)
         yield from faults.values()
-        for index, thing in enumerate(image.objects if draw else ()):
-            if index not in faults and not outline_area(thing, image.height, image.width):
-                yield empty_mask(image, thing)
+        for index, obj in enumerate(image.objects if draw else ()):
+            if index not in faults and not outline_area(obj, image.height, image.width):
+                yield empty_mask(image, obj)
 
 
 def repeated_boxes(image: ImageRecord) -> Iterator[tuple[ObjectRecord, ObjectRecord]]:
@@ -223,12 +223,12 @@ def repeated_boxes(image: ImageRecord) -> Iterator[tuple[ObjectRecord, ObjectRec
     """
     if image.panoptic_map is not None:
         return
-    things = [thing for thing in image.objects if not thing.crowd]
-    boxes = np.array([thing.clipped_box(image.height, image.width) for thing in things]).reshape(-1, 4)
-    classes = np.array([thing.category_id for thing in things])
-    rows = max(1, _MAX_PAIRS // max(1, len(things)))
+    objects = [obj for obj in image.objects if not obj.crowd]
+    boxes = np.array([obj.clipped_box(image.height, image.width) for obj in objects]).reshape(-1, 4)
+    classes = np.array([obj.category_id for obj in objects])
+    rows = max(1, _MAX_PAIRS // max(1, len(objects)))
     seen: set[tuple[bool, int]] = set()
-    for start in range(0, len(things), rows):
+    for start in range(0, len(objects), rows):
         block = slice(start, start + rows)
         near = np.triu(_iou(boxes[block], boxes) >= _REPEATED_IOU, start + 1)
         same = classes[block, None] == classes
@@ -236,7 +236,7 @@ def repeated_boxes(image: ImageRecord) -> Iterator[tuple[ObjectRecord, ObjectRec
             for second in np.nonzero(pairs.any(0))[0].tolist():
                 if (of_class, second) not in seen:
                     seen.add((of_class, second))
-                    yield things[start + int(pairs[:, second].argmax())], things[second]
+                    yield objects[start + int(pairs[:, second].argmax())], objects[second]
 
 
 def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -254,7 +254,7 @@ def _image_faults(data: DetectionData, demands: Demands) -> Iterator[DataFault]:
             height, width = _resized(image, demands)
             detail = f"{image.width}x{image.height} pixels become {width}x{height}"
             yield DataFault(Kind.LONG_IMAGE, str(image.path), detail=detail)
-        num_objects = sum(not thing.crowd for thing in image.objects)
+        num_objects = sum(not obj.crowd for obj in image.objects)
         if num_objects > demands.num_queries:
             detail = f"{num_objects} objects, {demands.num_queries} queries"
             yield DataFault(Kind.TOO_MANY_OBJECTS, str(image.path), detail=detail)
@@ -263,16 +263,16 @@ def _image_faults(data: DetectionData, demands: Demands) -> Iterator[DataFault]:
 def _object_faults(data: DetectionData, demands: Demands) -> Iterator[DataFault]:
     """Warnings about single objects."""
     for image in data.images:
-        for thing, (width, height) in zip(image.objects, _resized_sides(image, demands), strict=True):
-            _, _, w, h = thing.clipped_box(image.height, image.width)
+        for obj, (width, height) in zip(image.objects, _resized_sides(image, demands), strict=True):
+            _, _, w, h = obj.clipped_box(image.height, image.width)
             if max(w, h) > _THIN_RATIO * min(w, h):
-                yield DataFault(Kind.THIN_BOX, _source(image), thing.position, f"{w:g}x{h:g} pixels")
+                yield DataFault(Kind.THIN_BOX, _source(image), obj.position, f"{w:g}x{h:g} pixels")
             if math.sqrt(width * height) < SIZE_LIMITS[0]:
                 detail = f"{w:g}x{h:g} pixels become {width:.1f}x{height:.1f}"
-                yield DataFault(Kind.SMALL_OBJECT, _source(image), thing.position, detail)
-        for earlier, thing in repeated_boxes(image):
-            kind = Kind.REPEATED_BOX if earlier.category_id == thing.category_id else Kind.TWO_CLASSES
-            yield DataFault(kind, _source(image), thing.position, f"same box as {earlier.position}")
+                yield DataFault(Kind.SMALL_OBJECT, _source(image), obj.position, detail)
+        for earlier, obj in repeated_boxes(image):
+            kind = Kind.REPEATED_BOX if earlier.category_id == obj.category_id else Kind.TWO_CLASSES
+            yield DataFault(kind, _source(image), obj.position, f"same box as {earlier.position}")
 
 
 def _resized(image: ImageRecord, demands: Demands) -> tuple[int, int]:
@@ -283,13 +283,13 @@ def _resized(image: ImageRecord, demands: Demands) -> tuple[int, int]:
 def _resized_sides(image: ImageRecord, demands: Demands) -> Iterator[tuple[float, float]]:
     """Width and height of each object's box, in pixels of the resized image."""
     height, width = _resized(image, demands)
-    for thing in image.objects:
-        _, _, w, h = thing.clipped_box(image.height, image.width)
+    for obj in image.objects:
+        _, _, w, h = obj.clipped_box(image.height, image.width)
         yield w * width / image.width, h * height / image.height
 
 
 def _split_faults(data: DetectionData) -> Iterator[DataFault]:
-    boxes = [thing.box for image in data.images for thing in image.objects]
+    boxes = [obj.box for image in data.images for obj in image.objects]
     if boxes and all(x + w <= 1 and y + h <= 1 for x, y, w, h in boxes):
         yield DataFault(Kind.NORMALISED_BOXES, str(data.folder), f"split '{data.split}'")
 
@@ -333,7 +333,7 @@ def _used_names(categories: Categories) -> list[str]:
 
 
 def _class_counts(data: DetectionData) -> Counter[str]:
-    ids = Counter(thing.category_id for image in data.images for thing in image.objects)
+    ids = Counter(obj.category_id for image in data.images for obj in image.objects)
     return Counter({data.categories.names[data.categories.label_of_id(id_)]: count for id_, count in ids.items()})
 
 

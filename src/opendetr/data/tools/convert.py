@@ -1,13 +1,13 @@
-"""Write a dataset of any format as COCO, Pascal VOC or YOLO. Reading the result returns the same records.
+"""Write a dataset of any format as COCO, Pascal VOC or YOLO. The written dataset contains the same records.
 
 Everything that a record holds is kept: boxes to the last bit, classes with their ids, ids of images and objects, areas,
-crowd regions, `difficult`, polygons and run lengths, images without objects, and splits. VOC and YOLO have no fields
+crowd regions, `difficult`, polygons and RLE, images without objects, and splits. VOC and YOLO have no fields
 for some of these. Their values are written to `opendetr.json` in the same folder (see `data.formats.sidecar`). Other
 fields of annotation files are not in the records and are lost: keypoints, captions, licences, poses, parts.
 
-VOC corners are written as they are read, without the one-pixel shift of the original challenge. Crowd regions are not
-written as rows of VOC and YOLO, because other programs would use them as objects. A YOLO label file contains polygons
-if every object of its image is one polygon that spans its box; otherwise it contains boxes.
+VOC corners are written without the offset of one pixel of the original challenge, whose coordinates begin at 1.
+Crowd regions are not written as rows of VOC and YOLO, because other programs would use them as objects. A YOLO label
+file contains polygons if every object of its image is one polygon that spans its box; otherwise it contains boxes.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from typing import Any
 import yaml
 
 from opendetr.categories import Categories
-from opendetr.data.faults import counted
+from opendetr.data.faults import count_noun
 from opendetr.data.formats.recognise import Format, find_panoptic, read_splits
 from opendetr.data.formats.sidecar import FILE_NAME, Extras, image_extra, write_extras
-from opendetr.data.formats.splits import SPELLINGS
+from opendetr.data.formats.splits import SPLIT_SPELLINGS
 from opendetr.data.formats.voc import VocObject
 from opendetr.data.formats.yolo import YoloRow, format_row, is_polygon, parse_row
 from opendetr.data.images import ImageFileError, image_size
@@ -41,11 +41,13 @@ from opendetr.data.text import pixels
 from opendetr.files import IMAGE_SUFFIXES
 
 WRITTEN_FORMATS = (Format.COCO, Format.YOLO, Format.VOC)
-_IN_FILE_NAMES = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]|^\s|\s$")
-_IN_CLASS_NAMES = re.compile(r"[^\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # characters that XML forbids
+_FORBIDDEN_IN_FILE_NAMES = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]|^\s|\s$")
+_FORBIDDEN_IN_CLASS_NAMES = re.compile(
+    r"[^\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
+)  # characters that XML forbids
 
 _SPLIT_NAME = re.compile(r"\w[\w .-]{0,59}")  # part of a file name that is valid on every system
-_NO_SPLIT_NAMES = frozenset({"path", "names", "nc"})  # keys of data.yaml with another meaning
+_RESERVED_NAMES = frozenset({"path", "names", "nc"})  # keys of data.yaml with another meaning
 
 Progress = Callable[[int, int], None]
 
@@ -54,7 +56,7 @@ Progress = Callable[[int, int], None]
 class _OutputImage:
     """An image to write: its record, its file name in the new folder, and the splits that contain it.
 
-    The first split is its home. In COCO and YOLO, the image is written to the folder of that split.
+    In COCO and YOLO, the image is written to the folder of the first of its splits.
     """
 
     record: ImageRecord
@@ -70,17 +72,17 @@ class _Content:
     splits: Mapping[str, DetectionData]
     categories: Categories
 
-    def of(self, split: str) -> list[_OutputImage]:
+    def images_of(self, split: str) -> list[_OutputImage]:
         """The images of a split."""
         return [image for image in self.images if split in image.splits]
 
-    def is_home(self, split: str) -> bool:
-        """Whether the folder of a split contains all images of the split."""
-        return all(image.splits[0] == split for image in self.of(split))
+    def has_own_folder(self, split: str) -> bool:
+        """Whether all images of a split are written to the folder of the split."""
+        return all(image.splits[0] == split for image in self.images_of(split))
 
 
 @dataclass(frozen=True)
-class _Written:
+class _Result:
     """The result of a writer: the path of each image in the new folder, and the content of `opendetr.json`."""
 
     image_paths: Sequence[str]
@@ -93,11 +95,11 @@ def convert(
     """Write a dataset in another format. Arguments, result and errors are those of `write_data`."""
     splits = read_splits(source)
     notes = write_data(splits, folder, to, link=link, progress=progress)
-    return (*notes, *maps_left_behind(source, splits))
+    return (*notes, *note_unwritten_maps(source, splits))
 
 
-def maps_left_behind(source: str | Path, splits: Mapping[str, DetectionData]) -> tuple[str, ...]:
-    """A note, if a dataset has panoptic maps that the written splits do not include."""
+def note_unwritten_maps(source: str | Path, splits: Mapping[str, DetectionData]) -> tuple[str, ...]:
+    """A note if the dataset has panoptic maps that were not written, otherwise nothing."""
     if any(image.panoptic_map for data in splits.values() for image in data.images) or not find_panoptic(source):
         return ()
     return ("panoptic maps of the dataset were not written",)
@@ -127,7 +129,7 @@ def write_data(
         OSError: the disk is full, or an image cannot be copied.
     """
     if to not in WRITTEN_FORMATS:
-        raise DataError(f"{to} is not written; choose {', '.join(WRITTEN_FORMATS)}")
+        raise DataError(f"cannot write the format {to}; choose {', '.join(WRITTEN_FORMATS)}")
     content = _content(splits, to)
     with _new_folder(Path(folder)) as temporary:
         written = _WRITERS[to](temporary, content)
@@ -164,13 +166,13 @@ def _copy(source: Path, target: Path, *, link: bool) -> None:
 
 def _content(splits: Mapping[str, DetectionData], to: Format) -> _Content:
     """The images of the splits with their new names. The usual splits come first."""
-    usual = list(dict.fromkeys(SPELLINGS.values()))
+    usual = list(dict.fromkeys(SPLIT_SPELLINGS.values()))
     order = sorted(splits, key=lambda split: usual.index(split) if split in usual else len(usual))
     filled = {split: splits[split] for split in order if len(splits[split])}
     if not filled:
         raise DataError("the dataset has no image to write")
     for split in filled:
-        if not _SPLIT_NAME.fullmatch(split) or split in _NO_SPLIT_NAMES:
+        if not _SPLIT_NAME.fullmatch(split) or split in _RESERVED_NAMES:
             raise DataError(
                 f"the split {split[:60]!r} cannot be part of a file name; rename it with letters and digits"
             )
@@ -199,10 +201,10 @@ def _unique_names(images: Sequence[_OutputImage], to: Format) -> list[str]:
     """
 
     def key(image: _OutputImage, name: str) -> tuple[str, str]:
-        home = "" if to is Format.VOC else image.splits[0]
-        return home, (name if to is Format.COCO else Path(name).stem).casefold()
+        folder = "" if to is Format.VOC else image.splits[0]
+        return folder, (name if to is Format.COCO else Path(name).stem).casefold()
 
-    original = [_IN_FILE_NAMES.sub("_", image.record.path.name) for image in images]
+    original = [_FORBIDDEN_IN_FILE_NAMES.sub("_", image.record.path.name) for image in images]
     frequency = Counter(map(key, images, original))
     taken = {name for name, number in frequency.items() if number == 1}
     names = []
@@ -210,7 +212,7 @@ def _unique_names(images: Sequence[_OutputImage], to: Format) -> list[str]:
         if frequency[key(image, name)] == 1:
             names.append(name)
             continue
-        longer = Path(_IN_FILE_NAMES.sub("_", f"{image.record.path.parent.name}_{name}"))
+        longer = Path(_FORBIDDEN_IN_FILE_NAMES.sub("_", f"{image.record.path.parent.name}_{name}"))
         numbered = (f"{longer.stem}-{number}{longer.suffix}" for number in count(2))
         names.append(next(new for new in chain([longer.name], numbered) if key(image, new) not in taken))
         taken.add(key(image, names[-1]))
@@ -220,7 +222,7 @@ def _unique_names(images: Sequence[_OutputImage], to: Format) -> list[str]:
 # ---------------------------------------------------------------------------------------------------------------- COCO
 
 
-def _write_coco(folder: Path, content: _Content) -> _Written:
+def _write_coco(folder: Path, content: _Content) -> _Result:
     """Write `annotations/instances_<split>.json`.
 
     File names of images are relative to `images/<split>` if it contains all images of the split, otherwise to `images`.
@@ -228,14 +230,15 @@ def _write_coco(folder: Path, content: _Content) -> _Written:
     """
     (folder / "annotations").mkdir()
     for split, data in content.splits.items():
-        home = content.is_home(split)
+        own_folder = content.has_own_folder(split)
         names = {
-            image.record.id: image.name if home else f"{image.splits[0]}/{image.name}" for image in content.of(split)
+            image.record.id: image.name if own_folder else f"{image.splits[0]}/{image.name}"
+            for image in content.images_of(split)
         }
         rows = data.to_coco()
         for row in rows["images"]:
             row["file_name"] = names[row["id"]]
-        ids = (thing.id for image in data.images for thing in image.objects)
+        ids = (obj.id for image in data.images for obj in image.objects)
         for row, id_ in zip(rows["annotations"], ids, strict=True):
             row["id"] = id_
         name = f"instances_{split}"
@@ -243,11 +246,11 @@ def _write_coco(folder: Path, content: _Content) -> _Written:
             name = f"panoptic_{split}"
             rows["annotations"] = _write_maps(folder / "annotations" / name, data)
         (folder / "annotations" / f"{name}.json").write_text(json.dumps(rows), encoding="utf-8")
-    return _Written([f"images/{image.splits[0]}/{image.name}" for image in content.images], Extras())
+    return _Result([f"images/{image.splits[0]}/{image.name}" for image in content.images], Extras())
 
 
 def _write_maps(folder: Path, data: DetectionData) -> list[dict[str, Any]]:
-    """Copy the panoptic maps of a split under the ids of their images. Returns the panoptic annotations."""
+    """Copy the panoptic maps of a split, named by image id. Returns the panoptic annotations."""
     folder.mkdir()
     annotations = []
     for image in data.images:
@@ -255,9 +258,9 @@ def _write_maps(folder: Path, data: DetectionData) -> list[dict[str, Any]]:
         name = f"{image.id:012d}.png"
         shutil.copyfile(image.panoptic_map, folder / name)
         segments = [
-            {"id": thing.segment, "category_id": thing.category_id, "bbox": list(thing.box), "area": thing.area,
-             "iscrowd": int(thing.crowd)}
-            for thing in image.objects
+            {"id": obj.segment, "category_id": obj.category_id, "bbox": list(obj.box), "area": obj.area,
+             "iscrowd": int(obj.crowd)}
+            for obj in image.objects
         ]  # fmt: skip
         annotations.append({"image_id": image.id, "file_name": name, "segments_info": segments})
     return annotations
@@ -266,7 +269,7 @@ def _write_maps(folder: Path, data: DetectionData) -> list[dict[str, Any]]:
 # ----------------------------------------------------------------------------------------------------------------- VOC
 
 
-def _write_voc(folder: Path, content: _Content) -> _Written:
+def _write_voc(folder: Path, content: _Content) -> _Result:
     """Write `Annotations`, `ImageSets/Main` and `opendetr.json`."""
     (folder / "Annotations").mkdir()
     (folder / "ImageSets" / "Main").mkdir(parents=True)
@@ -276,29 +279,29 @@ def _write_voc(folder: Path, content: _Content) -> _Written:
         rows = _voc_rows(image.record, content.categories, names)
         key = f"Annotations/{Path(image.name).stem}.xml"
         (folder / key).write_bytes(_voc_xml(image, list(rows.values())))
-        plain = {
+        as_read = {  # the objects that the reader makes of the rows, with the text of each row
             index: (row.record(0, content.categories.ids[names.index(row.name)]), row.text)
             for index, row in rows.items()
         }
-        images[key] = image_extra(image.record, image.name, plain, (image.record.height, image.record.width))
+        images[key] = image_extra(image.record, image.name, as_read, (image.record.height, image.record.width))
     for split in content.splits:
-        stems = [Path(image.name).stem for image in content.of(split)]
+        stems = [Path(image.name).stem for image in content.images_of(split)]
         path = folder / "ImageSets" / "Main" / f"{split}.txt"
         path.write_text("".join(f"{stem}\n" for stem in sorted(stems)), encoding="utf-8")
     extras = Extras(categories=content.categories, names=names, images=images)
     write_extras(folder, extras)
-    return _Written([f"JPEGImages/{image.name}" for image in content.images], extras)
+    return _Result([f"JPEGImages/{image.name}" for image in content.images], extras)
 
 
 def _voc_rows(record: ImageRecord, categories: Categories, names: Sequence[str]) -> dict[int, VocObject]:
-    """Index of an object in the record -> the object in the annotation file."""
+    """The objects to write, by their index in the record. Crowd regions are not written."""
     rows: dict[int, VocObject] = {}
-    for index, thing in enumerate(record.objects):
-        if not thing.crowd:
-            x, y, w, h = thing.box
-            name = names[categories.label_of_id(thing.category_id)]
+    for index, obj in enumerate(record.objects):
+        if not obj.crowd:
+            x, y, w, h = obj.box
+            name = names[categories.label_of_id(obj.category_id)]
             corners = (x + 0.0, y + 0.0, pixels(x + w), pixels(y + h))  # + 0.0 turns -0.0 into 0.0
-            rows[index] = VocObject(len(rows) + 1, name, corners, thing.difficult)
+            rows[index] = VocObject(len(rows) + 1, name, corners, obj.difficult)
     return rows
 
 
@@ -310,10 +313,10 @@ def _voc_xml(image: _OutputImage, rows: Sequence[VocObject]) -> bytes:
     for tag, length in (("width", image.record.width), ("height", image.record.height), ("depth", 3)):
         ET.SubElement(size, tag).text = str(length)
     for row in rows:
-        thing = ET.SubElement(root, "object")
-        ET.SubElement(thing, "name").text = row.name
-        ET.SubElement(thing, "difficult").text = str(int(row.difficult))
-        box = ET.SubElement(thing, "bndbox")
+        obj = ET.SubElement(root, "object")
+        ET.SubElement(obj, "name").text = row.name
+        ET.SubElement(obj, "difficult").text = str(int(row.difficult))
+        box = ET.SubElement(obj, "bndbox")
         for tag, value in zip(("xmin", "ymin", "xmax", "ymax"), row.corners, strict=True):
             ET.SubElement(box, tag).text = str(int(value)) if value.is_integer() else repr(value)
     ET.indent(root)
@@ -322,16 +325,16 @@ def _voc_xml(image: _OutputImage, rows: Sequence[VocObject]) -> bytes:
 
 def _plain_name(name: str) -> str:
     """The name of a class as one line of text that every format can store."""
-    return " ".join(_IN_CLASS_NAMES.sub(" ", name).split()) or "class"
+    return " ".join(_FORBIDDEN_IN_CLASS_NAMES.sub(" ", name).split()) or "class"
 
 
 # ---------------------------------------------------------------------------------------------------------------- YOLO
 
 
-def _write_yolo(folder: Path, content: _Content) -> _Written:
+def _write_yolo(folder: Path, content: _Content) -> _Result:
     """Write `data.yaml`, `labels` and `opendetr.json`.
 
-    An image of several splits is in the folder of the first one. The other splits are lists of images.
+    An image of several splits is in the folder of the first one. The other splits are text files that list images.
     """
     names = tuple(map(_plain_name, content.categories.names))
     images = {}
@@ -341,28 +344,31 @@ def _write_yolo(folder: Path, content: _Content) -> _Written:
         (folder / key).parent.mkdir(parents=True, exist_ok=True)
         (folder / key).write_text("".join(f"{line}\n" for _, line in rows.values()), encoding="utf-8")
         height, width = image.record.height, image.record.width
-        plain = {
+        as_read = {  # the objects that the reader makes of the rows, with the text of each row
             index: (row.record(0, content.categories.ids[row.label], height, width), row.text)
             for index, (row, _) in rows.items()
         }
-        images[key] = image_extra(image.record, image.name, plain, _size_of_file(image.record.path))
+        images[key] = image_extra(image.record, image.name, as_read, _size_of_file(image.record.path))
     locations = {split: _yolo_split(folder, split, content) for split in content.splits}
     description = locations | {"names": dict(enumerate(names))}
     text = yaml.safe_dump(description, sort_keys=False, allow_unicode=True, width=10**6)
     (folder / "data.yaml").write_text(text, encoding="utf-8")
     extras = Extras(categories=content.categories, names=names, images=images)
     write_extras(folder, extras)
-    return _Written([f"images/{image.splits[0]}/{image.name}" for image in content.images], extras)
+    return _Result([f"images/{image.splits[0]}/{image.name}" for image in content.images], extras)
 
 
 def _yolo_rows(record: ImageRecord, categories: Categories) -> dict[int, tuple[YoloRow, str]]:
-    """Index of an object in the record -> its row, as read and as written. Objects whose row is invalid have none."""
-    things = {index: thing for index, thing in enumerate(record.objects) if not thing.crowd}
-    polygon = all(map(is_polygon, things.values()))
+    """The rows to write, by the index of the object in the record: the parsed row and its text.
+
+    Crowd regions are not written. Neither are objects whose row would be invalid.
+    """
+    objects = {index: obj for index, obj in enumerate(record.objects) if not obj.crowd}
+    polygon = all(map(is_polygon, objects.values()))
     rows: dict[int, tuple[YoloRow, str]] = {}
-    for index, thing in things.items():
-        label = categories.label_of_id(thing.category_id)
-        line = format_row(thing, label, record.height, record.width, polygon=polygon)
+    for index, obj in objects.items():
+        label = categories.label_of_id(obj.category_id)
+        line = format_row(obj, label, record.height, record.width, polygon=polygon)
         row = parse_row(line, len(rows) + 1)
         if isinstance(row, YoloRow):
             rows[index] = row, line
@@ -370,7 +376,7 @@ def _yolo_rows(record: ImageRecord, categories: Categories) -> dict[int, tuple[Y
 
 
 def _size_of_file(path: Path) -> tuple[int, int]:
-    """Height and width as the reader of the label files gets them; zeros for an unreadable image."""
+    """Height and width of an image file, which the reader multiplies the rows by; zeros for an unreadable image."""
     try:
         return image_size(path)
     except ImageFileError:
@@ -379,15 +385,15 @@ def _size_of_file(path: Path) -> tuple[int, int]:
 
 def _yolo_split(folder: Path, split: str, content: _Content) -> str:
     """The value of a split in `data.yaml`: its folder of images, or a list of images, which is written here."""
-    images = content.of(split)
-    if content.is_home(split) and all(Path(image.name).suffix.lower() in IMAGE_SUFFIXES for image in images):
+    images = content.images_of(split)
+    if content.has_own_folder(split) and all(Path(image.name).suffix.lower() in IMAGE_SUFFIXES for image in images):
         return f"images/{split}"
     lines = "".join(f"./images/{image.splits[0]}/{image.name}\n" for image in images)
     (folder / f"{split}.txt").write_text(lines, encoding="utf-8")
     return f"{split}.txt"
 
 
-_WRITERS: dict[Format, Callable[[Path, _Content], _Written]] = {
+_WRITERS: dict[Format, Callable[[Path, _Content], _Result]] = {
     Format.COCO: _write_coco,
     Format.VOC: _write_voc,
     Format.YOLO: _write_yolo,
@@ -397,21 +403,21 @@ _WRITERS: dict[Format, Callable[[Path, _Content], _Written]] = {
 # --------------------------------------------------------------------------------------------------------------- notes
 
 
-def _notes(splits: Mapping[str, DetectionData], content: _Content, written: _Written) -> tuple[str, ...]:
+def _notes(splits: Mapping[str, DetectionData], content: _Content, written: _Result) -> tuple[str, ...]:
     """A line for each difference from the source, and for data that other programs do not find in the result."""
     images = written.extras.images.values()
-    rowless = [thing for image in images for thing in image.rowless]
-    rows = [thing for image in images for thing in image.objects]
+    without_row = [obj for image in images for obj in image.rowless]
+    with_row = [obj for image in images for obj in image.objects]
     kept = f"kept in {FILE_NAME}, which other programs do not read"
     maps = sum(image.record.panoptic_map is not None for image in content.images) if written.extras.names else 0
     counts = (
         (maps, "panoptic map", "not written: the format does not support panoptic maps"),
         (len(splits) - len(content.splits), "split", "without images, skipped"),
         (sum(image.name != image.record.path.name for image in content.images), "image", "under a new name"),
-        (sum(thing.crowd for thing in rowless), "crowd region", kept),
-        (sum(not thing.crowd for thing in rowless), "box", f"far outside the image, {kept}"),
-        (sum(thing.segmentation is not None for thing in rows), "outline of an object", kept),
-        (sum(thing.difficult is not None for thing in rows), "mark of a difficult object", kept),
+        (sum(obj.crowd for obj in without_row), "crowd region", kept),
+        (sum(not obj.crowd for obj in without_row), "box", f"far outside the image, {kept}"),
+        (sum(obj.segmentation is not None for obj in with_row), "outline of an object", kept),
+        (sum(obj.difficult is not None for obj in with_row), "difficult flag", kept),
         (sum(image.size is not None for image in images), "image", f"whose boxes refer to another image size, {kept}"),
     )
-    return tuple(f"{counted(number, noun)} {what}" for number, noun, what in counts if number)
+    return tuple(f"{count_noun(number, noun)} {what}" for number, noun, what in counts if number)

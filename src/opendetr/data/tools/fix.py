@@ -59,16 +59,16 @@ def _fixed(image: ImageRecord, unusable: Set[tuple[str, str]], numbers: Iterator
     """
     files = (image.source or str(image.path), str(image.panoptic_map))
     pairs = repeated_boxes(image)
-    repeated = {id(thing) for earlier, thing in pairs if earlier.category_id == thing.category_id}
-    usable = (thing for thing in image.objects if not any((file, thing.position) in unusable for file in files))
-    objects = [_clipped(thing, image) for thing in usable if id(thing) not in repeated]
+    repeated = {id(obj) for earlier, obj in pairs if earlier.category_id == obj.category_id}
+    usable = (obj for obj in image.objects if not any((file, obj.position) in unusable for file in files))
+    objects = [_clipped(obj, image) for obj in usable if id(obj) not in repeated]
     if numbers is not None:
-        objects = [replace(thing, id=next(numbers)) for thing in objects]
+        objects = [replace(obj, id=next(numbers)) for obj in objects]
     return replace(image, objects=tuple(objects))
 
 
-def _clipped(thing: ObjectRecord, image: ImageRecord) -> ObjectRecord:
-    box = thing.clipped_box(image.height, image.width)
-    if box == thing.box:
-        return thing
-    return replace(thing, box=box, area=min(thing.area, box[2] * box[3]))
+def _clipped(obj: ObjectRecord, image: ImageRecord) -> ObjectRecord:
+    box = obj.clipped_box(image.height, image.width)
+    if box == obj.box:
+        return obj
+    return replace(obj, box=box, area=min(obj.area, box[2] * box[3]))

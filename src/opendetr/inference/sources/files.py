@@ -16,8 +16,8 @@ def images_in(
 ) -> Iterator[Path]:
     """Yield the images in a folder and its subfolders, in the order of their paths.
 
-    Memory holds only the names of the current folder and its parents. Links to folders are followed. No folder is
-    entered twice, so loops end.
+    Only the names in the current folder and its parents are kept in memory. Links to folders are followed, but no
+    folder is listed twice, so a link to a parent does no harm.
 
     Args:
         folder: the folder to start in.
@@ -27,15 +27,15 @@ def images_in(
     Raises:
         DataError: a folder cannot be read and `on_unreadable` is not given.
     """
-    entered: set[tuple[int, int]] = set()
+    visited: set[tuple[int, int]] = set()
 
-    def listed(path: Path) -> Iterator[tuple[Path, bool]]:
+    def open_folder(path: Path) -> Iterator[tuple[Path, bool]]:
         try:
             identity = _identity(path)
-            if identity in entered or (skip is not None and skip.exists() and identity == _identity(skip)):
+            if identity in visited or (skip is not None and skip.exists() and identity == _identity(skip)):
                 return iter(())
-            entered.add(identity)
-            return _listing(path)
+            visited.add(identity)
+            return _list_folder(path)
         except OSError as error:
             line = f"{path}: the folder cannot be read ({error.strerror})"
             if on_unreadable is None:
@@ -43,13 +43,13 @@ def images_in(
             on_unreadable(line)
             return iter(())
 
-    listings = [listed(folder)]
+    listings = [open_folder(folder)]
     while listings:
         path, is_folder = next(listings[-1], (None, False))
         if path is None:
             listings.pop()
         elif is_folder:
-            listings.append(listed(path))
+            listings.append(open_folder(path))
         else:
             yield path
 
@@ -59,23 +59,23 @@ def _identity(path: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _listing(folder: Path) -> Iterator[tuple[Path, bool]]:
-    """The subfolders and images in a folder, by name, each with whether it is a folder; broken links included."""
+def _list_folder(folder: Path) -> Iterator[tuple[Path, bool]]:
+    """(path, is a folder) of each subfolder and image in a folder, in the order of the names. Includes broken links."""
     folders, names = set(), []
     with os.scandir(folder) as entries:
         for entry in entries:
-            is_folder = _is(entry.is_dir)
+            is_folder = _holds(entry.is_dir)
             if is_folder:
                 folders.add(entry.name)
-            if is_folder or (is_image_name(entry.name) and (_is(entry.is_file) or entry.is_symlink())):
+            if is_folder or (is_image_name(entry.name) and (_holds(entry.is_file) or entry.is_symlink())):
                 names.append(entry.name)
     names.sort()
     return ((folder / name, name in folders) for name in names)
 
 
-def _is(kind: Callable[[], bool]) -> bool:
+def _holds(check: Callable[[], bool]) -> bool:
     try:
-        return kind()
+        return check()
     except OSError:  # a link to itself
         return False
 
@@ -85,7 +85,7 @@ def is_image_name(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122  creating a Path for each name is slow
 
 
-def matching(pattern: str) -> list[str]:
+def files_matching(pattern: str) -> list[str]:
     """The files that match a pattern, sorted. Raises DataError if there are none."""
     paths = sorted(set(glob.glob(pattern, recursive=True)))  # noqa: PTH207  a pattern may be absolute
     if not paths:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Callable, Iterable, Iterator
+import io
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 
-from opendetr.data import DataError, ImageError, read_image, to_rgb
+from opendetr.data import DataError, ImageError, read_image, to_pixels
 from opendetr.files import IMAGE_SUFFIXES
-from opendetr.inference.sources.files import images_in, is_pattern, matching
+from opendetr.inference.sources.files import files_matching, images_in, is_pattern
 from opendetr.inference.sources.prefetch import read_ahead
 from opendetr.inference.sources.source_image import SourceImage
 from opendetr.inference.sources.url import read_url
@@ -27,7 +28,29 @@ Source = str | Path | int | np.ndarray | Tensor | Image.Image | SourceImage
 
 Report = Callable[[str], None]
 _FRAMES_AHEAD = 8
-_TENSOR_TYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def plain_source(source: Any) -> Source | Iterable[Source]:
+    """The source with path-like objects as paths and NumPy integers as camera numbers.
+
+    Raises:
+        ImageError: it is not a source. Some such values could be misread without an error: the items of bytes are
+            numbers, like those of cameras, and True is 1.
+    """
+    name = type(source).__name__
+    if isinstance(source, Source) and not isinstance(source, bool):
+        return source
+    if isinstance(source, np.integer):
+        return int(source)
+    if isinstance(source, os.PathLike):
+        return Path(os.fsdecode(source))
+    if isinstance(source, bytes | bytearray | memoryview):
+        raise ImageError(f"{name} is not an image; give its path, or PIL.Image.open(io.BytesIO(content))")
+    if isinstance(source, io.IOBase):
+        raise ImageError(f"an open file ({name}) is not an image; give its path, or PIL.Image.open(file)")
+    if isinstance(source, Mapping | Set) or not isinstance(source, Iterable):
+        raise ImageError(f"{name} is not an image; give a path, URL, PIL image, array or tensor, or a list of these")
+    return source
 
 
 def is_one_image(source: Any) -> bool:
@@ -70,14 +93,19 @@ def each_image(
         DataError: a folder or pattern has no images (raised by the call, not by the iterator, unless the source is a
             list). While iterating: an input cannot be read and `report` is not given.
     """
-    if isinstance(source, str | Path | int | np.ndarray | Tensor | Image.Image | SourceImage):
+    if isinstance(source, Source):
         return _pieces(source, report, skip)
     return _pieces_of_all(source, report, skip)
 
 
 def _pieces_of_all(sources: Iterable[Source], report: Report | None, skip: Path | None) -> Iterator[Source]:
-    for source in sources:
+    for item in sources:
         try:
+            source = plain_source(item)
+            if isinstance(source, int):
+                raise ImageError(f"camera {source} in a list: a camera never ends, so give its number alone")
+            if not isinstance(source, Source):
+                raise ImageError(f"{type(source).__name__} in a list is not an image; give a list of images")
             yield from _pieces(source, report, skip)
         except DataError as error:
             if report is None:
@@ -95,7 +123,7 @@ def _pieces(source: Source, report: Report | None, skip: Path | None) -> Iterato
         return _folder(path, report, skip)
     if is_video(path):
         return _reported(read_ahead(video_frames(path), _FRAMES_AHEAD), report)
-    return _pieces_of_all(matching(str(source)), report, skip)
+    return _pieces_of_all(files_matching(str(source)), report, skip)
 
 
 def _folder(path: Path, report: Report | None, skip: Path | None) -> Iterator[Path]:
@@ -145,18 +173,16 @@ def folders_of(source: Source) -> set[Path]:
 
 
 def read_source(source: Source) -> SourceImage:
-    """Load one image, (H, W, 3) uint8 RGB. Raises ImageError, one line, if it cannot be loaded."""
+    """Load one image, (H, W, 3) uint8 RGB, with its EXIF orientation applied.
+
+    Raises:
+        ImageError: it cannot be loaded. The message is one line.
+    """
     if isinstance(source, SourceImage):
         return source
     if isinstance(source, str | Path):
         return SourceImage(read_url(str(source)) if is_url(source) else _file(Path(source)), str(source))
-    if isinstance(source, Image.Image):
-        return SourceImage(_image(source))
-    if isinstance(source, Tensor):
-        return SourceImage(_tensor(source))
-    if isinstance(source, np.ndarray):
-        return SourceImage(_array(source))
-    raise ImageError(f"{type(source).__name__} is not an image; give a path, URL, PIL image, array or tensor")
+    return SourceImage(to_pixels(source))
 
 
 def _file(path: Path) -> np.ndarray:
@@ -166,44 +192,3 @@ def _file(path: Path) -> np.ndarray:
     except OSError as error:
         raise ImageError(f"{path}: cannot be read ({error.strerror})") from None
     return read_image(path)
-
-
-def _image(image: Image.Image) -> np.ndarray:
-    try:
-        return np.asarray(to_rgb(image))
-    except (OSError, SyntaxError, ValueError) as error:
-        name = getattr(image, "filename", "") or "the PIL image"
-        raise ImageError(f"{name}: the image cannot be read ({error}); replace it") from None
-
-
-def _tensor(tensor: Tensor) -> np.ndarray:
-    if tensor.ndim != 3 or tensor.shape[0] != 3 or not tensor.numel():
-        raise ImageError(f"a tensor of {tuple(tensor.shape)} is not an image; give (3, H, W)")
-    if tensor.dtype not in _TENSOR_TYPES:
-        name = str(tensor.dtype).removeprefix("torch.")
-        raise ImageError(f"a tensor of {name} is not an image; give uint8, or float in 0..1")
-    if tensor.is_meta or tensor.layout != torch.strided:
-        raise ImageError("a tensor that is sparse or on the device 'meta' holds no pixels; give a dense one")
-    pixels = tensor.detach().permute(1, 2, 0).cpu()
-    return np.ascontiguousarray(pixels.numpy()) if pixels.dtype == torch.uint8 else _bytes(pixels)
-
-
-def _bytes(pixels: Tensor) -> np.ndarray:
-    """Convert float pixels in 0..1 to uint8."""
-    if pixels.dtype != torch.float64:
-        pixels = pixels.float()
-    low, high = pixels.min(), pixels.max()  # NaN if any pixel is NaN
-    if not torch.isfinite(torch.stack((low, high))).all():
-        raise ImageError("a tensor with values that are not finite is not an image; give 0..1, or uint8")
-    if low < 0 or high > 1:
-        raise ImageError(
-            f"a tensor with values from {float(low):g} to {float(high):g} is not an image; give 0..1, or uint8"
-        )
-    return (pixels * 255).round().numpy().astype(np.uint8)
-
-
-def _array(array: np.ndarray) -> np.ndarray:
-    is_rgb = array.ndim == 3 and array.shape[2] == 3
-    if array.dtype != np.uint8 or not (is_rgb or array.ndim == 2) or not array.size:
-        raise ImageError(f"an array of {array.shape} {array.dtype} is not an image; give (H, W, 3) or (H, W) uint8")
-    return array if is_rgb else np.repeat(array[:, :, None], 3, axis=2)

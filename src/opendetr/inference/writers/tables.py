@@ -15,7 +15,7 @@ from typing import IO, Any, Generic, TypeVar
 import yaml
 
 from opendetr.categories import Categories
-from opendetr.files import atomic_path, write_atomically
+from opendetr.files import atomic_path, naming, write_atomically
 from opendetr.results import Detections, Panoptic
 
 CSV_HEAD = ("image_id", "file_name", "frame", "category_id", "category", "score", "x_min", "y_min", "x_max", "y_max")
@@ -142,7 +142,7 @@ def _used_rows(categories: Categories) -> Iterator[dict[str, Any]]:
 @contextmanager
 def _coco_tables(path: Path, categories: list[dict[str, Any]]) -> Iterator[tuple[Rows, Rows]]:
     """The rows of `images` and `annotations`. The file is written when the context ends without an error."""
-    with Rows(path.parent) as images, Rows(path.parent) as annotations:
+    with naming(path), Rows(path.parent) as images, Rows(path.parent) as annotations:
         yield images, annotations
         with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
             stream.write('{"images": ')

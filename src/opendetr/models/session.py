@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
-from opendetr.models import Detector
+from opendetr.models.detector import Detector
 from opendetr.structures import ImageBatch, Output
 
 
@@ -20,8 +20,8 @@ class Session(Protocol):
         """Return the output for the next images of the stream.
 
         Args:
-            images: on the model's device.
-            prompt: further input, such as captions or patches. None for models that take no prompt.
+            images: the next images, on the model's device.
+            prompt: an input besides the images, such as captions or patches. None for models that take no prompt.
         """
         ...
 
@@ -34,7 +34,7 @@ class ImageSession:
     """The session of a model without state.
 
     Args:
-        model: in evaluation mode.
+        model: the model, in evaluation mode.
     """
 
     def __init__(self, model: Detector) -> None:

@@ -1,0 +1,132 @@
+"""Clear messages for bad usage: unknown options and commands get a suggestion, invalid values say what is expected."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+_UsageError: Any = typer.BadParameter.__mro__[1]  # the base class of all errors of the parser
+
+# Words of other tools for what is an argument here, with an example for each argument of our commands.
+_INPUTS = (
+    *("data", "dataset", "data-path", "data-dir", "dataset-dir", "dataset-file", "coco-path", "root"),
+    *("source", "sources", "src", "input", "inputs", "image", "images", "img-path", "video", "videos", "folder"),
+    *("weights", "model-path", "checkpoint"),
+)
+_EXAMPLES = {
+    "data": "my-data",
+    "source": "my-data",
+    "sources": "photo.jpg",
+    "weights": "runs/mine",
+    "folder": "my-data",
+    "names": "panoptic",
+}
+# What to say about options of other tools that have no counterpart.
+_NOTES = {
+    "DETR needs no non-maximum suppression, so there is no IoU threshold": "iou nms iou-thres iou-threshold nms-thres "
+    "agnostic-nms",
+    "the classes are those of the dataset or of the weights": "classes class names nc num-classes single-cls",
+    "only training has a precision: opendetr train my-data --precision bf16": "half fp16 bf16 amp precision dtype",
+    "the optimiser is AdamW; --set recipe.weight_decay=VALUE changes its weight decay": "optimizer optim momentum",
+}
+
+
+class Command(TyperCommand):
+    """A command whose messages on bad usage name what to do."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the arguments; the errors of the parser get a better message."""
+        try:
+            rest = super().parse_args(ctx, args)
+        except _UsageError as error:
+            _reword(error, self, ctx)
+            raise
+        for text in _positional(self, ctx):
+            _refuse_assignment(text, self, ctx)
+        return rest
+
+
+class Group(TyperGroup):
+    """A group of commands: for an unknown command, it suggests one by meaning, else by spelling."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find the command that the first argument names."""
+        self.suggest_commands = False  # otherwise only commands that are spelled alike would be suggested
+        try:
+            return super().resolve_command(ctx, args)
+        except _UsageError as error:
+            from opendetr.config import suggestions
+
+            near = suggestions(args[0], self.commands)
+            hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(self.commands)}"
+            error.message = f"no command '{args[0]}'; {hint}"
+            raise
+
+
+def _reword(error: Any, command: Command, ctx: Any) -> None:
+    """Replace the parser's words in the message of an error."""
+    from pydantic import ValidationError
+
+    from opendetr.config import explained
+
+    option = getattr(error, "option_name", None)
+    if option is not None and getattr(error, "possibilities", None) is not None:
+        error.possibilities = None
+        error.message = f"no option {option}; {_hint(option, command, ctx)}"
+    elif isinstance(error.__cause__, ValidationError):
+        error.message = explained(error.__cause__)
+    extra = re.match(r"Got unexpected extra arguments? ?\(?s?\)? ?\((.*)\)", str(error.message))
+    for text in extra[1].split(" ") if extra else ():
+        _refuse_assignment(text, command, ctx)
+
+
+def _hint(option: str, command: Command, ctx: Any) -> str:
+    """What to use instead of an unknown option."""
+    from opendetr.config import setting_names, suggestions, synonyms
+
+    word, name = option.lstrip("-").replace("_", "-").lower(), ctx.command_path.partition(" ")[2]
+    names = [name for parameter in command.params for name in parameter.opts if name.startswith("--")]
+    if same := synonyms(word, names):
+        return f"did you mean {same[0]}?"
+    argument = next((parameter.name for parameter in command.params if _is_argument(parameter)), None)
+    if word in _INPUTS and argument is not None:
+        return f"give it as an argument: opendetr {name} {_EXAMPLES.get(argument, argument.upper())}"
+    for note, words in _NOTES.items():
+        if word in words.split():
+            return note
+    near = suggestions(word, names)
+    if not near and "--set" in names:
+        from opendetr.presets import DEFAULT_MODEL, get_preset
+
+        near = [f"--set {name}=VALUE" for name in suggestions(word, setting_names(get_preset(DEFAULT_MODEL)))]
+    return f"did you mean {near[0]}?" if near else f"`opendetr {name} --help` lists all options"
+
+
+def _is_argument(parameter: Any) -> bool:
+    return str(parameter.param_type_name) == "argument"
+
+
+def _positional(command: Command, ctx: Any) -> Iterator[str]:
+    """The arguments that the user gave, as text."""
+    for parameter in filter(_is_argument, command.params):
+        value = ctx.params.get(parameter.name)
+        yield from map(str, value if isinstance(value, list | tuple) else () if value is None else (value,))
+
+
+def _refuse_assignment(text: str, command: Command, ctx: Any) -> None:
+    """Raise BadParameter for an argument such as "imgsz=640", unless it is the name of a file."""
+    match = re.fullmatch(r"([A-Za-z][\w-]*)=(.*)", text)
+    if match is None or Path(text).exists():
+        return
+    option = f"--{match[1].replace('_', '-')}"
+    if option in {name for parameter in command.params for name in parameter.opts}:
+        raise typer.BadParameter(f"{text}: options are written as {option} {match[2]}", ctx=ctx)
+    arguments = list(filter(_is_argument, command.params))
+    if any(parameter.name == match[1] for parameter in arguments) or match[1] in _INPUTS:
+        raise typer.BadParameter(f"{text}: arguments have no name: write {match[2]}", ctx=ctx)
+    raise typer.BadParameter(f"{text}: options are written as --name value; {_hint(option, command, ctx)}", ctx=ctx)

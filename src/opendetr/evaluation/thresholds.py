@@ -1,0 +1,148 @@
+"""Precision, recall and F1 of boxes at the score threshold that maximises F1, for each class and for all together.
+
+Shape letters: n detections and m objects of one class in one image; N detections of one class in all images.
+Frame: a box is x, y, w, h in pixels of the original image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from opendetr.scoring import ScoreThresholds
+
+MATCH_IOU = 0.5
+"""A detection and an object match at this IoU or above."""
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """What a score threshold results in. All values are in 0..1.
+
+    Attributes:
+        threshold: detections with a lower score are dropped; None if every threshold results in F1 0.
+        precision: fraction of the kept detections that match an object; None if no detection is kept.
+        recall: fraction of the objects that are detected; None without objects.
+        f1: harmonic mean of both; None without objects.
+    """
+
+    threshold: float | None = None
+    precision: float | None = None
+    recall: float | None = None
+    f1: float | None = None
+
+
+@dataclass(frozen=True)
+class OperatingPoints:
+    """The operating points of a detector on a dataset.
+
+    Attributes:
+        per_class: each class with its own threshold.
+        overall: all classes with one common threshold.
+    """
+
+    per_class: dict[str, OperatingPoint] = field(default_factory=dict)
+    overall: OperatingPoint = OperatingPoint()
+
+    @property
+    def thresholds(self) -> ScoreThresholds | None:
+        """The thresholds to predict with. A class without one has the common one. None without any match at all."""
+        if self.overall.threshold is None:
+            return None
+        by_class = {name: point.threshold for name, point in self.per_class.items() if point.threshold is not None}
+        return ScoreThresholds(self.overall.threshold, by_class)
+
+
+class Matched(NamedTuple):
+    """The detections of one class and how many objects there were to detect.
+
+    Attributes:
+        scores: (N,) float64, in any order.
+        correct: (N,) bool, whether the detection matches an object.
+        num_objects: number of objects, without crowd regions.
+    """
+
+    scores: np.ndarray
+    correct: np.ndarray
+    num_objects: int
+
+
+def match_boxes(boxes: np.ndarray, scores: np.ndarray, objects: np.ndarray, crowd: np.ndarray) -> Matched:
+    """Match the detections of one class in one image with its objects, as COCO does.
+
+    In descending order of the score, each detection takes the object with the highest IoU that is still free. A
+    detection without an object that lies in a crowd region is left out of the result. Detections below a threshold do
+    not change the matches of those above, so one matching serves all thresholds.
+
+    Args:
+        boxes: (n, 4) of the detections.
+        scores: (n,) of the detections.
+        objects: (m, 4) boxes of the annotations.
+        crowd: (m,) bool, which of them are crowd regions.
+    """
+    order = np.argsort(-scores, kind="stable")
+    overlaps = _overlaps(boxes[order], objects, crowd)
+    correct, ignored = np.zeros(len(order), bool), np.zeros(len(order), bool)
+    free = ~crowd
+    for index in np.flatnonzero((overlaps >= MATCH_IOU).any(1)):
+        candidates = np.flatnonzero(free & (overlaps[index] >= MATCH_IOU))
+        if len(candidates):
+            best = candidates[::-1][np.argmax(overlaps[index, candidates[::-1]])]  # COCO: of equal ones the last
+            free[best] = False
+            correct[index] = True
+        else:
+            ignored[index] = (overlaps[index, crowd] >= MATCH_IOU).any()
+    return Matched(scores[order][~ignored], correct[~ignored], int((~crowd).sum()))
+
+
+def joined(parts: list[Matched]) -> Matched:
+    """The matches of several images or classes as one."""
+    return Matched(
+        np.concatenate([np.empty(0), *(part.scores for part in parts)]),
+        np.concatenate([np.empty(0, bool), *(part.correct for part in parts)]),
+        sum(part.num_objects for part in parts),
+    )
+
+
+def operating_point(matched: Matched) -> OperatingPoint:
+    """The threshold that maximises F1; of several with the same F1, the highest.
+
+    The threshold lies halfway between the lowest score that is kept and the highest one that is dropped.
+    """
+    scores, correct, num_objects = matched
+    if not num_objects:
+        return OperatingPoint()
+    if not correct.any():
+        return OperatingPoint(recall=0.0, f1=0.0)
+    order = np.argsort(-scores, kind="stable")
+    scores, hits = scores[order], np.cumsum(correct[order])
+    ends = np.flatnonzero(np.append(scores[1:] < scores[:-1], True))  # equal scores are kept or dropped together
+    f1 = 2 * hits[ends] / (ends + 1 + num_objects)  # 2 TP / (TP + FP + TP + FN)
+    best = int(np.argmax(f1))
+    end = int(ends[best])
+    dropped = scores[end + 1] if end + 1 < len(scores) else scores[end]
+    # In single precision, in which predictions are compared, the mean may equal the dropped score.
+    threshold = np.float32((scores[end] + dropped) / 2)
+    threshold = threshold if dropped < threshold <= scores[end] else scores[end]
+    return OperatingPoint(
+        float(threshold), float(hits[end] / (end + 1)), float(hits[end] / num_objects), float(f1[best])
+    )
+
+
+def operating_points(matched: Mapping[str, Matched]) -> OperatingPoints:
+    """The operating points of each class, by name, and of all classes together."""
+    per_class = {name: operating_point(of_class) for name, of_class in matched.items()}
+    return OperatingPoints(per_class, operating_point(joined(list(matched.values()))))
+
+
+def _overlaps(boxes: np.ndarray, objects: np.ndarray, crowd: np.ndarray) -> np.ndarray:
+    """(n, m) IoU; for a crowd region the fraction of the detection that lies in it."""
+    low = np.maximum(boxes[:, None, :2], objects[:, :2])
+    high = np.minimum(boxes[:, None, :2] + boxes[:, None, 2:], objects[:, :2] + objects[:, 2:])
+    shared = (high - low).clip(min=0).prod(2)
+    own = boxes[:, 2:].prod(1)[:, None]
+    union = np.where(crowd, own, own + objects[:, 2:].prod(1) - shared)
+    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)

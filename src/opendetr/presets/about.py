@@ -1,0 +1,72 @@
+"""Descriptions of the families, and the measured speed of the models, for people who choose a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Family:
+    """A model family.
+
+    Attributes:
+        title: its name as the authors write it.
+        paper: authors and year.
+        architecture: how it works, in a few sentences.
+    """
+
+    title: str
+    paper: str
+    architecture: str
+
+
+FAMILIES = {
+    "detr": Family(
+        "DETR",
+        "Carion et al., 2020",
+        "A ResNet computes features of the image, and a transformer encoder relates all their cells. In the decoder, "
+        "learned queries attend to the encoder's output. Each query predicts a class or no object, and a box. "
+        "It is simple and good at large objects, learns slowly, and has coarse features for small objects.",
+    ),
+    "conditional-detr": Family(
+        "Conditional DETR",
+        "Meng et al., 2021",
+        "A DETR whose queries have reference points. The cross-attention compares content with content and position "
+        "with position, so a query finds its part of the image sooner. It learns in about a tenth of DETR's epochs.",
+    ),
+    "deformable-detr": Family(
+        "Deformable DETR",
+        "Zhu et al., 2021",
+        "A query attends to a few points around its reference, on several levels of features, instead of to all cells. "
+        "Fine features become affordable, which helps with small objects. It learns in about a tenth of DETR's epochs.",
+    ),
+}
+"""The families by the weight family of their models (`Detector.family`)."""
+
+# The processor time for one image at the model's own size, relative to detr-r50, on one thread of a CPU. Printed by:
+# python runs/model_speed.py --repeats 3
+RELATIVE_TIME = {
+    "detr-r50": 1.0,
+    "detr-r101": 1.6,
+    "detr-r50-dc5": 2.2,
+    "detr-r101-dc5": 2.8,
+    "detr-r18": 0.35,
+    "detr-tiny": 0.019,
+    "detr-r50-panoptic": 1.1,
+    "detr-r101-panoptic": 1.7,
+    "detr-r50-dc5-panoptic": 2.4,
+    "detr-tiny-panoptic": 0.029,
+    "conditional-detr-r50": 1.0,
+    "conditional-detr-r101": 1.6,
+    "conditional-detr-r50-dc5": 2.3,
+    "conditional-detr-r101-dc5": 3.0,
+    "conditional-detr-tiny": 0.024,
+    "deformable-detr-r50-single-scale": 0.94,
+    "deformable-detr-r50-single-scale-dc5": 1.5,
+    "deformable-detr-r50": 2.6,
+    "deformable-detr-r50-refine": 2.7,
+    "deformable-detr-r50-two-stage": 2.8,
+    "deformable-detr-tiny": 0.028,
+    "deformable-detr-tiny-panoptic": 0.04,
+}
+"""Time per image by name, relative to detr-r50. A model that was not measured is missing."""

@@ -1,0 +1,86 @@
+"""`opendetr models`: the list that fits a terminal, its details, and the page about one model."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Iterator
+
+import pytest
+from typer.testing import CliRunner
+
+from opendetr import presets
+from opendetr.cli import models as module
+from opendetr.cli.main import app
+from opendetr.presets import FAMILIES, RELATIVE_TIME, get_preset, list_models
+from opendetr.weights import published_files
+
+
+@pytest.fixture(scope="module", autouse=True)
+def rows() -> Iterator[None]:
+    """Every model is built once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_row", functools.cache(module._row))
+        yield
+
+
+def printed(*arguments: str, code: int = 0) -> str:
+    result = CliRunner().invoke(app, ["models", *arguments])
+    assert result.exit_code == code, result.output
+    return result.stdout if code == 0 else result.stderr
+
+
+def test_the_list_fits_a_terminal_and_has_every_model_below_its_family():
+    text = printed()
+    assert max(map(len, text.splitlines())) <= 100
+    blocks = text.split("\n\n")
+    found = {}
+    for block in blocks[: len(FAMILIES)]:
+        title, head, *rows = block.splitlines()
+        assert head.split() == ["name", "params", "size", "AP", "PQ", "time", "weights"]
+        found |= {row.split()[0]: title for row in rows}
+    assert sorted(found) == sorted(list_models())
+    assert all(found[name].startswith("Deformable DETR (") for name in found if name.startswith("deformable-"))
+    assert "opendetr models NAME" in text.replace("\n", " ")
+    for name in re.findall(r"[\w-]*detr-[\w-]+", blocks[-1].replace("\n", " ")):
+        get_preset(name)  # the advice names models that exist
+
+
+def test_details_have_the_architecture():
+    row = next(line for line in printed("--details").splitlines() if line.startswith("detr-r101-dc5 "))
+    assert "ResNet-101, dilated" in row and "6+6" in row and "44.9" in row and "Apache-2.0" in row
+
+
+def test_json_has_every_fact():
+    rows = json.loads(printed("--json"))["models"]
+    assert [row["name"] for row in rows] == list_models()
+    for row in rows:
+        assert row["family"] in FAMILIES and row["description"] and row["relative_time"] == RELATIVE_TIME[row["name"]]
+    (row,) = json.loads(printed("deformable-detr-r50", "--json"))["models"]
+    published = published_files()["deformable-detr-r50"]
+    assert row["weights"]["address"] == published.place and row["weights"]["path"] == str(published.path)
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_one_model_is_explained(name):
+    text = printed(name)
+    assert text.startswith(f"{name}: ")
+    assert f"opendetr train my-data --model {name} " in text
+    usable = presets.shipped_weights(name) or (name in published_files() and published_files()[name].is_checked)
+    assert f"opendetr predict photo.jpg --weights {name if usable else f'runs/{name}'}\n" in text
+    published = published_files().get(name)
+    assert (f"AP {100 * published.ap:.1f}" if published else "no figures") in text
+    if published and not published.is_checked and not published.path.is_file():
+        assert published.place in text and str(published.path) in text
+
+
+def test_an_unknown_name_gets_the_nearest():
+    assert "did you mean deformable-detr-r50 or " in printed("deformable-r50", code=1)
+    assert "`opendetr models` lists all models" in printed("yolov8n", code=1)
+    assert len(printed("yolov8n", code=1).splitlines()) == 1
+
+
+def test_times_are_those_of_models_relative_to_detr_r50():
+    assert RELATIVE_TIME.keys() <= set(list_models()) and RELATIVE_TIME["detr-r50"] == 1
+    assert RELATIVE_TIME["deformable-detr-tiny"] < RELATIVE_TIME["detr-r18"] < RELATIVE_TIME["detr-r101-dc5"]

@@ -1,0 +1,99 @@
+"""Settings that follow from the length of a run and from its data; short runs do not make a detector worse."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from opendetr.config import ConfigError
+from opendetr.presets import get_preset
+from opendetr.synthetic import SceneConfig, write_scenes
+from opendetr.training import train
+from opendetr.training.callbacks import read_metrics
+from opendetr.training.settings import Setup, fit_to_data
+
+SCENES = SceneConfig(size=160, min_objects=1, max_objects=3, min_scale=0.3)
+DATA = {"data": {"num_workers": 0}}
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory) -> Path:
+    """Few scenes, evaluated on the images that are learned: only a recipe that does harm can lower their score."""
+    folder = tmp_path_factory.mktemp("data") / "scenes"
+    write_scenes(folder, counts={"train": 8, "val": 8}, config=SCENES)
+    annotations = folder / "annotations"
+    for kind in ("instances", "panoptic"):
+        text = (annotations / f"{kind}_train.json").read_text(encoding="utf-8")
+        (annotations / f"{kind}_val.json").write_text(text.replace('"val/', '"train/'), encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "steps", [50, pytest.param(150, marks=pytest.mark.slow), pytest.param(500, marks=pytest.mark.slow)]
+)
+def test_a_short_run_ends_no_worse_than_it_starts(scenes, tmp_path, steps):
+    run = train(scenes, out=tmp_path / "run", max_steps=steps, image_size=160, changes=DATA, device="cpu",
+                say=lambda line: None)  # fmt: skip
+    first, *_, last = [row for row in read_metrics(run.folder) if row["kind"] == "evaluation"]
+    assert (first["step"], last["step"]) == (0, steps)
+    assert last["metrics"]["AP"] > first["metrics"]["AP"]
+    assert run.result.best["AP"] >= max(first["metrics"]["AP"], last["metrics"]["AP"])
+
+
+def test_the_initial_weights_are_deployed_if_nothing_is_better(scenes, tmp_path):
+    """A rate that destroys the weights, but for the ones of the start."""
+    run = train(scenes, out=tmp_path / "run", max_steps=4, learning_rate=1.0, image_size=160, changes=DATA,
+                device="cpu", say=lambda line: None)  # fmt: skip
+    assert run.result.best["step"] == 0 and run.result.best["AP"] > run.result.metrics["AP"]
+    assert json.loads((run.folder / "best" / "checkpoint.json").read_text(encoding="utf-8"))["step"] == 0
+
+
+def fitted(num_images: int, weights: str, name: str = "deformable-detr-tiny", **given: Any) -> Any:
+    preset = get_preset(name)
+    preset = replace(preset, recipe=replace(preset.recipe, **given))
+    return fit_to_data(Setup(preset, Path("data"), weights, frozenset(given)), num_images).preset.recipe
+
+
+def test_settings_follow_the_number_of_images():
+    tuned, learned = fitted(160, "runs/one"), fitted(160, "none")
+    assert (tuned.epochs, tuned.batch_size, tuned.learning_rate) == (50, 4, 5e-4)
+    assert (learned.epochs, learned.batch_size) == (200, 4)
+    large = fitted(100_000, "runs/one")
+    assert (large.epochs, large.batch_size) == (2, 8)
+    assert large.learning_rate == pytest.approx(5e-4 * 2**0.5) == large.backbone_learning_rate
+    few = fitted(12, "runs/one")
+    assert (few.epochs, few.batch_size) == (183, 2)
+    assert fitted(1, "none").epochs == 300
+
+
+def test_given_settings_stay():
+    recipe = fitted(100_000, "runs/one", epochs=7, learning_rate=3e-4)
+    assert (recipe.epochs, recipe.batch_size, recipe.learning_rate) == (7, 8, 3e-4)
+    assert fitted(12, "runs/one", batch_size=6).batch_size == 6
+
+
+def test_published_recipes_stay():
+    assert fitted(12, "imagenet", "detr-r50") == get_preset("detr-r50").recipe
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"learning_rate": 0.0}, "recipe.learning_rate: 0 changes no weight"), ({"image_size": 10}, "at least 32")],
+)
+def test_hopeless_settings_are_refused(scenes, tmp_path, options, message):
+    with pytest.raises(ConfigError, match=message):
+        train(scenes, out=tmp_path / "run", device="cpu", say=lambda line: None, **options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_too_few_queries_and_too_few_steps_are_named(scenes, tmp_path, capfd):
+    lines: list[str] = []
+    train(scenes, out=tmp_path / "run", max_steps=2, num_queries=2, image_size=64, changes=DATA, device="cpu",
+          say=lines.append)  # fmt: skip
+    (line,) = [line for line in lines if "queries" in line and line.startswith("warning")]
+    assert "--num-queries " in line
+    assert "warning: the model learns very little in 2 steps" in capfd.readouterr().err
