@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, nn
 
-from opendetr.nn import Backbone, BackboneConfig
+from opendetr.nn import AnyBackboneConfig, Backbone
 from opendetr.recipe import ParameterRate
 from opendetr.structures import FeatureMap, ImageBatch, Output, Scoring
 
@@ -40,7 +40,7 @@ class ModelConfig(Protocol):
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
     @property
-    def backbone(self) -> BackboneConfig:
+    def backbone(self) -> AnyBackboneConfig:
         """The CNN."""
         ...
 

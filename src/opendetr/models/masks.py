@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from opendetr.models.detector import Detector, ModelConfig, tokens_of
-from opendetr.nn import AttentionModule, GroupNorm, full_precision
+from opendetr.nn import AttentionModule, Backbone, GroupNorm, full_precision
 from opendetr.structures import FeatureMap, ImageBatch, LazyMasks, Output, Scoring
 
 # A detector with a mask head has its own weight family. The detector without masks is a submodule.
@@ -230,7 +230,7 @@ class MaskedDetector(Detector):
             self.head.of_attention().mul_(config.attention_gain)
 
     @property
-    def backbone(self) -> nn.Module:  # type: ignore[override]
+    def backbone(self) -> Backbone:  # type: ignore[override]
         """The CNN."""
         return self.detector.backbone
 
