@@ -21,6 +21,7 @@ from opendetr.presets.registry import (
     published_categories,
     published_weights,
     shipped_weights,
+    weights_at,
     weights_origin,
 )
 
@@ -42,6 +43,7 @@ __all__ = [
     "published_weights",
     "shipped_weights",
     "trained_from_nothing",
+    "weights_at",
     "weights_origin",
     "with_frozen_detector",
 ]

@@ -105,7 +105,7 @@ class Progress(Observer):
         outcomes = {
             "finished": "done",
             "early": "done early, after evaluations without a new best result",
-            "interrupted": "interrupted and saved; go on with --resume",
+            "interrupted": "interrupted and saved",
             "failed": "stopped by an error",
         }
         self._print(f"{outcomes[event.outcome]}: {event.step} steps in {_duration(event.seconds)}")
