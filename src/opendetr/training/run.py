@@ -22,7 +22,7 @@ from PIL import Image
 from torch import nn
 
 from opendetr.categories import Categories
-from opendetr.config import ConfigError, to_dict
+from opendetr.config import ConfigError, SettingError, suggestions, to_dict
 from opendetr.data import (
     DataError,
     DetectionData,
@@ -52,6 +52,7 @@ from opendetr.training.settings import (
     read_config,
     require_hope,
     require_lessons,
+    require_run,
     set_up,
     with_options,
     write_config,
@@ -250,6 +251,7 @@ def resume(
     own_device = join_processes(device)
     say, folder = _in_main_process(say), Path(folder)
     with together():
+        require_run(folder)
         record, about = read_config(folder / CONFIG_FILE)
         if not {"data", "weights", "fingerprint"} <= about.keys():
             raise ConfigError(
@@ -449,9 +451,9 @@ def best_by(preset: Preset, val: DetectionData) -> str:
     if name == "auto":
         return names[0]
     if name not in names:
-        raise ConfigError(
-            f"recipe.best_by: no metric of the validation data is called {name!r}; there are {', '.join(names)}"
-        )
+        near = suggestions(name, names)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
+        raise SettingError(f"recipe.best_by: no metric of the validation data is called {name!r}; {hint}")
     return name
 
 

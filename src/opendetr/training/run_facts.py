@@ -160,7 +160,7 @@ def collect_facts(folder: Path, *, device: str = "auto") -> RunFacts:
         backbone_learning_rate=preset.recipe.backbone_learning_rate,
         warmup_steps=_warmup_steps(folder, preset),
         freeze=preset.recipe.freeze,
-        frozen_stages=preset.model.backbone.frozen_stages,
+        frozen_stages=getattr(preset.model.backbone, "frozen_stages", 0),  # of a ResNet
         steps=max((row["step"] for row in steps), default=0),
         losses=tuple(row["loss"] for row in steps),
         rates=tuple(row["learning_rate"] for row in steps),
