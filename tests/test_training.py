@@ -272,7 +272,7 @@ def test_imagenet_weights_go_into_the_backbone(scenes, tmp_path, monkeypatch):
     [
         ({"changes": ["model.num_querys=1"]}, "did you mean"),
         ({"model": "detr-r5"}, "not a model of the catalogue"),
-        ({"time": "soon"}, "no length of time"),
+        ({"time": "soon"}, "is not a duration"),
         ({"time": "5m", "epochs": 3}, "not more than one"),
         ({"image_size": 0}, "image_size"),
         ({"batch_size": 0}, "at least 1"),
