@@ -32,7 +32,7 @@ _NOTES = {
     "agnostic-nms",
     "the classes are those of the dataset or of the weights": "classes class names nc num-classes single-cls",
     "only training has a precision: opendetr train my-data --precision bf16": "half fp16 bf16 amp precision dtype",
-    "the optimiser is AdamW; --set recipe.weight_decay=VALUE changes its weight decay": "optimizer optim momentum",
+    "the optimizer is AdamW; --set recipe.weight_decay=VALUE changes its weight decay": "optimizer optim momentum",
 }
 
 
