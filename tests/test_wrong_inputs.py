@@ -1,8 +1,11 @@
-"""Sixty wrong inputs: the one line that each of them ends with, its exit code, and no traceback."""
+"""Wrong inputs: the one line that each of them ends with, its exit code, and no traceback."""
 
 from __future__ import annotations
 
 import contextlib
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +14,282 @@ import torch
 from typer.testing import CliRunner
 
 from folders import coco_content, save_picture, write_coco_folder
+from opendetr import presets
 from opendetr.cli.main import app
+from opendetr.config import setting_names, suggestions
+from opendetr.files import near_path
 
 SMALL = [
     *("--batch-size", "2", "--image-size", "64", "--workers", "0", "--device", "cpu", "--weights", "none"),
     *("--set", "model.transformer={width: 32, num_heads: 4, ffn_width: 32, encoder_layers: 1, decoder_layers: 1}"),
     *("--set", "model.num_queries=5", "--set", "recipe.num_evaluations=1", "--max-steps", "1"),
 ]
-# Arguments, separated by blanks; the exit code; the last line on standard error, without "Error: " before it.
+# The arguments, then the exit code and the last line on standard error.
 CASES = """
-""".strip().split("\n\n")
+train my-data --model yolov8n
+2 error: 'yolov8n' is not a model of the catalogue; OpenDETR has models of the DETR family: `opendetr models` lists them
+
+train my-data --model detr-resnet-50x
+2 error: 'detr-resnet-50x' is not a model of the catalogue; did you mean detr-r50 or detr-r101 or detr-r50-dc5? `opendetr models` lists them
+
+eval my-data --weights detr-r50x
+1 error: detr-r50x: no such file or model; did you mean detr-r50 or detr-r101 or detr-r50-dc5?
+
+predict image.jpg --weights detr_resnet50
+1 error: detr_resnet50: no such file or model; did you mean detr-r50?
+
+predict image.jpg --weights runs/mien
+1 error: runs/mien: no such file; did you mean runs/mine?
+
+predict image.jpg --weights rnus/mine
+1 error: rnus/mine: no such file; did you mean runs/mine?
+
+predict image.jpg --weights runs
+1 error: runs: contains several runs; choose one of runs/copy, runs/mine, runs/other
+
+predict image.jpg --weights image.jpg
+1 error: image.jpg: is an image, not a file of weights; give a run folder or a weights file
+
+predict image.jpg --weights page.pth
+1 error: page.pth: is a web page or XML, not a file of weights; give a run folder or a weights file
+
+predict image.jpg --weights pointer.pth
+1 error: pointer.pth: is a Git LFS pointer instead of the file it stands for, not a file of weights; give a run folder or a weights file
+
+predict image.jpg --weights odd.pth
+1 error: odd.pth: does not name its model; give --model (in Python model=...), such as detr-r50
+
+predict image.jpg --weights odd.pth --model detr-tiny
+1 error: odd.pth: in no known layout (opendetr, official, detectron2, huggingface); its first names: a.weight
+
+predict image.jpg --weights empty
+1 error: empty: contains no weights; expected a run folder of `opendetr train` or model.safetensors
+
+export odd.pth out.pth --format official --model detr-tiny
+1 error: odd.pth: in no known layout (opendetr, official, detectron2, huggingface); its first names: a.weight
+
+train my-data --model detr-tiny --weights published
+1 error: detr-tiny: has no published weights; choose other weights: none, or a run folder or file of weights
+
+train my-data --model detr-tiny --weights imagenet
+1 error: detr-tiny: there are no ImageNet weights for a backbone of half width; choose other weights: none, or a run folder or file of weights
+
+train my-data --weights odd.pth --model detr-tiny
+1 error: odd.pth: in no known layout (opendetr, official, detectron2, huggingface); its first names: a.weight
+
+train my-data --weights runs/mien
+1 error: runs/mien: no such file; did you mean runs/mine?
+
+train my-data --set recipe.lr=0.1
+2 error: config: unknown key 'recipe.lr'; did you mean recipe.learning_rate?
+
+train my-data --set lr=0.1
+2 error: config: unknown key 'lr'; did you mean recipe.learning_rate?
+
+train my-data --set recipe.batch=4
+2 error: config: unknown key 'recipe.batch'; did you mean recipe.batch_size?
+
+train my-data --set imgsz=640
+2 error: config: unknown key 'imgsz'; did you mean data.image_size?
+
+train my-data --set model.queries=10
+2 error: config: unknown key 'model.queries'; did you mean model.num_queries?
+
+train my-data --set data.wokers=2
+2 error: config: unknown key 'data.wokers'; did you mean data.num_workers?
+
+train my-data --set xyzzy=2
+2 error: config: unknown key 'xyzzy'; valid keys are criterion, data, dense, freeze_detector, mask_criterion, masks, model, name, recipe, without_masks
+
+train my-data --set recipe=2
+2 error: config: recipe is a group of settings, got 2; set one of its settings
+
+train my-data --set lr
+2 error: --set 'lr': write it as key=value, for example model.num_queries=50
+
+train my-data --set recipe.epochs=1.5
+2 error: config: recipe.epochs: 1.5 is not a whole number
+
+train my-data --imgsz 640
+2 Error: no option --imgsz; did you mean --image-size?
+
+train my-data --batch 8
+2 Error: no option --batch; did you mean --batch-size?
+
+train my-data --lr0 0.1
+2 Error: no option --lr0; did you mean --lr?
+
+train my-data --name mine
+2 Error: no option --name; did you mean --out?
+
+train my-data --project mine
+2 Error: no option --project; did you mean --out?
+
+train my-data --data my-data
+2 Error: no option --data; give it as an argument: opendetr train my-data
+
+train my-data --weight-decay 0.1
+2 Error: no option --weight-decay; did you mean --set recipe.weight_decay=VALUE?
+
+train my-data --half
+2 Error: no option --half; did you mean --precision?
+
+train my-data model=detr-r50
+2 Error: Invalid value: model=detr-r50: options are written as --model detr-r50
+
+train data=my-data
+2 Error: Invalid value: data=my-data: arguments have no name: write my-data
+
+train my-data --device 0
+2 Error: Invalid value for '--device': '0' is not a device; did you mean cuda:0?
+
+train my-data --device gpu
+2 Error: Invalid value for '--device': 'gpu' is not one of auto, cpu, cuda, cuda:NUMBER, mps; did you mean cuda?
+
+train my-data --device cuda:x
+2 Error: Invalid value for '--device': 'cuda:x' is not one of auto, cpu, cuda, cuda:NUMBER, mps
+
+train my-data --epochs 1.5
+2 Error: Invalid value for '--epochs': '1.5' is not a whole number
+
+train my-data --epochs 0
+2 error: config: recipe.epochs: expected at least 1, got 0
+
+train my-data --lr abc
+2 Error: Invalid value for '--lr': 'abc' is not a number
+
+train my-data --lr -1
+2 error: config: recipe.learning_rate: expected at least 0, got -1.0
+
+train my-data --precision fp8
+2 error: config: recipe.precision: 'fp8' is not one of auto, fp32, bf16, fp16
+
+train my-data --augment strng
+2 error: config: data.augment: 'strng' is not one of detr, colour, mosaic, copy-paste, strong; did you mean strong?
+
+train my-data --time soon
+2 error: 'soon' is not a duration; write it like 45s, 30m, 1.5h or 1h30m
+
+train my-data --time 3m --epochs 2
+2 error: give the length of the run in epochs, in steps or as a time, not more than one of them
+
+train my-data --best-by AP/dgo
+2 error: recipe.best_by: no metric of the validation data is called 'AP/dgo'; did you mean AP/dog?
+
+train my-data --best-by accuracy
+2 error: recipe.best_by: no metric of the validation data is called 'accuracy'; there are AP, AP50, AP75, AP_S, AP_M, AP_L, AR1, AR10, AR100, AR_S, AR_M, AR_L, AP/cat, AP/dog
+
+train crowd
+1 error: crowd, split 'train': all 8 objects are crowd regions, which cannot be learned; add objects with iscrowd 0
+
+train nowhere
+1 error: nowhere: no such folder
+
+train my-dta
+1 error: my-dta: no such folder; did you mean my-data?
+
+train my-data --val-split vla
+1 error: my-data: no split 'vla'; it has train, val: name one of them as the val split
+
+train --resume runs
+1 error: runs: contains several runs; choose one of runs/copy, runs/mine, runs/other
+
+train --resume runs/mien
+1 error: runs/mien: no such folder; did you mean runs/mine?
+
+train --resume empty
+1 error: empty: not a run folder, it has no config.yaml; give the folder of `opendetr train --out`
+
+train --resume runs/mine --epochs 10
+2 Error: Invalid value: --resume keeps the settings of the run: leave out --epochs; or start a new run from its weights: opendetr train DATA --weights runs/mine --epochs ...
+
+predict image.jpg --conf 0.3
+2 Error: no option --conf; did you mean --min-score?
+
+predict image.jpg --iou 0.5
+2 Error: no option --iou; DETR needs no non-maximum suppression, so there is no IoU threshold
+
+predict image.jpg --classes 0
+2 Error: no option --classes; the classes are those of the dataset or of the weights
+
+predict image.jpg --img 640
+2 Error: no option --img; images are resized as in training, where --image-size sets the size
+
+predict source=image.jpg
+2 Error: Invalid value: source=image.jpg: arguments have no name: write image.jpg
+
+predict --source image.jpg
+2 Error: no option --source; give it as an argument: opendetr predict photo.jpg
+
+predict image.jpg --save-txt
+2 Error: no option --save-txt; did you mean --yolo?
+
+predict image.jpg --min-score 2
+2 Error: Invalid value: --min-score 2: give a number in 0..1, or NAME=NUMBER
+
+predict gone.mp4
+1 error: gone.mp4: no such file
+
+predict gone.jpg
+1 error: gone.jpg: no such file
+
+predict imge.jpg
+1 error: imge.jpg: no such file; did you mean image.jpg?
+
+predict my-data/gone/*.jpg
+1 error: my-data/gone/*.jpg: no file matches
+
+predict detr-r50
+2 Error: Invalid value: detr-r50 is a model: give it as --weights detr-r50
+
+eval --data my-data
+2 Error: no option --data; give it as an argument: opendetr eval my-data
+
+eval my-data --split vall
+1 error: my-data: no split 'vall'; it has train, val
+
+eval my-data --masks instance
+2 Error: Invalid value for '--masks': 'instance' is not one of none, auto, instances, panoptic; did you mean instances?
+
+data check nowhere
+1 error: nowhere: no such folder
+
+data check empty
+1 error: empty: training cannot start: 1 folder without a dataset to train on
+
+data convert my-data out --format yolo
+2 Error: no option --format; did you mean --to?
+
+data show my-data --split vall
+1 error: my-data: no split 'vall'; it has train, val
+
+data split my-data out --fractions 1
+2 Error: Invalid value for --fractions: '1': write it as train=0.8,val=0.2
+
+data chekc my-data
+2 Error: no command 'chekc'; did you mean check?
+
+export runs/mine out --format onxx
+2 Error: Invalid value for '--format': 'onxx' is not one of huggingface, official
+
+push runs/mine no-slash
+1 error: no-slash: expected owner/name, as in anna/blood-cells
+
+val my-data
+2 Error: no command 'val'; did you mean eval?
+
+detect image.jpg
+2 Error: no command 'detect'; did you mean predict?
+
+bench detrs
+2 error: bench: no benchmark 'detrs'; choose from panoptic, panoptic-quality, deformable-attention, training-step
+
+models --verbose
+2 Error: no option --verbose; `opendetr models --help` lists all options
+
+demo --images 0
+2 Error: Invalid value for '--images': expected at least 1, got 0
+""".strip().split("\n\n")  # noqa: E501
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +301,7 @@ def place(tmp_path_factory) -> Path:
     for row in crowd["annotations"]:
         row["iscrowd"] = 1
     write_coco_folder(folder / "crowd", {"train": crowd, "val": coco_content(2, first_id=9)})
+    write_coco_folder(folder / "one-split", {"train": coco_content(40)})
     save_picture(folder / "image.jpg")
     torch.save({"a.weight": torch.zeros(3)}, folder / "odd.pth")
     (folder / "page.pth").write_text("<!doctype html>")
@@ -49,3 +319,109 @@ def place(tmp_path_factory) -> Path:
 def invoke(folder: Path, arguments: list[str]) -> Any:
     with contextlib.chdir(folder):
         return CliRunner().invoke(app, arguments)
+
+
+@pytest.mark.parametrize("case", CASES, ids=[case.partition("\n")[0] for case in CASES])
+def test_a_wrong_input_ends_with_one_clear_line(place, case):
+    arguments, expected = case.split("\n")
+    code, line = expected.split(" ", 1)
+    result = invoke(place, arguments.split())
+    assert isinstance(result.exception, SystemExit), result.exception
+    assert result.stderr.splitlines()[-1].replace(f"{place}/", "") == line
+    assert result.exit_code == int(code)
+    assert result.stderr.lower().count("error: ") == 1
+    words = line.split("; ")[0].lower().removeprefix("error: ")
+    assert result.stderr.lower().count(words) == 1, "said twice"
+
+
+def test_sixty_wrong_inputs_are_tested():
+    assert len(CASES) >= 60
+    assert len({case.partition("\n")[0] for case in CASES}) == len(CASES)
+
+
+def test_the_way_on_after_a_finished_run(place):
+    result = invoke(place, ["train", "--resume", "runs/mine"])
+    assert result.exit_code == 0
+    assert result.stderr.splitlines()[-1] == (
+        "the run had already ended after 1 steps; to train longer, start from its weights: "
+        "opendetr train DATA --weights runs/mine"
+    )
+
+
+def test_clean_data_is_said_to_be_clean(place):
+    result = invoke(place, ["data", "check", "one-split"])
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines()[-1] == "training uses every image and object"
+
+
+def test_every_setting_is_found_from_its_own_name_and_a_misspelt_one():
+    """Synonyms never hide a setting: its own name is the first suggestion."""
+    for model in presets.list_models():
+        names = setting_names(presets.get_preset(model))
+        for name in names:
+            last = name.rpartition(".")[2]
+            assert suggestions(name, names)[0].rpartition(".")[2] == last
+            if len(last) > 6:
+                assert suggestions(f"{last[:-2]}{last[-1]}", names), name
+
+
+def test_words_of_other_tools():
+    names = ["--image-size", "--batch-size", "--lr", "--out", "--min-score", "--device", "--weights", "--workers"]
+    words = {"imgsz": "--image-size", "img": "--image-size", "batch": "--batch-size", "lr0": "--lr", "name": "--out",
+             "project": "--out", "conf": "--min-score", "Conf_Thres": "--min-score", "ckpt": "--weights"}  # fmt: skip
+    assert {word: suggestions(word, names)[0] for word in words} == words
+    assert suggestions("--wieghts", names) == ["--weights"]
+    assert suggestions("xyzzy", names) == []
+
+
+def test_the_nearest_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    (tmp_path / "photo.png").touch()
+    for missing, near in {"runs/mien": "runs/mine", "rnus/mine": "runs/mine", "photo.jpg": "photo.png"}.items():
+        assert near_path(Path(missing)) == f"; did you mean {near}?"
+    for missing in ("xyzzy", "rnus/other", "photo.png/inside", "/", "a\0b", "x" * 5000):
+        assert near_path(Path(missing)) == ""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs resource limits")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "predict image.jpg --weights runs/mine --min-score 0 --out full",
+        "predict image.jpg --weights runs/mine --min-score 0 --out full --csv --yolo --crops",
+        "eval my-data --weights runs/mine --predictions full.json",
+        "export runs/mine full.pth --format official",
+        "data convert my-data full-data --to yolo",
+        "data show my-data --out full.png",
+    ],
+)
+def test_a_full_disk_is_one_line(place, arguments):
+    """Files cannot grow beyond 300 bytes, as on a full disk."""
+    import resource
+    import signal
+
+    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300, limits[1]))
+    try:
+        result = invoke(place, arguments.split())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert isinstance(result.exception, SystemExit), result.exception
+    assert result.exit_code == 1
+    line = result.stderr.splitlines()[-1]
+    assert line.startswith("error: cannot write")
+    assert "make room" in line
+
+
+@pytest.mark.skipif(os.name != "posix", reason="closes a pipe")
+def test_a_reader_that_ends_early_gets_no_message(place):
+    """As with `opendetr eval my-data | head -1`: nobody reads the pipe any more."""
+    code = (
+        "import os; read, write = os.pipe(); os.close(read); os.dup2(write, 1)\n"
+        "from opendetr.cli.main import main; main()"
+    )
+    command = [sys.executable, "-c", code, "train", "my-data", "--nodes", "2"]
+    done = subprocess.run(command, cwd=place, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "")

@@ -153,6 +153,10 @@ def explained(error: ValidationError) -> str:
         return unknown(value, choices)
     if fault["type"] == "value_error":
         return unknown(value, choices[1:]) if "is not one of" in fault["msg"] else str(context.get("error"))
+    limits = {"greater_than_equal": ("at least", "ge"), "less_than_equal": ("at most", "le")}
+    if fault["type"] in limits:
+        words, bound = limits[fault["type"]]
+        return f"expected {words} {context[bound]}, got {value}"
     kind = {"int": "a whole number", "float": "a number", "bool": "true or false", "string": "text",
             "tuple": "a list", "list": "a list"}.get(fault["type"].partition("_")[0])  # fmt: skip
     return f"{value!r} is not {kind}" if kind else f"{value!r}: {fault['msg'][0].lower()}{fault['msg'][1:]}"

@@ -23,10 +23,12 @@ def near_path(path: Path) -> str:
     try:
         parent = next(parent for parent in path.parents if parent.is_dir())
         missing, *rest = path.relative_to(parent).parts
-        near = difflib.get_close_matches(missing, [entry.name for entry in parent.iterdir()], n=1, cutoff=0.7)
+        entries = sorted(parent.iterdir(), key=lambda entry: entry.suffix != path.suffix)
+        stems = [entry.stem for entry in entries]
+        near = difflib.get_close_matches(Path(missing).stem, dict.fromkeys(stems), n=1, cutoff=0.7)
     except (OSError, ValueError, StopIteration):  # a path that no folder can have
         return ""
-    found = next((found for name in near if (found := parent.joinpath(name, *rest)).exists()), None)
+    found = next((found for name in near if (found := entries[stems.index(name)].joinpath(*rest)).exists()), None)
     return f"; did you mean {found}?" if found else ""
 
 

@@ -36,11 +36,11 @@ def bench(
         opendetr bench panoptic --repeats 3 --json
     """
     from opendetr.bench import BENCHMARKS, load_benchmark
-    from opendetr.config import ConfigError
+    from opendetr.config import SettingError
 
     unknown = next((name for name in names or () if name not in BENCHMARKS), None)
     if unknown is not None:
-        raise ConfigError(f"bench: no benchmark {unknown!r}; choose from {', '.join(BENCHMARKS)}")
+        raise SettingError(f"bench: no benchmark {unknown!r}; choose from {', '.join(BENCHMARKS)}")
     if list_all:
         descriptions = {name: (load_benchmark(name).__doc__ or "").partition("\n")[0] for name in BENCHMARKS}
         print_json({"benchmarks": descriptions}) if as_json else print(

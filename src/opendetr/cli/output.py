@@ -79,6 +79,7 @@ def _device(name: str) -> str:
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.", callback=_device)]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 
+_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 # Errors that a user can cause, by the module that defines them. A module that was never loaded cannot have raised its
 # error, and loading all of them would take seconds.
 _USER_ERRORS = {
@@ -124,7 +125,7 @@ def command(function: Callable[..., Any]) -> Callable[..., None]:
             _drop_output()
             raise typer.Exit(Exit.FAILED) from None
         except Exception as error:
-            line = _explained(error)
+            line = _explained(_full_disk(error, options.get("out") or options.get("folder")) or error)
             _discard_lost_output()
             if debug or line is None:
                 raise
@@ -172,6 +173,19 @@ def _options_class(parameters: Sequence[inspect.Parameter]) -> type[Any] | None:
 
 def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
     return list(inspect.signature(function, eval_str=True).parameters.values())
+
+
+def _full_disk(error: BaseException | None, folder: Path | None) -> OSError | None:
+    """The error of a full disk that is, or that led to, `error`; it names what was written, or else the folder."""
+    if isinstance(error, RuntimeError) and "inline_container" in str(error):  # torch.save does not say why
+        error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    while error is not None and not (isinstance(error, OSError) and error.errno in _FULL):
+        error = error.__cause__ or error.__context__
+    if error is None:
+        return None
+    place = error.filename or folder
+    where = "" if place is None else f" {place}"
+    return OSError(f"cannot write{where}: {error.strerror}; make room, and run the command again")
 
 
 def _explained(error: Exception) -> str | None:

@@ -156,7 +156,7 @@ class TrainOptions:
             option = {"--data": "the dataset", "--changes": "--set"}.get(given, given)
             raise typer.BadParameter(
                 f"--resume keeps the settings of the run: leave out {option}; or start a new run from its weights: "
-                f"opendetr train DATA --weights {self.resume} with other settings"
+                f"opendetr train DATA --weights {self.resume}{'' if self.data else f' {option} ...'}"
             )
 
 

@@ -32,7 +32,9 @@ _NOTES = {
     "agnostic-nms",
     "the classes are those of the dataset or of the weights": "classes class names nc num-classes single-cls",
     "only training has a precision: opendetr train my-data --precision bf16": "half fp16 bf16 amp precision dtype",
-    "the optimizer is AdamW; --set recipe.weight_decay=VALUE changes its weight decay": "optimizer optim momentum",
+    "images are resized as in training, where --image-size sets the size": "imgsz img img-size imgs size input-size "
+    "resolution resize image-size",
+    "--set recipe.optimizer=sgd replaces AdamW": "optimizer optim momentum",
 }
 
 

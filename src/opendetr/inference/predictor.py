@@ -628,7 +628,7 @@ def load(
         preset = get_preset(model)
         known = categories or usual_categories(state)
     else:
-        raise WeightsError(f"{path}: does not name its model; give its name as the model, such as detr-r50")
+        raise WeightsError(f"{path}: does not name its model; give --model (in Python model=...), such as detr-r50")
     network = build_model(preset, preset.num_classes(known), strict_no_object=strict_no_object)
     if has_masks(state) and not preset.has_masks:  # the detector alone predicts things, not stuff
         state, known = fitting_part(network, state), known.only_things
