@@ -72,7 +72,7 @@ train my-data --model detr-tiny --weights published
 1 error: detr-tiny: has no published weights; choose other weights: none, or a run folder or file of weights
 
 train my-data --model detr-tiny --weights imagenet
-1 error: detr-tiny: there are no ImageNet weights for a backbone of half width; choose other weights: none, or a run folder or file of weights
+1 error: detr-tiny: there are no ImageNet weights for its ResNet-18 of half width, dilated; choose other weights: none, or a run folder or file of weights
 
 train my-data --weights odd.pth --model detr-tiny
 1 error: odd.pth: in no known layout (opendetr, official, detectron2, huggingface); its first names: a.weight
