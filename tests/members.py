@@ -162,14 +162,14 @@ class FeatureReconstruction:
         return {"feature": apart.square().sum()[None] / normaliser.objects}
 
 
-class PatchTask(Task):
+class PatchTask(Task[PatchBatch, PatchOutput]):
     """Pre-training on patches."""
 
     def __init__(self) -> None:
         criterion = SetCriterion(CriterionConfig())
         super().__init__(PatchDETR(), criterion, {"set": criterion, "feature": FeatureReconstruction()})
 
-    def frames(self, batch: PatchBatch) -> Iterator[tuple[Output, Sequence[Target], Matches]]:  # type: ignore[override]
+    def frames(self, batch: PatchBatch) -> Iterator[tuple[PatchOutput, Sequence[Target], Matches]]:
         output = self.model(batch.images, batch.patches, batch.kept)
         yield output, batch.targets, self.match(output, batch.targets)
 
@@ -276,14 +276,14 @@ class CaptionDETR(DETR):
         return self.decode(memory, features, self.queries.weight + shown)
 
 
-class CaptionTask(Task):
+class CaptionTask(Task[CaptionBatch, Output]):
     """Grounding: objects are found by the tokens of a caption."""
 
     def __init__(self) -> None:
-        criterion = SetCriterion(CriterionConfig(classification=SoftTokens()))  # type: ignore[arg-type]
+        criterion = SetCriterion(CriterionConfig(classification=SoftTokens()))
         super().__init__(CaptionDETR(), criterion, {"set": criterion})
 
-    def frames(self, batch: CaptionBatch) -> Iterator[tuple[Output, Sequence[Target], Matches]]:  # type: ignore[override]
+    def frames(self, batch: CaptionBatch) -> Iterator[tuple[Output, Sequence[Target], Matches]]:
         output = self.model(batch.images, batch.tokens)
         yield output, batch.targets, self.match(output, batch.targets)
 
@@ -381,7 +381,7 @@ class PairDETR(DeformableDETR):
         return TrackingOutput(layers, queries, features, memory, state=after)
 
 
-class PairTask(Task):
+class PairTask(Task[ClipBatch, TrackingOutput]):
     """The first frame gives the state without gradients; the second one is learned, by one of two decoders."""
 
     optional_parameters = ("model.queries.", "model.reference_points.", "model.decoder.", "model.track_decoder.")
@@ -390,7 +390,7 @@ class PairTask(Task):
         criterion = SetCriterion(CriterionConfig(classification=SigmoidFocalClassification()))
         super().__init__(PairDETR(), criterion, {"set": criterion})
 
-    def frames(self, batch: ClipBatch) -> Iterator[tuple[Output, Sequence[Target], Matches]]:  # type: ignore[override]
+    def frames(self, batch: ClipBatch) -> Iterator[tuple[TrackingOutput, Sequence[Target], Matches]]:
         before, now = batch.frames[-2:]
         with torch.no_grad():
             state = self.model(before.images).state
@@ -421,7 +421,7 @@ class ClipDETR(DETR):
         return replace(output.state, ids=ids)
 
 
-class ClipTask(Task):
+class ClipTask(Task[ClipBatch, TrackingOutput]):
     """Live tracks keep their object in every layer; free queries are matched with new objects alone."""
 
     optional_parameters = ("model.interaction.",)  # in a clip without any track
@@ -433,7 +433,7 @@ class ClipTask(Task):
     def normaliser(self, object_counts: Sequence[int]) -> None:
         return None
 
-    def frames(self, batch: ClipBatch) -> Iterator[tuple[Output, Sequence[Target], Matches]]:  # type: ignore[override]
+    def frames(self, batch: ClipBatch) -> Iterator[tuple[TrackingOutput, Sequence[Target], Matches]]:
         state = None
         for frame in batch.frames:
             targets = [replace(target, labels=target.labels % NUM_CLASSES) for target in frame.targets]
@@ -442,11 +442,11 @@ class ClipTask(Task):
             yield output, targets, matches
             state = self.model.update(output, _born(output.state.ids, targets, matches.of_layer(1)))
 
-    def match(self, output: TrackingOutput, targets: Sequence[Target]) -> Matches:  # type: ignore[override]
+    def match(self, output: TrackingOutput, targets: Sequence[Target]) -> Matches:
         fixed = _inherited(output.state.ids, targets)
         return self.criterion.match(output, targets, candidates=output.state.ids < 0, fixed=fixed)
 
-    def count(self, output: TrackingOutput, targets: Sequence[Target], matches: Matches) -> Tensor:  # type: ignore[override]
+    def count(self, output: TrackingOutput, targets: Sequence[Target], matches: Matches) -> Tensor:
         away = (output.state.ids >= 0).sum() - len(_inherited(output.state.ids, targets))
         return super().count(output, targets, matches) + away
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from opendetr.models import Detector
 from opendetr.structures import Batch, ImageBatch, Target
 from opendetr.tasks import Task
 
@@ -21,6 +22,7 @@ class CountingTask(Task):
         self.backbone = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
         self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(8, 2))
         self.steps_seen = 0
+        self.parameter_rates = Detector.parameter_rates
 
     def forward(self, batch: Batch, normaliser: float) -> dict[str, Tensor]:
         self.steps_seen += 1

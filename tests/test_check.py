@@ -157,7 +157,7 @@ def test_the_exit_code_says_what_training_does(tmp_path):
     clean.write()
     code, text, errors = run(clean.folder)
     assert (code, errors) == (0, "")
-    assert "no faults found" in text
+    assert "training uses every image and object" in text
     (clean.image(1)).write_bytes(b"")
     code, text, errors = run(clean.folder)
     assert (code, errors) == (3, "")

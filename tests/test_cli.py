@@ -369,7 +369,9 @@ def test_bad_usage_is_exit_code_2(options):
     assert opendetr(*options, code=2).stderr
 
 
-@pytest.mark.parametrize("command", [["demo"], ["train"], ["eval"], ["predict"], ["data", "make"], ["models"]])
+@pytest.mark.parametrize(
+    "command", [["demo"], ["train"], ["eval"], ["predict"], ["data", "make"], ["models"], ["doctor"]]
+)
 def test_help_has_examples(command):
     text = opendetr(*command, "--help").stdout
     assert "Examples:" in text

@@ -243,6 +243,7 @@ def test_the_interfaces_of_the_page_are_those_of_the_miniature_members():
         ("prediction.md", "predict"),
         ("prediction.md", "eval"),
         ("models.md", "export"),
+        ("training.md", "doctor"),
     ],
 )
 def test_the_page_names_every_option(page, command):

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 from torch import nn
 
+from opendetr.models import Detector as AnyDetector
 from opendetr.recipe import Recipe, parse_duration
 from opendetr.training.optimizer import parameter_groups
 from opendetr.training.schedule import (
@@ -25,6 +26,8 @@ from opendetr.training.schedule import (
 
 
 class Detector(nn.Module):
+    parameter_rates = AnyDetector.parameter_rates
+
     def __init__(self) -> None:
         super().__init__()
         self.backbone = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1))

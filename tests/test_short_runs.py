@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import pytest
 from opendetr.config import ConfigError
 from opendetr.presets import get_preset
 from opendetr.synthetic import SceneConfig, write_scenes
-from opendetr.training import train
+from opendetr.training import load_checkpoint, train
 from opendetr.training.callbacks import read_metrics
 from opendetr.training.settings import Setup, fit_to_data
 
@@ -46,10 +45,10 @@ def test_a_short_run_ends_no_worse_than_it_starts(scenes, tmp_path, steps):
 
 def test_the_initial_weights_are_deployed_if_nothing_is_better(scenes, tmp_path):
     """A rate that destroys the weights, but for the ones of the start."""
-    run = train(scenes, out=tmp_path / "run", max_steps=4, learning_rate=1.0, image_size=160, changes=DATA,
+    run = train(scenes, out=tmp_path / "run", max_steps=4, lr=1.0, image_size=160, changes=DATA,
                 device="cpu", say=lambda line: None)  # fmt: skip
     assert run.result.best["step"] == 0 and run.result.best["AP"] > run.result.metrics["AP"]
-    assert json.loads((run.folder / "best" / "checkpoint.json").read_text(encoding="utf-8"))["step"] == 0
+    assert load_checkpoint(run.folder / "best").facts["step"] == 0
 
 
 def fitted(num_images: int, weights: str, name: str = "deformable-detr-tiny", **given: Any) -> Any:
@@ -82,7 +81,7 @@ def test_published_recipes_stay():
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"learning_rate": 0.0}, "recipe.learning_rate: 0 changes no weight"), ({"image_size": 10}, "at least 32")],
+    [({"lr": 0.0}, "recipe.learning_rate: 0 changes no weight"), ({"image_size": 10}, "at least 32")],
 )
 def test_hopeless_settings_are_refused(scenes, tmp_path, options, message):
     with pytest.raises(ConfigError, match=message):

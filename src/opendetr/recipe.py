@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,11 +16,13 @@ class Recipe:
     """Optimizer, schedule, length and seed of a training run; the defaults are DETR's.
 
     Attributes:
-        learning_rate: learning rate of AdamW for all parameters outside the backbone.
+        learning_rate: learning rate of all parameters outside the backbone.
         backbone_learning_rate: learning rate of the backbone and of learned position encodings.
         sampling_rate_factor: learning rate of the sampling points of deformable attention, as a fraction of
             `learning_rate`.
-        weight_decay: AdamW's decoupled weight decay.
+        optimizer: "adamw", or "sgd" with momentum, which convolutional detectors use.
+        momentum: momentum of SGD.
+        weight_decay: weight decay; that of AdamW is decoupled from the gradient.
         decay_norms_and_biases: apply weight decay to norms and biases as well as to matrices, as published.
         clip_norm: maximum norm of the gradient over all parameters; 0 does not clip.
         batch_size: images per optimizer step.
@@ -60,6 +63,8 @@ class Recipe:
     learning_rate: float = 1e-4
     backbone_learning_rate: float = 1e-5
     sampling_rate_factor: float = 1.0
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    momentum: float = 0.9
     weight_decay: float = 1e-4
     decay_norms_and_biases: bool = True
     clip_norm: float = 0.1
@@ -97,6 +102,8 @@ class Recipe:
         self._expect("ema_decay", self.ema_decay is None or 0 <= self.ema_decay < 1, "0 for none, or a decay below 1")
         self._expect("save_every", self.save_every >= 0, "at least 0 seconds")
         self._expect("time", self.time is None or self.time > 0, "seconds above 0")
+        self._expect("optimizer", self.optimizer in ("adamw", "sgd"), "adamw or sgd")
+        self._expect("momentum", 0 <= self.momentum < 1, "a fraction from 0 to below 1")
         self._expect("schedule", self.schedule in ("step", "cosine"), "step or cosine")
         self._expect("max_steps", self.max_steps is None or self.max_steps >= 1, "at least 1")
         self._expect("time", self.time is None or self.max_steps is None, "no time together with max_steps")
@@ -107,6 +114,48 @@ class Recipe:
     def _expect(self, name: str, fulfilled: bool, expected: str) -> None:
         if not fulfilled:
             raise ValueError(f"recipe.{name}: expected {expected}, got {getattr(self, name)!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParameterRate:
+    """The learning rate of some parameters of a module, if it is not `Recipe.learning_rate`.
+
+    A module declares its rates in the attribute `parameter_rates`, a tuple. The first one that applies to a parameter
+    counts; those of an outer module come first.
+
+    Attributes:
+        names: names of submodules or parameters at any depth, such as "backbone". The rate applies to all parameters in
+            them.
+        rate: the learning rate before the schedule, computed from the recipe.
+        schedule: the factor of the learning rate in a step. Its arguments are the number of steps before this one, and
+            that of the whole run, or None while a timed run is not planned yet. By default the schedule of the recipe.
+    """
+
+    names: frozenset[str]
+    rate: Callable[[Recipe], float]
+    schedule: Callable[[int, int | None], float] | None = None
+
+
+@dataclass(frozen=True)
+class LinearSchedule:
+    """A schedule of a `ParameterRate`: linear warm-up from 0, then linear decay to 0 at the end of the run.
+
+    Until a timed run is planned, the factor is 0.
+
+    Attributes:
+        warmup: fraction of the run with the warm-up.
+    """
+
+    warmup: float = 0.01
+
+    def __call__(self, step: int, total_steps: int | None) -> float:
+        """The factor of the learning rate; see `ParameterRate.schedule`."""
+        if total_steps is None:
+            return 0.0
+        warmup_steps = round(self.warmup * total_steps)
+        if step < warmup_steps:
+            return step / warmup_steps
+        return max(0.0, (total_steps - step) / max(total_steps - warmup_steps, 1))
 
 
 def parse_duration(text: str) -> float:

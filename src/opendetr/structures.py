@@ -360,6 +360,17 @@ class Scoring(Protocol):
 
     panoptic_score: ClassVar[float]
 
+    def strictly(self) -> Scoring:
+        """The scoring with score 0 where "no object" is the most probable class.
+
+        Raises ValueError if there is no "no object" class.
+        """
+        ...
+
+    def num_logits(self, num_classes: int) -> int:
+        """The number of logits C for K classes."""
+        ...
+
     def probabilities(self, logits: Tensor) -> Tensor:
         """(..., C) logits -> (..., K) probabilities of the K classes, without "no object"."""
         ...

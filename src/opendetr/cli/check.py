@@ -54,10 +54,12 @@ def check(
 
         opendetr data check my-data --model detr-tiny-panoptic
     """
-    from opendetr.data import require_new
+    from opendetr.data import require_folder, require_new
     from opendetr.data.tools import check_data
     from opendetr.visualize import progress_bar
 
+    if not data.exists():
+        require_folder(data)
     if fix is not None:
         if not images:
             raise typer.BadParameter("--fix reads the images: leave out --no-images")
@@ -144,7 +146,8 @@ def _text(report: DataReport) -> str:
         entries = [_entry(report, kind, faults) for kind, faults in report.with_effect(effect).items()]
         if entries:
             blocks.append("\n".join((_HEADINGS[effect], *entries)))
-    return "\n\n".join(blocks if report.faults else [*blocks, "no faults found"])
+    used = ("training uses every image and object",) if not report.faults else ()
+    return "\n\n".join((*blocks, *used))
 
 
 def _entry(report: DataReport, kind: Kind, faults: tuple[DataFault, ...]) -> str:

@@ -9,6 +9,7 @@ import typer
 from opendetr.cli import data
 from opendetr.cli.bench import bench
 from opendetr.cli.demo import demo
+from opendetr.cli.doctor import doctor
 from opendetr.cli.evaluate import evaluate
 from opendetr.cli.export import export
 from opendetr.cli.models import models
@@ -33,6 +34,7 @@ app.command(cls=Command)(train)
 app.command("eval", cls=Command)(evaluate)
 app.command(cls=Command)(predict)
 app.add_typer(data.app, name="data")
+app.command(cls=Command)(doctor)
 app.command(cls=Command)(export)
 app.command(cls=Command)(push)
 app.command(cls=Command)(models)

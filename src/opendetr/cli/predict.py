@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, closing
+from contextlib import AbstractContextManager, ExitStack, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
@@ -167,7 +168,10 @@ def _min_scores(options: Iterable[str]) -> tuple[float | None, dict[str, float]]
 
 
 def _sources(names: Sequence[str]) -> list[Source]:
-    """The sources, with a number for a camera. Raises BadParameter for a camera among others, or a model."""
+    """The sources, with a number for a camera. Raises BadParameter for a camera among others, or a model.
+
+    Raises DataError if the only source is a file that does not exist.
+    """
     from opendetr.presets import list_models
 
     sources: list[Source] = [int(name) if name.isdecimal() and not Path(name).exists() else name for name in names]
@@ -176,6 +180,8 @@ def _sources(names: Sequence[str]) -> list[Source]:
     for name in set(list_models()).intersection(names):
         if not Path(name).exists():
             raise typer.BadParameter(f"{name} is a model: give it as --weights {name}")
+    if len(sources) == 1 and isinstance(sources[0], str):
+        _require_existing(sources[0])
     return sources
 
 
@@ -200,6 +206,17 @@ def _require_empty(out: Path) -> None:
         raise DataError(f"{out}: {what}; choose another --out, or replace files of equal name with --overwrite")
 
 
+def _require_existing(name: str) -> None:
+    """Raise DataError for the name of a file that does not exist, before the detector is loaded."""
+    from opendetr.data import DataError
+    from opendetr.files import near_path
+    from opendetr.network import is_url
+
+    with suppress(OSError):  # a name that no file can have; reading it says so
+        if not (is_url(name) or glob.has_magic(name) or Path(name).exists()):
+            raise DataError(f"{name}: no such file{near_path(Path(name))}")
+
+
 def _refuse_overwriting_inputs(out: Path, sources: Sequence[Source]) -> None:
     """Raise DataError if drawings would overwrite the images that are read."""
     from opendetr.data import DataError
@@ -220,7 +237,7 @@ class _Run:
         self._options = options
         self._out = options.out
         self._failures = Rows()
-        self._last_failure = ""
+        self._unsaid: list[str] = []
         self.num_failed = 0
         self.num_images = 0
         self._counts = _Counts()
@@ -245,13 +262,14 @@ class _Run:
                     write = stack.enter_context(self._folder())
                 write(result)
                 self.num_images += 1
+                self._say_failures()
                 self._counts.add(result)
                 progress(self.num_images + self.num_failed, total)
                 if stop.requested:
                     break
         if not self.num_images:
             several = f"none of {self.num_failed} images can be read"
-            raise DataError(several if self.num_failed > 1 else self._last_failure)
+            raise DataError(several if self.num_failed > 1 else self._unsaid[0])
 
     def _folder(self) -> AbstractContextManager[Callable[[Any], None]]:
         """Open the output folder. Yields a function that writes the result of an image."""
@@ -282,10 +300,16 @@ class _Run:
             yield from self._detector.predict(distinct, **options, on_unreadable=self._failed)
 
     def _failed(self, line: str) -> None:
-        say(f"skipped: {line}")
         self._failures.add(line)
-        self._last_failure = line
+        self._unsaid.append(line)
         self.num_failed += 1
+        if self.num_images or self.num_failed > 1:  # the only failure of all is the error that ends the command
+            self._say_failures()
+
+    def _say_failures(self) -> None:
+        for line in self._unsaid:
+            say(f"skipped: {line}")
+        self._unsaid.clear()
 
     def _total(self) -> int | None:
         """The number of images for a progress bar that is shown; None if it is not known in advance."""

@@ -152,7 +152,12 @@ class TrainOptions:
             raise typer.BadParameter("name the dataset folder, or a run folder with --resume")
         settings = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in _NO_SETTINGS}
         if self.resume is not None and _given(**settings):
-            raise typer.BadParameter("--resume keeps the settings of the run: no others may be given")
+            given = next(f"--{name.replace('_', '-')}" for name in _given(**settings))
+            option = {"--data": "the dataset", "--changes": "--set"}.get(given, given)
+            raise typer.BadParameter(
+                f"--resume keeps the settings of the run: leave out {option}; or start a new run from its weights: "
+                f"opendetr train DATA --weights {self.resume} with other settings"
+            )
 
 
 def _given(**options: Any) -> dict[str, Any]:
@@ -191,6 +196,7 @@ def train(options: TrainOptions) -> Exit:
 
     from opendetr.distributed import ProcessError, is_main
 
+    before = None if options.resume is None else _steps_taken(options.resume)
     try:
         run = _train(options)
     except ProcessError as error:
@@ -199,6 +205,11 @@ def train(options: TrainOptions) -> Exit:
         return Exit.FAILED
     if is_main():
         _report(run, as_json=options.as_json)
+        if run.result.step == before and not run.result.interrupted:
+            say(
+                f"the run had already ended after {before} steps; to train longer, start from its weights: "
+                f"opendetr train DATA --weights {run.folder}"
+            )
     return Exit.FAILED if run.result.interrupted else Exit.DONE
 
 
@@ -232,6 +243,16 @@ def _summarise(run: Run) -> None:
         f"train {run.data} --weights {run.folder}",
     ):
         say(f"  opendetr {line}")
+
+
+def _steps_taken(folder: Path) -> int | None:
+    """The number of steps at the last checkpoint of a run; None if there is no valid one."""
+    from opendetr.training import CheckpointError, load_checkpoint
+
+    try:
+        return int(load_checkpoint(folder / "last").facts["step"])
+    except CheckpointError:
+        return None
 
 
 def _report(run: Run, *, as_json: bool) -> None:

@@ -210,7 +210,7 @@ class DetectionData:
         images: the images, in the order of their ids.
         split: the name of this split in the dataset ("train", "trainval", ...).
         folder: the dataset's folder; reported file names are relative to it.
-        fault_counts: faults and warnings, count_noun by kind.
+        fault_counts: faults and warnings, counted by kind.
         masks: what the masks of the objects are read from: their outlines ("instances"), the panoptic maps of the
             images ("panoptic"), or nothing ("none").
     """

@@ -46,6 +46,7 @@ from opendetr.presets import (
     list_models,
     preset_from_dict,
     published_weights,
+    weights_at,
 )
 from opendetr.results import Detections, Panoptic
 from opendetr.scoring import ScoreThresholds
@@ -56,7 +57,7 @@ from opendetr.weights import (
     has_masks,
     in_our_layout,
     load_weights,
-    local_file,
+    naming,
     read_card,
     read_state,
     require_classes,
@@ -615,7 +616,7 @@ def load(
             raise WeightsError(f"{source}: no weights of it are published; train it first, or give a weights file")
         path = published
     else:
-        path = local_file(source)
+        path = weights_at(source)
     card = read_card(path)
     state: Mapping[str, Tensor] = read_state(path)
     if card is not None:
@@ -627,13 +628,15 @@ def load(
         preset = get_preset(model)
         known = categories or usual_categories(state)
     else:
-        raise WeightsError(f"{path}: does not name its model; name it, for example model='detr-r50'")
+        raise WeightsError(f"{path}: does not name its model; give its name as the model, such as detr-r50")
     network = build_model(preset, preset.num_classes(known), strict_no_object=strict_no_object)
     if has_masks(state) and not preset.has_masks:  # the detector alone predicts things, not stuff
         state, known = fitting_part(network, state), known.only_things
     if card is None:
-        ours = in_our_layout(network, state)
+        with naming(path):
+            ours = in_our_layout(network, state)
         require_classes(path, network, ours, len(known), num_others=network.num_logits - len(known))
-    load_weights(network, state)
+    with naming(path):
+        load_weights(network, state)
     thresholds = card.thresholds if card else None
     return Predictor(network, preset, known, device=device, thresholds=thresholds)

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from opendetr.scoring import Sigmoid, SoftmaxNoObject
-from opendetr.structures import Matches, Target
+from opendetr.structures import Matches, Scoring, Target
 
 _EPSILON = 1e-8  # as in the original, inside the logarithms of the cost
 
@@ -22,21 +22,21 @@ _EPSILON = 1e-8  # as in the original, inside the logarithms of the cost
 class ClassTerm(Protocol):
     """The class part of matching and loss.
 
-    The methods receive targets and not labels, so a term can use other fields of a subclass of `Target`.
+    The methods receive targets and not labels: `Target`, or the subclass whose fields the term needs.
     """
 
-    def scoring(self) -> SoftmaxNoObject | Sigmoid:
+    def scoring(self) -> Scoring:
         """The scoring for a model that is trained with this term."""
         ...
 
-    def cost(self, logits: Tensor, targets: Sequence[Target]) -> Tensor:
+    def cost(self, logits: Tensor, targets: Sequence[Any]) -> Tensor:
         """Logits (L, B, Q, C) and B targets with n objects in total -> costs (n, L, Q).
 
         Row i holds the costs of the i-th object, in the order of the images, with each query of its image.
         """
         ...
 
-    def loss(self, logits: Tensor, targets: Sequence[Target], matches: Matches) -> Tensor:
+    def loss(self, logits: Tensor, targets: Sequence[Any], matches: Matches) -> Tensor:
         """Logits (L, B, Q, C) -> losses (L,), summed over images and queries."""
         ...
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from opendetr.losses.boxes import box_giou, box_l1
-from opendetr.losses.class_terms import ClassTerm, SigmoidFocalClassification, SoftmaxClassification, of_matches
+from opendetr.losses.class_terms import ClassTerm, SoftmaxClassification, of_matches
 from opendetr.losses.matcher import MatcherConfig, match, pair_costs
 from opendetr.losses.term import Normaliser
 from opendetr.structures import Matches, Output, Predictions, Target
@@ -26,12 +26,12 @@ class CriterionConfig:
     """Weights of the set loss.
 
     Attributes:
-        classification: class term, for cost and loss.
+        classification: class term, for cost and loss; a frozen dataclass.
         matcher: weights of the matching costs.
         class_weight, l1_weight, giou_weight: weights of the losses, the same in every layer.
     """
 
-    classification: SoftmaxClassification | SigmoidFocalClassification = field(default_factory=SoftmaxClassification)
+    classification: ClassTerm = field(default_factory=SoftmaxClassification)
     matcher: MatcherConfig = field(default_factory=MatcherConfig)
     class_weight: float = 1.0
     l1_weight: float = 5.0

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
-from opendetr.structures import Matches, Output, Target
+from opendetr.structures import Matches
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,8 @@ class Normaliser:
 class LossTerm(Protocol):
     """One term of the total loss. A task calls its terms in order, with the same matches.
 
-    A term with parameters is an `nn.Module`, which the task registers as a submodule.
+    A term with parameters is an `nn.Module`, which the task registers as a submodule. Outputs and targets are `Output`
+    and `Target`, or the subclasses that the term needs.
     """
 
     @property
@@ -36,7 +37,7 @@ class LossTerm(Protocol):
         ...
 
     def __call__(
-        self, output: Output, targets: Sequence[Target], matches: Matches, normaliser: Normaliser
+        self, output: Any, targets: Sequence[Any], matches: Matches, normaliser: Normaliser
     ) -> dict[str, Tensor]:
         """Unweighted losses by name: (L,) for one value per decoder layer, (1,) for others.
 

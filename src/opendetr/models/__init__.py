@@ -8,7 +8,7 @@ from opendetr.models.deformable import (
     TwoStageDETR,
     TwoStageDETRConfig,
 )
-from opendetr.models.detector import Detector
+from opendetr.models.detector import Detector, ModelConfig, TransformerSizes
 from opendetr.models.detr import DETR, DETRConfig
 from opendetr.models.masks import INSIDE, WITH_MASKS, MaskedDetector, MaskHeadConfig
 from opendetr.models.session import ImageSession, Session
@@ -27,7 +27,9 @@ __all__ = [
     "ImageSession",
     "MaskHeadConfig",
     "MaskedDetector",
+    "ModelConfig",
     "Session",
+    "TransformerSizes",
     "TwoStageDETR",
     "TwoStageDETRConfig",
 ]

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from opendetr.models.detector import Detector, tokens_of
 from opendetr.nn import (
     MLP,
-    Backbone,
+    AnyBackboneConfig,
     BackboneConfig,
     DeformableAttention,
     FeedForward,
@@ -84,7 +84,7 @@ class DeformableDETRConfig:
         refine: whether every decoder layer has its own heads and starts from the boxes of the previous layer.
     """
 
-    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    backbone: AnyBackboneConfig = field(default_factory=BackboneConfig)
     transformer: DeformableTransformerConfig = field(default_factory=DeformableTransformerConfig)
     num_queries: int = 300
     refine: bool = False
@@ -272,7 +272,7 @@ class DeformableDETR(Detector):
         self.scoring = scoring
         self.refine = config.refine
         self.first_level = 4 - min(transformer.num_levels, 3)
-        self.backbone = Backbone(config.backbone)
+        self.backbone = config.backbone.build()
         self.position = SinePosition(width, shift=-0.5)
         self.projections = nn.ModuleList(_projections(self.backbone.num_channels, transformer.num_levels, width))
         self.level_embedding = nn.Parameter(torch.randn(transformer.num_levels, width))

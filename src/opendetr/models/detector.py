@@ -3,11 +3,60 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import Field
+from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, nn
 
-from opendetr.nn import Backbone
+from opendetr.nn import AnyBackboneConfig, Backbone
+from opendetr.recipe import ParameterRate
 from opendetr.structures import FeatureMap, ImageBatch, Output, Scoring
+
+
+class TransformerSizes(Protocol):
+    """The sizes of a transformer that other code uses. Implementations are frozen dataclasses."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+    @property
+    def width(self) -> int:
+        """D, features of a token."""
+        ...
+
+    @property
+    def encoder_layers(self) -> int:
+        """The number of encoder layers."""
+        ...
+
+    @property
+    def decoder_layers(self) -> int:
+        """L, the number of decoder layers."""
+        ...
+
+
+class ModelConfig(Protocol):
+    """The configuration of a detector. Implementations are frozen dataclasses; further fields are their own."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+    @property
+    def backbone(self) -> AnyBackboneConfig:
+        """The CNN."""
+        ...
+
+    @property
+    def transformer(self) -> TransformerSizes:
+        """Encoder and decoder."""
+        ...
+
+    @property
+    def num_queries(self) -> int:
+        """Q, the maximum number of detections per image."""
+        ...
+
+    def build(self, num_logits: int, scoring: Scoring) -> Detector:
+        """The model, randomly initialised, with C outputs of a class head."""
+        ...
 
 
 class Detector(nn.Module):
@@ -22,6 +71,9 @@ class Detector(nn.Module):
         has_masks: whether the output has `masks`, which computes the masks of queries.
         has_proposals: whether the output has `proposals`, boxes of the encoder with their own loss.
         first_level: the backbone stage (0 to 3) of the finest projected features.
+        parameter_rates: learning rates that differ from that of the recipe. By default the backbone and learned
+            position encodings have that of the backbone, as published, and sampling points of deformable attention have
+            a fraction of it.
         scoring: how class logits become scores. The predictions carry it along.
         backbone: the CNN.
     """
@@ -34,6 +86,13 @@ class Detector(nn.Module):
     has_masks: bool = False
     has_proposals: bool = False
     first_level: int = 3
+    parameter_rates: tuple[ParameterRate, ...] = (
+        ParameterRate(names=frozenset({"backbone", "position"}), rate=lambda recipe: recipe.backbone_learning_rate),
+        ParameterRate(
+            names=frozenset({"sampling_offsets", "reference_points"}),
+            rate=lambda recipe: recipe.learning_rate * recipe.sampling_rate_factor,
+        ),
+    )
     scoring: Scoring
     backbone: Backbone
 

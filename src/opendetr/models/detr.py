@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from opendetr.models.detector import Detector, tokens_of
 from opendetr.nn import (
     MLP,
-    Backbone,
+    AnyBackboneConfig,
     BackboneConfig,
     Decoder,
     Encoder,
@@ -42,7 +42,7 @@ class DETRConfig:
         num_queries: Q, the maximum number of detections per image.
     """
 
-    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    backbone: AnyBackboneConfig = field(default_factory=BackboneConfig)
     transformer: TransformerConfig = field(default_factory=TransformerConfig)
     position: Literal["sine", "learned"] = "sine"
     num_queries: int = 100
@@ -75,7 +75,7 @@ class DETR(Detector):
         super().__init__()
         width = config.transformer.width
         self.scoring = scoring
-        self.backbone = Backbone(config.backbone)
+        self.backbone = config.backbone.build()
         self.position = _POSITIONS[config.position](width)
         self.project = nn.Conv2d(self.backbone.num_channels[-1], width, kernel_size=1)
         self.encoder = Encoder(config.transformer)

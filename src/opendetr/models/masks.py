@@ -24,11 +24,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from opendetr.models.conditional import ConditionalDETRConfig
-from opendetr.models.deformable import DeformableDETRConfig
-from opendetr.models.detector import Detector, tokens_of
-from opendetr.models.detr import DETRConfig
-from opendetr.nn import AttentionModule, GroupNorm, full_precision
+from opendetr.models.detector import Detector, ModelConfig, tokens_of
+from opendetr.nn import AttentionModule, Backbone, GroupNorm, full_precision
 from opendetr.structures import FeatureMap, ImageBatch, LazyMasks, Output, Scoring
 
 # A detector with a mask head has its own weight family. The detector without masks is a submodule.
@@ -66,9 +63,7 @@ class MaskHeadConfig:
         if self.attention_gain <= 0:
             raise ValueError(f"masks.attention_gain: expected more than 0, got {self.attention_gain}")
 
-    def build(
-        self, detector: DETRConfig | ConditionalDETRConfig | DeformableDETRConfig, num_logits: int, scoring: Scoring
-    ) -> MaskedDetector:
+    def build(self, detector: ModelConfig, num_logits: int, scoring: Scoring) -> MaskedDetector:
         """The detector with a mask head, randomly initialised.
 
         Raises:
@@ -206,6 +201,7 @@ class MaskedDetector(Detector):
 
     has_masks = True
     detector_part = "detector"
+    parameter_rates = ()  # those of the detector
 
     def __init__(self, config: MaskHeadConfig, detector: Detector, width: int) -> None:
         super().__init__()
@@ -234,7 +230,7 @@ class MaskedDetector(Detector):
             self.head.of_attention().mul_(config.attention_gain)
 
     @property
-    def backbone(self) -> nn.Module:  # type: ignore[override]
+    def backbone(self) -> Backbone:  # type: ignore[override]
         """The CNN."""
         return self.detector.backbone
 

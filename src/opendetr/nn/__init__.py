@@ -6,7 +6,7 @@ from opendetr.nn.attention import (
     attention_weights,
     scaled_dot_product_attention,
 )
-from opendetr.nn.backbone import Backbone, BackboneConfig, resize_padding
+from opendetr.nn.backbone import AnyBackboneConfig, Backbone, BackboneConfig, ResNetBackbone, resize_padding
 from opendetr.nn.deformable_attention import DeformableAttention, DeformableWeights, Shapes, sample_and_sum
 from opendetr.nn.inspection import AttentionWeights, collect_attention
 from opendetr.nn.layers import (
@@ -25,6 +25,7 @@ from opendetr.nn.transformer import Decoder, Encoder, TransformerConfig
 
 __all__ = [
     "MLP",
+    "AnyBackboneConfig",
     "AttentionModule",
     "AttentionWeights",
     "Backbone",
@@ -37,6 +38,7 @@ __all__ = [
     "GroupNorm",
     "LearnedPosition",
     "MultiHeadAttention",
+    "ResNetBackbone",
     "Residual",
     "Shapes",
     "SinePosition",

@@ -1,13 +1,14 @@
-"""ResNet backbones: torchvision's layers with configurable norm, dilation and width.
+"""Backbones: their interface, and ResNets of torchvision's layers with configurable norm, dilation and width.
 
 Shape letters: B batch, H W image, h w features.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import Field, dataclass, replace
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,56 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from opendetr.nn.layers import convolve, group_norm, weights_dtype
 from opendetr.structures import FeatureMap, ImageBatch
+
+
+class Backbone(nn.Module):
+    """Images to features at several strides.
+
+    Attributes:
+        body: the network, with the parameter names of its ImageNet weights.
+        num_channels: channels of the levels, fine to coarse.
+    """
+
+    body: nn.Module
+    num_channels: tuple[int, ...]
+
+    @abstractmethod
+    def forward(self, images: ImageBatch) -> tuple[FeatureMap, ...]:
+        """Images -> feature maps, fine to coarse, each with the padding mask at its own size."""
+
+
+class AnyBackboneConfig(Protocol):
+    """The configuration of a backbone. Implementations are frozen dataclasses; the fields are their own."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+    def build(self) -> Backbone:
+        """The backbone, randomly initialised."""
+        ...
+
+    def describe(self) -> str:
+        """The kind of backbone in a few words."""
+        ...
+
+    def imagenet_url(self) -> str | None:
+        """The address of ImageNet weights for `Backbone.body`; None if there are none."""
+        ...
+
+    def without_counterpart(self) -> str | None:
+        """What the backbones of other implementations do not have, in a few words; None if they have it all."""
+        ...
+
+    def trained_from_nothing(self) -> AnyBackboneConfig:
+        """The backbone for training without pretrained weights."""
+        ...
+
+    def frozen(self) -> AnyBackboneConfig:
+        """The backbone with batch norm as frozen batch norm, which has the same tensors and the same evaluation."""
+        ...
+
+    def miniature(self) -> AnyBackboneConfig:
+        """The backbone with the smallest sizes, for tests."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +88,10 @@ class BackboneConfig:
     half_width: bool = False
     norm: Literal["frozen", "batch", "group"] = "frozen"
     frozen_stages: int = 2
+
+    def build(self) -> ResNetBackbone:
+        """The backbone, randomly initialised."""
+        return ResNetBackbone(self)
 
     def describe(self) -> str:
         """The kind of backbone in a few words, such as "ResNet-18 of half width, dilated"."""
@@ -141,12 +196,10 @@ _STAGES: dict[int, tuple[type[BasicBlock | Bottleneck], list[int]]] = {
 }
 
 
-class Backbone(nn.Module):
-    """Images to features at strides 4, 8, 16 and 32 (16 with dilation).
+class ResNetBackbone(Backbone):
+    """Images to four levels of features at strides 4, 8, 16 and 32 (16 with dilation)."""
 
-    Attributes:
-        num_channels: channels of the four levels.
-    """
+    body: ResNet
 
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()

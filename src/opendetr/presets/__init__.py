@@ -23,6 +23,7 @@ from opendetr.presets.registry import (
     published_weights,
     register_preset,
     shipped_weights,
+    weights_at,
     weights_origin,
 )
 from opendetr.recipe import DEFAULT_MODEL
@@ -49,6 +50,7 @@ __all__ = [
     "register_preset",
     "shipped_weights",
     "trained_from_nothing",
+    "weights_at",
     "weights_origin",
     "with_frozen_detector",
 ]

@@ -20,12 +20,12 @@ from opendetr.losses import (
     SigmoidFocalClassification,
 )
 from opendetr.models import (
-    DeformableDETRConfig,
     Detector,
     DETRConfig,
     ImageSession,
     MaskedDetector,
     MaskHeadConfig,
+    ModelConfig,
     Session,
 )
 from opendetr.recipe import Recipe
@@ -56,7 +56,7 @@ class Preset:
     """
 
     name: str
-    model: DETRConfig | DeformableDETRConfig = field(default_factory=DETRConfig)
+    model: ModelConfig = field(default_factory=DETRConfig)
     masks: MaskHeadConfig = field(default_factory=MaskHeadConfig)
     without_masks: str | None = None
     freeze_detector: bool = False

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from opendetr.categories import Categories
 from opendetr.config import ConfigError, SettingError, replaced
+from opendetr.files import near_path
 from opendetr.models import Detector
 from opendetr.presets.conditional import (
     conditional_detr_r50,
@@ -41,7 +42,7 @@ from opendetr.presets.panoptic import (
 )
 from opendetr.presets.preset import Preset, build_model, build_task
 from opendetr.tasks import Task
-from opendetr.weights import load_weights, published_files
+from opendetr.weights import WeightsError, is_remote, load_weights, local_file, published_files
 
 _PRESETS: dict[str, Callable[[], Preset]] = {
     make().name: make
@@ -149,6 +150,20 @@ def near_models(name: str) -> list[str]:
     """At most three names of the catalogue that are similar to `name`, which other projects may use."""
     plain = re.sub(r"resnet-?", "r", name.lower().rpartition("/")[2].replace("_", "-"))
     return [plain] if plain in _PRESETS else difflib.get_close_matches(plain, _PRESETS, n=3, cutoff=0.7)
+
+
+def weights_at(source: str | Path) -> Path:
+    """The local path of weights that are not a name of the catalogue; see `weights.local_file`.
+
+    Raises:
+        WeightsError: there are no such weights. If the source could be a misspelt name, similar names are suggested.
+    """
+    path = Path(source)
+    if not is_remote(source) and not path.exists() and not path.suffix and not near_path(path):
+        near = near_models(path.name)
+        if near:
+            raise WeightsError(f"{source}: no such file or model; did you mean {' or '.join(near)}?")
+    return local_file(source)
 
 
 def preset_from_dict(record: Mapping[str, Any]) -> Preset:

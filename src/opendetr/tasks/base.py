@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import ClassVar
+from typing import ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +12,15 @@ from opendetr.losses import LossTerm, Normaliser, SetCriterion
 from opendetr.models import Detector
 from opendetr.structures import Batch, Matches, Output, Target
 
+BatchT = TypeVar("BatchT", bound=Batch)
+OutputT = TypeVar("OutputT", bound=Output)
+
 COUNT = "count"  # the entry of the losses that contains a divisor known only after the forward pass
 _SUMS = Normaliser(1.0, 1.0)
 
 
-class Task(nn.Module):
-    """A model with its loss terms.
+class Task(nn.Module, Generic[BatchT, OutputT]):
+    """A model with its loss terms, generic in the types of its batches and outputs.
 
     A family member with other inputs or another order of computation overrides `frames`. A member with further losses
     adds terms. A member whose divisor is known only after the forward pass overrides `normaliser` and `count`.
@@ -50,12 +53,12 @@ class Task(nn.Module):
             if isinstance(term, nn.Module):
                 self.add_module(name, term)
 
-    def frames(self, batch: Batch) -> Iterator[tuple[Output, Sequence[Target], Matches]]:
+    def frames(self, batch: BatchT) -> Iterator[tuple[OutputT, Sequence[Target], Matches]]:
         """Run the model. Yields output, targets and matches, once for images and once per frame for clips."""
         output = self.model(batch.images)
         yield output, batch.targets, self.match(output, batch.targets)
 
-    def forward(self, batch: Batch, normaliser: Normaliser | None = None) -> dict[str, Tensor]:
+    def forward(self, batch: BatchT, normaliser: Normaliser | None = None) -> dict[str, Tensor]:
         """Unweighted losses of a batch: (L,) for one value per decoder layer, (1,) for others.
 
         Names and shapes are the same for every batch. The losses of all frames are summed. Every trained parameter that
@@ -77,7 +80,7 @@ class Task(nn.Module):
 
     def losses(
         self,
-        output: Output,
+        output: OutputT,
         targets: Sequence[Target],
         normaliser: Normaliser | None = None,
         matches: Matches | None = None,
@@ -115,7 +118,7 @@ class Task(nn.Module):
         """
         return self.criterion.normaliser(object_counts, self.model.num_queries)
 
-    def count(self, output: Output, targets: Sequence[Target], matches: Matches) -> Tensor:
+    def count(self, output: OutputT, targets: Sequence[Target], matches: Matches) -> Tensor:
         """The divisor (1,) of the losses of one frame, for a task whose `normaliser` returns None.
 
         The arguments are those of `losses`. By default it is the number of objects.
@@ -133,6 +136,6 @@ class Task(nn.Module):
             total = total + further
         return total
 
-    def match(self, output: Output, targets: Sequence[Target]) -> Matches:
+    def match(self, output: OutputT, targets: Sequence[Target]) -> Matches:
         """Match queries with objects in every layer."""
         return self.criterion.match(output, targets)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from opendetr.losses import DenseSupervision, LossTerm, MaskLoss, ProposalLoss, SetCriterion
 from opendetr.models import Detector
+from opendetr.structures import Batch, Output
 from opendetr.tasks.base import Task
 
 
-class DetectionTask(Task):
+class DetectionTask(Task[Batch, Output]):
     """Object detection on single images.
 
     Args:

@@ -13,7 +13,7 @@ from opendetr.structures import Batch, Matches, Output, Target
 from opendetr.tasks.base import Task
 
 
-class MaskHeadTask(Task):
+class MaskHeadTask(Task[Batch, Output]):
     """A model with a mask head and only the mask losses.
 
     The detector stays in evaluation mode. The original keeps its dropout active, so its mask head is trained on queries

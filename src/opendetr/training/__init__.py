@@ -1,6 +1,7 @@
 """Training: a run from start to end, the trainer and its parts."""
 
 from opendetr.training.checkpoint import CheckpointError, find_checkpoint, load_checkpoint
+from opendetr.training.diagnosis import Cause, Diagnosis, diagnose, report_lines
 from opendetr.training.events import (
     Callback,
     CheckpointSaved,
@@ -13,23 +14,30 @@ from opendetr.training.events import (
     StepTaken,
 )
 from opendetr.training.run import Run, resume, train
+from opendetr.training.run_facts import RunFacts, collect_facts
 from opendetr.training.signals import StopSignal
 
 __all__ = [
     "Callback",
+    "Cause",
     "CheckpointError",
     "CheckpointSaved",
+    "Diagnosis",
     "EpochEnded",
     "Evaluated",
     "NonFiniteFound",
     "PlanFixed",
     "Run",
     "RunEnded",
+    "RunFacts",
     "RunStarted",
     "StepTaken",
     "StopSignal",
+    "collect_facts",
+    "diagnose",
     "find_checkpoint",
     "load_checkpoint",
+    "report_lines",
     "resume",
     "train",
 ]

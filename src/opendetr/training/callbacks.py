@@ -116,7 +116,7 @@ class Progress(Callback):
         outcomes = {
             "finished": "done",
             "early": "done early, after evaluations without a new best result",
-            "interrupted": "interrupted and saved; continue with --resume",
+            "interrupted": "interrupted and saved",
             "failed": "stopped by an error",
         }
         self._print(f"{outcomes[event.outcome]}: {event.step} steps in {_duration(event.seconds)}")

@@ -1,40 +1,59 @@
-"""The optimizer's parameter groups, each with its learning rate and weight decay."""
+"""The optimizer and its parameter groups, each with its learning rate, schedule and weight decay."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
-from opendetr.recipe import Recipe
+from opendetr.recipe import ParameterRate, Recipe
+
+Schedule = Callable[[int, int | None], float]
 
 
-def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
-    """The parameter groups of all trained parameters of `model`.
+def new_optimizer(groups: list[dict[str, Any]], recipe: Recipe) -> torch.optim.Optimizer:
+    """The optimizer of a recipe for parameter groups."""
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(groups, momentum=recipe.momentum)
+    return torch.optim.AdamW(groups, fused=True)
 
-    Modules called "backbone" have the backbone's learning rate. So have learned position embeddings, in a module called
-    "position", as in the published code. Modules called "sampling_offsets" or "reference_points" have the learning rate
-    times `recipe.sampling_rate_factor`.
+
+def parameter_groups(task: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
+    """The parameter groups of all trained parameters of a task.
+
+    The learning rates are those that the task and its submodules declare; see `ParameterRate`.
 
     Returns:
-        At most six groups, each {"params", "names", "lr", "weight_decay"}. No group is empty.
+        Groups {"params", "names", "lr", "weight_decay", "schedule"}. "schedule" is None for the schedule of the recipe.
+        No group is empty.
     """
-    groups: dict[tuple[float, float], dict[str, Any]] = {}
-    for name, parameter in model.named_parameters():
+    rates = [
+        (f"{path}." if path else "", rate)
+        for path, module in task.named_modules()
+        for rate in getattr(module, "parameter_rates", ())
+    ]
+    groups: dict[tuple[float, float, Schedule | None], dict[str, Any]] = {}
+    for name, parameter in task.named_parameters():
         if not parameter.requires_grad:
             continue
-        rate = _learning_rate(set(name.split(".")), recipe)
+        own = next((rate for prefix, rate in rates if _applies(rate, prefix, name)), None)
+        rate, schedule = (own.rate(recipe), own.schedule) if own else (recipe.learning_rate, None)
         decayed = recipe.decay_norms_and_biases or parameter.ndim > 1
         decay = recipe.weight_decay if decayed else 0.0
-        group = groups.setdefault((rate, decay), {"params": [], "names": [], "lr": rate, "weight_decay": decay})
+        new: dict[str, Any] = {"params": [], "names": [], "lr": rate, "weight_decay": decay, "schedule": schedule}
+        group = groups.setdefault((rate, decay, schedule), new)
         group["params"].append(parameter)
         group["names"].append(name)
     return list(groups.values())
 
 
-def _learning_rate(modules: set[str], recipe: Recipe) -> float:
-    """The learning rate, before the schedule, of a parameter inside modules of these names."""
-    if modules & {"backbone", "position"}:
-        return recipe.backbone_learning_rate
-    sampling = modules & {"sampling_offsets", "reference_points"}
-    return recipe.learning_rate * (recipe.sampling_rate_factor if sampling else 1.0)
+def _applies(rate: ParameterRate, prefix: str, name: str) -> bool:
+    """Whether a rate, declared by the module with a prefix, is that of a parameter of the task."""
+    return name.startswith(prefix) and not rate.names.isdisjoint(name.removeprefix(prefix).split("."))
+
+
+def rate_factor(group: Mapping[str, Any], factor: float, step: int, total_steps: int | None) -> float:
+    """The factor of a group's learning rate in a step: that of its own schedule, or else `factor`, the recipe's."""
+    return factor if group["schedule"] is None else group["schedule"](step, total_steps)

@@ -22,7 +22,7 @@ from PIL import Image
 from torch import nn
 
 from opendetr.categories import Categories
-from opendetr.config import ConfigError, to_dict
+from opendetr.config import ConfigError, SettingError, suggestions, to_dict
 from opendetr.data import (
     DataError,
     DetectionData,
@@ -40,6 +40,7 @@ from opendetr.presets import Preset, build_model, build_task, preset_from_dict
 from opendetr.tasks import Task
 from opendetr.training.callbacks import Curves, MetricsFile, MetricsTable, Progress, ValidationImages
 from opendetr.training.checkpoint import find_checkpoint
+from opendetr.training.diagnosis import HOPELESS, diagnose_run
 from opendetr.training.events import Callback
 from opendetr.training.loggers import loggers
 from opendetr.training.settings import (
@@ -51,6 +52,7 @@ from opendetr.training.settings import (
     read_config,
     require_hope,
     require_lessons,
+    require_run,
     set_up,
     with_options,
     write_config,
@@ -226,7 +228,7 @@ def train(
         write_config(folder, setup, _fingerprint(splits))
     result = trainer.train()
     loader.gather_skipped()
-    return Run(folder, setup.data, result)
+    return _ended(setup, folder, trainer, result, say)
 
 
 def resume(
@@ -249,6 +251,7 @@ def resume(
     own_device = join_processes(device)
     say, folder = _in_main_process(say), Path(folder)
     with together():
+        require_run(folder)
         record, about = read_config(folder / CONFIG_FILE)
         if not {"data", "weights", "fingerprint"} <= about.keys():
             raise ConfigError(
@@ -270,7 +273,7 @@ def resume(
     trainer, loader = _trainer(setup, task, splits, folder, own_device, callbacks)
     result = trainer.train(resume=has_checkpoint)
     loader.gather_skipped()
-    return Run(folder, setup.data, result)
+    return _ended(setup, folder, trainer, result, say)
 
 
 def _in_main_process(say: Say | None) -> Say:
@@ -428,6 +431,14 @@ def _trainer(
     return trainer, loader
 
 
+def _ended(setup: Setup, folder: Path, trainer: Trainer, result: RunResult, say: Say) -> Run:
+    """The run, after the causes were named if it has learned nothing."""
+    if is_main() and not result.interrupted and result.best.get(trainer.recipe.best_by, 0.0) < HOPELESS:
+        for line in diagnose_run(folder, device=str(trainer.device)):
+            say(line)
+    return Run(folder, setup.data, result)
+
+
 def best_by(preset: Preset, val: DetectionData) -> str:
     """The metric that selects the best checkpoint. "auto" is the main metric of the model and the validation data.
 
@@ -440,9 +451,9 @@ def best_by(preset: Preset, val: DetectionData) -> str:
     if name == "auto":
         return names[0]
     if name not in names:
-        raise ConfigError(
-            f"recipe.best_by: no metric of the validation data is called {name!r}; there are {', '.join(names)}"
-        )
+        near = suggestions(name, names)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
+        raise SettingError(f"recipe.best_by: no metric of the validation data is called {name!r}; {hint}")
     return name
 
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import yaml
 
-from opendetr.config import ConfigError, parse_assignment, replaced, to_dict
+from opendetr.config import ConfigError, SettingError, parse_assignment, replaced, to_dict
 from opendetr.data import DataConfig, DetectionData, count_noun
-from opendetr.files import write_atomically
+from opendetr.files import near_path, write_atomically
 from opendetr.presets import (
     DEFAULT_MODEL,
     Preset,
@@ -201,7 +201,9 @@ def read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file; give the folder of a run or a file of settings") from None
+        raise ConfigError(
+            f"{path}: no such file; give the folder of a run or a file of settings{near_path(path)}"
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"{path}: is not valid YAML ({reason}); fix the file or give another one") from None
@@ -209,6 +211,18 @@ def read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise ConfigError(f"{path}: holds no settings; expected keys such as name, model, recipe")
     about = content.pop("run", {})
     return content, about
+
+
+def require_run(folder: Path) -> None:
+    """Raise ConfigError unless `folder` is a run folder. The message names the runs in it, or the nearest folder."""
+    if (folder / CONFIG_FILE).is_file():
+        return
+    if not folder.exists():
+        raise ConfigError(f"{folder}: no such folder{near_path(folder)}")
+    runs = sorted(path.parent for path in folder.glob(f"*/{CONFIG_FILE}"))
+    if runs:
+        raise ConfigError(f"{folder}: contains several runs; choose one of {', '.join(map(str, runs))}")
+    raise ConfigError(f"{folder}: not a run folder, it has no {CONFIG_FILE}; give the folder of `opendetr train --out`")
 
 
 def write_config(folder: Path, setup: Setup, fingerprint: str) -> None:
@@ -258,7 +272,7 @@ def _merge(into: dict[str, Any], change: Mapping[str, Any]) -> None:
 def _run_length(epochs: int | None, max_steps: int | None, time: str | float | None) -> dict[str, Any]:
     """The changes of the recipe that set the length of the run; none if no length is given."""
     if sum(length is not None for length in (epochs, max_steps, time)) > 1:
-        raise ConfigError("give the length of the run in epochs, in steps or as a time, not more than one of them")
+        raise SettingError("give the length of the run in epochs, in steps or as a time, not more than one of them")
     if epochs is not None:
         return {"epochs": epochs, "max_steps": None, "time": None}
     if max_steps is not None:
@@ -268,7 +282,7 @@ def _run_length(epochs: int | None, max_steps: int | None, time: str | float | N
     try:
         return {"max_steps": None, "time": parse_duration(str(time))}
     except ValueError as error:
-        raise ConfigError(str(error)) from None
+        raise SettingError(str(error)) from None
 
 
 def adjusted(
@@ -305,7 +319,7 @@ def adjusted(
         try:
             resized = preset.data.resized(image_size)
         except ValueError as error:
-            raise ConfigError(str(error)) from None
+            raise SettingError(str(error)) from None
         data = {"image_size": resized.image_size, "max_size": resized.max_size}
     model = {} if num_queries is None else {"num_queries": num_queries}
     given = setup.given | nested.get("recipe", {}).keys() | recipe.keys()

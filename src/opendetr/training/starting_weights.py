@@ -8,7 +8,15 @@ from pathlib import Path
 from opendetr.categories import Categories
 from opendetr.config import ConfigError
 from opendetr.models import Detector
-from opendetr.presets import Preset, get_preset, list_models, name_without_masks, published_weights, weights_origin
+from opendetr.presets import (
+    Preset,
+    get_preset,
+    list_models,
+    name_without_masks,
+    published_weights,
+    weights_at,
+    weights_origin,
+)
 from opendetr.weights import (
     WeightsError,
     download,
@@ -16,7 +24,7 @@ from opendetr.weights import (
     in_our_layout,
     is_remote,
     load_weights,
-    local_file,
+    naming,
     read_card,
     read_state,
     require_classes,
@@ -25,7 +33,6 @@ from opendetr.weights import (
 )
 
 NOTHING, IMAGENET, PUBLISHED = "none", "imagenet", "published"
-_CHOICES = "choose other weights: none, imagenet, published, or a run folder or file of weights"
 
 
 def weights_choice(name: str, weights: str | Path | None) -> str:
@@ -47,23 +54,36 @@ def starting_point(name: str, choice: str) -> str | Path:
         return choice
     if choice in list_models():
         return _published(choice)
-    return _published(name) if choice == PUBLISHED else local_file(choice)
+    return _published(name) if choice == PUBLISHED else weights_at(choice)
 
 
 def _published(name: str) -> Path:
     """The weights of a model, or those of its detector: a model with a mask head can start from them."""
-    path = _or_choose(lambda: published_weights(name) or published_weights(name_without_masks(name)))
+    path = _or_choose(
+        lambda: published_weights(name) or published_weights(name_without_masks(name)), get_preset(name), PUBLISHED
+    )
     if path is None:
-        raise WeightsError(f"{name}: has no published weights; {_CHOICES}")
+        raise WeightsError(f"{name}: has no published weights; {_other_choices(get_preset(name), PUBLISHED)}")
     return path
 
 
-def _or_choose(fetch: Callable[[], Path | None]) -> Path | None:
-    """Call `fetch`. The message of its error also names the other choices."""
+def _or_choose(fetch: Callable[[], Path | None], preset: Preset, refused: str) -> Path | None:
+    """Call `fetch`. The message of its error also names the choices other than `refused`."""
     try:
         return fetch()
     except WeightsError as error:
-        raise WeightsError(f"{error}; or {_CHOICES}") from None
+        raise WeightsError(f"{error}; or {_other_choices(preset, refused)}") from None
+
+
+def _other_choices(preset: Preset, refused: str) -> str:
+    """What to choose as initial weights instead of `refused`: only what there is for this model."""
+    choices = [NOTHING]
+    if preset.model.backbone.imagenet_url():
+        choices.append(IMAGENET)
+    if weights_origin(preset.name) or weights_origin(preset.detector_name):
+        choices.append(PUBLISHED)
+    usable = ", ".join(choice for choice in choices if choice != refused)
+    return f"choose other weights: {usable}, or a run folder or file of weights"
 
 
 def load_start(model: Detector, origin: str | Path, preset: Preset, categories: Categories) -> str:
@@ -81,8 +101,11 @@ def load_start(model: Detector, origin: str | Path, preset: Preset, categories: 
     backbone = preset.model.backbone
     url = backbone.imagenet_url()
     if url is None:
-        raise WeightsError(f"{preset.name}: there are no ImageNet weights for its {backbone.describe()}; {_CHOICES}")
-    path = _or_choose(lambda: download(url))
+        raise WeightsError(
+            f"{preset.name}: there are no ImageNet weights for its {backbone.describe()}; "
+            f"{_other_choices(preset, IMAGENET)}"
+        )
+    path = _or_choose(lambda: download(url), preset, IMAGENET)
     assert path is not None
     own = model.backbone.body.state_dict().keys()  # without the classifier of the file
     load_weights(model.backbone.body, {name: value for name, value in read_state(path).items() if name in own})
@@ -94,9 +117,11 @@ def load_transferred(model: Detector, path: Path, preset: Preset, categories: Ca
     card = read_card(path)
     state = read_state(path)
     known = card.categories if card else usual_categories(state)
-    part = in_our_layout(model, fitting_part(model, state))
+    with naming(path):
+        part = in_our_layout(model, fitting_part(model, state))
     require_classes(path, model, part, len(known), num_others=model.num_logits - len(categories))
-    report = transfer(model, state, known, categories)
+    with naming(path):
+        report = transfer(model, state, known, categories)
     if report.new and preset.freeze_detector:
         isthing = dict(zip(categories.names, categories.isthing, strict=True))
         fix = (

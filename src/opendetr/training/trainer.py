@@ -60,7 +60,7 @@ from opendetr.training.events import (
     StepTaken,
 )
 from opendetr.training.freezing import freeze, train_mode
-from opendetr.training.optimizer import parameter_groups
+from opendetr.training.optimizer import new_optimizer, parameter_groups, rate_factor
 from opendetr.training.run_state import RunState, TrainedTensors, own_tensors
 from opendetr.training.schedule import (
     EVALUATION_SHARE,
@@ -193,7 +193,7 @@ class Trainer:
         self.save_model = save_model or _save_tensors
         self.callbacks = callbacks if is_main() else ()
         groups = parameter_groups(self.task, recipe)
-        self.optimizer = torch.optim.AdamW(groups, fused=True)
+        self.optimizer = new_optimizer(groups, recipe)
         self.rates = [group["lr"] for group in groups]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.autocast_dtype is torch.float16)
         self.average = None if recipe.ema_decay == 0 else WeightAverage(self.task)
@@ -419,7 +419,7 @@ class Trainer:
         total_steps = state.plan.total_steps if state.plan else None
         factor = learning_rate_factor(state.step, state.plan, recipe)
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
-            group["lr"] = rate * factor
+            group["lr"] = rate * rate_factor(group, factor, state.step, state.plan.total_steps if state.plan else None)
         with step_randomness(recipe.seed, state.step, self.device):
             loss, losses, count = self._backward(share)
         self.scaler.unscale_(self.optimizer)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from opendetr.weights import conditional, deformable, detr, masks
 from opendetr.weights.card import ModelCard, read_card, save_weights
 from opendetr.weights.download import download
-from opendetr.weights.errors import WeightsError
+from opendetr.weights.errors import WeightsError, naming
 from opendetr.weights.family import WeightFamily, family_of, published_files, register_family
 from opendetr.weights.hub import hub_errors, is_remote, local_file
 from opendetr.weights.huggingface import (
@@ -48,6 +48,7 @@ __all__ = [
     "is_remote",
     "load_weights",
     "local_file",
+    "naming",
     "preprocessor_json",
     "published_files",
     "read_card",

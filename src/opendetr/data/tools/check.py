@@ -105,6 +105,13 @@ class DataReport:
         return {kind: faults for kind, faults in self.faults.items() if kind.effect is effect}
 
 
+def _placed(fault: DataFault, folder: Path) -> DataFault:
+    """A fault of the folder as a whole is placed there; its text need not begin with the folder then."""
+    if fault.file:
+        return fault
+    return fault._replace(file=str(folder), detail=fault.detail.removeprefix(f"{folder}: "))
+
+
 def check_data(
     folder: str | Path, demands: Demands, *, read_images: bool = True, progress: Progress | None = None
 ) -> DataReport:
@@ -128,7 +135,7 @@ def check_data(
             choose_splits(splits, folder)
     maps, more = _panoptic_images(folder, splits, demands)
     log.faults += more
-    faults = [fault._replace(file=fault.file or str(folder)) for fault in log.faults]
+    faults = [_placed(fault, folder) for fault in log.faults]
     for data in splits.values():
         faults += [fault for entry in data.fault_counts for fault in entry.faults]
         faults += _image_faults(data, demands)

@@ -1,0 +1,314 @@
+"""Why a run has learned nothing: independent checks of the facts about a run, the most certain ones first."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from statistics import fmean
+
+from opendetr.data import DataError
+from opendetr.training.checkpoint import CheckpointError
+from opendetr.training.run_facts import PredictionFacts, RunFacts, collect_facts
+from opendetr.weights import WeightsError
+
+HOPELESS = 0.01
+"""A run whose main metric stays below this value is diagnosed."""
+
+_FEW_STEPS = {"none": 1000, "imagenet": 1000}  # a model that was trained on other data needs fewer
+_FEW_STEPS_OF_TRAINED = 200
+_LARGEST_FRACTION = 1.5  # boxes that end at or below this coordinate are fractions of the image, not pixels
+_SAME_STEPS = 100  # fewer steps do not show whether the loss falls
+
+
+class Cause(StrEnum):
+    """Why a run has learned nothing."""
+
+    UNREADABLE_IMAGES = "unreadable images"
+    CLASS_NAMES = "class names never match"
+    WRONG_SCALE = "boxes in the wrong scale"
+    DEGENERATE_BOXES = "degenerate boxes"
+    TOO_MANY_OBJECTS = "more objects than queries"
+    FROZEN_RANDOM_BACKBONE = "frozen random backbone"
+    RATE_TOO_LARGE = "learning rate too large"
+    RATE_TOO_SMALL = "learning rate too small"
+    UNINITIALISED_HEAD = "head without initialisation"
+    SHIFTED_LABELS = "shifted labels"
+    LOSS_NOT_FALLING = "loss not falling"
+    TOO_FEW_STEPS = "too few steps"
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """A cause of a run's failure.
+
+    Attributes:
+        cause: the cause.
+        text: what was seen, and what to do, in one line.
+    """
+
+    cause: Cause
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.cause}: {self.text}"
+
+
+def diagnose(facts: RunFacts) -> list[Diagnosis]:
+    """The causes why a run has learned nothing, the most certain first; empty for a run that has learned something.
+
+    A loss that does not fall and too few steps may have any other cause, so they are named only if none is found.
+    """
+    if facts.best is not None and facts.best >= HOPELESS:
+        return []
+    found = [diagnosis for check in CHECKS if (diagnosis := check(facts)) is not None]
+    return found or [diagnosis for check in SYMPTOMS if (diagnosis := check(facts)) is not None][:1]
+
+
+def diagnose_run(folder: Path, *, device: str = "auto") -> list[str]:
+    """The lines to print at the end of a run; none for a run that has learned something.
+
+    It never fails: a run that cannot be examined gets a line that says why.
+    """
+    try:
+        facts = collect_facts(folder, device=device)
+    except (DataError, WeightsError, CheckpointError) as error:
+        return [f"diagnosis: not possible, {error}"]
+    return report_lines(facts)
+
+
+def report_lines(facts: RunFacts) -> list[str]:
+    """One line with the score and one for each cause; none for a run that has learned something."""
+    if facts.best is not None and facts.best >= HOPELESS:
+        return []
+    score = "there was no evaluation" if facts.best is None else f"{facts.metric} stayed at {facts.best:.3f}"
+    causes = [f"{score} in {facts.steps} steps; probable cause: {diagnosis}" for diagnosis in diagnose(facts)[:1]]
+    causes += [f"also: {diagnosis}" for diagnosis in diagnose(facts)[1:3]]
+    return causes or [
+        f"{score} in {facts.steps} steps, and no known cause was found; train longer, and compare ground truth and "
+        "predictions in images/"
+    ]
+
+
+# -------------------------------------------------------------------------------------------------------------- checks
+
+
+def unreadable_images(facts: RunFacts) -> Diagnosis | None:
+    """At least half of the opened images of a split cannot be read."""
+    for name, split in (("training", facts.train), ("validation", facts.val)):
+        if split.read and 2 * split.unreadable >= split.read:
+            return Diagnosis(
+                Cause.UNREADABLE_IMAGES,
+                f"{split.unreadable} of {split.read} {name} images cannot be read ({split.first_unreadable}); "
+                "`opendetr data check` lists them",
+            )
+    return None
+
+
+def class_names(facts: RunFacts) -> Diagnosis | None:
+    """Training and validation images have no class in common."""
+    trained, evaluated = facts.train.class_counts, facts.val.class_counts
+    if not trained or not evaluated or trained.keys() & evaluated.keys():
+        return None
+    return Diagnosis(
+        Cause.CLASS_NAMES,
+        f"the training images have objects of {_some(trained)}, the validation images of {_some(evaluated)}; "
+        "give the same classes the same names and ids in both splits",
+    )
+
+
+def wrong_scale(facts: RunFacts) -> Diagnosis | None:
+    """Boxes are fractions where pixels are expected, lie outside the images, or differ in scale between the splits."""
+    for name, split in (("training", facts.train), ("validation", facts.val)):
+        if split.objects and split.largest_coordinate <= _LARGEST_FRACTION:
+            return Diagnosis(
+                Cause.WRONG_SCALE,
+                f"the boxes of the {name} images end at {split.largest_coordinate:.2f} pixels, so they are probably "
+                "fractions of the image; multiply them by its width and height",
+            )
+        if split.wrong_boxes > 0.5 * max(split.objects, 1):
+            return Diagnosis(
+                Cause.WRONG_SCALE,
+                f"{split.wrong_boxes} boxes of the {name} images extend beyond the image; they were probably "
+                "annotated at another size: scale the boxes to the size of the image files",
+            )
+    small, large = sorted((facts.train.sides, facts.val.sides))
+    if small > 0 and large > 4 * small:
+        return Diagnosis(
+            Cause.WRONG_SCALE,
+            f"a typical object is {100 * facts.train.sides:.0f} % of a training image and {100 * facts.val.sides:.0f} "
+            "% of a validation image in size; look at both with `opendetr data show`, and scale the boxes of one",
+        )
+    return None
+
+
+def degenerate_boxes(facts: RunFacts) -> Diagnosis | None:
+    """A typical box of the data has no extent, or the predicted ones have collapsed."""
+    for name, split in (("training", facts.train), ("validation", facts.val)):
+        if split.objects and split.pixel_sides < 2 and split.largest_coordinate > _LARGEST_FRACTION:
+            return Diagnosis(
+                Cause.DEGENERATE_BOXES,
+                f"half of the boxes of the {name} images are thinner than 2 pixels; check the order of the four "
+                "numbers of a box (x, y, width, height in COCO) with `opendetr data show`",
+            )
+    predicted = facts.train_predictions
+    if predicted is not None and facts.train.sides > 0 and predicted.sides < 0.05 * facts.train.sides:
+        return Diagnosis(
+            Cause.DEGENERATE_BOXES,
+            f"the predicted boxes have collapsed: {100 * predicted.sides:.2f} % of the image, the objects "
+            f"{100 * facts.train.sides:.0f} %; start again from other weights or with a lower learning rate",
+        )
+    return None
+
+
+def too_many_objects(facts: RunFacts) -> Diagnosis | None:
+    """A quarter of the training images have more objects than the model has queries."""
+    crowded = sum(count > facts.num_queries for count in facts.train.object_counts)
+    if 4 * crowded < max(len(facts.train.object_counts), 1):
+        return None
+    most = max(facts.train.object_counts)
+    return Diagnosis(
+        Cause.TOO_MANY_OBJECTS,
+        f"{crowded} of {len(facts.train.object_counts)} training images have more objects than the {facts.num_queries} "
+        f"queries of the model; train with --num-queries {max(most, 2 * facts.num_queries)}",
+    )
+
+
+def frozen_random_backbone(facts: RunFacts) -> Diagnosis | None:
+    """The backbone started from random weights and is not trained."""
+    if facts.weights != "none":
+        return None
+    is_frozen = any(part.split(".")[0] == "backbone" for part in facts.freeze) or facts.frozen_stages > 2
+    if not is_frozen and facts.backbone_learning_rate > 0:
+        return None
+    return Diagnosis(
+        Cause.FROZEN_RANDOM_BACKBONE,
+        "the backbone has random weights and is not trained; start from --weights published or imagenet, or leave out "
+        "--freeze",
+    )
+
+
+def rate_too_large(facts: RunFacts) -> Diagnosis | None:
+    """The run diverged, or its learning rate is 50 times that of the catalogue."""
+    if not facts.diverged and facts.learning_rate < 50 * facts.usual_learning_rate:
+        return None
+    seen = "a loss, gradient or weight was not finite" if facts.diverged else "nothing was learned"
+    return Diagnosis(
+        Cause.RATE_TOO_LARGE,
+        f"{seen} with a learning rate of {facts.learning_rate:g}, {facts.model} trains with "
+        f"{facts.usual_learning_rate:g}; leave out --lr, or lower it",
+    )
+
+
+def rate_too_small(facts: RunFacts) -> Diagnosis | None:
+    """The highest learning rate of the run is a fiftieth of that of the catalogue."""
+    reached = facts.learning_rate if facts.steps > facts.warmup_steps else max(facts.rates, default=0.0)
+    # A run that ended in its warm-up was too short, its rate is not too small.
+    if facts.learning_rate > facts.usual_learning_rate / 50:
+        return None
+    return Diagnosis(
+        Cause.RATE_TOO_SMALL,
+        f"the learning rate was at most {reached:g}, {facts.model} trains with {facts.usual_learning_rate:g}; "
+        "leave out --lr, or raise it",
+    )
+
+
+def uninitialised_head(facts: RunFacts) -> Diagnosis | None:
+    """A class head has equal or exploded weights, or all scores are equal."""
+    predicted = facts.train_predictions
+    constant = [name for name, (spread, _) in facts.class_rows.items() if name.endswith("weight") and spread < 1e-6]
+    exploded = [name for name, (_, largest) in facts.class_rows.items() if largest > 50]
+    if constant or exploded:
+        name = (constant or exploded)[0]
+        seen = f"all weights of {name} are equal" if constant else f"a value of {name} is above 50"
+    elif predicted is not None and predicted.score_spread < 1e-6:
+        seen = "all predictions have the same score"
+    else:
+        return None
+    return Diagnosis(
+        Cause.UNINITIALISED_HEAD,
+        f"{seen}, so the class head was not initialised or has diverged; start from other weights",
+    )
+
+
+def shifted_labels(facts: RunFacts) -> Diagnosis | None:
+    """The boxes match, and most of their labels are off by one."""
+    for name, predicted in (("validation", facts.val_predictions), ("training", facts.train_predictions)):
+        shift = None if predicted is None else _shift(predicted)
+        if shift is not None:
+            assert predicted is not None
+            return Diagnosis(
+                Cause.SHIFTED_LABELS,
+                f"the boxes of {predicted.matched} of {predicted.objects} objects in {name} images are right, and most "
+                f"predicted labels are {'one above' if shift > 0 else 'one below'} those of the annotations; check "
+                "whether class ids start at 0 or 1 in all annotation files and weights",
+            )
+    return None
+
+
+def _shift(predicted: PredictionFacts) -> int | None:
+    """The shift by one, modulo the number of classes, that most matched labels have; None without one."""
+    # Fewer matches may all be off by chance.
+    if predicted.matched < max(8, 0.2 * predicted.objects) or predicted.num_classes < 2:
+        return None
+    shifts = Counter((label - true) % predicted.num_classes for true, label in predicted.labels)
+    # With a single label in the data or in the predictions, chance looks like a shift.
+    distinct = min(len(set(labels)) for labels in zip(*predicted.labels, strict=True))
+    for shift in (1, -1):
+        if distinct > 1 and shifts[shift % predicted.num_classes] >= 0.8 * predicted.matched:
+            return shift
+    return None
+
+
+def loss_not_falling(facts: RunFacts) -> Diagnosis | None:
+    """The loss at the end is not below that of the start."""
+    losses = [loss for loss in facts.losses if loss is not None]
+    if facts.steps < _SAME_STEPS or len(losses) < 20:
+        return None
+    part = max(5, len(losses) // 10)
+    first, last = fmean(losses[:part]), fmean(losses[-part:])
+    if last < 0.95 * first:
+        return None
+    return Diagnosis(
+        Cause.LOSS_NOT_FALLING,
+        f"the loss was {first:.2f} at the start and is {last:.2f} after {facts.steps} steps; check the annotations "
+        "with `opendetr data show`, and try a tenth of the learning rate",
+    )
+
+
+def too_few_steps(facts: RunFacts) -> Diagnosis | None:
+    """The run is shorter than training from its initial weights takes."""
+    needed = max(_FEW_STEPS.get(facts.weights, _FEW_STEPS_OF_TRAINED), 2 * facts.warmup_steps)
+    if facts.steps >= needed:
+        return None
+    origin = {"none": "random weights", "imagenet": "a backbone alone"}.get(facts.weights, "trained weights")
+    return Diagnosis(
+        Cause.TOO_FEW_STEPS,
+        f"{facts.steps} steps are too few for a model that starts from {origin}; train for at least {needed}, with "
+        "more --epochs or --time",
+    )
+
+
+def _some(names: object) -> str:
+    known = list(names)  # type: ignore[call-overload]
+    return ", ".join(known[:5]) + (" ..." if len(known) > 5 else "")
+
+
+CHECKS: tuple[Callable[[RunFacts], Diagnosis | None], ...] = (
+    unreadable_images,
+    class_names,
+    wrong_scale,
+    degenerate_boxes,
+    too_many_objects,
+    frozen_random_backbone,
+    rate_too_large,
+    rate_too_small,
+    uninitialised_head,
+    shifted_labels,
+)
+"""Checks for causes, the most certain first."""
+
+SYMPTOMS: tuple[Callable[[RunFacts], Diagnosis | None], ...] = (loss_not_falling, too_few_steps)
+"""Checks for what many causes have in common."""
