@@ -10,7 +10,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from folders import coco_content, save_picture, write_coco_folder
+from folders import coco_content, write_coco_folder, write_image
 from opendetr.cli.main import app
 
 SMALL = [
@@ -32,7 +32,7 @@ def place(tmp_path_factory) -> Path:
     for row in crowd["annotations"]:
         row["iscrowd"] = 1
     write_coco_folder(folder / "crowd", {"train": crowd, "val": coco_content(2, first_id=9)})
-    save_picture(folder / "image.jpg")
+    write_image(folder / "image.jpg")
     torch.save({"a.weight": torch.zeros(3)}, folder / "odd.pth")
     (folder / "page.pth").write_text("<!doctype html>")
     (folder / "pointer.pth").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
