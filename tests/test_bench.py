@@ -74,5 +74,5 @@ def test_a_peer_that_is_missing_is_one_line(monkeypatch):
 @pytest.mark.parametrize("words", [["no-such"], ["deformable-attention", "no-such"]])
 def test_an_unknown_name(words):
     result = CliRunner().invoke(app, ["bench", *words])
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "'no-such'" in result.stderr and BENCHMARKS[0] in result.stderr
