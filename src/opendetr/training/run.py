@@ -317,11 +317,11 @@ def _fingerprint(splits: Mapping[str, DetectionData]) -> str:
         split = splits[role]
         digest.update(repr((role, split.categories.to_dict())).encode())
         for image in split.images:
-            objects = [(thing.category_id, thing.box, thing.crowd) for thing in image.objects]
+            objects = [(obj.category_id, obj.box, obj.crowd) for obj in image.objects]
             digest.update(repr((image.id, split.file_name(image), objects)).encode())
         if split.masks != "none":
             for image, map_hash in zip(split.images, map_hashes(split.images), strict=True):
-                outlines = [(thing.segmentation, thing.segment) for thing in image.objects]
+                outlines = [(obj.segmentation, obj.segment) for obj in image.objects]
                 digest.update(repr((outlines, map_hash)).encode())
     return digest.hexdigest()
 
@@ -402,7 +402,7 @@ def _trainer(
 
     recipe = replace(preset.recipe, best_by=best_by(preset, val))
     with together():
-        progress = Progress(metric=recipe.best_by, headlines=preset.headlines(val))
+        progress = Progress(metric=recipe.best_by, headline_metrics=preset.headlines(val))
         callbacks: list[Callback] = [thresholds, progress, MetricsFile(), MetricsTable(), Curves()]
         if preset.draws_predictions:
             callbacks.append(ValidationImages(draw))

@@ -70,9 +70,9 @@ from opendetr.training.schedule import (
     plan_evaluations,
     plan_steps,
     plan_time,
-    revised,
+    revise_plan,
 )
-from opendetr.training.signals import AbandonedError, StopSignal
+from opendetr.training.signals import StopRequestedError, StopSignal
 from opendetr.training.train_step import autocast_dtype, keep_freed_memory, step_randomness
 
 STATE, MODEL = "training.safetensors", "model.safetensors"
@@ -388,7 +388,7 @@ class Trainer:
         due = self._speed.is_reliable and self._speed.seconds >= _REVISION_SHARE * recipe.time
         if from_main(due or state.seconds >= recipe.time):
             before = state.plan
-            state.plan = from_main(revised(before, recipe, state.step, self._pace(), state.evaluations))
+            state.plan = from_main(revise_plan(before, recipe, state.step, self._pace(), state.evaluations))
             if state.plan != before:
                 self._save()
             if abs(state.plan.total_steps - self._reported_steps) > _REPORTED_CHANGE * self._reported_steps:
@@ -537,10 +537,10 @@ class Trainer:
         task.eval()
         try:
             # One of several processes must not leave the evaluation alone: the others would wait for it.
-            with stop.abandoning() if world_size() == 1 else nullcontext(), torch.no_grad():
+            with stop.interruptible() if world_size() == 1 else nullcontext(), torch.no_grad():
                 compared = self._metrics(task, part)
                 metrics = compared if part is None or not is_last else self._metrics(task, None)
-        except AbandonedError:
+        except StopRequestedError:
             return False
         else:
             evaluation_seconds = time.perf_counter() - started
