@@ -136,10 +136,10 @@ def test_an_import_past_the_public_names_is_found(code: str) -> None:
     assert imports_past_init("training", ast.parse(code))
 
 
-PACKAGES = sorted(path.parent.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*/__init__.py"))
+PACKAGES = {path.parent.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*/__init__.py")}
 
 
-@pytest.mark.parametrize("package", PACKAGES)
+@pytest.mark.parametrize("package", sorted(PACKAGES - {"cli"}))  # nothing imports from the command line
 def test_listed_names_exist(package: str) -> None:
     module = import_module(f"opendetr.{package.replace('/', '.')}")
     names = listed(package)

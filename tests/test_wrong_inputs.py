@@ -13,7 +13,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from folders import coco_content, save_picture, write_coco_folder
+from folders import coco_content, write_coco_folder, write_image
 from opendetr import presets
 from opendetr.cli.main import app
 from opendetr.config import setting_names, suggestions
@@ -72,7 +72,7 @@ train my-data --model detr-tiny --weights published
 1 error: detr-tiny: has no published weights; choose other weights: none, or a run folder or file of weights
 
 train my-data --model detr-tiny --weights imagenet
-1 error: detr-tiny: there are no ImageNet weights for a backbone of half width; choose other weights: none, or a run folder or file of weights
+1 error: detr-tiny: there are no ImageNet weights for its ResNet-18 of half width, dilated; choose other weights: none, or a run folder or file of weights
 
 train my-data --weights odd.pth --model detr-tiny
 1 error: odd.pth: in no known layout (opendetr, official, detectron2, huggingface); its first names: a.weight
@@ -302,7 +302,7 @@ def place(tmp_path_factory) -> Path:
         row["iscrowd"] = 1
     write_coco_folder(folder / "crowd", {"train": crowd, "val": coco_content(2, first_id=9)})
     write_coco_folder(folder / "one-split", {"train": coco_content(40)})
-    save_picture(folder / "image.jpg")
+    write_image(folder / "image.jpg")
     torch.save({"a.weight": torch.zeros(3)}, folder / "odd.pth")
     (folder / "page.pth").write_text("<!doctype html>")
     (folder / "pointer.pth").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")

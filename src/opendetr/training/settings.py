@@ -266,7 +266,7 @@ def _merge(into: dict[str, Any], change: Mapping[str, Any]) -> None:
     for key, value in change.items():
         if isinstance(value, Mapping) and isinstance(into.get(key), dict):
             _merge(into[key], value)
-        else:
+        elif not isinstance(value, Mapping) or key not in into:  # a value such as "recipe=2" stays, to be refused
             into[key] = dict(value) if isinstance(value, Mapping) else value
 
 
