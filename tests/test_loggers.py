@@ -34,7 +34,7 @@ def log(callback: Callback, folder: Path, first: int, last: int) -> None:
     for step in range(first, last + 1):
         losses = {"class": (3.0, float(step))}
         callback.on_step(StepTaken(step, 0, 8, 10.0 + step, losses, 1e-4, math.inf, 2, 0.5, 0.1))
-    callback.on_evaluation(Evaluated(last, 1.0, METRICS, True, 1.0, nn.Identity()))
+    callback.on_evaluation(Evaluated(last, 1.0, METRICS, True, None, 1.0, nn.Identity()))
     callback.on_end(RunEnded(last, "finished", 1.0))
 
 
@@ -106,7 +106,7 @@ def test_a_server_that_fails_during_the_run_is_one_warning(folder, mlflow_client
     for step in (1, 2):
         callback.on_evaluation(Evaluated(step, 1.0, METRICS, True, 1.0, nn.Identity()))
     callback.on_end(RunEnded(2, "finished", 1.0))
-    assert capsys.readouterr().err == "warning: mlflow: no answer; values of this run are missing there\n"
+    assert capsys.readouterr().err == "warning: mlflow: no answer; MLflow does not have all values of this run\n"
     with pytest.raises(ConfigError, match="mlflow: no answer"):
         loggers(["mlflow"])[0].on_start(start(folder))
 

@@ -41,7 +41,7 @@ from opendetr.structures import Batch, ImageBatch, LazyMasks, Matches, Output, T
 from opendetr.tasks import MaskHeadTask, Task
 from opendetr.training.events import Callback, StepTaken
 from opendetr.training.freezing import freeze, train_mode
-from opendetr.training.settings import require_lessons, set_up
+from opendetr.training.settings import check_mask_settings, set_up
 from opendetr.training.starting_weights import load_transferred
 from opendetr.training.trainer import Trainer
 from opendetr.weights import ModelCard, WeightsError, load_weights, save_weights, transfer
@@ -543,7 +543,7 @@ def _saved(folder, given: str | Preset):
 
 def _set_up(tmp_path, model, weights, *, freeze_detector=True, config=None):
     setup, origin = set_up(tmp_path, model, weights, config, freeze_detector=freeze_detector)
-    require_lessons(setup.preset, origin)
+    check_mask_settings(setup.preset, origin)
     return setup.preset
 
 
@@ -624,12 +624,12 @@ def test_a_family_without_masks_in_the_catalogue():
 
 def test_a_mask_head_wants_masks_to_be_read():
     preset = get_preset("detr-tiny-panoptic")
-    require_lessons(preset, "none")
+    check_mask_settings(preset, "none")
     with pytest.raises(ConfigError, match=r"set data\.masks to auto"):
-        require_lessons(replace(preset, data=replace(preset.data, masks="none")), "none")
+        check_mask_settings(replace(preset, data=replace(preset.data, masks="none")), "none")
     frozen = replace(preset, freeze_detector=True)
     with pytest.raises(ConfigError, match="a frozen detector needs trained weights"):
-        require_lessons(frozen, "none")
+        check_mask_settings(frozen, "none")
 
 
 def test_half_precision_stays_below_16_megabytes(tmp_path):

@@ -70,14 +70,14 @@ def test_one_model_is_explained(name):
     usable = presets.shipped_weights(name) or (name in published_files() and published_files()[name].is_checked)
     assert f"opendetr predict photo.jpg --weights {name if usable else f'runs/{name}'}\n" in text
     published = published_files().get(name)
-    assert (f"AP {100 * published.ap:.1f}" if published else "no figures") in text
+    assert (f"AP {100 * published.ap:.1f}" if published else "no metrics") in text
     if published and not published.is_checked and not published.path.is_file():
         assert published.place in text and str(published.path) in text
 
 
 def test_an_unknown_name_gets_the_nearest():
-    assert "did you mean deformable-detr-r50 or " in printed("deformable-r50", code=1)
-    assert "`opendetr models` lists all models" in printed("yolov8n", code=1)
+    assert "did you mean deformable-detr-r50 or " in printed("deformable-r50", code=2)
+    assert "`opendetr models` lists them" in printed("yolov8n", code=2)
     assert len(printed("yolov8n", code=1).splitlines()) == 1
 
 

@@ -21,7 +21,7 @@ from opendetr.training.schedule import (
     plan_evaluations,
     plan_steps,
     plan_time,
-    revised,
+    revise_plan,
 )
 
 
@@ -150,20 +150,20 @@ def test_plan_of_a_time_that_is_over_still_has_a_step():
 
 def test_a_plan_follows_the_speed():
     recipe, plan, ten = Recipe(time=1000, schedule="cosine"), Plan(1000, 100, 7, 0.9), Evaluations(10)
-    assert revised(plan, recipe, 500, pace(500, 1.01), ten) is plan  # 5 s, below 1 %
-    slower = revised(plan, recipe, 500, pace(500, 2), ten)
+    assert revise_plan(plan, recipe, 500, pace(500, 1.01), ten) is plan  # 5 s, below 1 %
+    slower = revise_plan(plan, recipe, 500, pace(500, 2), ten)
     assert slower == Plan(750, 100, 7, 0.9)
-    dearer = revised(plan, recipe, 500, pace(500, 2, image=0.5, save=5), ten)
+    dearer = revise_plan(plan, recipe, 500, pace(500, 2, image=0.5, save=5), ten)
     left = 500 - 5 * 20
     assert dearer.total_steps == 500 + int((left - 5 * 5) / 2)
-    assert revised(slower, recipe, 600, pace(700, 1), ten).total_steps == 900
-    assert revised(plan, recipe, 500, pace(1100, 2), ten).total_steps == 500  # the time is over
+    assert revise_plan(slower, recipe, 600, pace(700, 1), ten).total_steps == 900
+    assert revise_plan(plan, recipe, 500, pace(1100, 2), ten).total_steps == 500  # the time is over
 
 
 def test_a_learning_rate_that_was_stepped_down_stays_down():
     recipe, plan = Recipe(time=1000, schedule="step"), Plan(600, 100)
-    assert revised(plan, recipe, 300, pace(500, 1), Evaluations(6)) == Plan(800, 100)
-    assert revised(plan, recipe, 400, pace(500, 1), Evaluations(6)) is plan
+    assert revise_plan(plan, recipe, 300, pace(500, 1), Evaluations(6)) == Plan(800, 100)
+    assert revise_plan(plan, recipe, 400, pace(500, 1), Evaluations(6)) is plan
 
 
 def test_the_first_steps_tell_nothing_about_the_speed():

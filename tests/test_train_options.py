@@ -83,7 +83,7 @@ def test_patience_ends_a_run_that_no_longer_improves(tmp_path):
     assert result.step == 8 and not result.interrupted
     assert result.best == {"AP": 0.2, "step": 6}
     assert recorder.events[-1].outcome == "early"
-    assert "done early" in screen.getvalue()
+    assert "ended early" in screen.getvalue()
     _, result, recorder = run(tmp_path, recipe, resume=True, evaluate=lambda _: pytest.fail("it is over"))
     assert result.step == 8 and not recorder.of(StepTaken)
 

@@ -555,7 +555,7 @@ def test_curves_and_images_are_drawn(tmp_path):
 def test_progress_says_what_matters(tmp_path, terminal):
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=terminal, width=200)
-    run(tmp_path, callbacks=[Progress(console, seconds=0, metric="AP", headlines=["AP"])])
+    run(tmp_path, callbacks=[Progress(console, interval=0, metric="AP", headline_metrics=["AP"])])
     said = screen.getvalue()
     for part in (
         "5 steps per epoch",

@@ -290,7 +290,7 @@ def test_models_say_where_weights_come_from(tmp_path, monkeypatch):
         "mask AP": None, "PQ": None, "cached": False, "path": str(tmp_path / "detr-r50-e632da11.pth"),
     }  # fmt: skip
     assert rows["detr-r101"]["cached"] and rows["detr-r18"] == {}
-    assert rows["deformable-detr-r50"]["origin"] == "by hand"
+    assert rows["deformable-detr-r50"]["origin"] == "manual"
     lines = {line.split()[0]: line.rstrip() for line in _opendetr("models").stdout.splitlines() if line.strip()}
     assert lines["detr-r50"].endswith("download, 159 MiB")
     assert lines["detr-r101"].endswith("cached, 232 MiB")

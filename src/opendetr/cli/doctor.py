@@ -16,10 +16,10 @@ def doctor(
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Name the cause when a run has learned nothing (its main metric stays below 0.01).
+    """Name the cause if a run has learned nothing (its main metric stays below 0.01).
 
-    It reads the settings and metrics of the run, opens its data again, and predicts a few training and validation
-    images with its last weights.
+    The command reads the settings and metrics of the run and opens its data again. It predicts a few training and
+    validation images with the last weights.
 
     Examples:
 
@@ -36,5 +36,7 @@ def doctor(
             {"run": str(run), "metric": facts.metric, "best": facts.best, "steps": facts.steps, "causes": causes}
         )
         return
-    lines = report_lines(facts) or [f"{facts.metric} reached {facts.best:.3f} in {facts.steps} steps: no fault found"]
+    lines = report_lines(facts) or [
+        f"{facts.metric} reached {facts.best:.3f} in {facts.steps} steps: the run has learned something"
+    ]
     print("\n".join(lines))

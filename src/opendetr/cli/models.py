@@ -10,14 +10,14 @@ import typer
 
 from opendetr.cli.output import JsonOption, command, print_json, table
 
-_WIDTH = 100  # columns of the list
+_WIDTH = 100  # characters of a line of text
 _LEGEND = (
-    "size: short side of the images in pixels. AP, PQ: published, on COCO val2017. "
-    "time: for one image at this size on a CPU, relative to detr-r50."
+    "size: short side of the images in pixels. AP, PQ: published values on COCO val2017. "
+    "time: for one image of this size on a CPU, relative to detr-r50."
 )
 _ADVICE = (
-    "Without a GPU, or for small images, take deformable-detr-tiny. To detect COCO's classes without training, take "
-    "detr-r50; to train on small objects, deformable-detr-r50-two-stage. `opendetr models NAME` explains a model."
+    "Without a GPU or for small images, use deformable-detr-tiny. To detect the classes of COCO without training, use "
+    "detr-r50. To train on small objects, use deformable-detr-r50-two-stage. `opendetr models NAME` explains a model."
 )
 
 
@@ -27,14 +27,14 @@ def models(
         str | None, typer.Argument(help="A model to explain. [default: list all]", show_default=False)
     ] = None,
     details: Annotated[
-        bool, typer.Option("--details", help="List architecture and weights, too, in wide rows.")
+        bool, typer.Option("--details", help="Also list architecture and weights, in wide rows.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """List the models of the catalogue by family, or explain one of them.
 
-    AP and PQ are the authors' figures on COCO val2017. Weights whose file names contain a hash are downloaded on first
-    use. Others have to be put into the cache manually; `opendetr models NAME` gives their addresses.
+    AP and PQ are the values that the authors published for COCO val2017. Weights whose file names contain a hash are
+    downloaded on first use. Download the other weights manually: `opendetr models NAME` gives their address and path.
 
     Examples:
 
@@ -50,7 +50,7 @@ def models(
 
     if name is not None:
         get_preset(name)
-    rows = [_row(each) for each in (list_models() if name is None else [name])]
+    rows = [_row(model) for model in (list_models() if name is None else [name])]
     if as_json:
         print_json({"models": rows})
     elif name is not None:
@@ -60,7 +60,7 @@ def models(
 
 
 def _list(rows: list[dict[str, Any]], *, details: bool) -> str:
-    """The models as a table for each family, in equal columns, with a legend and advice."""
+    """One table per family with the same columns, a legend, and advice."""
     heads = _DETAILED if details else _SHORT
     head, *lines = table([tuple(heads), *(tuple(cell(row) for cell in heads.values()) for row in rows)]).splitlines()
     families: dict[str, list[str]] = {}
@@ -83,7 +83,7 @@ def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f}"
 
 
-# The columns of the list, and of the list with --details: what a row contains.
+# The columns of the list, and of the list with --details: name -> function that returns the cell of a row.
 _SHORT = {
     "name": lambda row: row["name"],
     "params": lambda row: f"{row['parameters'] / 1e6:.1f} M",
@@ -111,12 +111,12 @@ _DETAILED = {
 
 
 def _explanation(row: Mapping[str, Any]) -> str:
-    """A page about one model."""
+    """The explanation of one model."""
     from opendetr.presets import FAMILIES
 
     name, weights, family = row["name"], row["weights"], FAMILIES.get(row["family"])
     encoder, decoder = row["layers"].split("+")
-    figures = [f"{key} {_percent(weights[key])}" for key in ("AP", "mask AP", "PQ") if weights.get(key)]
+    metrics = [f"{key} {_percent(weights[key])}" for key in ("AP", "mask AP", "PQ") if weights.get(key)]
     relative = row["relative_time"]
     facts = {
         "backbone": row["backbone"],
@@ -124,14 +124,14 @@ def _explanation(row: Mapping[str, Any]) -> str:
         "queries": f"{row['queries']}, the maximum number of objects in an image",
         "parameters": f"{row['parameters'] / 1e6:.1f} M",
         "image size": f"{row['image_size']} pixels on the short side",
-        "time": "not measured" if relative is None else f"{relative:g} times that of detr-r50 for an image on a CPU",
-        "published": f"{', '.join(figures)} on COCO val2017" if figures else "no figures",
+        "time": "not measured" if relative is None else f"{relative:g} times that of detr-r50, for one image on a CPU",
+        "published": f"{', '.join(metrics)} on COCO val2017" if metrics else "no metrics",
         "weights": ", ".join(filter(None, (_origin(weights), weights.get("licence")))),
     }
-    if weights.get("origin") == "by hand" and not weights["cached"]:
-        facts |= {"from": weights["address"], "put at": weights["path"]}
-        facts |= {"or give": f"--weights hf:{weights['hub']}"} if weights["hub"] else {}
-    usable = (weights and weights["origin"] != "by hand") or weights.get("cached")
+    if weights.get("origin") == "manual" and not weights["cached"]:
+        facts |= {"download from": weights["address"], "save as": weights["path"]}
+        facts |= {"or use": f"--weights hf:{weights['hub']}"} if weights["hub"] else {}
+    usable = (weights and weights["origin"] != "manual") or weights.get("cached")
     out = f"runs/{name}"
     commands = {
         "train": f"opendetr train my-data --model {name} --out {out}",
@@ -167,7 +167,7 @@ def _row(name: str) -> dict[str, Any]:
 
 
 def _weights(name: str) -> dict[str, Any]:
-    """The facts about the weights of a model; empty if it has none."""
+    """The facts about the weights of a model. Empty if it has none."""
     from opendetr.presets import shipped_weights
     from opendetr.weights import published_files
 
@@ -177,7 +177,7 @@ def _weights(name: str) -> dict[str, Any]:
     if published is None:
         return {}
     return {
-        "origin": "download" if published.is_checked else "by hand",
+        "origin": "download" if published.is_checked else "manual",
         "file": published.file,
         "address": published.place,
         "path": str(published.path),
@@ -192,10 +192,10 @@ def _weights(name: str) -> dict[str, Any]:
 
 
 def _origin(weights: Mapping[str, Any]) -> str:
-    """Where the weights come from, and their size."""
+    """The origin of the weights and their size."""
     if not weights:
         return "none"
-    origin = {"package": "in the package", "download": "download", "by hand": "manual download"}[weights["origin"]]
+    origin = {"package": "in the package", "download": "download", "manual": "manual download"}[weights["origin"]]
     if weights["origin"] != "package" and weights["cached"]:
         origin = "cached"
     return f"{origin}, {weights['MiB']} MiB" if weights["MiB"] else origin

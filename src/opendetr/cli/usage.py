@@ -1,4 +1,7 @@
-"""Clear messages for bad usage: unknown options and commands get a suggestion, invalid values say what is expected."""
+"""Messages for wrong usage of the command line.
+
+For an unknown option or command, the message suggests the nearest one. For an invalid value, it says what is expected.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +15,13 @@ from typer.core import TyperCommand, TyperGroup
 
 _UsageError: Any = typer.BadParameter.__mro__[1]  # the base class of all errors of the parser
 
-# Words of other tools for what is an argument here, with an example for each argument of our commands.
+# Names that other tools use for options which are arguments here.
 _INPUTS = (
     *("data", "dataset", "data-path", "data-dir", "dataset-dir", "dataset-file", "coco-path", "root"),
     *("source", "sources", "src", "input", "inputs", "image", "images", "img-path", "video", "videos", "folder"),
     *("weights", "model-path", "checkpoint"),
 )
+# An example for each argument.
 _EXAMPLES = {
     "data": "my-data",
     "source": "my-data",
@@ -26,7 +30,7 @@ _EXAMPLES = {
     "folder": "my-data",
     "names": "panoptic",
 }
-# What to say about options of other tools that have no counterpart.
+# Messages about options of other tools that do not exist here: message -> names of the options.
 _NOTES = {
     "DETR needs no non-maximum suppression, so there is no IoU threshold": "iou nms iou-thres iou-threshold nms-thres "
     "agnostic-nms",
@@ -39,10 +43,10 @@ _NOTES = {
 
 
 class Command(TyperCommand):
-    """A command whose messages on bad usage name what to do."""
+    """A command whose messages about wrong usage say what to do."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse the arguments; the errors of the parser get a better message."""
+        """Parse the arguments. Rewords the errors of the parser."""
         try:
             rest = super().parse_args(ctx, args)
         except _UsageError as error:
@@ -54,11 +58,11 @@ class Command(TyperCommand):
 
 
 class Group(TyperGroup):
-    """A group of commands: for an unknown command, it suggests one by meaning, else by spelling."""
+    """A group of commands. For an unknown command, it suggests one of the same meaning or similar spelling."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Find the command that the first argument names."""
-        self.suggest_commands = False  # otherwise only commands that are spelled alike would be suggested
+        self.suggest_commands = False  # typer suggests by spelling only
         try:
             return super().resolve_command(ctx, args)
         except _UsageError as error:
@@ -71,7 +75,7 @@ class Group(TyperGroup):
 
 
 def _reword(error: Any, command: Command, ctx: Any) -> None:
-    """Replace the parser's words in the message of an error."""
+    """Replace the message of a parser's error."""
     from pydantic import ValidationError
 
     from opendetr.config import explained
@@ -88,13 +92,13 @@ def _reword(error: Any, command: Command, ctx: Any) -> None:
 
 
 def _hint(option: str, command: Command, ctx: Any) -> str:
-    """What to use instead of an unknown option."""
+    """Say what to use instead of an unknown option."""
     from opendetr.config import setting_names, suggestions, synonyms
 
     word, name = option.lstrip("-").replace("_", "-").lower(), ctx.command_path.partition(" ")[2]
     names = [name for parameter in command.params for name in parameter.opts if name.startswith("--")]
-    if same := synonyms(word, names):
-        return f"did you mean {same[0]}?"
+    if synonym := synonyms(word, names):
+        return f"did you mean {synonym[0]}?"
     argument = next((parameter.name for parameter in command.params if _is_argument(parameter)), None)
     if word in _INPUTS and argument is not None:
         return f"give it as an argument: opendetr {name} {_EXAMPLES.get(argument, argument.upper())}"

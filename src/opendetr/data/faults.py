@@ -120,7 +120,7 @@ class _Description(NamedTuple):
 
     Attributes:
         effect: what training does about it, as a category.
-        noun: what is count_noun, in the singular.
+        noun: what is counted, in the singular.
         what: what is wrong with it; it must fit the singular and the plural of `noun`.
         consequence: what training does about it, in words.
         fixable: see `Kind.fixable`.

@@ -85,7 +85,7 @@ def outline_area(obj: ObjectRecord, height: int, width: int) -> int:
 
 
 def with_outlines(data: DetectionData) -> DetectionData:
-    """The data for training with masks. Objects without a valid outline are skipped and count_noun.
+    """The data for training with masks. Objects without a valid outline are skipped and counted.
 
     Raises DataError if no object has an outline.
     """

@@ -1,5 +1,6 @@
-"""Images in memory as (H, W, 3) uint8 RGB: PIL images, arrays and tensors. Nothing is guessed: what is not clear is an
-error that says what to give instead.
+"""Convert images in memory (PIL images, arrays, tensors) to (H, W, 3) uint8 RGB.
+
+An ambiguous input is an error. The message says what to give instead.
 """
 
 from __future__ import annotations
@@ -14,29 +15,31 @@ from torch import Tensor
 from opendetr.data.images import DAMAGED, ImageError, to_rgb
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_DIMENSIONS = 3  # of an image with channels
+_NDIM = 3  # number of dimensions of an image with channels
 
 
 def to_pixels(image: Any) -> np.ndarray:
     """Convert an image in memory to (H, W, 3) uint8 RGB.
 
     Args:
-        image: a PIL image of any mode, whose EXIF orientation is applied; an array, uint8, (H, W, 3) RGB, (H, W) or
-            (H, W, 1) grey; or a tensor, uint8 or float in 0..1, (3, H, W) RGB or (1, H, W) grey.
+        image: one of these:
+            a PIL image of any mode; its EXIF orientation is applied;
+            a uint8 array, (H, W, 3) RGB, or (H, W) or (H, W, 1) grey;
+            a tensor, uint8 or float in 0..1, (3, H, W) RGB or (1, H, W) grey.
 
     Raises:
-        ImageError: it is something else. The message is one line and says what to give.
+        ImageError: `image` is none of these, or is damaged.
     """
     if isinstance(image, Image.Image):
-        return _of_pil(image)
+        return _from_pil(image)
     if isinstance(image, Tensor):
-        return _of_tensor(image)
+        return _from_tensor(image)
     if isinstance(image, np.ndarray):
-        return _of_array(image)
+        return _from_array(image)
     raise ImageError(f"{type(image).__name__} is not an image; give a path, URL, PIL image, array or tensor")
 
 
-def _of_pil(image: Image.Image) -> np.ndarray:
+def _from_pil(image: Image.Image) -> np.ndarray:
     try:
         return np.asarray(to_rgb(ImageOps.exif_transpose(image)))
     except DAMAGED as error:
@@ -45,9 +48,9 @@ def _of_pil(image: Image.Image) -> np.ndarray:
         raise ImageError(f"{name}: the image cannot be read ({reason}); replace it") from None
 
 
-def _of_tensor(tensor: Tensor) -> np.ndarray:
+def _from_tensor(tensor: Tensor) -> np.ndarray:
     shape = tuple(tensor.shape)
-    if len(shape) != _DIMENSIONS or shape[0] not in (1, 3) or not tensor.numel():
+    if len(shape) != _NDIM or shape[0] not in (1, 3) or not tensor.numel():
         raise ImageError(f"a tensor of {shape} is not an image; give (3, H, W){_tensor_advice(shape)}")
     if tensor.dtype not in (torch.uint8, *_FLOATS):
         name = str(tensor.dtype).removeprefix("torch.")
@@ -55,24 +58,24 @@ def _of_tensor(tensor: Tensor) -> np.ndarray:
     if tensor.is_meta or tensor.layout != torch.strided:
         raise ImageError("a tensor that is sparse or on the device 'meta' holds no pixels; give a dense one")
     pixels = tensor.detach().permute(1, 2, 0).cpu()
-    return _with_channels(pixels.numpy() if pixels.dtype == torch.uint8 else _bytes(pixels))
+    return _with_channels(pixels.numpy() if pixels.dtype == torch.uint8 else _to_uint8(pixels))
 
 
 def _tensor_advice(shape: tuple[int, ...]) -> str:
-    if len(shape) == _DIMENSIONS + 1:
+    if len(shape) == _NDIM + 1:
         return ": predict a batch as list(tensor)"
-    if len(shape) == _DIMENSIONS and shape[2] in (1, 3):
+    if len(shape) == _NDIM and shape[2] in (1, 3):
         return ": with the channels first it is tensor.permute(2, 0, 1)"
-    if len(shape) == _DIMENSIONS and shape[0] == 4:
+    if len(shape) == _NDIM and shape[0] == 4:
         return ": without the alpha channel it is tensor[:3]"
     return ""
 
 
-def _bytes(pixels: Tensor) -> np.ndarray:
+def _to_uint8(pixels: Tensor) -> np.ndarray:
     """Convert float pixels in 0..1 to uint8."""
     if pixels.dtype != torch.float64:
         pixels = pixels.float()
-    low, high = pixels.min(), pixels.max()  # NaN if any pixel is NaN
+    low, high = pixels.min(), pixels.max()  # both are NaN if a pixel is NaN
     if not torch.isfinite(torch.stack((low, high))).all():
         raise ImageError("a tensor with values that are not finite is not an image; give 0..1, or uint8")
     if low < 0 or high > 1:
@@ -84,9 +87,9 @@ def _bytes(pixels: Tensor) -> np.ndarray:
     return (pixels * 255).round().numpy().astype(np.uint8)
 
 
-def _of_array(array: np.ndarray) -> np.ndarray:
-    is_grey = array.ndim == _DIMENSIONS - 1 or (array.ndim == _DIMENSIONS and array.shape[2] == 1)
-    is_rgb = array.ndim == _DIMENSIONS and array.shape[2] == 3
+def _from_array(array: np.ndarray) -> np.ndarray:
+    is_grey = array.ndim == _NDIM - 1 or (array.ndim == _NDIM and array.shape[2] == 1)
+    is_rgb = array.ndim == _NDIM and array.shape[2] == 3
     if array.dtype != np.uint8 or not (is_rgb or is_grey) or not array.size:
         raise ImageError(
             f"an array of {array.shape} {array.dtype} is not an image; give (H, W, 3) or (H, W) uint8"
@@ -96,11 +99,11 @@ def _of_array(array: np.ndarray) -> np.ndarray:
 
 
 def _array_advice(array: np.ndarray) -> str:
-    if array.ndim == _DIMENSIONS + 1:
+    if array.ndim == _NDIM + 1:
         return ": predict a batch as list(array)"
-    if array.ndim == _DIMENSIONS and array.shape[0] in (1, 3) and array.shape[2] not in (1, 3):
+    if array.ndim == _NDIM and array.shape[0] in (1, 3) and array.shape[2] not in (1, 3):
         return ": with the channels last it is array.transpose(1, 2, 0)"
-    if array.ndim == _DIMENSIONS and array.shape[2] == 4:
+    if array.ndim == _NDIM and array.shape[2] == 4:
         return ": without the alpha channel it is array[..., :3]"
     if array.dtype.kind == "f":
         return ": values in 0..1 become (array * 255).round().astype('uint8')"
@@ -110,7 +113,7 @@ def _array_advice(array: np.ndarray) -> str:
 
 
 def _with_channels(pixels: np.ndarray) -> np.ndarray:
-    """(H, W, 3) from (H, W, 3), (H, W, 1) or (H, W)."""
-    if pixels.ndim == _DIMENSIONS and pixels.shape[2] == 3:
+    """Convert (H, W, 3), (H, W, 1) or (H, W) to (H, W, 3)."""
+    if pixels.ndim == _NDIM and pixels.shape[2] == 3:
         return np.ascontiguousarray(pixels)
     return np.repeat(pixels.reshape(*pixels.shape[:2], 1), 3, axis=2)

@@ -16,7 +16,7 @@ from faster_coco_eval import COCO, COCOeval_faster
 from faster_coco_eval.core import mask as coder
 
 from opendetr.distributed import gather
-from opendetr.evaluation.thresholds import Matched, OperatingPoints, joined, match_boxes, operating_points
+from opendetr.evaluation.thresholds import Matched, OperatingPoints, concatenate_matches, match_boxes, operating_points
 from opendetr.results import Detections
 
 DETECTION_METRICS = {
@@ -202,7 +202,9 @@ class CocoEvaluator:
                 crowd = annotated[:, 4].astype(bool)
                 parts[category_id].append(match_boxes(detected[:, :4], detected[:, 4], annotated[:, :4], crowd))
         names = self._class_names()
-        return operating_points({names[category_id]: joined(parts[category_id]) for category_id in sorted(parts)})
+        return operating_points(
+            {names[category_id]: concatenate_matches(parts[category_id]) for category_id in sorted(parts)}
+        )
 
     def _truth_rows(self) -> list[dict[str, Any]]:
         """The annotations, numbered from 1: COCO's matching uses annotation id 0 for "not matched"."""

@@ -20,13 +20,13 @@ MATCH_IOU = 0.5
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """What a score threshold results in. All values are in 0..1.
+    """A score threshold and its results. All values are in 0..1.
 
     Attributes:
-        threshold: detections with a lower score are dropped; None if every threshold results in F1 0.
-        precision: fraction of the kept detections that match an object; None if no detection is kept.
-        recall: fraction of the objects that are detected; None without objects.
-        f1: harmonic mean of both; None without objects.
+        threshold: detections with a lower score are dropped. None if F1 is 0 at every threshold.
+        precision: fraction of the kept detections that match an object. None if no detection is kept.
+        recall: fraction of the objects that are detected. None without objects.
+        f1: harmonic mean of precision and recall. None without objects.
     """
 
     threshold: float | None = None
@@ -40,8 +40,8 @@ class OperatingPoints:
     """The operating points of a detector on a dataset.
 
     Attributes:
-        per_class: each class with its own threshold.
-        overall: all classes with one common threshold.
+        per_class: the operating point of each class, with its own threshold, by name.
+        overall: the operating point of all classes with one common threshold.
     """
 
     per_class: dict[str, OperatingPoint] = field(default_factory=dict)
@@ -49,7 +49,10 @@ class OperatingPoints:
 
     @property
     def thresholds(self) -> ScoreThresholds | None:
-        """The thresholds to predict with. A class without one has the common one. None without any match at all."""
+        """The thresholds to predict with. None if no detection matches.
+
+        A class without a threshold of its own has the common threshold.
+        """
         if self.overall.threshold is None:
             return None
         by_class = {name: point.threshold for name, point in self.per_class.items() if point.threshold is not None}
@@ -57,7 +60,7 @@ class OperatingPoints:
 
 
 class Matched(NamedTuple):
-    """The detections of one class and how many objects there were to detect.
+    """The detections of one class, matched with the ground truth.
 
     Attributes:
         scores: (N,) float64, in any order.
@@ -73,15 +76,15 @@ class Matched(NamedTuple):
 def match_boxes(boxes: np.ndarray, scores: np.ndarray, objects: np.ndarray, crowd: np.ndarray) -> Matched:
     """Match the detections of one class in one image with its objects, as COCO does.
 
-    In descending order of the score, each detection takes the object with the highest IoU that is still free. A
-    detection without an object that lies in a crowd region is left out of the result. Detections below a threshold do
-    not change the matches of those above, so one matching serves all thresholds.
+    In descending order of the score, each detection matches the free object with the highest IoU. A detection without
+    an object that lies in a crowd region is not part of the result. Detections below a threshold do not change the
+    matches of those above it, so one matching is valid for all thresholds.
 
     Args:
         boxes: (n, 4) of the detections.
         scores: (n,) of the detections.
         objects: (m, 4) boxes of the annotations.
-        crowd: (m,) bool, which of them are crowd regions.
+        crowd: (m,) bool, whether the annotation is a crowd region.
     """
     order = np.argsort(-scores, kind="stable")
     overlaps = _overlaps(boxes[order], objects, crowd)
@@ -90,7 +93,7 @@ def match_boxes(boxes: np.ndarray, scores: np.ndarray, objects: np.ndarray, crow
     for index in np.flatnonzero((overlaps >= MATCH_IOU).any(1)):
         candidates = np.flatnonzero(free & (overlaps[index] >= MATCH_IOU))
         if len(candidates):
-            best = candidates[::-1][np.argmax(overlaps[index, candidates[::-1]])]  # COCO: of equal ones the last
+            best = candidates[::-1][np.argmax(overlaps[index, candidates[::-1]])]  # as in COCO, the last of equal ones
             free[best] = False
             correct[index] = True
         else:
@@ -98,8 +101,8 @@ def match_boxes(boxes: np.ndarray, scores: np.ndarray, objects: np.ndarray, crow
     return Matched(scores[order][~ignored], correct[~ignored], int((~crowd).sum()))
 
 
-def joined(parts: list[Matched]) -> Matched:
-    """The matches of several images or classes as one."""
+def concatenate_matches(parts: list[Matched]) -> Matched:
+    """The detections of several images or classes together."""
     return Matched(
         np.concatenate([np.empty(0), *(part.scores for part in parts)]),
         np.concatenate([np.empty(0, bool), *(part.correct for part in parts)]),
@@ -108,9 +111,9 @@ def joined(parts: list[Matched]) -> Matched:
 
 
 def operating_point(matched: Matched) -> OperatingPoint:
-    """The threshold that maximises F1; of several with the same F1, the highest.
+    """The operating point with the highest F1. Of several with the same F1, it is the one with the highest threshold.
 
-    The threshold lies halfway between the lowest score that is kept and the highest one that is dropped.
+    The threshold is the mean of the lowest kept score and the highest dropped score.
     """
     scores, correct, num_objects = matched
     if not num_objects:
@@ -119,12 +122,14 @@ def operating_point(matched: Matched) -> OperatingPoint:
         return OperatingPoint(recall=0.0, f1=0.0)
     order = np.argsort(-scores, kind="stable")
     scores, hits = scores[order], np.cumsum(correct[order])
-    ends = np.flatnonzero(np.append(scores[1:] < scores[:-1], True))  # equal scores are kept or dropped together
+    ends = np.flatnonzero(
+        np.append(scores[1:] < scores[:-1], True)
+    )  # detections of equal score are kept or dropped together
     f1 = 2 * hits[ends] / (ends + 1 + num_objects)  # 2 TP / (TP + FP + TP + FN)
     best = int(np.argmax(f1))
     end = int(ends[best])
     dropped = scores[end + 1] if end + 1 < len(scores) else scores[end]
-    # In single precision, in which predictions are compared, the mean may equal the dropped score.
+    # Predictions compare scores in float32. There the mean may equal the dropped score.
     threshold = np.float32((scores[end] + dropped) / 2)
     threshold = threshold if dropped < threshold <= scores[end] else scores[end]
     return OperatingPoint(
@@ -135,11 +140,11 @@ def operating_point(matched: Matched) -> OperatingPoint:
 def operating_points(matched: Mapping[str, Matched]) -> OperatingPoints:
     """The operating points of each class, by name, and of all classes together."""
     per_class = {name: operating_point(of_class) for name, of_class in matched.items()}
-    return OperatingPoints(per_class, operating_point(joined(list(matched.values()))))
+    return OperatingPoints(per_class, operating_point(concatenate_matches(list(matched.values()))))
 
 
 def _overlaps(boxes: np.ndarray, objects: np.ndarray, crowd: np.ndarray) -> np.ndarray:
-    """(n, m) IoU; for a crowd region the fraction of the detection that lies in it."""
+    """(n, m) IoU. For a crowd region, the fraction of the detection that lies in it."""
     low = np.maximum(boxes[:, None, :2], objects[:, :2])
     high = np.minimum(boxes[:, None, :2] + boxes[:, None, 2:], objects[:, :2] + objects[:, 2:])
     shared = (high - low).clip(min=0).prod(2)

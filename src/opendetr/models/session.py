@@ -1,6 +1,6 @@
 """Sessions run a model on a stream of images, one batch after another.
 
-The session of an image detector has no state. The session of a tracker keeps state from one batch to the next.
+The session of an image detector has no state. The session of a tracker keeps its state from one batch to the next.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Session(Protocol):
         ...
 
     def reset(self) -> None:
-        """Start a new stream: discard the state of earlier images."""
+        """Discard the state of earlier images. The next batch starts a new stream."""
         ...
 
 

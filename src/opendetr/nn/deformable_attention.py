@@ -98,7 +98,7 @@ class _Table:
         lengths = [(h + 2) * (w + 2) + w + 3 for h, w in shapes]
         self.starts = [sum(lengths[:index]) for index in range(len(lengths))]
         self.num_cells = sum(lengths)
-        assert batch * self.num_cells * heads < 1 << 31, "rows are count_noun in 32 bits"
+        assert batch * self.num_cells * heads < 1 << 31, "rows are counted in 32 bits"
         # One entry per sample of a query and head, because broadcasting along a short last axis is slow.
         self.num_points = num_points
         self.sizes = self._of_samples([(w, h) for h, w in shapes])  # (L P 2,), x and y

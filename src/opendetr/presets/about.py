@@ -1,4 +1,4 @@
-"""Descriptions of the families, and the measured speed of the models, for people who choose a model."""
+"""Descriptions of the model families, and the measured speed of the models."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ class Family:
 
     Attributes:
         title: its name as the authors write it.
-        paper: authors and year.
-        architecture: how it works, in a few sentences.
+        paper: authors and year of the paper.
+        architecture: how the models work, in a few sentences.
     """
 
     title: str
@@ -24,24 +24,26 @@ FAMILIES = {
     "detr": Family(
         "DETR",
         "Carion et al., 2020",
-        "A ResNet computes features of the image, and a transformer encoder relates all their cells. In the decoder, "
-        "learned queries attend to the encoder's output. Each query predicts a class or no object, and a box. "
-        "It is simple and good at large objects, learns slowly, and has coarse features for small objects.",
+        "A ResNet computes features of the image. In a transformer encoder, all cells of the features attend to each "
+        "other. In the decoder, learned queries attend to the encoder's output. Each query predicts a box, and a class "
+        "or no object. It detects large objects well. It learns slowly, and its features are coarse for small objects.",
     ),
     "conditional-detr": Family(
         "Conditional DETR",
         "Meng et al., 2021",
         "A DETR whose queries have reference points. The cross-attention compares content with content and position "
-        "with position, so a query finds its part of the image sooner. It learns in about a tenth of DETR's epochs.",
+        "with position, so a query learns sooner which part of the image to attend to. Training takes about a tenth of "
+        "DETR's epochs.",
     ),
     "deformable-detr": Family(
         "Deformable DETR",
         "Zhu et al., 2021",
-        "A query attends to a few points around its reference, on several levels of features, instead of to all cells. "
-        "Fine features become affordable, which helps with small objects. It learns in about a tenth of DETR's epochs.",
+        "A query attends to a few points around its reference point, on several levels of features, instead of to all "
+        "cells. This makes fine features affordable, which helps to detect small objects. Training takes about a tenth "
+        "of DETR's epochs.",
     ),
 }
-"""The families by the weight family of their models (`Detector.family`)."""
+"""The families by the name in `Detector.family`."""
 
 # The processor time for one image at the model's own size, relative to detr-r50, on one thread of a CPU. Printed by:
 # python runs/model_speed.py --repeats 3
@@ -69,4 +71,4 @@ RELATIVE_TIME = {
     "deformable-detr-tiny": 0.028,
     "deformable-detr-tiny-panoptic": 0.04,
 }
-"""Time per image by name, relative to detr-r50. A model that was not measured is missing."""
+"""Time per image by name of the model, relative to detr-r50. Models that were not measured are missing."""

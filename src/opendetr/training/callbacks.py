@@ -43,21 +43,26 @@ class Progress(Callback):
 
     Args:
         console: where to print. Default: standard error.
-        seconds: time between two lines without a terminal.
-        metric: the metric of the latest evaluation that the progress shows.
-        headlines: the metrics that are printed after an evaluation.
+        interval: seconds between two lines without a terminal.
+        metric: the metric of the latest evaluation that the bar or the lines show.
+        headline_metrics: the metrics to print after an evaluation.
     """
 
     def __init__(
-        self, console: Console | None = None, *, seconds: float = 30.0, metric: str = "", headlines: Sequence[str] = ()
+        self,
+        console: Console | None = None,
+        *,
+        interval: float = 30.0,
+        metric: str = "",
+        headline_metrics: Sequence[str] = (),
     ) -> None:
         self._console = console or Console(stderr=True)
-        self._seconds = seconds
+        self._interval = interval
         self._metric = metric
-        self._headlines = headlines
+        self._headline_metrics = headline_metrics
         self._metrics: Mapping[str, Any] = {}
         self._speed = _Throughput()
-        self._printed = -math.inf  # time of the latest line
+        self._last_line = -math.inf  # time of the latest line
         self._steps_per_epoch = 1
         self._has_plan = False
         columns = (bars.SpinnerColumn(), bars.BarColumn(20), bars.TextColumn("{task.description}"))
@@ -76,16 +81,16 @@ class Progress(Callback):
             self._bar.start()
 
     def on_plan(self, event: PlanFixed) -> None:
-        """Print the plan of the run in one line, later only a new length."""
+        """Print the plan of the run in one line. Later plans print only the new length."""
         steps = event.plan.total_steps
         if self._has_plan:
-            self._print(f"{event.step_seconds:.2f} s per step now: {steps} steps fit the time")
+            self._print(f"now {event.step_seconds:.2f} s per step: the time of the run is enough for {steps} steps")
             return
         self._has_plan = True
         self._print(_plan_line(event, self._steps_per_epoch))
         if steps < _FEW_STEPS:
             more = "more time or smaller images (--image-size)" if event.step_seconds else "more steps"
-            self._print(f"warning: the model learns very little in {count_noun(steps, 'step')}; give it {more}")
+            self._print(f"warning: the model learns very little in {count_noun(steps, 'step')}; give the run {more}")
 
     def on_step(self, event: StepTaken) -> None:
         """Update the progress bar, or print a line when it is due."""
@@ -94,14 +99,14 @@ class Progress(Callback):
             self._bar.update(
                 self._line, total=event.total_steps, completed=event.step, description=self._description(event)
             )
-        elif time.monotonic() - self._printed >= self._seconds:
-            self._printed = time.monotonic()
+        elif time.monotonic() - self._last_line >= self._interval:
+            self._last_line = time.monotonic()
             self._print(self._description(event))
 
     def on_evaluation(self, event: Evaluated) -> None:
         """Print the headline metrics."""
         self._metrics = event.metrics
-        values = ((name, event.metrics.get(name)) for name in self._headlines)
+        values = ((name, event.metrics.get(name)) for name in self._headline_metrics)
         shown = [f"{name} {value:.3f}" for name, value in values if isinstance(value, float)]
         notes = [_duration(event.seconds)]
         notes += [] if event.images is None else [count_noun(event.images, "image")]
@@ -115,14 +120,14 @@ class Progress(Callback):
             self._bar.stop()
         outcomes = {
             "finished": "done",
-            "early": "done early, after evaluations without a new best result",
+            "early": "ended early, because the last evaluations gave no new best result",
             "interrupted": "interrupted and saved",
             "failed": "stopped by an error",
         }
         self._print(f"{outcomes[event.outcome]}: {event.step} steps in {_duration(event.seconds)}")
 
     def _description(self, event: StepTaken) -> str:
-        """The state of the run in one line. The most important values come first, as a narrow terminal cuts the end."""
+        """The state of the run in one line. A narrow terminal cuts the end, so the most important values come first."""
         total = event.total_steps
         parts = [f"epoch {event.epoch + 1}, step {event.step}" + (f"/{total}" if total else "")]
         value = self._metrics.get(self._metric)
@@ -155,15 +160,15 @@ def _plan_line(event: PlanFixed, steps_per_epoch: int) -> str:
 class _Throughput:
     """Images per second and seconds per step, as exponentially weighted means over the steps."""
 
-    _MEMORY = 0.95  # weight of a step relative to the next one
+    _DECAY = 0.95  # each further step multiplies the weight of the earlier ones by this factor
 
     def __init__(self) -> None:
         self._steps = self._images = self._seconds = 0.0
 
     def add(self, num_images: int, seconds: float) -> None:
-        self._steps = self._MEMORY * self._steps + 1
-        self._images = self._MEMORY * self._images + num_images
-        self._seconds = self._MEMORY * self._seconds + seconds
+        self._steps = self._DECAY * self._steps + 1
+        self._images = self._DECAY * self._images + num_images
+        self._seconds = self._DECAY * self._seconds + seconds
 
     @property
     def images_per_second(self) -> float:
@@ -187,12 +192,13 @@ class MetricsFile(Callback):
     def on_start(self, event: RunStarted) -> None:
         """Start a new file, or keep the lines up to the checkpoint of a resumed run."""
         self._path = event.folder / METRICS_FILE
+        # If the checkpoint was saved before the evaluation after its step, the resumed run repeats this evaluation.
         latest = {"evaluation": event.evaluated}
         rows = read_metrics(event.folder) if event.step or event.metrics else []
         kept = [row for row in rows if row["step"] <= latest.get(row["kind"], event.step)]
         with writing(self._path):
             event.folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(self._path, "".join(map(_as_line, kept)))
+            write_atomically(self._path, "".join(map(_json_line, kept)))
 
     def on_plan(self, event: PlanFixed) -> None:
         """Write the length of a timed run."""
@@ -253,11 +259,11 @@ class MetricsFile(Callback):
 
     def _write(self, row: Mapping[str, Any]) -> None:
         with writing(self._path), self._path.open("a", encoding="utf-8") as file:
-            file.write(_as_line(row))
+            file.write(_json_line(row))
 
 
 class MetricsTable(Callback):
-    """Writes `metrics.csv` after every evaluation: one row per evaluation, with mean losses since the one before.
+    """Writes `metrics.csv` after every evaluation: one row per evaluation, with mean losses since the previous one.
 
     It reads `metrics.jsonl`, so `MetricsFile` must come before it among the callbacks.
     """
@@ -270,7 +276,7 @@ class MetricsTable(Callback):
         self._folder = event.folder
 
     def on_evaluation(self, event: Evaluated) -> None:
-        """Write the table again, with the new row."""
+        """Write the whole table with the new row."""
         rows = _table_rows(read_metrics(self._folder))
         text = io.StringIO()
         table = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
@@ -282,7 +288,7 @@ class MetricsTable(Callback):
 
 
 def _table_rows(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One row per evaluation, with the mean losses of the steps since the evaluation before."""
+    """One row per evaluation, with the mean losses of the steps since the previous evaluation."""
     table, steps = [], []
     for row in rows:
         if row["kind"] == "step":
@@ -324,7 +330,7 @@ class Curves(Callback):
         self._draw()
 
     def on_end(self, event: RunEnded) -> None:
-        """Draw the curves again, except after an error: a full disk would cause a second one."""
+        """Draw the curves again, but not after an error: on a full disk, drawing would fail too."""
         if event.outcome != "failed":
             self._draw()
 
@@ -338,7 +344,8 @@ class ValidationImages(Callback):
     """Draws the predictions for a few images after every evaluation, to `images/step-N-NAME.jpg` in the run folder.
 
     Args:
-        draw: returns names and drawn images for the deployed task in evaluation mode.
+        draw: called with the deployed task (with the EMA weights, if there are any) in evaluation mode; returns the
+            names and the drawn images.
     """
 
     def __init__(self, draw: Callable[[nn.Module], Iterable[tuple[str, Image.Image]]]) -> None:
@@ -356,10 +363,10 @@ class ValidationImages(Callback):
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """Read the rows of `metrics.jsonl` in a run folder. An incomplete last line, of a killed run, is skipped.
+    """Read the rows of `metrics.jsonl` in a run folder. Skips an incomplete last line, which a killed run may leave.
 
     Raises:
-        CheckpointError: another line is not JSON.
+        CheckpointError: a line before the last one is not JSON.
     """
     path = folder / METRICS_FILE
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
@@ -385,14 +392,16 @@ def curves(rows: Iterable[Mapping[str, Any]], metrics: Sequence[str] = ()) -> Im
     rows = list(rows)
     steps = [row for row in rows if row["kind"] == "step"]
     evaluations = [row for row in rows if row["kind"] == "evaluation"]
-    total = {"loss": [(row["step"], _number(row["loss"])) for row in steps]}
-    final = {name: [(row["step"], _number(row["losses"][name][-1])) for row in steps] for name in steps[0]["losses"]}
+    total = {"loss": [(row["step"], _nan_if_none(row["loss"])) for row in steps]}
+    final = {
+        name: [(row["step"], _nan_if_none(row["losses"][name][-1])) for row in steps] for name in steps[0]["losses"]
+    }
     charts = [
         draw_curves(total, x_label="step", y_label="weighted sum over all decoder layers"),
         draw_curves(final, x_label="step", y_label="final decoder layer, unweighted"),
     ]
     drawn = {
-        name: [(row["step"], _number(row["metrics"][name])) for row in evaluations]
+        name: [(row["step"], _nan_if_none(row["metrics"][name])) for row in evaluations]
         for name in metrics
         if evaluations and all(name in row["metrics"] for row in evaluations)
     }
@@ -407,11 +416,11 @@ def curves(rows: Iterable[Mapping[str, Any]], metrics: Sequence[str] = ()) -> Im
 def _class_curves(evaluations: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
     """The AP of each class over steps; of many classes only the best and the worst of the last evaluation."""
     last = evaluations[-1]["metrics"] if evaluations else {}
-    names = sorted((name for name in last if name.startswith(CLASS_PREFIX)), key=lambda name: -_number(last[name]))
+    names = sorted((name for name in last if name.startswith(CLASS_PREFIX)), key=lambda name: -_nan_if_none(last[name]))
     if len(names) > _MAX_CLASSES:
         names = names[: _MAX_CLASSES // 2] + names[-(_MAX_CLASSES // 2) :]
     return {
-        name.removeprefix(CLASS_PREFIX): [(row["step"], _number(row["metrics"].get(name))) for row in evaluations]
+        name.removeprefix(CLASS_PREFIX): [(row["step"], _nan_if_none(row["metrics"].get(name))) for row in evaluations]
         for name in names
     }
 
@@ -422,20 +431,20 @@ def _classes_shown(evaluations: Sequence[Mapping[str, Any]]) -> str:
     return "each class" if count <= _MAX_CLASSES else f"the {half} best and the {half} worst of {count} classes"
 
 
-def _number(value: float | None) -> float:
+def _nan_if_none(value: float | None) -> float:
     return math.nan if value is None else value
 
 
-def _as_line(row: Mapping[str, Any]) -> str:
-    return json.dumps(_strict(row), allow_nan=False) + "\n"
+def _json_line(row: Mapping[str, Any]) -> str:
+    return json.dumps(_json_value(row), allow_nan=False) + "\n"
 
 
-def _strict(value: Any) -> Any:
+def _json_value(value: Any) -> Any:
     """The value with None in place of numbers that JSON cannot represent."""
     if isinstance(value, Mapping):
-        return {name: _strict(item) for name, item in value.items()}
+        return {name: _json_value(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_strict(item) for item in value]
+        return [_json_value(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -1,4 +1,7 @@
-"""Why a run has learned nothing: independent checks of the facts about a run, the most certain ones first."""
+"""Find out why a run has learned nothing.
+
+Independent checks examine the facts about the run. The most certain causes come first.
+"""
 
 from __future__ import annotations
 
@@ -14,17 +17,17 @@ from opendetr.training.checkpoint import CheckpointError
 from opendetr.training.run_facts import PredictionFacts, RunFacts, collect_facts
 from opendetr.weights import WeightsError
 
-HOPELESS = 0.01
-"""A run whose main metric stays below this value is diagnosed."""
+FAILED_BELOW = 0.01
+"""A run has learned nothing if its main metric stays below this value."""
 
-_FEW_STEPS = {"none": 1000, "imagenet": 1000}  # a model that was trained on other data needs fewer
-_FEW_STEPS_OF_TRAINED = 200
-_LARGEST_FRACTION = 1.5  # boxes that end at or below this coordinate are fractions of the image, not pixels
-_SAME_STEPS = 100  # fewer steps do not show whether the loss falls
+_MIN_STEPS = {"none": 1000, "imagenet": 1000}  # by initial weights
+_MIN_STEPS_FROM_DETECTOR = 200
+_MAX_FRACTION = 1.5  # if no coordinate is larger, boxes are fractions of the image, not pixels
+_MIN_LOSS_STEPS = 100  # fewer steps do not show whether the loss falls
 
 
 class Cause(StrEnum):
-    """Why a run has learned nothing."""
+    """A reason why a run has learned nothing."""
 
     UNREADABLE_IMAGES = "unreadable images"
     CLASS_NAMES = "class names never match"
@@ -46,7 +49,7 @@ class Diagnosis:
 
     Attributes:
         cause: the cause.
-        text: what was seen, and what to do, in one line.
+        text: the evidence, and what to do, in one line.
     """
 
     cause: Cause
@@ -57,20 +60,21 @@ class Diagnosis:
 
 
 def diagnose(facts: RunFacts) -> list[Diagnosis]:
-    """The causes why a run has learned nothing, the most certain first; empty for a run that has learned something.
+    """The causes why a run has learned nothing, the most certain first. Empty for a run that has learned something.
 
-    A loss that does not fall and too few steps may have any other cause, so they are named only if none is found.
+    The two symptoms, a loss that does not fall and too few steps, can result from any cause. They are named only if no
+    other cause is found.
     """
-    if facts.best is not None and facts.best >= HOPELESS:
+    if facts.best is not None and facts.best >= FAILED_BELOW:
         return []
-    found = [diagnosis for check in CHECKS if (diagnosis := check(facts)) is not None]
-    return found or [diagnosis for check in SYMPTOMS if (diagnosis := check(facts)) is not None][:1]
+    causes = [diagnosis for check in CHECKS if (diagnosis := check(facts)) is not None]
+    return causes or [diagnosis for check in SYMPTOMS if (diagnosis := check(facts)) is not None][:1]
 
 
 def diagnose_run(folder: Path, *, device: str = "auto") -> list[str]:
-    """The lines to print at the end of a run; none for a run that has learned something.
+    """The lines to print at the end of a run. None for a run that has learned something.
 
-    It never fails: a run that cannot be examined gets a line that says why.
+    If the run cannot be examined, the only line says why.
     """
     try:
         facts = collect_facts(folder, device=device)
@@ -80,14 +84,18 @@ def diagnose_run(folder: Path, *, device: str = "auto") -> list[str]:
 
 
 def report_lines(facts: RunFacts) -> list[str]:
-    """One line with the score and one for each cause; none for a run that has learned something."""
-    if facts.best is not None and facts.best >= HOPELESS:
+    """The main metric with the most probable cause, and up to two further causes, one per line.
+
+    None for a run that has learned something.
+    """
+    if facts.best is not None and facts.best >= FAILED_BELOW:
         return []
-    score = "there was no evaluation" if facts.best is None else f"{facts.metric} stayed at {facts.best:.3f}"
-    causes = [f"{score} in {facts.steps} steps; probable cause: {diagnosis}" for diagnosis in diagnose(facts)[:1]]
-    causes += [f"also: {diagnosis}" for diagnosis in diagnose(facts)[1:3]]
-    return causes or [
-        f"{score} in {facts.steps} steps, and no known cause was found; train longer, and compare ground truth and "
+    outcome = "there was no evaluation" if facts.best is None else f"{facts.metric} stayed at {facts.best:.3f}"
+    causes = diagnose(facts)
+    lines = [f"{outcome} in {facts.steps} steps; probable cause: {diagnosis}" for diagnosis in causes[:1]]
+    lines += [f"also possible: {diagnosis}" for diagnosis in causes[1:3]]
+    return lines or [
+        f"{outcome} in {facts.steps} steps, and the checks found no cause; train longer, and compare ground truth and "
         "predictions in images/"
     ]
 
@@ -114,15 +122,15 @@ def class_names(facts: RunFacts) -> Diagnosis | None:
         return None
     return Diagnosis(
         Cause.CLASS_NAMES,
-        f"the training images have objects of {_some(trained)}, the validation images of {_some(evaluated)}; "
-        "give the same classes the same names and ids in both splits",
+        f"the training images have objects of {_first_names(trained)}, the validation images of "
+        f"{_first_names(evaluated)}; give the same classes the same names and ids in both splits",
     )
 
 
 def wrong_scale(facts: RunFacts) -> Diagnosis | None:
     """Boxes are fractions where pixels are expected, lie outside the images, or differ in scale between the splits."""
     for name, split in (("training", facts.train), ("validation", facts.val)):
-        if split.objects and split.largest_coordinate <= _LARGEST_FRACTION:
+        if split.objects and split.largest_coordinate <= _MAX_FRACTION:
             return Diagnosis(
                 Cause.WRONG_SCALE,
                 f"the boxes of the {name} images end at {split.largest_coordinate:.2f} pixels, so they are probably "
@@ -132,22 +140,22 @@ def wrong_scale(facts: RunFacts) -> Diagnosis | None:
             return Diagnosis(
                 Cause.WRONG_SCALE,
                 f"{split.wrong_boxes} boxes of the {name} images extend beyond the image; they were probably "
-                "annotated at another size: scale the boxes to the size of the image files",
+                "annotated at another image size, so scale them to the size of the image files",
             )
     small, large = sorted((facts.train.sides, facts.val.sides))
     if small > 0 and large > 4 * small:
         return Diagnosis(
             Cause.WRONG_SCALE,
             f"a typical object is {100 * facts.train.sides:.0f} % of a training image and {100 * facts.val.sides:.0f} "
-            "% of a validation image in size; look at both with `opendetr data show`, and scale the boxes of one",
+            "% of a validation image in size; compare both with `opendetr data show`, and scale the boxes of one",
         )
     return None
 
 
 def degenerate_boxes(facts: RunFacts) -> Diagnosis | None:
-    """A typical box of the data has no extent, or the predicted ones have collapsed."""
+    """A typical box of the data is thinner than 2 pixels, or the predicted boxes have collapsed."""
     for name, split in (("training", facts.train), ("validation", facts.val)):
-        if split.objects and split.pixel_sides < 2 and split.largest_coordinate > _LARGEST_FRACTION:
+        if split.objects and split.pixel_sides < 2 and split.largest_coordinate > _MAX_FRACTION:
             return Diagnosis(
                 Cause.DEGENERATE_BOXES,
                 f"half of the boxes of the {name} images are thinner than 2 pixels; check the order of the four "
@@ -157,14 +165,15 @@ def degenerate_boxes(facts: RunFacts) -> Diagnosis | None:
     if predicted is not None and facts.train.sides > 0 and predicted.sides < 0.05 * facts.train.sides:
         return Diagnosis(
             Cause.DEGENERATE_BOXES,
-            f"the predicted boxes have collapsed: {100 * predicted.sides:.2f} % of the image, the objects "
-            f"{100 * facts.train.sides:.0f} %; start again from other weights or with a lower learning rate",
+            f"the predicted boxes have collapsed: a typical one is {100 * predicted.sides:.2f} % of the image in size, "
+            f"a typical object {100 * facts.train.sides:.0f} %; start again from other weights "
+            "or with a lower learning rate",
         )
     return None
 
 
 def too_many_objects(facts: RunFacts) -> Diagnosis | None:
-    """A quarter of the training images have more objects than the model has queries."""
+    """At least a quarter of the training images have more objects than the model has queries."""
     crowded = sum(count > facts.num_queries for count in facts.train.object_counts)
     if 4 * crowded < max(len(facts.train.object_counts), 1):
         return None
@@ -191,26 +200,26 @@ def frozen_random_backbone(facts: RunFacts) -> Diagnosis | None:
 
 
 def rate_too_large(facts: RunFacts) -> Diagnosis | None:
-    """The run diverged, or its learning rate is 50 times that of the catalogue."""
+    """The run diverged, or its learning rate is at least 50 times that of the catalogue."""
     if not facts.diverged and facts.learning_rate < 50 * facts.usual_learning_rate:
         return None
-    seen = "a loss, gradient or weight was not finite" if facts.diverged else "nothing was learned"
+    evidence = "a loss, gradient or weight was not finite" if facts.diverged else "nothing was learned"
     return Diagnosis(
         Cause.RATE_TOO_LARGE,
-        f"{seen} with a learning rate of {facts.learning_rate:g}, {facts.model} trains with "
+        f"{evidence} with a learning rate of {facts.learning_rate:g}; the default of {facts.model} is "
         f"{facts.usual_learning_rate:g}; leave out --lr, or lower it",
     )
 
 
 def rate_too_small(facts: RunFacts) -> Diagnosis | None:
-    """The highest learning rate of the run is a fiftieth of that of the catalogue."""
+    """The learning rate of the run is at most a fiftieth of that of the catalogue."""
     reached = facts.learning_rate if facts.steps > facts.warmup_steps else max(facts.rates, default=0.0)
-    # A run that ended in its warm-up was too short, its rate is not too small.
+    # The setting decides, not the rate that was reached: a run that ended in its warm-up was only too short.
     if facts.learning_rate > facts.usual_learning_rate / 50:
         return None
     return Diagnosis(
         Cause.RATE_TOO_SMALL,
-        f"the learning rate was at most {reached:g}, {facts.model} trains with {facts.usual_learning_rate:g}; "
+        f"the learning rate was at most {reached:g}; the default of {facts.model} is {facts.usual_learning_rate:g}; "
         "leave out --lr, or raise it",
     )
 
@@ -222,14 +231,14 @@ def uninitialised_head(facts: RunFacts) -> Diagnosis | None:
     exploded = [name for name, (_, largest) in facts.class_rows.items() if largest > 50]
     if constant or exploded:
         name = (constant or exploded)[0]
-        seen = f"all weights of {name} are equal" if constant else f"a value of {name} is above 50"
+        evidence = f"all weights of {name} are equal" if constant else f"a value of {name} is above 50"
     elif predicted is not None and predicted.score_spread < 1e-6:
-        seen = "all predictions have the same score"
+        evidence = "all predictions have the same score"
     else:
         return None
     return Diagnosis(
         Cause.UNINITIALISED_HEAD,
-        f"{seen}, so the class head was not initialised or has diverged; start from other weights",
+        f"{evidence}, so the class head was not initialised or has diverged; start from other weights",
     )
 
 
@@ -241,20 +250,20 @@ def shifted_labels(facts: RunFacts) -> Diagnosis | None:
             assert predicted is not None
             return Diagnosis(
                 Cause.SHIFTED_LABELS,
-                f"the boxes of {predicted.matched} of {predicted.objects} objects in {name} images are right, and most "
-                f"predicted labels are {'one above' if shift > 0 else 'one below'} those of the annotations; check "
+                f"predicted boxes match {predicted.matched} of {predicted.objects} objects in {name} images, and most "
+                f"of their labels are {'one above' if shift > 0 else 'one below'} those of the annotations; check "
                 "whether class ids start at 0 or 1 in all annotation files and weights",
             )
     return None
 
 
 def _shift(predicted: PredictionFacts) -> int | None:
-    """The shift by one, modulo the number of classes, that most matched labels have; None without one."""
-    # Fewer matches may all be off by chance.
+    """The shift, 1 or -1 modulo the number of classes, of most matched labels. None without such a shift."""
+    # The labels of fewer matches can all be off by chance.
     if predicted.matched < max(8, 0.2 * predicted.objects) or predicted.num_classes < 2:
         return None
     shifts = Counter((label - true) % predicted.num_classes for true, label in predicted.labels)
-    # With a single label in the data or in the predictions, chance looks like a shift.
+    # With only one label in the data or in the predictions, wrong labels look like a shift.
     distinct = min(len(set(labels)) for labels in zip(*predicted.labels, strict=True))
     for shift in (1, -1):
         if distinct > 1 and shifts[shift % predicted.num_classes] >= 0.8 * predicted.matched:
@@ -263,9 +272,9 @@ def _shift(predicted: PredictionFacts) -> int | None:
 
 
 def loss_not_falling(facts: RunFacts) -> Diagnosis | None:
-    """The loss at the end is not below that of the start."""
+    """The loss has not fallen by 5 % from the start to the end."""
     losses = [loss for loss in facts.losses if loss is not None]
-    if facts.steps < _SAME_STEPS or len(losses) < 20:
+    if facts.steps < _MIN_LOSS_STEPS or len(losses) < 20:
         return None
     part = max(5, len(losses) // 10)
     first, last = fmean(losses[:part]), fmean(losses[-part:])
@@ -279,8 +288,8 @@ def loss_not_falling(facts: RunFacts) -> Diagnosis | None:
 
 
 def too_few_steps(facts: RunFacts) -> Diagnosis | None:
-    """The run is shorter than training from its initial weights takes."""
-    needed = max(_FEW_STEPS.get(facts.weights, _FEW_STEPS_OF_TRAINED), 2 * facts.warmup_steps)
+    """The run has fewer steps than training from its initial weights needs."""
+    needed = max(_MIN_STEPS.get(facts.weights, _MIN_STEPS_FROM_DETECTOR), 2 * facts.warmup_steps)
     if facts.steps >= needed:
         return None
     origin = {"none": "random weights", "imagenet": "a backbone alone"}.get(facts.weights, "trained weights")
@@ -291,7 +300,7 @@ def too_few_steps(facts: RunFacts) -> Diagnosis | None:
     )
 
 
-def _some(names: object) -> str:
+def _first_names(names: object) -> str:
     known = list(names)  # type: ignore[call-overload]
     return ", ".join(known[:5]) + (" ..." if len(known) > 5 else "")
 
@@ -311,4 +320,4 @@ CHECKS: tuple[Callable[[RunFacts], Diagnosis | None], ...] = (
 """Checks for causes, the most certain first."""
 
 SYMPTOMS: tuple[Callable[[RunFacts], Diagnosis | None], ...] = (loss_not_falling, too_few_steps)
-"""Checks for what many causes have in common."""
+"""Checks for symptoms that many causes have in common."""

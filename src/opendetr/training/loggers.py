@@ -23,14 +23,14 @@ from opendetr.training.settings import CONFIG_FILE
 
 IDS_FILE = "log.json"
 _PROJECT = "opendetr"
-_MLFLOW_BATCH = 100  # metrics or parameters in a request, the most parameters that a server accepts
+_MLFLOW_BATCH = 100  # metrics or parameters in a request; a server accepts at most 100 parameters
 
 
 def loggers(names: Sequence[str]) -> list[Callback]:
     """The callbacks of `recipe.log`.
 
     Raises:
-        ConfigError: the package of one of them is not installed.
+        ConfigError: the package of a tool is not installed.
     """
     for name in names:
         if not importlib.util.find_spec(name):
@@ -46,7 +46,7 @@ def _step_values(event: StepTaken) -> dict[str, float]:
 
 
 def _metric_values(event: Evaluated) -> dict[str, float]:
-    """The metrics of an evaluation, those of classes in a group of their own."""
+    """The metrics of an evaluation. Those of classes are in a separate group."""
     return {
         f"{'classes' if name.startswith(CLASS_PREFIX) else 'validation'}/{name}": value
         for name, value in event.metrics.items()
@@ -55,13 +55,13 @@ def _metric_values(event: Evaluated) -> dict[str, float]:
 
 
 class TensorBoard(Callback):
-    """Writes files for TensorBoard to `tensorboard/` in the run folder: losses, learning rate, speed, and metrics."""
+    """Writes losses, learning rate, speed and metrics for TensorBoard to `tensorboard/` in the run folder."""
 
     def __init__(self) -> None:
         self._writer: Any = None
 
     def on_start(self, event: RunStarted) -> None:
-        """Open the files. TensorBoard no longer shows steps after the checkpoint of a resumed run."""
+        """Open the files. In a resumed run, TensorBoard hides the earlier values after the checkpoint."""
         from torch.utils.tensorboard import SummaryWriter
 
         folder = event.folder / "tensorboard"
@@ -88,15 +88,15 @@ class TensorBoard(Callback):
 class WandB(Callback):
     """Logs losses, learning rate, speed, metrics and settings to Weights & Biases.
 
-    The variables of wandb apply, such as WANDB_PROJECT (default: opendetr) and WANDB_MODE=offline. A resumed run
-    continues the run of W&B. W&B ignores steps that it has received before.
+    The environment variables of wandb apply, such as WANDB_PROJECT (default: opendetr) and WANDB_MODE=offline. A
+    resumed run continues its W&B run. W&B ignores steps that it has received before.
     """
 
     def __init__(self) -> None:
         self._run: Any = None
 
     def on_start(self, event: RunStarted) -> None:
-        """Start a run of W&B, or continue that of a resumed run. Raises ConfigError if W&B refuses it."""
+        """Start a W&B run, or continue that of a resumed run. Raises ConfigError if W&B refuses it."""
         import wandb
 
         event.folder.mkdir(parents=True, exist_ok=True)
@@ -106,13 +106,13 @@ class WandB(Callback):
                 name=os.environ.get("WANDB_NAME", event.folder.resolve().name),
                 dir=str(event.folder),
                 config=_settings(event.folder),
-                id=_known_id(event, "wandb"),
+                id=_stored_id(event, "wandb"),
                 resume="allow",
                 settings=wandb.Settings(silent=True),
             )
         except wandb.Error as error:
             raise ConfigError(f"recipe.log: wandb: {_one_line(error)}; or set WANDB_MODE=offline") from None
-        _remember_id(event.folder, "wandb", self._run.id)
+        _store_id(event.folder, "wandb", self._run.id)
 
     def on_step(self, event: StepTaken) -> None:
         """Log losses, learning rate, gradient norm and duration of a step."""
@@ -123,7 +123,7 @@ class WandB(Callback):
         self._run.log(_metric_values(event), step=event.step)
 
     def on_end(self, event: RunEnded) -> None:
-        """Finish the run of W&B; it has failed if training ended with an error."""
+        """Finish the W&B run. It is marked as failed if training ended with an error."""
         if self._run is not None:  # None if the run failed before `on_start`
             self._run.finish(exit_code=1 if event.outcome == "failed" else 0)
 
@@ -131,9 +131,9 @@ class WandB(Callback):
 class MLflow(Callback):
     """Logs losses, learning rate, speed, metrics and settings to MLflow.
 
-    The variables of MLflow apply, such as MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME (default: opendetr). A resumed
-    run continues the run of MLflow. Metrics are sent in batches. If the server does not answer during training,
-    training goes on, and a message says that values are missing.
+    The environment variables of MLflow apply, such as MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME (default:
+    opendetr). A resumed run continues its MLflow run. Metrics are sent in batches. If the server fails during training,
+    training continues, and a warning says that values are missing.
     """
 
     def __init__(self) -> None:
@@ -143,23 +143,23 @@ class MLflow(Callback):
         self._reported = False
 
     def on_start(self, event: RunStarted) -> None:
-        """Start a run of MLflow, or continue that of a resumed run. Raises ConfigError if the server refuses it."""
+        """Start an MLflow run, or continue that of a resumed run. Raises ConfigError if the server refuses it."""
         from mlflow import MlflowClient
         from mlflow.entities import Param
         from mlflow.exceptions import MlflowException
 
         self._client = MlflowClient()
         try:
-            self._id = self._known_run(_known_id(event, "mlflow")) or self._new_run(event.folder.resolve().name)
+            self._id = self._known_run(_stored_id(event, "mlflow")) or self._new_run(event.folder.resolve().name)
             settings = [Param(_mlflow_name(name), str(value)) for name, value in _flat(_settings(event.folder))]
             for first in range(0, len(settings), _MLFLOW_BATCH):
                 self._client.log_batch(self._id, params=settings[first : first + _MLFLOW_BATCH])
         except MlflowException as error:
             raise ConfigError(f"recipe.log: mlflow: {_one_line(error)}") from None
-        _remember_id(event.folder, "mlflow", self._id)
+        _store_id(event.folder, "mlflow", self._id)
 
     def _known_run(self, run_id: str | None) -> str | None:
-        """The run of MLflow that a resumed run continues; None if it does not exist there."""
+        """The id of the MLflow run that a resumed run continues. None if MLflow does not have it."""
         from mlflow.exceptions import MlflowException
 
         if run_id is None:
@@ -186,7 +186,7 @@ class MLflow(Callback):
         self._send()
 
     def on_end(self, event: RunEnded) -> None:
-        """Send what is waiting, and end the run of MLflow."""
+        """Send the remaining metrics, and end the MLflow run."""
         if not self._id:  # the run failed before `on_start`
             return
         from mlflow.exceptions import MlflowException
@@ -218,22 +218,22 @@ class MLflow(Callback):
 
     def _report(self, error: Exception) -> None:
         if not self._reported:
-            print(f"warning: mlflow: {_one_line(error)}; values of this run are missing there", file=sys.stderr)
+            print(f"warning: mlflow: {_one_line(error)}; MLflow does not have all values of this run", file=sys.stderr)
         self._reported = True
 
 
 _LOGGERS = {"tensorboard": TensorBoard, "wandb": WandB, "mlflow": MLflow}
 
 
-def _known_id(event: RunStarted, tool: str) -> str | None:
-    """The tool's id of a resumed run; None for a new run."""
+def _stored_id(event: RunStarted, tool: str) -> str | None:
+    """The id that a resumed run has in the tool. None for a new run."""
     path = event.folder / IDS_FILE
     if not event.step or not path.exists():
         return None
     return json.loads(path.read_text(encoding="utf-8")).get(tool)
 
 
-def _remember_id(folder: Path, tool: str, run_id: str) -> None:
+def _store_id(folder: Path, tool: str, run_id: str) -> None:
     path = folder / IDS_FILE
     known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     with writing(path):
@@ -242,7 +242,7 @@ def _remember_id(folder: Path, tool: str, run_id: str) -> None:
 
 
 def _settings(folder: Path) -> dict[str, Any]:
-    """The settings in the `config.yaml` of the run folder; empty without one."""
+    """The settings in the `config.yaml` of the run folder. Empty without this file."""
     path = folder / CONFIG_FILE
     return yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
 
@@ -257,7 +257,7 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def _mlflow_name(name: str) -> str:
-    """The name with "_" in place of characters that MLflow refuses, and in the parts of a path that it refuses."""
+    """The name with "_" in place of characters that MLflow refuses, and of parts such as "." or ".."."""
     parts = (re.sub(r"[^\w\-. :]", "_", part) for part in name.split("/"))
     return "/".join(part if part.strip(".") else "_" for part in parts)
 

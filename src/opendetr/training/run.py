@@ -40,25 +40,25 @@ from opendetr.presets import Preset, build_model, build_task, preset_from_dict
 from opendetr.tasks import Task
 from opendetr.training.callbacks import Curves, MetricsFile, MetricsTable, Progress, ValidationImages
 from opendetr.training.checkpoint import find_checkpoint
-from opendetr.training.diagnosis import HOPELESS, diagnose_run
+from opendetr.training.diagnosis import FAILED_BELOW, diagnose_run
 from opendetr.training.events import Callback
 from opendetr.training.loggers import loggers
 from opendetr.training.settings import (
     CONFIG_FILE,
     Setup,
-    adjusted,
+    apply_changes,
+    as_list,
+    check_mask_settings,
+    check_settings,
     fit_to_data,
-    listed,
     read_config,
-    require_hope,
-    require_lessons,
     require_run,
     set_up,
     with_options,
     write_config,
 )
 from opendetr.training.starting_weights import NOTHING, load_start, starting_point
-from opendetr.training.thresholds import ChosenThresholds
+from opendetr.training.thresholds import CurrentThresholds
 from opendetr.training.trainer import RunResult, Trainer
 from opendetr.weights import ModelCard, save_weights
 
@@ -127,22 +127,23 @@ def train(
         data: a COCO, Pascal VOC or YOLO folder, or a CSV table. Classes and splits are read from it.
         model: a name of the catalogue. Default: the model of `config` or of the weights, else the default model.
         weights: the initial weights. "published": the model's own, with classes matched by name; "imagenet": a
-            pretrained backbone; "none": random weights, and the backbone is trained too; or a run folder, a weights
+            pretrained backbone; "none": random weights, and the whole backbone is trained; or a run folder, a weights
             file, an address, or a name of the catalogue. Default: "published" if the model has published weights, else
             "imagenet" if its backbone has pretrained weights, else "none".
         out: the run folder. It must not exist or must be empty. Default: the first unused one of runs/MODEL,
             runs/MODEL-2, ...
         config: a YAML file of settings, for instance the config.yaml of another run.
-        changes: settings that differ from these: nested mappings, or strings like "model.num_queries=50".
+        changes: further settings, as nested mappings or strings like "model.num_queries=50". The other arguments take
+            precedence over them.
         epochs: length of the run in passes over the training images.
         max_steps: length of the run in optimizer steps, instead of `epochs`.
         time: length of the run in seconds or as a string ("30m"), instead of `epochs` and `max_steps`.
         batch_size: images per step, of all processes together.
-        accumulate: number of micro-batches that a step is computed in, to save memory.
+        accumulate: number of micro-batches into which a step is divided, to save memory.
         lr: learning rate of all parts except the backbone. The backbone's rate is scaled by the same factor.
         image_size: short side of the images, in pixels.
-        num_queries: number of queries, the largest number of objects in an image. Learned queries of the weights are
-            kept, and additional ones are split from them.
+        num_queries: number of queries, the maximum number of objects in an image. Learned queries of the weights are
+            kept. Additional queries are noisy copies of them.
         augment: augmentation of the training images: "detr", "colour", "mosaic", "copy-paste" or "strong".
         batch_pixels: maximum number of pixels in a batch, padding included.
         val_fraction: fraction used for validation if the dataset has no validation split.
@@ -153,21 +154,22 @@ def train(
         precision: "auto", "fp32", "bf16" or "fp16".
         gradient_checkpointing: use less memory and more time; the results are the same.
         freeze: parts of the model that are not trained, such as "backbone".
-        freeze_detector: train only the mask head around the trained detector that `weights` names, by default for
-            25 epochs as in the paper. The default model is then that detector with a mask head.
-        ema: decay of the moving average of the weights that is evaluated and saved, such as 0.999.
+        freeze_detector: train only a mask head around the trained detector that `weights` names, by default for
+            25 epochs as in the paper. The default model is then this detector with a mask head.
+        ema: decay of the exponential moving average of the weights, such as 0.999. The average is evaluated and saved.
         best_by: the metric that selects the best checkpoint, such as "AP50".
-        patience: number of evaluations without a new best one after which the run ends.
+        patience: number of evaluations without a new best result after which the run ends.
         log: tools that log the run: "tensorboard", "wandb", "mlflow".
         seed: of the initialisation, the order of the data, the augmentation and dropout.
         device: "auto", "cpu", "cuda" or "mps".
-        callbacks: receive the events of the run; see `Callback`. In several processes, only those of the main one do.
+        callbacks: receive the events of the run, in the main process only; see `Callback`.
         say: called with each line of output. Default: print to standard error.
 
     Raises:
         DataError, ConfigError, WeightsError, DeviceError: the arguments cannot be used. No file has been written.
         CheckpointError: the run folder cannot be written.
-        NonFiniteError: a loss, or the output in an evaluation, was not finite. The last checkpoint is older.
+        NonFiniteError: a loss, or the output in an evaluation, is not finite. The last checkpoint is from an earlier
+            step.
         ProcessError: another process of the run failed or ended.
 
     Example:
@@ -190,11 +192,11 @@ def train(
         "accumulate": accumulate,
         "precision": precision,
         "gradient_checkpointing": gradient_checkpointing or None,
-        "freeze": listed(freeze) or None,
+        "freeze": as_list(freeze) or None,
         "ema_decay": ema,
         "best_by": best_by,
         "patience": patience,
-        "log": listed(log) or None,
+        "log": as_list(log) or None,
     }
     changes = with_options(changes, data=data_settings, recipe=recipe_settings)
     with together():
@@ -202,7 +204,7 @@ def train(
         if out is not None:
             _require_empty(Path(out))
         setup, origin = set_up(Path(data), model, weights, config, freeze_detector=freeze_detector)
-        setup = adjusted(
+        setup = apply_changes(
             setup,
             changes,
             epochs=epochs,
@@ -214,11 +216,11 @@ def train(
             num_queries=num_queries,
             seed=seed,
         )
-        require_lessons(setup.preset, origin)
+        check_mask_settings(setup.preset, origin)
         splits = _open_splits(setup, say)
         setup = fit_to_data(setup, len(splits["train"]))
         preset = setup.preset
-        for warning in require_hope(preset, splits):
+        for warning in check_settings(preset, splits):
             say(warning)
         task = _initial_task(preset, origin, splits["train"].categories, say)
     folder = from_main(_unused_folder(preset.name) if out is None else Path(out))
@@ -228,7 +230,7 @@ def train(
         write_config(folder, setup, _fingerprint(splits))
     result = trainer.train()
     loader.gather_skipped()
-    return _ended(setup, folder, trainer, result, say)
+    return _finish(setup, folder, trainer, result, say)
 
 
 def resume(
@@ -241,7 +243,7 @@ def resume(
     Args:
         folder: the run folder.
         device: as in `train`. On another device than before, the result differs by rounding.
-        callbacks: as in `train`; those of the interrupted run are not kept.
+        callbacks: as in `train`. Give those of the interrupted run again.
         say: as in `train`.
 
     Raises:
@@ -256,7 +258,7 @@ def resume(
         if not {"data", "weights", "fingerprint"} <= about.keys():
             raise ConfigError(
                 f"{folder / CONFIG_FILE}: does not name the data and the weights that the run started with; "
-                "start a new run, --config reads the settings of this file"
+                "start a new run with --config and this file"
             )
         setup = Setup(preset_from_dict(record), Path(about["data"]), str(about["weights"]))
         preset = setup.preset
@@ -273,11 +275,11 @@ def resume(
     trainer, loader = _trainer(setup, task, splits, folder, own_device, callbacks)
     result = trainer.train(resume=has_checkpoint)
     loader.gather_skipped()
-    return _ended(setup, folder, trainer, result, say)
+    return _finish(setup, folder, trainer, result, say)
 
 
 def _in_main_process(say: Say | None) -> Say:
-    """The function that receives lines of output: `say` or printing to standard error; none in other processes."""
+    """The function that receives lines of output: `say`, or printing to standard error. Other processes ignore them."""
     if not is_main():
         return lambda _line: None
     return say or _print_to_stderr
@@ -317,11 +319,11 @@ def _fingerprint(splits: Mapping[str, DetectionData]) -> str:
         split = splits[role]
         digest.update(repr((role, split.categories.to_dict())).encode())
         for image in split.images:
-            objects = [(thing.category_id, thing.box, thing.crowd) for thing in image.objects]
+            objects = [(obj.category_id, obj.box, obj.crowd) for obj in image.objects]
             digest.update(repr((image.id, split.file_name(image), objects)).encode())
         if split.masks != "none":
             for image, map_hash in zip(split.images, map_hashes(split.images), strict=True):
-                outlines = [(thing.segmentation, thing.segment) for thing in image.objects]
+                outlines = [(obj.segmentation, obj.segment) for obj in image.objects]
                 digest.update(repr((outlines, map_hash)).encode())
     return digest.hexdigest()
 
@@ -372,14 +374,14 @@ def _trainer(
     splits: Mapping[str, DetectionData],
     folder: Path,
     device: torch.device,
-    own_callbacks: Sequence[Callback],
+    user_callbacks: Sequence[Callback],
 ) -> tuple[Trainer, TrainLoader]:
     """Build the trainer and its loader. The trainer writes nothing before it starts."""
     preset, categories, val = setup.preset, splits["train"].categories, splits["val"]
     # Evaluations are rare, so a cache of images would not make them faster.
     uncached = replace(preset, data=replace(preset.data, cache="none"))
     card = ModelCard(to_dict(preset), categories, {"data": setup.data.name, "weights": Path(setup.weights).name})
-    chosen, thresholds = _images_to_draw(val.images), ChosenThresholds()
+    drawn, thresholds = _images_to_draw(val.images), CurrentThresholds()
 
     def predictor(trained: nn.Module) -> Predictor:
         best = thresholds.current
@@ -397,16 +399,16 @@ def _trainer(
         save_weights(path, trained.model, replace(card, thresholds=thresholds.current))  # type: ignore[arg-type]
 
     def draw(trained: nn.Module) -> Iterator[tuple[str, Image.Image]]:
-        for record, image in compare(predictor(trained), val, chosen):
+        for record, image in compare(predictor(trained), val, drawn):
             yield f"{record.id}-{record.path.stem}", image
 
     recipe = replace(preset.recipe, best_by=best_by(preset, val))
     with together():
-        progress = Progress(metric=recipe.best_by, headlines=preset.headlines(val))
+        progress = Progress(metric=recipe.best_by, headline_metrics=preset.headlines(val))
         callbacks: list[Callback] = [thresholds, progress, MetricsFile(), MetricsTable(), Curves()]
         if preset.draws_predictions:
             callbacks.append(ValidationImages(draw))
-        callbacks += [*loggers(recipe.log), *own_callbacks]
+        callbacks += [*loggers(recipe.log), *user_callbacks]
         loader = train_loader(
             splits["train"],
             preset.data,
@@ -431,9 +433,9 @@ def _trainer(
     return trainer, loader
 
 
-def _ended(setup: Setup, folder: Path, trainer: Trainer, result: RunResult, say: Say) -> Run:
-    """The run, after the causes were named if it has learned nothing."""
-    if is_main() and not result.interrupted and result.best.get(trainer.recipe.best_by, 0.0) < HOPELESS:
+def _finish(setup: Setup, folder: Path, trainer: Trainer, result: RunResult, say: Say) -> Run:
+    """Report the probable causes if the run has learned nothing, and return the run."""
+    if is_main() and not result.interrupted and result.best.get(trainer.recipe.best_by, 0.0) < FAILED_BELOW:
         for line in diagnose_run(folder, device=str(trainer.device)):
             say(line)
     return Run(folder, setup.data, result)
@@ -458,7 +460,7 @@ def best_by(preset: Preset, val: DetectionData) -> str:
 
 
 def _images_to_draw(images: Sequence[ImageRecord]) -> list[ImageRecord]:
-    """A few images that contain objects, evenly spread over the data."""
+    """A few images with objects, evenly spread over the data."""
     return _spread([image for image in images if image.objects], _NUM_IMAGES_DRAWN)
 
 

@@ -1,6 +1,6 @@
-"""The facts about a run that a diagnosis is made from: its settings and metrics, its data, and its last weights.
+"""The facts about a run that a diagnosis needs: its settings, metrics, data and last weights.
 
-Frame: a box is x, y, w, h as fractions of the image's width and height.
+Frame: a box is x, y, w, h in pixels of the original image. Sizes are fractions of the image unless stated otherwise.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from opendetr.training.checkpoint import find_checkpoint, load_checkpoint
 from opendetr.training.settings import CONFIG_FILE, read_config
 from opendetr.weights import WeightsError, read_state
 
-_IMAGES_READ = 24  # images of a split that are opened to see whether they can be read
-_IMAGES_PREDICTED = 16  # images of a split that are predicted
-_WRONG_BOX = frozenset({Kind.OUT_OF_IMAGE, Kind.NO_AREA, Kind.INVALID_BOX})
+_NUM_OPENED = 24  # images of a split that are opened to check whether they can be read
+_NUM_PREDICTED = 16  # images of a split for which predictions are made
+_WRONG_BOX_KINDS = frozenset({Kind.OUT_OF_IMAGE, Kind.NO_AREA, Kind.INVALID_BOX})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,15 +36,16 @@ class SplitFacts:
     """The facts about a split of the data.
 
     Attributes:
-        objects: number of objects that are trained or evaluated on.
+        objects: number of objects without crowd regions.
         object_counts: number of objects of each image.
-        class_counts: number of objects of each class that has any, by name.
-        wrong_boxes: number of boxes that the image does not contain completely, or not at all.
-        largest_coordinate: of all boxes, in pixels.
-        sides: the mean of width and height of a typical (median) object, as a fraction of the image.
-        pixel_sides: the smaller side of a typical object, in pixels of the image.
-        read, unreadable: number of images that were opened, and of those that could not be read.
-        first_unreadable: the message about the first of them.
+        class_counts: number of objects by class name, for classes with objects.
+        wrong_boxes: number of boxes that extend outside their image, have no area or are invalid.
+        largest_coordinate: largest coordinate of all boxes, in pixels.
+        sides: median over the objects of the mean of width and height, as a fraction of the image.
+        pixel_sides: median over the objects of the smaller side, in pixels of the image.
+        read: number of images that were opened.
+        unreadable: number of opened images that could not be read.
+        first_unreadable: the message about the first unreadable image.
     """
 
     objects: int
@@ -65,12 +66,13 @@ class PredictionFacts:
 
     Attributes:
         objects: number of objects in these images.
-        matched: number of them that a prediction matches at IoU 0.5 when labels are ignored, among as many of the best
-            predictions per image as it has objects, at least five.
-        labels: the pairs of true and predicted label of the matched ones; -1 for a class that the model lacks.
-        num_classes: number of labels.
-        sides: the mean of width and height of a typical (median) box among these predictions.
-        score_spread: standard deviation of all scores.
+        matched: number of objects that a prediction matches at IoU 0.5, whatever its label. Of each image, only the
+            best predictions count: as many as it has objects, at least five.
+        labels: the label in the ground truth and the predicted label of each matched object; -1 for a class that the
+            model lacks.
+        num_classes: number of classes of the model.
+        sides: median over these predictions of the mean of width and height, as a fraction of the image.
+        score_spread: standard deviation of the scores of all predictions.
     """
 
     objects: int
@@ -88,16 +90,18 @@ class RunFacts:
     Attributes:
         model: name of the preset.
         weights: the initial weights: "none", "imagenet", "published", or a path or address.
-        metric, best: the main metric and its best value; None without an evaluation.
+        metric: name of the main metric.
+        best: best value of the main metric; None without an evaluation.
         num_queries, learning_rate, backbone_learning_rate, warmup_steps, freeze, frozen_stages: the settings.
-        usual_learning_rate: that of the preset in the catalogue.
+        usual_learning_rate: the learning rate of the preset in the catalogue.
         steps: number of steps taken.
-        losses, rates: total loss and learning rate of each step in the metrics file; None for a loss that is not
-            finite.
-        diverged: whether a loss, a gradient or a weight is not finite.
-        class_rows: for each tensor of the class heads, its standard deviation and largest absolute value.
-        train, val: the two splits.
-        train_predictions, val_predictions: None if there are no weights, or no image can be read.
+        losses: total loss of each step in the metrics file; None for a loss that is not finite.
+        rates: learning rate of each step in the metrics file.
+        diverged: whether a loss, a gradient, a weight or a prediction was not finite.
+        class_rows: standard deviation and largest absolute value of each tensor of the class heads, by name.
+        train, val: the facts about the two splits.
+        train_predictions, val_predictions: the facts about predictions for some images of the two splits. None without
+            finite weights or readable images.
     """
 
     model: str
@@ -127,7 +131,7 @@ class RunFacts:
 
 
 def collect_facts(folder: Path, *, device: str = "auto") -> RunFacts:
-    """Collect the facts about a run: read its files, open its data, and predict a few images with its last weights.
+    """Collect the facts about a run from its files, its data, and predictions of its last weights for a few images.
 
     Raises:
         ConfigError: the folder is not a run folder.
@@ -174,7 +178,7 @@ def collect_facts(folder: Path, *, device: str = "auto") -> RunFacts:
 
 
 def _warmup_steps(folder: Path, preset: Preset) -> int:
-    """The warm-up of the recipe, or that of the plan if the recipe leaves it to the length of the run."""
+    """The warm-up of the recipe, or that of the plan if the recipe sets none."""
     if preset.recipe.warmup_steps is not None:
         return preset.recipe.warmup_steps
     plan = load_checkpoint(folder / "last").facts["plan"] if find_checkpoint(folder / "last") else None
@@ -194,17 +198,17 @@ def _open(preset: Preset, data: Path) -> dict[str, DetectionData]:
 
 
 def split_facts(data: DetectionData) -> SplitFacts:
-    """The facts about a split; some of its images are opened."""
+    """Collect the facts about a split. Opens some of its images."""
     boxes, sizes, labels = [], [], Counter[str]()
     for image in data.images:
-        for thing in image.objects:
-            if not thing.crowd:
-                boxes.append(thing.box)
+        for obj in image.objects:
+            if not obj.crowd:
+                boxes.append(obj.box)
                 sizes.append((image.width, image.height))
-                labels[data.categories.names[data.categories.label_of_id(thing.category_id)]] += 1
+                labels[data.categories.names[data.categories.label_of_id(obj.category_id)]] += 1
     corners, image_sizes = np.array(boxes).reshape(-1, 4), np.array(sizes).reshape(-1, 2)
     failures = []
-    opened = _spread(data.images, _IMAGES_READ)
+    opened = _spread(data.images, _NUM_OPENED)
     for image in opened:
         try:
             read_record(image)
@@ -212,9 +216,9 @@ def split_facts(data: DetectionData) -> SplitFacts:
             failures.append(str(error))
     return SplitFacts(
         objects=len(boxes),
-        object_counts=tuple(sum(not thing.crowd for thing in image.objects) for image in data.images),
+        object_counts=tuple(sum(not obj.crowd for obj in image.objects) for image in data.images),
         class_counts=dict(labels),
-        wrong_boxes=sum(fault.count for fault in data.fault_counts if fault.kind in _WRONG_BOX),
+        wrong_boxes=sum(fault.count for fault in data.fault_counts if fault.kind in _WRONG_BOX_KINDS),
         largest_coordinate=float((corners[:, :2] + corners[:, 2:]).max()) if boxes else 0.0,
         sides=_median((corners[:, 2:] / image_sizes).mean(1)),
         pixel_sides=_median(corners[:, 2:].min(1)),
@@ -225,28 +229,28 @@ def split_facts(data: DetectionData) -> SplitFacts:
 
 
 def prediction_facts(detector: Predictor, data: DetectionData) -> PredictionFacts | None:
-    """The facts about the predictions for a few images with objects; None if none of them can be read."""
+    """Collect the facts about the predictions for a few images with objects. None if no image can be read."""
     labels: list[tuple[int, int]] = []
     sides: list[float] = []
     scores: list[float] = []
     num_objects, known = 0, detector.categories.names
-    for image in _spread([image for image in data.images if image.objects], _IMAGES_PREDICTED):
+    for image in _spread([image for image in data.images if image.objects], _NUM_PREDICTED):
         try:
             detections = detector.predict(image.path, min_score=0.0)
         except ImageError:
             continue
         assert isinstance(detections, Detections)  # of one image
-        things = [thing for thing in image.objects if not thing.crowd]
-        best = detections[: max(5, len(things))]
+        objects = [obj for obj in image.objects if not obj.crowd]
+        best = detections[: max(5, len(objects))]
         height, width = detections.size
         corners = best.boxes.double().numpy()
         boxes = np.concatenate((corners[:, :2], corners[:, 2:] - corners[:, :2]), 1)
-        true_names = [data.categories.names[data.categories.label_of_id(thing.category_id)] for thing in things]
+        true_names = [data.categories.names[data.categories.label_of_id(obj.category_id)] for obj in objects]
         true_labels = [known.index(name) if name in known else -1 for name in true_names]
-        labels += _matched_labels(boxes, best, np.array([thing.box for thing in things]).reshape(-1, 4), true_labels)
+        labels += _matched_labels(boxes, best, np.array([obj.box for obj in objects]).reshape(-1, 4), true_labels)
         sides += (boxes[:, 2:] / (width, height)).mean(1).tolist()
         scores += detections.scores.tolist()
-        num_objects += len(things)
+        num_objects += len(objects)
     if not scores:
         return None
     return PredictionFacts(
@@ -262,7 +266,10 @@ def prediction_facts(detector: Predictor, data: DetectionData) -> PredictionFact
 def _matched_labels(
     boxes: np.ndarray, detections: Detections, objects: np.ndarray, true_labels: Sequence[int]
 ) -> list[tuple[int, int]]:
-    """True and predicted label of each object that a box matches; each box and each object takes part once."""
+    """The label in the ground truth and the predicted label of each matched object.
+
+    Each box matches at most one object.
+    """
     pairs, free = [], np.ones(len(objects), bool)
     for index, label in enumerate(detections.labels.tolist()):
         for position in np.flatnonzero(free).tolist():

@@ -1,6 +1,7 @@
-"""The settings of a run. One preset combines the catalogue, the weights' card, `--config` and the user's changes.
+"""The settings of a run: one preset, combined from several sources.
 
-Each of these overrides the ones before it.
+The sources are the catalogue, the card of the weights, `--config` and the user's changes. Each source
+overrides the ones before it.
 """
 
 from __future__ import annotations
@@ -33,18 +34,18 @@ from opendetr.training.starting_weights import IMAGENET, NOTHING, PUBLISHED, sta
 from opendetr.weights import ModelCard, read_card
 
 CONFIG_FILE = "config.yaml"
-_SMALLEST_IMAGE = 32  # pixels, the size of a cell of the coarsest features
+_MIN_IMAGE_SIZE = 32  # pixels; the size of a cell of the coarsest features
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What `config.yaml` stores of a run.
+    """The settings of a run that `config.yaml` stores.
 
     Attributes:
         preset: all settings.
         data: the dataset folder.
         weights: the initial weights: "none", "imagenet", "published", an address or a path.
-        given: names of the fields of the recipe that the user has set.
+        given: names of the fields of the recipe that the user has set. `fit_to_data` does not change these.
     """
 
     preset: Preset
@@ -69,7 +70,7 @@ def set_up(
     """The settings before the user's changes, and the origin of the initial weights (see `starting_point`)."""
     record, about = read_config(Path(config)) if config else ({}, {})
     weights = weights if weights is not None else about.get("weights")
-    name = _one_of(model, record.get("name"), f"{config}: has the settings of {record.get('name')}")
+    name = _same_name(model, record.get("name"), f"{config}: contains the settings of {record.get('name')}")
     choice = weights_choice(name or DEFAULT_MODEL, weights)
     requested = name or _model_of(choice)
     if choice in list_models() and name_without_masks(requested or choice) != name_without_masks(choice):
@@ -88,7 +89,7 @@ def set_up(
             if card_preset.has_masks:
                 preset = replace(preset, data=replace(preset.data, masks=card_preset.data.masks))
             preset = replace(preset, criterion=card_preset.criterion)
-    if isinstance(origin, Path):  # a trained detector learns other classes in less than the published length
+    if isinstance(origin, Path):  # a trained detector needs fewer epochs than the published training
         recipe = replace(preset.recipe, warmup_steps=None, ema_decay=None, fit_to_data=True)
         preset = replace(preset, recipe=recipe)
     if freeze_detector:
@@ -99,28 +100,28 @@ def set_up(
 
 
 def _model_of(choice: str) -> str | None:
-    """The model that a choice of weights names; None if only the file of the weights can name it."""
+    """The model that `--weights` names. None if only the file of the weights can name it."""
     if choice == PUBLISHED:
         return DEFAULT_MODEL
     return choice if choice in list_models() else None
 
 
 def _sizes_of(trained: DataConfig, data: DataConfig) -> DataConfig:
-    """`data` with the image size of a trained detector: at other sizes its predictions are worse."""
+    """`data` with the image size of a trained detector, whose predictions are worse at other sizes."""
     return replace(data, image_size=trained.image_size, max_size=trained.max_size, side_multiple=trained.side_multiple)
 
 
 def _model_name(name: str | None, card: ModelCard | None, origin: str | Path, *, with_masks: bool) -> str:
-    """The requested model, else that of the weights' card; with a mask head if `with_masks`.
+    """The requested model, else that of the weights' card. With `with_masks`, the variant with a mask head.
 
-    A model with a mask head can start from the weights of its detector, and a detector from those of the model with a
-    mask head.
+    A model with a mask head can start from the weights of its detector. A detector can start from the weights of its
+    variant with a mask head.
     """
     card_name = str(card.config.get("name")) if card else None
     if name and card_name and name_without_masks(name) == name_without_masks(card_name):
         chosen = name
     else:
-        chosen = _one_of(name, card_name, f"{origin}: holds {card_name}") or DEFAULT_MODEL
+        chosen = _same_name(name, card_name, f"{origin}: holds {card_name}") or DEFAULT_MODEL
     # A setting can add a mask head to a model whose name does not have one.
     has_masks = card is not None and card_name == chosen and preset_from_dict(card.config).has_masks
     return name_with_masks(chosen) if with_masks and not has_masks else chosen
@@ -129,10 +130,10 @@ def _model_name(name: str | None, card: ModelCard | None, origin: str | Path, *,
 def fit_to_data(setup: Setup, num_images: int) -> Setup:
     """Set epochs, batch size and learning rate from the number of training images, if the recipe has `fit_to_data`.
 
-    The number of images that a run sees grows with the square root of the size of the dataset. A run that starts from a
-    detector has 50 epochs on 160 images and 2 on 100,000; other runs have 4 times as many. The batch size is halved for
-    fewer than 100 images and doubled for 20,000 or more, and the learning rate changes with its square root. Fields
-    that the user has set do not change.
+    The number of epochs falls with the square root of the number of images. A run that starts from a detector has 50
+    epochs on 160 images and 2 on 100,000. Other runs have 4 times as many. The batch size is halved for fewer than 100
+    images and doubled for 20,000 or more. The learning rate changes with the square root of the batch size. Fields that
+    the user has set do not change.
     """
     preset, recipe = setup.preset, setup.preset.recipe
     if not recipe.fit_to_data:
@@ -151,39 +152,39 @@ def fit_to_data(setup: Setup, num_images: int) -> Setup:
     return replace(setup, preset=replace(preset, recipe=replace(recipe, **fitted)))
 
 
-def require_hope(preset: Preset, splits: Mapping[str, DetectionData]) -> list[str]:
-    """Refuse settings with which nothing can be learned. Returns one warning for each setting that limits the result.
+def check_settings(preset: Preset, splits: Mapping[str, DetectionData]) -> list[str]:
+    """Refuse settings that prevent learning. Returns a warning for each setting that limits the result.
 
     Raises:
-        ConfigError: the learning rate is zero, or the images are only a few pixels large.
+        ConfigError: the learning rate is 0, or the images are smaller than a cell of the features.
     """
     recipe, size = preset.recipe, preset.data.image_size
     if recipe.learning_rate == 0:
         raise ConfigError("recipe.learning_rate: 0 changes no weight; leave it out for the default of the model")
-    if size < _SMALLEST_IMAGE:
+    if size < _MIN_IMAGE_SIZE:
         raise ConfigError(
-            f"data.image_size: {size} pixels are too few to detect anything; give at least {_SMALLEST_IMAGE}"
+            f"data.image_size: {size} pixels are too few to detect anything; give at least {_MIN_IMAGE_SIZE}"
         )
     counts = [len(image.objects) for image in splits["train"].images]
     num_queries, exceeding = preset.model.num_queries, sum(count > preset.model.num_queries for count in counts)
     if not exceeding:
         return []
     return [
-        f"warning: {count_noun(exceeding, 'training image')} with more than {num_queries} objects, one for each query; "
-        f"the rest cannot be detected; give --num-queries {max(counts)}"
+        f"warning: {count_noun(exceeding, 'training image')} with more than {num_queries} objects, the number of "
+        f"queries; the other objects cannot be detected; give --num-queries {max(counts)}"
     ]
 
 
-def require_lessons(preset: Preset, origin: str | Path) -> None:
-    """Raise ConfigError for a mask head without masks to learn, or a frozen detector without trained weights."""
+def check_mask_settings(preset: Preset, origin: str | Path) -> None:
+    """Raise ConfigError for a mask head without mask annotations, or for a frozen detector without trained weights."""
     if preset.has_masks and preset.data.masks == "none":
         raise ConfigError(f"{preset.name}: has a mask head, but data.masks is none; set data.masks to auto")
     if preset.freeze_detector and not isinstance(origin, Path):
         raise ConfigError("a frozen detector needs trained weights; set weights to a run folder, a file or published")
 
 
-def _one_of(requested: str | None, other: str | None, where: str) -> str | None:
-    """The name that is given. Raises ConfigError if both are given and differ."""
+def _same_name(requested: str | None, other: str | None, where: str) -> str | None:
+    """The name, which may be given once or twice. Raises ConfigError if two names differ."""
     if requested and other and requested != other:
         raise ConfigError(f"{where}, not {requested}; leave the model out, or give another file")
     return requested or other
@@ -193,7 +194,7 @@ def read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Read a YAML file of settings.
 
     Returns:
-        The settings of the preset; and the entries of "run" (data, weights, fingerprint), empty without them.
+        The settings of the preset, and the entries of "run" (data, weights, fingerprint). Either may be empty.
 
     Raises:
         ConfigError: the file is missing, or is not a YAML file of settings.
@@ -226,7 +227,7 @@ def require_run(folder: Path) -> None:
 
 
 def write_config(folder: Path, setup: Setup, fingerprint: str) -> None:
-    """Write the `config.yaml` of a run atomically; `read_config` reads it."""
+    """Write the `config.yaml` of a run atomically. `read_config` reads it."""
     about = {"data": str(setup.data), "weights": setup.weights, "fingerprint": fingerprint}
     text = yaml.safe_dump(to_dict(setup.preset) | {"run": about}, sort_keys=False, width=120)
     path = folder / CONFIG_FILE
@@ -236,7 +237,7 @@ def write_config(folder: Path, setup: Setup, fingerprint: str) -> None:
 
 
 def _nested(changes: Mapping[str, Any] | Iterable[str | Mapping[str, Any]]) -> dict[str, Any]:
-    """Merge changes, mappings and strings like "recipe.seed=1", into one nested mapping. Later ones win."""
+    """Merge mappings and strings like "recipe.seed=1" into one nested mapping. Later changes override earlier ones."""
     merged: dict[str, Any] = {}
     for change in (changes,) if isinstance(changes, Mapping) else changes:
         _merge(merged, parse_assignment(change) if isinstance(change, str) else change)
@@ -248,7 +249,7 @@ def _nested(changes: Mapping[str, Any] | Iterable[str | Mapping[str, Any]]) -> d
 def with_options(
     changes: Mapping[str, Any] | Iterable[str | Mapping[str, Any]], **options: Mapping[str, Any]
 ) -> list[str | Mapping[str, Any]]:
-    """The changes with the options that are not None added at the end, grouped by branch of the settings."""
+    """Append the options that are not None to the changes. `options` are grouped by branch of the settings."""
     given = {
         branch: {name: value for name, value in values.items() if value is not None}
         for branch, values in options.items()
@@ -256,8 +257,8 @@ def with_options(
     return [*((changes,) if isinstance(changes, str | Mapping) else changes), given]
 
 
-def listed(names: str | Sequence[str]) -> list[str]:
-    """The names as a list; a single one can be given as a string."""
+def as_list(names: str | Sequence[str]) -> list[str]:
+    """The names as a list. A string is a single name."""
     return [names] if isinstance(names, str) else list(names)
 
 
@@ -270,7 +271,7 @@ def _merge(into: dict[str, Any], change: Mapping[str, Any]) -> None:
 
 
 def _run_length(epochs: int | None, max_steps: int | None, time: str | float | None) -> dict[str, Any]:
-    """The changes of the recipe that set the length of the run; none if no length is given."""
+    """The changes of the recipe that set the length of the run. Empty if no length is given."""
     if sum(length is not None for length in (epochs, max_steps, time)) > 1:
         raise SettingError("give the length of the run in epochs, in steps or as a time, not more than one of them")
     if epochs is not None:
@@ -285,7 +286,7 @@ def _run_length(epochs: int | None, max_steps: int | None, time: str | float | N
         raise SettingError(str(error)) from None
 
 
-def adjusted(
+def apply_changes(
     setup: Setup,
     changes: Mapping[str, Any] | Iterable[str | Mapping[str, Any]],
     *,
@@ -298,10 +299,10 @@ def adjusted(
     num_queries: int | None,
     seed: int | None,
 ) -> Setup:
-    """`setup` with the changes of the user: `changes` first, then the arguments that are not None.
+    """Apply the changes of the user to `setup`: first `changes`, then the arguments that are not None.
 
     Raises:
-        ConfigError: an unknown key, a value that is not valid, or more than one length of the run.
+        ConfigError: a key is unknown, a value is invalid, or more than one length of the run is given.
     """
     recipe = _run_length(epochs, max_steps, time)
     nested = _nested(changes)

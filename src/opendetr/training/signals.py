@@ -11,8 +11,8 @@ from types import FrameType
 from typing import Any
 
 
-class AbandonedError(BaseException):
-    """A stop signal ended work that may be abandoned; see `StopSignal.abandoning`.
+class StopRequestedError(BaseException):
+    """A stop signal ended work that may be interrupted; see `StopSignal.interruptible`.
 
     Like KeyboardInterrupt, it is not an `Exception`, because torch's DataLoader replaces an `Exception` by another one.
     """
@@ -30,7 +30,7 @@ class StopSignal:
 
     def __init__(self) -> None:
         self.requested = False
-        self._may_abandon = False
+        self._is_interruptible = False
         self._process = os.getpid()
         self._earlier_handlers: dict[signal.Signals, Any] = {}
 
@@ -48,14 +48,14 @@ class StopSignal:
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True
-        if self._may_abandon and os.getpid() == self._process:  # forked loader processes inherit this handler
-            raise AbandonedError
+        if self._is_interruptible and os.getpid() == self._process:  # forked loader processes inherit this handler
+            raise StopRequestedError
 
     @contextmanager
-    def abandoning(self) -> Iterator[None]:
-        """A context in which a stop signal raises AbandonedError. Use it for work without side effects."""
-        self._may_abandon = True
+    def interruptible(self) -> Iterator[None]:
+        """A context in which a stop signal raises StopRequestedError. Use it for work without side effects."""
+        self._is_interruptible = True
         try:
             yield
         finally:
-            self._may_abandon = False
+            self._is_interruptible = False

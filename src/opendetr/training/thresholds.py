@@ -6,17 +6,17 @@ from opendetr.scoring import ScoreThresholds
 from opendetr.training.events import Callback, StepTaken
 
 
-class ChosenThresholds(Callback):
-    """The thresholds that the latest evaluation chose, as long as the evaluated weights have not changed.
+class CurrentThresholds(Callback):
+    """The thresholds of the latest evaluation, as long as the evaluated weights have not changed.
 
     Attributes:
-        current: the thresholds to store with the weights as they are now; None after a step, which changes the weights,
-            or if the evaluation found nothing to choose by.
+        current: the thresholds of the current weights. None after a step, which changes the weights, and if no
+            detection matched an object.
     """
 
     def __init__(self) -> None:
         self.current: ScoreThresholds | None = None
 
     def on_step(self, event: StepTaken) -> None:
-        """Forget the thresholds: they are those of other weights."""
+        """Discard the thresholds, because the weights have changed."""
         self.current = None

@@ -5,8 +5,8 @@ the same number of threads, it then ends with the same weights as an uninterrupt
 depends on earlier steps only through the state that a checkpoint stores. The batch is a function of (seed, epoch,
 position), the learning rate is a function of the step, and dropout is seeded anew for each step.
 
-Several processes give the result of one. Each takes its share of every batch, and the losses are normalised over all
-shares. What only one process knows (a signal, the elapsed time) is communicated between two steps.
+Several processes give the same result as one. Each computes its share of every batch, and the losses are normalised
+over the whole batch. Between two steps, the processes exchange what only one of them knows: signals and elapsed time.
 """
 
 from __future__ import annotations
@@ -70,26 +70,26 @@ from opendetr.training.schedule import (
     plan_evaluations,
     plan_steps,
     plan_time,
-    revised,
+    revise_plan,
 )
-from opendetr.training.signals import AbandonedError, StopSignal
+from opendetr.training.signals import StopRequestedError, StopSignal
 from opendetr.training.train_step import autocast_dtype, keep_freed_memory, step_randomness
 
 STATE, MODEL = "training.safetensors", "model.safetensors"
 _SPEED_IMAGES = 8  # number of images that measure the speed of an evaluation
-_REVISION_STEPS, _REVISION_SHARE = 5, 0.02  # interval between corrections of a plan: steps, fraction of the time
-_REPORTED_CHANGE = 0.05  # smallest relative change of the number of steps that callbacks are told
+_REVISION_STEPS, _REVISION_SHARE = 5, 0.02  # interval between revisions of a plan: steps, fraction of the time
+_REPORTED_CHANGE = 0.05  # smallest relative change of the number of steps that callbacks receive
 
 
 class Loader(Protocol):
-    """The interface that the trainer uses of a loader."""
+    """The interface of a loader that the trainer uses."""
 
     def __len__(self) -> int:
         """The number of batches per epoch."""
         ...
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch from number `start` on, the same ones in every call.
+        """Iterate over the batches of an epoch from number `start` on. Every call gives the same batches.
 
         With several processes, each loader returns the part of every batch that belongs to its rank.
         """
@@ -151,13 +151,13 @@ class Trainer:
         loader: the batches, of `recipe.batch_size` images. One batch is one optimizer step of all processes.
         recipe: the settings of optimizer, schedule and length.
         folder: the run folder. It receives the checkpoints `last` and `best`.
-        evaluate: computes metrics from the deployed task in evaluation mode, the same ones in all processes. A second
+        evaluate: computes metrics of the deployed task in evaluation mode. All processes get the same metrics. A second
             argument limits the number of images. Default: no evaluation.
-        num_images: number of validation images that `evaluate` uses.
-        evaluate_start: also evaluate before the first step, because the initial weights may be the best ones.
+        num_images: number of validation images that `evaluate` uses without this limit.
+        evaluate_start: also evaluate the initial weights, which may be the best ones.
         save_model: writes the weights of the deployed task to a path, for `model.safetensors`. Default: all tensors of
             the task.
-        callbacks: receive every event, in this order, in the main process only.
+        callbacks: receive every event, in the order of the list, in the main process only.
         device: "auto", "cpu", "cuda" or "mps".
 
     Raises:
@@ -211,13 +211,13 @@ class Trainer:
         self._reported_steps = 0  # length of the plan that the callbacks know
 
     def train(self, *, resume: bool = False) -> RunResult:
-        """Train to the end of the run. Ctrl-C and SIGTERM save a checkpoint and end it early.
+        """Train to the end of the run. Ctrl-C and SIGTERM save a checkpoint and end the run early.
 
         Args:
             resume: continue from the last checkpoint of the run folder.
 
         Raises:
-            CheckpointError: there is nothing to resume, the folder already holds a run, or a checkpoint cannot be
+            CheckpointError: there is nothing to resume, the folder holds a run already, or a checkpoint cannot be
                 written.
             NonFiniteError: a loss or a gradient is not finite. The message names the images.
             ProcessError: another process of the run failed or ended.
@@ -256,7 +256,7 @@ class Trainer:
         return RunResult(state.step, interrupted, metric, state.metrics, state.best, state.seconds)
 
     def _run(self, stop: StopSignal, is_new: bool) -> None:
-        """Take steps to the end of the run or until a signal. Between steps, evaluate and save when it is due."""
+        """Take steps until the end of the run or a signal. Evaluate and save between steps when it is due."""
         train_mode(self.task)
         self._saved = time.perf_counter()
         self._started = self._saved - self.state.seconds
@@ -277,13 +277,13 @@ class Trainer:
                     break
                 wait_started = time.perf_counter()
         if self._stopped_early() and self.state.evaluations and self.state.evaluations.images is not None:
-            self._evaluate(stop)  # the latest one did not use all images
+            self._evaluate(stop)  # the latest evaluation did not use all images
         self._save()
 
     def _shares(self, epoch: int, position: int, stop: StopSignal) -> Iterator[_Share]:
-        """Yield the share of this process of every batch, padded like the whole batch.
+        """Yield this process's share of every batch, padded like the whole batch.
 
-        It ends when one process has no batch.
+        The iterator ends as soon as one process has no batch.
         """
         batches = self.loader.epoch(epoch, position)
         while True:
@@ -291,7 +291,7 @@ class Trainer:
             try:
                 batch = next(batches, None)
             except (RuntimeError, OSError, EOFError, ValueError) as error:
-                if not stop.requested:  # a stop signal also ends the workers of the loader, which is not an error
+                if not stop.requested:  # a stop signal also ends the workers of the loader; that is not an error
                     if not isinstance(error, ValueError):
                         raise
                     failure = error
@@ -328,7 +328,7 @@ class Trainer:
         elif self.recipe.time is not None and self.state.plan is not None and not self._finished():
             self._revise_plan()
         if self._evaluation_due() and not _stop_requested(stop):
-            # With several processes a signal does not interrupt the evaluation, and a launcher may kill them meanwhile.
+            # With several processes, a signal does not interrupt the evaluation, so the launcher may kill them in it.
             if world_size() > 1:
                 self._save()
             if self._evaluate(stop) and not self._finished():
@@ -348,7 +348,7 @@ class Trainer:
             self._report_plan(None)
 
     def _affordable_images(self) -> float:
-        """The number of validation images that the evaluations of a timed run can use, measured with a few."""
+        """The number of validation images that the evaluations of a timed run can use. Measured on a few images."""
         if self.evaluate is None:
             return 0.0
         count = min(_SPEED_IMAGES, self.num_images)
@@ -380,7 +380,7 @@ class Trainer:
         self._speed = StepSpeed(self._speed.step_seconds)
 
     def _revise_plan(self) -> None:
-        """Correct the plan of a timed run if its speed has changed. A checkpoint stores the new plan."""
+        """Revise the plan of a timed run if its speed has changed. A checkpoint stores the new plan."""
         state, recipe = self.state, self.recipe
         assert recipe.time is not None and state.plan is not None and state.evaluations is not None
         if state.step % _REVISION_STEPS:
@@ -388,7 +388,7 @@ class Trainer:
         due = self._speed.is_reliable and self._speed.seconds >= _REVISION_SHARE * recipe.time
         if from_main(due or state.seconds >= recipe.time):
             before = state.plan
-            state.plan = from_main(revised(before, recipe, state.step, self._pace(), state.evaluations))
+            state.plan = from_main(revise_plan(before, recipe, state.step, self._pace(), state.evaluations))
             if state.plan != before:
                 self._save()
             if abs(state.plan.total_steps - self._reported_steps) > _REPORTED_CHANGE * self._reported_steps:
@@ -412,7 +412,7 @@ class Trainer:
         )
 
     def _step(self, share: _Share, wait_started: float) -> None:
-        """Take one optimizer step. `wait_started` is the time at which the wait for its batch began."""
+        """Take one optimizer step. `wait_started` is the time at which the wait for the batch began."""
         started = time.perf_counter()
         state, recipe = self.state, self.recipe
         epoch = state.step // len(self.loader)
@@ -466,8 +466,8 @@ class Trainer:
         """Accumulate the gradients of all micro-batches of a step.
 
         Returns:
-            The total loss, a scalar, and the losses of this process, without gradients; and the divisor (1,) of this
-            process if the task knows it only after the forward pass, else None.
+            The total loss, a scalar, and the losses by name, both of this process and without gradients. The divisor of
+            this process, (1,), if the task knows it only after the forward pass, else None.
         """
         normaliser = self.task.normaliser(share.counts)
         parts = share.batch.to(self.device).split(self.recipe.accumulate)
@@ -490,7 +490,7 @@ class Trainer:
         return total, sums, count
 
     def _only_optional_lack_gradients(self) -> bool:
-        """Whether every parameter without a gradient in this step is an optional one of the task."""
+        """Whether every parameter without a gradient in this step is an optional parameter of the task."""
         missing = [
             name
             for name, parameter in self.task.named_parameters()
@@ -499,11 +499,11 @@ class Trainer:
         return all(name.startswith(self._optional) for name in missing)
 
     def _may_overflow(self) -> bool:
-        """Whether the fp16 loss scale may cause non-finite gradients. The scaler then skips the step and is reduced."""
+        """Whether the fp16 loss scale may cause non-finite gradients. The scaler then skips the step and lowers it."""
         return self.scaler.is_enabled() and self.scaler.get_scale() > 1
 
     def _raise_nonfinite(self, batch: Batch, values: _StepLosses) -> None:
-        """Raise NonFiniteError before the values reach the weights or a checkpoint."""
+        """Raise NonFiniteError. The values have not reached the weights or a checkpoint."""
         names = tuple(name for names in gather(batch.image_names) for name in names)
         loss, norm = values.loss, values.norm
         self._notify(NonFiniteFound(self.state.step, loss, norm, names))
@@ -516,17 +516,17 @@ class Trainer:
 
     @property
     def deployed(self) -> nn.Module:
-        """The task with the weights that are evaluated and saved as the model: the EMA weights if there are any."""
+        """The task whose weights are evaluated and saved as the model: with the EMA weights, if there are any."""
         return self.average.task if self.average else self.task
 
     def _evaluate(self, stop: StopSignal) -> bool:
         """Evaluate the deployed task. The evaluation at the end of the run uses all validation images.
 
-        If the other evaluations use only some of the images, the last one also uses these first. The best weights are
-        then chosen by metrics of the same images.
+        If the other evaluations use only some of the images, the last one also evaluates these separately. So the best
+        weights are selected by metrics of the same images.
 
         Returns:
-            False if a signal interrupted the evaluation, which the resumed run then repeats.
+            False if a signal interrupted the evaluation. The resumed run repeats it.
         """
         state, task = self.state, self.deployed
         assert state.evaluations is not None
@@ -536,11 +536,11 @@ class Trainer:
         copy_buffers(task)
         task.eval()
         try:
-            # One of several processes must not leave the evaluation alone: the others would wait for it.
-            with stop.abandoning() if world_size() == 1 else nullcontext(), torch.no_grad():
+            # With several processes, one must not leave the evaluation: the others would wait for it.
+            with stop.interruptible() if world_size() == 1 else nullcontext(), torch.no_grad():
                 compared = self._metrics(task, part)
                 metrics = compared if part is None or not is_last else self._metrics(task, None)
-        except AbandonedError:
+        except StopRequestedError:
             return False
         else:
             evaluation_seconds = time.perf_counter() - started
@@ -549,7 +549,7 @@ class Trainer:
             images = None if part is None or is_last else part
             value = compared.get(self.recipe.best_by)  # None if the data contains nothing to compute it from
             before = state.best.get(self.recipe.best_by, -math.inf)
-            is_best = value is not None and value >= before  # of equal values, the longer training wins
+            is_best = value is not None and value >= before  # of equal values, the later one is the best
             state.evaluated, state.metrics = state.step, metrics
             state.worse = 0 if value is not None and value > before else state.worse + 1
             if is_best:

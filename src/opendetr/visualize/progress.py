@@ -8,13 +8,14 @@ from contextlib import contextmanager
 
 @contextmanager
 def progress_bar(label: str, *, in_bytes: bool = False) -> Iterator[Callable[[int, int | None], None]]:
-    """A bar on standard error that is removed at the end. Shows nothing if standard error is not a terminal.
+    """Show a progress bar on standard error, and remove it at the end. Without a terminal, nothing is shown.
 
-    The context manager gives a function. Call it with the number done and the total, or None if the total is unknown.
+    The value of the context manager is a function. Call it with the number done and the total number. If the total is
+    unknown, give None.
 
     Args:
-        label: the text in front of the bar.
-        in_bytes: the numbers are bytes; they are shown in KiB and MiB, with the speed.
+        label: the text before the bar.
+        in_bytes: the numbers are bytes. They are shown in KiB and MiB, with the speed.
     """
     from rich import progress
     from rich.console import Console

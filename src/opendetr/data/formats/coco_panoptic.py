@@ -101,7 +101,7 @@ def read_panoptic(
         folder: the folder of the dataset.
         maps_folder: the folder of the maps. When omitted, it is searched for near the file.
         categories: the classes of the whole dataset; those of the file when omitted.
-        masks: whether the maps are required. Images without a map are then skipped and count_noun.
+        masks: whether the maps are required. Images without a map are then skipped and counted.
         log: what to do at an unusable image or annotation.
 
     Raises DataError for invalid panoptic annotations.
