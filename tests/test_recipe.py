@@ -114,13 +114,20 @@ def test_plan_of_steps():
         (10_000, 73, 10, None),  # ten are enough
         (400, 73, 5, None),
         (180, 73, 5, 21),  # two on all images: five on a part, and the last one on all
-        (400, 5000, 5, 32),
+        (400, 1000, 5, 32),
         (73, 73, 1, None),  # a part would be too small
-        (0, 73, 1, None),
     ],
 )
 def test_evaluations_follow_what_they_cost(affordable, num_images, count, images):
     assert plan_evaluations(Recipe(time=100.0), affordable, num_images) == Evaluations(count, images)
+
+
+def test_the_last_evaluation_uses_some_images_if_all_would_take_most_of_the_time():
+    partial = Evaluations(1, 40, all_at_end=False)
+    assert plan_evaluations(Recipe(time=100.0), 40, 300) == partial
+    assert pace(0, 1, image=0.5).evaluation_seconds(partial, 1) == 20
+    assert plan_evaluations(Recipe(time=100.0), 0, 73) == Evaluations(1, 16, all_at_end=False)
+    assert plan_evaluations(Recipe(max_steps=9), 4, 300) == Evaluations(1)  # without a time
 
 
 def test_a_given_number_of_evaluations_is_kept_where_no_time_is_given():

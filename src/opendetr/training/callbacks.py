@@ -152,7 +152,8 @@ def _plan_line(event: PlanFixed, steps_per_epoch: int) -> str:
     parts += [f"EMA decay {plan.ema_decay:.3g}"] if plan.ema_decay else []
     parts.append(count_noun(evaluations.count, "evaluation"))
     if evaluations.images is not None:
-        parts[-1] += f" on {evaluations.images} of {event.num_images} images (the last one on all)"
+        last = " (the last one on all)" if evaluations.all_at_end else ""
+        parts[-1] += f" on {evaluations.images} of {event.num_images} images{last}"
     speed = f"{event.step_seconds:.2f} s per step: " if event.step_seconds else ""
     return f"plan: {speed}{', '.join(parts)}"
 

@@ -19,6 +19,7 @@ _NUM_PARTIAL_EVALUATIONS = 5
 _MIN_PARTIAL_IMAGES = 16  # metrics of fewer images are too noisy
 _EVALUATION_COST = 1 / 3  # time to evaluate an image / time to train on it; used if the run has no time limit
 
+_MAX_SHARES_AT_END = 3  # how many times its share of the time the last evaluation may take, to use all images
 _WARMUP_SHARE, _MAX_WARMUP = 0.1, 200  # fraction of the steps; steps
 _EMA_SHARE, _MAX_EMA_DECAY = 0.05, 0.9998  # fraction of the steps that the EMA averages over
 
@@ -31,12 +32,14 @@ class Evaluations:
 
     Attributes:
         count: number of evaluations after training steps. They are evenly spread; the last one is at the end.
-        images: number of validation images of each evaluation except the last one, which uses all images. None if
-            every evaluation uses all images.
+        images: number of validation images of each evaluation except the last one. None if every evaluation uses all
+            images.
+        all_at_end: whether the last evaluation uses all images. It does not if that would take too much of the time.
     """
 
     count: int
     images: int | None = None
+    all_at_end: bool = True
 
 
 @dataclass(frozen=True)
@@ -83,9 +86,9 @@ class Pace:
     def evaluation_seconds(self, evaluations: Evaluations, count: int) -> float:
         """The duration of the last `count` evaluations of a run, in seconds."""
         part = self.num_images if evaluations.images is None else evaluations.images
-        num_images = (count - 1) * part + self.num_images
-        if evaluations.images is not None:  # the last one also uses the part alone, to be comparable with the others
-            num_images += part
+        num_images = count * part
+        if evaluations.images is not None and evaluations.all_at_end:  # the last one uses the part, then all images
+            num_images += self.num_images
         return num_images * self.image + count * self.evaluation
 
 
@@ -104,6 +107,8 @@ def plan_evaluations(recipe: Recipe, affordable_images: float, num_images: int) 
     num_full = int(affordable_images / max(num_images, 1))
     if num_full >= min(_MIN_FULL_EVALUATIONS, wanted):
         return Evaluations(min(wanted, num_full))
+    if recipe.time is not None and num_images > _MAX_SHARES_AT_END * affordable_images:
+        return Evaluations(1, min(max(_MIN_PARTIAL_IMAGES, int(affordable_images)), num_images), all_at_end=False)
     # The last evaluation uses all images, even if it takes more than its share of the time.
     num_partial = min(_NUM_PARTIAL_EVALUATIONS, wanted)
     part = int(max(affordable_images - num_images, 0.4 * affordable_images) / num_partial)

@@ -342,10 +342,18 @@ class Trainer:
         if state.evaluations is None:
             affordable = self._affordable_images()
             state.evaluations = from_main(plan_evaluations(self.recipe, affordable, self.num_images))
-        if self.evaluate_start and not state.metrics and not _stop_requested(stop) and self._evaluate(stop):
+        is_due = self.evaluate_start and not state.metrics and self._can_evaluate_start()
+        if is_due and not _stop_requested(stop) and self._evaluate(stop):
             self._save()
         if state.plan is not None:
             self._report_plan(None)
+
+    def _can_evaluate_start(self) -> bool:
+        """Whether an evaluation of the initial weights takes no more than a tenth of a timed run."""
+        if self.recipe.time is None or self.state.evaluations is None:
+            return True
+        count = self.state.evaluations.images or self.num_images
+        return from_main(count * self.state.image_seconds <= EVALUATION_SHARE * self.recipe.time)
 
     def _affordable_images(self) -> float:
         """The number of validation images that the evaluations of a timed run can use. Measured on a few images."""
@@ -520,7 +528,7 @@ class Trainer:
         return self.average.task if self.average else self.task
 
     def _evaluate(self, stop: StopSignal) -> bool:
-        """Evaluate the deployed task. The evaluation at the end of the run uses all validation images.
+        """Evaluate the deployed task. The evaluation at the end of the run uses all validation images if there is time.
 
         If the other evaluations use only some of the images, the last one also evaluates these separately. So the best
         weights are selected by metrics of the same images.
@@ -531,7 +539,7 @@ class Trainer:
         state, task = self.state, self.deployed
         assert state.evaluations is not None
         part = state.evaluations.images
-        is_last = self._finished()
+        adds_all = part is not None and state.evaluations.all_at_end and self._finished()
         started = time.perf_counter()
         copy_buffers(task)
         task.eval()
@@ -539,14 +547,14 @@ class Trainer:
             # With several processes, one must not leave the evaluation: the others would wait for it.
             with stop.interruptible() if world_size() == 1 else nullcontext(), torch.no_grad():
                 compared = self._metrics(task, part)
-                metrics = compared if part is None or not is_last else self._metrics(task, None)
+                metrics = self._metrics(task, None) if adds_all else compared
         except StopRequestedError:
             return False
         else:
             evaluation_seconds = time.perf_counter() - started
-            num_images = self.num_images if part is None else part + is_last * self.num_images
+            num_images = self.num_images if part is None else part + adds_all * self.num_images
             state.image_seconds = evaluation_seconds / num_images
-            images = None if part is None or is_last else part
+            images = None if adds_all else part
             value = compared.get(self.recipe.best_by)  # None if the data contains nothing to compute it from
             before = state.best.get(self.recipe.best_by, -math.inf)
             is_best = value is not None and value >= before  # of equal values, the later one is the best
