@@ -104,7 +104,7 @@ def test_a_server_that_fails_during_the_run_is_one_warning(folder, mlflow_client
     for name in ("log_batch", "set_terminated"):
         monkeypatch.setattr(type(mlflow_client), name, fail)
     for step in (1, 2):
-        callback.on_evaluation(Evaluated(step, 1.0, METRICS, True, 1.0, nn.Identity()))
+        callback.on_evaluation(Evaluated(step, 1.0, METRICS, True, None, 1.0, nn.Identity()))
     callback.on_end(RunEnded(2, "finished", 1.0))
     assert capsys.readouterr().err == "warning: mlflow: no answer; MLflow does not have all values of this run\n"
     with pytest.raises(ConfigError, match="mlflow: no answer"):

@@ -393,8 +393,8 @@ def test_a_full_disk_is_one_line(weights, tmp_path):
     _, errors = running.communicate(timeout=60)
     assert running.returncode == 1
     (line,) = errors.splitlines()
-    assert line.startswith(f"error: {tmp_path / 'out'}{os.sep}")
-    assert "too large" in line
+    assert line.startswith(f"error: cannot write {tmp_path / 'out'}{os.sep}")
+    assert "File too large" in line
     assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
 
 
@@ -415,6 +415,5 @@ def test_an_output_that_cannot_be_printed_is_one_line(weights, tmp_path, monkeyp
         monkeypatch.setattr(sys, "stdout", stream)
         app(list(map(str, options)))
     assert ended.value.code == 1
-    (line,) = capfd.readouterr().err.splitlines()
-    expected = "standard output was closed" if target == "closed" else "no space left on device; make space"
-    assert line.startswith(f"error: {expected}")
+    full = "error: cannot write standard output: No space left on device; make room, and run the command again"
+    assert capfd.readouterr().err.splitlines() == ([] if target == "closed" else [full])

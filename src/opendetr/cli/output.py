@@ -120,7 +120,7 @@ def command(function: Callable[..., Any]) -> Callable[..., None]:
     def run(*, debug: bool, **options: Any) -> None:
         try:
             code = function(**options) if options_class is None else function(options_class(**options))
-            sys.stdout.flush()  # at the end of the process it would be too late to handle an error
+            _flush_output()  # at the end of the process it would be too late to handle an error
         except BrokenPipeError:
             _drop_output()
             raise typer.Exit(Exit.FAILED) from None
@@ -173,6 +173,15 @@ def _options_class(parameters: Sequence[inspect.Parameter]) -> type[Any] | None:
 
 def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
     return list(inspect.signature(function, eval_str=True).parameters.values())
+
+
+def _flush_output() -> None:
+    """Flush standard output; an error names it."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        error.filename = "standard output"
+        raise
 
 
 def _full_disk(error: BaseException | None, folder: Path | None) -> OSError | None:
