@@ -20,6 +20,7 @@ HOPELESS = 0.01
 _FEW_STEPS = {"none": 1000, "imagenet": 1000}  # a model that was trained on other data needs fewer
 _FEW_STEPS_OF_TRAINED = 200
 _LARGEST_FRACTION = 1.5  # boxes that end at or below this coordinate are fractions of the image, not pixels
+_MIN_IMAGES_COMPARED = 10  # objects of fewer images differ in size by chance
 _SAME_STEPS = 100  # fewer steps do not show whether the loss falls
 
 
@@ -83,7 +84,7 @@ def report_lines(facts: RunFacts) -> list[str]:
     """One line with the score and one for each cause; none for a run that has learned something."""
     if facts.best is not None and facts.best >= HOPELESS:
         return []
-    score = "there was no evaluation" if facts.best is None else f"{facts.metric} stayed at {facts.best:.3f}"
+    score = "there was no evaluation" if facts.best is None else f"the best {facts.metric} was {facts.best:.3f}"
     causes = [f"{score} in {facts.steps} steps; probable cause: {diagnosis}" for diagnosis in diagnose(facts)[:1]]
     causes += [f"also: {diagnosis}" for diagnosis in diagnose(facts)[1:3]]
     return causes or [
@@ -135,13 +136,17 @@ def wrong_scale(facts: RunFacts) -> Diagnosis | None:
                 "annotated at another size: scale the boxes to the size of the image files",
             )
     small, large = sorted((facts.train.sides, facts.val.sides))
-    if small > 0 and large > 4 * small:
+    if small > 0 and large > 4 * small and _images_of_smaller_split(facts) >= _MIN_IMAGES_COMPARED:
         return Diagnosis(
             Cause.WRONG_SCALE,
             f"a typical object is {100 * facts.train.sides:.0f} % of a training image and {100 * facts.val.sides:.0f} "
             "% of a validation image in size; look at both with `opendetr data show`, and scale the boxes of one",
         )
     return None
+
+
+def _images_of_smaller_split(facts: RunFacts) -> int:
+    return min(len(facts.train.object_counts), len(facts.val.object_counts))
 
 
 def degenerate_boxes(facts: RunFacts) -> Diagnosis | None:
