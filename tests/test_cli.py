@@ -339,7 +339,7 @@ def test_torch_and_torchvision_that_do_not_fit(tmp_path):
         (package / "__init__.py").write_text(f"raise {error}")
         done = _process(["models"], PYTHONPATH=f"{package.parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
         assert done.returncode == 1
-        assert "pip install --upgrade torch torchvision" in done.stderr
+        assert "pip install --upgrade --force-reinstall torch torchvision" in done.stderr
         assert len(done.stderr.splitlines()) == 1
 
 

@@ -256,6 +256,15 @@ def test_a_healthy_run_gets_no_diagnosis(name):
     assert [d.cause for d in diagnose(replace(facts, best=0.0))] == [Cause.TOO_FEW_STEPS]
 
 
+def test_a_few_validation_images_may_have_objects_of_another_size():
+    """Their sizes say nothing about the scale of the boxes, only those of many images do."""
+    facts = facts_from_dict(json.loads(RECORDED.read_text(encoding="utf-8"))[next(iter(HEALTHY))])
+    train = replace(facts.train, object_counts=(2,) * 90)
+    for num_images, expected in ((1, Cause.TOO_FEW_STEPS), (9, Cause.TOO_FEW_STEPS), (10, Cause.WRONG_SCALE)):
+        val = replace(facts.val, sides=train.sides / 5, object_counts=(2,) * num_images)
+        assert diagnose(replace(facts, best=0.0, train=train, val=val))[0].cause is expected
+
+
 def test_there_are_twenty_of_them():
     assert len(HEALTHY) == 20 and len({run.model for run in HEALTHY.values()}) >= 6
 

@@ -295,7 +295,7 @@ def long_run(folder: Path) -> Command:
     small = ("--batch-size", 2, "--image-size", 64, "--workers", 0, "--set", "model.num_queries=10")
     fresh = ("--weights", "none", "--out", folder / "run", "--epochs", 1000, "--processes", 2)
     command = Command(folder / "scenes", *fresh, *small)
-    command.wait_for("epoch 1, step 1/")
+    command.wait_for(", step 1/")
     return command
 
 

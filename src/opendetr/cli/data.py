@@ -72,7 +72,7 @@ def make(
     if as_json:
         print_json({"folder": str(folder), "images": counts, "seed": seed, "hard": hard, "size": size})
     else:
-        print(f"{sum(counts.values())} scenes: {folder}")
+        print(f"{sum(counts.values()):,} scenes: {folder}")
 
 
 @command

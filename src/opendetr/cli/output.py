@@ -202,7 +202,8 @@ def _explained(error: Exception) -> str | None:
     if isinstance(error, ImportError | RuntimeError) and "torchvision" in str(error):
         return (
             "the installed versions of torch and torchvision do not match; fix it with "
-            "`python -m pip install --upgrade torch torchvision`"
+            "`python -m pip install --upgrade --force-reinstall torch torchvision`, and give --index-url again if you "
+            "installed them with it"
         )
     loaded = [(sys.modules[module], name) for module, name in _USER_ERRORS.items() if module in sys.modules]
     kinds = tuple(getattr(module, name) for module, name in loaded if hasattr(module, name))

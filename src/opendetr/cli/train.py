@@ -236,7 +236,7 @@ def _summarise(run: Run) -> None:
     some = f" on {result.best['images']} images" if "images" in result.best else ""
     when = "the initial weights: training has not improved them" if step == 0 else f"step {step}"
     say(f"{name}: last {'-' if last is None else f'{last:.3f}'}, best {best:.3f}{some} ({when})")
-    say(f"the best weights are in {run.folder / 'best'} and are those that {run.folder} stands for; next:")
+    say(f"best weights: {run.folder / 'best'}, used by --weights {run.folder}; next:")
     for line in (
         f"predict IMAGES --weights {run.folder}",
         f"eval {run.data} --weights {run.folder}",

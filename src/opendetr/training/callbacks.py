@@ -129,7 +129,7 @@ class Progress(Callback):
     def _description(self, event: StepTaken) -> str:
         """The state of the run in one line. A narrow terminal cuts the end, so the most important values come first."""
         total = event.total_steps
-        parts = [f"epoch {event.epoch + 1}, step {event.step}" + (f"/{total}" if total else "")]
+        parts = [f"epoch {event.step / self._steps_per_epoch:.1f}, step {event.step}" + (f"/{total}" if total else "")]
         value = self._metrics.get(self._metric)
         if value is not None:
             parts.append(f"{self._metric} {value:.3f}")

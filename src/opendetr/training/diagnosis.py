@@ -24,6 +24,7 @@ _MIN_STEPS = {"none": 1000, "imagenet": 1000}  # by initial weights
 _MIN_STEPS_FROM_DETECTOR = 200
 _MAX_FRACTION = 1.5  # if no coordinate is larger, boxes are fractions of the image, not pixels
 _MIN_LOSS_STEPS = 100  # fewer steps do not show whether the loss falls
+_MIN_IMAGES_COMPARED = 10  # objects of fewer images differ in size by chance
 
 
 class Cause(StrEnum):
@@ -90,7 +91,7 @@ def report_lines(facts: RunFacts) -> list[str]:
     """
     if facts.best is not None and facts.best >= FAILED_BELOW:
         return []
-    outcome = "there was no evaluation" if facts.best is None else f"{facts.metric} stayed at {facts.best:.3f}"
+    outcome = "there was no evaluation" if facts.best is None else f"the best {facts.metric} was {facts.best:.3f}"
     causes = diagnose(facts)
     lines = [f"{outcome} in {facts.steps} steps; probable cause: {diagnosis}" for diagnosis in causes[:1]]
     lines += [f"also possible: {diagnosis}" for diagnosis in causes[1:3]]
@@ -143,13 +144,17 @@ def wrong_scale(facts: RunFacts) -> Diagnosis | None:
                 "annotated at another image size, so scale them to the size of the image files",
             )
     small, large = sorted((facts.train.sides, facts.val.sides))
-    if small > 0 and large > 4 * small:
+    if small > 0 and large > 4 * small and _images_of_smaller_split(facts) >= _MIN_IMAGES_COMPARED:
         return Diagnosis(
             Cause.WRONG_SCALE,
             f"a typical object is {100 * facts.train.sides:.0f} % of a training image and {100 * facts.val.sides:.0f} "
             "% of a validation image in size; compare both with `opendetr data show`, and scale the boxes of one",
         )
     return None
+
+
+def _images_of_smaller_split(facts: RunFacts) -> int:
+    return min(len(facts.train.object_counts), len(facts.val.object_counts))
 
 
 def degenerate_boxes(facts: RunFacts) -> Diagnosis | None:

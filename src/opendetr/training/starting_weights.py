@@ -14,6 +14,7 @@ from opendetr.presets import (
     list_models,
     name_without_masks,
     published_weights,
+    shipped_weights,
     weights_at,
     weights_origin,
 )
@@ -97,7 +98,9 @@ def load_start(model: Detector, origin: str | Path, preset: Preset, categories: 
     if origin == NOTHING:
         return f"{count}, all of them random"
     if isinstance(origin, Path):
-        return f"{count}, from {origin}; {load_transferred(model, origin, preset, categories)}"
+        shipped = origin in (shipped_weights(preset.name), shipped_weights(preset.detector_name))
+        source = "the weights of the package" if shipped else origin
+        return f"{count}, from {source}; {load_transferred(model, origin, preset, categories)}"
     backbone = preset.model.backbone
     url = backbone.imagenet_url()
     if url is None:
