@@ -78,7 +78,7 @@ def test_one_model_is_explained(name):
 def test_an_unknown_name_gets_the_nearest():
     assert "did you mean deformable-detr-r50 or " in printed("deformable-r50", code=2)
     assert "`opendetr models` lists them" in printed("yolov8n", code=2)
-    assert len(printed("yolov8n", code=1).splitlines()) == 1
+    assert len(printed("yolov8n", code=2).splitlines()) == 1
 
 
 def test_times_are_those_of_models_relative_to_detr_r50():
