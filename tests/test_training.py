@@ -136,7 +136,7 @@ def test_resume_refuses_other_data(scenes, tmp_path, monkeypatch):
     path.write_text(json.dumps(content))
     with pytest.raises(DataError, match="has changed"):
         training.resume(tmp_path / "run", say=lambda line: None)
-    with pytest.raises(ConfigError, match="no such file"):
+    with pytest.raises(ConfigError, match="no such folder"):
         training.resume(tmp_path / "nothing", say=lambda line: None)
 
 
