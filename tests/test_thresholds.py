@@ -201,7 +201,7 @@ def test_the_command_uses_them_and_says_so(weights, scores, tmp_path):
     result = predict()
     assert result.exit_code == 0 and result.stderr.count("score thresholds") == 1
     assert result.stdout.startswith(f"{int((scores >= scores.median()).sum())} objects")
-    result = predict("--min-score", "0")
+    result = predict("--min-score", "0", "--overwrite")
     assert "score thresholds" not in result.stderr
     assert result.stdout.startswith(f"{len(scores)} objects")
 

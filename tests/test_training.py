@@ -188,9 +188,9 @@ def test_classes_are_fitted_by_name(whole, scenes, tmp_path):
     still = {"recipe": {"learning_rate": 1e-30, "backbone_learning_rate": 1e-30, "ema_decay": 0.0}}
     tuned = run(data, tmp_path / "tuned", still,
                 weights=whole.folder, epochs=1, say=lines.append)  # fmt: skip
-    assert "10 kept" in lines[-1]
-    assert "1 new (wheel)" in lines[-1]
-    assert "2 dropped (disc, gear)" in lines[-1]
+    line = next(line for line in lines if "10 kept" in line)
+    assert "1 new (wheel)" in line
+    assert "2 dropped (disc, gear)" in line
     before, after = weights_of(whole.folder, "best"), weights_of(tuned.folder)
     names = load(tuned.folder).categories.names
     row = "class_heads.0.weight"
@@ -223,7 +223,7 @@ def test_a_detector_without_a_description(scenes, tmp_path):
     lines: list[str] = []
     training.train(scenes, model="detr-r50", weights=tmp_path / "detector.pth", changes=small, out=tmp_path / "run",
                    device="cpu", say=lines.append)  # fmt: skip
-    assert "0 kept, 12 new" in lines[-1]
+    assert any("0 kept, 12 new" in line for line in lines)
     torch.save(build_model(preset, 5).state_dict(), tmp_path / "five.pth")
     with pytest.raises(WeightsError, match="5 classes but no class names"):
         training.train(scenes, model="detr-r50", weights=tmp_path / "five.pth", changes=small, out=tmp_path / "no",
