@@ -67,7 +67,7 @@ class RunStarted:
     metrics: Mapping[str, Any]
     notes: tuple[str, ...] = ()
 
-    def tell(self, callback: Callback) -> None:
+    def notify(self, callback: Callback) -> None:
         """Call the callback's method for this event."""
         callback.on_start(self)
 
@@ -93,7 +93,7 @@ class PlanFixed:
     recipe: Recipe
     step_seconds: float | None
 
-    def tell(self, callback: Callback) -> None:
+    def notify(self, callback: Callback) -> None:
         """Call the callback's method for this event."""
         callback.on_plan(self)
 
@@ -126,7 +126,7 @@ class StepTaken:
     seconds: float
     data_seconds: float
 
-    def tell(self, callback: Callback) -> None:
+    def notify(self, callback: Callback) -> None:
         """Call the callback's method for this event."""
         callback.on_step(self)
 
@@ -143,7 +143,7 @@ class EpochEnded:
     epoch: int
     step: int
 
-    def tell(self, callback: Callback) -> None:
+    def notify(self, callback: Callback) -> None:
         """Call the callback's method for this event."""
         callback.on_epoch(self)
 
@@ -170,7 +170,7 @@ class Evaluated:
     seconds: float
     task: nn.Module
 
-    def tell(self, callback: Callback) -> None:
+    def notify(self, callback: Callback) -> None:
         """Call the callback's method for this event."""
         callback.on_evaluation(self)
 
@@ -189,7 +189,7 @@ class CheckpointSaved:
     folder: Path
     seconds: float
 
-    def tell(self, callback: Callback) -> None:
+    def notify(self, callback: Callback) -> None:
         """Call the callback's method for this event."""
         callback.on_checkpoint(self)
 
@@ -210,7 +210,7 @@ class NonFiniteFound:
     gradient_norm: float
     names: tuple[str, ...]
 
-    def tell(self, callback: Callback) -> None:
+    def notify(self, callback: Callback) -> None:
         """Call the callback's method for this event."""
         callback.on_nonfinite(self)
 
@@ -230,7 +230,7 @@ class RunEnded:
     outcome: Outcome
     seconds: float
 
-    def tell(self, callback: Callback) -> None:
+    def notify(self, callback: Callback) -> None:
         """Call the callback's method for this event."""
         callback.on_end(self)
 

@@ -77,7 +77,7 @@ def _or_choose(fetch: Callable[[], Path | None], preset: Preset, refused: str) -
 
 
 def _other_choices(preset: Preset, refused: str) -> str:
-    """What to choose as initial weights instead of `refused`: only what there is for this model."""
+    """Advice to choose initial weights other than `refused`, of those that exist for this model."""
     choices = [NOTHING]
     if preset.model.backbone.imagenet_url():
         choices.append(IMAGENET)

@@ -639,7 +639,7 @@ class Trainer:
 
     def _notify(self, event: Event) -> None:
         for callback in self.callbacks:
-            event.tell(callback)
+            event.notify(callback)
 
 
 def _step_losses(loss: Tensor, losses: dict[str, Tensor], norm: Tensor) -> _StepLosses:
