@@ -134,7 +134,7 @@ def test_a_timed_run_ends_in_time_when_the_machine_changes(tmp_path, monkeypatch
     assert 188 < clock.now - 1000 < 204
     plans = recorder.of(PlanFixed)
     assert (len(plans) > 1) == (later != 0.5)
-    assert plans[-1].plan.total_steps == pytest.approx(result.step, rel=0.05)  # small changes are not reported
+    assert plans[-1].plan.total_steps == pytest.approx(result.step, rel=0.2)  # small changes are not reported
     rates = [event.learning_rate for event in recorder.of(StepTaken)]
     assert rates[-1] < 1e-4  # the schedule ends with the run
 

@@ -78,7 +78,7 @@ from opendetr.training.train_step import autocast_dtype, keep_freed_memory, step
 STATE, MODEL = "training.safetensors", "model.safetensors"
 _SPEED_IMAGES = 8  # number of images that measure the speed of an evaluation
 _REVISION_STEPS, _REVISION_SHARE = 5, 0.02  # interval between revisions of a plan: steps, fraction of the time
-_REPORTED_CHANGE = 0.05  # smallest relative change of the number of steps that callbacks receive
+_REPORTED_CHANGE = 0.2  # smallest relative change of the number of steps that callbacks receive
 
 
 class Loader(Protocol):
