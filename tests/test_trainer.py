@@ -569,7 +569,7 @@ def test_progress_says_what_matters(tmp_path, terminal):
     ):
         assert part in said, part
     if not terminal:
-        assert "epoch 2, step 6/20" in said
+        assert "epoch 1.2, step 6/20" in said
 
 
 def test_a_metrics_file_that_cannot_be_written_is_one_line(tmp_path):
