@@ -24,27 +24,23 @@ from torch.nn import functional as F
 
 from opendetr import distributed, open_data
 from opendetr.boxes import cxcywh_to_xyxy
-from opendetr.data.collate import collate
-from opendetr.data.config import DataConfig
-from opendetr.data.loader import train_loader
-from opendetr.data.transforms import LabelledImage, Transform
-from opendetr.losses import CriterionConfig, Normaliser, SetCriterion, SigmoidFocalClassification
-from opendetr.losses.class_terms import of_matches
-from opendetr.models.deformable import (
+from opendetr.data import DataConfig, LabelledImage, Transform, collate_samples, train_loader
+from opendetr.losses import CriterionConfig, Normaliser, SetCriterion, SigmoidFocalClassification, of_matches
+from opendetr.models import (
+    DETR,
     DecoderLayer,
     DeformableDETR,
     DeformableDETRConfig,
     DeformableTransformerConfig,
+    DETRConfig,
     LayerStack,
 )
-from opendetr.models.detr import DETR, DETRConfig
-from opendetr.nn.backbone import BackboneConfig
-from opendetr.nn.transformer import TransformerConfig
+from opendetr.nn import BackboneConfig, TransformerConfig
 from opendetr.recipe import Recipe
 from opendetr.scoring import Sigmoid, SoftmaxNoObject
 from opendetr.structures import Batch, ClipBatch, ImageBatch, Matches, Movable, Output, Sample, Target
 from opendetr.tasks import Task
-from opendetr.training.trainer import Trainer
+from opendetr.training import Trainer
 
 WIDTH, NUM_QUERIES, NUM_CLASSES = 32, 12, 3
 CONFIG = DETRConfig(
@@ -103,7 +99,7 @@ class PatchData(DataConfig):
         return Around(super().training_transform(), _with_patches)
 
     def collate(self, samples: Sequence[Sample], shape: tuple[int, int], device: torch.device) -> PatchBatch:
-        plain = collate(samples, shape, device)
+        plain = collate_samples(samples, shape, device)
         patches, kept = (torch.stack([each.extras[name] for each in samples]) for name in ("patches", "kept"))
         return PatchBatch(plain.images, plain.targets, plain.names, patches=patches.to(device), kept=kept.to(device))
 
@@ -210,7 +206,7 @@ class CaptionData(DataConfig):
         return Around(super().training_transform(), _with_caption)
 
     def collate(self, samples: Sequence[Sample], shape: tuple[int, int], device: torch.device) -> CaptionBatch:
-        plain = collate(samples, shape, device)
+        plain = collate_samples(samples, shape, device)
         captions = tuple(each.extras["caption"] for each in samples)
         words = [[int(word) for word in caption.split()] for caption in captions]
         ids = torch.zeros(len(words), VOCABULARY, dtype=torch.int64)
@@ -315,7 +311,7 @@ class ClipData(DataConfig):
 
     def collate(self, samples: Sequence[Sample], shape: tuple[int, int], device: torch.device) -> ClipBatch:
         clips = [(*each.extras["frames"], each) for each in samples]
-        return ClipBatch.of([collate(frame, shape, device) for frame in zip(*clips, strict=True)])
+        return ClipBatch.of([collate_samples(frame, shape, device) for frame in zip(*clips, strict=True)])
 
 
 @dataclass(frozen=True)

@@ -121,6 +121,12 @@ def test_other_packages_are_imported_by_their_public_names(path: Path) -> None:
     assert imports_past_init(entry_of(path), ast.parse(path.read_text(encoding="utf-8"))) == []
 
 
+@pytest.mark.parametrize("name", ["members.py", "member_presets.py"])
+def test_the_miniature_members_use_public_names(name: str) -> None:
+    path = Path(__file__).parent / name
+    assert imports_past_init("tests", ast.parse(path.read_text(encoding="utf-8"))) == []
+
+
 @pytest.mark.parametrize(
     "code",
     [

@@ -1,5 +1,6 @@
 """Datasets: formats, records, images, masks, augmentation, and the batches made of them."""
 
+from opendetr.data.collate import collate_samples
 from opendetr.data.config import DataConfig, Masks
 from opendetr.data.faults import Effect, Kind, count_noun
 from opendetr.data.formats.recognise import open_data
@@ -18,7 +19,7 @@ from opendetr.data.masks import (
 from opendetr.data.paths import require_folder, require_new
 from opendetr.data.pixels import to_pixels
 from opendetr.data.records import DataError, DataFault, DetectionData, ImageRecord
-from opendetr.data.transforms import evaluation_transform
+from opendetr.data.transforms import LabelledImage, Transform, evaluation_transform
 
 __all__ = [
     "DataConfig",
@@ -29,10 +30,13 @@ __all__ = [
     "ImageError",
     "ImageRecord",
     "Kind",
+    "LabelledImage",
     "Masks",
     "TrainLoader",
+    "Transform",
     "TrueSegment",
     "coco_truth",
+    "collate_samples",
     "count_noun",
     "eval_loader",
     "evaluation_transform",

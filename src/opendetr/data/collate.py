@@ -29,7 +29,7 @@ class Collate(Protocol):
         ...
 
 
-def collate(samples: Sequence[Sample], shape: tuple[int, int], device: torch.device) -> Batch:
+def collate_samples(samples: Sequence[Sample], shape: tuple[int, int], device: torch.device) -> Batch:
     """Collate samples for detection: images, targets and names; see `Collate`."""
     return Batch(
         collate_images(samples, shape, device),

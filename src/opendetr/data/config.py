@@ -175,6 +175,6 @@ class DataConfig:
 
     def collate(self, samples: Sequence[Sample], shape: tuple[int, int], device: torch.device) -> Batch:
         """Make a batch of samples; see `data.collate.Collate`."""
-        from opendetr.data.collate import collate
+        from opendetr.data.collate import collate_samples
 
-        return collate(samples, shape, device)
+        return collate_samples(samples, shape, device)

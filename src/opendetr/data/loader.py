@@ -34,7 +34,7 @@ from opendetr.data.batching import (
     repeat_or_drop,
     same_shape_groups,
 )
-from opendetr.data.collate import Collate, collate
+from opendetr.data.collate import Collate, collate_samples
 from opendetr.data.config import DataConfig
 from opendetr.data.images import ImageError, read_record
 from opendetr.data.masks import empty_mask, read_masks
@@ -290,7 +290,7 @@ class _Loader:
         share: tuple[int, int] = (0, 1),
         device: torch.device | str = "cpu",
         masks: bool = False,
-        collate: Collate = collate,
+        collate: Collate = collate_samples,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"the batch size is {batch_size}; give 1 or more")

@@ -1,6 +1,6 @@
 """Losses: matching, class terms, and the loss terms of a task."""
 
-from opendetr.losses.class_terms import ClassTerm, SigmoidFocalClassification, SoftmaxClassification
+from opendetr.losses.class_terms import ClassTerm, SigmoidFocalClassification, SoftmaxClassification, of_matches
 from opendetr.losses.criterion import CriterionConfig, ProposalLoss, SetCriterion
 from opendetr.losses.dense import DenseConfig, DenseSupervision
 from opendetr.losses.masks import MaskCriterionConfig, MaskLoss
@@ -22,4 +22,5 @@ __all__ = [
     "SigmoidFocalClassification",
     "SoftmaxClassification",
     "match",
+    "of_matches",
 ]

@@ -2,9 +2,11 @@
 
 from opendetr.models.conditional import ConditionalDETR, ConditionalDETRConfig
 from opendetr.models.deformable import (
+    DecoderLayer,
     DeformableDETR,
     DeformableDETRConfig,
     DeformableTransformerConfig,
+    LayerStack,
     TwoStageDETR,
     TwoStageDETRConfig,
 )
@@ -20,11 +22,13 @@ __all__ = [
     "ConditionalDETR",
     "ConditionalDETRConfig",
     "DETRConfig",
+    "DecoderLayer",
     "DeformableDETR",
     "DeformableDETRConfig",
     "DeformableTransformerConfig",
     "Detector",
     "ImageSession",
+    "LayerStack",
     "MaskHeadConfig",
     "MaskedDetector",
     "ModelConfig",

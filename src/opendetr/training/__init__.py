@@ -16,6 +16,7 @@ from opendetr.training.events import (
 from opendetr.training.run import Run, resume, train
 from opendetr.training.run_facts import RunFacts, collect_facts
 from opendetr.training.signals import StopSignal
+from opendetr.training.trainer import Trainer
 
 __all__ = [
     "Callback",
@@ -33,6 +34,7 @@ __all__ = [
     "RunStarted",
     "StepTaken",
     "StopSignal",
+    "Trainer",
     "collect_facts",
     "diagnose",
     "find_checkpoint",
