@@ -21,7 +21,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from folders import make_image
-from opendetr.data.faults import Effect, Kind
+from opendetr.data.faults import Effect, FaultKind
 from opendetr.data.formats.recognise import Format
 from opendetr.data.images import read_map, write_map
 from opendetr.data.tools.convert import convert
@@ -185,7 +185,7 @@ Maker = Callable[[DataSet], Place]
 class Fault:
     """One row of the table: a kind, an example in words, and how to make it in the formats where it can be."""
 
-    kind: Kind
+    kind: FaultKind
     example: str
     makers: dict[str, Maker]
 
@@ -609,10 +609,10 @@ def _drawn_over(content: dict[str, Any], png: Path) -> None:
 _NO_BOX = "<object><name>cat</name></object>"
 
 FAULTS = (
-    Fault(Kind.NO_DATA, "the folder is not there", everywhere(after(_gone))),
-    Fault(Kind.NO_DATA, "two splits, and none is named `train`", everywhere(before(_test_alone))),
+    Fault(FaultKind.NO_DATA, "the folder is not there", everywhere(after(_gone))),
+    Fault(FaultKind.NO_DATA, "two splits, and none is named `train`", everywhere(before(_test_alone))),
     Fault(
-        Kind.BROKEN_FILE,
+        FaultKind.BROKEN_FILE,
         "a bracket or an end is missing",
         {
             COCO: after(lambda data: Place(put(data.annotations(), '{"images": ['), "line 1, column 13")),
@@ -622,7 +622,7 @@ FAULTS = (
         },
     ),
     Fault(
-        Kind.WRONG_STRUCTURE,
+        FaultKind.WRONG_STRUCTURE,
         "no `images` (COCO), no `<annotation>` (VOC), a folder that is not there (YOLO)",
         {
             COCO: coco(lambda content: content.pop("images")),
@@ -631,7 +631,7 @@ FAULTS = (
         },
     ),
     Fault(
-        Kind.BAD_CLASSES,
+        FaultKind.BAD_CLASSES,
         "two classes with one id, a number of classes that is not that of the names",
         {
             COCO: coco(set_at("categories", 1, "id", 1), "categories"),
@@ -639,7 +639,7 @@ FAULTS = (
         },
     ),
     Fault(
-        Kind.MISSING_FIELD,
+        FaultKind.MISSING_FIELD,
         "an annotation without a box",
         {
             COCO: coco(pop_at("annotations", 2, "bbox"), "annotations[2] (id 3)"),
@@ -647,7 +647,7 @@ FAULTS = (
         },
     ),
     Fault(
-        Kind.BAD_VALUE,
+        FaultKind.BAD_VALUE,
         "a text where a number belongs",
         {
             COCO: coco(set_at("annotations", 2, "bbox", [1, 2, "x", 4]), "annotations[2] (id 3)"),
@@ -655,25 +655,27 @@ FAULTS = (
         },
     ),
     Fault(
-        Kind.INVALID_ROW,
+        FaultKind.INVALID_ROW,
         "a text where a number belongs",
         {YOLO: row(2, "0 0.5 x 0.1 0.1"), CSV: row(9, "1.png,train,cat,1,x,3,4")},
     ),
-    Fault(Kind.PIXEL_ROW, "`0 44 5 30 36`", {YOLO: row(2, "0 44 5 30 36")}),
-    Fault(Kind.REPEATED_IMAGE_ID, "two images with the id 0", {COCO: coco(set_at("images", 1, "id", 0), "images[1]")}),
+    Fault(FaultKind.PIXEL_ROW, "`0 44 5 30 36`", {YOLO: row(2, "0 44 5 30 36")}),
     Fault(
-        Kind.UNKNOWN_IMAGE,
+        FaultKind.REPEATED_IMAGE_ID, "two images with the id 0", {COCO: coco(set_at("images", 1, "id", 0), "images[1]")}
+    ),
+    Fault(
+        FaultKind.UNKNOWN_IMAGE,
         "`image_id` of no image",
         {COCO: coco(set_at("annotations", 2, "image_id", 99), "annotations[2] (id 3)")},
     ),
     Fault(
-        Kind.UNKNOWN_CLASS,
+        FaultKind.UNKNOWN_CLASS,
         "`category_id` of no category",
         {COCO: coco(set_at("annotations", 2, "category_id", 99), "annotations[2] (id 3)")},
     ),
-    Fault(Kind.UNLISTED_CLASS, "class 7 of 2", {YOLO: row(2, "7 0.5 0.5 0.1 0.1")}),
+    Fault(FaultKind.UNLISTED_CLASS, "class 7 of 2", {YOLO: row(2, "7 0.5 0.5 0.1 0.1")}),
     Fault(
-        Kind.UNSAFE_NAME,
+        FaultKind.UNSAFE_NAME,
         "`../../secret.png`",
         {
             COCO: coco(set_at("images", 1, "file_name", "../../secret.png"), "images[1]"),
@@ -681,64 +683,68 @@ FAULTS = (
         },
     ),
     Fault(
-        Kind.MISSING_IMAGE,
+        FaultKind.MISSING_IMAGE,
         "no such file",
         {**everywhere(after(_missing_image), COCO, VOC, CSV), YOLO: after(_missing_in_list)},
     ),
-    Fault(Kind.MISSING_ANNOTATION, "a list names an image without XML", {VOC: after(_unknown_list_entry)}),
+    Fault(FaultKind.MISSING_ANNOTATION, "a list names an image without XML", {VOC: after(_unknown_list_entry)}),
     Fault(
-        Kind.SIZE_MISMATCH,
+        FaultKind.SIZE_MISMATCH,
         "the image was resized after it was annotated",
         everywhere(image(save(HEIGHT // 2, WIDTH // 2)), COCO, VOC),
     ),
-    Fault(Kind.NO_LABELS, "the validation split has no object", everywhere(before(_no_val_objects), COCO, VOC, YOLO)),
-    Fault(Kind.EMPTY_FILE, "0 bytes", everywhere(image(lambda path: path.write_bytes(b"")))),
-    Fault(Kind.UNREADABLE_IMAGE, "cut off", everywhere(image(_cut_off))),
-    Fault(Kind.UNREADABLE_IMAGE, "no image at all", everywhere(image(lambda path: path.write_text("<html>")))),
-    Fault(Kind.OVERSIZED_IMAGE, "8000x8000 pixels in 8 kB", everywhere(image(_bomb))),
-    Fault(Kind.INVALID_BOX, "a width of -5", everywhere(box(84, 5, -5, 36))),
-    Fault(Kind.NO_AREA, "a width of 0", everywhere(box(84, 5, 0, 36))),
-    Fault(Kind.NO_AREA, "beside the image", everywhere(box(130, 5, 20, 36))),
     Fault(
-        Kind.INVALID_OUTLINE,
+        FaultKind.NO_LABELS, "the validation split has no object", everywhere(before(_no_val_objects), COCO, VOC, YOLO)
+    ),
+    Fault(FaultKind.EMPTY_FILE, "0 bytes", everywhere(image(lambda path: path.write_bytes(b"")))),
+    Fault(FaultKind.UNREADABLE_IMAGE, "cut off", everywhere(image(_cut_off))),
+    Fault(FaultKind.UNREADABLE_IMAGE, "no image at all", everywhere(image(lambda path: path.write_text("<html>")))),
+    Fault(FaultKind.OVERSIZED_IMAGE, "8000x8000 pixels in 8 kB", everywhere(image(_bomb))),
+    Fault(FaultKind.INVALID_BOX, "a width of -5", everywhere(box(84, 5, -5, 36))),
+    Fault(FaultKind.NO_AREA, "a width of 0", everywhere(box(84, 5, 0, 36))),
+    Fault(FaultKind.NO_AREA, "beside the image", everywhere(box(130, 5, 20, 36))),
+    Fault(
+        FaultKind.INVALID_OUTLINE,
         "a polygon of two points",
         {COCO: outline([[1, 1, 9, 9]])},
     ),
     Fault(
-        Kind.INVALID_OUTLINE,
+        FaultKind.INVALID_OUTLINE,
         "RLE of too many pixels",
         {COCO: outline({"size": [HEIGHT, WIDTH], "counts": [0, HEIGHT * WIDTH + 1]})},
     ),
-    Fault(Kind.INVALID_OUTLINE, "a number that is none", {COCO: outline([[1, 1, 9, 9, 1, "x"]])}),
-    Fault(Kind.NO_OUTLINE, "a box among polygons", {COCO: outline(None), YOLO: after(_box_among_polygons)}),
-    Fault(Kind.EMPTY_MASK, "all points in one place", {COCO: outline([[5, 5, 5, 5, 5, 5]])}),
+    Fault(FaultKind.INVALID_OUTLINE, "a number that is none", {COCO: outline([[1, 1, 9, 9, 1, "x"]])}),
+    Fault(FaultKind.NO_OUTLINE, "a box among polygons", {COCO: outline(None), YOLO: after(_box_among_polygons)}),
+    Fault(FaultKind.EMPTY_MASK, "all points in one place", {COCO: outline([[5, 5, 5, 5, 5, 5]])}),
     Fault(
-        Kind.MASK_SIZE,
+        FaultKind.MASK_SIZE,
         "RLE of an image half as large",
         {COCO: outline({"size": [HEIGHT // 2, WIDTH // 2], "counts": [0, HEIGHT * WIDTH // 4]})},
     ),
     Fault(
-        Kind.MASK_SIZE,
+        FaultKind.MASK_SIZE,
         "a panoptic map half as large",
         {COCO: panoptic(lambda content, png: write_map(png, read_map(png)[::2, ::2]))},
     ),
-    Fault(Kind.UNREADABLE_MAP, "no such file", {COCO: panoptic(lambda content, png: png.unlink())}),
-    Fault(Kind.UNREADABLE_MAP, "cut off", {COCO: panoptic(lambda content, png: png.write_bytes(b"\x89PNG"))}),
-    Fault(Kind.MISSING_SEGMENT, "a number that no pixel has", {COCO: panoptic(_renumber, "segment 5000")}),
+    Fault(FaultKind.UNREADABLE_MAP, "no such file", {COCO: panoptic(lambda content, png: png.unlink())}),
+    Fault(FaultKind.UNREADABLE_MAP, "cut off", {COCO: panoptic(lambda content, png: png.write_bytes(b"\x89PNG"))}),
+    Fault(FaultKind.MISSING_SEGMENT, "a number that no pixel has", {COCO: panoptic(_renumber, "segment 5000")}),
     Fault(
-        Kind.REPEATED_SEGMENT,
+        FaultKind.REPEATED_SEGMENT,
         "two segments with one number",
         {COCO: panoptic(_listed_again, "annotations[1].segments_info[7]", in_json=True)},
     ),
-    Fault(Kind.UNLISTED_SEGMENT, "pixels of a number that is not listed", {COCO: panoptic(_renumber, "segment 3")}),
-    Fault(Kind.SEGMENT_AREA, "another segment drawn over it", {COCO: panoptic(_drawn_over, "segment 1")}),
     Fault(
-        Kind.VOID_MAP,
+        FaultKind.UNLISTED_SEGMENT, "pixels of a number that is not listed", {COCO: panoptic(_renumber, "segment 3")}
+    ),
+    Fault(FaultKind.SEGMENT_AREA, "another segment drawn over it", {COCO: panoptic(_drawn_over, "segment 1")}),
+    Fault(
+        FaultKind.VOID_MAP,
         "every pixel 0",
         {COCO: panoptic(lambda content, png: write_map(png, np.zeros((HEIGHT, WIDTH), dtype=np.int32)))},
     ),
     Fault(
-        Kind.VOID_MAP,
+        FaultKind.VOID_MAP,
         "no segment listed",
         {
             COCO: panoptic(
@@ -748,58 +754,60 @@ FAULTS = (
             )
         },
     ),
-    Fault(Kind.OUT_OF_IMAGE, "10 pixels too far to the right", everywhere(box(84, 5, 54, 36))),
-    Fault(Kind.NAMELESS_CLASS, "`nc: 2` without `names`", {YOLO: after(_nameless)}),
-    Fault(Kind.STALE_EXTRA, "a label file edited after `data convert`", {YOLO: _stale, VOC: _stale}),
+    Fault(FaultKind.OUT_OF_IMAGE, "10 pixels too far to the right", everywhere(box(84, 5, 54, 36))),
+    Fault(FaultKind.NAMELESS_CLASS, "`nc: 2` without `names`", {YOLO: after(_nameless)}),
+    Fault(FaultKind.STALE_EXTRA, "a label file edited after `data convert`", {YOLO: _stale, VOC: _stale}),
     Fault(
-        Kind.NO_SIZE,
+        FaultKind.NO_SIZE,
         "no width",
         {
             COCO: coco(pop_at("images", 1, "width"), "images[1]"),
             VOC: text(f"<width>{WIDTH}</width>", ""),
         },
     ),
-    Fault(Kind.BAD_AREA, "an area of -1", {COCO: coco(set_at("annotations", 2, "area", -1), "annotations[2] (id 3)")}),
-    Fault(Kind.TURNED_IMAGE, "annotated in a tool that ignores EXIF", everywhere(image(_turned), COCO, VOC)),
-    Fault(Kind.ANIMATED_IMAGE, "an animated PNG", everywhere(image(_animated))),
-    Fault(Kind.CROWD, "`iscrowd: 1`", {COCO: _crowd}),
-    Fault(Kind.UNLABELLED_IMAGE, "no label file", {YOLO: after(_without_labels)}),
-    Fault(Kind.OMITTED_IMAGE, "no label file, `skip_if_label_file_missing: true`", {YOLO: after(_omitted)}),
-    Fault(Kind.NO_OBJECTS, "an image without annotations", everywhere(before(_no_objects))),
     Fault(
-        Kind.IN_TRAINING,
+        FaultKind.BAD_AREA, "an area of -1", {COCO: coco(set_at("annotations", 2, "area", -1), "annotations[2] (id 3)")}
+    ),
+    Fault(FaultKind.TURNED_IMAGE, "annotated in a tool that ignores EXIF", everywhere(image(_turned), COCO, VOC)),
+    Fault(FaultKind.ANIMATED_IMAGE, "an animated PNG", everywhere(image(_animated))),
+    Fault(FaultKind.CROWD, "`iscrowd: 1`", {COCO: _crowd}),
+    Fault(FaultKind.UNLABELLED_IMAGE, "no label file", {YOLO: after(_without_labels)}),
+    Fault(FaultKind.OMITTED_IMAGE, "no label file, `skip_if_label_file_missing: true`", {YOLO: after(_omitted)}),
+    Fault(FaultKind.NO_OBJECTS, "an image without annotations", everywhere(before(_no_objects))),
+    Fault(
+        FaultKind.IN_TRAINING,
         "listed in both splits",
         {**everywhere(after(_listed_twice), VOC, YOLO, CSV), COCO: after(_coco_in_both)},
     ),
-    Fault(Kind.COPY_IN_TRAINING, "renamed and saved anew", everywhere(_copy(1, 4))),
-    Fault(Kind.COPY_IN_SPLIT, "renamed and saved anew", everywhere(_copy(0, 1))),
-    Fault(Kind.COPY_IN_SPLIT, "one file listed as two images", {COCO: after(_one_file_twice)}),
+    Fault(FaultKind.COPY_IN_TRAINING, "renamed and saved anew", everywhere(_copy(1, 4))),
+    Fault(FaultKind.COPY_IN_SPLIT, "renamed and saved anew", everywhere(_copy(0, 1))),
+    Fault(FaultKind.COPY_IN_SPLIT, "one file listed as two images", {COCO: after(_one_file_twice)}),
     Fault(
-        Kind.REPEATED_ID,
+        FaultKind.REPEATED_ID,
         "two annotations with the id 2",
         {COCO: coco(set_at("annotations", 2, "id", 2), "annotations[2] (id 2)")},
     ),
-    Fault(Kind.REPEATED_BOX, "annotated twice", everywhere(repeat("cat"))),
-    Fault(Kind.TWO_CLASSES, "annotated as a cat and as a dog", everywhere(repeat("dog"))),
-    Fault(Kind.NORMALISED_BOXES, "`[0.1, 0.2, 0.5, 0.4]`", everywhere(before(_normalised), COCO, VOC, CSV)),
-    Fault(Kind.SMALL_OBJECT, "2x2 pixels", everywhere(box(84, 5, 2, 2))),
-    Fault(Kind.THIN_BOX, "40x1 pixels", everywhere(box(84, 5, 40, 1))),
-    Fault(Kind.LONG_IMAGE, "1000x40 pixels", everywhere(_long)),
-    Fault(Kind.TOO_MANY_OBJECTS, "60 objects, a model of 50 queries", everywhere(before(_crowded))),
+    Fault(FaultKind.REPEATED_BOX, "annotated twice", everywhere(repeat("cat"))),
+    Fault(FaultKind.TWO_CLASSES, "annotated as a cat and as a dog", everywhere(repeat("dog"))),
+    Fault(FaultKind.NORMALISED_BOXES, "`[0.1, 0.2, 0.5, 0.4]`", everywhere(before(_normalised), COCO, VOC, CSV)),
+    Fault(FaultKind.SMALL_OBJECT, "2x2 pixels", everywhere(box(84, 5, 2, 2))),
+    Fault(FaultKind.THIN_BOX, "40x1 pixels", everywhere(box(84, 5, 40, 1))),
+    Fault(FaultKind.LONG_IMAGE, "1000x40 pixels", everywhere(_long)),
+    Fault(FaultKind.TOO_MANY_OBJECTS, "60 objects, a model of 50 queries", everywhere(before(_crowded))),
     Fault(
-        Kind.UNSEEN_CLASS,
+        FaultKind.UNSEEN_CLASS,
         "only in the validation split",
         everywhere(before(_cow_in(4))),
     ),
-    Fault(Kind.RARE_CLASS, "3 objects to train on", everywhere(before(_cow_in(0)))),
+    Fault(FaultKind.RARE_CLASS, "3 objects to train on", everywhere(before(_cow_in(0)))),
     Fault(
-        Kind.UNUSED_CLASS,
+        FaultKind.UNUSED_CLASS,
         "listed, and nowhere annotated",
         everywhere(before(_cow_in()), COCO, YOLO),
     ),
-    Fault(Kind.ALIKE_NAMES, "`dog` and `Dog`", everywhere(before(_alike))),
-    Fault(Kind.UNLISTED_IMAGE, "an image that nobody annotated", everywhere(after(_unlisted), COCO, VOC, CSV)),
-    Fault(Kind.ORPHAN_LABELS, "labels whose image is gone", {YOLO: after(_orphan)}),
+    Fault(FaultKind.ALIKE_NAMES, "`dog` and `Dog`", everywhere(before(_alike))),
+    Fault(FaultKind.UNLISTED_IMAGE, "an image that nobody annotated", everywhere(after(_unlisted), COCO, VOC, CSV)),
+    Fault(FaultKind.ORPHAN_LABELS, "labels whose image is gone", {YOLO: after(_orphan)}),
 )
 
 
@@ -810,7 +818,7 @@ def table() -> str:
     """The faults as Markdown, by what training does with them."""
     rows = ["| what | for instance | formats | training | `--fix` |", "|---|---|---|---|---|"]
     for effect in Effect:
-        for kind in (kind for kind in Kind if kind.effect is effect):
+        for kind in (kind for kind in FaultKind if kind.effect is effect):
             faults = [fault for fault in FAULTS if fault.kind is kind]
             formats = [name for name in FORMATS if any(name in fault.makers for fault in faults)]
             examples = "; ".join(fault.example for fault in faults)

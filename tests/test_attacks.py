@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from faults import DataSet
 from folders import make_image, one_line, voc_xml, write_image, write_voc_folder
 from opendetr.cli.main import app
-from opendetr.data.faults import Kind
+from opendetr.data.faults import FaultKind
 from opendetr.data.formats.recognise import Format, open_data
 from opendetr.data.images import ImageError, image_size, is_animated, read_image
 from opendetr.data.records import DataError
@@ -149,7 +149,7 @@ def test_a_data_set_with_links_in_circles_is_read(tmp_path, name):
         (folder / "again").symlink_to(data.folder)
         (folder / "loop.png").symlink_to(folder / "loop.png")
     assert len(open_data(data.folder)["train"]) == 4
-    assert not {kind for kind in check_data(data.folder, DEMANDS).faults if kind is not Kind.UNLISTED_IMAGE}
+    assert not {kind for kind in check_data(data.folder, DEMANDS).faults if kind is not FaultKind.UNLISTED_IMAGE}
 
 
 def test_a_description_that_names_the_whole_disk(tmp_path):

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from faults import FAULTS, FORMATS, PAGE, DataSet, Fault, renewed
 from opendetr.cli.main import app
 from opendetr.data.config import DataConfig
-from opendetr.data.faults import Effect, Kind
+from opendetr.data.faults import Effect, FaultKind
 from opendetr.data.formats.recognise import open_data
 from opendetr.data.masks import require_scorable
 from opendetr.data.records import DataError
@@ -70,7 +70,7 @@ def test_training_does_what_the_check_says(tmp_path, fault: Fault, name):
     fault.makers[name](DataSet(name, folder))
     stopping = check(folder).with_effect(Effect.STOPS)
     assert bool(stopping) == (fault.kind.effect is Effect.STOPS)
-    late = {Kind.SIZE_MISMATCH}  # shows when the image is read
+    late = {FaultKind.SIZE_MISMATCH}  # shows when the image is read
     if stopping.keys() - late:
         with pytest.raises(DataError):
             open_data(folder)
@@ -110,7 +110,7 @@ def test_the_maps_of_a_model_with_masks_are_mended(tmp_path, fault: Fault, name)
     assert [kind for kind in again.faults if kind.fixable] == []
     assert not again.with_effect(Effect.STOPS)
     for split in again.splits.values():
-        if Kind.UNLISTED_SEGMENT not in again.faults:
+        if FaultKind.UNLISTED_SEGMENT not in again.faults:
             require_scorable(split)
 
 
@@ -119,7 +119,7 @@ def test_only_a_model_with_masks_stops_at_panoptic_files(tmp_path):
     (tmp_path / "annotations" / "panoptic_train.json").write_text("{}")
     assert dict(check(tmp_path).faults) == {}
     report = check_data(tmp_path, replace(DEMANDS, masks="auto"))
-    assert list(report.with_effect(Effect.STOPS)) == [Kind.WRONG_STRUCTURE]
+    assert list(report.with_effect(Effect.STOPS)) == [FaultKind.WRONG_STRUCTURE]
 
 
 def test_objects_are_as_small_as_the_model_sees_them(tmp_path):
@@ -132,15 +132,15 @@ def test_objects_are_as_small_as_the_model_sees_them(tmp_path):
         report = check_data(tmp_path, replace(DEMANDS, side_multiple=multiple))
         image = report.splits["train"].images[0]
         height, width = evaluation_transform(config).output_shape(image.height, image.width)
-        (fault,) = report.faults[Kind.SMALL_OBJECT]
+        (fault,) = report.faults[FaultKind.SMALL_OBJECT]
         assert fault.detail == f"2x2 pixels become {2 * width / image.width:.1f}x{2 * height / image.height:.1f}"
         details.add(fault.detail)
     assert len(details) == 2
 
 
 def test_every_kind_is_in_the_list():
-    assert {fault.kind for fault in FAULTS} == set(Kind)
-    assert len(set(Kind)) >= 25
+    assert {fault.kind for fault in FAULTS} == set(FaultKind)
+    assert len(set(FaultKind)) >= 25
 
 
 def test_the_table_in_the_docs_is_that_of_this_list():
@@ -172,7 +172,7 @@ def test_the_exit_code_says_what_training_does(tmp_path):
 
 
 def test_what_only_training_with_masks_skips_is_said(tmp_path):
-    fault = next(fault for fault in FAULTS if fault.kind is Kind.INVALID_OUTLINE)
+    fault = next(fault for fault in FAULTS if fault.kind is FaultKind.INVALID_OUTLINE)
     place = fault.makers["COCO"](DataSet("COCO", tmp_path))
     code, text, _ = run(tmp_path)
     assert code == 3
@@ -231,7 +231,7 @@ def test_many_boxes_in_one_image_are_compared_in_little_memory(tmp_path):
     boxes = [(n % 60, n // 60, 4 + n % 7, 3 + n % 5) for n in range(3000)]
     data.images[0].things = [data.images[0].things[0]._replace(box=box) for box in [*boxes, boxes[7], boxes[2000]]]
     data.write()
-    repeated = check(tmp_path).faults[Kind.REPEATED_BOX]
+    repeated = check(tmp_path).faults[FaultKind.REPEATED_BOX]
     assert [(fault.at, fault.detail) for fault in repeated] == [
         ("annotation 3001", "same box as annotation 8"),
         ("annotation 3002", "same box as annotation 2001"),

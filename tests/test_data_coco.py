@@ -7,7 +7,7 @@ from folders import coco_content, one_line, write_coco_folder, write_image
 from opendetr.data.formats.coco import read_coco
 from opendetr.data.formats.recognise import Format, open_data, open_split
 from opendetr.data.images import read_record
-from opendetr.data.records import DataError, Kind
+from opendetr.data.records import DataError, FaultKind
 from opendetr.data.tools.convert import write_data
 from opendetr.synthetic import write_scenes
 
@@ -118,7 +118,7 @@ def test_splits_can_be_chosen(tmp_path):
     write_coco_folder(tmp_path, {"train": coco_content(3), "val": coco_content(2), "night": coco_content(4)})
     data = open_data(tmp_path, train_split="night", val_split="train")
     assert {name: len(part) for name, part in data.items()} == {"train": 4, "val": 3, "night": 4}
-    assert fault_counts(data["val"]) == {Kind.IN_TRAINING: 3}
+    assert fault_counts(data["val"]) == {FaultKind.IN_TRAINING: 3}
     with pytest.raises(DataError, match="no split 'day'; it has night, train, val") as error:
         open_data(tmp_path, train_split="day")
     one_line(error.value)
@@ -133,11 +133,11 @@ def test_faults_are_counted_and_told(tmp_path):
     write_coco_folder(tmp_path, {"train": content, "val": coco_content()})
     data = open_data(tmp_path)["train"]
     assert fault_counts(data) == {
-        Kind.INVALID_BOX: 2,
-        Kind.NO_AREA: 2,
-        Kind.OUT_OF_IMAGE: 1,
-        Kind.CROWD: 1,
-        Kind.NO_OBJECTS: 1,
+        FaultKind.INVALID_BOX: 2,
+        FaultKind.NO_AREA: 2,
+        FaultKind.OUT_OF_IMAGE: 1,
+        FaultKind.CROWD: 1,
+        FaultKind.NO_OBJECTS: 1,
     }
     assert [thing.box for thing in data.images[0].objects[1:]] == [(-3, 40, 10, 20), (0, 0, 64.005, 48), (1, 2, 3, 4)]
     invalid = data.fault_counts[0]
@@ -280,7 +280,7 @@ def test_empty_image_files_are_counted_and_skipped(tmp_path):
     (tmp_path / "images" / "3.png").write_bytes(b"")
     data = open_data(tmp_path)
     assert len(data["train"]) + len(data["val"]) == 9
-    assert fault_counts(data["train"]) == {Kind.EMPTY_FILE: 1}
+    assert fault_counts(data["train"]) == {FaultKind.EMPTY_FILE: 1}
     with pytest.raises(DataError, match=r"3\.png.*zero bytes"):
         open_split(tmp_path, "val", strict=True)
 
@@ -341,4 +341,4 @@ def test_generated_scenes_are_a_data_set(tmp_path):
     data = open_data(tmp_path / "scenes")
     assert (len(data["train"]), len(data["val"])) == (6, 3)
     assert len(data["train"].categories) == 12
-    assert not [kind for kind in fault_counts(data["train"]) if kind not in (Kind.CROWD, Kind.NO_OBJECTS)]
+    assert not [kind for kind in fault_counts(data["train"]) if kind not in (FaultKind.CROWD, FaultKind.NO_OBJECTS)]

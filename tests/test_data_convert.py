@@ -15,7 +15,7 @@ from PIL import ExifTags, Image
 
 from folders import coco_content, make_image, one_line, write_coco_folder, write_image, write_voc_folder
 from opendetr.data.formats.recognise import Format, open_data, open_split, read_splits, recognise
-from opendetr.data.records import DataError, Kind
+from opendetr.data.records import DataError, FaultKind
 from opendetr.data.tools import convert as convert_module
 from opendetr.data.tools.convert import WRITTEN_FORMATS, convert, write_data
 from opendetr.inference.predictor import Predictor, load
@@ -130,7 +130,7 @@ def test_edited_rows_count_and_their_extras_do_not(awkward, tmp_path):
     assert [(thing.category_id, thing.box) for thing in after.images[0].objects] == [(7, (24, 12, 16, 24))]
     assert after.images[0].id == before.images[0].id
     assert after.images[1:] == before.images[1:]
-    assert {f.kind: f.first for f in after.fault_counts}[Kind.STALE_EXTRA] == str(label)
+    assert {f.kind: f.first for f in after.fault_counts}[FaultKind.STALE_EXTRA] == str(label)
     ids = [thing.id for image in after.images for thing in image.objects]
     assert len(set(ids)) == len(ids)
 

@@ -19,7 +19,7 @@ from opendetr.boxes import cxcywh_to_xyxy
 from opendetr.categories import Categories
 from opendetr.data.augmentation import training_transform
 from opendetr.data.config import AugmentationConfig, DataConfig
-from opendetr.data.faults import Kind
+from opendetr.data.faults import FaultKind
 from opendetr.data.formats.recognise import Format, open_data, open_split, recognise
 from opendetr.data.images import ImageError, read_map, read_record, write_map
 from opendetr.data.loader import eval_loader, train_loader
@@ -111,22 +111,22 @@ def test_yolo_polygons_are_masks(scenes, tmp_path):
 @pytest.mark.parametrize(
     ("outline", "kind"),
     [
-        ([[1, 1, 5, 5]], Kind.INVALID_OUTLINE),
-        ([[1, 1, 9, 1, 9, 9], [1, 1, 5, 5]], Kind.INVALID_OUTLINE),
-        ([[1, 1, 9, 1, 9, 9, 3]], Kind.INVALID_OUTLINE),
-        ([[1, 1, 9, 1, 9, float("nan")]], Kind.INVALID_OUTLINE),
-        ([[1, 1, 9, 1, 9, "9"]], Kind.INVALID_OUTLINE),
-        ([[1, 1, 9, True, 9, 9]], Kind.INVALID_OUTLINE),
-        ([1, 1, 9, 1, 9, 9], Kind.INVALID_OUTLINE),
-        ("1 1 9 1 9 9", Kind.INVALID_OUTLINE),
-        ({"size": [64, 48], "counts": [0, 48 * 64]}, Kind.MASK_SIZE),
-        ({"counts": [0, 48 * 64]}, Kind.MASK_SIZE),
-        ({"size": [48, 64], "counts": [0, 48 * 63]}, Kind.INVALID_OUTLINE),
-        ({"size": [48, 64], "counts": [-1, 48 * 64 + 1]}, Kind.INVALID_OUTLINE),
-        ({"size": [48, 64], "counts": "not an RLE"}, Kind.INVALID_OUTLINE),
-        ({"size": [48, 64], "counts": "\u00e4"}, Kind.INVALID_OUTLINE),
-        ({"size": [48, 64]}, Kind.INVALID_OUTLINE),
-        (None, Kind.NO_OUTLINE),
+        ([[1, 1, 5, 5]], FaultKind.INVALID_OUTLINE),
+        ([[1, 1, 9, 1, 9, 9], [1, 1, 5, 5]], FaultKind.INVALID_OUTLINE),
+        ([[1, 1, 9, 1, 9, 9, 3]], FaultKind.INVALID_OUTLINE),
+        ([[1, 1, 9, 1, 9, float("nan")]], FaultKind.INVALID_OUTLINE),
+        ([[1, 1, 9, 1, 9, "9"]], FaultKind.INVALID_OUTLINE),
+        ([[1, 1, 9, True, 9, 9]], FaultKind.INVALID_OUTLINE),
+        ([1, 1, 9, 1, 9, 9], FaultKind.INVALID_OUTLINE),
+        ("1 1 9 1 9 9", FaultKind.INVALID_OUTLINE),
+        ({"size": [64, 48], "counts": [0, 48 * 64]}, FaultKind.MASK_SIZE),
+        ({"counts": [0, 48 * 64]}, FaultKind.MASK_SIZE),
+        ({"size": [48, 64], "counts": [0, 48 * 63]}, FaultKind.INVALID_OUTLINE),
+        ({"size": [48, 64], "counts": [-1, 48 * 64 + 1]}, FaultKind.INVALID_OUTLINE),
+        ({"size": [48, 64], "counts": "not an RLE"}, FaultKind.INVALID_OUTLINE),
+        ({"size": [48, 64], "counts": "\u00e4"}, FaultKind.INVALID_OUTLINE),
+        ({"size": [48, 64]}, FaultKind.INVALID_OUTLINE),
+        (None, FaultKind.NO_OUTLINE),
     ],
     ids=str,
 )
@@ -299,7 +299,7 @@ def test_maps_are_written_as_they_are_read(tmp_path):
             (tmp_path / name).write_bytes(content)
         with pytest.raises(ImageError) as error:
             read_map(tmp_path / name)
-        assert error.value.fault.kind is Kind.UNREADABLE_MAP
+        assert error.value.fault.kind is FaultKind.UNREADABLE_MAP
         assert name in one_line(error.value)
 
 

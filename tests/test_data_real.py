@@ -9,7 +9,7 @@ from opendetr.data.config import DataConfig
 from opendetr.data.formats.recognise import open_data, open_split
 from opendetr.data.images import read_record
 from opendetr.data.loader import eval_loader
-from opendetr.data.records import Kind
+from opendetr.data.records import FaultKind
 from opendetr.data.tools.check import Demands, check_data
 
 REAL_DATA = Path(os.environ.get("OPENDETR_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -26,7 +26,7 @@ def test_bccd_opens_as_it_is():
     images = {image.id for part in data.values() for image in part.images}
     assert images == set(range(1, 365))
     without_area = [entry for name in ("trainval", "test") for entry in data[name].fault_counts]
-    assert [(entry.kind, entry.count) for entry in without_area] == [(Kind.NO_AREA, 2)]
+    assert [(entry.kind, entry.count) for entry in without_area] == [(FaultKind.NO_AREA, 2)]
     assert "BloodImage_00338.xml, object 13" in data["trainval"].summary()
     assert "BloodImage_00343.xml, object 4" in data["train"].summary()
     assert data["trainval"].num_objects + data["test"].num_objects + 2 == 4888
@@ -36,7 +36,7 @@ def test_a_check_names_the_boxes_of_bccd_without_area():
     report = check_data(BCCD, Demands(image_size=256, max_size=427, num_queries=50))
     (kind,) = report.faults
     places = {(Path(fault.file).name, fault.at) for fault in report.faults[kind]}
-    assert kind is Kind.NO_AREA
+    assert kind is FaultKind.NO_AREA
     assert places == {("BloodImage_00338.xml", "object 13"), ("BloodImage_00343.xml", "object 4")}
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from folders import one_line, write_image
 from opendetr.data.formats.recognise import Format, open_data, open_split, read_splits, recognise
-from opendetr.data.records import DataError, Kind
+from opendetr.data.records import DataError, FaultKind
 from opendetr.data.tools.convert import convert
 
 TABLE = """image,label,xmin,ymin,xmax,ymax
@@ -39,7 +39,7 @@ def test_rows_become_boxes(tmp_path):
         (2, 2, (3, 4, 30.3, 40)),
         (3, 2, (4, 5.5, 20, 10)),
     ]
-    assert [(entry.kind, entry.count) for entry in data.fault_counts] == [(Kind.NO_OBJECTS, 1)]
+    assert [(entry.kind, entry.count) for entry in data.fault_counts] == [(FaultKind.NO_OBJECTS, 1)]
     assert open_data(tmp_path / "boxes.csv", val_fraction=0.3)["train"].num_objects >= 1
 
 
@@ -95,14 +95,14 @@ def test_quoted_names_and_classes_that_are_numbers(tmp_path):
 
 
 BAD_ROWS = {
-    "letters": ("0.png,cat,a,2,3,4", Kind.INVALID_ROW, "'a, 2, 3, 4' are not four numbers"),
-    "one is missing": ("0.png,cat,1,,3,4", Kind.INVALID_ROW, "are not four numbers"),
-    "short": ("0.png,cat,1", Kind.INVALID_ROW, "are not four numbers"),
-    "no class": ("0.png,,1,2,3,4", Kind.INVALID_ROW, "has a box, but no class"),
-    "no image": (",cat,1,2,3,4", Kind.INVALID_ROW, "names no image"),
-    "inverted": ("0.png,cat,9,2,3,4", Kind.INVALID_BOX, ""),
-    "infinite": ("0.png,cat,1,2,inf,4", Kind.INVALID_BOX, ""),
-    "outside": ("0.png,cat,100,2,120,4", Kind.NO_AREA, ""),
+    "letters": ("0.png,cat,a,2,3,4", FaultKind.INVALID_ROW, "'a, 2, 3, 4' are not four numbers"),
+    "one is missing": ("0.png,cat,1,,3,4", FaultKind.INVALID_ROW, "are not four numbers"),
+    "short": ("0.png,cat,1", FaultKind.INVALID_ROW, "are not four numbers"),
+    "no class": ("0.png,,1,2,3,4", FaultKind.INVALID_ROW, "has a box, but no class"),
+    "no image": (",cat,1,2,3,4", FaultKind.INVALID_ROW, "names no image"),
+    "inverted": ("0.png,cat,9,2,3,4", FaultKind.INVALID_BOX, ""),
+    "infinite": ("0.png,cat,1,2,inf,4", FaultKind.INVALID_BOX, ""),
+    "outside": ("0.png,cat,100,2,120,4", FaultKind.NO_AREA, ""),
 }
 
 

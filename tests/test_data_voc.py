@@ -7,7 +7,7 @@ from opendetr.data.config import DataConfig
 from opendetr.data.formats.recognise import Format, open_data, open_split
 from opendetr.data.formats.voc import read_voc
 from opendetr.data.loader import train_loader
-from opendetr.data.records import DataError, Kind
+from opendetr.data.records import DataError, FaultKind
 from opendetr.data.tools.convert import write_data
 
 LISTS = {
@@ -46,7 +46,7 @@ def test_a_chosen_split_takes_the_place_of_train(tmp_path):
     assert (len(data["train"]), data["train"].split, data["val"].split) == (3, "trainval", "test")
     assert data["val"].fault_counts == ()
     overlapping = open_data(tmp_path, train_split="trainval")["val"].fault_counts
-    assert [(entry.kind, entry.count) for entry in overlapping] == [(Kind.IN_TRAINING, 1)]
+    assert [(entry.kind, entry.count) for entry in overlapping] == [(FaultKind.IN_TRAINING, 1)]
 
 
 def test_a_folder_with_only_trainval_is_divided(tmp_path):
@@ -79,7 +79,7 @@ def test_an_image_may_have_another_name_or_suffix(tmp_path):
     (tmp_path / "Annotations" / "image_2.xml").write_text(voc_xml("other", []).replace("other.jpg", "other.png"))
     data = open_split(tmp_path, "all")
     assert [image.path.name for image in data.images[:3]] == ["image_0.jpg", "image_1.PNG", "other.png"]
-    assert {entry.kind for entry in data.fault_counts} == {Kind.NO_OBJECTS}
+    assert {entry.kind for entry in data.fault_counts} == {FaultKind.NO_OBJECTS}
 
 
 def test_the_same_data_as_coco_gives_the_same_batches(tmp_path):
@@ -141,7 +141,10 @@ def test_boxes_with_wrong_numbers_are_skipped(tmp_path):
     boxes = [("ant", box) for box in ([5, 2, 3, 4], ["nan", 2, 3, 4], [1, 2, 1, 4], [1, 2, 3, 4])]
     (tmp_path / "Annotations" / "image_0.xml").write_text(voc_xml("image_0", boxes))
     data = open_split(tmp_path, "all")
-    assert [(entry.kind, entry.count) for entry in data.fault_counts] == [(Kind.INVALID_BOX, 2), (Kind.NO_AREA, 1)]
+    assert [(entry.kind, entry.count) for entry in data.fault_counts] == [
+        (FaultKind.INVALID_BOX, 2),
+        (FaultKind.NO_AREA, 1),
+    ]
     assert data.fault_counts[0].first.endswith("image_0.xml, object 1")
     assert [thing.id for thing in data.images[0].objects] == [4]
     with pytest.raises(DataError, match="strict is set, and the data has 2 boxes"):

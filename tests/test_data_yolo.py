@@ -10,7 +10,7 @@ import pytest
 from folders import one_line, write_image
 from opendetr.data.formats.recognise import Format, open_data, open_split, recognise
 from opendetr.data.formats.yolo import find_description, polygon_area
-from opendetr.data.records import DataError, Kind
+from opendetr.data.records import DataError, FaultKind
 from opendetr.files import IMAGE_SUFFIXES
 
 DESCRIPTION = "train: images/train\nval: images/val\nnames: [cat, dog]\n"
@@ -124,7 +124,7 @@ def test_a_yaml_of_something_else_is_passed_over(tmp_path):
 def test_without_description_the_layout_is_enough(tmp_path):
     data = open_data(write_yolo_folder(tmp_path, None))
     assert data["train"].categories.names == ("class_0", "class_1")
-    assert fault_counts(data["train"]) == {Kind.NAMELESS_CLASS: 2}
+    assert fault_counts(data["train"]) == {FaultKind.NAMELESS_CLASS: 2}
     (tmp_path / "classes.txt").write_text("cat\r\ndog\r\n")
     data = open_data(tmp_path)
     assert data["train"].categories.names == ("cat", "dog")
@@ -191,24 +191,24 @@ def test_a_link_that_leads_nowhere_is_said(tmp_path, text):
 # -------------------------------------------------------------------------------------------------------- faulty rows
 
 BAD_ROWS = {
-    "letters": ("cat 0.5 0.5 0.2 0.2", Kind.INVALID_ROW, "'cat' is not a number"),
-    "commas": ("0,0.5,0.5,0.2,0.2", Kind.INVALID_ROW, "'0,0.5,0.5,0.2,0.2' is not a number"),
-    "few": ("0 0.5 0.5", Kind.INVALID_ROW, "2 numbers after the class"),
-    "with a score": ("0 0.5 0.5 0.2 0.2 0.9", Kind.INVALID_ROW, "5 numbers after the class"),
-    "fraction": ("0.5 0.5 0.5 0.2 0.2", Kind.INVALID_ROW, "'0.5' is not a class number"),
-    "below zero": ("-1 0.5 0.5 0.2 0.2", Kind.INVALID_ROW, "'-1' is not a class number"),
-    "class nan": ("nan 0.5 0.5 0.2 0.2", Kind.INVALID_ROW, "'nan' is not a class number"),
-    "enormous class": ("1e300 0.5 0.5 0.2 0.2", Kind.INVALID_ROW, "'1e300' is not a class number"),
-    "null byte": ("0 0.5 0.5 0.2 0.2\0", Kind.INVALID_ROW, "is not a number"),
-    "long": ("9" * 5000, Kind.INVALID_ROW, "is not a class number"),
-    "pixels": ("0 20 20 10 10", Kind.PIXEL_ROW, "20 is not a fraction of the image size"),
-    "unlisted class": ("7 0.5 0.5 0.2 0.2", Kind.UNLISTED_CLASS, "class 7, but 2 are listed"),
-    "nan": ("0 nan 0.5 0.2 0.2", Kind.INVALID_BOX, ""),
-    "infinite": ("0 0.5 0.5 inf 0.2", Kind.INVALID_BOX, ""),
-    "negative side": ("0 0.5 0.5 -0.2 0.2", Kind.INVALID_BOX, ""),
-    "nan in a polygon": ("0 0.1 0.1 0.5 nan 0.5 0.6", Kind.INVALID_BOX, ""),
-    "no side": ("0 0.5 0.5 0 0.2", Kind.NO_AREA, ""),
-    "flat polygon": ("0 0.1 0.1 0.5 0.1 0.9 0.1", Kind.NO_AREA, ""),
+    "letters": ("cat 0.5 0.5 0.2 0.2", FaultKind.INVALID_ROW, "'cat' is not a number"),
+    "commas": ("0,0.5,0.5,0.2,0.2", FaultKind.INVALID_ROW, "'0,0.5,0.5,0.2,0.2' is not a number"),
+    "few": ("0 0.5 0.5", FaultKind.INVALID_ROW, "2 numbers after the class"),
+    "with a score": ("0 0.5 0.5 0.2 0.2 0.9", FaultKind.INVALID_ROW, "5 numbers after the class"),
+    "fraction": ("0.5 0.5 0.5 0.2 0.2", FaultKind.INVALID_ROW, "'0.5' is not a class number"),
+    "below zero": ("-1 0.5 0.5 0.2 0.2", FaultKind.INVALID_ROW, "'-1' is not a class number"),
+    "class nan": ("nan 0.5 0.5 0.2 0.2", FaultKind.INVALID_ROW, "'nan' is not a class number"),
+    "enormous class": ("1e300 0.5 0.5 0.2 0.2", FaultKind.INVALID_ROW, "'1e300' is not a class number"),
+    "null byte": ("0 0.5 0.5 0.2 0.2\0", FaultKind.INVALID_ROW, "is not a number"),
+    "long": ("9" * 5000, FaultKind.INVALID_ROW, "is not a class number"),
+    "pixels": ("0 20 20 10 10", FaultKind.PIXEL_ROW, "20 is not a fraction of the image size"),
+    "unlisted class": ("7 0.5 0.5 0.2 0.2", FaultKind.UNLISTED_CLASS, "class 7, but 2 are listed"),
+    "nan": ("0 nan 0.5 0.2 0.2", FaultKind.INVALID_BOX, ""),
+    "infinite": ("0 0.5 0.5 inf 0.2", FaultKind.INVALID_BOX, ""),
+    "negative side": ("0 0.5 0.5 -0.2 0.2", FaultKind.INVALID_BOX, ""),
+    "nan in a polygon": ("0 0.1 0.1 0.5 nan 0.5 0.6", FaultKind.INVALID_BOX, ""),
+    "no side": ("0 0.5 0.5 0 0.2", FaultKind.NO_AREA, ""),
+    "flat polygon": ("0 0.1 0.1 0.5 0.1 0.9 0.1", FaultKind.NO_AREA, ""),
 }
 
 
@@ -223,7 +223,7 @@ def test_a_faulty_row_is_skipped_and_named(tmp_path, fault):
     assert (entry.kind, entry.count) == (kind, 1)
     assert entry.first == f"{tmp_path / 'labels' / 'train' / '1.txt'}, line 4"
     assert detail in entry.faults[0].detail
-    if kind is not Kind.NO_AREA:
+    if kind is not FaultKind.NO_AREA:
         with pytest.raises(DataError, match="strict is set, and the data has 1 "):
             open_split(tmp_path, "train", strict=True)
 
@@ -273,11 +273,11 @@ def test_missing_labels_are_counted(tmp_path):
     (tmp_path / "labels" / "train" / "0.txt").unlink()
     (tmp_path / "labels" / "train" / "other.txt").write_text(ROWS)
     data = open_data(tmp_path)["train"]
-    assert fault_counts(data) == {Kind.UNLABELLED_IMAGE: 1, Kind.NO_OBJECTS: 1, Kind.ORPHAN_LABELS: 1}
+    assert fault_counts(data) == {FaultKind.UNLABELLED_IMAGE: 1, FaultKind.NO_OBJECTS: 1, FaultKind.ORPHAN_LABELS: 1}
     assert [len(image.objects) for image in data.images] == [0, 2]
     (tmp_path / "data.yaml").write_text(DESCRIPTION + "skip_if_label_file_missing: true\n")
     data = open_data(tmp_path)["train"]
-    assert fault_counts(data) == {Kind.OMITTED_IMAGE: 1, Kind.ORPHAN_LABELS: 1}
+    assert fault_counts(data) == {FaultKind.OMITTED_IMAGE: 1, FaultKind.ORPHAN_LABELS: 1}
     shutil.rmtree(tmp_path / "labels")
     with pytest.raises(DataError, match=r"none of 4 images has a label file; add them, such as .*labels.train.0.txt"):
         open_data(tmp_path)
@@ -289,8 +289,8 @@ def test_damaged_images_are_skipped(tmp_path):
     (tmp_path / "images" / "val" / "0.png").write_bytes(b"")
     data = open_data(tmp_path)
     assert [fault_counts(data[split]) for split in ("train", "val")] == [
-        {Kind.UNREADABLE_IMAGE: 1},
-        {Kind.EMPTY_FILE: 1},
+        {FaultKind.UNREADABLE_IMAGE: 1},
+        {FaultKind.EMPTY_FILE: 1},
     ]
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from opendetr.data.formats.recognise import open_data, open_split, read_splits
 from opendetr.data.images import read_record
-from opendetr.data.records import Kind
+from opendetr.data.records import FaultKind
 from opendetr.data.tools.convert import WRITTEN_FORMATS, convert
 from shifted_truth import score_of_shifted_truth
 
@@ -23,7 +23,7 @@ def test_coco128_opens_as_it_is():
     assert data["train"].num_objects + data["val"].num_objects == 1827  # of 1,839 rows, 12 are of two images not there
     assert data["train"].categories.ids == tuple(range(80))
     found = {entry.kind: entry.count for entry in data["train"].fault_counts}
-    assert found == {Kind.UNLABELLED_IMAGE: 2, Kind.NO_OBJECTS: 2, Kind.ORPHAN_LABELS: 2}
+    assert found == {FaultKind.UNLABELLED_IMAGE: 2, FaultKind.NO_OBJECTS: 2, FaultKind.ORPHAN_LABELS: 2}
     assert all(read_record(image).shape == (image.height, image.width, 3) for image in data["val"].images[:10])
 
 
@@ -32,7 +32,7 @@ def test_coco128_polygons_open_as_they_are():
     assert {name: len(part) for name, part in data.items()} == {"train": 100, "val": 100}
     assert (data["val"].categories.ids[:2], data["val"].categories.ids[-1]) == ((1, 2), 90)
     assert all(thing.segmentation for image in data["val"].images for thing in image.objects)
-    assert {entry.kind for entry in data["val"].fault_counts} == {Kind.OMITTED_IMAGE}
+    assert {entry.kind for entry in data["val"].fault_counts} == {FaultKind.OMITTED_IMAGE}
 
 
 def facts(folder):

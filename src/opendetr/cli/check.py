@@ -14,7 +14,7 @@ from opendetr.cli.output import Exit, JsonOption, command, print_json, say, tabl
 from opendetr.recipe import DEFAULT_MODEL
 
 if TYPE_CHECKING:
-    from opendetr.data import DataFault, Kind
+    from opendetr.data import DataFault, FaultKind
     from opendetr.data.tools import DataReport, Demands
 
 _SHOWN_PLACES = 3
@@ -150,7 +150,7 @@ def _text(report: DataReport) -> str:
     return "\n\n".join((*blocks, *used))
 
 
-def _entry(report: DataReport, kind: Kind, faults: tuple[DataFault, ...]) -> str:
+def _entry(report: DataReport, kind: FaultKind, faults: tuple[DataFault, ...]) -> str:
     """The faults of a kind: how many, what training does with them, and the first places."""
     is_in_heading = kind.consequence in _IN_HEADING
     lines = [f"- {kind.describe(len(faults))}{'' if is_in_heading else f', {kind.consequence}'}"]

@@ -187,7 +187,7 @@ def _write(
     splits: Mapping[str, DetectionData], folder: Path, to: Any, source: Path, *, link: bool, as_json: bool
 ) -> Exit:
     """Write splits of the dataset `source`. Prints their classes, and notes on what could not be kept as it was."""
-    from opendetr.data import Kind
+    from opendetr.data import FaultKind
     from opendetr.data.tools import note_unwritten_maps, write_data
     from opendetr.visualize import progress_bar
 
@@ -204,7 +204,7 @@ def _write(
         for note in notes:
             print(note)
         print(folder)
-    losses = (Kind.EMPTY_FILE, Kind.UNREADABLE_IMAGE, Kind.OVERSIZED_IMAGE)
+    losses = (FaultKind.EMPTY_FILE, FaultKind.UNREADABLE_IMAGE, FaultKind.OVERSIZED_IMAGE)
     some_lost = any(entry.kind in losses for data in splits.values() for entry in data.fault_counts)
     return Exit.SOME_FAILED if some_lost else Exit.DONE
 

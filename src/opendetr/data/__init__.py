@@ -2,7 +2,7 @@
 
 from opendetr.data.collate import collate_samples
 from opendetr.data.config import DataConfig, Masks
-from opendetr.data.faults import Effect, Kind, count_noun
+from opendetr.data.faults import Effect, FaultKind, count_noun
 from opendetr.data.formats.recognise import open_data
 from opendetr.data.images import ImageError, read_image, read_record, write_map
 from opendetr.data.loader import TrainLoader, eval_loader, train_loader
@@ -27,9 +27,9 @@ __all__ = [
     "DataFault",
     "DetectionData",
     "Effect",
+    "FaultKind",
     "ImageError",
     "ImageRecord",
-    "Kind",
     "LabelledImage",
     "Masks",
     "TrainLoader",

@@ -19,7 +19,7 @@ class Effect(StrEnum):
     KEEPS = "keeps"
 
 
-class Kind(StrEnum):
+class FaultKind(StrEnum):
     """Kind of fault or warning that is reported while a dataset is read and checked."""
 
     NO_DATA = "no_data"
@@ -123,7 +123,7 @@ class _Description(NamedTuple):
         noun: what is counted, in the singular.
         what: what is wrong with it; it must fit the singular and the plural of `noun`.
         consequence: what training does about it, in words.
-        fixable: see `Kind.fixable`.
+        fixable: see `FaultKind.fixable`.
     """
 
     effect: Effect
@@ -136,128 +136,142 @@ class _Description(NamedTuple):
 _STOPPED = "training stops"
 _WITH_MASKS = "skipped by training with masks"
 _DESCRIPTIONS = {
-    Kind.NO_DATA: _Description(Effect.STOPS, "folder", "without a dataset to train on", _STOPPED),
-    Kind.BROKEN_FILE: _Description(Effect.STOPS, "annotation file", "that cannot be parsed", _STOPPED),
-    Kind.WRONG_STRUCTURE: _Description(Effect.STOPS, "annotation file", "with the wrong structure", _STOPPED),
-    Kind.BAD_CLASSES: _Description(
+    FaultKind.NO_DATA: _Description(Effect.STOPS, "folder", "without a dataset to train on", _STOPPED),
+    FaultKind.BROKEN_FILE: _Description(Effect.STOPS, "annotation file", "that cannot be parsed", _STOPPED),
+    FaultKind.WRONG_STRUCTURE: _Description(Effect.STOPS, "annotation file", "with the wrong structure", _STOPPED),
+    FaultKind.BAD_CLASSES: _Description(
         Effect.STOPS, "list of classes", "with contradictory ids, names or counts", _STOPPED
     ),
-    Kind.MISSING_FIELD: _Description(Effect.STOPS, "entry", "without a required field", _STOPPED, fixable=True),
-    Kind.BAD_VALUE: _Description(Effect.STOPS, "entry", "with an invalid value", _STOPPED, fixable=True),
-    Kind.REPEATED_IMAGE_ID: _Description(Effect.STOPS, "image", "with the id of another image", _STOPPED, fixable=True),
-    Kind.UNKNOWN_IMAGE: _Description(
+    FaultKind.MISSING_FIELD: _Description(Effect.STOPS, "entry", "without a required field", _STOPPED, fixable=True),
+    FaultKind.BAD_VALUE: _Description(Effect.STOPS, "entry", "with an invalid value", _STOPPED, fixable=True),
+    FaultKind.REPEATED_IMAGE_ID: _Description(
+        Effect.STOPS, "image", "with the id of another image", _STOPPED, fixable=True
+    ),
+    FaultKind.UNKNOWN_IMAGE: _Description(
         Effect.STOPS, "annotation", "of an image that is not listed", _STOPPED, fixable=True
     ),
-    Kind.UNKNOWN_CLASS: _Description(
+    FaultKind.UNKNOWN_CLASS: _Description(
         Effect.STOPS, "annotation", "of a class that is not listed", _STOPPED, fixable=True
     ),
-    Kind.UNSAFE_NAME: _Description(Effect.STOPS, "file name", "outside the data folder", _STOPPED, fixable=True),
-    Kind.MISSING_IMAGE: _Description(Effect.STOPS, "image", "that cannot be found", _STOPPED, fixable=True),
-    Kind.MISSING_ANNOTATION: _Description(Effect.STOPS, "listed name", "without an annotation", _STOPPED, fixable=True),
-    Kind.SIZE_MISMATCH: _Description(
+    FaultKind.UNSAFE_NAME: _Description(Effect.STOPS, "file name", "outside the data folder", _STOPPED, fixable=True),
+    FaultKind.MISSING_IMAGE: _Description(Effect.STOPS, "image", "that cannot be found", _STOPPED, fixable=True),
+    FaultKind.MISSING_ANNOTATION: _Description(
+        Effect.STOPS, "listed name", "without an annotation", _STOPPED, fixable=True
+    ),
+    FaultKind.SIZE_MISMATCH: _Description(
         Effect.STOPS, "image", "whose size differs from the annotation", _STOPPED, fixable=True
     ),
-    Kind.NO_LABELS: _Description(Effect.STOPS, "split", "without any object", _STOPPED),
-    Kind.EMPTY_FILE: _Description(Effect.SKIPS, "image file", "of zero bytes", "skipped", fixable=True),
-    Kind.UNREADABLE_IMAGE: _Description(Effect.SKIPS, "image", "that cannot be read", "skipped", fixable=True),
-    Kind.OVERSIZED_IMAGE: _Description(
+    FaultKind.NO_LABELS: _Description(Effect.STOPS, "split", "without any object", _STOPPED),
+    FaultKind.EMPTY_FILE: _Description(Effect.SKIPS, "image file", "of zero bytes", "skipped", fixable=True),
+    FaultKind.UNREADABLE_IMAGE: _Description(Effect.SKIPS, "image", "that cannot be read", "skipped", fixable=True),
+    FaultKind.OVERSIZED_IMAGE: _Description(
         Effect.SKIPS, "image", "with too many pixels to decode", "skipped", fixable=True
     ),
-    Kind.INVALID_ROW: _Description(Effect.SKIPS, "row", "that cannot be read", "skipped", fixable=True),
-    Kind.UNLISTED_CLASS: _Description(Effect.SKIPS, "row", "of a class that is not listed", "skipped", fixable=True),
-    Kind.PIXEL_ROW: _Description(
+    FaultKind.INVALID_ROW: _Description(Effect.SKIPS, "row", "that cannot be read", "skipped", fixable=True),
+    FaultKind.UNLISTED_CLASS: _Description(
+        Effect.SKIPS, "row", "of a class that is not listed", "skipped", fixable=True
+    ),
+    FaultKind.PIXEL_ROW: _Description(
         Effect.SKIPS, "row", "in pixels instead of fractions of the image", "skipped", fixable=True
     ),
-    Kind.INVALID_BOX: _Description(
+    FaultKind.INVALID_BOX: _Description(
         Effect.SKIPS, "box", "with NaN, negative or inverted sides", "skipped", fixable=True
     ),
-    Kind.NO_AREA: _Description(Effect.SKIPS, "box", "without area inside the image", "skipped", fixable=True),
-    Kind.INVALID_OUTLINE: _Description(Effect.SKIPS, "outline", "that cannot be drawn", _WITH_MASKS, fixable=True),
-    Kind.NO_OUTLINE: _Description(Effect.SKIPS, "object", "without an outline", _WITH_MASKS),
-    Kind.EMPTY_MASK: _Description(Effect.SKIPS, "outline", "without any pixel inside", _WITH_MASKS, fixable=True),
-    Kind.MASK_SIZE: _Description(Effect.SKIPS, "mask", "whose size differs from the image", _WITH_MASKS, fixable=True),
-    Kind.UNREADABLE_MAP: _Description(Effect.SKIPS, "panoptic map", "that cannot be read", _WITH_MASKS, fixable=True),
-    Kind.MISSING_SEGMENT: _Description(
+    FaultKind.NO_AREA: _Description(Effect.SKIPS, "box", "without area inside the image", "skipped", fixable=True),
+    FaultKind.INVALID_OUTLINE: _Description(Effect.SKIPS, "outline", "that cannot be drawn", _WITH_MASKS, fixable=True),
+    FaultKind.NO_OUTLINE: _Description(Effect.SKIPS, "object", "without an outline", _WITH_MASKS),
+    FaultKind.EMPTY_MASK: _Description(Effect.SKIPS, "outline", "without any pixel inside", _WITH_MASKS, fixable=True),
+    FaultKind.MASK_SIZE: _Description(
+        Effect.SKIPS, "mask", "whose size differs from the image", _WITH_MASKS, fixable=True
+    ),
+    FaultKind.UNREADABLE_MAP: _Description(
+        Effect.SKIPS, "panoptic map", "that cannot be read", _WITH_MASKS, fixable=True
+    ),
+    FaultKind.MISSING_SEGMENT: _Description(
         Effect.SKIPS, "segment", "without pixels in the panoptic map", _WITH_MASKS, fixable=True
     ),
-    Kind.REPEATED_SEGMENT: _Description(
+    FaultKind.REPEATED_SEGMENT: _Description(
         Effect.SKIPS, "segment", "with the number of another segment", "skipped", fixable=True
     ),
-    Kind.OUT_OF_IMAGE: _Description(
+    FaultKind.OUT_OF_IMAGE: _Description(
         Effect.ADJUSTS, "box", "extending outside the image", "clipped for training", fixable=True
     ),
-    Kind.UNLISTED_SEGMENT: _Description(
+    FaultKind.UNLISTED_SEGMENT: _Description(
         Effect.ADJUSTS, "segment", "in the panoptic map without an annotation", "treated as void"
     ),
-    Kind.SEGMENT_AREA: _Description(
+    FaultKind.SEGMENT_AREA: _Description(
         Effect.ADJUSTS, "segment", "whose area differs from the annotation", "the area in the map is used"
     ),
-    Kind.NAMELESS_CLASS: _Description(Effect.ADJUSTS, "class", "without a name", "named by number"),
-    Kind.STALE_EXTRA: _Description(
+    FaultKind.NAMELESS_CLASS: _Description(Effect.ADJUSTS, "class", "without a name", "named by number"),
+    FaultKind.STALE_EXTRA: _Description(
         Effect.ADJUSTS,
         "image",
         "whose annotation changed after opendetr.json was written",
         "the entry in opendetr.json is ignored",
         fixable=True,
     ),
-    Kind.NO_SIZE: _Description(
+    FaultKind.NO_SIZE: _Description(
         Effect.ADJUSTS, "image", "whose size is not annotated", "the size is read from the file", fixable=True
     ),
-    Kind.BAD_AREA: _Description(
+    FaultKind.BAD_AREA: _Description(
         Effect.ADJUSTS,
         "annotation",
         "whose area is not a positive number",
         "the area of the box is used",
         fixable=True,
     ),
-    Kind.TURNED_IMAGE: _Description(
+    FaultKind.TURNED_IMAGE: _Description(
         Effect.ADJUSTS, "image", "annotated before the EXIF rotation", "used without the rotation"
     ),
-    Kind.ANIMATED_IMAGE: _Description(Effect.ADJUSTS, "image", "with several frames", "only the first frame is used"),
-    Kind.CROWD: _Description(Effect.KEEPS, "crowd region", "evaluated by COCO's crowd rule", "not used in training"),
-    Kind.UNLABELLED_IMAGE: _Description(
+    FaultKind.ANIMATED_IMAGE: _Description(
+        Effect.ADJUSTS, "image", "with several frames", "only the first frame is used"
+    ),
+    FaultKind.CROWD: _Description(
+        Effect.KEEPS, "crowd region", "evaluated by COCO's crowd rule", "not used in training"
+    ),
+    FaultKind.UNLABELLED_IMAGE: _Description(
         Effect.KEEPS, "image", "without a label file", "used as an image without objects"
     ),
-    Kind.OMITTED_IMAGE: _Description(
+    FaultKind.OMITTED_IMAGE: _Description(
         Effect.KEEPS, "image", "without a label file", "skipped, as the dataset specifies"
     ),
-    Kind.NO_OBJECTS: _Description(Effect.KEEPS, "image", "without objects", "kept"),
-    Kind.VOID_MAP: _Description(
+    FaultKind.NO_OBJECTS: _Description(Effect.KEEPS, "image", "without objects", "kept"),
+    FaultKind.VOID_MAP: _Description(
         Effect.KEEPS, "panoptic map", "without any segment", "kept as an image without objects"
     ),
-    Kind.IN_TRAINING: _Description(
+    FaultKind.IN_TRAINING: _Description(
         Effect.KEEPS, "image", "also in the training split", "evaluated nevertheless", fixable=True
     ),
-    Kind.COPY_IN_TRAINING: _Description(
+    FaultKind.COPY_IN_TRAINING: _Description(
         Effect.KEEPS, "image", "with a copy in the training split", "evaluated nevertheless", fixable=True
     ),
-    Kind.COPY_IN_SPLIT: _Description(Effect.KEEPS, "image", "repeating another image of the split", "kept"),
-    Kind.REPEATED_ID: _Description(
+    FaultKind.COPY_IN_SPLIT: _Description(Effect.KEEPS, "image", "repeating another image of the split", "kept"),
+    FaultKind.REPEATED_ID: _Description(
         Effect.KEEPS, "annotation", "with the id of another annotation", "renumbered", fixable=True
     ),
-    Kind.REPEATED_BOX: _Description(
+    FaultKind.REPEATED_BOX: _Description(
         Effect.KEEPS, "box", "repeating another box of the same class", "kept as two objects", fixable=True
     ),
-    Kind.TWO_CLASSES: _Description(Effect.KEEPS, "box", "repeating a box of another class", "kept as two objects"),
-    Kind.NORMALISED_BOXES: _Description(
+    FaultKind.TWO_CLASSES: _Description(Effect.KEEPS, "box", "repeating a box of another class", "kept as two objects"),
+    FaultKind.NORMALISED_BOXES: _Description(
         Effect.KEEPS, "split", "whose boxes all lie within 0..1", "read as pixels, which is probably wrong"
     ),
-    Kind.SMALL_OBJECT: _Description(Effect.KEEPS, "object", "smaller than 8 pixels at the image size", "kept"),
-    Kind.THIN_BOX: _Description(Effect.KEEPS, "box", "with an aspect ratio above 20", "kept"),
-    Kind.LONG_IMAGE: _Description(
+    FaultKind.SMALL_OBJECT: _Description(Effect.KEEPS, "object", "smaller than 8 pixels at the image size", "kept"),
+    FaultKind.THIN_BOX: _Description(Effect.KEEPS, "box", "with an aspect ratio above 20", "kept"),
+    FaultKind.LONG_IMAGE: _Description(
         Effect.KEEPS, "image", "with an aspect ratio above 4", "resized until the long side fits"
     ),
-    Kind.TOO_MANY_OBJECTS: _Description(
+    FaultKind.TOO_MANY_OBJECTS: _Description(
         Effect.KEEPS, "image", "with more objects than the model has queries", "the model cannot detect all of them"
     ),
-    Kind.UNSEEN_CLASS: _Description(
+    FaultKind.UNSEEN_CLASS: _Description(
         Effect.KEEPS, "class", "in the validation split but not in the training split", "the AP stays near 0"
     ),
-    Kind.RARE_CLASS: _Description(Effect.KEEPS, "class", "with few objects", "kept"),
-    Kind.UNUSED_CLASS: _Description(Effect.KEEPS, "class", "without objects", "kept"),
-    Kind.ALIKE_NAMES: _Description(
+    FaultKind.RARE_CLASS: _Description(Effect.KEEPS, "class", "with few objects", "kept"),
+    FaultKind.UNUSED_CLASS: _Description(Effect.KEEPS, "class", "without objects", "kept"),
+    FaultKind.ALIKE_NAMES: _Description(
         Effect.KEEPS, "class", "with nearly the name of another class", "kept as two classes"
     ),
-    Kind.UNLISTED_IMAGE: _Description(Effect.KEEPS, "image file", "that no annotation names", "not used"),
-    Kind.ORPHAN_LABELS: _Description(Effect.KEEPS, "label file", "without an image in any split", "not used"),
+    FaultKind.UNLISTED_IMAGE: _Description(Effect.KEEPS, "image file", "that no annotation names", "not used"),
+    FaultKind.ORPHAN_LABELS: _Description(Effect.KEEPS, "label file", "without an image in any split", "not used"),
 }

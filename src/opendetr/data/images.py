@@ -13,7 +13,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 from PIL.TiffImagePlugin import TiffImageFile
 
-from opendetr.data.faults import Kind
+from opendetr.data.faults import FaultKind
 from opendetr.data.paths import is_file
 from opendetr.data.records import DataError, FaultError, ImageRecord
 
@@ -79,7 +79,7 @@ def read_record(record: ImageRecord) -> np.ndarray:
         f"the image is {width}x{height}, its annotation says {record.width}x{record.height}; "
         "correct the annotated size, or annotate this image again"
     )
-    raise FaultError(Kind.SIZE_MISMATCH, record.path, "", detail)
+    raise FaultError(FaultKind.SIZE_MISMATCH, record.path, "", detail)
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
@@ -104,11 +104,13 @@ def read_map(path: str | Path) -> np.ndarray:
             values = np.asarray(image)
     except DAMAGED as error:
         fault = _file_error(path, error).fault
-        raise ImageFileError(Kind.UNREADABLE_MAP, path, "", fault.detail) from None
+        raise ImageFileError(FaultKind.UNREADABLE_MAP, path, "", fault.detail) from None
     if values.ndim == _GREY and values.dtype.kind in "ui":
         return values.astype(np.int32)
     if values.ndim == _GREY or values.dtype != np.uint8 or values.shape[2] not in (3, 4):
-        raise ImageFileError(Kind.UNREADABLE_MAP, path, "", "neither grey nor 8-bit RGB: save it as a PNG like COCO's")
+        raise ImageFileError(
+            FaultKind.UNREADABLE_MAP, path, "", "neither grey nor 8-bit RGB: save it as a PNG like COCO's"
+        )
     red, green, blue = (values[:, :, channel].astype(np.int32) for channel in range(3))
     return red | green << 8 | blue << 16
 
@@ -168,7 +170,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     Raises Pillow's errors, and ImageError for a missing file or too many pixels for the size of the file.
     """
     if not is_file(path):  # opening a pipe would block
-        raise ImageFileError(Kind.UNREADABLE_IMAGE, path, "", "no such file")
+        raise ImageFileError(FaultKind.UNREADABLE_IMAGE, path, "", "no such file")
     Image.init()
     with Image.open(path, formats=[name for name in _FORMATS if name in Image.OPEN]) as image:
         width, height = image.size
@@ -176,7 +178,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
             detail = (
                 f"{width}x{height} pixels are too many for a file of {path.stat().st_size:,} bytes; replace the image"
             )
-            raise ImageFileError(Kind.OVERSIZED_IMAGE, path, "", detail)
+            raise ImageFileError(FaultKind.OVERSIZED_IMAGE, path, "", detail)
         yield image
 
 
@@ -202,14 +204,14 @@ def _has_orientation_mark(path: Path) -> bool:
 def _file_error(path: Path, error: Exception) -> ImageFileError:
     if isinstance(error, ImageFileError):
         return error
-    kind = Kind.UNREADABLE_IMAGE
+    kind = FaultKind.UNREADABLE_IMAGE
     if path.stat().st_size == 0:
-        kind, detail = Kind.EMPTY_FILE, "the file is empty; replace it"
+        kind, detail = FaultKind.EMPTY_FILE, "the file is empty; replace it"
     elif isinstance(error, Image.UnidentifiedImageError):
         detail = "not an image in a supported format; replace it"
     else:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         detail = f"the image cannot be read ({reason}); replace it"
         if isinstance(error, Image.DecompressionBombError):
-            kind = Kind.OVERSIZED_IMAGE
+            kind = FaultKind.OVERSIZED_IMAGE
     return ImageFileError(kind, path, "", detail)

@@ -21,16 +21,21 @@ import numpy as np
 from faster_coco_eval.core import mask as coder
 
 from opendetr.categories import Categories
-from opendetr.data.faults import Kind
+from opendetr.data.faults import FaultKind
 from opendetr.data.images import ImageFileError, read_map
 from opendetr.data.records import DataError, DataFault, DetectionData, ImageRecord, ObjectRecord, count_faults
 
 _NUM_READERS = min(8, os.cpu_count() or 1)
 _POINT_NUMBERS, _FEWEST_NUMBERS = 2, 6
-_OUTLINE_FAULTS = frozenset({Kind.INVALID_OUTLINE, Kind.NO_OUTLINE, Kind.MASK_SIZE})
+_OUTLINE_FAULTS = frozenset({FaultKind.INVALID_OUTLINE, FaultKind.NO_OUTLINE, FaultKind.MASK_SIZE})
 # Faults with which a metric would not measure what is annotated.
-_UNSCORABLE = _OUTLINE_FAULTS | {Kind.EMPTY_MASK, Kind.UNREADABLE_MAP, Kind.MISSING_SEGMENT, Kind.REPEATED_SEGMENT,
-                                 Kind.UNLISTED_SEGMENT}  # fmt: skip
+_UNSCORABLE = _OUTLINE_FAULTS | {
+    FaultKind.EMPTY_MASK,
+    FaultKind.UNREADABLE_MAP,
+    FaultKind.MISSING_SEGMENT,
+    FaultKind.REPEATED_SEGMENT,
+    FaultKind.UNLISTED_SEGMENT,
+}
 
 
 class TrueSegment(NamedTuple):
@@ -52,16 +57,16 @@ class TrueSegment(NamedTuple):
 # ------------------------------------------------------------------------------------------------------------ outlines
 
 
-def outline_fault(obj: ObjectRecord, height: int, width: int) -> tuple[Kind, str] | None:
+def outline_fault(obj: ObjectRecord, height: int, width: int) -> tuple[FaultKind, str] | None:
     """The kind and details of the fault of an outline in an image of `height` x `width`; None without a fault."""
     outline = obj.segmentation
     if outline is None:
-        return Kind.NO_OUTLINE, ""
+        return FaultKind.NO_OUTLINE, ""
     if isinstance(outline, dict):
         return _run_length_fault(outline, height, width)
     if not isinstance(outline, list):
-        return Kind.INVALID_OUTLINE, "neither polygons nor RLE"
-    return next(((Kind.INVALID_OUTLINE, fault) for fault in map(_polygon_fault, outline) if fault), None)
+        return FaultKind.INVALID_OUTLINE, "neither polygons nor RLE"
+    return next(((FaultKind.INVALID_OUTLINE, fault) for fault in map(_polygon_fault, outline) if fault), None)
 
 
 def outline_run_lengths(obj: ObjectRecord, height: int, width: int) -> dict[str, Any]:
@@ -132,20 +137,20 @@ def _polygon_fault(polygon: Any) -> str:
     return "" if all(map(math.isfinite, polygon)) else "a polygon with a number that is not finite"
 
 
-def _run_length_fault(outline: Mapping[str, Any], height: int, width: int) -> tuple[Kind, str] | None:
+def _run_length_fault(outline: Mapping[str, Any], height: int, width: int) -> tuple[FaultKind, str] | None:
     size, counts = outline.get("size"), outline.get("counts")
     if size != [height, width]:
-        return Kind.MASK_SIZE, f"RLE of an image of {_size_text(size)}, the image has {width}x{height}"
+        return FaultKind.MASK_SIZE, f"RLE of an image of {_size_text(size)}, the image has {width}x{height}"
     if not isinstance(counts, list | str | bytes):
-        return Kind.INVALID_OUTLINE, "not an RLE"
+        return FaultKind.INVALID_OUTLINE, "not an RLE"
     if isinstance(counts, list) and not all(isinstance(n, int) and n >= 0 for n in counts):
-        return Kind.INVALID_OUTLINE, "RLE counts that are not all whole numbers"
+        return FaultKind.INVALID_OUTLINE, "RLE counts that are not all whole numbers"
     if isinstance(counts, list) and sum(counts) != height * width:
-        return Kind.INVALID_OUTLINE, f"RLE of {sum(counts)} pixels, the image has {height * width}"
+        return FaultKind.INVALID_OUTLINE, f"RLE of {sum(counts)} pixels, the image has {height * width}"
     try:
         coder.decode(_compressed(outline))
     except (ValueError, TypeError, RuntimeError, AttributeError):
-        return Kind.INVALID_OUTLINE, "RLE that cannot be decoded"
+        return FaultKind.INVALID_OUTLINE, "RLE that cannot be decoded"
     return None
 
 
@@ -216,7 +221,7 @@ def panoptic_map(image: ImageRecord) -> np.ndarray:
     if segments.shape != (image.height, image.width):
         height, width = segments.shape
         detail = f"the map is {width}x{height}, the image {image.width}x{image.height}; resize the map"
-        raise ImageFileError(Kind.MASK_SIZE, image.panoptic_map, "", detail)
+        raise ImageFileError(FaultKind.MASK_SIZE, image.panoptic_map, "", detail)
     return segments
 
 
@@ -236,8 +241,8 @@ def _map_hash(image: ImageRecord) -> str:
 def empty_mask(image: ImageRecord, obj: ObjectRecord) -> DataFault:
     """The fault of an object whose mask has no pixels."""
     if image.panoptic_map is not None:
-        return DataFault(Kind.MISSING_SEGMENT, str(image.panoptic_map), obj.position)
-    return DataFault(Kind.EMPTY_MASK, image.source or str(image.path), obj.position)
+        return DataFault(FaultKind.MISSING_SEGMENT, str(image.panoptic_map), obj.position)
+    return DataFault(FaultKind.EMPTY_MASK, image.source or str(image.path), obj.position)
 
 
 # --------------------------------------------------------------------------------------------------------- ground truth
@@ -323,16 +328,16 @@ def map_faults(image: ImageRecord, areas: Mapping[int, int]) -> Iterator[DataFau
     listed = {obj.segment for obj in image.objects}
     for number in areas:
         if number not in listed:
-            yield DataFault(Kind.UNLISTED_SEGMENT, file, f"segment {number}", f"{areas[number]} pixels")
+            yield DataFault(FaultKind.UNLISTED_SEGMENT, file, f"segment {number}", f"{areas[number]} pixels")
     for obj in image.objects:
         area = areas.get(obj.segment or 0, 0)
         if not area:
-            yield DataFault(Kind.MISSING_SEGMENT, file, obj.position)
+            yield DataFault(FaultKind.MISSING_SEGMENT, file, obj.position)
         elif area != obj.area:
             detail = f"{obj.area:g} pixels annotated, {area} in the map"
-            yield DataFault(Kind.SEGMENT_AREA, file, obj.position, detail)
+            yield DataFault(FaultKind.SEGMENT_AREA, file, obj.position, detail)
     if image.objects and not areas:
-        yield DataFault(Kind.VOID_MAP, file)
+        yield DataFault(FaultKind.VOID_MAP, file)
 
 
 def segment_areas(segments: np.ndarray) -> dict[int, int]:

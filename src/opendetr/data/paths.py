@@ -7,7 +7,7 @@ import posixpath
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PureWindowsPath
 
-from opendetr.data.faults import Kind
+from opendetr.data.faults import FaultKind
 from opendetr.data.records import DataError, FaultError
 from opendetr.files import near_path
 
@@ -28,7 +28,7 @@ def inside(folder: Path, name: str, file: str | Path, at: str = "") -> Path:
     """
     if not is_inside(name):
         detail = f"the file name {name!r} leaves the data folder; use names inside {folder}"
-        raise FaultError(Kind.UNSAFE_NAME, file, at, detail)
+        raise FaultError(FaultKind.UNSAFE_NAME, file, at, detail)
     return folder / name
 
 
@@ -80,5 +80,5 @@ def file_length(path: Path, file: str | Path, at: str = "") -> int:
     """
     if not is_file(path):
         detail = f"the image {path} is missing; add the image, or remove it from the annotations"
-        raise FaultError(Kind.MISSING_IMAGE, file, at, detail)
+        raise FaultError(FaultKind.MISSING_IMAGE, file, at, detail)
     return path.stat().st_size

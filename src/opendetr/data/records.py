@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from opendetr.categories import Categories
-from opendetr.data.faults import Kind, count_noun
+from opendetr.data.faults import FaultKind, count_noun
 
 # Pixels by which a box may extend outside the image without a warning: many files round coordinates to two decimals.
 _ROUNDING = 0.01
@@ -21,11 +21,21 @@ _ROUNDING = 0.01
 MAX_SIDE = 2**31
 # The kinds that are an error if `DataConfig.strict` is set, and are skipped or reported otherwise.
 _STRICT_FAULTS = frozenset(
-    {Kind.EMPTY_FILE, Kind.UNREADABLE_IMAGE, Kind.OVERSIZED_IMAGE, Kind.INVALID_ROW, Kind.UNLISTED_CLASS,
-     Kind.PIXEL_ROW, Kind.INVALID_BOX, Kind.INVALID_OUTLINE, Kind.MASK_SIZE, Kind.UNREADABLE_MAP,
-     Kind.REPEATED_SEGMENT}
-)  # fmt: skip
-_UNUSABLE = frozenset({Kind.INVALID_BOX, Kind.NO_AREA})
+    {
+        FaultKind.EMPTY_FILE,
+        FaultKind.UNREADABLE_IMAGE,
+        FaultKind.OVERSIZED_IMAGE,
+        FaultKind.INVALID_ROW,
+        FaultKind.UNLISTED_CLASS,
+        FaultKind.PIXEL_ROW,
+        FaultKind.INVALID_BOX,
+        FaultKind.INVALID_OUTLINE,
+        FaultKind.MASK_SIZE,
+        FaultKind.UNREADABLE_MAP,
+        FaultKind.REPEATED_SEGMENT,
+    }
+)
+_UNUSABLE = frozenset({FaultKind.INVALID_BOX, FaultKind.NO_AREA})
 
 
 class DataFault(NamedTuple):
@@ -38,7 +48,7 @@ class DataFault(NamedTuple):
         detail: details that the kind does not include; may be empty.
     """
 
-    kind: Kind
+    kind: FaultKind
     file: str
     at: str = ""
     detail: str = ""
@@ -67,7 +77,7 @@ class FaultError(DataError):
 
     fault: DataFault
 
-    def __init__(self, kind: Kind, file: str | Path, at: str, detail: str) -> None:
+    def __init__(self, kind: FaultKind, file: str | Path, at: str, detail: str) -> None:
         self.fault = DataFault(kind, str(file), at, " ".join(detail.splitlines()))
         super().__init__(f"{self.fault.place}: {detail}")
 
@@ -94,7 +104,7 @@ class FaultLog:
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> bool:
         if self._raises or not isinstance(error, DataError):
             return False
-        self.faults.append(error.fault or DataFault(Kind.NO_DATA, "", detail=str(error)))
+        self.faults.append(error.fault or DataFault(FaultKind.NO_DATA, "", detail=str(error)))
         return True
 
 
@@ -112,7 +122,7 @@ class FaultCount:
         faults: all of them.
     """
 
-    kind: Kind
+    kind: FaultKind
     count: int
     first: str
     faults: tuple[DataFault, ...] = field(default=(), repr=False, compare=False)
@@ -122,13 +132,13 @@ class FaultCount:
 
 
 def count_faults(faults: Iterable[DataFault]) -> tuple[FaultCount, ...]:
-    """Count faults and warnings by kind, in the order of `Kind`."""
-    by_kind: dict[Kind, list[DataFault]] = {}
+    """Count faults and warnings by kind, in the order of `FaultKind`."""
+    by_kind: dict[FaultKind, list[DataFault]] = {}
     for fault in faults:
         by_kind.setdefault(fault.kind, []).append(fault)
     return tuple(
         FaultCount(kind=kind, count=len(of_kind), first=of_kind[0].place, faults=tuple(of_kind))
-        for kind in Kind
+        for kind in FaultKind
         if (of_kind := by_kind.get(kind))
     )
 
@@ -277,8 +287,14 @@ class DetectionData:
         annotations: list[dict[str, Any]] = []
         for image in self.images:
             for obj in image.objects:
-                row = {"id": len(annotations) + 1, "image_id": image.id, "category_id": obj.category_id,
-                       "bbox": list(obj.box), "area": obj.area, "iscrowd": int(obj.crowd)}  # fmt: skip
+                row = {
+                    "id": len(annotations) + 1,
+                    "image_id": image.id,
+                    "category_id": obj.category_id,
+                    "bbox": list(obj.box),
+                    "area": obj.area,
+                    "iscrowd": int(obj.crowd),
+                }
                 if obj.difficult:
                     row["difficult"] = 1
                 if obj.segmentation is not None:
@@ -325,17 +341,17 @@ def usable_objects(
         if not _UNUSABLE & kinds:
             kept.append(obj)
     if not kept:
-        faults.append(DataFault(Kind.NO_OBJECTS, file, at))
+        faults.append(DataFault(FaultKind.NO_OBJECTS, file, at))
     return tuple(kept), tuple(faults)
 
 
-def _kinds(obj: ObjectRecord, height: int, width: int) -> set[Kind]:
+def _kinds(obj: ObjectRecord, height: int, width: int) -> set[FaultKind]:
     x, y, w, h = obj.box
     if not all(map(math.isfinite, obj.box)) or w < 0 or h < 0:
-        return {Kind.INVALID_BOX}
+        return {FaultKind.INVALID_BOX}
     if min(x + w, width) <= max(x, 0) or min(y + h, height) <= max(y, 0):
-        return {Kind.NO_AREA}
-    kinds = {Kind.CROWD} if obj.crowd else set()
+        return {FaultKind.NO_AREA}
+    kinds = {FaultKind.CROWD} if obj.crowd else set()
     if max(-x, -y, x + w - width, y + h - height) > _ROUNDING:
-        kinds.add(Kind.OUT_OF_IMAGE)
+        kinds.add(FaultKind.OUT_OF_IMAGE)
     return kinds

@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 from pathlib import Path
 
-from opendetr.data.faults import Kind
+from opendetr.data.faults import FaultKind
 from opendetr.data.paths import is_file
 from opendetr.data.records import FaultError
 
@@ -21,20 +21,22 @@ def read_text(path: Path, *, max_bytes: int = MAX_BYTES) -> str:
         FaultError: `path` is not a file, the file is larger than `max_bytes`, or it is not such a text.
     """
     if not is_file(path):
-        raise FaultError(Kind.BROKEN_FILE, path, "", "not a file" if path.exists() else "no such file")
+        raise FaultError(FaultKind.BROKEN_FILE, path, "", "not a file" if path.exists() else "no such file")
     try:
         length = path.stat().st_size
         if length > max_bytes:
-            raise FaultError(Kind.BROKEN_FILE, path, "", f"has {length:,} bytes; at most {max_bytes:,} are allowed")
+            raise FaultError(
+                FaultKind.BROKEN_FILE, path, "", f"has {length:,} bytes; at most {max_bytes:,} are allowed"
+            )
         content = path.read_bytes()
     except OSError as error:
-        raise FaultError(Kind.BROKEN_FILE, path, "", f"cannot be read ({error.strerror})") from None
+        raise FaultError(FaultKind.BROKEN_FILE, path, "", f"cannot be read ({error.strerror})") from None
     encoding = next((name for mark, name in _MARKS.items() if content.startswith(mark)), "utf-8")
     try:
         text = content.decode(encoding)
     except UnicodeDecodeError as error:
         detail = f"byte {error.start} is not valid {encoding.upper()}; save the file in UTF-8"
-        raise FaultError(Kind.BROKEN_FILE, path, "", detail) from None
+        raise FaultError(FaultKind.BROKEN_FILE, path, "", detail) from None
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 

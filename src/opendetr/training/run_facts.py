@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from opendetr.config import ConfigError
-from opendetr.data import DetectionData, ImageError, ImageRecord, Kind, read_record
+from opendetr.data import DetectionData, FaultKind, ImageError, ImageRecord, read_record
 from opendetr.data.formats import open_data
 from opendetr.evaluation import match_boxes
 from opendetr.inference import Predictor, load
@@ -28,7 +28,7 @@ from opendetr.weights import WeightsError, read_state
 
 _NUM_OPENED = 24  # images of a split that are opened to check whether they can be read
 _NUM_PREDICTED = 16  # images of a split for which predictions are made
-_WRONG_BOX_KINDS = frozenset({Kind.OUT_OF_IMAGE, Kind.NO_AREA, Kind.INVALID_BOX})
+_WRONG_BOX_KINDS = frozenset({FaultKind.OUT_OF_IMAGE, FaultKind.NO_AREA, FaultKind.INVALID_BOX})
 
 
 @dataclass(frozen=True, kw_only=True)

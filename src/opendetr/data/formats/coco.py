@@ -19,9 +19,9 @@ from opendetr.data.records import (
     DataFault,
     DetectionData,
     FaultError,
+    FaultKind,
     FaultLog,
     ImageRecord,
-    Kind,
     ObjectRecord,
     usable_objects,
 )
@@ -34,7 +34,7 @@ class NotCocoError(FaultError):
     """A JSON file that is not COCO: an object or a key is missing."""
 
     def __init__(self, path: Path, detail: str) -> None:
-        super().__init__(Kind.WRONG_STRUCTURE, path, "", f"not COCO: {detail}")
+        super().__init__(FaultKind.WRONG_STRUCTURE, path, "", f"not COCO: {detail}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class Row:
         id_ = self.content.get("id")
         return f"{self.key}[{self.index}]" + (f" (id {id_})" if self.key == "annotations" and _is_integer(id_) else "")
 
-    def fault(self, kind: Kind, detail: str) -> FaultError:
+    def fault(self, kind: FaultKind, detail: str) -> FaultError:
         """The error for a fault of this entry."""
         return FaultError(kind, self.path, self.at, detail)
 
@@ -60,27 +60,27 @@ class Row:
         """The value of an integer field. Raises FaultError if it is missing or has another type."""
         value = self._required(key)
         if not _is_integer(value):
-            raise self.fault(Kind.BAD_VALUE, f"'{key}' is {_shortened(value)}; expected a whole number")
+            raise self.fault(FaultKind.BAD_VALUE, f"'{key}' is {_shortened(value)}; expected a whole number")
         return int(value)
 
     def text(self, key: str) -> str:
         """The value of a string field. Raises FaultError if it is missing or has another type."""
         value = self._required(key)
         if not isinstance(value, str):
-            raise self.fault(Kind.BAD_VALUE, f"'{key}' is {_shortened(value)}; expected text")
+            raise self.fault(FaultKind.BAD_VALUE, f"'{key}' is {_shortened(value)}; expected text")
         return value
 
     def box(self) -> tuple[float, float, float, float]:
         """Its box: x, y, width, height in pixels. Raises FaultError if it is missing or not four numbers."""
         value = self._required("bbox")
         if not isinstance(value, list) or len(value) != _BOX_NUMBERS or not all(map(_is_number, value)):
-            raise self.fault(Kind.BAD_VALUE, f"'bbox' is {_shortened(value)}; expected four numbers")
+            raise self.fault(FaultKind.BAD_VALUE, f"'bbox' is {_shortened(value)}; expected four numbers")
         x, y, w, h = map(float, value)
         return x, y, w, h
 
     def _required(self, key: str) -> Any:
         if self.content.get(key) is None:
-            raise self.fault(Kind.MISSING_FIELD, f"the key '{key}' is missing")
+            raise self.fault(FaultKind.MISSING_FIELD, f"the key '{key}' is missing")
         return self.content[key]
 
 
@@ -162,14 +162,14 @@ def _parse_json(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes())
     except OSError as error:
-        raise FaultError(Kind.BROKEN_FILE, path, "", f"cannot be read ({error.strerror})") from None
+        raise FaultError(FaultKind.BROKEN_FILE, path, "", f"cannot be read ({error.strerror})") from None
     except json.JSONDecodeError as error:
         at = f"line {error.lineno}, column {error.colno}"
-        raise FaultError(Kind.BROKEN_FILE, path, at, f"broken JSON: {error.msg}") from None
+        raise FaultError(FaultKind.BROKEN_FILE, path, at, f"broken JSON: {error.msg}") from None
     except UnicodeDecodeError as error:
-        raise FaultError(Kind.BROKEN_FILE, path, f"byte {error.start}", "broken JSON: not UTF-8 text") from None
+        raise FaultError(FaultKind.BROKEN_FILE, path, f"byte {error.start}", "broken JSON: not UTF-8 text") from None
     except ValueError as error:
-        raise FaultError(Kind.BROKEN_FILE, path, "", f"broken JSON: {error}") from None
+        raise FaultError(FaultKind.BROKEN_FILE, path, "", f"broken JSON: {error}") from None
     except RecursionError:
         raise NotCocoError(path, "nested too deeply") from None
 
@@ -182,7 +182,7 @@ def _check_categories(rows: list[dict[str, Any]], path: Path) -> None:
     try:
         Categories.from_coco(rows)
     except (TypeError, ValueError) as error:
-        raise FaultError(Kind.BAD_CLASSES, path, "categories", str(error)) from None
+        raise FaultError(FaultKind.BAD_CLASSES, path, "categories", str(error)) from None
 
 
 def rows_by_id(coco: CocoFile, log: FaultLog) -> dict[int, Row]:
@@ -194,7 +194,7 @@ def rows_by_id(coco: CocoFile, log: FaultLog) -> dict[int, Row]:
             image_id = row.integer("id")
             if image_id in rows:
                 detail = f"the image id {image_id} is used twice; give every image a unique id"
-                raise row.fault(Kind.REPEATED_IMAGE_ID, detail)
+                raise row.fault(FaultKind.REPEATED_IMAGE_ID, detail)
             rows[image_id] = row
     return rows
 
@@ -211,16 +211,18 @@ def _objects_by_image(
             obj = _object_record(row)
             image_id = row.integer("image_id")
             if image_id not in objects:
-                raise row.fault(Kind.UNKNOWN_IMAGE, f"its image, id {image_id}, is not among the images")
+                raise row.fault(FaultKind.UNKNOWN_IMAGE, f"its image, id {image_id}, is not among the images")
             if obj.category_id not in known_ids:
-                raise row.fault(Kind.UNKNOWN_CLASS, f"its category, id {obj.category_id}, is not among the categories")
+                raise row.fault(
+                    FaultKind.UNKNOWN_CLASS, f"its category, id {obj.category_id}, is not among the categories"
+                )
             objects[image_id].append(obj)
             if obj.id in seen:
-                faults.append(DataFault(Kind.REPEATED_ID, str(coco.path), row.at))
+                faults.append(DataFault(FaultKind.REPEATED_ID, str(coco.path), row.at))
             seen.add(obj.id)
             if "area" in content and not is_area(content["area"]):
                 faults.append(
-                    DataFault(Kind.BAD_AREA, str(coco.path), row.at, f"'area' is {_shortened(content['area'])}")
+                    DataFault(FaultKind.BAD_AREA, str(coco.path), row.at, f"'area' is {_shortened(content['area'])}")
                 )
     for of_image in objects.values():
         of_image.sort(key=lambda obj: obj.id)
@@ -244,7 +246,7 @@ def _object_record(row: Row) -> ObjectRecord:
 def image_record(row: Row, path: Path, objects: list[ObjectRecord], faults: list[DataFault]) -> ImageRecord | None:
     """The record of an image. For an unreadable image, adds a fault and returns None."""
     if file_length(path, row.path, row.at) == 0:
-        faults.append(DataFault(Kind.EMPTY_FILE, str(path)))
+        faults.append(DataFault(FaultKind.EMPTY_FILE, str(path)))
         return None
     height, width = _length(row.content.get("height")), _length(row.content.get("width"))
     size_faults: tuple[DataFault, ...] = ()
@@ -254,7 +256,7 @@ def image_record(row: Row, path: Path, objects: list[ObjectRecord], faults: list
         except ImageFileError as error:
             faults.append(error.fault)
             return None
-        size_faults = (DataFault(Kind.NO_SIZE, str(row.path), row.at),)
+        size_faults = (DataFault(FaultKind.NO_SIZE, str(row.path), row.at),)
     usable, object_faults = usable_objects(objects, height, width, str(path))
     return ImageRecord(
         id=row.integer("id"), path=path, height=height, width=width, objects=usable, faults=size_faults + object_faults

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from opendetr.categories import Categories
-from opendetr.data.faults import Kind
+from opendetr.data.faults import FaultKind
 from opendetr.data.formats.coco import CocoFile, Row, image_record, is_area, rows_by_id
 from opendetr.data.formats.links import find_place
 from opendetr.data.formats.sidecar import Box
@@ -116,7 +116,9 @@ def read_panoptic(
         with log:
             path = inside(images_folder, row.text("file_name"), row.path, row.at)
             if image_id not in segments:
-                raise row.fault(Kind.MISSING_ANNOTATION, "has no panoptic annotation; add one, or remove the image")
+                raise row.fault(
+                    FaultKind.MISSING_ANNOTATION, "has no panoptic annotation; add one, or remove the image"
+                )
             record = reader.record(row, path, segments[image_id])
             if record is not None:
                 images.append(record)
@@ -144,10 +146,10 @@ class _Reader:
                 image_id = row.integer("image_id")
                 if image_id not in images:
                     detail = f"its image, id {image_id}, is not among the images"
-                    raise row.fault(Kind.UNKNOWN_IMAGE, detail)
+                    raise row.fault(FaultKind.UNKNOWN_IMAGE, detail)
                 if image_id in annotations:
                     detail = f"the image {image_id} is annotated twice; give it one annotation"
-                    raise row.fault(Kind.REPEATED_IMAGE_ID, detail)
+                    raise row.fault(FaultKind.REPEATED_IMAGE_ID, detail)
                 annotations[image_id] = row
         return annotations
 
@@ -156,7 +158,7 @@ class _Reader:
         segments, map_faults = self._segments(annotation)
         map_path = self._map(annotation, path)
         if map_path is not None and not is_file(map_path):
-            map_faults.append(DataFault(Kind.UNREADABLE_MAP, str(map_path), "", "no such file"))
+            map_faults.append(DataFault(FaultKind.UNREADABLE_MAP, str(map_path), "", "no such file"))
             map_path = None
         record = None
         if map_path is not None or not self._required:
@@ -180,17 +182,19 @@ class _Reader:
         """Segment id -> entry of the segment, and the faults of the annotation."""
         rows = annotation.content.get(_SEGMENTS)
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-            raise annotation.fault(Kind.BAD_VALUE, f"'{_SEGMENTS}' is not a list of segments")
-        faults = [] if rows else [DataFault(Kind.VOID_MAP, str(annotation.path), annotation.at)]
+            raise annotation.fault(FaultKind.BAD_VALUE, f"'{_SEGMENTS}' is not a list of segments")
+        faults = [] if rows else [DataFault(FaultKind.VOID_MAP, str(annotation.path), annotation.at)]
         segments: dict[int, Row] = {}
         for index, content in enumerate(rows):
             row = Row(annotation.path, f"{annotation.at}.{_SEGMENTS}", index, content)
             with self._log:
                 number, category_id = row.integer("id"), row.integer("category_id")
                 if category_id not in self._ids:
-                    raise row.fault(Kind.UNKNOWN_CLASS, f"its category, id {category_id}, is not among the categories")
+                    raise row.fault(
+                        FaultKind.UNKNOWN_CLASS, f"its category, id {category_id}, is not among the categories"
+                    )
                 if number in segments:
-                    faults.append(DataFault(Kind.REPEATED_SEGMENT, str(row.path), row.at, f"segment {number}"))
+                    faults.append(DataFault(FaultKind.REPEATED_SEGMENT, str(row.path), row.at, f"segment {number}"))
                 else:
                     segments[number] = row
         return segments, faults
@@ -209,7 +213,7 @@ class _Reader:
             elif (measured := _measured(segment_ids, number)) is not None:
                 box, area = measured
             else:
-                faults.append(DataFault(Kind.MISSING_SEGMENT, str(map_path), f"segment {number}"))
+                faults.append(DataFault(FaultKind.MISSING_SEGMENT, str(map_path), f"segment {number}"))
                 continue
             self._num_objects += 1
             objects.append(
@@ -249,7 +253,7 @@ def _maps_folder(coco: CocoFile, folder: Path, *, required: bool) -> Path | None
     maps_folder = first_folder_holding(names, candidates)
     if maps_folder is None and required:
         detail = f"its maps ({names[0] if names else 'PNG files'}, ...) are missing; put them into {candidates[0]}"
-        raise FaultError(Kind.WRONG_STRUCTURE, coco.path, "", detail)
+        raise FaultError(FaultKind.WRONG_STRUCTURE, coco.path, "", detail)
     return maps_folder
 
 
@@ -278,5 +282,5 @@ def _stated(value: Mapping[str, Any], name: str, description: Path, split: str) 
     place = find_place(entry, [description.parent], description.parent)
     if place is None:
         detail = f"there is no {entry!r} in {description.parent}; correct or remove the entry"
-        raise FaultError(Kind.WRONG_STRUCTURE, description, f"'{split}.{name}'", detail)
+        raise FaultError(FaultKind.WRONG_STRUCTURE, description, f"'{split}.{name}'", detail)
     return place.path.resolve() if ".." in place.path.parts else place.path

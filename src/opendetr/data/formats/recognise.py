@@ -33,9 +33,9 @@ from opendetr.data.records import (
     DataFault,
     DetectionData,
     FaultError,
+    FaultKind,
     FaultLog,
     ImageRecord,
-    Kind,
     count_faults,
 )
 
@@ -229,7 +229,7 @@ def _without_maps(folder: Path, log: FaultLog) -> Source:
     if not tables and (others := sorted(folder.glob("*.csv"))):
         tables = {SINGLE_SPLIT: others[0]}  # the error of its reader names the missing columns
     if not tables:
-        raise FaultError(Kind.NO_DATA, folder, "", f"contains no annotations; {_EXPECTED}")
+        raise FaultError(FaultKind.NO_DATA, folder, "", f"contains no annotations; {_EXPECTED}")
     return _table_source(folder, tables, log)
 
 
@@ -338,14 +338,14 @@ def _images_folder(coco: CocoFile, split: str, folder: Path) -> Path:
     candidates = [*named, coco.path.parent, coco.path.parent / "images", folder / "images", folder]
     names = coco.file_names[:_NAMES_TO_LOOK_FOR]
     if not coco.images:
-        raise FaultError(Kind.NO_DATA, coco.path, "", "contains no images")
+        raise FaultError(FaultKind.NO_DATA, coco.path, "", "contains no images")
     images_folder = first_folder_holding([name for name in names if is_inside(name)], candidates)
     if images_folder is None and not any(map(is_inside, names)):
         return folder  # the reader reports the faults of the names
     if images_folder is None:
         searched = ", ".join(str(path) for path in dict.fromkeys(candidates) if path.is_dir())
         detail = f"its images ({names[0]}, ...) are missing; put them into one of {searched}"
-        raise FaultError(Kind.MISSING_IMAGE, coco.path, "", detail)
+        raise FaultError(FaultKind.MISSING_IMAGE, coco.path, "", detail)
     return images_folder
 
 
@@ -358,7 +358,7 @@ def _common_categories(files: Iterable[CocoFile]) -> Categories:
             if first["name"] != row["name"]:
                 names = f"'{row['name']}' here and '{first['name']}' in another split"
                 detail = f"category {row['id']} is {names}; give it one name"
-                raise FaultError(Kind.BAD_CLASSES, coco.path, "", detail)
+                raise FaultError(FaultKind.BAD_CLASSES, coco.path, "", detail)
     return Categories.from_coco(rows.values())
 
 
@@ -392,7 +392,7 @@ def _with_overlap(val: DetectionData, train: DetectionData) -> DetectionData:
     """Validation data, with a warning if the training split contains some of its images."""
     train_paths = {image.path for image in train.images}
     shared = count_faults(
-        DataFault(Kind.IN_TRAINING, str(image.path)) for image in val.images if image.path in train_paths
+        DataFault(FaultKind.IN_TRAINING, str(image.path)) for image in val.images if image.path in train_paths
     )
     return replace(val, fault_counts=val.fault_counts + shared)
 
@@ -403,9 +403,9 @@ def _require_objects(data: DetectionData) -> None:
         detail = (
             f"all {data.num_objects} objects are crowd regions, which cannot be learned; add objects with iscrowd 0"
         )
-        raise FaultError(Kind.NO_LABELS, data.folder, f"split '{data.split}'", detail)
+        raise FaultError(FaultKind.NO_LABELS, data.folder, f"split '{data.split}'", detail)
     if not data.num_objects:
         skipped = (entry for entry in data.fault_counts if entry.kind.effect is Effect.SKIPS)
         reasons = (f"; {entry}: {entry.faults[0].detail}".removesuffix(": ") for entry in skipped)
         detail = f"no annotations: {len(data)} images and no object{''.join(reasons)}"
-        raise FaultError(Kind.NO_LABELS, data.folder, f"split '{data.split}'", detail)
+        raise FaultError(FaultKind.NO_LABELS, data.folder, f"split '{data.split}'", detail)

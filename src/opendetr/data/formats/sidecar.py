@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from opendetr.categories import Categories
-from opendetr.data.faults import Kind
+from opendetr.data.faults import FaultKind
 from opendetr.data.paths import is_file
 from opendetr.data.records import DataFault, FaultError, ImageRecord, ObjectRecord
 from opendetr.data.text import read_text
@@ -44,7 +44,7 @@ class ObjectExtra:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RowlessExtra:
+class ExtraWithoutRow:
     """An object without a row: a crowd region, or an object whose row would be invalid.
 
     Crowd regions have no rows because other programs would use them as objects. The fields are those of `ObjectRecord`.
@@ -74,7 +74,7 @@ class ImageExtra:
         rows: the digest of the rows of the annotation file when it was written, see `digest`.
         size: height and width in pixels, if they differ from those of the image file.
         objects: one for each row.
-        rowless: objects without a row.
+        without_row: objects without a row.
     """
 
     id: int
@@ -82,12 +82,12 @@ class ImageExtra:
     rows: str
     size: tuple[int, int] | None = None
     objects: tuple[ObjectExtra, ...] = ()
-    rowless: tuple[RowlessExtra, ...] = ()
+    without_row: tuple[ExtraWithoutRow, ...] = ()
 
     @property
-    def all_objects(self) -> tuple[ObjectExtra | RowlessExtra, ...]:
+    def all_objects(self) -> tuple[ObjectExtra | ExtraWithoutRow, ...]:
         """Objects with and without a row."""
-        return (*self.objects, *self.rowless)
+        return (*self.objects, *self.without_row)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,8 +150,8 @@ class Extras:
         if digest(rows) == extra.rows and len(objects) == len(extra.objects):
             objects = [_restored(obj, more) for obj, more in zip(objects, extra.objects, strict=True)]
         else:
-            faults = (*faults, DataFault(Kind.STALE_EXTRA, image.source))
-        objects += [obj.record() for obj in extra.rowless]
+            faults = (*faults, DataFault(FaultKind.STALE_EXTRA, image.source))
+        objects += [obj.record() for obj in extra.without_row]
         objects.sort(key=lambda obj: obj.id)
         return replace(image, id=extra.id, objects=tuple(objects), faults=faults)
 
@@ -179,7 +179,7 @@ def image_extra(
         rows=digest(row for _, row in written.values()),
         size=None if size == (image.height, image.width) else (image.height, image.width),
         objects=tuple(_difference(image.objects[index], plain) for index, (plain, _) in written.items()),
-        rowless=tuple(_rowless(obj) for index, obj in enumerate(image.objects) if index not in written),
+        without_row=tuple(_extra_without_row(obj) for index, obj in enumerate(image.objects) if index not in written),
     )
 
 
@@ -235,7 +235,7 @@ def _check(extras: Extras) -> None:
 
 
 def _broken(path: Path, reason: str) -> FaultError:
-    return FaultError(Kind.BROKEN_FILE, path, "", f"{reason}; convert the dataset again, or delete this file")
+    return FaultError(FaultKind.BROKEN_FILE, path, "", f"{reason}; convert the dataset again, or delete this file")
 
 
 def _restored(plain: ObjectRecord, extra: ObjectExtra) -> ObjectRecord:
@@ -248,17 +248,17 @@ def _difference(obj: ObjectRecord, plain: ObjectRecord) -> ObjectExtra:
     return ObjectExtra(id=obj.id, **changed)
 
 
-def _rowless(obj: ObjectRecord) -> RowlessExtra:
-    values = {attribute.name: getattr(obj, attribute.name) for attribute in fields(RowlessExtra)}
-    return RowlessExtra(**values | {"area": obj.area if 0 < obj.area < math.inf else None})
+def _extra_without_row(obj: ObjectRecord) -> ExtraWithoutRow:
+    values = {attribute.name: getattr(obj, attribute.name) for attribute in fields(ExtraWithoutRow)}
+    return ExtraWithoutRow(**values | {"area": obj.area if 0 < obj.area < math.inf else None})
 
 
-def _stated(extra: ObjectExtra | RowlessExtra) -> dict[str, Any]:
+def _stated(extra: ObjectExtra | ExtraWithoutRow) -> dict[str, Any]:
     """The fields that are not None."""
     return {name: value for name, value in vars(extra).items() if value is not None}
 
 
 def _image_row(image: ImageExtra) -> dict[str, Any]:
     row = {"id": image.id, "image": image.image, "rows": image.rows, "size": image.size}
-    lists = {"objects": [*map(_stated, image.objects)], "rowless": [*map(_stated, image.rowless)]}
+    lists = {"objects": [*map(_stated, image.objects)], "without_row": [*map(_stated, image.without_row)]}
     return row | {name: values for name, values in lists.items() if values}

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from opendetr.categories import Categories
-from opendetr.data.faults import Kind
+from opendetr.data.faults import FaultKind
 from opendetr.data.formats.links import find_place
 from opendetr.data.formats.splits import SINGLE_SPLIT, SPLIT_SPELLINGS, usual_split
 from opendetr.data.images import ImageFileError, image_size
@@ -194,7 +194,7 @@ def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
         except StopIteration:
             return
         except csv.Error as error:
-            raise FaultError(Kind.BROKEN_FILE, path, f"line {reader.line_num}", f"broken CSV: {error}") from None
+            raise FaultError(FaultKind.BROKEN_FILE, path, f"line {reader.line_num}", f"broken CSV: {error}") from None
         if any(cell.strip() for cell in row):
             yield reader.line_num, row
 
@@ -219,7 +219,7 @@ def _columns(header: Sequence[str], path: Path) -> _Columns:
             f"no column for {' and '.join(missing)} among {', '.join(header)[:200]}; "
             "name the columns, for example, image, label, xmin, ymin, xmax, ymax"
         )
-        raise FaultError(Kind.WRONG_STRUCTURE, path, "", detail)
+        raise FaultError(FaultKind.WRONG_STRUCTURE, path, "", detail)
     spelling, corners = boxes[0]
     first_x, first_y, second_x, second_y = map(names.index, spelling)
     box = (first_x, first_y, second_x, second_y)
@@ -239,7 +239,7 @@ def _parse_table(
         name = cells[columns.image]
         with log:
             if not name:
-                faults.append(DataFault(Kind.INVALID_ROW, str(path), f"line {line}", "names no image"))
+                faults.append(DataFault(FaultKind.INVALID_ROW, str(path), f"line {line}", "names no image"))
                 continue
             if name not in paths:
                 paths[name] = _image_path(name, bases, folder, path, line)
@@ -251,14 +251,14 @@ def _parse_table(
             if isinstance(box, _Box):
                 image.boxes.append(box)
             elif box:
-                image.faults.append(DataFault(Kind.INVALID_ROW, str(path), f"line {line}", box))
+                image.faults.append(DataFault(FaultKind.INVALID_ROW, str(path), f"line {line}", box))
 
 
 def _image_path(name: str, bases: Sequence[Path], folder: Path, table: Path, line: int) -> Path:
     place = find_place(name, bases, folder)
     if place is None or not is_file(place.path):
         detail = f"its image {name[:200]!r} is missing; add it, or remove it from the table"
-        raise FaultError(Kind.MISSING_IMAGE, table, f"line {line}", detail)
+        raise FaultError(FaultKind.MISSING_IMAGE, table, f"line {line}", detail)
     return place.path
 
 
@@ -291,7 +291,7 @@ def _image_record(
     """The record of an image. For an unreadable image, adds a fault and returns None."""
     source = str(image.table)
     if file_length(image.path, source, f"line {image.line}") == 0:
-        faults.append(DataFault(Kind.EMPTY_FILE, str(image.path)))
+        faults.append(DataFault(FaultKind.EMPTY_FILE, str(image.path)))
         return None
     try:
         height, width = image_size(image.path)

@@ -28,9 +28,9 @@ from opendetr.data.records import (
     DataFault,
     DetectionData,
     FaultError,
+    FaultKind,
     FaultLog,
     ImageRecord,
-    Kind,
     ObjectRecord,
     usable_objects,
 )
@@ -168,13 +168,13 @@ def _read_list(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise FaultError(Kind.BROKEN_FILE, path, "", f"cannot be read ({error})") from None
+        raise FaultError(FaultKind.BROKEN_FILE, path, "", f"cannot be read ({error})") from None
 
 
 def _listed_name(name: str, folder: Path, annotations: Mapping[str, _Annotation], path: Path, number: int) -> str:
     if name not in annotations:
         detail = f"'{name}' has no {folder / 'Annotations'}/{name}.xml; add it, or remove the line"
-        raise FaultError(Kind.MISSING_ANNOTATION, path, f"line {number}", detail)
+        raise FaultError(FaultKind.MISSING_ANNOTATION, path, f"line {number}", detail)
     return name
 
 
@@ -184,12 +184,12 @@ def _parse_annotation(path: Path, log: FaultLog) -> _Annotation:
     except ET.ParseError as error:
         line, column = error.position
         at, detail = f"line {line}, column {column + 1}", f"broken XML: {error.msg.split(':')[0]}"
-        raise FaultError(Kind.BROKEN_FILE, path, at, detail) from None
+        raise FaultError(FaultKind.BROKEN_FILE, path, at, detail) from None
     except (OSError, ValueError, LookupError) as error:
-        raise FaultError(Kind.BROKEN_FILE, path, "", f"cannot be read ({error})") from None
+        raise FaultError(FaultKind.BROKEN_FILE, path, "", f"cannot be read ({error})") from None
     if root.tag != "annotation":
         detail = f"not VOC: expected <annotation>, found <{root.tag}>"
-        raise FaultError(Kind.WRONG_STRUCTURE, path, "", detail)
+        raise FaultError(FaultKind.WRONG_STRUCTURE, path, "", detail)
     sides = [_length(root, "size/height"), _length(root, "size/width")]
     size = (sides[0], sides[1]) if all(sides) else None
     objects = []
@@ -203,17 +203,17 @@ def _parse_object(element: ET.Element, number: int, path: Path) -> VocObject:
     at = f"object {number}"
     name = (element.findtext("name") or "").strip()
     if not name:
-        raise FaultError(Kind.MISSING_FIELD, path, at, "<name> is missing")
+        raise FaultError(FaultKind.MISSING_FIELD, path, at, "<name> is missing")
     corners = []
     for corner in _CORNERS:
         text = element.findtext(f"bndbox/{corner}")
         if text is None:
-            raise FaultError(Kind.MISSING_FIELD, path, at, f"<bndbox> has no <{corner}>")
+            raise FaultError(FaultKind.MISSING_FIELD, path, at, f"<bndbox> has no <{corner}>")
         try:
             corners.append(float(text))
         except ValueError:
             detail = f"<{corner}> is {reprlib.repr(text)}; expected a number"
-            raise FaultError(Kind.BAD_VALUE, path, at, detail) from None
+            raise FaultError(FaultKind.BAD_VALUE, path, at, detail) from None
     x0, y0, x1, y1 = corners
     return VocObject(number, name, (x0, y0, x1, y1), (element.findtext("difficult") or "").strip() == "1")
 
@@ -243,7 +243,7 @@ def _image_record(
     """The record of an image. For an unreadable image, adds a fault and returns None."""
     source = str(annotation.path)
     if file_length(path, source) == 0:
-        faults.append(DataFault(Kind.EMPTY_FILE, str(path)))
+        faults.append(DataFault(FaultKind.EMPTY_FILE, str(path)))
         return None
     size, size_faults = annotation.size, list[DataFault]()
     if size is None:
@@ -252,7 +252,7 @@ def _image_record(
         except ImageFileError as error:
             faults.append(error.fault)
             return None
-        size_faults.append(DataFault(Kind.NO_SIZE, source))
+        size_faults.append(DataFault(FaultKind.NO_SIZE, source))
     objects = tuple(
         obj.record(id_, voc.category_ids[obj.name]) for id_, obj in enumerate(annotation.objects, first_object)
     )

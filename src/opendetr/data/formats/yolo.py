@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from opendetr.categories import Categories
-from opendetr.data.faults import Kind
+from opendetr.data.faults import FaultKind
 from opendetr.data.formats.links import Place, find_place, through_text_links
 from opendetr.data.formats.sidecar import Extras, read_extras
 from opendetr.data.formats.splits import SINGLE_SPLIT, SPLIT_SPELLINGS
@@ -198,7 +198,7 @@ def parse_yolo(source: Path, log: FaultLog = RAISE_FAULTS) -> YoloFolder:
     content = parse_yaml(description) if description else {}
     if description and not _describes(content):
         detail = "does not describe a dataset; add 'train', 'val' and 'names'"
-        raise FaultError(Kind.WRONG_STRUCTURE, description, "", detail)
+        raise FaultError(FaultKind.WRONG_STRUCTURE, description, "", detail)
     splits = _splits(content, folder, description, log)
     labels = {}
     for image in sorted({image for images in splits.values() for image in images}, key=_order):
@@ -234,7 +234,7 @@ def read_yolo(yolo: str | Path | YoloFolder, split: str, log: FaultLog = RAISE_F
     image_id, first_object = yolo.extras.next_image_id, yolo.extras.next_object_id
     for image, labels in yolo.labels.items():
         if image in wanted and yolo.omit_unlabelled and not labels.exists:
-            faults.append(DataFault(Kind.OMITTED_IMAGE, str(image.path)))
+            faults.append(DataFault(FaultKind.OMITTED_IMAGE, str(image.path)))
         elif image in wanted:
             with log:
                 record = _image_record(yolo, image, image_id, first_object, faults)
@@ -269,10 +269,10 @@ def parse_yaml(path: Path) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         at = f"line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise FaultError(Kind.BROKEN_FILE, path, at, f"broken YAML: {error.problem}") from None
+        raise FaultError(FaultKind.BROKEN_FILE, path, at, f"broken YAML: {error.problem}") from None
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         reason = str(error).splitlines()[0] if str(error) else "nested too deeply"
-        raise FaultError(Kind.BROKEN_FILE, path, "", f"broken YAML: {reason}") from None
+        raise FaultError(FaultKind.BROKEN_FILE, path, "", f"broken YAML: {reason}") from None
 
 
 def _describes(content: Any) -> bool:
@@ -304,12 +304,12 @@ def _splits(
         elif key in ("train", "val") and missing is not None:
             with log:
                 detail = f"there is no {missing!r} in {' or '.join(map(str, bases))}; correct or remove the entry"
-                raise FaultError(Kind.WRONG_STRUCTURE, description or folder, f"'{key}'", detail)
+                raise FaultError(FaultKind.WRONG_STRUCTURE, description or folder, f"'{key}'", detail)
     bare = {} if splits else _bare_splits(folder)
     splits |= {name: tuple(_images_in(place)) for name, place in bare.items()}
     if not splits:
         detail = "names no images; add 'train' and 'val' with folders or lists of images"
-        raise FaultError(Kind.NO_DATA, description or folder, "", detail)
+        raise FaultError(FaultKind.NO_DATA, description or folder, "", detail)
     return splits
 
 
@@ -325,19 +325,19 @@ def _images(place: Place, bases: Sequence[Path], folder: Path, log: FaultLog) ->
     if place.path.is_dir():
         if place.path.resolve() in folder.resolve().parents:  # searching it could take hours
             detail = f"contains the dataset {folder}; name the folder of its images"
-            raise FaultError(Kind.WRONG_STRUCTURE, place.path, "", detail)
+            raise FaultError(FaultKind.WRONG_STRUCTURE, place.path, "", detail)
         yield from _images_in(place)
         return
     if place.path.suffix.lower() != ".txt":
         detail = "neither a folder nor a .txt list of images"
-        raise FaultError(Kind.WRONG_STRUCTURE, place.path, "", detail)
+        raise FaultError(FaultKind.WRONG_STRUCTURE, place.path, "", detail)
     for number, line in enumerate(read_text(place.path).split("\n"), start=1):
         with log:
             if line.strip():
                 image = find_place(line, [place.path.parent, *bases], folder)
                 if image is None or not is_file(image.path):
                     detail = f"the image {line.strip()!r} is missing; add it, or remove it from the list"
-                    raise FaultError(Kind.MISSING_IMAGE, place.path, f"line {number}", detail)
+                    raise FaultError(FaultKind.MISSING_IMAGE, place.path, f"line {number}", detail)
                 yield _image(image)
 
 
@@ -399,12 +399,12 @@ def _class_names(
     count = _stated_count(content.get("nc"), place)
     if names and count is not None and count not in (len(names), max(names) + 1):
         detail = f"is {count}, but there are {len(names)} names; correct one of them"
-        raise FaultError(Kind.BAD_CLASSES, place, "'nc'", detail)
+        raise FaultError(FaultKind.BAD_CLASSES, place, "'nc'", detail)
     if not names:
         used = {row.label for content in labels.values() for row in content.rows}
         numbers = sorted(used) if count is None else range(count)
         names = {number: f"class_{number}" for number in numbers}
-        return names, tuple(DataFault(Kind.NAMELESS_CLASS, str(place), f"class {number}") for number in names)
+        return names, tuple(DataFault(FaultKind.NAMELESS_CLASS, str(place), f"class {number}") for number in names)
     return dict(sorted(names.items())), ()
 
 
@@ -418,10 +418,10 @@ def _stated_names(value: Any, place: Path) -> dict[int, str]:
         number = _parse_integer(str(key))
         if number is None or not isinstance(name, str):
             detail = f"{reprlib.repr(key)} is not a class number with a name; write a list, or number: name"
-            raise FaultError(Kind.BAD_CLASSES, place, "'names'", detail)
+            raise FaultError(FaultKind.BAD_CLASSES, place, "'names'", detail)
         names[number] = name
     if len(names) != len(value):
-        raise FaultError(Kind.BAD_CLASSES, place, "'names'", "a number has two names; remove one of them")
+        raise FaultError(FaultKind.BAD_CLASSES, place, "'names'", "a number has two names; remove one of them")
     return names
 
 
@@ -430,7 +430,9 @@ def _stated_count(value: Any, place: Path) -> int | None:
         return None
     count = _parse_integer(value)
     if count is None or not 0 < count <= _MAX_CLASSES:
-        raise FaultError(Kind.BAD_CLASSES, place, "'nc'", f"is {reprlib.repr(value)}; expected a number of classes")
+        raise FaultError(
+            FaultKind.BAD_CLASSES, place, "'nc'", f"is {reprlib.repr(value)}; expected a number of classes"
+        )
     return count
 
 
@@ -453,7 +455,7 @@ def _categories(names: Mapping[int, str], extras: Extras, place: Path) -> Catego
         return Categories(tuple(names.values()), tuple(names))
     if not set(range(len(known))) <= names.keys():
         detail = f"names {len(names)} classes, opendetr.json {len(known)}; name them all, or delete opendetr.json"
-        raise FaultError(Kind.BAD_CLASSES, place, "", detail)
+        raise FaultError(FaultKind.BAD_CLASSES, place, "", detail)
     added = extras.categories_with([name for number, name in names.items() if number >= len(known)])
     stated = [known.names[n] if names[n] == name else names[n] for n, name in enumerate(extras.names)]
     return replace(added, names=(*stated, *added.names[len(known) :]))
@@ -477,20 +479,23 @@ def _parse_labels(path: Path) -> _Labels:
     return _Labels(tuple(rows), tuple(faults), exists=True)
 
 
-def parse_row(text: str, line: int) -> YoloRow | tuple[Kind, str]:
+def parse_row(text: str, line: int) -> YoloRow | tuple[FaultKind, str]:
     """One row of a label file; for an invalid row, the kind of fault and a message."""
     fields = text.split()
     try:
         label, *values = map(float, fields)
     except ValueError:
         invalid = next(field for field in fields if not _is_float(field))
-        return Kind.INVALID_ROW, f"{invalid[:40]!r} is not a number"
+        return FaultKind.INVALID_ROW, f"{invalid[:40]!r} is not a number"
     if not label.is_integer() or not 0 <= label < _LARGEST_CLASS:
-        return Kind.INVALID_ROW, f"{fields[0][:40]!r} is not a class number"
+        return FaultKind.INVALID_ROW, f"{fields[0][:40]!r} is not a class number"
     if len(values) != _BOX_NUMBERS and (len(values) < _FEWEST_POLYGON_NUMBERS or len(values) % 2):
-        return Kind.INVALID_ROW, f"{len(values)} numbers after the class; a box has 4, a polygon an even number from 6"
+        return (
+            FaultKind.INVALID_ROW,
+            f"{len(values)} numbers after the class; a box has 4, a polygon an even number from 6",
+        )
     if any(math.isfinite(value) and abs(value) > _LARGEST_FRACTION for value in values):
-        return Kind.PIXEL_ROW, f"{max(values, key=abs):g} is not a fraction of the image size"
+        return FaultKind.PIXEL_ROW, f"{max(values, key=abs):g} is not a fraction of the image size"
     return YoloRow(line, int(label), tuple(values))
 
 
@@ -506,7 +511,7 @@ def _require_labels(labels: Mapping[_Image, _Labels], place: Path) -> None:
     if labels and not any(content.exists for content in labels.values()):
         expected = next(iter(labels)).labels
         detail = f"none of {len(labels)} images has a label file; add them, such as {expected}"
-        raise FaultError(Kind.NO_DATA, place, "", detail)
+        raise FaultError(FaultKind.NO_DATA, place, "", detail)
 
 
 def _image_record(
@@ -516,7 +521,7 @@ def _image_record(
     labels = yolo.labels[image]
     source = str(image.labels if labels.exists else image.path)
     if file_length(image.path, source) == 0:
-        faults.append(DataFault(Kind.EMPTY_FILE, str(image.path)))
+        faults.append(DataFault(FaultKind.EMPTY_FILE, str(image.path)))
         return None
     key = image.labels.relative_to(yolo.folder).as_posix() if image.labels.is_relative_to(yolo.folder) else ""
     extra = yolo.extras.of(key, image.path)
@@ -542,11 +547,13 @@ def _listed_rows(labels: _Labels, known: Mapping[int, int], source: str) -> tupl
     """The rows of listed classes, and the faults of the other rows, of invalid rows and of a missing label file."""
     unlisted = [row for row in labels.rows if row.label not in known]
     faults = [
-        DataFault(Kind.UNLISTED_CLASS, source, f"line {row.line}", f"class {row.label}, but {len(known)} are listed")
+        DataFault(
+            FaultKind.UNLISTED_CLASS, source, f"line {row.line}", f"class {row.label}, but {len(known)} are listed"
+        )
         for row in unlisted
     ]
     if not labels.exists:
-        faults.append(DataFault(Kind.UNLABELLED_IMAGE, source))
+        faults.append(DataFault(FaultKind.UNLABELLED_IMAGE, source))
     return [row for row in labels.rows if row.label in known], (*labels.faults, *faults)
 
 
@@ -556,7 +563,9 @@ def _orphans(images: Set[_Image], known: Collection[_Image]) -> list[DataFault]:
     used = {image.labels for image in known}
     files = (path for folder in sorted(folders) for path in sorted(folder.glob("*.txt")))
     return [
-        DataFault(Kind.ORPHAN_LABELS, str(path)) for path in files if path not in used and path.name != "classes.txt"
+        DataFault(FaultKind.ORPHAN_LABELS, str(path))
+        for path in files
+        if path not in used and path.name != "classes.txt"
     ]
 
 

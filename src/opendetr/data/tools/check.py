@@ -15,7 +15,7 @@ import numpy as np
 
 from opendetr.categories import Categories
 from opendetr.data.config import Masks
-from opendetr.data.faults import Effect, Kind
+from opendetr.data.faults import Effect, FaultKind
 from opendetr.data.formats.recognise import (
     TRAIN_NAMES,
     Format,
@@ -39,7 +39,9 @@ _LONG_RATIO = 4
 _FEW_OBJECTS = 10
 _MAX_PAIRS = 1_000_000  # pairs of boxes compared at once; limits the memory for an image of very many boxes
 _IMAGES_AT_ONCE = 256
-_MAP_KINDS = frozenset({Kind.UNREADABLE_MAP, Kind.REPEATED_SEGMENT, Kind.MISSING_SEGMENT, Kind.VOID_MAP})
+_MAP_KINDS = frozenset(
+    {FaultKind.UNREADABLE_MAP, FaultKind.REPEATED_SEGMENT, FaultKind.MISSING_SEGMENT, FaultKind.VOID_MAP}
+)
 
 Progress = Callable[[int, int], None]
 
@@ -89,7 +91,7 @@ class DataReport:
         format: the format of its annotations; None when it is not recognised.
         splits: the splits as read, without unusable images and objects.
         counts: the number of images and objects in each split.
-        faults: kind -> all its faults, in the order of `Kind`.
+        faults: kind -> all its faults, in the order of `FaultKind`.
         leaks: training images that an evaluation split contains as well.
     """
 
@@ -97,10 +99,10 @@ class DataReport:
     format: Format | None
     splits: Mapping[str, DetectionData]
     counts: Mapping[str, SplitCounts]
-    faults: Mapping[Kind, tuple[DataFault, ...]]
+    faults: Mapping[FaultKind, tuple[DataFault, ...]]
     leaks: frozenset[Path]
 
-    def with_effect(self, effect: Effect) -> dict[Kind, tuple[DataFault, ...]]:
+    def with_effect(self, effect: Effect) -> dict[FaultKind, tuple[DataFault, ...]]:
         """The faults of the kinds with this effect on training."""
         return {kind: faults for kind, faults in self.faults.items() if kind.effect is effect}
 
@@ -115,7 +117,7 @@ def _placed(fault: DataFault, folder: Path) -> DataFault:
 def check_data(
     folder: str | Path, demands: Demands, *, read_images: bool = True, progress: Progress | None = None
 ) -> DataReport:
-    """Find every fault and warning of `Kind` in a dataset.
+    """Find every fault and warning of `FaultKind` in a dataset.
 
     Args:
         folder: the dataset, in any format.
@@ -260,11 +262,11 @@ def _image_faults(data: DetectionData, demands: Demands) -> Iterator[DataFault]:
         if max(image.height, image.width) > _LONG_RATIO * min(image.height, image.width):
             height, width = _resized(image, demands)
             detail = f"{image.width}x{image.height} pixels become {width}x{height}"
-            yield DataFault(Kind.LONG_IMAGE, str(image.path), detail=detail)
+            yield DataFault(FaultKind.LONG_IMAGE, str(image.path), detail=detail)
         num_objects = sum(not obj.crowd for obj in image.objects)
         if num_objects > demands.num_queries:
             detail = f"{num_objects} objects, {demands.num_queries} queries"
-            yield DataFault(Kind.TOO_MANY_OBJECTS, str(image.path), detail=detail)
+            yield DataFault(FaultKind.TOO_MANY_OBJECTS, str(image.path), detail=detail)
 
 
 def _object_faults(data: DetectionData, demands: Demands) -> Iterator[DataFault]:
@@ -273,12 +275,12 @@ def _object_faults(data: DetectionData, demands: Demands) -> Iterator[DataFault]
         for obj, (width, height) in zip(image.objects, _resized_sides(image, demands), strict=True):
             _, _, w, h = obj.clipped_box(image.height, image.width)
             if max(w, h) > _THIN_RATIO * min(w, h):
-                yield DataFault(Kind.THIN_BOX, _source(image), obj.position, f"{w:g}x{h:g} pixels")
+                yield DataFault(FaultKind.THIN_BOX, _source(image), obj.position, f"{w:g}x{h:g} pixels")
             if math.sqrt(width * height) < SIZE_LIMITS[0]:
                 detail = f"{w:g}x{h:g} pixels become {width:.1f}x{height:.1f}"
-                yield DataFault(Kind.SMALL_OBJECT, _source(image), obj.position, detail)
+                yield DataFault(FaultKind.SMALL_OBJECT, _source(image), obj.position, detail)
         for earlier, obj in repeated_boxes(image):
-            kind = Kind.REPEATED_BOX if earlier.category_id == obj.category_id else Kind.TWO_CLASSES
+            kind = FaultKind.REPEATED_BOX if earlier.category_id == obj.category_id else FaultKind.TWO_CLASSES
             yield DataFault(kind, _source(image), obj.position, f"same box as {earlier.position}")
 
 
@@ -298,7 +300,7 @@ def _resized_sides(image: ImageRecord, demands: Demands) -> Iterator[tuple[float
 def _split_faults(data: DetectionData) -> Iterator[DataFault]:
     boxes = [obj.box for image in data.images for obj in image.objects]
     if boxes and all(x + w <= 1 and y + h <= 1 for x, y, w, h in boxes):
-        yield DataFault(Kind.NORMALISED_BOXES, str(data.folder), f"split '{data.split}'")
+        yield DataFault(FaultKind.NORMALISED_BOXES, str(data.folder), f"split '{data.split}'")
 
 
 def train_split(splits: Mapping[str, DetectionData]) -> str | None:
@@ -323,16 +325,16 @@ def _class_faults(folder: Path, splits: Mapping[str, DetectionData]) -> Iterator
         place = (str(folder), f"class '{name}'")
         in_evaluation = [split for split in evaluation if counts[split][name]]
         if not any(count[name] for count in counts.values()):
-            yield DataFault(Kind.UNUSED_CLASS, *place)
+            yield DataFault(FaultKind.UNUSED_CLASS, *place)
         elif not train[name] and in_evaluation:
             yield DataFault(
-                Kind.UNSEEN_CLASS, *place, f"{counts[in_evaluation[0]][name]} objects in '{in_evaluation[0]}'"
+                FaultKind.UNSEEN_CLASS, *place, f"{counts[in_evaluation[0]][name]} objects in '{in_evaluation[0]}'"
             )
         elif train[name] < _FEW_OBJECTS:
-            yield DataFault(Kind.RARE_CLASS, *place, f"{train[name]} in the training split")
+            yield DataFault(FaultKind.RARE_CLASS, *place, f"{train[name]} in the training split")
         other = first_like.setdefault("".join(filter(str.isalnum, name.casefold())) or name, name)
         if other != name:
-            yield DataFault(Kind.ALIKE_NAMES, *place, f"similar to '{other}'")
+            yield DataFault(FaultKind.ALIKE_NAMES, *place, f"similar to '{other}'")
 
 
 def _used_names(categories: Categories) -> list[str]:
@@ -365,7 +367,7 @@ def _unlisted_images(splits: Mapping[str, DetectionData], known: Iterable[DataFa
     for folder in sorted({path.parent for path in used}):
         for path in sorted(folder.iterdir()):
             if path.suffix.lower() in IMAGE_SUFFIXES and path not in accounted and not path.is_dir():
-                yield DataFault(Kind.UNLISTED_IMAGE, str(path))
+                yield DataFault(FaultKind.UNLISTED_IMAGE, str(path))
 
 
 def _read_all(
@@ -397,7 +399,7 @@ def _decode(record: ImageRecord) -> tuple[bytes | None, list[DataFault]]:
         oriented, animated = image_size(record.path), is_animated(record.path)
     except FaultError as fault:
         return None, [fault.fault]
-    present = {Kind.TURNED_IMAGE: oriented != pixels.shape[:2], Kind.ANIMATED_IMAGE: animated}
+    present = {FaultKind.TURNED_IMAGE: oriented != pixels.shape[:2], FaultKind.ANIMATED_IMAGE: animated}
     digest = hashlib.blake2b(pixels.tobytes(), digest_size=16, person=str(pixels.shape[0]).encode())
     return digest.digest(), [DataFault(kind, str(record.path)) for kind, is_present in present.items() if is_present]
 
@@ -408,7 +410,7 @@ def _repeated_images(data: DetectionData, digests: Mapping[Path, bytes]) -> Iter
     for image in data.images:
         earlier = first.setdefault(_digest(image.path, digests), image)
         if earlier is not image:
-            yield DataFault(Kind.COPY_IN_SPLIT, str(image.path), detail=f"the same as {earlier.path}")
+            yield DataFault(FaultKind.COPY_IN_SPLIT, str(image.path), detail=f"the same as {earlier.path}")
 
 
 def _leaks(
@@ -425,9 +427,9 @@ def _leaks(
         same = train_images.get(_digest(image.path, digests), [])
         leaks.update(same)
         if image.path in same:
-            faults.append(DataFault(Kind.IN_TRAINING, str(image.path)))
+            faults.append(DataFault(FaultKind.IN_TRAINING, str(image.path)))
         elif same:
-            faults.append(DataFault(Kind.COPY_IN_TRAINING, str(image.path), detail=f"the same as {same[0]}"))
+            faults.append(DataFault(FaultKind.COPY_IN_TRAINING, str(image.path), detail=f"the same as {same[0]}"))
     return frozenset(leaks), faults
 
 
@@ -436,12 +438,12 @@ def _digest(path: Path, digests: Mapping[Path, bytes]) -> bytes:
     return digests.get(path) or os.fsencode(path)
 
 
-def _grouped(faults: Iterable[DataFault]) -> dict[Kind, tuple[DataFault, ...]]:
+def _grouped(faults: Iterable[DataFault]) -> dict[FaultKind, tuple[DataFault, ...]]:
     """Faults by kind. Each fault is listed once, although splits can share images."""
-    by_kind: dict[Kind, dict[DataFault, None]] = {}
+    by_kind: dict[FaultKind, dict[DataFault, None]] = {}
     for fault in faults:
         by_kind.setdefault(fault.kind, {})[fault] = None
-    return {kind: tuple(by_kind[kind]) for kind in Kind if kind in by_kind}
+    return {kind: tuple(by_kind[kind]) for kind in FaultKind if kind in by_kind}
 
 
 def _source(image: ImageRecord) -> str:

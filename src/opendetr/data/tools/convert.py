@@ -406,7 +406,7 @@ _WRITERS: dict[Format, Callable[[Path, _Content], _Result]] = {
 def _notes(splits: Mapping[str, DetectionData], content: _Content, written: _Result) -> tuple[str, ...]:
     """A line for each difference from the source, and for data that other programs do not find in the result."""
     images = written.extras.images.values()
-    without_row = [obj for image in images for obj in image.rowless]
+    without_row = [obj for image in images for obj in image.without_row]
     with_row = [obj for image in images for obj in image.objects]
     kept = f"kept in {FILE_NAME}, which other programs do not read"
     maps = sum(image.record.panoptic_map is not None for image in content.images) if written.extras.names else 0

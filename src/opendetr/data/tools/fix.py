@@ -7,14 +7,20 @@ from collections.abc import Iterator, Set
 from dataclasses import replace
 from pathlib import Path
 
-from opendetr.data.faults import Kind
+from opendetr.data.faults import FaultKind
 from opendetr.data.formats.recognise import Format
 from opendetr.data.records import DetectionData, ImageRecord, ObjectRecord
 from opendetr.data.tools.check import DataReport, Progress, repeated_boxes, train_split
 from opendetr.data.tools.convert import write_data
 
-_UNUSABLE = (Kind.UNREADABLE_IMAGE, Kind.OVERSIZED_IMAGE, Kind.SIZE_MISMATCH, Kind.UNREADABLE_MAP, Kind.MASK_SIZE)
-_UNUSABLE_OBJECTS = (Kind.INVALID_OUTLINE, Kind.EMPTY_MASK, Kind.MASK_SIZE, Kind.MISSING_SEGMENT)
+_UNUSABLE = (
+    FaultKind.UNREADABLE_IMAGE,
+    FaultKind.OVERSIZED_IMAGE,
+    FaultKind.SIZE_MISMATCH,
+    FaultKind.UNREADABLE_MAP,
+    FaultKind.MASK_SIZE,
+)
+_UNUSABLE_OBJECTS = (FaultKind.INVALID_OUTLINE, FaultKind.EMPTY_MASK, FaultKind.MASK_SIZE, FaultKind.MISSING_SEGMENT)
 
 
 def write_fixed(report: DataReport, folder: str | Path, progress: Progress | None = None) -> dict[str, DetectionData]:
@@ -38,7 +44,7 @@ def fixed(report: DataReport) -> dict[str, DetectionData]:
     unusable = {Path(fault.file) for kind in _UNUSABLE for fault in report.faults.get(kind, ()) if not fault.at}
     objects = {(fault.file, fault.at) for kind in _UNUSABLE_OBJECTS for fault in report.faults.get(kind, ())}
     train = train_split(report.splits)
-    numbers = itertools.count(1) if Kind.REPEATED_ID in report.faults else None
+    numbers = itertools.count(1) if FaultKind.REPEATED_ID in report.faults else None
     splits = {}
     for name, data in report.splits.items():
         removed = unusable | report.leaks if name == train else unusable
