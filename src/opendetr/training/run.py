@@ -228,9 +228,7 @@ def train(
     trainer.state.seconds = clock.perf_counter() - began  # the time of a timed run includes this preparation
     if is_main():
         write_config(folder, setup, _fingerprint(splits))
-    result = trainer.train()
-    loader.gather_skipped()
-    return _finish(setup, folder, trainer, result, say)
+    return _finish(setup, folder, trainer, loader, trainer.train(), say)
 
 
 def resume(
@@ -273,9 +271,7 @@ def resume(
             say("the run has no checkpoint yet: it starts again")
             task = _initial_task(preset, starting_point(preset.name, setup.weights), categories, say)
     trainer, loader = _trainer(setup, task, splits, folder, own_device, callbacks)
-    result = trainer.train(resume=has_checkpoint)
-    loader.gather_skipped()
-    return _finish(setup, folder, trainer, result, say)
+    return _finish(setup, folder, trainer, loader, trainer.train(resume=has_checkpoint), say)
 
 
 def _in_main_process(say: Say | None) -> Say:
@@ -433,8 +429,10 @@ def _trainer(
     return trainer, loader
 
 
-def _finish(setup: Setup, folder: Path, trainer: Trainer, result: RunResult, say: Say) -> Run:
-    """Report the probable causes if the run has learned nothing, and return the run."""
+def _finish(setup: Setup, folder: Path, trainer: Trainer, loader: TrainLoader, result: RunResult, say: Say) -> Run:
+    """Report skipped images, and the probable causes if the run has learned nothing. Returns the run."""
+    if not result.interrupted:  # else processes must end quickly: the one that started them kills them after a while
+        loader.gather_skipped()
     if is_main() and not result.interrupted and result.best.get(trainer.recipe.best_by, 0.0) < FAILED_BELOW:
         for line in diagnose_run(folder, device=str(trainer.device)):
             say(line)
