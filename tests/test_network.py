@@ -150,7 +150,7 @@ def test_other_addresses_are_refused(server, url):
     assert is_url(url) == url.startswith("http")
 
 
-def test_offline_asks_nobody(server, monkeypatch):
+def test_offline_sends_no_request(server, monkeypatch):
     monkeypatch.setenv("OPENDETR_OFFLINE", "1")
     with pytest.raises(NetworkError, match="OPENDETR_OFFLINE is set"):
         fetched(f"{server.url}/a")

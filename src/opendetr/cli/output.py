@@ -11,7 +11,6 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import is_dataclass
 from enum import IntEnum, StrEnum
 from pathlib import Path
@@ -121,8 +120,8 @@ def command(function: Callable[..., Any]) -> Callable[..., None]:
         try:
             code = function(**options) if options_class is None else function(options_class(**options))
             _flush_output()  # at the end of the process it would be too late to handle an error
-        except BrokenPipeError:
-            _drop_output()
+        except BrokenPipeError:  # the program that reads the output, such as `head`, has ended: no message is needed
+            _discard_lost_output()
             raise typer.Exit(Exit.FAILED) from None
         except Exception as error:
             line = _explained(_full_disk(error, options.get("out") or options.get("folder")) or error)
@@ -142,13 +141,12 @@ def command(function: Callable[..., Any]) -> Callable[..., None]:
 
 
 def _discard_lost_output() -> None:
-    """Discard what is still to be printed if it cannot be, as in `opendetr eval ... | head`. Python would report the
-    same error again when it exits.
-    """
-    try:
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    """Discard output that cannot be written. Otherwise Python reports the same error again when it exits."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _failure_code(error: Exception) -> Exit:
@@ -156,13 +154,6 @@ def _failure_code(error: Exception) -> Exit:
     config = sys.modules.get("opendetr.config")
     is_usage = config is not None and isinstance(error, config.SettingError)
     return Exit.BAD_USAGE if is_usage else Exit.FAILED
-
-
-def _drop_output() -> None:
-    """Discard further output: the program that reads it, such as `head`, has ended. It needs no message."""
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _options_class(parameters: Sequence[inspect.Parameter]) -> type[Any] | None:
@@ -207,12 +198,9 @@ def _explained(error: Exception) -> str | None:
         )
     loaded = [(sys.modules[module], name) for module, name in _USER_ERRORS.items() if module in sys.modules]
     kinds = tuple(getattr(module, name) for module, name in loaded if hasattr(module, name))
-    if isinstance(error, BrokenPipeError):
-        return "standard output was closed before everything was printed"
     if isinstance(error, OSError) and error.strerror:
         name = "" if error.filename is None else f"{error.filename}: "
-        advice = "; make space, or write to another disk" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
-        return one_line(f"{name}{error.strerror[0].lower()}{error.strerror[1:]}{advice}")
+        return one_line(f"{name}{error.strerror[0].lower()}{error.strerror[1:]}")
     return one_line(str(error)) if isinstance(error, (OSError, *kinds)) else None
 
 

@@ -442,7 +442,8 @@ class Predictor:
         num_layers = self.preset.model.transformer.decoder_layers if layers else None
         options = {"num_layers": num_layers, "merge": merge, "panoptic_score": panoptic_score}
         evaluator = self.preset.evaluator(self.categories, data, **options)
-        return self.run(evaluator, data, batch_size=batch_size, progress=progress)
+        seconds, unreadable = self.run(evaluator, data, batch_size=batch_size, progress=progress)
+        return evaluator.evaluation(seconds, unreadable)
 
     def metrics(self, data: DetectionData, *, batch_size: int = 8) -> dict[str, float | None]:
         """The metrics of the preset's evaluator on a dataset, by name; the arguments are those of `evaluate`."""
@@ -457,11 +458,11 @@ class Predictor:
         *,
         batch_size: int = 8,
         progress: Callable[[int, int], None] | None = None,
-    ) -> Any:
-        """Run an evaluator on the predictions for a dataset, in all processes together.
+    ) -> tuple[float, list[str]]:
+        """Collect the predictions for a dataset in an evaluator, in all processes together. It computes no metrics.
 
         Returns:
-            The metrics with all details; see `Evaluator.evaluation`.
+            The mean seconds per image of the model and its post-processing; and one message per unreadable image.
         """
         preset, share = self.preset, (rank(), world_size())
         watch, done = Stopwatch(), 0
@@ -477,13 +478,13 @@ class Predictor:
             evaluator.leave_out(loader.unreadable)
         evaluator.gather()
         loader.gather_skipped()
-        return evaluator.evaluation(watch.seconds / max(done, 1), loader.unreadable.values())
+        return watch.seconds / max(done, 1), list(loader.unreadable.values())
 
+    @torch.inference_mode()
     def _results(self, evaluator: Evaluator, batch: Batch) -> Iterator[Any]:
         images = batch.images.to(self.device)
-        with torch.inference_mode():
-            output = self.session.step(images, self.preset.prompt(batch))
-            yield from evaluator.results(output, images, batch)
+        output = self.session.step(images, self.preset.prompt(batch))
+        yield from evaluator.results(output, images, batch)
 
     def export(self, out: str | Path, format: Literal["huggingface", "official"] = "huggingface") -> Path:
         """Write the detector for other software, as `opendetr export` does.

@@ -1,4 +1,4 @@
-"""Refuses outputs that are not finite, which would otherwise become images in which nothing is found."""
+"""Refuses outputs that are not finite. Otherwise they would become empty predictions."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from opendetr.structures import NonFiniteError
 
 
 def require_finite(what: str, *values: Tensor) -> None:
-    """Raise NonFiniteError when one of these numbers is NaN or infinite.
+    """Raise NonFiniteError if a value is NaN or infinite.
 
-    The least and the greatest number tell. One pass finds both, and a GPU is waited for once.
+    The minimum and the maximum are finite only if all values are. One pass computes both, with one synchronisation.
 
     Args:
-        what: a single one of the numbers in words, for the message.
-        values: of a batch, any shapes.
+        what: the name of one value, for the message.
+        values: tensors of any shape.
     """
-    extremes = [extreme for each in values if each.numel() for extreme in each.detach().aminmax()]
+    extremes = [extreme for tensor in values if tensor.numel() for extreme in tensor.detach().aminmax()]
     if extremes and not torch.stack([extreme.float() for extreme in extremes]).isfinite().all():
         raise NonFiniteError(
             f"{what} is not finite: the activations of the model overflow, so it cannot predict; use the weights of an "

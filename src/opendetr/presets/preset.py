@@ -39,8 +39,7 @@ class Preset:
 
     A family member that differs in more than settings has a subclass. It overrides `build_model` and `build_task`,
     `session`, `prompt` and `starts_sequence` (inference), `evaluator`, `metrics`, `headlines` and `draws_predictions`
-    (evaluation; without `metrics`, a run is not evaluated), or
-    `miniature`, if its model config has other fields.
+    (evaluation; without `metrics`, a run is not evaluated), or `miniature`, if its model config has other fields.
 
     Attributes:
         name: the catalogue's name of the model.

@@ -87,7 +87,7 @@ def diagnose_run(folder: Path, *, device: str = "auto") -> list[str]:
 def report_lines(facts: RunFacts) -> list[str]:
     """The main metric with the most probable cause, and up to two further causes, one per line.
 
-    None for a run that has learned something.
+    Empty for a run that has learned something.
     """
     if facts.best is not None and facts.best >= FAILED_BELOW:
         return []
