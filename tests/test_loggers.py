@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,7 @@ def test_wandb_has_losses_metrics_and_settings_also_of_a_resumed_run(folder, mon
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.delenv("WANDB_PROJECT", raising=False)
     log(*loggers(["wandb"]), folder, 1, 2)
+    time.sleep(1.1)  # W&B names its folder by the second
     log(*loggers(["wandb"]), folder, 3, 4)
     rows, runs = [], []
     for path in sorted(folder.glob("wandb/offline-run-*/run-*.wandb"), key=lambda path: path.stat().st_mtime):
