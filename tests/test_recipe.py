@@ -122,6 +122,14 @@ def test_evaluations_follow_what_they_cost(affordable, num_images, count, images
     assert plan_evaluations(Recipe(time=100.0), affordable, num_images) == Evaluations(count, images)
 
 
+def test_the_fixed_part_of_an_evaluation_counts():
+    recipe = Recipe(time=100.0)
+    assert plan_evaluations(recipe, 400, 73, overhead_images=7) == Evaluations(5)
+    assert plan_evaluations(recipe, 400, 73, overhead_images=20) == Evaluations(4)
+    assert plan_evaluations(recipe, 180, 73, overhead_images=3) == Evaluations(5, 17)
+    assert plan_evaluations(recipe, 180, 73, overhead_images=8) == Evaluations(1)
+
+
 def test_the_last_evaluation_uses_some_images_if_all_would_take_most_of_the_time():
     partial = Evaluations(1, 40, all_at_end=False)
     assert plan_evaluations(Recipe(time=100.0), 40, 300) == partial

@@ -27,6 +27,7 @@ class RunState:
         metrics, best: metrics of the latest and of the best evaluation.
         worse: number of evaluations since the best one.
         image_seconds, evaluation_seconds, save_seconds: the latest measured durations; see `Pace`.
+        overhead_seconds: the part of `evaluation_seconds` that every evaluation takes before its first image.
         scaler: state of the fp16 loss scale; empty without fp16.
     """
 
@@ -41,12 +42,16 @@ class RunState:
     image_seconds: float = 0.0
     evaluation_seconds: float = 0.0
     save_seconds: float = 0.0
+    overhead_seconds: float = 0.0
     scaler: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def from_facts(cls, facts: Mapping[str, Any]) -> RunState:
-        """The inverse of `dataclasses.asdict`. Further keys of `facts` are ignored."""
-        values = {name: facts[name] for name in cls.__dataclass_fields__}
+        """The inverse of `dataclasses.asdict`. Further keys of `facts` are ignored.
+
+        Missing values, which an earlier version did not store, get their defaults.
+        """
+        values = {name: facts[name] for name in cls.__dataclass_fields__ if name in facts}
         plan, evaluations = values.pop("plan"), values.pop("evaluations")
         return cls(
             plan=None if plan is None else Plan(**plan),

@@ -71,7 +71,7 @@ class Pace:
         used: time since the start of the run.
         step: one step, including the wait for its batch.
         image: the evaluation of one image.
-        evaluation: the other work of one evaluation: drawing, and saving the best weights.
+        evaluation: the other work of one evaluation, such as starting the loader, drawing, and saving the best weights.
         save: saving one checkpoint.
         num_images: number of validation images.
     """
@@ -92,7 +92,9 @@ class Pace:
         return num_images * self.image + count * self.evaluation
 
 
-def plan_evaluations(recipe: Recipe, affordable_images: float, num_images: int) -> Evaluations:
+def plan_evaluations(
+    recipe: Recipe, affordable_images: float, num_images: int, overhead_images: float = 0.0
+) -> Evaluations:
     """Decide how often a run is evaluated, and on how many images.
 
     Args:
@@ -100,18 +102,20 @@ def plan_evaluations(recipe: Recipe, affordable_images: float, num_images: int) 
         affordable_images: number of validation images that all evaluations together may use, see
             `affordable_images`.
         num_images: number of validation images.
+        overhead_images: number of images whose evaluation takes as long as the fixed part of every evaluation.
     """
     if recipe.num_evaluations is not None and recipe.time is None:
         return Evaluations(recipe.num_evaluations)
     wanted = recipe.num_evaluations or _MAX_EVALUATIONS
-    num_full = int(affordable_images / max(num_images, 1))
+    whole = num_images + overhead_images  # the cost of one evaluation on all images
+    num_full = int(affordable_images / max(whole, 1))
     if num_full >= min(_MIN_FULL_EVALUATIONS, wanted):
         return Evaluations(min(wanted, num_full))
     if recipe.time is not None and num_images > _MAX_SHARES_AT_END * affordable_images:
         return Evaluations(1, min(max(_MIN_PARTIAL_IMAGES, int(affordable_images)), num_images), all_at_end=False)
     # The last evaluation uses all images, even if it takes more than its share of the time.
     num_partial = min(_NUM_PARTIAL_EVALUATIONS, wanted)
-    part = int(max(affordable_images - num_images, 0.4 * affordable_images) / num_partial)
+    part = int(max(affordable_images - whole, 0.4 * affordable_images) / num_partial - overhead_images)
     if part < _MIN_PARTIAL_IMAGES or num_partial < 2:
         return Evaluations(1)
     return Evaluations(num_partial, min(part, num_images))

@@ -64,6 +64,7 @@ from opendetr.training.optimizer import new_optimizer, parameter_groups, rate_fa
 from opendetr.training.run_state import RunState, TrainedTensors, own_tensors
 from opendetr.training.schedule import (
     EVALUATION_SHARE,
+    Evaluations,
     Pace,
     StepSpeed,
     learning_rate_factor,
@@ -76,7 +77,8 @@ from opendetr.training.signals import StopRequestedError, StopSignal
 from opendetr.training.train_step import autocast_dtype, keep_freed_memory, step_randomness
 
 STATE, MODEL = "training.safetensors", "model.safetensors"
-_SPEED_IMAGES = 8  # number of images that measure the speed of an evaluation
+_SPEED_IMAGES = (4, 16)  # numbers of images that measure the speed of an evaluation
+_SPEED_SHARE = 0.03  # fraction of the time of a run that the second of these measurements may take
 _REVISION_STEPS, _REVISION_SHARE = 5, 0.02  # interval between revisions of a plan: steps, fraction of the time
 _REPORTED_CHANGE = 0.2  # smallest relative change of the number of steps that callbacks receive
 
@@ -340,8 +342,7 @@ class Trainer:
         """Decide how often to evaluate, and evaluate the initial weights if they are trained ones."""
         state = self.state
         if state.evaluations is None:
-            affordable = self._affordable_images()
-            state.evaluations = from_main(plan_evaluations(self.recipe, affordable, self.num_images))
+            state.evaluations = from_main(self._plan_evaluations())
         is_due = self.evaluate_start and not state.metrics and self._can_evaluate_start()
         if is_due and not _stop_requested(stop) and self._evaluate(stop):
             self._save()
@@ -355,20 +356,32 @@ class Trainer:
         count = self.state.evaluations.images or self.num_images
         return from_main(count * self.state.image_seconds <= EVALUATION_SHARE * self.recipe.time)
 
-    def _affordable_images(self) -> float:
-        """The number of validation images that the evaluations of a timed run can use. Measured on a few images."""
+    def _plan_evaluations(self) -> Evaluations:
+        """Measure the speed of an evaluation on a few images, and plan the evaluations of a timed run."""
+        state, recipe = self.state, self.recipe
+        assert recipe.time is not None
         if self.evaluate is None:
-            return 0.0
-        count = min(_SPEED_IMAGES, self.num_images)
-        task = self.deployed
-        task.eval()
-        for _ in range(2):  # the first evaluation is slower
-            started = time.perf_counter()
-            with torch.no_grad():
-                self._metrics(task, count)
-            self.state.image_seconds = (time.perf_counter() - started) / count
+            return plan_evaluations(recipe, 0.0, self.num_images)
+        few, more = (min(count, self.num_images) for count in _SPEED_IMAGES)
+        self._seconds_of_metrics(few)  # the first evaluation is slower
+        seconds = self._seconds_of_metrics(few)
+        state.image_seconds = seconds / few
+        if few < more and seconds * more / few <= _SPEED_SHARE * recipe.time:
+            # A line through both durations: the time per image, and the time that does not depend on the images.
+            state.image_seconds = max((self._seconds_of_metrics(more) - seconds) / (more - few), 0.1 * seconds / few)
+            state.overhead_seconds = max(seconds - few * state.image_seconds, 0.0)
+        state.evaluation_seconds = state.overhead_seconds
         train_mode(self.task)
-        return EVALUATION_SHARE * cast(float, self.recipe.time) / max(self.state.image_seconds, 1e-9)
+        image_seconds = max(state.image_seconds, 1e-9)
+        affordable = EVALUATION_SHARE * recipe.time / image_seconds
+        return plan_evaluations(recipe, affordable, self.num_images, state.overhead_seconds / image_seconds)
+
+    def _seconds_of_metrics(self, num_images: int) -> float:
+        started = time.perf_counter()
+        self.deployed.eval()
+        with torch.no_grad():
+            self._metrics(self.deployed, num_images)
+        return time.perf_counter() - started
 
     def _metrics(self, task: nn.Module, num_images: int | None) -> dict[str, Any]:
         assert self.evaluate is not None
@@ -553,7 +566,8 @@ class Trainer:
         else:
             evaluation_seconds = time.perf_counter() - started
             num_images = self.num_images if part is None else part + adds_all * self.num_images
-            state.image_seconds = evaluation_seconds / num_images
+            overhead_seconds = (1 + adds_all) * state.overhead_seconds
+            state.image_seconds = max(evaluation_seconds - overhead_seconds, 0.0) / num_images
             images = None if adds_all else part
             value = compared.get(self.recipe.best_by)  # None if the data contains nothing to compute it from
             before = state.best.get(self.recipe.best_by, -math.inf)
@@ -567,7 +581,7 @@ class Trainer:
                 self._save_best()
             epoch, seconds = state.step / len(self.loader), time.perf_counter() - started
             self._notify(Evaluated(state.step, epoch, metrics, is_best, images, seconds, task))
-            state.evaluation_seconds = time.perf_counter() - started - evaluation_seconds
+            state.evaluation_seconds = time.perf_counter() - started - evaluation_seconds + overhead_seconds
             return True
         finally:
             train_mode(self.task)
