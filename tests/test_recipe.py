@@ -182,13 +182,21 @@ def test_a_learning_rate_that_was_stepped_down_stays_down():
 
 
 def test_the_first_steps_tell_nothing_about_the_speed():
-    speed = StepSpeed(5.0)
-    assert speed.step_seconds == 5
+    speed = StepSpeed()
+    assert speed.step_seconds == 0
     for seconds in (9, 9, 9, *[2] * 7):
         assert not speed.is_reliable
         speed.add(seconds)
     assert speed.is_reliable and speed.step_seconds == 2
     assert [speed.is_known(used, 100) for used in (4.9, 5)] == [False, True]
+
+
+def test_the_speed_follows_new_steps_by_a_fourth():
+    speed = StepSpeed(4.0)
+    assert speed.step_seconds == 4
+    for _ in range(5):
+        speed.add(2)
+    assert speed.step_seconds == 3.5
 
 
 @pytest.mark.parametrize(

@@ -368,7 +368,8 @@ class Trainer:
         state.image_seconds = seconds / few
         if few < more and seconds * more / few <= _SPEED_SHARE * recipe.time:
             # A line through both durations: the time per image, and the time that does not depend on the images.
-            state.image_seconds = max((self._seconds_of_metrics(more) - seconds) / (more - few), 0.1 * seconds / few)
+            slope = (self._seconds_of_metrics(more) - seconds) / (more - few)
+            state.image_seconds = min(max(slope, 0.1 * state.image_seconds), state.image_seconds)
             state.overhead_seconds = max(seconds - few * state.image_seconds, 0.0)
         state.evaluation_seconds = state.overhead_seconds
         train_mode(self.task)
