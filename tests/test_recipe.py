@@ -130,6 +130,15 @@ def test_the_fixed_part_of_an_evaluation_counts():
     assert plan_evaluations(recipe, 180, 73, overhead_images=8) == Evaluations(1)
 
 
+def test_the_initial_weights_are_compared_on_a_part_if_there_is_no_time_for_all():
+    recipe = Recipe(time=100.0)
+    assert plan_evaluations(recipe, 60, 73, evaluates_start=True) == Evaluations(1, 16)
+    assert plan_evaluations(recipe, 80, 73, evaluates_start=True) == Evaluations(1)
+    assert plan_evaluations(recipe, 10, 16, evaluates_start=True) == Evaluations(1)
+    assert plan_evaluations(recipe, 60, 73) == Evaluations(1)
+    assert plan_evaluations(Recipe(max_steps=9), 10, 73, evaluates_start=True) == Evaluations(1)
+
+
 def test_the_last_evaluation_uses_some_images_if_all_would_take_most_of_the_time():
     partial = Evaluations(1, 40, all_at_end=False)
     assert plan_evaluations(Recipe(time=100.0), 40, 300) == partial

@@ -93,7 +93,12 @@ class Pace:
 
 
 def plan_evaluations(
-    recipe: Recipe, affordable_images: float, num_images: int, overhead_images: float = 0.0
+    recipe: Recipe,
+    affordable_images: float,
+    num_images: int,
+    overhead_images: float = 0.0,
+    *,
+    evaluates_start: bool = False,
 ) -> Evaluations:
     """Decide how often a run is evaluated, and on how many images.
 
@@ -103,6 +108,8 @@ def plan_evaluations(
             `affordable_images`.
         num_images: number of validation images.
         overhead_images: number of images whose evaluation takes as long as the fixed part of every evaluation.
+        evaluates_start: whether the initial weights are evaluated too. If there is no time to do that on all images,
+            the weights are compared on a part.
     """
     if recipe.num_evaluations is not None and recipe.time is None:
         return Evaluations(recipe.num_evaluations)
@@ -117,7 +124,8 @@ def plan_evaluations(
     num_partial = min(_NUM_PARTIAL_EVALUATIONS, wanted)
     part = int(max(affordable_images - whole, 0.4 * affordable_images) / num_partial - overhead_images)
     if part < _MIN_PARTIAL_IMAGES or num_partial < 2:
-        return Evaluations(1)
+        on_part = evaluates_start and recipe.time is not None and affordable_images < whole
+        return Evaluations(1, _MIN_PARTIAL_IMAGES) if on_part and num_images > _MIN_PARTIAL_IMAGES else Evaluations(1)
     return Evaluations(num_partial, min(part, num_images))
 
 

@@ -375,7 +375,8 @@ class Trainer:
         train_mode(self.task)
         image_seconds = max(state.image_seconds, 1e-9)
         affordable = EVALUATION_SHARE * recipe.time / image_seconds
-        return plan_evaluations(recipe, affordable, self.num_images, state.overhead_seconds / image_seconds)
+        overhead = state.overhead_seconds / image_seconds
+        return plan_evaluations(recipe, affordable, self.num_images, overhead, evaluates_start=self.evaluate_start)
 
     def _seconds_of_metrics(self, num_images: int) -> float:
         started = time.perf_counter()
