@@ -291,3 +291,8 @@ def coco_panoptic_categories() -> Categories:
         isthing=tuple(label in things for label in labels),
         used=tuple(name != "N/A" for name in names),
     )
+
+
+def patch_categories() -> Categories:
+    """The two classes of pre-training on patches, as published: label 1 is "patch", label 0 is never predicted."""
+    return Categories(("N/A", "patch"), (0, 1), used=(False, True))

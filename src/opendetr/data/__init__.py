@@ -1,7 +1,7 @@
 """Datasets: formats, records, images, masks, augmentation, and the batches made of them."""
 
 from opendetr.data.collate import collate_samples
-from opendetr.data.config import DataConfig, Masks
+from opendetr.data.config import AugmentationConfig, DataConfig, Masks
 from opendetr.data.faults import Effect, FaultKind, count_noun
 from opendetr.data.formats.recognise import open_data
 from opendetr.data.images import ImageError, read_image, read_record, write_map
@@ -22,6 +22,7 @@ from opendetr.data.records import DataError, DataFault, DetectionData, ImageReco
 from opendetr.data.transforms import LabelledImage, Transform, evaluation_transform
 
 __all__ = [
+    "AugmentationConfig",
     "DataConfig",
     "DataError",
     "DataFault",

@@ -85,8 +85,8 @@ class SetCriterion:
         counts = matches.counts(len(output.layers))
         return {
             "class": self.class_term.loss(logits, targets, matches) / normaliser.classes,
-            "l1": _layer_sums(box_l1(predicted, target_boxes), counts) / normaliser.objects,
-            "giou": _layer_sums(box_giou(predicted, target_boxes), counts) / normaliser.objects,
+            "l1": layer_sums(box_l1(predicted, target_boxes), counts) / normaliser.objects,
+            "giou": layer_sums(box_giou(predicted, target_boxes), counts) / normaliser.objects,
         }
 
 
@@ -121,7 +121,7 @@ class _TwoStage(Protocol):
     proposals: Predictions
 
 
-def _layer_sums(values: Tensor, counts: Sequence[int]) -> Tensor:
+def layer_sums(values: Tensor, counts: Sequence[int]) -> Tensor:
     """Values (m,) of all matches -> (L,), summed per layer."""
     if len(set(counts)) == 1:  # all layers have the same number of matches, so a view is enough
         return values.view(len(counts), -1).sum(1)

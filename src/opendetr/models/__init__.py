@@ -13,11 +13,13 @@ from opendetr.models.deformable import (
 from opendetr.models.detector import Detector, ModelConfig, TransformerSizes
 from opendetr.models.detr import DETR, DETRConfig
 from opendetr.models.masks import INSIDE, WITH_MASKS, MaskedDetector, MaskHeadConfig
-from opendetr.models.session import ImageSession, Session
+from opendetr.models.session import ImageSession, PatchSession, Session
+from opendetr.models.up_detr import UPDETR, PatchOutput, UPDETRConfig
 
 __all__ = [
     "DETR",
     "INSIDE",
+    "UPDETR",
     "WITH_MASKS",
     "ConditionalDETR",
     "ConditionalDETRConfig",
@@ -32,8 +34,11 @@ __all__ = [
     "MaskHeadConfig",
     "MaskedDetector",
     "ModelConfig",
+    "PatchOutput",
+    "PatchSession",
     "Session",
     "TransformerSizes",
     "TwoStageDETR",
     "TwoStageDETRConfig",
+    "UPDETRConfig",
 ]

@@ -48,3 +48,22 @@ class ImageSession:
 
     def reset(self) -> None:
         """Do nothing: there is no state."""
+
+
+class PatchSession:
+    """The session of a model that locates patches. It has no state.
+
+    Args:
+        model: the model, in evaluation mode.
+    """
+
+    def __init__(self, model: Detector) -> None:
+        self._model = model
+
+    @torch.inference_mode()
+    def step(self, images: ImageBatch, prompt: Any = None) -> Output:
+        """Return the output for a batch of B images and `prompt`, their patches (B, M, 3, h, w), normalised."""
+        return self._model(images, prompt)
+
+    def reset(self) -> None:
+        """Do nothing: there is no state."""

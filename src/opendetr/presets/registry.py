@@ -41,6 +41,7 @@ from opendetr.presets.panoptic import (
     detr_tiny_panoptic,
 )
 from opendetr.presets.preset import Preset, build_model, build_task
+from opendetr.presets.up_detr import up_detr_r50, up_detr_r50_finetuned, up_detr_tiny
 from opendetr.tasks import Task
 from opendetr.weights import WeightsError, is_remote, load_weights, local_file, published_files
 
@@ -69,6 +70,9 @@ _PRESETS: dict[str, Callable[[], Preset]] = {
         deformable_detr_r50_two_stage,
         deformable_detr_tiny,
         deformable_detr_tiny_panoptic,
+        up_detr_r50,
+        up_detr_r50_finetuned,
+        up_detr_tiny,
     )
 }
 

@@ -1,0 +1,123 @@
+"""The presets of UP-DETR: pre-training on unlabelled images, and the detector that is trained from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any, Self, cast
+
+from opendetr.categories import Categories, patch_categories
+from opendetr.data import AugmentationConfig, DataConfig, DetectionData
+from opendetr.losses import ReconstructionConfig, SetCriterion
+from opendetr.models import UPDETR, Detector, DETRConfig, PatchSession, Session, UPDETRConfig
+from opendetr.nn import BackboneConfig, TransformerConfig
+from opendetr.presets.detr import detr_tiny
+from opendetr.presets.preset import Preset
+from opendetr.recipe import Recipe
+from opendetr.structures import Batch, PatchBatch
+from opendetr.tasks import PretrainingTask, Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainingPreset(Preset):
+    """The configuration of pre-training on the patches of unlabelled images.
+
+    Attributes:
+        model: architecture.
+        fine_tuned: the catalogue's name of the detector that is trained from the pre-trained weights.
+        reconstruction: settings of the feature reconstruction.
+    """
+
+    model: UPDETRConfig = field(default_factory=UPDETRConfig)
+    fine_tuned: str = "up-detr-r50-finetuned"
+    reconstruction: ReconstructionConfig = field(default_factory=ReconstructionConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.has_masks:
+            raise ValueError(f"{self.name}: is trained without masks; set masks.enabled for {self.fine_tuned} instead")
+        if self.dense.weight:
+            raise ValueError(f"{self.name}: dense.weight is for training on objects; leave it at 0")
+
+    def num_classes(self, categories: Categories) -> int:
+        """K = 2, whatever the dataset; see `patch_categories`."""
+        return len(self.published_categories())
+
+    def published_categories(self) -> Categories:
+        """The class "patch"."""
+        return patch_categories()
+
+    def build_task(self, model: Detector, num_classes: int) -> Task:
+        """The model with its losses, ready for the trainer."""
+        return PretrainingTask(cast(UPDETR, model), SetCriterion(self.criterion), self.reconstruction)
+
+    def trained_from_nothing(self) -> Self:
+        """The preset with a backbone that is trained from scratch. The reconstruction target is detached."""
+        return replace(
+            self,
+            model=replace(self.model, backbone=self.model.backbone.trained_from_nothing()),
+            reconstruction=replace(self.reconstruction, detach_target=True),
+            recipe=replace(self.recipe, backbone_learning_rate=self.recipe.learning_rate),
+        )
+
+    def session(self, model: Detector) -> Session:
+        """The session, whose prompt are patches."""
+        return PatchSession(model)
+
+    def prompt(self, batch: Batch) -> Any:
+        """The patches of an evaluation batch."""
+        return cast(PatchBatch, batch).patches
+
+    def metrics(self, data: DetectionData) -> list[str]:
+        """No metrics."""
+        return []
+
+    def headlines(self, data: DetectionData) -> tuple[str, ...]:
+        """No metrics."""
+        return ()
+
+    @property
+    def draws_predictions(self) -> bool:
+        """False: predictions need patches."""
+        return False
+
+    def miniature(self) -> Self:
+        """The preset with smaller sizes and 2 patches, for tests."""
+        return super(PretrainingPreset, replace(self, model=replace(self.model, num_patches=2))).miniature()
+
+
+# The short sides of the published pre-training, 320 to 480 pixels, for a short side of 800.
+_SCALES = tuple(round(side * 800 / 480) for side in (320, 336, 352, 368, 400, 416, 432, 448, 464, 480))
+_AUGMENTATION = AugmentationConfig(flip=False, crop=False, scales=_SCALES)
+
+
+def up_detr_r50() -> PretrainingPreset:
+    """The pre-training of UP-DETR with ResNet-50 on unlabelled images; the backbone is frozen."""
+    return PretrainingPreset(
+        name="up-detr-r50",
+        model=UPDETRConfig(backbone=BackboneConfig(frozen_stages=5), transformer=TransformerConfig(norm_first=True)),
+        data=DataConfig(image_size=480, max_size=600, augmentation=_AUGMENTATION),
+        recipe=Recipe(batch_size=256, epochs=60, step_at=40 / 60, best_by="auto"),
+    )
+
+
+def up_detr_r50_finetuned() -> Preset:
+    """A pre-norm DETR with ResNet-50 that is trained from the weights of `up-detr-r50`."""
+    return Preset(
+        name="up-detr-r50-finetuned",
+        model=DETRConfig(transformer=TransformerConfig(norm_first=True)),
+        recipe=Recipe(batch_size=16, backbone_learning_rate=5e-5),
+    )
+
+
+def up_detr_tiny() -> PretrainingPreset:
+    """The pre-training of `detr-tiny` on unlabelled images, with its backbone, from scratch and without a GPU."""
+    tiny = detr_tiny()
+    model = cast(DETRConfig, tiny.model)
+    return PretrainingPreset(
+        name="up-detr-tiny",
+        model=UPDETRConfig(backbone=model.backbone, transformer=model.transformer, num_queries=model.num_queries),
+        data=replace(tiny.data, augmentation=_AUGMENTATION),
+        recipe=replace(tiny.recipe, best_by="auto"),
+        fine_tuned=tiny.name,
+        reconstruction=ReconstructionConfig(detach_target=True),
+    )

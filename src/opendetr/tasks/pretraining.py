@@ -1,0 +1,40 @@
+"""The task of pre-training on unlabelled images: locate patches of an image and reconstruct their features."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from opendetr.losses import FeatureReconstruction, LossTerm, ReconstructionConfig, SetCriterion
+from opendetr.models import UPDETR, PatchOutput
+from opendetr.structures import Matches, PatchBatch, Target
+from opendetr.tasks.base import Task
+
+
+class PretrainingTask(Task[PatchBatch, PatchOutput]):
+    """Locating patches, with feature reconstruction if the model has it.
+
+    Any query may be matched with any patch of its image, as published.
+
+    Args:
+        model: images and patches -> PatchOutput.
+        criterion: set loss.
+        reconstruction: settings of the feature reconstruction.
+    """
+
+    model: UPDETR
+
+    def __init__(self, model: UPDETR, criterion: SetCriterion, reconstruction: ReconstructionConfig) -> None:
+        terms: dict[str, LossTerm] = {"set": criterion}
+        if model.feature_head is not None:
+            terms["reconstruction"] = FeatureReconstruction(reconstruction)
+        super().__init__(model, criterion, terms)
+
+    def frames(self, batch: PatchBatch) -> Iterator[tuple[PatchOutput, Sequence[Target], Matches]]:
+        """Run the model. In training, the seeds of the batch decide which queries get the features of their patch."""
+        kept = order = None
+        if self.training and batch.sample_seeds is not None:
+            kept, order = self.model.draw(batch.sample_seeds)
+            kept = kept.to(batch.patches.device)
+            order = None if order is None else order.to(batch.patches.device)
+        output = self.model(batch.images, batch.patches, kept, order)
+        yield output, batch.targets, self.match(output, batch.targets)
