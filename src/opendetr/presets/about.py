@@ -77,5 +77,8 @@ RELATIVE_TIME = {
     "deformable-detr-r50-two-stage": 2.8,
     "deformable-detr-tiny": 0.028,
     "deformable-detr-tiny-panoptic": 0.04,
+    "up-detr-r50": 0.34,
+    "up-detr-r50-finetuned": 0.99,
+    "up-detr-tiny": 0.024,
 }
 """Time per image by name of the model, relative to detr-r50. Models that were not measured are missing."""
