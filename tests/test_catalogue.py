@@ -51,6 +51,8 @@ OFFICIAL = {
     "deformable-detr-r50": (521, 40_069_665, 39_847_265),
     "deformable-detr-r50-refine": (561, 40_849_660, 40_627_260),
     "deformable-detr-r50-two-stage": (574, 41_181_529, 40_959_129),
+    "up-detr-r50": (466, 42_619_079, 19_164_167),
+    "up-detr-r50-finetuned": (460, 41_525_280, 41_302_880),
 }
 
 everyone = pytest.mark.parametrize("name", list_models())

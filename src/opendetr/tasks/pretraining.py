@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from opendetr.losses import FeatureReconstruction, LossTerm, ReconstructionConfig, SetCriterion
+from opendetr.losses import FeatureReconstruction, LossTerm, Normaliser, ReconstructionConfig, SetCriterion
 from opendetr.models import UPDETR, PatchOutput
 from opendetr.structures import Matches, PatchBatch, Target
 from opendetr.tasks.base import Task
@@ -38,3 +38,8 @@ class PretrainingTask(Task[PatchBatch, PatchOutput]):
             order = None if order is None else order.to(batch.patches.device)
         output = self.model(batch.images, batch.patches, kept, order)
         yield output, batch.targets, self.match(output, batch.targets)
+
+    def normaliser(self, object_counts: Sequence[int]) -> Normaliser:
+        """The divisors of a step. The images have equally many patches, and one object for each."""
+        num_patches = max(object_counts, default=0) or self.model.num_patches
+        return self.criterion.normaliser(object_counts, num_patches * self.model.queries_per_patch)
