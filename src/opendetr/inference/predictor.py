@@ -28,7 +28,6 @@ from torch import Tensor, nn
 from opendetr.categories import Categories
 from opendetr.config import ConfigError, require_range
 from opendetr.data import DetectionData, ImageError, Masks, eval_loader
-from opendetr.data.formats import open_split
 from opendetr.distributed import best_device, rank, together, world_size
 from opendetr.evaluation import Evaluation, Evaluator
 from opendetr.export import export_huggingface, export_official
@@ -379,13 +378,7 @@ class Predictor:
         config = self.preset.data
         if masks not in (None, "none") and not self.has_masks:
             raise ConfigError("masks: the model has no mask head, only boxes are evaluated: leave it out")
-        return open_split(
-            folder,
-            split or config.val_split or "val",
-            val_fraction=config.val_fraction,
-            strict=config.strict,
-            masks=masks or config.masks,
-        )
+        return config.open_split(Path(folder), split or config.val_split or "val", masks)
 
     def _named(self, label: Any) -> str:
         """The name of a label for a message, or of the first class for what is not a label."""

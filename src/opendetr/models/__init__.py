@@ -13,8 +13,8 @@ from opendetr.models.deformable import (
 from opendetr.models.detector import Detector, ModelConfig, TransformerSizes
 from opendetr.models.detr import DETR, DETRConfig
 from opendetr.models.masks import INSIDE, WITH_MASKS, MaskedDetector, MaskHeadConfig
-from opendetr.models.session import ImageSession, PatchSession, Session
-from opendetr.models.up_detr import UPDETR, PatchOutput, UPDETRConfig
+from opendetr.models.session import ControlledPatches, ImageSession, PatchSession, Session
+from opendetr.models.up_detr import UPDETR, ControlledOutput, PatchOutput, UPDETRConfig
 
 __all__ = [
     "DETR",
@@ -23,6 +23,8 @@ __all__ = [
     "WITH_MASKS",
     "ConditionalDETR",
     "ConditionalDETRConfig",
+    "ControlledOutput",
+    "ControlledPatches",
     "DETRConfig",
     "DecoderLayer",
     "DeformableDETR",

@@ -5,11 +5,13 @@ The session of an image detector has no state. The session of a tracker keeps it
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
+from torch import Tensor
 
 from opendetr.models.detector import Detector
+from opendetr.models.up_detr import UPDETR
 from opendetr.structures import ImageBatch, Output
 
 
@@ -50,6 +52,18 @@ class ImageSession:
         """Do nothing: there is no state."""
 
 
+class ControlledPatches(NamedTuple):
+    """The prompt of an evaluation: patches of the images, and as a control those of other images.
+
+    Attributes:
+        patches: (B, M, 3, h, w), normalised.
+        control: likewise.
+    """
+
+    patches: Tensor
+    control: Tensor
+
+
 class PatchSession:
     """The session of a model that locates patches. It has no state.
 
@@ -57,12 +71,17 @@ class PatchSession:
         model: the model, in evaluation mode.
     """
 
-    def __init__(self, model: Detector) -> None:
+    def __init__(self, model: UPDETR) -> None:
         self._model = model
 
     @torch.inference_mode()
     def step(self, images: ImageBatch, prompt: Any = None) -> Output:
-        """Return the output for a batch of B images and `prompt`, their patches (B, M, 3, h, w), normalised."""
+        """Return the output for a batch of B images and `prompt`, their patches (B, M, 3, h, w), normalised.
+
+        For `ControlledPatches` it is a `ControlledOutput`.
+        """
+        if isinstance(prompt, ControlledPatches):
+            return self._model.controlled(images, prompt.patches, prompt.control)
         return self._model(images, prompt)
 
     def reset(self) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from opendetr.models.detr import DETR, DETRConfig
 from opendetr.nn import MLP, full_precision
-from opendetr.structures import FeatureMap, ImageBatch, Output, Scoring, expect_shape
+from opendetr.structures import FeatureMap, ImageBatch, Output, Predictions, Scoring, expect_shape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +66,17 @@ class PatchOutput(Output):
 
     patch_features: Tensor = field(kw_only=True)
     reconstruction: Tensor | None = field(kw_only=True)
+
+
+@dataclass(frozen=True)
+class ControlledOutput(PatchOutput):
+    """The output for images with their patches, and with those of other images.
+
+    Attributes:
+        control: the predictions of the last layer if the images get the patches of other images.
+    """
+
+    control: Predictions = field(kw_only=True)
 
 
 class UPDETR(DETR):
@@ -121,14 +132,35 @@ class UPDETR(DETR):
         Raises:
             ValueError: there are no patches, or more than `num_patches`, or the shape is another.
         """
-        if patches is None:
-            raise ValueError("UP-DETR locates patches, and got none: pass patches (B, M, 3, h, w) with the images")
-        expected = f"({len(images)}, M, 3, h, w) with M from 1 to {self.num_patches}"
-        fits = patches.ndim == 5 and patches.shape[0] == len(images) and patches.shape[2] == 3
-        expect_shape(fits and 1 <= patches.shape[1] <= self.num_patches, "UPDETR", "patches", expected, patches)
-        patch_features = self.encode_patches(patches)
+        patch_features = self.encode_patches(self._expect_patches(images, patches))
         features = self.backbone(images)
         memory = self.encode(self.project_features(features, images.padding))
+        return self.locate(patch_features, memory, features, kept, order)
+
+    def controlled(self, images: ImageBatch, patches: Tensor, control: Tensor) -> ControlledOutput:
+        """Locate patches in images, and in place of them also patches of other images. Images are encoded once.
+
+        Args:
+            images: B images.
+            patches: their patches, as in `forward`.
+            control: patches of other images, of the same shape.
+        """
+        self._expect_patches(images, patches)
+        features = self.backbone(images)
+        memory = self.encode(self.project_features(features, images.padding))
+        output = self.locate(self.encode_patches(patches), memory, features)
+        other = self.locate(self.encode_patches(control), memory, features)
+        return ControlledOutput(**vars(output), control=other.final)
+
+    def locate(
+        self,
+        patch_features: Tensor,
+        memory: tuple[FeatureMap, ...],
+        features: tuple[FeatureMap, ...] = (),
+        kept: Tensor | None = None,
+        order: Tensor | None = None,
+    ) -> PatchOutput:
+        """Patch features (B, M, F) and memory -> predictions; `kept` and `order` as in `forward`."""
         output = self.decode(memory, features, self.patch_queries(patch_features, kept, order))
         reconstruction = None if self.feature_head is None else self.feature_head(output.queries)
         return PatchOutput(
@@ -139,6 +171,15 @@ class UPDETR(DETR):
             patch_features=patch_features,
             reconstruction=reconstruction,
         )
+
+    def _expect_patches(self, images: ImageBatch, patches: Tensor | None) -> Tensor:
+        """The patches. Raises ValueError unless they fit the images."""
+        if patches is None:
+            raise ValueError("UP-DETR locates patches, and got none: pass patches (B, M, 3, h, w) with the images")
+        expected = f"({len(images)}, M, 3, h, w) with M from 1 to {self.num_patches}"
+        fits = patches.ndim == 5 and patches.shape[0] == len(images) and patches.shape[2] == 3
+        expect_shape(fits and 1 <= patches.shape[1] <= self.num_patches, "UPDETR", "patches", expected, patches)
+        return patches
 
     def encode_patches(self, patches: Tensor) -> Tensor:
         """Patches (B, M, 3, h, w) -> (B, M, F), the mean of their backbone features. All patches form one batch."""

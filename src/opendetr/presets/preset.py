@@ -137,6 +137,11 @@ class Preset:
         return ImageSession(model)
 
     @property
+    def uses_annotations(self) -> bool:
+        """Whether the model is trained on annotated images. Pre-training is not."""
+        return True
+
+    @property
     def draws_predictions(self) -> bool:
         """Whether a training run draws predictions for some validation images, which needs no input but the image."""
         return True

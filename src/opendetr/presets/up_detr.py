@@ -6,14 +6,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Self, cast
 
 from opendetr.categories import Categories, patch_categories
-from opendetr.data import AugmentationConfig, DataConfig, DetectionData
+from opendetr.data import DetectionData, PatchDataConfig, PatchEvaluationBatch
+from opendetr.evaluation import PATCH_METRICS, PatchEvaluator
 from opendetr.losses import ReconstructionConfig, SetCriterion
-from opendetr.models import UPDETR, Detector, DETRConfig, PatchSession, Session, UPDETRConfig
+from opendetr.models import UPDETR, ControlledPatches, Detector, DETRConfig, PatchSession, Session, UPDETRConfig
 from opendetr.nn import BackboneConfig, TransformerConfig
 from opendetr.presets.detr import detr_tiny
 from opendetr.presets.preset import Preset
 from opendetr.recipe import Recipe
-from opendetr.structures import Batch, PatchBatch
+from opendetr.structures import Batch
 from opendetr.tasks import PretrainingTask, Task
 
 
@@ -28,6 +29,7 @@ class PretrainingPreset(Preset):
     """
 
     model: UPDETRConfig = field(default_factory=UPDETRConfig)
+    data: PatchDataConfig = field(default_factory=PatchDataConfig)
     fine_tuned: str = "up-detr-r50-finetuned"
     reconstruction: ReconstructionConfig = field(default_factory=ReconstructionConfig)
 
@@ -37,6 +39,11 @@ class PretrainingPreset(Preset):
             raise ValueError(f"{self.name}: is trained without masks; set masks.enabled for {self.fine_tuned} instead")
         if self.dense.weight:
             raise ValueError(f"{self.name}: dense.weight is for training on objects; leave it at 0")
+        if self.data.num_patches > self.model.num_patches:
+            raise ValueError(
+                f"data.num_patches: {self.data.num_patches} patches of an image are more than the "
+                f"{self.model.num_patches} of model.num_patches"
+            )
 
     def num_classes(self, categories: Categories) -> int:
         """K = 2, whatever the dataset; see `patch_categories`."""
@@ -61,19 +68,29 @@ class PretrainingPreset(Preset):
 
     def session(self, model: Detector) -> Session:
         """The session, whose prompt are patches."""
-        return PatchSession(model)
+        return PatchSession(cast(UPDETR, model))
 
-    def prompt(self, batch: Batch) -> Any:
-        """The patches of an evaluation batch."""
-        return cast(PatchBatch, batch).patches
+    def prompt(self, batch: Batch) -> ControlledPatches:
+        """The patches of an evaluation batch, and those of other images."""
+        patches = cast(PatchEvaluationBatch, batch)
+        return ControlledPatches(patches.patches, patches.control)
+
+    def evaluator(self, categories: Categories, data: DetectionData, **options: Any) -> PatchEvaluator:
+        """The evaluator of the located patches. It has no options."""
+        return PatchEvaluator(data)
 
     def metrics(self, data: DetectionData) -> list[str]:
-        """No metrics."""
-        return []
+        """The names of the metrics, first the fraction of the patches that are located."""
+        return list(PATCH_METRICS)
 
     def headlines(self, data: DetectionData) -> tuple[str, ...]:
-        """No metrics."""
-        return ()
+        """All metrics."""
+        return tuple(PATCH_METRICS)
+
+    @property
+    def uses_annotations(self) -> bool:
+        """False: the patches of an image are its targets."""
+        return False
 
     @property
     def draws_predictions(self) -> bool:
@@ -82,12 +99,10 @@ class PretrainingPreset(Preset):
 
     def miniature(self) -> Self:
         """The preset with smaller sizes and 2 patches, for tests."""
-        return super(PretrainingPreset, replace(self, model=replace(self.model, num_patches=2))).miniature()
-
-
-# The short sides of the published pre-training, 320 to 480 pixels, for a short side of 800.
-_SCALES = tuple(round(side * 800 / 480) for side in (320, 336, 352, 368, 400, 416, 432, 448, 464, 480))
-_AUGMENTATION = AugmentationConfig(flip=False, crop=False, scales=_SCALES)
+        small = replace(
+            self, model=replace(self.model, num_patches=2), data=replace(self.data, num_patches=2, patch_size=32)
+        )
+        return super(PretrainingPreset, small).miniature()
 
 
 def up_detr_r50() -> PretrainingPreset:
@@ -95,7 +110,6 @@ def up_detr_r50() -> PretrainingPreset:
     return PretrainingPreset(
         name="up-detr-r50",
         model=UPDETRConfig(backbone=BackboneConfig(frozen_stages=5), transformer=TransformerConfig(norm_first=True)),
-        data=DataConfig(image_size=480, max_size=600, augmentation=_AUGMENTATION),
         recipe=Recipe(batch_size=256, epochs=60, step_at=40 / 60, best_by="auto"),
     )
 
@@ -116,7 +130,7 @@ def up_detr_tiny() -> PretrainingPreset:
     return PretrainingPreset(
         name="up-detr-tiny",
         model=UPDETRConfig(backbone=model.backbone, transformer=model.transformer, num_queries=model.num_queries),
-        data=replace(tiny.data, augmentation=_AUGMENTATION),
+        data=PatchDataConfig(side_multiple=tiny.data.side_multiple, patch_size=64).resized(tiny.data.image_size),
         recipe=replace(tiny.recipe, best_by="auto"),
         fine_tuned=tiny.name,
         reconstruction=ReconstructionConfig(detach_target=True),
