@@ -80,6 +80,29 @@ def match(
     return Matches(layer_, image_, query_, target_, tuple(per_layer))
 
 
+@torch.no_grad()
+def match_within_groups(costs: Tensor, counts: Sequence[int]) -> Matches:
+    """Match each object with the query of its own group that has the lowest cost, in every layer.
+
+    All images have M objects. Their queries are in M groups of equal size, and the i-th group belongs to the i-th
+    object.
+
+    Args:
+        costs: (n, L, Q), as in `match`.
+        counts: M for each of the B images.
+    """
+    num_images, num_objects = len(counts), counts[0]
+    assert set(counts) == {num_objects}, "every object has a group of its own"
+    num_layers, num_queries = costs.shape[1:]
+    size = num_queries // num_objects
+    grouped = costs.view(num_images, num_objects, num_layers, num_objects, size)
+    own = grouped.diagonal(dim1=1, dim2=3)  # (B, L, size, M)
+    first = torch.arange(num_objects, device=costs.device) * size
+    query = (own.argmin(2) + first).transpose(0, 1)  # (L, B, M)
+    layer, image, target = torch.ones_like(query).nonzero().unbind(1)
+    return Matches(layer, image, query.flatten(), target, (num_images * num_objects,) * num_layers)
+
+
 def _pairs_of_images(fixed: Matches | None, num_images: int) -> list[np.ndarray]:
     """The fixed pairs of each image, as (f, 2) query and object indices."""
     if fixed is None:
