@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal, Self, get_args
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -149,6 +149,12 @@ class DataConfig:
         """A copy for another short side. The maximum long side is 1333 / 800 of it, as in DETR."""
         max_size = round(image_size * _REFERENCE_MAX_SIZE / _REFERENCE_SIZE)
         return replace(self, image_size=image_size, max_size=max_size)
+
+    def sized_like(self, trained: DataConfig) -> Self:
+        """A copy with the image size of a trained model, whose predictions are worse at other sizes."""
+        return replace(
+            self, image_size=trained.image_size, max_size=trained.max_size, side_multiple=trained.side_multiple
+        )
 
     # What is read, and factories of samples and batches. A model with other data (images without annotations,
     # patches, captions, clips) overrides these.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -148,6 +148,13 @@ class PatchDataConfig(DataConfig):
     def resized(self, image_size: int) -> PatchDataConfig:
         """A copy for another short side. The maximum long side is 600 / 480 of it, as in UP-DETR."""
         return replace(self, image_size=image_size, max_size=round(image_size * _MAX_SIZE / _IMAGE_SIZE))
+
+    def sized_like(self, trained: DataConfig) -> Self:
+        """A copy with the sizes of images and patches, and the number of patches, of a trained model."""
+        sized = super().sized_like(trained)
+        if not isinstance(trained, PatchDataConfig):
+            return sized
+        return replace(sized, num_patches=trained.num_patches, patch_size=trained.patch_size)
 
     def open_splits(self, folder: Path) -> dict[str, DetectionData]:
         """The images of a folder, "train" and "val"; see `open_images`. Raises DataError."""

@@ -12,13 +12,13 @@ Shape letters: B batch, Q queries, L decoder layers, M patches of an image, D wi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 from torch import Tensor, nn
 
 from opendetr.models.detr import DETR, DETRConfig
-from opendetr.nn import MLP, fixed_norms, full_precision
+from opendetr.nn import MLP, BackboneConfig, fixed_norms, full_precision
 from opendetr.structures import FeatureMap, ImageBatch, Output, Predictions, Scoring, expect_shape
 
 
@@ -49,6 +49,14 @@ class UPDETRConfig(DETRConfig):
             )
         if not 0 <= self.query_dropout < 1:
             raise ValueError(f"model.query_dropout: expected at least 0 and below 1, got {self.query_dropout}")
+
+    def detector(self) -> DETRConfig:
+        """The detector with this architecture. A backbone that is frozen in pre-training is trained, as published."""
+        own = {each.name: getattr(self, each.name) for each in fields(DETRConfig)}
+        if isinstance(self.backbone, BackboneConfig):
+            frozen_stages = min(self.backbone.frozen_stages, BackboneConfig().frozen_stages)
+            own["backbone"] = replace(self.backbone, frozen_stages=frozen_stages)
+        return DETRConfig(**own)
 
     def build(self, num_logits: int, scoring: Scoring) -> UPDETR:
         """The model, randomly initialised."""

@@ -38,9 +38,9 @@ class Preset:
     """The configuration of a model and its training, as one tree.
 
     A family member that differs in more than settings has a subclass. It overrides `build_model`, `build_task` and
-    `trained_from_nothing`, `session`, `prompt` and `starts_sequence` (inference), `evaluator`, `metrics`, `headlines`
-    and `draws_predictions` (evaluation; without `metrics`, a run is not evaluated), or `miniature`, if its model config
-    has other fields.
+    `trained_from_nothing`, `trained_into` (pre-training), `session`, `prompt` and `starts_sequence` (inference),
+    `evaluator`, `metrics`, `headlines` and `draws_predictions` (evaluation; without `metrics`, a run is not evaluated),
+    or `miniature`, if its model config has other fields.
 
     Attributes:
         name: the catalogue's name of the model.
@@ -136,10 +136,17 @@ class Preset:
         """The session that runs the model at inference."""
         return ImageSession(model)
 
+    def trained_into(self) -> tuple[str, ModelConfig] | None:
+        """The name and the architecture of the detector that is trained from the weights of this model.
+
+        None for a model that is itself trained on annotated images.
+        """
+        return None
+
     @property
     def uses_annotations(self) -> bool:
         """Whether the model is trained on annotated images. Pre-training is not."""
-        return True
+        return self.trained_into() is None
 
     @property
     def draws_predictions(self) -> bool:

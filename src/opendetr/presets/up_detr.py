@@ -9,7 +9,16 @@ from opendetr.categories import Categories, patch_categories
 from opendetr.data import DetectionData, PatchDataConfig, PatchEvaluationBatch
 from opendetr.evaluation import PATCH_METRICS, PatchEvaluator
 from opendetr.losses import ReconstructionConfig, SetCriterion
-from opendetr.models import UPDETR, ControlledPatches, Detector, DETRConfig, PatchSession, Session, UPDETRConfig
+from opendetr.models import (
+    UPDETR,
+    ControlledPatches,
+    Detector,
+    DETRConfig,
+    ModelConfig,
+    PatchSession,
+    Session,
+    UPDETRConfig,
+)
 from opendetr.nn import BackboneConfig, TransformerConfig
 from opendetr.presets.detr import detr_tiny
 from opendetr.presets.preset import Preset
@@ -90,10 +99,9 @@ class PretrainingPreset(Preset):
         """All metrics."""
         return tuple(PATCH_METRICS)
 
-    @property
-    def uses_annotations(self) -> bool:
-        """False: the patches of an image are its targets."""
-        return False
+    def trained_into(self) -> tuple[str, ModelConfig]:
+        """The detector that is trained from the weights of this model."""
+        return self.fine_tuned, self.model.detector()
 
     @property
     def draws_predictions(self) -> bool:

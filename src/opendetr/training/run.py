@@ -289,7 +289,12 @@ def resume(
                 f"{folder / CONFIG_FILE}: does not name the data and the weights that the run started with; "
                 "start a new run with --config and this file"
             )
-        setup = Setup(preset_from_dict(record), Path(about["data"]), str(about["weights"]))
+        setup = Setup(
+            preset_from_dict(record),
+            Path(about["data"]),
+            str(about["weights"]),
+            is_pretrained=bool(about.get("pretrained")),
+        )
         preset = setup.preset
         splits = _open_splits(setup, say)
         if _fingerprint(splits) != about["fingerprint"]:
