@@ -14,7 +14,7 @@ from torch import Tensor
 
 from opendetr.losses.boxes import box_giou, box_l1
 from opendetr.losses.class_terms import ClassTerm, SoftmaxClassification, of_matches
-from opendetr.losses.matcher import MatcherConfig, match, pair_costs
+from opendetr.losses.matcher import MatcherConfig, match, match_within_groups, pair_costs
 from opendetr.losses.term import Normaliser
 from opendetr.structures import Matches, Output, Predictions, Target
 
@@ -66,6 +66,11 @@ class SetCriterion:
         """Match queries with objects in every layer; `candidates` and `fixed` as in `matcher.match`."""
         costs = pair_costs(output, targets, self.class_term, self.config.matcher)
         return match(costs, [len(target) for target in targets], candidates=candidates, fixed=fixed)
+
+    def match_within_groups(self, output: Output, targets: Sequence[Target], group_size: int) -> Matches:
+        """Match each object with a query of its own group; see `matcher.match_within_groups`."""
+        costs = pair_costs(output, targets, self.class_term, self.config.matcher)
+        return match_within_groups(costs, targets, group_size)
 
     def normaliser(self, object_counts: Sequence[int], num_queries: int) -> Normaliser:
         """The divisors of a step, from the number of objects of each image in all micro-batches and processes."""

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from opendetr.models.detr import DETR, DETRConfig
-from opendetr.nn import MLP, BackboneConfig, full_precision
+from opendetr.nn import MLP, BackboneConfig, fixed_norms, full_precision
 from opendetr.structures import FeatureMap, ImageBatch, Output, Predictions, Scoring, expect_shape
 
 
@@ -140,8 +140,9 @@ class UPDETR(DETR):
         Raises:
             ValueError: there are no patches, or more than `num_patches`, or the shape is another.
         """
-        patch_features = self.encode_patches(self._expect_patches(images, patches))
-        return self.locate(patch_features, *self.encode_images(images), kept, order)
+        patches = self._expect_patches(images, patches)
+        memory, features = self.encode_images(images)  # first: their statistics normalise the patches
+        return self.locate(self.encode_patches(patches), memory, features, kept, order)
 
     def controlled(self, images: ImageBatch, patches: Tensor, control: Tensor) -> ControlledOutput:
         """Locate patches in images, and in place of them also patches of other images. Images are encoded once.
@@ -192,10 +193,15 @@ class UPDETR(DETR):
         return patches
 
     def encode_patches(self, patches: Tensor) -> Tensor:
-        """Patches (B, M, 3, h, w) -> (B, M, F), the mean of their backbone features. All patches form one batch."""
+        """Patches (B, M, 3, h, w) -> (B, M, F), the mean of their backbone features. All patches form one batch.
+
+        Trained batch norms use their running statistics, also in training. Statistics of the patches would differ from
+        those of images, and the running statistics, a mixture of both, would fit neither in evaluation.
+        """
         flat = patches.flatten(0, 1)
         sizes = torch.tensor(flat.shape[-2:], device=flat.device).expand(len(flat), 2)
-        top = self.backbone(ImageBatch(flat, None, sizes))[-1].values
+        with fixed_norms(self.backbone):
+            top = self.backbone(ImageBatch(flat, None, sizes))[-1].values
         return full_precision(top).mean((2, 3)).unflatten(0, patches.shape[:2])
 
     def patch_queries(self, patch_features: Tensor, kept: Tensor | None = None, order: Tensor | None = None) -> Tensor:

@@ -35,12 +35,14 @@ class PretrainingPreset(Preset):
         model: architecture.
         fine_tuned: the catalogue's name of the detector that is trained from the pre-trained weights.
         reconstruction: settings of the feature reconstruction.
+        own_queries: match a patch only with the queries that were given it; see `PretrainingTask`.
     """
 
     model: UPDETRConfig = field(default_factory=UPDETRConfig)
     data: PatchDataConfig = field(default_factory=PatchDataConfig)
     fine_tuned: str = "up-detr-r50-finetuned"
     reconstruction: ReconstructionConfig = field(default_factory=ReconstructionConfig)
+    own_queries: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -64,7 +66,8 @@ class PretrainingPreset(Preset):
 
     def build_task(self, model: Detector, num_classes: int) -> Task:
         """The model with its losses, ready for the trainer."""
-        return PretrainingTask(cast(UPDETR, model), SetCriterion(self.criterion), self.reconstruction)
+        criterion = SetCriterion(self.criterion)
+        return PretrainingTask(cast(UPDETR, model), criterion, self.reconstruction, own_queries=self.own_queries)
 
     def trained_from_nothing(self) -> Self:
         """The preset with a backbone that is trained from scratch. The reconstruction target is detached."""
@@ -141,5 +144,6 @@ def up_detr_tiny() -> PretrainingPreset:
         data=PatchDataConfig(side_multiple=tiny.data.side_multiple, patch_size=64).resized(tiny.data.image_size),
         recipe=replace(tiny.recipe, best_by="auto"),
         fine_tuned=tiny.name,
+        own_queries=True,
         reconstruction=ReconstructionConfig(detach_target=True),
     )

@@ -13,21 +13,36 @@ from opendetr.tasks.base import Task
 class PretrainingTask(Task[PatchBatch, PatchOutput]):
     """Locating patches, with feature reconstruction if the model has it.
 
-    Any query may be matched with any patch of its image, as published.
-
     Args:
         model: images and patches -> PatchOutput.
         criterion: set loss.
         reconstruction: settings of the feature reconstruction.
+        own_queries: match a patch only with the queries that were given it. If False, any query may be matched with any
+            patch of its image, as published. Then the loss also falls if the queries spread over the image without
+            using the patches, and many more steps are needed until they do.
     """
 
     model: UPDETR
 
-    def __init__(self, model: UPDETR, criterion: SetCriterion, reconstruction: ReconstructionConfig) -> None:
+    def __init__(
+        self,
+        model: UPDETR,
+        criterion: SetCriterion,
+        reconstruction: ReconstructionConfig,
+        *,
+        own_queries: bool = False,
+    ) -> None:
         terms: dict[str, LossTerm] = {"set": criterion}
         if model.feature_head is not None:
             terms["reconstruction"] = FeatureReconstruction(reconstruction)
         super().__init__(model, criterion, terms)
+        self.own_queries = own_queries
+
+    def match(self, output: PatchOutput, targets: Sequence[Target]) -> Matches:
+        """Match queries with patches in every layer; see `own_queries`."""
+        if self.own_queries:
+            return self.criterion.match_within_groups(output, targets, self.model.queries_per_patch)
+        return super().match(output, targets)
 
     def frames(self, batch: PatchBatch) -> Iterator[tuple[PatchOutput, Sequence[Target], Matches]]:
         """Run the model. In training, the seeds of the batch decide which queries get the features of their patch."""
