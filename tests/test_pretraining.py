@@ -6,6 +6,7 @@ This file is also the program that trains in two processes (`python test_pretrai
 from __future__ import annotations
 
 import csv
+import json
 import os
 import signal
 import subprocess
@@ -154,6 +155,23 @@ def test_the_command_pretrains_and_says_what_comes_next(images, tmp_path):
     assert f"opendetr train DATA --weights {tmp_path / 'run'}" in result.stderr
     again = CliRunner().invoke(app, ["pretrain", "--resume", str(tmp_path / "run")])
     assert again.exit_code == 0 and "had already ended after 1 steps" in again.stderr
+
+
+def test_a_pretrained_model_is_evaluated_by_the_command(images, whole, tmp_path):
+    folder, _ = whole
+    result = CliRunner().invoke(app, ["eval", str(images), "--weights", str(folder), "--json"])
+    assert result.exit_code == 0, result.stderr
+    (row,) = [row for row in read_metrics(folder) if row["kind"] == "evaluation"]
+    metrics = json.loads(result.stdout)["metrics"]
+    assert {name: value for name, value in metrics.items() if value is not None} == pytest.approx(
+        row["metrics"], abs=1e-6
+    )
+    text = CliRunner().invoke(app, ["eval", str(images), "--weights", str(folder)]).stdout
+    assert "fraction of the patches that are located" in text and "seconds per image" in text
+    for options, words in ((["--layers"], "layers: "), (["--predictions", str(tmp_path / "a.json")], "predictions: ")):
+        refused = CliRunner().invoke(app, ["eval", str(images), "--weights", str(folder), *options])
+        assert refused.exit_code == 1 and words in refused.stderr
+        assert refused.stderr.splitlines()[-1].startswith("error: ")
 
 
 def _flow(values: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from opendetr.boxes import cxcywh_to_xyxy, iou
+from opendetr.config import ConfigError
 from opendetr.data import DetectionData
 from opendetr.distributed import gather
 from opendetr.postprocess import best_of_patches
@@ -57,6 +58,16 @@ class PatchEvaluation:
     metrics: dict[str, float | None]
     seconds_per_image: float
     unreadable: tuple[str, ...]
+
+    @property
+    def tables(self) -> list[list[Any]]:
+        """No details: there are no classes and no thresholds."""
+        return []
+
+    @property
+    def results(self) -> list[dict[str, Any]]:
+        """Raises ConfigError: only detections have a COCO results file."""
+        raise ConfigError("predictions: the model locates patches and detects no objects; leave it out")
 
 
 class PatchEvaluator:

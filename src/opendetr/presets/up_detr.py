@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Self, cast
 
 from opendetr.categories import Categories, patch_categories
+from opendetr.config import ConfigError
 from opendetr.data import DetectionData, PatchDataConfig, PatchEvaluationBatch
 from opendetr.evaluation import PATCH_METRICS, PatchEvaluator
 from opendetr.losses import ReconstructionConfig, SetCriterion
@@ -88,7 +89,13 @@ class PretrainingPreset(Preset):
         return ControlledPatches(patches.patches, patches.control)
 
     def evaluator(self, categories: Categories, data: DetectionData, **options: Any) -> PatchEvaluator:
-        """The evaluator of the located patches. It has no options."""
+        """The evaluator of the located patches.
+
+        Raises:
+            ConfigError: `num_layers` is set; only the last layer is evaluated.
+        """
+        if options.get("num_layers") is not None:
+            raise ConfigError(f"layers: {self.name} is evaluated in its last layer only; leave it out")
         return PatchEvaluator(data)
 
     def metrics(self, data: DetectionData) -> list[str]:
