@@ -3,9 +3,10 @@
     python runs/model_speed.py --repeats 2
 
 Each model predicts one random image of 4:3 at its own image size, in one thread on the CPU and without gradients.
-Models with a mask head also compute the masks of ten objects. The time is the processor time of the fastest repeat,
-which hardly depends on other work of the machine. It does not include the decoding of image files. `opendetr models`
-shows the table in `src/opendetr/presets/speed.py`, whose lines this script prints.
+Models with a mask head also compute the masks of ten objects. A model that locates patches gets one patch of 128
+pixels. The time is the processor time of the fastest repeat, which hardly depends on other work of the machine. It does
+not include the decoding of image files. `opendetr models` shows the table in `src/opendetr/presets/about.py`, whose
+lines this script prints.
 """
 
 from __future__ import annotations
@@ -34,8 +35,9 @@ def image_of(name: str) -> ImageBatch:
 def seconds(name: str) -> float:
     """The processor time for one image."""
     model, image = create(name).eval(), image_of(name)
+    patches = [torch.randn(1, 1, 3, 128, 128)] if model.max_patches else []
     began = time.process_time()
-    output = model(image)
+    output = model(image, *patches)
     if output.masks is not None:
         output.masks(torch.zeros(10, dtype=torch.long), torch.arange(10))
     return time.process_time() - began

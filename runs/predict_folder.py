@@ -32,9 +32,9 @@ from PIL import Image
 from opendetr import load
 from opendetr.categories import Categories
 from opendetr.config import to_dict
+from opendetr.data.listing import images_in
 from opendetr.data.transforms import evaluation_transform
 from opendetr.inference.predictor import Predictor
-from opendetr.inference.sources.files import images_in
 from opendetr.inference.sources.reading import read_source
 from opendetr.inference.writers.folder import OutputConfig, results_folder
 from opendetr.postprocess import detect

@@ -806,6 +806,7 @@ FAULTS = (
         everywhere(before(_cow_in()), COCO, YOLO),
     ),
     Fault(FaultKind.ALIKE_NAMES, "`dog` and `Dog`", everywhere(before(_alike))),
+    Fault(FaultKind.TINY_IMAGE, "an icon of 16x16 pixels", {}),  # see test_unlabelled.py
     Fault(FaultKind.UNLISTED_IMAGE, "an image that nobody annotated", everywhere(after(_unlisted), COCO, VOC, CSV)),
     Fault(FaultKind.ORPHAN_LABELS, "labels whose image is gone", {YOLO: after(_orphan)}),
 )
@@ -825,7 +826,7 @@ def table() -> str:
             cells = (
                 f"{kind.describe(2).removeprefix('2 ')} (`{kind}`)",
                 examples,
-                "all" if len(formats) == len(FORMATS) else ", ".join(formats),
+                "all" if len(formats) == len(FORMATS) else ", ".join(formats) or "without annotations",
                 kind.consequence,
                 "fixed" if kind.fixable else "",
             )

@@ -11,6 +11,7 @@ import yaml
 from torch import Tensor, nn
 
 import opendetr
+from inputs import batch_for, run_model
 from opendetr.config import ConfigError, parse_assignment, replaced, to_dict
 from opendetr.models.deformable import TwoStageOutput
 from opendetr.models.detector import Detector
@@ -27,7 +28,7 @@ from opendetr.presets import (
     registry,
     trained_from_nothing,
 )
-from opendetr.structures import Batch, FeatureMap, ImageBatch, Output, Target
+from opendetr.structures import FeatureMap, ImageBatch, Output, Target
 from opendetr.training.run import best_by
 
 NUM_CLASSES = 4
@@ -50,6 +51,8 @@ OFFICIAL = {
     "deformable-detr-r50": (521, 40_069_665, 39_847_265),
     "deformable-detr-r50-refine": (561, 40_849_660, 40_627_260),
     "deformable-detr-r50-two-stage": (574, 41_181_529, 40_959_129),
+    "up-detr-r50": (466, 42_619_079, 19_164_167),
+    "up-detr-r50-finetuned": (460, 41_525_280, 41_302_880),
 }
 
 everyone = pytest.mark.parametrize("name", list_models())
@@ -111,7 +114,7 @@ def test_every_size_gives_the_same_shapes(name, training):
     config = miniature(name).model
     for sizes in [((1, 1),), ((1, 97),), ((33, 65), (64, 31)), ((64, 64), (64, 64), (1, 1))]:
         with torch.no_grad():
-            output = model(images(*sizes))
+            output = run_model(model, images(*sizes))
         assert len(output.layers) == config.transformer.decoder_layers
         num_queries = expected_queries(output, config.num_queries)
         for layer in output.layers:
@@ -129,7 +132,7 @@ def test_losses_and_gradients_are_finite(name, counts):
     task = build_task(preset, build_model(preset, NUM_CLASSES), NUM_CLASSES)
     sizes = ((64, 64), (48, 64))
     targets = tuple(target(count, size) for count, size in zip(counts, sizes, strict=True))
-    batch = Batch(images(*sizes), targets, ("a", "b"))
+    batch = batch_for(task.model, images(*sizes), targets)
     losses = task(batch)
     total = task.total(losses)
     total.backward()
@@ -137,9 +140,9 @@ def test_losses_and_gradients_are_finite(name, counts):
     without = [each for each, parameter in task.named_parameters() if parameter.grad is None]
     assert without == []
     assert all(parameter.grad.isfinite().all() for parameter in task.parameters())
-    matches = task.match(task.model(batch.images), batch.targets)
+    matches = task.match(run_model(task.model, batch.images), batch.targets)
     queries = preset.model.num_queries
-    assert len(matches.query) == len(losses["class"]) * sum(min(count, queries) for count in counts)
+    assert len(matches.query) == len(losses["class"]) * sum(min(count, queries) for count in batch.object_counts)
 
 
 @everyone
@@ -177,7 +180,7 @@ def test_boxes_and_scores_depend_on_the_image(name):
     """Without which the tests around this one would compare nothing."""
     model = small(name).eval()
     with torch.no_grad():
-        output = model(images((64, 48), (64, 48)))
+        output = run_model(model, images((64, 48), (64, 48)))
     for layer in output.layers:
         assert (layer.boxes[0] - layer.boxes[1]).abs().max() > 1e-3
         assert (layer.logits[0] - layer.logits[1]).abs().max() > 1e-3
@@ -188,8 +191,8 @@ def test_a_batch_answers_as_its_images_do(name):
     model = small(name).eval()
     several = images((64, 48), (64, 48))
     with torch.no_grad():
-        together = model(several).final.boxes
-        alone = [model(ImageBatch(several.pixels[i : i + 1], None, several.sizes[i : i + 1])) for i in range(2)]
+        together = run_model(model, several).final.boxes
+        alone = [run_model(model, several[i : i + 1]) for i in range(2)]
     torch.testing.assert_close(together, torch.cat([output.final.boxes for output in alone]), atol=1e-5, rtol=0)
 
 
@@ -198,8 +201,8 @@ def test_evaluation_repeats_and_training_has_dropout(name):
     model = small(name)
     batch = images((64, 64))
     with torch.no_grad():
-        once, again = model.eval()(batch), model(batch)
-        other = model.train()(batch)
+        once, again = run_model(model.eval(), batch), run_model(model, batch)
+        other = run_model(model.train(), batch)
     assert torch.equal(once.final.logits, again.final.logits)
     has_dropout = miniature(name).model.transformer.dropout > 0
     assert torch.equal(once.final.logits, other.final.logits) != has_dropout

@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from inputs import run_model
 from opendetr.models.conditional import ConditionalAttention, QueryAttention
 from opendetr.models.detector import Detector
 from opendetr.models.masks import MaskAttention, MaskedDetector
@@ -59,7 +60,7 @@ def padded_images() -> ImageBatch:
 def run(model: Detector) -> list[Tensor]:
     """All outputs of a forward pass with dropout from seed 5; a model with masks computes some of either image."""
     torch.manual_seed(5)
-    output = model(padded_images())
+    output = run_model(model, padded_images())
     outputs = [tensor for layer in output.layers for tensor in (layer.logits, layer.boxes)]
     if isinstance(model, MaskedDetector):
         outputs.append(model.masks(output, torch.tensor([1, 0, 1]), torch.tensor([3, 0, 1])))
@@ -119,7 +120,12 @@ def weighted_values(weights: Tensor, value: Tensor) -> Tensor:
 def plain_multi_head(module: MultiHeadAttention, a: Arguments) -> Tensor:
     (query_w, key_w, _), (query_b, key_b, _) = module.in_proj_weight.chunk(3), module.in_proj_bias.chunk(3)
     scores = products(linear(a["query"], query_w, query_b), linear(a["key"], key_w, key_b), module.num_heads)
-    return normalised(scores / math.sqrt(query_w.shape[0] / module.num_heads), in_rows(a["padding"]))
+    hidden = in_rows(a["padding"])
+    if a["num_groups"] > 1:
+        queries, keys = (torch.arange(scores.shape[axis]) * a["num_groups"] // scores.shape[axis] for axis in (2, 3))
+        others = (queries[:, None] != keys)[None, None]
+        hidden = others if hidden is None else hidden | others
+    return normalised(scores / math.sqrt(query_w.shape[0] / module.num_heads), hidden)
 
 
 def multi_head_output(module: MultiHeadAttention, a: Arguments, weights: Tensor) -> Tensor:

@@ -19,11 +19,12 @@ import torch
 from PIL import Image
 
 from folders import make_image, one_line, write_image
+from opendetr.data import listing
 from opendetr.data.images import ImageError
+from opendetr.data.listing import images_in
 from opendetr.data.records import DataError
 from opendetr.files import IMAGE_SUFFIXES
-from opendetr.inference.sources import files, url
-from opendetr.inference.sources.files import images_in
+from opendetr.inference.sources import url
 from opendetr.inference.sources.prefetch import in_order, read_ahead
 from opendetr.inference.sources.reading import (
     count_images,
@@ -94,7 +95,7 @@ def test_a_folder_that_cannot_be_listed_is_named_and_the_others_are_read(tmp_pat
             raise PermissionError(13, "Permission denied", str(folder))
         return scandir(folder)
 
-    monkeypatch.setattr(files.os, "scandir", refusing)
+    monkeypatch.setattr(listing.os, "scandir", refusing)
     lines: list[str] = []
     assert [path.parent.name for path in images_in(tmp_path, on_unreadable=lines.append)] == ["b"]
     assert lines == [f"{tmp_path / 'a'}: the folder cannot be read (Permission denied)"]

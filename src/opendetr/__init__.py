@@ -22,8 +22,10 @@ _MODULES = {
     "list_models": "presets",
     "load_weights": "weights",
     "train": "training",
+    "pretrain": "training",
     "resume": "training",
     "open_data": "data",
+    "open_images": "data",
     "Detections": "results",
     "Panoptic": "results",
     "ImageBatch": "structures",
@@ -59,19 +61,21 @@ __all__ = [
     "load",
     "load_weights",
     "open_data",
+    "open_images",
+    "pretrain",
     "resume",
     "train",
 ]
 
 if TYPE_CHECKING:
     from opendetr.config import ConfigError
-    from opendetr.data import DataError, ImageError, open_data
+    from opendetr.data import DataError, ImageError, open_data, open_images
     from opendetr.distributed import DeviceError, ProcessError
     from opendetr.inference import Predictor, load
     from opendetr.presets import create, create_task, list_models
     from opendetr.results import Detections, Panoptic
     from opendetr.structures import ImageBatch, NonFiniteError
-    from opendetr.training import Callback, CheckpointError, resume, train
+    from opendetr.training import Callback, CheckpointError, pretrain, resume, train
     from opendetr.weights import WeightsError, load_weights
 
 

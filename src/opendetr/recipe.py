@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 DEFAULT_MODEL = "deformable-detr-tiny"  # used for training and prediction if no model is named
+DEFAULT_PRETRAINING_MODEL = "up-detr-tiny"  # likewise, for pre-training
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 

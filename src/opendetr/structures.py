@@ -269,6 +269,27 @@ def _sliced(value: Any, chosen: slice) -> Any:
 
 
 @dataclass(frozen=True)
+class PatchBatch(Batch):
+    """Images with patches that are to be located in them, M in each image.
+
+    The i-th object of a target is the place of the i-th patch of its image.
+
+    Attributes:
+        patches: (B, M, 3, h, w) float, RGB normalised like the images.
+        sample_seeds: one seed per image, for what a model draws at random for this image, such as query dropout. In
+            training it is a function of (seed, epoch, index of the image). None in evaluation: nothing is drawn.
+    """
+
+    patches: Tensor = field(kw_only=True)
+    sample_seeds: tuple[int, ...] | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        fits = self.patches.ndim == 5 and self.patches.shape[2] == 3
+        expect_shape(fits, "PatchBatch", "patches", "(B, M, 3, h, w)", self.patches)
+
+
+@dataclass(frozen=True)
 class ClipBatch(Batch):
     """Clips of T frames each, the training input of video models. `len` is the number of clips.
 

@@ -31,7 +31,7 @@ from opendetr.recipe import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from opendetr.data import DetectionData
-    from opendetr.evaluation import Evaluation
+    from opendetr.evaluation import Evaluation, PatchEvaluation
     from opendetr.inference import Predictor
 
 
@@ -124,7 +124,7 @@ def evaluate(options: EvalOptions) -> Exit:
     if options.as_json:
         facts = {"weights": options.weights, "data": str(options.data), "split": split, "images": len(data)}
         record = asdict(scores)
-        record.pop("results")
+        record.pop("results", None)
         print_json(facts | record)
     else:
         _print(scores)
@@ -157,32 +157,11 @@ def _open(detector: Predictor, options: EvalOptions, split: str) -> DetectionDat
     return data
 
 
-def _print(scores: Evaluation) -> None:
+def _print(scores: Evaluation | PatchEvaluation) -> None:
     from opendetr.evaluation import describe_metric
 
     print(table([(name, number(value), describe_metric(name)) for name, value in scores.metrics.items()]))
-    print()
-    columns = {"AP": scores.per_class, "mask AP": scores.mask_per_class}
-    for name in ("PQ", "SQ", "RQ"):
-        columns[name] = {class_: quality[name] for class_, quality in scores.panoptic_per_class.items()}
-    shown = {head: column for head, column in columns.items() if column}
-    names = list(dict.fromkeys(name for column in shown.values() for name in column))
-    rows = [(name, *(number(column.get(name)) for column in shown.values())) for name in names]
-    print(table([("class", *shown), *rows]))
-    print()
-    print(_thresholds_table(scores))
-    if scores.per_layer:
-        layers = [(str(layer), number(value)) for layer, value in enumerate(scores.per_layer, start=1)]
+    for rows in scores.tables:
         print()
-        print(table([("decoder layer", "AP"), *layers]))
+        print(table([[cell if isinstance(cell, str) else number(cell) for cell in row] for row in rows]))
     print(f"\n{scores.seconds_per_image:.3f} seconds per image")
-
-
-def _thresholds_table(scores: Evaluation) -> str:
-    """Threshold, precision, recall and F1 of each class, and of all classes with one common threshold."""
-    points = scores.operating_points
-    rows = [
-        (name, *(number(value) for value in (point.threshold, point.precision, point.recall, point.f1)))
-        for name, point in {**points.per_class, "all, one threshold": points.overall}.items()
-    ]
-    return table([("class", "best threshold", "precision", "recall", "F1"), *rows])

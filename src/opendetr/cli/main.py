@@ -14,6 +14,7 @@ from opendetr.cli.evaluate import evaluate
 from opendetr.cli.export import export
 from opendetr.cli.models import models
 from opendetr.cli.predict import predict
+from opendetr.cli.pretrain import pretrain
 from opendetr.cli.push import push
 from opendetr.cli.train import train
 from opendetr.cli.usage import Command, Group
@@ -31,6 +32,7 @@ app = typer.Typer(
 )
 app.command(cls=Command)(demo)
 app.command(cls=Command)(train)
+app.command(cls=Command)(pretrain)
 app.command("eval", cls=Command)(evaluate)
 app.command(cls=Command)(predict)
 app.add_typer(data.app, name="data")

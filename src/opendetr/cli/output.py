@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import is_dataclass
 from enum import IntEnum, StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
@@ -163,7 +163,10 @@ def _options_class(parameters: Sequence[inspect.Parameter]) -> type[Any] | None:
 
 
 def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
-    return list(inspect.signature(function, eval_str=True).parameters.values())
+    """The parameters of a function or a dataclass, with evaluated annotations, inherited ones too."""
+    hints = get_type_hints(function, include_extras=True)
+    parameters = inspect.signature(function).parameters.values()
+    return [parameter.replace(annotation=hints.get(parameter.name, parameter.annotation)) for parameter in parameters]
 
 
 def _flush_output() -> None:

@@ -1,10 +1,12 @@
 """Datasets: formats, records, images, masks, augmentation, and the batches made of them."""
 
 from opendetr.data.collate import collate_samples
-from opendetr.data.config import DataConfig, Masks
+from opendetr.data.config import AugmentationConfig, DataConfig, Masks
 from opendetr.data.faults import Effect, FaultKind, count_noun
 from opendetr.data.formats.recognise import open_data
+from opendetr.data.formats.unlabelled import open_images
 from opendetr.data.images import ImageError, read_image, read_record, write_map
+from opendetr.data.listing import files_matching, images_in, is_pattern
 from opendetr.data.loader import TrainLoader, eval_loader, train_loader
 from opendetr.data.masks import (
     TrueSegment,
@@ -16,12 +18,14 @@ from opendetr.data.masks import (
     require_scorable,
     thing_outlines,
 )
+from opendetr.data.patches import PatchAugmentationConfig, PatchDataConfig, PatchEvaluationBatch
 from opendetr.data.paths import require_folder, require_new
 from opendetr.data.pixels import to_pixels
 from opendetr.data.records import DataError, DataFault, DetectionData, ImageRecord
 from opendetr.data.transforms import LabelledImage, Transform, evaluation_transform
 
 __all__ = [
+    "AugmentationConfig",
     "DataConfig",
     "DataError",
     "DataFault",
@@ -32,6 +36,9 @@ __all__ = [
     "ImageRecord",
     "LabelledImage",
     "Masks",
+    "PatchAugmentationConfig",
+    "PatchDataConfig",
+    "PatchEvaluationBatch",
     "TrainLoader",
     "Transform",
     "TrueSegment",
@@ -40,9 +47,13 @@ __all__ = [
     "count_noun",
     "eval_loader",
     "evaluation_transform",
+    "files_matching",
+    "images_in",
+    "is_pattern",
     "known_masks",
     "map_hashes",
     "open_data",
+    "open_images",
     "panoptic_truth",
     "read_image",
     "read_masks",

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal, Self, get_args
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
 
     from opendetr.data.batching import Batches, Shapes
+    from opendetr.data.records import DetectionData
     from opendetr.data.transforms import PredictionTransform, Transform
     from opendetr.structures import Batch, Sample
 
@@ -147,7 +150,33 @@ class DataConfig:
         max_size = round(image_size * _REFERENCE_MAX_SIZE / _REFERENCE_SIZE)
         return replace(self, image_size=image_size, max_size=max_size)
 
-    # Factories of samples and batches. A model with other inputs (patches, captions, clips) overrides these.
+    def sized_like(self, trained: DataConfig) -> Self:
+        """A copy with the image size of a trained model, whose predictions are worse at other sizes."""
+        return replace(
+            self, image_size=trained.image_size, max_size=trained.max_size, side_multiple=trained.side_multiple
+        )
+
+    # What is read, and factories of samples and batches. A model with other data (images without annotations,
+    # patches, captions, clips) overrides these.
+
+    def open_splits(self, folder: Path) -> dict[str, DetectionData]:
+        """The splits of a dataset, "train" and "val" among them; see `open_data`. Raises DataError."""
+        from opendetr.data.formats.recognise import open_data
+
+        return open_data(
+            folder,
+            val_fraction=self.val_fraction,
+            train_split=self.train_split,
+            val_split=self.val_split,
+            strict=self.strict,
+            masks=self.masks,
+        )
+
+    def open_split(self, folder: Path, split: str, masks: Masks | None = None) -> DetectionData:
+        """One split of a dataset; see `open_split`. `masks` are those to read, by default the own ones."""
+        from opendetr.data.formats.recognise import open_split
+
+        return open_split(folder, split, val_fraction=self.val_fraction, strict=self.strict, masks=masks or self.masks)
 
     def training_transform(self) -> Transform:
         """The transform from images to training samples."""

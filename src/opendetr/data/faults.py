@@ -39,6 +39,7 @@ class FaultKind(StrEnum):
     EMPTY_FILE = "empty_file"
     UNREADABLE_IMAGE = "unreadable_image"
     OVERSIZED_IMAGE = "oversized_image"
+    TINY_IMAGE = "tiny_image"
     INVALID_ROW = "invalid_row"
     UNLISTED_CLASS = "unlisted_class"
     PIXEL_ROW = "pixel_row"
@@ -166,6 +167,9 @@ _DESCRIPTIONS = {
     FaultKind.UNREADABLE_IMAGE: _Description(Effect.SKIPS, "image", "that cannot be read", "skipped", fixable=True),
     FaultKind.OVERSIZED_IMAGE: _Description(
         Effect.SKIPS, "image", "with too many pixels to decode", "skipped", fixable=True
+    ),
+    FaultKind.TINY_IMAGE: _Description(
+        Effect.SKIPS, "image", "with a side of 16 pixels or less", "skipped by pre-training"
     ),
     FaultKind.INVALID_ROW: _Description(Effect.SKIPS, "row", "that cannot be read", "skipped", fixable=True),
     FaultKind.UNLISTED_CLASS: _Description(

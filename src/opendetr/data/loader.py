@@ -191,16 +191,25 @@ class _Samples(Dataset[_LoadedBatch]):
 
         Unreadable images are added to `unreadable`: image id -> message.
         """
-        count = len(self)
-        for offset in range(count if self._substitutes else 1):
-            position = (index + offset) % count
+        if self._substitutes:
+            return self.readable(index, unreadable)
+        return self._first_readable(index, 1, unreadable)
+
+    def readable(self, index: int, unreadable: dict[int, str]) -> LabelledImage:
+        """The image at `index`, or the next readable one, also without substitution. Raises DataError if none is."""
+        labelled = self._first_readable(index, len(self), unreadable)
+        if labelled is None:
+            raise DataError(f"none of {len(self)} images can be read; the first: {next(iter(unreadable.values()))}")
+        return labelled
+
+    def _first_readable(self, index: int, num_tried: int, unreadable: dict[int, str]) -> LabelledImage | None:
+        for offset in range(num_tried):
+            position = (index + offset) % len(self)
             record = self._records[position]
             try:
                 return self._labelled(record, position)
             except ImageError as error:
                 unreadable[record.id] = str(error)
-        if self._substitutes:
-            raise DataError(f"none of {count} images can be read; the first: {next(iter(unreadable.values()))}")
         return None
 
     def _labelled(self, record: ImageRecord, index: int) -> LabelledImage:
@@ -218,7 +227,7 @@ class _Samples(Dataset[_LoadedBatch]):
 
 
 class _AllImages(Sequence[LabelledImage]):
-    """All images of the data, each read on access."""
+    """All images of the data, each read on access. The next readable image is substituted for an unreadable one."""
 
     def __init__(self, images: _Samples, unreadable: dict[int, str]) -> None:
         self._images = images
@@ -234,9 +243,7 @@ class _AllImages(Sequence[LabelledImage]):
     def __getitem__(self, index: int | slice) -> LabelledImage | Sequence[LabelledImage]:
         if isinstance(index, slice):
             return [self[position] for position in range(*index.indices(len(self)))]
-        labelled = self._images.labelled(index, self._unreadable)
-        assert labelled is not None, "only training mixes images, and training substitutes unreadable ones"
-        return labelled
+        return self._images.readable(index, self._unreadable)
 
 
 class _PlanSampler(Sampler[_BatchPlan]):

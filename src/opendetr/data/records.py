@@ -223,6 +223,7 @@ class DetectionData:
         fault_counts: faults and warnings, counted by kind.
         masks: what the masks of the objects are read from: their outlines ("instances"), the panoptic maps of the
             images ("panoptic"), or nothing ("none").
+        annotated: False for images without annotations, which only pre-training uses.
     """
 
     categories: Categories
@@ -231,6 +232,7 @@ class DetectionData:
     folder: Path
     fault_counts: tuple[FaultCount, ...] = ()
     masks: Literal["none", "instances", "panoptic"] = "none"
+    annotated: bool = True
 
     def __len__(self) -> int:
         return len(self.images)
@@ -247,7 +249,13 @@ class DetectionData:
 
     @staticmethod
     def from_records(
-        split: str, folder: Path, categories: Categories, images: Iterable[ImageRecord], faults: Iterable[DataFault]
+        split: str,
+        folder: Path,
+        categories: Categories,
+        images: Iterable[ImageRecord],
+        faults: Iterable[DataFault],
+        *,
+        annotated: bool = True,
     ) -> DetectionData:
         """Make a split of records: sort the images and count the faults.
 
@@ -257,12 +265,18 @@ class DetectionData:
             categories: the classes.
             images: the images in any order; they are sorted by id.
             faults: faults and warnings about the split as a whole; those of the images are added.
+            annotated: False for images without annotations.
         """
         ordered = tuple(sorted(images, key=lambda image: image.id))
         of_images = (fault for image in ordered for fault in image.faults)
         fault_counts = count_faults((*faults, *of_images))
         return DetectionData(
-            categories=categories, images=ordered, split=split, folder=folder, fault_counts=fault_counts
+            categories=categories,
+            images=ordered,
+            split=split,
+            folder=folder,
+            fault_counts=fault_counts,
+            annotated=annotated,
         )
 
     def subset(self, images: Sequence[ImageRecord], split: str) -> DetectionData:
@@ -314,8 +328,13 @@ class DetectionData:
         return {"images": images, "annotations": annotations, "categories": categories}
 
     def summary(self) -> str:
-        """One line: "205 images, 3,100 objects, 3 classes; 2 boxes without area ... (first: ...)"."""
-        counts = {"image": len(self), "object": self.num_objects, "class": len(self.categories)}
+        """One line: "205 images, 3,100 objects, 3 classes; 2 boxes without area ... (first: ...)".
+
+        Without annotations, only the images are counted.
+        """
+        counts = {"image": len(self)}
+        if self.annotated:
+            counts |= {"object": self.num_objects, "class": len(self.categories)}
         first = ", ".join(count_noun(count, noun) for noun, count in counts.items())
         return "; ".join((first, *map(str, self.fault_counts)))
 

@@ -5,6 +5,7 @@ from opendetr.evaluation.detection import DetectionEvaluator, Evaluation, ImageR
 from opendetr.evaluation.evaluator import Evaluator
 from opendetr.evaluation.names import CLASS_PREFIX, describe_metric
 from opendetr.evaluation.panoptic import PANOPTIC_METRICS, PanopticEvaluator
+from opendetr.evaluation.patches import PATCH_METRICS, PatchEvaluation, PatchEvaluator
 from opendetr.evaluation.report import write_report
 from opendetr.evaluation.thresholds import OperatingPoint, OperatingPoints, match_boxes
 
@@ -12,6 +13,7 @@ __all__ = [
     "CLASS_PREFIX",
     "DETECTION_METRICS",
     "PANOPTIC_METRICS",
+    "PATCH_METRICS",
     "CocoEvaluator",
     "DetectionEvaluator",
     "Evaluation",
@@ -20,6 +22,8 @@ __all__ = [
     "OperatingPoint",
     "OperatingPoints",
     "PanopticEvaluator",
+    "PatchEvaluation",
+    "PatchEvaluator",
     "describe_metric",
     "headline_names",
     "match_boxes",

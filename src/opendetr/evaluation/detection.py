@@ -24,6 +24,9 @@ from opendetr.results import Detections, Panoptic, Segment
 from opendetr.scoring import ScoreThresholds
 from opendetr.structures import Batch, ImageBatch, Output
 
+Row = tuple[str | float | None, ...]
+"""The cells of a table: text or a metric."""
+
 _NO_QUALITY = dict.fromkeys(Quality._fields)  # of a class that is neither annotated nor predicted
 
 
@@ -58,6 +61,25 @@ class Evaluation:
     def named_metrics(self) -> dict[str, float | None]:
         """The metrics, and the AP of each class as "AP/" followed by the class name."""
         return self.metrics | {f"{CLASS_PREFIX}{name}": value for name, value in self.per_class.items()}
+
+    @property
+    def tables(self) -> list[list[Row]]:
+        """The details as tables, each with a header: by class, score thresholds, and by decoder layer if requested."""
+        columns = {"AP": self.per_class, "mask AP": self.mask_per_class}
+        for name in ("PQ", "SQ", "RQ"):
+            columns[name] = {class_: quality[name] for class_, quality in self.panoptic_per_class.items()}
+        shown = {head: column for head, column in columns.items() if column}
+        names = dict.fromkeys(name for column in shown.values() for name in column)
+        classes: list[Row] = [("class", *shown)]
+        classes += [(name, *(column.get(name) for column in shown.values())) for name in names]
+        points = {**self.operating_points.per_class, "all, one threshold": self.operating_points.overall}
+        thresholds: list[Row] = [("class", "best threshold", "precision", "recall", "F1")]
+        thresholds += [
+            (name, point.threshold, point.precision, point.recall, point.f1) for name, point in points.items()
+        ]
+        layers: list[Row] = [("decoder layer", "AP")]
+        layers += [(str(layer), value) for layer, value in enumerate(self.per_layer, start=1)]
+        return [classes, thresholds, layers] if self.per_layer else [classes, thresholds]
 
 
 @dataclass(frozen=True)

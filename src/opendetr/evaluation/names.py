@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from opendetr.evaluation.coco import DETECTION_METRICS
 from opendetr.evaluation.panoptic import PANOPTIC_METRICS
+from opendetr.evaluation.patches import PATCH_METRICS
 
 MASK_PREFIX = "mask_"
 """Prefix of COCO metrics that are computed from masks."""
@@ -15,9 +16,11 @@ def describe_metric(metric: str) -> str:
     """A description of a metric in words; "" for unknown metrics.
 
     Args:
-        metric: a key of `DETECTION_METRICS`, with or without `MASK_PREFIX`, or a key of `PANOPTIC_METRICS`.
+        metric: a key of `DETECTION_METRICS`, with or without `MASK_PREFIX`, or a key of `PANOPTIC_METRICS` or
+            `PATCH_METRICS`.
     """
-    if metric in PANOPTIC_METRICS:
-        return PANOPTIC_METRICS[metric]
+    others = PANOPTIC_METRICS | PATCH_METRICS
+    if metric in others:
+        return others[metric]
     description = DETECTION_METRICS.get(metric.removeprefix(MASK_PREFIX), "")
     return f"{description}; of masks" if description and metric.startswith(MASK_PREFIX) else description

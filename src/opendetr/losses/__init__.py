@@ -5,6 +5,7 @@ from opendetr.losses.criterion import CriterionConfig, ProposalLoss, SetCriterio
 from opendetr.losses.dense import DenseConfig, DenseSupervision
 from opendetr.losses.masks import MaskCriterionConfig, MaskLoss
 from opendetr.losses.matcher import MatcherConfig, match
+from opendetr.losses.reconstruction import FeatureReconstruction, ReconstructionConfig
 from opendetr.losses.term import LossTerm, Normaliser
 
 __all__ = [
@@ -12,12 +13,14 @@ __all__ = [
     "CriterionConfig",
     "DenseConfig",
     "DenseSupervision",
+    "FeatureReconstruction",
     "LossTerm",
     "MaskCriterionConfig",
     "MaskLoss",
     "MatcherConfig",
     "Normaliser",
     "ProposalLoss",
+    "ReconstructionConfig",
     "SetCriterion",
     "SigmoidFocalClassification",
     "SoftmaxClassification",

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from opendetr.losses.boxes import box_giou, box_l1
 from opendetr.losses.class_terms import ClassTerm, SoftmaxClassification, of_matches
-from opendetr.losses.matcher import MatcherConfig, match, pair_costs
+from opendetr.losses.matcher import MatcherConfig, match, match_within_groups, pair_costs
 from opendetr.losses.term import Normaliser
 from opendetr.structures import Matches, Output, Predictions, Target
 
@@ -67,6 +67,11 @@ class SetCriterion:
         costs = pair_costs(output, targets, self.class_term, self.config.matcher)
         return match(costs, [len(target) for target in targets], candidates=candidates, fixed=fixed)
 
+    def match_within_groups(self, output: Output, targets: Sequence[Target], group_size: int) -> Matches:
+        """Match each object with a query of its own group; see `matcher.match_within_groups`."""
+        costs = pair_costs(output, targets, self.class_term, self.config.matcher)
+        return match_within_groups(costs, targets, group_size)
+
     def normaliser(self, object_counts: Sequence[int], num_queries: int) -> Normaliser:
         """The divisors of a step, from the number of objects of each image in all micro-batches and processes."""
         return Normaliser(max(float(sum(object_counts)), 1.0), self.class_term.normaliser(object_counts, num_queries))
@@ -85,8 +90,8 @@ class SetCriterion:
         counts = matches.counts(len(output.layers))
         return {
             "class": self.class_term.loss(logits, targets, matches) / normaliser.classes,
-            "l1": _layer_sums(box_l1(predicted, target_boxes), counts) / normaliser.objects,
-            "giou": _layer_sums(box_giou(predicted, target_boxes), counts) / normaliser.objects,
+            "l1": layer_sums(box_l1(predicted, target_boxes), counts) / normaliser.objects,
+            "giou": layer_sums(box_giou(predicted, target_boxes), counts) / normaliser.objects,
         }
 
 
@@ -121,7 +126,7 @@ class _TwoStage(Protocol):
     proposals: Predictions
 
 
-def _layer_sums(values: Tensor, counts: Sequence[int]) -> Tensor:
+def layer_sums(values: Tensor, counts: Sequence[int]) -> Tensor:
     """Values (m,) of all matches -> (L,), summed per layer."""
     if len(set(counts)) == 1:  # all layers have the same number of matches, so a view is enough
         return values.view(len(counts), -1).sum(1)

@@ -80,6 +80,25 @@ def match(
     return Matches(layer_, image_, query_, target_, tuple(per_layer))
 
 
+@torch.no_grad()
+def match_within_groups(costs: Tensor, targets: Sequence[Target], group_size: int) -> Matches:
+    """Match each object with the query of its own group that has the lowest cost, in every layer.
+
+    Args:
+        costs: (n, L, Q), as in `match`.
+        targets: B targets. The i-th object of an image has the i-th group of queries.
+        group_size: number of queries in a group.
+    """
+    num_layers = costs.shape[1]
+    image = image_index(targets)
+    target = torch.cat([torch.arange(len(each), device=costs.device) for each in targets])
+    own = costs.unflatten(2, (-1, group_size))[torch.arange(len(target), device=costs.device), :, target]
+    query = own.argmin(2).T + target * group_size  # (L, n)
+    layer = torch.arange(num_layers, device=costs.device).repeat_interleave(len(target))
+    per_layer = (len(target),) * num_layers
+    return Matches(layer, image.repeat(num_layers), query.flatten(), target.repeat(num_layers), per_layer)
+
+
 def _pairs_of_images(fixed: Matches | None, num_images: int) -> list[np.ndarray]:
     """The fixed pairs of each image, as (f, 2) query and object indices."""
     if fixed is None:

@@ -13,14 +13,18 @@ from opendetr.models.deformable import (
 from opendetr.models.detector import Detector, ModelConfig, TransformerSizes
 from opendetr.models.detr import DETR, DETRConfig
 from opendetr.models.masks import INSIDE, WITH_MASKS, MaskedDetector, MaskHeadConfig
-from opendetr.models.session import ImageSession, Session
+from opendetr.models.session import ControlledPatches, ImageSession, PatchSession, Session
+from opendetr.models.up_detr import UPDETR, ControlledOutput, PatchOutput, UPDETRConfig
 
 __all__ = [
     "DETR",
     "INSIDE",
+    "UPDETR",
     "WITH_MASKS",
     "ConditionalDETR",
     "ConditionalDETRConfig",
+    "ControlledOutput",
+    "ControlledPatches",
     "DETRConfig",
     "DecoderLayer",
     "DeformableDETR",
@@ -32,8 +36,11 @@ __all__ = [
     "MaskHeadConfig",
     "MaskedDetector",
     "ModelConfig",
+    "PatchOutput",
+    "PatchSession",
     "Session",
     "TransformerSizes",
     "TwoStageDETR",
     "TwoStageDETRConfig",
+    "UPDETRConfig",
 ]

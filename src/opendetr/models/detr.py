@@ -127,12 +127,15 @@ class DETR(Detector):
         layers = tuple(Predictions(*layer, self.scoring) for layer in zip(logits, boxes, strict=True))
         return Output(layers, queries, features, memory)
 
-    def decode_queries(self, memory: FeatureMap, query_position: Tensor) -> Tensor:
-        """Memory (B, D, h, w) and object queries (Q, D) or (B, Q, D) -> the decoder's output, (L, B, Q, D)."""
+    def decode_queries(self, memory: FeatureMap, query_position: Tensor, **options: int) -> Tensor:
+        """Memory (B, D, h, w) and object queries (Q, D) or (B, Q, D) -> the decoder's output, (L, B, Q, D).
+
+        `options` are further arguments of the decoder.
+        """
         assert memory.position is not None
         queries = query_position.expand(len(memory.values), -1, -1)
         padding = None if memory.padding is None else memory.padding.flatten(1)
-        return self.decoder(queries, tokens_of(memory.values), tokens_of(memory.position), padding)
+        return self.decoder(queries, tokens_of(memory.values), tokens_of(memory.position), padding, **options)
 
     def predict_boxes(self, queries: Tensor, query_position: Tensor) -> Tensor:
         """The decoder's output (L, B, Q, D) -> boxes (L, B, Q, 4), cxcywh in 0..1.

@@ -6,7 +6,14 @@ from opendetr.nn.attention import (
     attention_weights,
     scaled_dot_product_attention,
 )
-from opendetr.nn.backbone import AnyBackboneConfig, Backbone, BackboneConfig, ResNetBackbone, resize_padding
+from opendetr.nn.backbone import (
+    AnyBackboneConfig,
+    Backbone,
+    BackboneConfig,
+    ResNetBackbone,
+    fixed_norms,
+    resize_padding,
+)
 from opendetr.nn.deformable_attention import DeformableAttention, DeformableWeights, Shapes, sample_and_sum
 from opendetr.nn.inspection import AttentionWeights, collect_attention
 from opendetr.nn.layers import (
@@ -47,6 +54,7 @@ __all__ = [
     "collect_attention",
     "convolve",
     "embed_coordinates",
+    "fixed_norms",
     "full_precision",
     "group_norm",
     "resize_padding",

@@ -53,6 +53,11 @@ def _split_heads(tokens: Tensor, num_heads: int) -> Tensor:
     return tokens.unflatten(-1, (num_heads, -1)).transpose(1, 2)
 
 
+def _split_groups(tokens: Tensor, num_groups: int) -> Tensor:
+    """(B, N, ...) -> (B groups, N / groups, ...)."""
+    return tokens.unflatten(1, (num_groups, -1)).flatten(0, 1)
+
+
 def _attention_with_dropout(query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
     """Attention (B, H, N, E), (B, H, M, E), (B, H, M, D) -> (B, H, N, D), bit-identical to torch's kernel.
 
@@ -125,7 +130,9 @@ class MultiHeadAttention(AttentionModule):
         nn.init.xavier_uniform_(self.in_proj_weight)
         nn.init.zeros_(self.out_proj.bias)
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, padding: Tensor | None = None) -> Tensor:
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, padding: Tensor | None = None, num_groups: int = 1
+    ) -> Tensor:
         """Apply the attention.
 
         Args:
@@ -133,6 +140,8 @@ class MultiHeadAttention(AttentionModule):
             key: (B, M, D), with position. For self-attention pass the same object as `query`, which saves a projection.
             value: (B, M, D), without position.
             padding: (B, M) bool, True for keys that must not be attended to, or None.
+            num_groups: queries and keys consist of this number of equal groups, one after another. A query attends only
+                to the keys of its group.
 
         Returns:
             (B, N, D).
@@ -141,15 +150,34 @@ class MultiHeadAttention(AttentionModule):
         q, k = self._project(query, key)
         v = F.linear(value, self.in_proj_weight[2 * width :], self.in_proj_bias[2 * width :])
         dropout = self.dropout if self.training else 0.0
-        return self.out_proj(scaled_dot_product_attention(q, k, v, self.num_heads, padding, dropout))
+        if num_groups == 1:
+            return self.out_proj(scaled_dot_product_attention(q, k, v, self.num_heads, padding, dropout))
+        q, k, v = (_split_groups(tokens, num_groups) for tokens in (q, k, v))
+        padding = None if padding is None else _split_groups(padding, num_groups)
+        attended = scaled_dot_product_attention(q, k, v, self.num_heads, padding, dropout)
+        return self.out_proj(attended.view(query.shape))
 
-    def weights(self, query: Tensor, key: Tensor, value: Tensor, padding: Tensor | None = None) -> Tensor:
+    def weights(
+        self, query: Tensor, key: Tensor, value: Tensor, padding: Tensor | None = None, num_groups: int = 1
+    ) -> Tensor:
         """The attention weights for the arguments of `forward`; `value` is not used.
 
         Returns:
-            (B, heads, N, M) float32, without dropout. Each row sums to 1 over the keys; padded keys have 0.
+            (B, heads, N, M) float32, without dropout. Each row sums to 1 over the keys; padded keys and those of other
+            groups have 0.
         """
-        return attention_weights(*self._project(query, key), self.num_heads, padding)
+        q, k = self._project(query, key)
+        if num_groups == 1:
+            return attention_weights(q, k, self.num_heads, padding)
+        padding = None if padding is None else _split_groups(padding, num_groups)
+        of_groups = attention_weights(
+            _split_groups(q, num_groups), _split_groups(k, num_groups), self.num_heads, padding
+        ).unflatten(0, (-1, num_groups))
+        shape = (len(query), self.num_heads, num_groups, of_groups.shape[-2], num_groups, of_groups.shape[-1])
+        weights = of_groups.new_zeros(shape)
+        for group in range(num_groups):
+            weights[:, :, group, :, group] = of_groups[:, group]
+        return weights.flatten(4, 5).flatten(2, 3)
 
     def _project(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
         """Projected queries (B, N, D) and keys (B, M, D), with one multiplication if both are the same object."""

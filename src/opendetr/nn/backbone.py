@@ -6,7 +6,8 @@ Shape letters: B batch, H W image, h w features.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import Field, dataclass, replace
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -241,3 +242,20 @@ def resize_padding(padding: Tensor | None, features: Tensor) -> Tensor | None:
     if padding is None:
         return None
     return F.interpolate(padding[:, None].float(), size=features.shape[-2:], mode="nearest")[:, 0].bool()
+
+
+@contextmanager
+def fixed_norms(module: nn.Module) -> Iterator[None]:
+    """Within it, batch norms use their running statistics and do not update them, also in training.
+
+    A forward pass within it must follow the passes that update the statistics, because its gradient needs them
+    unchanged.
+    """
+    norms = [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.training]
+    for norm in norms:
+        norm.eval()
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.train()

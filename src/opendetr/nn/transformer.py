@@ -85,7 +85,13 @@ class DecoderLayer(nn.Module):
         self.feed_forward_residual = Residual(config.width, config.dropout, config.norm_first)
 
     def forward(
-        self, content: Tensor, query_position: Tensor, memory: Tensor, keys: Tensor, padding: Tensor | None
+        self,
+        content: Tensor,
+        query_position: Tensor,
+        memory: Tensor,
+        keys: Tensor,
+        padding: Tensor | None,
+        num_groups: int = 1,
     ) -> Tensor:
         """Update the content of the queries.
 
@@ -95,6 +101,7 @@ class DecoderLayer(nn.Module):
             memory: (B, N, D), the encoder's output.
             keys: (B, N, D), memory with its position added.
             padding: (B, N) bool, True where the memory is padding, or None.
+            num_groups: number of equal groups of queries; a query attends only to those of its group.
 
         Returns:
             (B, Q, D).
@@ -102,7 +109,7 @@ class DecoderLayer(nn.Module):
 
         def self_attention(x: Tensor) -> Tensor:
             query = x + query_position
-            return self.self_attention(query, query, x)
+            return self.self_attention(query, query, x, num_groups=num_groups)
 
         def cross_attention(x: Tensor) -> Tensor:
             return self.cross_attention(x + query_position, keys, memory, padding)
@@ -121,12 +128,22 @@ class Decoder(nn.Module):
         self.norm = nn.LayerNorm(config.width)
         xavier_initialise(self)
 
-    def forward(self, query_position: Tensor, memory: Tensor, position: Tensor, padding: Tensor | None) -> Tensor:
-        """Object queries (B, Q, D), memory and its positions (B, N, D), padding (B, N) or None -> (L, B, Q, D)."""
+    def forward(
+        self,
+        query_position: Tensor,
+        memory: Tensor,
+        position: Tensor,
+        padding: Tensor | None,
+        num_groups: int = 1,
+    ) -> Tensor:
+        """Object queries (B, Q, D), memory and its positions (B, N, D), padding (B, N) or None -> (L, B, Q, D).
+
+        `num_groups` is the number of equal groups of queries; a query attends only to those of its group.
+        """
         content = torch.zeros_like(query_position)
         keys = memory + position
         outputs = []
         for layer in self.layers:
-            content = layer(content, query_position, memory, keys, padding)
+            content = layer(content, query_position, memory, keys, padding, num_groups)
             outputs.append(self.norm(content))
         return torch.stack(outputs)

@@ -42,6 +42,13 @@ FAMILIES = {
         "cells. This makes fine features affordable, which helps to detect small objects. Training takes about a tenth "
         "of DETR's epochs.",
     ),
+    "up-detr": Family(
+        "UP-DETR",
+        "Dai et al., 2021",
+        "The pre-training of a DETR on images without annotations. The features of random patches are added to the "
+        "queries, which locate the patches in the image. A detector is then trained from these weights. The model also "
+        "locates a patch that a user gives.",
+    ),
 }
 """The families by the name in `Detector.family`."""
 
@@ -70,5 +77,8 @@ RELATIVE_TIME = {
     "deformable-detr-r50-two-stage": 2.8,
     "deformable-detr-tiny": 0.028,
     "deformable-detr-tiny-panoptic": 0.04,
+    "up-detr-r50": 0.34,
+    "up-detr-r50-finetuned": 0.99,
+    "up-detr-tiny": 0.024,
 }
 """Time per image by name of the model, relative to detr-r50. Models that were not measured are missing."""

@@ -37,9 +37,10 @@ from opendetr.tasks import DetectionTask, MaskHeadTask, Task
 class Preset:
     """The configuration of a model and its training, as one tree.
 
-    A family member that differs in more than settings has a subclass. It overrides `build_model` and `build_task`,
-    `session`, `prompt` and `starts_sequence` (inference), `evaluator`, `metrics`, `headlines` and `draws_predictions`
-    (evaluation; without `metrics`, a run is not evaluated), or `miniature`, if its model config has other fields.
+    A family member that differs in more than settings has a subclass. It overrides `build_model`, `build_task` and
+    `trained_from_nothing`, `trained_into` (pre-training), `session`, `prompt` and `starts_sequence` (inference),
+    `evaluator`, `metrics`, `headlines` and `draws_predictions` (evaluation; without `metrics`, a run is not evaluated),
+    or `miniature`, if its model config has other fields.
 
     Attributes:
         name: the catalogue's name of the model.
@@ -122,9 +123,30 @@ class Preset:
             dense = DenseSupervision(self.dense, self.model.transformer.width, num_classes)
         return DetectionTask(model, criterion, dense, masks)
 
+    def trained_from_nothing(self) -> Self:
+        """The preset for training from scratch; see the function `trained_from_nothing`."""
+        return replace(
+            self,
+            model=replace(self.model, backbone=self.model.backbone.trained_from_nothing()),
+            dense=replace(self.dense, weight=1.0),
+            recipe=replace(self.recipe, backbone_learning_rate=self.recipe.learning_rate),
+        )
+
     def session(self, model: Detector) -> Session:
         """The session that runs the model at inference."""
         return ImageSession(model)
+
+    def trained_into(self) -> tuple[str, ModelConfig] | None:
+        """The name and the architecture of the detector that is trained from the weights of this model.
+
+        None for a model that is itself trained on annotated images.
+        """
+        return None
+
+    @property
+    def uses_annotations(self) -> bool:
+        """Whether the model is trained on annotated images. Pre-training is not."""
+        return self.trained_into() is None
 
     @property
     def draws_predictions(self) -> bool:
@@ -174,14 +196,9 @@ def trained_from_nothing(preset: Preset) -> Preset:
     """Adapt a preset to training from scratch, with a randomly initialised backbone.
 
     The backbone gets trainable batch norm, no frozen stages and the full learning rate. Dense supervision of the
-    encoder is switched on.
+    encoder is switched on, if the model is trained on objects.
     """
-    return replace(
-        preset,
-        model=replace(preset.model, backbone=preset.model.backbone.trained_from_nothing()),
-        dense=replace(preset.dense, weight=1.0),
-        recipe=replace(preset.recipe, backbone_learning_rate=preset.recipe.learning_rate),
-    )
+    return preset.trained_from_nothing()
 
 
 def with_frozen_detector(preset: Preset) -> Preset:

@@ -40,7 +40,8 @@ from opendetr.presets.panoptic import (
     detr_r101_panoptic,
     detr_tiny_panoptic,
 )
-from opendetr.presets.preset import Preset, build_model, build_task
+from opendetr.presets.preset import Preset, build_model, build_task, trained_from_nothing
+from opendetr.presets.up_detr import up_detr_r50, up_detr_r50_finetuned, up_detr_tiny
 from opendetr.tasks import Task
 from opendetr.weights import WeightsError, is_remote, load_weights, local_file, published_files
 
@@ -69,6 +70,9 @@ _PRESETS: dict[str, Callable[[], Preset]] = {
         deformable_detr_r50_two_stage,
         deformable_detr_tiny,
         deformable_detr_tiny_panoptic,
+        up_detr_r50,
+        up_detr_r50_finetuned,
+        up_detr_tiny,
     )
 }
 
@@ -213,6 +217,27 @@ def detector_alone(preset: Preset) -> Preset:
         freeze_detector=False,
         data=replace(preset.data, masks=plain.data.masks),
     )
+
+
+def fine_tuning(preset: Preset) -> Preset:
+    """The preset of the detector that is trained from the weights of a model; the same preset for a detector.
+
+    The detector has the architecture of the model, and otherwise the settings of the catalogue. If the backbone was
+    trained from nothing, so is that of the detector; see `trained_from_nothing`.
+    """
+    into = preset.trained_into()
+    if into is None:
+        return preset
+    name, model = into
+    detector = replace(get_preset(name), model=model)
+    is_from_nothing = preset.model.backbone == preset.model.backbone.trained_from_nothing()
+    return trained_from_nothing(detector) if is_from_nothing else detector
+
+
+def fine_tuned_name(name: str) -> str:
+    """The catalogue's name of the detector that is trained from the weights of a model; its own name for a detector."""
+    into = get_preset(name).trained_into()
+    return name if into is None else into[0]
 
 
 def published_categories(name: str) -> Categories:

@@ -13,7 +13,7 @@ from opendetr.training.events import (
     RunStarted,
     StepTaken,
 )
-from opendetr.training.run import Run, resume, train
+from opendetr.training.run import Run, pretrain, resume, train
 from opendetr.training.run_facts import RunFacts, collect_facts
 from opendetr.training.signals import StopSignal
 from opendetr.training.trainer import Trainer
@@ -39,6 +39,7 @@ __all__ = [
     "diagnose",
     "find_checkpoint",
     "load_checkpoint",
+    "pretrain",
     "report_lines",
     "resume",
     "train",

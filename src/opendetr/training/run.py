@@ -33,10 +33,10 @@ from opendetr.data import (
     require_scorable,
     train_loader,
 )
-from opendetr.data.formats import open_data
 from opendetr.distributed import from_main, is_main, join_processes, rank, together, world_size
 from opendetr.inference import Predictor, compare
-from opendetr.presets import Preset, build_model, build_task, preset_from_dict
+from opendetr.presets import Preset, build_model, build_task, get_preset, list_models, preset_from_dict
+from opendetr.recipe import DEFAULT_PRETRAINING_MODEL
 from opendetr.tasks import Task
 from opendetr.training.callbacks import Curves, MetricsFile, MetricsTable, Progress, ValidationImages
 from opendetr.training.checkpoint import find_checkpoint
@@ -231,6 +231,37 @@ def train(
     return _finish(setup, folder, trainer, loader, trainer.train(), say)
 
 
+def pretrain(data: str | Path, *, model: str | None = None, **options: Any) -> Run:
+    """Pre-train a detector on images without annotations.
+
+    The model locates patches that are cut from the images. `train(..., weights=run.folder)` then trains a detector from
+    its weights.
+
+    Args:
+        data: a folder of images, searched recursively; see `open_images`. Annotations are not read.
+        model: a pre-training model of the catalogue. Default: the model of `config`, else "up-detr-tiny".
+        options: the options of `train`, except those of masks and of annotated images: `augment`, `freeze_detector`.
+
+    Raises:
+        ConfigError: the model is trained on annotated images.
+        Otherwise the errors of `train`.
+
+    Example:
+        >>> run = pretrain("photos", time="2h")
+        >>> run = train("my-data", weights=run.folder)
+    """
+    refused = next((name for name in ("augment", "freeze_detector") if options.get(name)), None)
+    if refused is not None:
+        raise SettingError(f"{refused}: applies to annotated images; leave it out")
+    if model is None and options.get("config") is None:
+        model = DEFAULT_PRETRAINING_MODEL
+    name = model or read_config(Path(options["config"]))[0].get("name")
+    if name is None or get_preset(str(name)).uses_annotations:
+        known = " or ".join(name for name in list_models() if not get_preset(name).uses_annotations)
+        raise SettingError(f"{name}: is trained on annotated images, by `opendetr train`; choose {known}")
+    return train(data, model=model, **options)
+
+
 def resume(
     folder: str | Path, *, device: str = "auto", callbacks: Sequence[Callback] = (), say: Say | None = None
 ) -> Run:
@@ -258,7 +289,12 @@ def resume(
                 f"{folder / CONFIG_FILE}: does not name the data and the weights that the run started with; "
                 "start a new run with --config and this file"
             )
-        setup = Setup(preset_from_dict(record), Path(about["data"]), str(about["weights"]))
+        setup = Setup(
+            preset_from_dict(record),
+            Path(about["data"]),
+            str(about["weights"]),
+            is_pretrained=bool(about.get("pretrained")),
+        )
         preset = setup.preset
         splits = _open_splits(setup, say)
         if _fingerprint(splits) != about["fingerprint"]:
@@ -291,14 +327,7 @@ def _print_to_stderr(line: str) -> None:
 def _open_splits(setup: Setup, say: Say) -> dict[str, DetectionData]:
     """Open the splits "train" and "val" of the data, and report one line about each."""
     config = setup.preset.data
-    splits = open_data(
-        setup.data,
-        val_fraction=config.val_fraction,
-        train_split=config.train_split,
-        val_split=config.val_split,
-        strict=config.strict,
-        masks=config.masks,
-    )
+    splits = config.open_splits(setup.data)
     for role in ("train", "val"):
         split = splits[role]
         name = "" if split.split == role else f" ({split.split})"
@@ -401,7 +430,8 @@ def _trainer(
     recipe = replace(preset.recipe, best_by=best_by(preset, val))
     with together():
         progress = Progress(metric=recipe.best_by, headline_metrics=preset.headlines(val))
-        callbacks: list[Callback] = [thresholds, progress, MetricsFile(), MetricsTable(), Curves()]
+        callbacks: list[Callback] = [thresholds, progress, MetricsFile(), MetricsTable()]
+        callbacks.append(Curves(preset.headlines(val)))
         if preset.draws_predictions:
             callbacks.append(ValidationImages(draw))
         callbacks += [*loggers(recipe.log), *user_callbacks]

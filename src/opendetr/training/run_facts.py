@@ -15,7 +15,6 @@ import numpy as np
 
 from opendetr.config import ConfigError
 from opendetr.data import DetectionData, FaultKind, ImageError, ImageRecord, read_record
-from opendetr.data.formats import open_data
 from opendetr.evaluation import match_boxes
 from opendetr.inference import Predictor, load
 from opendetr.presets import Preset, get_preset, preset_from_dict
@@ -141,7 +140,7 @@ def collect_facts(folder: Path, *, device: str = "auto") -> RunFacts:
     if "data" not in about:
         raise ConfigError(f"{folder / CONFIG_FILE}: does not name the data of the run; give the folder of a run")
     preset = preset_from_dict(record)
-    splits = _open(preset, Path(about["data"]))
+    splits = preset.data.open_splits(Path(about["data"]))
     rows = read_metrics(folder)
     steps = [row for row in rows if row["kind"] == "step"]
     evaluations = [row["metrics"] for row in rows if row["kind"] == "evaluation"]
@@ -183,18 +182,6 @@ def _warmup_steps(folder: Path, preset: Preset) -> int:
         return preset.recipe.warmup_steps
     plan = load_checkpoint(folder / "last").facts["plan"] if find_checkpoint(folder / "last") else None
     return plan["warmup_steps"] if plan else 0
-
-
-def _open(preset: Preset, data: Path) -> dict[str, DetectionData]:
-    config = preset.data
-    return open_data(
-        data,
-        val_fraction=config.val_fraction,
-        train_split=config.train_split,
-        val_split=config.val_split,
-        strict=config.strict,
-        masks=config.masks,
-    )
 
 
 def split_facts(data: DetectionData) -> SplitFacts:

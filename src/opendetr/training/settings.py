@@ -15,11 +15,13 @@ from typing import Any
 import yaml
 
 from opendetr.config import ConfigError, SettingError, parse_assignment, replaced, to_dict
-from opendetr.data import DataConfig, DetectionData, count_noun
+from opendetr.data import DetectionData, count_noun
 from opendetr.files import near_path, write_atomically
 from opendetr.presets import (
     DEFAULT_MODEL,
     Preset,
+    fine_tuned_name,
+    fine_tuning,
     get_preset,
     list_models,
     name_with_masks,
@@ -31,7 +33,7 @@ from opendetr.presets import (
 from opendetr.recipe import parse_duration
 from opendetr.training.checkpoint import writing
 from opendetr.training.starting_weights import IMAGENET, NOTHING, PUBLISHED, starting_point, weights_choice
-from opendetr.weights import ModelCard, read_card
+from opendetr.weights import ModelCard, is_pretraining, read_card, read_state
 
 CONFIG_FILE = "config.yaml"
 _MIN_IMAGE_SIZE = 32  # pixels; the size of a cell of the coarsest features
@@ -46,17 +48,19 @@ class Setup:
         data: the dataset folder.
         weights: the initial weights: "none", "imagenet", "published", an address or a path.
         given: names of the fields of the recipe that the user has set. `fit_to_data` does not change these.
+        is_pretrained: whether the initial weights are those of a pre-training model, and a detector is trained.
     """
 
     preset: Preset
     data: Path
     weights: str
     given: frozenset[str] = frozenset()
+    is_pretrained: bool = False
 
     @property
     def starts_from_detector(self) -> bool:
         """Whether the initial weights are those of a detector."""
-        return self.weights not in (NOTHING, IMAGENET)
+        return self.weights not in (NOTHING, IMAGENET) and not self.is_pretrained
 
 
 def set_up(
@@ -73,55 +77,61 @@ def set_up(
     name = _same_name(model, record.get("name"), f"{config}: contains the settings of {record.get('name')}")
     choice = weights_choice(name or DEFAULT_MODEL, weights)
     requested = name or _model_of(choice)
-    if choice in list_models() and name_without_masks(requested or choice) != name_without_masks(choice):
+    if choice in list_models() and not _can_start_from(requested or choice, choice):
         raise ConfigError(f"the weights of {choice} do not fit {requested}; leave the model out, or give other weights")
     origin = starting_point(name or DEFAULT_MODEL, choice)
     card = read_card(origin) if isinstance(origin, Path) else None
     preset = get_preset(_model_name(requested, card, origin, with_masks=freeze_detector and name is None))
+    is_pretrained = isinstance(origin, Path) and preset.uses_annotations and is_pretraining(read_state(origin))
     if origin == NOTHING:
         preset = trained_from_nothing(preset)
     elif card is not None:
         card_preset = preset_from_dict(card.config)
+        if is_pretrained:
+            card_preset = fine_tuning(card_preset)
+            preset = replace(preset, dense=card_preset.dense, recipe=card_preset.recipe)
         is_detector_of_card = preset.name == card_preset.without_masks
         masks = card_preset.masks if card_preset.has_masks and not is_detector_of_card else preset.masks
-        preset = replace(preset, model=card_preset.model, masks=masks, data=_sizes_of(card_preset.data, preset.data))
+        preset = replace(preset, model=card_preset.model, masks=masks, data=preset.data.sized_like(card_preset.data))
         if freeze_detector:
             if card_preset.has_masks:
                 preset = replace(preset, data=replace(preset.data, masks=card_preset.data.masks))
             preset = replace(preset, criterion=card_preset.criterion)
-    if isinstance(origin, Path):  # a trained detector needs fewer epochs than the published training
+    if isinstance(origin, Path) and not is_pretrained:  # a trained detector needs fewer epochs than the published ones
         recipe = replace(preset.recipe, warmup_steps=None, ema_decay=None, fit_to_data=True)
         preset = replace(preset, recipe=recipe)
     if freeze_detector:
         preset = with_frozen_detector(preset)
     preset = replaced(preset, record)
     preset = replace(preset, freeze_detector=preset.freeze_detector or freeze_detector)
-    return Setup(preset, data.resolve(), choice, frozenset(record.get("recipe", {}))), origin
+    given = frozenset(record.get("recipe", {}))
+    return Setup(preset, data.resolve(), choice, given, is_pretrained), origin
 
 
 def _model_of(choice: str) -> str | None:
-    """The model that `--weights` names. None if only the file of the weights can name it."""
+    """The model that is trained from what `--weights` names. None if only the file of the weights can name it."""
     if choice == PUBLISHED:
         return DEFAULT_MODEL
-    return choice if choice in list_models() else None
+    return fine_tuned_name(choice) if choice in list_models() else None
 
 
-def _sizes_of(trained: DataConfig, data: DataConfig) -> DataConfig:
-    """`data` with the image size of a trained detector, whose predictions are worse at other sizes."""
-    return replace(data, image_size=trained.image_size, max_size=trained.max_size, side_multiple=trained.side_multiple)
+def _can_start_from(name: str, other: str) -> bool:
+    """Whether a model can start from the weights of another.
+
+    A model with a mask head can start from the weights of its detector, and a detector from those of its variant with a
+    mask head. Both can start from the weights of the detector's pre-training.
+    """
+    return name_without_masks(name) in (name_without_masks(other), fine_tuned_name(other))
 
 
 def _model_name(name: str | None, card: ModelCard | None, origin: str | Path, *, with_masks: bool) -> str:
-    """The requested model, else that of the weights' card. With `with_masks`, the variant with a mask head.
-
-    A model with a mask head can start from the weights of its detector. A detector can start from the weights of its
-    variant with a mask head.
-    """
+    """The requested model, else that which is trained from the weights. With `with_masks`, its variant with masks."""
     card_name = str(card.config.get("name")) if card else None
-    if name and card_name and name_without_masks(name) == name_without_masks(card_name):
+    if name and card_name and _can_start_from(name, card_name):
         chosen = name
     else:
         chosen = _same_name(name, card_name, f"{origin}: holds {card_name}") or DEFAULT_MODEL
+        chosen = chosen if name else fine_tuned_name(chosen)
     # A setting can add a mask head to a model whose name does not have one.
     has_masks = card is not None and card_name == chosen and preset_from_dict(card.config).has_masks
     return name_with_masks(chosen) if with_masks and not has_masks else chosen
@@ -228,7 +238,9 @@ def require_run(folder: Path) -> None:
 
 def write_config(folder: Path, setup: Setup, fingerprint: str) -> None:
     """Write the `config.yaml` of a run atomically. `read_config` reads it."""
-    about = {"data": str(setup.data), "weights": setup.weights, "fingerprint": fingerprint}
+    about: dict[str, Any] = {"data": str(setup.data), "weights": setup.weights, "fingerprint": fingerprint}
+    if setup.is_pretrained:
+        about["pretrained"] = True
     text = yaml.safe_dump(to_dict(setup.preset) | {"run": about}, sort_keys=False, width=120)
     path = folder / CONFIG_FILE
     with writing(path):

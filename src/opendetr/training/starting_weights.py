@@ -23,6 +23,7 @@ from opendetr.weights import (
     download,
     fitting_part,
     in_our_layout,
+    is_pretraining,
     is_remote,
     load_weights,
     naming,
@@ -30,6 +31,7 @@ from opendetr.weights import (
     read_state,
     require_classes,
     transfer,
+    transfer_pretrained,
     usual_categories,
 )
 
@@ -119,6 +121,11 @@ def load_transferred(model: Detector, path: Path, preset: Preset, categories: Ca
     """Load the weights of a detector, with classes matched by name. Returns one line about the classes."""
     card = read_card(path)
     state = read_state(path)
+    if is_pretraining(state) and preset.uses_annotations:
+        if preset.freeze_detector:
+            raise ConfigError(f"{path}: pre-training has no detector to freeze; train one on this data first")
+        with naming(path):
+            return str(transfer_pretrained(model, state, categories))
     known = card.categories if card else usual_categories(state)
     with naming(path):
         part = in_our_layout(model, fitting_part(model, state))

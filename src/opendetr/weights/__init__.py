@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from opendetr.weights import conditional, deformable, detr, masks
+from opendetr.weights import conditional, deformable, detr, masks, up_detr
 from opendetr.weights.card import ModelCard, read_card, save_weights
 from opendetr.weights.download import download
 from opendetr.weights.errors import WeightsError, naming
@@ -27,7 +27,8 @@ from opendetr.weights.loading import (
 from opendetr.weights.masks import has_masks
 from opendetr.weights.name_maps import Rows, their_names, unpack_projections
 from opendetr.weights.reading import read_state, weights_file
-from opendetr.weights.transfer import TransferReport, transfer
+from opendetr.weights.transfer import TransferReport, transfer, transfer_pretrained
+from opendetr.weights.up_detr import is_pretraining
 
 __all__ = [
     "CONFIG_FILE",
@@ -45,6 +46,7 @@ __all__ = [
     "has_masks",
     "hub_errors",
     "in_our_layout",
+    "is_pretraining",
     "is_remote",
     "load_weights",
     "local_file",
@@ -58,6 +60,7 @@ __all__ = [
     "save_weights",
     "their_names",
     "transfer",
+    "transfer_pretrained",
     "unpack_projections",
     "unsupported_reason",
     "uses_timm",
@@ -69,6 +72,7 @@ _OWN = (detr.FAMILY, conditional.FAMILY, deformable.FAMILY)
 for _family in _OWN:
     register_family(_family)
 register_family(masks.DETR)
+register_family(up_detr.FAMILY)
 # transformers' ConditionalDetrForSegmentation predicts boxes without the reference points, so it cannot be used.
 for _family in _OWN[1:]:
     register_family(masks.with_masks(_family, no_huggingface="transformers has masks for DETR only"))

@@ -18,6 +18,7 @@ from opendetr.weights.hub import local_file
 from opendetr.weights.masks import has_masks, of_detector
 from opendetr.weights.name_maps import our_name, pack_projections
 from opendetr.weights.reading import read_state
+from opendetr.weights.up_detr import is_pretraining, without_patch_layers
 
 # Tensors that are not parameters: operation counters, batch counters of trainable norms, weights of a loss.
 _STRAY = ("total_ops", "total_params", "num_batches_tracked", "criterion.empty_weight")
@@ -44,8 +45,13 @@ def in_our_layout(model: Detector, state: Mapping[str, Tensor]) -> dict[str, Ten
 
     Raises:
         WeightsError: the layout is not supported for the model; two names with different values belong to one
-            parameter of the model; or the weights include a mask head and the model has none.
+            parameter of the model; the weights include a mask head and the model has none; or they are those of a
+            pre-training model and the model is a detector.
     """
+    if is_pretraining(state) and not is_pretraining(model.state_dict()):
+        raise WeightsError(
+            "these weights are those of a pre-training model; train a detector from them with `opendetr train`"
+        )
     if _has_own_names(model, state):
         return dict(state)
     if model.detector_part is not None and not has_masks(state):
@@ -75,7 +81,9 @@ def in_our_layout(model: Detector, state: Mapping[str, Tensor]) -> dict[str, Ten
 
 
 def fitting_part(model: Detector, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """The state dict in its own layout, without the mask head if the model has none."""
+    """The state dict in its own layout, without the mask head and the patch layers if the model has none."""
+    if is_pretraining(state) and not is_pretraining(model.state_dict()):
+        state = without_patch_layers(state)
     if model.detector_part is not None or not has_masks(state) or _has_own_names(model, state):
         return state
     return {alone: state[name] for name, alone in of_detector(state).items()}

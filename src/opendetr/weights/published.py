@@ -18,7 +18,7 @@ class PublishedWeights:
         file: file name in the cache.
         place: URL of the file, or of a page to download it from manually if there is no hash to check it.
         licence: SPDX identifier.
-        ap: box AP on COCO val2017 as published, in 0..1.
+        ap: box AP on COCO val2017 as published, in 0..1; None for weights that detect no classes.
         mask_ap: mask AP on COCO val2017, in 0..1; None without masks.
         pq: panoptic quality on COCO panoptic val2017, in 0..1; None without masks.
         megabytes: size in MiB; None if not published.
@@ -29,7 +29,7 @@ class PublishedWeights:
     file: str
     place: str
     licence: str
-    ap: float
+    ap: float | None
     mask_ap: float | None = None
     pq: float | None = None
     megabytes: int | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +25,7 @@ class TransferReport:
         dropped: classes of the old model only.
         new_parts: parts of the new model only. They are random.
         left_out: parts of the old model only.
+        kept_parts: parts whose weights were copied, for weights of a pre-training model, which have no classes.
     """
 
     kept: tuple[str, ...]
@@ -32,14 +33,17 @@ class TransferReport:
     dropped: tuple[str, ...]
     new_parts: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
+    kept_parts: tuple[str, ...] = ()
 
     def __str__(self) -> str:
+        skipped = f"; skipped: {', '.join(self.left_out)}" if self.left_out else ""
+        if self.kept_parts:
+            return f"pre-trained: {', '.join(self.kept_parts)}; new and random: {', '.join(self.new_parts)}{skipped}"
         parts = [
             f"{len(names)} {kind}" + (f" ({', '.join(names[:8])}{', ...' if len(names) > 8 else ''})" if names else "")
             for kind, names in (("kept", self.kept), ("new", self.new), ("dropped", self.dropped))
         ]
         added = f"; new and random: {', '.join(self.new_parts)}" if self.new_parts else ""
-        skipped = f"; skipped: {', '.join(self.left_out)}" if self.left_out else ""
         return "classes: " + ", ".join(parts) + added + skipped
 
 
@@ -64,12 +68,7 @@ def transfer(model: Detector, state: Mapping[str, Tensor], old: Categories, new:
     part = fitting_part(model, state)
     left_out = () if part is state else ("the mask head",)
     state, own = in_our_layout(model, part), model.state_dict()
-    new_parts: tuple[str, ...] = ()
-    inside = f"{model.detector_part}."
-    if model.detector_part is not None and all(name.startswith(inside) for name in state):
-        around = {name: value for name, value in own.items() if not name.startswith(inside)}
-        new_parts = tuple(dict.fromkeys(name.partition(".")[0] for name in around))
-        state |= around
+    state, new_parts = _with_mask_head(model, state)
     kept = [name for name in new.names if name in old.names]
     num_others = model.num_logits - len(new)
     of = [old.label_of_name(name) for name in kept] + [len(old) + other for other in range(num_others)]
@@ -81,10 +80,7 @@ def transfer(model: Detector, state: Mapping[str, Tensor], old: Categories, new:
             rows = own[name].clone()
             rows[to_rows] = state[name][from_rows].to(rows)
             state[name] = rows
-    for name in model.query_rows:
-        if name in state and state[name].shape[1:] == own[name].shape[1:]:
-            state[name] = _fitted_queries(state[name], len(own[name]))
-    load_weights(model, state)
+    _load(model, state)
     return TransferReport(
         tuple(kept),
         tuple(name for name in new.names if name not in old.names),
@@ -92,6 +88,61 @@ def transfer(model: Detector, state: Mapping[str, Tensor], old: Categories, new:
         new_parts,
         left_out,
     )
+
+
+def transfer_pretrained(model: Detector, state: Mapping[str, Tensor], new: Categories) -> TransferReport:
+    """Load the weights of a pre-training model into a detector. The class head stays random, as published.
+
+    A mask head stays random, too. The number of learned queries may differ; see `transfer`.
+
+    Args:
+        model: the detector.
+        state: the weights of the pre-training model, in any layout.
+        new: the classes of `model`.
+
+    Raises:
+        WeightsError: names or shapes do not match.
+    """
+    part = fitting_part(model, state)
+    own = model.state_dict()
+    fitted, new_parts = _with_mask_head(model, in_our_layout(model, part))
+    random = (*model.class_rows, *model.objectness_rows)
+    fitted |= {name: own[name] for name in random}
+    _load(model, fitted)
+    prefix = "" if model.detector_part is None else f"{model.detector_part}."
+    kept = [name.removeprefix(prefix) for name in own if name not in random and name.startswith(prefix)]
+    heads = [name.removeprefix(prefix) for name in random]
+    return TransferReport(
+        (),
+        new.names,
+        (),
+        (*_parts(heads), *new_parts),
+        _parts(name for name in state if name not in part),
+        _parts(kept),
+    )
+
+
+def _parts(names: Iterable[str]) -> tuple[str, ...]:
+    """The names of the modules that hold some tensors."""
+    return tuple(dict.fromkeys(name.partition(".")[0] for name in names))
+
+
+def _with_mask_head(model: Detector, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The weights of a detector with those of the mask head of `model`, if it has one, and the names of its parts."""
+    inside = f"{model.detector_part}."
+    if model.detector_part is None or not all(name.startswith(inside) for name in state):
+        return dict(state), ()
+    around = {name: value for name, value in model.state_dict().items() if not name.startswith(inside)}
+    return {**state, **around}, _parts(around)
+
+
+def _load(model: Detector, state: dict[str, Tensor]) -> None:
+    """Load weights in our layout, with as many queries as the model has."""
+    own = model.state_dict()
+    for name in model.query_rows:
+        if name in state and state[name].shape[1:] == own[name].shape[1:]:
+            state[name] = _fitted_queries(state[name], len(own[name]))
+    load_weights(model, state)
 
 
 def _fitted_queries(queries: Tensor, count: int) -> Tensor:

@@ -119,16 +119,21 @@ def choose_splits(
     seed: int = 0,
     train_split: str | None = None,
     val_split: str | None = None,
+    annotated: bool = True,
 ) -> dict[str, DetectionData]:
-    """The splits that `open_data` returns, made from all splits of a dataset as read. Raises the same errors."""
+    """The splits that `open_data` returns, made from all splits of a dataset as read. Raises the same errors.
+
+    With `annotated`, the splits must have objects.
+    """
     train = data[_chosen(train_split, TRAIN_NAMES, tuple(data), Path(folder), "train")]
     if val_split is None and not set(VAL_NAMES) & data.keys():
         train, val = _divide(train, val_fraction, seed)
     else:
         val = data[_chosen(val_split, VAL_NAMES, tuple(data), Path(folder), "val")]
     others = {name: part for name, part in data.items() if name not in ("train", "val", SINGLE_SPLIT)}
-    for part in (train, val):
-        _require_objects(part)
+    if annotated:
+        for part in (train, val):
+            _require_objects(part)
     return {"train": train, "val": _with_overlap(val, train), **others}
 
 

@@ -14,9 +14,8 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from opendetr.data import DataError, ImageError, read_image, to_pixels
+from opendetr.data import DataError, ImageError, files_matching, images_in, is_pattern, read_image, to_pixels
 from opendetr.files import IMAGE_SUFFIXES
-from opendetr.inference.sources.files import files_matching, images_in, is_pattern
 from opendetr.inference.sources.prefetch import read_ahead
 from opendetr.inference.sources.source_image import SourceImage
 from opendetr.inference.sources.url import read_url

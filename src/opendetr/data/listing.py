@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from opendetr.data import DataError
+from opendetr.data.records import DataError
 from opendetr.files import IMAGE_SUFFIXES
 
 
