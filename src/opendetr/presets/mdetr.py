@@ -14,8 +14,8 @@ from opendetr.losses import (
     SetCriterion,
     SoftTokenClassification,
 )
-from opendetr.models import Detector, GroundingSession, MaskedDetector, MDETRConfig, Session
-from opendetr.nn import BackboneConfig, TransformerConfig, WordTextConfig
+from opendetr.models import Detector, GroundingSession, MaskedDetector, MaskHeadConfig, MDETRConfig, Session
+from opendetr.nn import BackboneConfig, EfficientNetConfig, RobertaTextConfig, TransformerConfig, WordTextConfig
 from opendetr.presets.detr import detr_tiny
 from opendetr.presets.preset import Preset
 from opendetr.recipe import Recipe
@@ -82,6 +82,7 @@ class GroundingPreset(Preset):
 
 # The recipe of the pre-training.
 _RECIPE = Recipe(batch_size=64, epochs=40, step_at=35 / 40, ema_decay=0.9998)
+_EFFICIENTNET_RECIPE = replace(_RECIPE, backbone_learning_rate=5e-5)
 
 
 def _mdetr(name: str, model: MDETRConfig, recipe: Recipe = _RECIPE) -> GroundingPreset:
@@ -97,6 +98,57 @@ def mdetr_r50() -> GroundingPreset:
 def mdetr_r101() -> GroundingPreset:
     """MDETR with ResNet-101 and RoBERTa, the paper's baseline."""
     return _mdetr("mdetr-r101", MDETRConfig(backbone=BackboneConfig(depth=101)))
+
+
+def mdetr_enb3() -> GroundingPreset:
+    """MDETR with EfficientNet-B3 and RoBERTa."""
+    return _mdetr("mdetr-enb3", MDETRConfig(backbone=EfficientNetConfig(variant="b3")), _EFFICIENTNET_RECIPE)
+
+
+def mdetr_enb5() -> GroundingPreset:
+    """MDETR with EfficientNet-B5 and RoBERTa."""
+    return _mdetr("mdetr-enb5", MDETRConfig(backbone=EfficientNetConfig(variant="b5")), _EFFICIENTNET_RECIPE)
+
+
+def mdetr_r101_phrasecut() -> GroundingPreset:
+    """MDETR with ResNet-101 and a mask head, for the regions that a phrase names (PhraseCut)."""
+    recipe = Recipe(
+        learning_rate=5e-5,
+        text_learning_rate=1e-5,
+        batch_size=8,
+        epochs=10,
+        step_at=7 / 10,
+        ema_decay=0.9998,
+        best_by="auto",
+    )
+    plain = _mdetr("mdetr-r101-phrasecut", MDETRConfig(backbone=BackboneConfig(depth=101), align_width=0), recipe)
+    return replace(
+        plain, masks=MaskHeadConfig(enabled=True, softmax_per_head=True), data=replace(plain.data, masks="instances")
+    )
+
+
+def mdetr_r101_gqa() -> GroundingPreset:
+    """MDETR with ResNet-101 that answers questions on photographs (GQA)."""
+    recipe = Recipe(
+        learning_rate=1.4e-4,
+        backbone_learning_rate=1.4e-5,
+        text_learning_rate=7e-5,
+        batch_size=128,
+        epochs=5,
+        step_at=1.0,
+        ema_decay=0.9998,
+    )
+    model = MDETRConfig(backbone=BackboneConfig(depth=101), align_width=0, questions="gqa")
+    preset = _mdetr("mdetr-r101-gqa", model, recipe)
+    return replace(preset, grounding=GroundingLossConfig(answer_weight=25.0))
+
+
+def mdetr_r18_clevr() -> GroundingPreset:
+    """MDETR with ResNet-18 and DistilRoBERTa that answers questions on drawn scenes (CLEVR)."""
+    model = MDETRConfig(
+        backbone=BackboneConfig(depth=18), num_queries=25, text=RobertaTextConfig(layers=6), questions="clevr"
+    )
+    return _mdetr("mdetr-r18-clevr", model, Recipe(batch_size=64, epochs=30, step_at=20 / 30))
 
 
 def mdetr_tiny() -> GroundingPreset:
