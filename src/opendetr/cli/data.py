@@ -104,8 +104,8 @@ def convert(
     """Write a dataset in another format.
 
     Everything that OpenDETR reads is kept. Fields that VOC and YOLO cannot hold are written to opendetr.json next to
-    the annotations, and a note is printed. Every command reads this file. OpenDETR does not read keypoints, captions,
-    licences and poses, so they are not converted.
+    the annotations, and a note is printed. Every command reads this file. Captions are kept in COCO only. OpenDETR
+    does not read keypoints, licences and poses, so they are not converted.
 
     Examples:
 
