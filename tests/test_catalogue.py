@@ -14,6 +14,7 @@ import opendetr
 from opendetr.config import ConfigError, parse_assignment, replaced, to_dict
 from opendetr.models.deformable import TwoStageOutput
 from opendetr.models.detector import Detector
+from opendetr.models.mdetr import MDETR
 from opendetr.nn.layers import MLP
 from opendetr.presets import (
     Preset,
@@ -27,7 +28,7 @@ from opendetr.presets import (
     registry,
     trained_from_nothing,
 )
-from opendetr.structures import Batch, FeatureMap, ImageBatch, Output, Target
+from opendetr.structures import Batch, CaptionBatch, FeatureMap, ImageBatch, Output, Target
 from opendetr.training.run import best_by
 
 NUM_CLASSES = 4
@@ -78,6 +79,33 @@ def target(num_objects: int, size: tuple[int, int] = (64, 64)) -> Target:
     return Target(torch.arange(num_objects) % NUM_CLASSES, boxes, size, size, image_id=0, masks=masks)
 
 
+CAPTIONS = ("a red disc left of the large star", "two gears", "the heart")
+
+
+def run(model: Detector, batch: ImageBatch) -> Output:
+    """The output for images, with a caption each if the model takes text."""
+    return model(batch, CAPTIONS[: len(batch)]) if model.takes_text else model(batch)
+
+
+def batch_of(model: Detector, batch: ImageBatch, targets: tuple[Target, ...]) -> Batch:
+    """A training batch, with what else the model and its losses need: captions, the tokens of each object."""
+    if not model.takes_text:
+        return Batch(batch, targets, ("a", "b"))
+    captions = CAPTIONS[: len(batch)]
+    tokens = model.get_submodule(model.detector_part or "").tokenizer(captions)
+    generator = torch.Generator().manual_seed(len(targets[0]))
+    with_tokens = tuple(
+        replace(
+            target,
+            token_map=torch.rand(len(target), tokens.num_tokens, generator=generator) > 0.5,
+            is_final=torch.arange(len(target)) % 2 == 0,
+            answers={"type": 1, "attr": 2, "total": 3},
+        )
+        for target in targets
+    )
+    return CaptionBatch(batch, with_tokens, ("a", "b"), captions=captions, tokens=tokens)
+
+
 def expected_queries(output: Output, num_queries: int) -> int:
     """Q, or as many as there are proposals to start from."""
     return min(num_queries, output.proposals.boxes.shape[1]) if isinstance(output, TwoStageOutput) else num_queries
@@ -111,7 +139,7 @@ def test_every_size_gives_the_same_shapes(name, training):
     config = miniature(name).model
     for sizes in [((1, 1),), ((1, 97),), ((33, 65), (64, 31)), ((64, 64), (64, 64), (1, 1))]:
         with torch.no_grad():
-            output = model(images(*sizes))
+            output = run(model, images(*sizes))
         assert len(output.layers) == config.transformer.decoder_layers
         num_queries = expected_queries(output, config.num_queries)
         for layer in output.layers:
@@ -129,15 +157,15 @@ def test_losses_and_gradients_are_finite(name, counts):
     task = build_task(preset, build_model(preset, NUM_CLASSES), NUM_CLASSES)
     sizes = ((64, 64), (48, 64))
     targets = tuple(target(count, size) for count, size in zip(counts, sizes, strict=True))
-    batch = Batch(images(*sizes), targets, ("a", "b"))
+    batch = batch_of(task.model, images(*sizes), targets)
     losses = task(batch)
     total = task.total(losses)
     total.backward()
     assert total.isfinite()
-    without = [each for each, parameter in task.named_parameters() if parameter.grad is None]
-    assert without == []
-    assert all(parameter.grad.isfinite().all() for parameter in task.parameters())
-    matches = task.match(task.model(batch.images), batch.targets)
+    trained = {each: parameter for each, parameter in task.named_parameters() if parameter.requires_grad}
+    assert [each for each, parameter in trained.items() if parameter.grad is None] == []
+    assert all(parameter.grad.isfinite().all() for parameter in trained.values())
+    matches = task.match(run(task.model, batch.images), batch.targets)
     queries = preset.model.num_queries
     assert len(matches.query) == len(losses["class"]) * sum(min(count, queries) for count in counts)
 
@@ -177,7 +205,7 @@ def test_boxes_and_scores_depend_on_the_image(name):
     """Without which the tests around this one would compare nothing."""
     model = small(name).eval()
     with torch.no_grad():
-        output = model(images((64, 48), (64, 48)))
+        output = run(model, images((64, 48), (64, 48)))
     for layer in output.layers:
         assert (layer.boxes[0] - layer.boxes[1]).abs().max() > 1e-3
         assert (layer.logits[0] - layer.logits[1]).abs().max() > 1e-3
@@ -188,8 +216,10 @@ def test_a_batch_answers_as_its_images_do(name):
     model = small(name).eval()
     several = images((64, 48), (64, 48))
     with torch.no_grad():
-        together = model(several).final.boxes
-        alone = [model(ImageBatch(several.pixels[i : i + 1], None, several.sizes[i : i + 1])) for i in range(2)]
+        captions = [CAPTIONS[:2], CAPTIONS[:1], CAPTIONS[1:2]] if model.takes_text else [()] * 3
+        inputs = [(each,) if each else () for each in captions]
+        together = model(several, *inputs[0]).final.boxes
+        alone = [model(several[i : i + 1], *inputs[i + 1]) for i in range(2)]
     torch.testing.assert_close(together, torch.cat([output.final.boxes for output in alone]), atol=1e-5, rtol=0)
 
 
@@ -198,8 +228,8 @@ def test_evaluation_repeats_and_training_has_dropout(name):
     model = small(name)
     batch = images((64, 64))
     with torch.no_grad():
-        once, again = model.eval()(batch), model(batch)
-        other = model.train()(batch)
+        once, again = run(model.eval(), batch), run(model, batch)
+        other = run(model.train(), batch)
     assert torch.equal(once.final.logits, again.final.logits)
     has_dropout = miniature(name).model.transformer.dropout > 0
     assert torch.equal(once.final.logits, other.final.logits) != has_dropout
@@ -222,7 +252,8 @@ def test_official_sizes(name):
 def test_a_model_trained_from_nothing_is_trained_whole(name):
     with torch.device("meta"):
         model = build_model(trained_from_nothing(get_preset(name)), NUM_CLASSES)
-    assert all(parameter.requires_grad for parameter in model.parameters())
+    unused = {f"text.{each}" for each in model.text.unused_without_pooling()} if isinstance(model, MDETR) else set()
+    assert {each for each, parameter in model.named_parameters() if not parameter.requires_grad} == unused
     norms = [module for module in model.backbone.modules() if isinstance(module, nn.BatchNorm2d)]
     assert norms
 

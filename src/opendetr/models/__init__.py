@@ -13,12 +13,16 @@ from opendetr.models.deformable import (
 from opendetr.models.detector import Detector, ModelConfig, TransformerSizes
 from opendetr.models.detr import DETR, DETRConfig
 from opendetr.models.masks import INSIDE, WITH_MASKS, MaskedDetector, MaskHeadConfig
+from opendetr.models.mdetr import ANSWER_HEADS, MDETR, AnswerHead, EncodedText, GroundingSession, MDETRConfig
 from opendetr.models.session import ImageSession, Session
 
 __all__ = [
+    "ANSWER_HEADS",
     "DETR",
     "INSIDE",
+    "MDETR",
     "WITH_MASKS",
+    "AnswerHead",
     "ConditionalDETR",
     "ConditionalDETRConfig",
     "DETRConfig",
@@ -27,8 +31,11 @@ __all__ = [
     "DeformableDETRConfig",
     "DeformableTransformerConfig",
     "Detector",
+    "EncodedText",
+    "GroundingSession",
     "ImageSession",
     "LayerStack",
+    "MDETRConfig",
     "MaskHeadConfig",
     "MaskedDetector",
     "ModelConfig",

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -220,6 +221,7 @@ class MaskedDetector(Detector):
         self.family = f"{detector.family}{WITH_MASKS}"
         self.first_level = detector.first_level
         self.has_proposals = detector.has_proposals
+        self.takes_text = detector.takes_text
         self.class_rows = _inside(detector.class_rows)
         self.objectness_rows = _inside(detector.objectness_rows)
         self.query_rows = _inside(detector.query_rows)
@@ -253,9 +255,14 @@ class MaskedDetector(Detector):
         """As in the detector."""
         return self.detector.decode(memory, features)
 
-    def forward(self, images: ImageBatch) -> Output:
-        """Images -> the output of the detector, with `masks`, which computes the masks of requested queries."""
-        output = self.detector(images)
+    @property
+    def num_logits(self) -> int:
+        """C."""
+        return self.detector.num_logits
+
+    def forward(self, images: ImageBatch, *inputs: Any) -> Output:
+        """Images, and what else the detector takes -> its output, with `masks`, which computes the masks of queries."""
+        output = self.detector(images, *inputs)
         return replace(output, masks=LazyMasks(partial(self.masks, output), images.shape))
 
     def masks(self, output: Output, image: Tensor, query: Tensor) -> Tensor:

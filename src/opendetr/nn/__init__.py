@@ -21,11 +21,21 @@ from opendetr.nn.layers import (
     xavier_initialise,
 )
 from opendetr.nn.position import LearnedPosition, SinePosition, embed_coordinates
+from opendetr.nn.text import (
+    AnyTextConfig,
+    RobertaTextConfig,
+    TextEncoder,
+    Tokenizer,
+    WordTextConfig,
+    WordTokenizer,
+    new_tokenizer,
+)
 from opendetr.nn.transformer import Decoder, Encoder, TransformerConfig
 
 __all__ = [
     "MLP",
     "AnyBackboneConfig",
+    "AnyTextConfig",
     "AttentionModule",
     "AttentionWeights",
     "Backbone",
@@ -40,15 +50,21 @@ __all__ = [
     "MultiHeadAttention",
     "ResNetBackbone",
     "Residual",
+    "RobertaTextConfig",
     "Shapes",
     "SinePosition",
+    "TextEncoder",
+    "Tokenizer",
     "TransformerConfig",
+    "WordTextConfig",
+    "WordTokenizer",
     "attention_weights",
     "collect_attention",
     "convolve",
     "embed_coordinates",
     "full_precision",
     "group_norm",
+    "new_tokenizer",
     "resize_padding",
     "sample_and_sum",
     "scaled_dot_product_attention",

@@ -42,6 +42,13 @@ FAMILIES = {
         "cells. This makes fine features affordable, which helps to detect small objects. Training takes about a tenth "
         "of DETR's epochs.",
     ),
+    "mdetr": Family(
+        "MDETR",
+        "Kamath et al., 2021",
+        "A DETR that detects what a text names. The encoder attends to the cells of the image and to the tokens of the "
+        "text together. A query predicts a box, and instead of a class the tokens that name its object. So the classes "
+        "are not fixed: a phrase of the text stands for each detection.",
+    ),
 }
 """The families by the name in `Detector.family`."""
 

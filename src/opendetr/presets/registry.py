@@ -33,6 +33,7 @@ from opendetr.presets.deformable import (
     deformable_detr_tiny,
 )
 from opendetr.presets.detr import detr_r18, detr_r50, detr_r50_dc5, detr_r101, detr_r101_dc5, detr_tiny
+from opendetr.presets.mdetr import mdetr_r50, mdetr_r101, mdetr_tiny
 from opendetr.presets.panoptic import (
     deformable_detr_tiny_panoptic,
     detr_r50_dc5_panoptic,
@@ -69,6 +70,9 @@ _PRESETS: dict[str, Callable[[], Preset]] = {
         deformable_detr_r50_two_stage,
         deformable_detr_tiny,
         deformable_detr_tiny_panoptic,
+        mdetr_r50,
+        mdetr_r101,
+        mdetr_tiny,
     )
 }
 

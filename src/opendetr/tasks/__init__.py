@@ -2,6 +2,7 @@
 
 from opendetr.tasks.base import COUNT, Task
 from opendetr.tasks.detection import DetectionTask
+from opendetr.tasks.grounding import GroundingMaskTask, GroundingTask
 from opendetr.tasks.masks import MaskHeadTask
 
-__all__ = ["COUNT", "DetectionTask", "MaskHeadTask", "Task"]
+__all__ = ["COUNT", "DetectionTask", "GroundingMaskTask", "GroundingTask", "MaskHeadTask", "Task"]

@@ -111,7 +111,7 @@ def require_classes(
     Raises:
         WeightsError: the number of classes differs.
     """
-    rows = state.get(model.class_rows[0])
+    rows = state.get(model.class_rows[0]) if model.class_rows else None
     if rows is not None and len(rows) != num_known + num_others:
         raise WeightsError(
             f"{path}: has {len(rows) - num_others} classes but no class names, and {num_known} are named; pass "
