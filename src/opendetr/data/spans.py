@@ -27,7 +27,7 @@ def has_token(span: Span, caption: str) -> bool:
 
 def mirrored(caption: str, spans: Sequence[Sequence[Span]]) -> tuple[str, list[tuple[Span, ...]]]:
     """The caption of a mirrored image, with "left" and "right" exchanged, and the spans at their new characters."""
-    pieces = re.split(r"\b(left|right)\b", caption, flags=re.IGNORECASE)
+    pieces = re.split(r"\b(left|right)(?=(?:most)?\b)", caption, flags=re.IGNORECASE)
     changed = [_exchanged(piece) if index % 2 else piece for index, piece in enumerate(pieces)]
     before, after = ([0, *accumulate(map(len, each))] for each in (pieces, changed))
     places = list(zip(pairwise(before), pairwise(after), strict=True))

@@ -258,16 +258,17 @@ class KeepingCrop:
         # Along an axis, the window must reach from the end of the first box to the begin of the last one.
         ends = [image.boxes[:, [axis, axis + 2]] for axis in (1, 0)]
         gaps = [
-            of_axis[:, 0].max(initial=0) - of_axis[:, 1].min(initial=side) for of_axis, side in zip(ends, available)
+            of_axis[:, 0].max(initial=0) - of_axis[:, 1].min(initial=limit)
+            for of_axis, limit in zip(ends, available, strict=True)
         ]
         needed = max(1.0, *((gap + 2) / side for gap, side in zip(gaps, sides, strict=True)))
         scale = min(needed, *(limit / side for limit, side in zip(available, sides, strict=True)))
         height, width = (min(limit, math.ceil(side * scale)) for limit, side in zip(available, sides, strict=True))
-        starts = (
+        top, left = (
             _window_start(of_axis, side, limit, place)
             for of_axis, side, limit, place in zip(ends, (height, width), available, self.place, strict=True)
         )
-        return Crop(*starts, height, width)
+        return Crop(top, left, height, width)
 
 
 def _window_start(ends: np.ndarray, side: int, limit: int, place: float) -> int:
@@ -522,10 +523,10 @@ def _extras_of(things: Sequence[ObjectRecord], file: str) -> dict[str, np.ndarra
         if len(thing.extras) < len(names):
             name = next(name for name in names if name not in thing.extras)
             raise _missing_extra(file, thing.position, name)
-    return {name: _column([thing.extras[name] for thing in things]) for name in names}
+    return {name: as_column([thing.extras[name] for thing in things]) for name in names}
 
 
-def _column(values: Sequence[Any]) -> np.ndarray:
+def as_column(values: Sequence[Any]) -> np.ndarray:
     """Values as an array: (n, ...) if all have one shape, otherwise (n,) of the values themselves."""
     try:
         return np.array(values)
@@ -541,7 +542,7 @@ def _concatenated(name: str, images: Sequence[LabelledImage]) -> np.ndarray:
     columns = [image.values_of_objects(name, image.labels) for image in images if len(image.labels)]
     if len({column.shape[1:] for column in columns}) == 1:
         return np.concatenate(columns)
-    return _column([value for column in columns for value in column])
+    return as_column([value for column in columns for value in column])
 
 
 def _missing_extra(file: str, at: str, name: str) -> DataError:

@@ -244,12 +244,10 @@ def _write_coco(folder: Path, content: _Content) -> _Result:
         }
         rows = data.to_coco()
         for row, record in zip(rows["images"], data.images, strict=True):
-            row |= record.extras
-            row["file_name"] = names[record.id]
+            row.update(record.extras, file_name=names[record.id])
         objects = (obj for record in data.images for obj in record.objects)
         for row, obj in zip(rows["annotations"], objects, strict=True):
-            row |= obj.extras
-            row["id"] = obj.id
+            row.update(obj.extras, id=obj.id)
         name = f"instances_{split}"
         if all(image.panoptic_map for image in data.images):
             name = f"panoptic_{split}"
