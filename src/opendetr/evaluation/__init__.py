@@ -3,6 +3,14 @@
 from opendetr.evaluation.coco import DETECTION_METRICS, CocoEvaluator
 from opendetr.evaluation.detection import DetectionEvaluator, Evaluation, ImageResult, headline_names, metric_names
 from opendetr.evaluation.evaluator import Evaluator
+from opendetr.evaluation.grounding import (
+    GROUNDING_METRICS,
+    GroundingEvaluation,
+    GroundingEvaluator,
+    grounding_metrics,
+    object_scores,
+    rank_for_phrase,
+)
 from opendetr.evaluation.names import CLASS_PREFIX, describe_metric
 from opendetr.evaluation.panoptic import PANOPTIC_METRICS, PanopticEvaluator
 from opendetr.evaluation.report import write_report
@@ -11,18 +19,24 @@ from opendetr.evaluation.thresholds import OperatingPoint, OperatingPoints, matc
 __all__ = [
     "CLASS_PREFIX",
     "DETECTION_METRICS",
+    "GROUNDING_METRICS",
     "PANOPTIC_METRICS",
     "CocoEvaluator",
     "DetectionEvaluator",
     "Evaluation",
     "Evaluator",
+    "GroundingEvaluation",
+    "GroundingEvaluator",
     "ImageResult",
     "OperatingPoint",
     "OperatingPoints",
     "PanopticEvaluator",
     "describe_metric",
+    "grounding_metrics",
     "headline_names",
     "match_boxes",
     "metric_names",
+    "object_scores",
+    "rank_for_phrase",
     "write_report",
 ]

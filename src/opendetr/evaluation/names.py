@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from opendetr.evaluation.coco import DETECTION_METRICS
+from opendetr.evaluation.grounding import GROUNDING_METRICS
 from opendetr.evaluation.panoptic import PANOPTIC_METRICS
 
 MASK_PREFIX = "mask_"
@@ -15,9 +16,11 @@ def describe_metric(metric: str) -> str:
     """A description of a metric in words; "" for unknown metrics.
 
     Args:
-        metric: a key of `DETECTION_METRICS`, with or without `MASK_PREFIX`, or a key of `PANOPTIC_METRICS`.
+        metric: a key of `DETECTION_METRICS`, with or without `MASK_PREFIX`, or a key of `PANOPTIC_METRICS` or
+            `GROUNDING_METRICS`.
     """
-    if metric in PANOPTIC_METRICS:
-        return PANOPTIC_METRICS[metric]
+    for known in (PANOPTIC_METRICS, GROUNDING_METRICS):
+        if metric in known:
+            return known[metric]
     description = DETECTION_METRICS.get(metric.removeprefix(MASK_PREFIX), "")
     return f"{description}; of masks" if description and metric.startswith(MASK_PREFIX) else description

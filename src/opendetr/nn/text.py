@@ -160,6 +160,11 @@ class AnyTextConfig(Protocol):
         """The tokenizer whose ids the encoder takes."""
         ...
 
+    @property
+    def max_tokens(self) -> int:
+        """The longest caption that the encoder takes, including the tokens for start and end."""
+        ...
+
     def build(self) -> TextEncoder:
         """The text encoder, randomly initialised."""
         ...
@@ -191,6 +196,11 @@ class RobertaTextConfig:
     max_positions: int = 514
     dropout: float = 0.1
 
+    @property
+    def max_tokens(self) -> int:
+        """The longest caption that the encoder takes; positions are counted from the id of padding + 1."""
+        return self.max_positions - PAD - 1
+
     def build(self) -> RobertaEncoder:
         """The text encoder, randomly initialised. Raises ConfigError without the extra `text`."""
         return RobertaEncoder(self)
@@ -212,7 +222,7 @@ class RobertaEncoder(TextEncoder):
         except ModuleNotFoundError:
             raise _needs_extra() from None
         self.width = config.width
-        self.max_tokens = config.max_positions - PAD - 1  # positions are counted from pad id + 1
+        self.max_tokens = config.max_tokens
         self.body = RobertaModel(
             RobertaConfig(
                 vocab_size=config.vocabulary,

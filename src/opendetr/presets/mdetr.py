@@ -6,6 +6,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 from opendetr.categories import Categories
+from opendetr.config import ConfigError
+from opendetr.data import CAUTIOUS, DetectionData
+from opendetr.evaluation import GroundingEvaluator, grounding_metrics
 from opendetr.losses import (
     CriterionConfig,
     DenseSupervision,
@@ -16,6 +19,7 @@ from opendetr.losses import (
 )
 from opendetr.models import Detector, GroundingSession, MaskedDetector, MaskHeadConfig, MDETRConfig, Session
 from opendetr.nn import BackboneConfig, EfficientNetConfig, RobertaTextConfig, TransformerConfig, WordTextConfig
+from opendetr.presets.captions import GroundingDataConfig
 from opendetr.presets.detr import detr_tiny
 from opendetr.presets.preset import Preset
 from opendetr.recipe import Recipe
@@ -39,6 +43,17 @@ class GroundingPreset(Preset):
     model: MDETRConfig = field(default_factory=MDETRConfig)
     criterion: CriterionConfig = _CRITERION
     grounding: GroundingLossConfig = field(default_factory=GroundingLossConfig)
+    data: GroundingDataConfig = field(default_factory=GroundingDataConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        expected = self.data.fitting(self.model)
+        for name in ("tokenizer", "max_tokens", "questions"):
+            if getattr(self.data, name) != getattr(expected, name):
+                raise ValueError(
+                    f"data.{name} is {getattr(self.data, name)!r}, but the model needs {getattr(expected, name)!r}; "
+                    "set it to that"
+                )
 
     def num_classes(self, categories: Categories) -> int:
         """The number of tokens that a query can name, for all datasets."""
@@ -69,6 +84,25 @@ class GroundingPreset(Preset):
         assert isinstance(batch, CaptionBatch)
         return batch.captions
 
+    def evaluator(self, categories: Categories, data: DetectionData, **options: Any) -> GroundingEvaluator:
+        """The evaluator of the model on a dataset.
+
+        Raises:
+            ConfigError: an option of `Predictor.evaluate` is set that applies to other models.
+        """
+        if options.get("num_layers") is not None:
+            raise ConfigError(f"{self.name}: decoder layers are not evaluated separately; leave layers out")
+        return GroundingEvaluator(data, has_masks=self.has_masks)
+
+    def metrics(self, data: DetectionData) -> list[str]:
+        """The names of the metrics that the evaluator computes on a dataset, the main one first."""
+        return grounding_metrics(data, has_masks=self.has_masks)
+
+    def headlines(self, data: DetectionData) -> tuple[str, ...]:
+        """The names of the metrics shown in progress lines and curves."""
+        shown = ("mask_IoU", "P@1", "R@1", "accuracy")
+        return tuple(name for name in self.metrics(data) if name in shown)
+
     @property
     def draws_predictions(self) -> bool:
         """Whether a training run draws predictions for some validation images: not without their captions."""
@@ -76,8 +110,12 @@ class GroundingPreset(Preset):
 
     def miniature(self) -> Self:
         """The preset with smaller sizes, for tests."""
-        small = super().miniature()
-        return replace(small, model=replace(small.model, text=self.model.text.miniature()))
+        small = self.with_model(replace(self.model, text=self.model.text.miniature()))
+        return super(GroundingPreset, small).miniature()
+
+    def with_model(self, model: MDETRConfig) -> Self:
+        """The preset with another model, and with the settings of the data that the model needs."""
+        return replace(self, model=model, data=self.data.fitting(model))
 
 
 # The recipe of the pre-training.
@@ -87,7 +125,7 @@ _EFFICIENTNET_RECIPE = replace(_RECIPE, backbone_learning_rate=5e-5)
 
 def _mdetr(name: str, model: MDETRConfig, recipe: Recipe = _RECIPE) -> GroundingPreset:
     """A published MDETR with its authors' recipe."""
-    return GroundingPreset(name=name, model=model, recipe=recipe)
+    return GroundingPreset(name=name, model=model, recipe=recipe, data=GroundingDataConfig().fitting(model))
 
 
 def mdetr_r50() -> GroundingPreset:
@@ -162,4 +200,7 @@ def mdetr_tiny() -> GroundingPreset:
         text_dropout=0.0,
         own_text_rate=False,
     )
-    return GroundingPreset(name="mdetr-tiny", model=model, data=tiny.data, recipe=tiny.recipe)
+    # Scenes name sides only with "left" and "right", so flipped captions stay true.
+    augmentation = replace(CAUTIOUS, flip=True)
+    data = GroundingDataConfig(**{**vars(tiny.data), "augmentation": augmentation}).fitting(model)
+    return GroundingPreset(name="mdetr-tiny", model=model, data=data, recipe=tiny.recipe)
