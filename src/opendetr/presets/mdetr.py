@@ -47,13 +47,7 @@ class GroundingPreset(Preset):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        expected = self.data.fitting(self.model)
-        for name in ("tokenizer", "max_tokens", "questions"):
-            if getattr(self.data, name) != getattr(expected, name):
-                raise ValueError(
-                    f"data.{name} is {getattr(self.data, name)!r}, but the model needs {getattr(expected, name)!r}; "
-                    "set it to that"
-                )
+        object.__setattr__(self, "data", self.data.fitting(self.model))  # the dataclass is frozen
 
     def num_classes(self, categories: Categories) -> int:
         """The number of tokens that a query can name, for all datasets."""
@@ -110,12 +104,8 @@ class GroundingPreset(Preset):
 
     def miniature(self) -> Self:
         """The preset with smaller sizes, for tests."""
-        small = self.with_model(replace(self.model, text=self.model.text.miniature()))
-        return super(GroundingPreset, small).miniature()
-
-    def with_model(self, model: MDETRConfig) -> Self:
-        """The preset with another model, and with the settings of the data that the model needs."""
-        return replace(self, model=model, data=self.data.fitting(model))
+        small = super().miniature()
+        return replace(small, model=replace(small.model, text=self.model.text.miniature()))
 
 
 # The recipe of the pre-training.
@@ -124,7 +114,7 @@ _RECIPE = Recipe(batch_size=64, epochs=40, step_at=35 / 40, ema_decay=0.9998)
 
 def _mdetr(name: str, model: MDETRConfig, recipe: Recipe = _RECIPE) -> GroundingPreset:
     """A published MDETR with its authors' recipe."""
-    return GroundingPreset(name=name, model=model, recipe=recipe, data=GroundingDataConfig().fitting(model))
+    return GroundingPreset(name=name, model=model, recipe=recipe)
 
 
 def mdetr_r50() -> GroundingPreset:
@@ -150,5 +140,5 @@ def mdetr_tiny() -> GroundingPreset:
     )
     # Scenes name sides only with "left" and "right", so flipped captions stay true.
     augmentation = replace(CAUTIOUS, flip=True)
-    data = GroundingDataConfig(**{**vars(tiny.data), "augmentation": augmentation}).fitting(model)
+    data = GroundingDataConfig(**{**vars(tiny.data), "augmentation": augmentation})
     return GroundingPreset(name="mdetr-tiny", model=model, data=data, recipe=tiny.recipe)
