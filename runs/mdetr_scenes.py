@@ -33,6 +33,7 @@ from opendetr.training import resume
 from opendetr.weights import ModelCard, read_state, save_weights
 
 MODEL, BACKBONE_OF = "mdetr-tiny", "deformable-detr-tiny-panoptic"
+IMAGE_SIZE = 192  # pixels; half of the pixels of the scenes cost about half of the time
 NUM_VAL, NUM_TEST = 100, 300
 PREFIXES = ("detector.backbone.", "backbone.")
 
@@ -66,7 +67,7 @@ def train_model(data: Path, folder: Path, minutes: float) -> Predictor:
         resume(run, say=print)
     else:
         write_start(start)
-        train(data, model=MODEL, weights=start, out=run, time=60 * minutes, say=print)
+        train(data, model=MODEL, weights=start, out=run, time=60 * minutes, image_size=IMAGE_SIZE, say=print)
     return load(run)
 
 

@@ -179,7 +179,8 @@ class MDETR(DETR):
         self.final_head = nn.Linear(width, 1) if config.predict_final else None
         heads = ANSWER_HEADS[config.questions]
         self.answer_queries = nn.Embedding(len(heads), width) if heads else None
-        self.answer_heads = nn.ModuleList(_new_head(width, head) for head in heads)
+        # A module cannot have the name "type".
+        self.answer_heads = nn.ModuleDict({f"{head.name}_head": _new_head(width, head) for head in heads})
         self.answer_names = tuple(head.name for head in heads)
         self.pair_token = nn.Embedding(1, width) if config.pair_width else None
         self.pair_image = nn.Linear(width, config.pair_width, bias=False) if config.pair_width else None
@@ -323,7 +324,7 @@ class MDETR(DETR):
     def _answers(self, queries: Tensor) -> dict[str, Tensor]:
         """The decoded answer queries (B, A, D) -> the logits of each head."""
         answers = {}
-        for name, head, query in zip(self.answer_names, self.answer_heads, queries.unbind(1), strict=True):
+        for name, head, query in zip(self.answer_names, self.answer_heads.values(), queries.unbind(1), strict=True):
             logits = full_precision(head(query))
             answers[name] = logits[:, 0] if logits.shape[1] == 1 else logits
         return answers

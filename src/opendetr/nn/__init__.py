@@ -8,6 +8,7 @@ from opendetr.nn.attention import (
 )
 from opendetr.nn.backbone import AnyBackboneConfig, Backbone, BackboneConfig, ResNetBackbone, resize_padding
 from opendetr.nn.deformable_attention import DeformableAttention, DeformableWeights, Shapes, sample_and_sum
+from opendetr.nn.efficientnet import EfficientNetConfig
 from opendetr.nn.inspection import AttentionWeights, collect_attention
 from opendetr.nn.layers import (
     MLP,
@@ -44,6 +45,7 @@ __all__ = [
     "Decoder",
     "DeformableAttention",
     "DeformableWeights",
+    "EfficientNetConfig",
     "Encoder",
     "FeedForward",
     "GroupNorm",

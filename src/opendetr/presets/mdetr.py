@@ -17,8 +17,8 @@ from opendetr.losses import (
     SetCriterion,
     SoftTokenClassification,
 )
-from opendetr.models import Detector, GroundingSession, MaskedDetector, MDETRConfig, Session
-from opendetr.nn import BackboneConfig, TransformerConfig, WordTextConfig
+from opendetr.models import Detector, GroundingSession, MaskedDetector, MaskHeadConfig, MDETRConfig, Session
+from opendetr.nn import BackboneConfig, EfficientNetConfig, RobertaTextConfig, TransformerConfig, WordTextConfig
 from opendetr.presets.captions import GroundingDataConfig
 from opendetr.presets.detr import detr_tiny
 from opendetr.presets.preset import Preset
@@ -44,6 +44,7 @@ class GroundingPreset(Preset):
     criterion: CriterionConfig = _CRITERION
     grounding: GroundingLossConfig = field(default_factory=GroundingLossConfig)
     data: GroundingDataConfig = field(default_factory=GroundingDataConfig)
+    recipe: Recipe = field(default_factory=lambda: Recipe(best_by="auto"))
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -109,7 +110,8 @@ class GroundingPreset(Preset):
 
 
 # The recipe of the pre-training.
-_RECIPE = Recipe(batch_size=64, epochs=40, step_at=35 / 40, ema_decay=0.9998)
+_RECIPE = Recipe(batch_size=64, epochs=40, step_at=35 / 40, ema_decay=0.9998, best_by="auto")
+_EFFICIENTNET_RECIPE = replace(_RECIPE, backbone_learning_rate=5e-5)
 
 
 def _mdetr(name: str, model: MDETRConfig, recipe: Recipe = _RECIPE) -> GroundingPreset:
@@ -127,6 +129,58 @@ def mdetr_r101() -> GroundingPreset:
     return _mdetr("mdetr-r101", MDETRConfig(backbone=BackboneConfig(depth=101)))
 
 
+def mdetr_enb3() -> GroundingPreset:
+    """MDETR with EfficientNet-B3 and RoBERTa."""
+    return _mdetr("mdetr-enb3", MDETRConfig(backbone=EfficientNetConfig(variant="b3")), _EFFICIENTNET_RECIPE)
+
+
+def mdetr_enb5() -> GroundingPreset:
+    """MDETR with EfficientNet-B5 and RoBERTa."""
+    return _mdetr("mdetr-enb5", MDETRConfig(backbone=EfficientNetConfig(variant="b5")), _EFFICIENTNET_RECIPE)
+
+
+def mdetr_r101_phrasecut() -> GroundingPreset:
+    """MDETR with ResNet-101 and a mask head, for the regions that a phrase names (PhraseCut)."""
+    recipe = Recipe(
+        learning_rate=5e-5,
+        text_learning_rate=1e-5,
+        batch_size=8,
+        epochs=10,
+        step_at=7 / 10,
+        ema_decay=0.9998,
+        best_by="auto",
+    )
+    plain = _mdetr("mdetr-r101-phrasecut", MDETRConfig(backbone=BackboneConfig(depth=101), align_width=0), recipe)
+    return replace(
+        plain, masks=MaskHeadConfig(enabled=True, softmax_per_head=True), data=replace(plain.data, masks="instances")
+    )
+
+
+def mdetr_r101_gqa() -> GroundingPreset:
+    """MDETR with ResNet-101 that answers questions on photographs (GQA)."""
+    recipe = Recipe(
+        learning_rate=1.4e-4,
+        backbone_learning_rate=1.4e-5,
+        text_learning_rate=7e-5,
+        batch_size=128,
+        epochs=5,
+        step_at=1.0,
+        ema_decay=0.9998,
+        best_by="auto",
+    )
+    model = MDETRConfig(backbone=BackboneConfig(depth=101), align_width=0, questions="gqa")
+    preset = _mdetr("mdetr-r101-gqa", model, recipe)
+    return replace(preset, grounding=GroundingLossConfig(answer_weight=25.0))
+
+
+def mdetr_r18_clevr() -> GroundingPreset:
+    """MDETR with ResNet-18 and DistilRoBERTa that answers questions on drawn scenes (CLEVR)."""
+    model = MDETRConfig(
+        backbone=BackboneConfig(depth=18), num_queries=25, text=RobertaTextConfig(layers=6), questions="clevr"
+    )
+    return _mdetr("mdetr-r18-clevr", model, Recipe(batch_size=64, epochs=30, step_at=20 / 30, best_by="auto"))
+
+
 def mdetr_tiny() -> GroundingPreset:
     """A small MDETR with a vocabulary of its own, for small images and training from scratch without a GPU."""
     tiny = detr_tiny()
@@ -141,4 +195,4 @@ def mdetr_tiny() -> GroundingPreset:
     # Scenes name sides only with "left" and "right", so flipped captions stay true.
     augmentation = replace(CAUTIOUS, flip=True)
     data = GroundingDataConfig(**{**vars(tiny.data), "augmentation": augmentation})
-    return GroundingPreset(name="mdetr-tiny", model=model, data=data, recipe=tiny.recipe)
+    return GroundingPreset(name="mdetr-tiny", model=model, data=data, recipe=replace(tiny.recipe, best_by="auto"))
