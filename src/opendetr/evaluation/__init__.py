@@ -8,8 +8,6 @@ from opendetr.evaluation.grounding import (
     GroundingEvaluation,
     GroundingEvaluator,
     grounding_metrics,
-    object_scores,
-    rank_for_phrase,
 )
 from opendetr.evaluation.names import CLASS_PREFIX, describe_metric
 from opendetr.evaluation.panoptic import PANOPTIC_METRICS, PanopticEvaluator
@@ -36,7 +34,5 @@ __all__ = [
     "headline_names",
     "match_boxes",
     "metric_names",
-    "object_scores",
-    "rank_for_phrase",
     "write_report",
 ]

@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from opendetr.boxes import cxcywh_to_xyxy, giou, iou
+from opendetr.boxes import giou, iou
 from opendetr.data import DataError, DetectionData, ImageRecord, known_masks
 from opendetr.distributed import gather
-from opendetr.postprocess import image_masks
+from opendetr.postprocess import boxes_in_pixels, image_masks, phrase_scores, published_masks, referred_scores
 from opendetr.structures import Batch, CaptionBatch, GroundingOutput, ImageBatch, Output
 
 RANKS = (1, 5, 10)
@@ -145,16 +145,14 @@ class GroundingEvaluator:
     def results(self, output: Output, images: ImageBatch, batch: Batch) -> Iterator[GroundingResult]:
         """Yield the result of each image of a batch; see `Evaluator.results`."""
         assert isinstance(output, GroundingOutput) and isinstance(batch, CaptionBatch)
-        probabilities = output.final.logits.float().softmax(-1)
-        scores = object_scores(output)
+        scores = referred_scores(output)
         sizes = torch.tensor([target.original_size for target in batch.targets])
-        scale = sizes.flip(1).repeat(1, 2)[:, None].to(scores)
-        boxes = cxcywh_to_xyxy(output.final.boxes.float()) * scale
+        boxes = boxes_in_pixels(output.final, sizes)
         masks = self._masks(output, images, sizes, scores)
         for index, target in enumerate(batch.targets):
             record = self._records[target.image_id]
             token_maps = batch.tokens.to("cpu").map_of(index, _phrase_spans(record))
-            ranked = (rank_for_phrase(probabilities[index], token_map) for token_map in token_maps)
+            ranked = phrase_scores(output.final.logits[index], token_maps).argsort(descending=True, stable=True)
             answer = {
                 name: int(logits[index] > 0) if logits.ndim == 1 else int(logits[index].argmax())
                 for name, logits in output.answers.items()
@@ -178,7 +176,7 @@ class GroundingEvaluator:
         for masks, (height, width) in zip(
             image_masks(output, images, sizes, queries=kept), sizes.tolist(), strict=True
         ):
-            instances = masks.instances(merge="published")
+            instances = published_masks(masks)
             yield instances.any(0) if len(instances) else torch.zeros(height, width, dtype=torch.bool)
 
     def update(self, batch: Batch, results: Iterable[GroundingResult]) -> None:
@@ -335,29 +333,6 @@ def _question_type(extras: Mapping[str, Any]) -> str:
 
 
 # -------------------------------------------------------------------------------------------------------------- scoring
-
-
-def object_scores(output: GroundingOutput) -> Tensor:
-    """(B, Q) scores of the last layer: the probability of an object.
-
-    With a head for the referred object, it is multiplied by the probability that the caption refers to the object, as
-    published.
-    """
-    scores = 1 - output.final.logits.float().softmax(-1)[..., -1]
-    return scores if output.is_final is None else scores * output.is_final[-1].float().sigmoid()
-
-
-def rank_for_phrase(probabilities: Tensor, token_map: Tensor) -> Tensor:
-    """(Q,) indices of the queries, best first. The score of a query is its largest probability of a phrase's token.
-
-    Args:
-        probabilities: (Q, C) of tokens and, last, of no object.
-        token_map: (T,) bool, the tokens of the phrase. Tokens beyond the C - 1 that queries can name are ignored.
-    """
-    columns = token_map[: probabilities.shape[-1] - 1].nonzero()[:, 0].to(probabilities.device)
-    if not len(columns):
-        return torch.arange(len(probabilities), device=probabilities.device)
-    return probabilities[:, columns].amax(1).argsort(descending=True, stable=True)
 
 
 def expression_hits(scores: Tensor, boxes: Tensor, truth: Tensor) -> tuple[tuple[bool, ...], tuple[bool, ...]]:

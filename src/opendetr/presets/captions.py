@@ -16,6 +16,8 @@ from opendetr.structures import Tokens
 class GroundingDataConfig(CaptionDataConfig):
     """How a dataset with captions becomes batches.
 
+    A preset sets `tokenizer`, `max_tokens` and `questions` as its model needs them. Other values have no effect.
+
     Attributes:
         tokenizer: the tokenizer of the model's text encoder.
         max_tokens: the longest caption that the text encoder takes; longer ones are cut.

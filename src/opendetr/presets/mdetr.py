@@ -44,16 +44,11 @@ class GroundingPreset(Preset):
     criterion: CriterionConfig = _CRITERION
     grounding: GroundingLossConfig = field(default_factory=GroundingLossConfig)
     data: GroundingDataConfig = field(default_factory=GroundingDataConfig)
+    recipe: Recipe = field(default_factory=lambda: Recipe(best_by="auto"))
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        expected = self.data.fitting(self.model)
-        for name in ("tokenizer", "max_tokens", "questions"):
-            if getattr(self.data, name) != getattr(expected, name):
-                raise ValueError(
-                    f"data.{name} is {getattr(self.data, name)!r}, but the model needs {getattr(expected, name)!r}; "
-                    "set it to that"
-                )
+        object.__setattr__(self, "data", self.data.fitting(self.model))  # the dataclass is frozen
 
     def num_classes(self, categories: Categories) -> int:
         """The number of tokens that a query can name, for all datasets."""
@@ -110,22 +105,18 @@ class GroundingPreset(Preset):
 
     def miniature(self) -> Self:
         """The preset with smaller sizes, for tests."""
-        small = self.with_model(replace(self.model, text=self.model.text.miniature()))
-        return super(GroundingPreset, small).miniature()
-
-    def with_model(self, model: MDETRConfig) -> Self:
-        """The preset with another model, and with the settings of the data that the model needs."""
-        return replace(self, model=model, data=self.data.fitting(model))
+        small = super().miniature()
+        return replace(small, model=replace(small.model, text=self.model.text.miniature()))
 
 
 # The recipe of the pre-training.
-_RECIPE = Recipe(batch_size=64, epochs=40, step_at=35 / 40, ema_decay=0.9998)
+_RECIPE = Recipe(batch_size=64, epochs=40, step_at=35 / 40, ema_decay=0.9998, best_by="auto")
 _EFFICIENTNET_RECIPE = replace(_RECIPE, backbone_learning_rate=5e-5)
 
 
 def _mdetr(name: str, model: MDETRConfig, recipe: Recipe = _RECIPE) -> GroundingPreset:
     """A published MDETR with its authors' recipe."""
-    return GroundingPreset(name=name, model=model, recipe=recipe, data=GroundingDataConfig().fitting(model))
+    return GroundingPreset(name=name, model=model, recipe=recipe)
 
 
 def mdetr_r50() -> GroundingPreset:
@@ -178,6 +169,7 @@ def mdetr_r101_gqa() -> GroundingPreset:
         epochs=5,
         step_at=1.0,
         ema_decay=0.9998,
+        best_by="auto",
     )
     model = MDETRConfig(backbone=BackboneConfig(depth=101), align_width=0, questions="gqa")
     preset = _mdetr("mdetr-r101-gqa", model, recipe)
@@ -189,7 +181,7 @@ def mdetr_r18_clevr() -> GroundingPreset:
     model = MDETRConfig(
         backbone=BackboneConfig(depth=18), num_queries=25, text=RobertaTextConfig(layers=6), questions="clevr"
     )
-    return _mdetr("mdetr-r18-clevr", model, Recipe(batch_size=64, epochs=30, step_at=20 / 30))
+    return _mdetr("mdetr-r18-clevr", model, Recipe(batch_size=64, epochs=30, step_at=20 / 30, best_by="auto"))
 
 
 def mdetr_tiny() -> GroundingPreset:
@@ -205,5 +197,5 @@ def mdetr_tiny() -> GroundingPreset:
     )
     # Scenes name sides only with "left" and "right", so flipped captions stay true.
     augmentation = replace(CAUTIOUS, flip=True)
-    data = GroundingDataConfig(**{**vars(tiny.data), "augmentation": augmentation}).fitting(model)
-    return GroundingPreset(name="mdetr-tiny", model=model, data=data, recipe=tiny.recipe)
+    data = GroundingDataConfig(**{**vars(tiny.data), "augmentation": augmentation})
+    return GroundingPreset(name="mdetr-tiny", model=model, data=data, recipe=replace(tiny.recipe, best_by="auto"))
