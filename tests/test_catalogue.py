@@ -11,10 +11,11 @@ import yaml
 from torch import Tensor, nn
 
 import opendetr
-from inputs import batch_for, run_model
+from inputs import batch_for, further_inputs, run_model
 from opendetr.config import ConfigError, parse_assignment, replaced, to_dict
 from opendetr.models.deformable import TwoStageOutput
 from opendetr.models.detector import Detector
+from opendetr.models.mdetr import MDETR
 from opendetr.nn.layers import MLP
 from opendetr.presets import (
     Preset,
@@ -132,14 +133,14 @@ def test_losses_and_gradients_are_finite(name, counts):
     task = build_task(preset, build_model(preset, NUM_CLASSES), NUM_CLASSES)
     sizes = ((64, 64), (48, 64))
     targets = tuple(target(count, size) for count, size in zip(counts, sizes, strict=True))
-    batch = batch_for(task.model, images(*sizes), targets)
+    batch = batch_for(task.model, images(*sizes), targets, ("a", "b"))
     losses = task(batch)
     total = task.total(losses)
     total.backward()
     assert total.isfinite()
-    without = [each for each, parameter in task.named_parameters() if parameter.grad is None]
-    assert without == []
-    assert all(parameter.grad.isfinite().all() for parameter in task.parameters())
+    trained = {each: parameter for each, parameter in task.named_parameters() if parameter.requires_grad}
+    assert [each for each, parameter in trained.items() if parameter.grad is None] == []
+    assert all(parameter.grad.isfinite().all() for parameter in trained.values())
     matches = task.match(run_model(task.model, batch.images), batch.targets)
     queries = preset.model.num_queries
     assert len(matches.query) == len(losses["class"]) * sum(min(count, queries) for count in batch.object_counts)
@@ -192,7 +193,7 @@ def test_a_batch_answers_as_its_images_do(name):
     several = images((64, 48), (64, 48))
     with torch.no_grad():
         together = run_model(model, several).final.boxes
-        alone = [run_model(model, several[i : i + 1]) for i in range(2)]
+        alone = [model(several[i : i + 1], *further_inputs(model, 1, i)) for i in range(2)]
     torch.testing.assert_close(together, torch.cat([output.final.boxes for output in alone]), atol=1e-5, rtol=0)
 
 
@@ -225,7 +226,8 @@ def test_official_sizes(name):
 def test_a_model_trained_from_nothing_is_trained_whole(name):
     with torch.device("meta"):
         model = build_model(trained_from_nothing(get_preset(name)), NUM_CLASSES)
-    assert all(parameter.requires_grad for parameter in model.parameters())
+    unused = {f"text.{each}" for each in model.text.unused_without_pooling()} if isinstance(model, MDETR) else set()
+    assert {each for each, parameter in model.named_parameters() if not parameter.requires_grad} == unused
     norms = [module for module in model.backbone.modules() if isinstance(module, nn.BatchNorm2d)]
     assert norms
 

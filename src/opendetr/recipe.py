@@ -19,6 +19,8 @@ class Recipe:
     Attributes:
         learning_rate: learning rate of all parameters outside the backbone.
         backbone_learning_rate: learning rate of the backbone and of learned position encodings.
+        text_learning_rate: learning rate of a text encoder, which has a schedule of its own: a linear warm-up over the
+            first 1 % of the steps, then a linear decay to 0.
         sampling_rate_factor: learning rate of the sampling points of deformable attention, as a fraction of
             `learning_rate`.
         optimizer: "adamw", or "sgd" with momentum, which convolutional detectors use.
@@ -63,6 +65,7 @@ class Recipe:
 
     learning_rate: float = 1e-4
     backbone_learning_rate: float = 1e-5
+    text_learning_rate: float = 5e-5
     sampling_rate_factor: float = 1.0
     optimizer: Literal["adamw", "sgd"] = "adamw"
     momentum: float = 0.9

@@ -1,7 +1,7 @@
 """The data types that pass between the layers of the library.
 
 Shape letters: B batch, Q queries, L decoder layers, C class logits, D width, H W image, h w features, n objects,
-m matches.
+m matches, T tokens of a caption.
 Frames: in models and targets a box is (cx, cy, w, h) in 0..1 of the unpadded image; elsewhere it is (x0, y0, x1, y1) in
 pixels of the original image.
 """
@@ -19,11 +19,13 @@ from torch.nn import functional as F
 
 
 def _moved(value: Any, device: torch.device | str) -> Any:
-    """`value` on `device`: a tensor, a `Movable`, or a tuple of these; other values are returned unchanged."""
+    """`value` on `device`: a tensor, a `Movable`, or a tuple or mapping of these; other values are not changed."""
     if isinstance(value, Tensor | Movable):
         return value.to(device)
     if isinstance(value, tuple):
         return tuple(_moved(item, device) for item in value)
+    if isinstance(value, Mapping):
+        return {name: _moved(item, device) for name, item in value.items()}
     return value
 
 
@@ -134,6 +136,11 @@ class Target(Movable):
         masks: (n, h, w) bool at `size`, or None.
         track_ids: (n,) int64, the same for one object in all frames of a clip. Transforms of clips set them; None for
             single images.
+        token_map: (n, T) bool, the tokens of the caption that name each object. Collation of captions sets it.
+        spans: for each object, the (begin, end) characters of the caption that name it; None without a caption.
+        is_final: (n,) bool, whether the caption as a whole refers to the object; None if unknown.
+        answers: the index of the correct answer to a question, by the name of the answer head; None without a question.
+            Heads that the question does not concern are missing.
     """
 
     labels: Tensor
@@ -143,6 +150,10 @@ class Target(Movable):
     image_id: int
     masks: Tensor | None = None
     track_ids: Tensor | None = None
+    token_map: Tensor | None = None
+    spans: tuple[tuple[tuple[int, int], ...], ...] | None = None
+    is_final: Tensor | None = None
+    answers: Mapping[str, int] | None = None
 
     def __post_init__(self) -> None:
         if not _checked():
@@ -152,8 +163,13 @@ class Target(Movable):
         expect_shape(tuple(self.boxes.shape) == (n, 4), "Target", "boxes", f"({n}, 4)", self.boxes)
         if self.masks is not None:
             expect_shape(self.masks.ndim == 3 and len(self.masks) == n, "Target", "masks", f"({n}, h, w)", self.masks)
-        ids = self.track_ids
-        expect_shape(ids is None or tuple(ids.shape) == (n,), "Target", "track_ids", f"({n},)", ids)
+        for name in ("track_ids", "is_final"):
+            values = getattr(self, name)
+            expect_shape(values is None or tuple(values.shape) == (n,), "Target", name, f"({n},)", values)
+        tokens = self.token_map
+        fits = tokens is None or (tokens.ndim == 2 and len(tokens) == n)
+        expect_shape(fits, "Target", "token_map", f"({n}, T)", tokens)
+        expect_shape(self.spans is None or len(self.spans) == n, "Target", "spans", f"{n} entries", self.spans)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -222,9 +238,19 @@ class Batch(Movable):
         return self.images.shape
 
     @property
+    def extent(self) -> tuple[int, ...]:
+        """The arguments of `pad_to` that pad nothing: the lengths to which the shares of all processes are padded."""
+        return self.shape
+
+    @property
     def object_counts(self) -> list[int]:
         """Number of objects of each image, by which losses are normalised."""
         return [len(target) for target in self.targets]
+
+    @property
+    def loss_counts(self) -> list[Any]:
+        """What `Task.normaliser` gets of each image of the step: its number of objects, or more in a subclass."""
+        return self.object_counts
 
     def split(self, parts: int) -> list[Self]:
         """Split the batch into `parts` micro-batches, or fewer if it has fewer images, with the same padding."""
@@ -358,6 +384,130 @@ class ClipBatch(Batch):
 
 
 @dataclass(frozen=True)
+class Tokens(Movable):
+    """The tokens of B captions, padded to the longest one.
+
+    Attributes:
+        ids: (B, T) int64, ids in the vocabulary of the tokenizer.
+        padding: (B, T) bool, True where padded.
+        spans: (B, T, 2) int64, the first character of each token in its caption, and the one after its last. Both are 0
+            for tokens without characters: the start, the end and the padding.
+        pad_id: the id of padding.
+    """
+
+    ids: Tensor
+    padding: Tensor
+    spans: Tensor
+    pad_id: int = 1
+
+    def __post_init__(self) -> None:
+        shape = tuple(self.ids.shape)
+        expect_shape(len(shape) == 2, "Tokens", "ids", "(B, T)", self.ids)
+        expect_shape(tuple(self.padding.shape) == shape, "Tokens", "padding", str(shape), self.padding)
+        expect_shape(tuple(self.spans.shape) == (*shape, 2), "Tokens", "spans", str((*shape, 2)), self.spans)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, chosen: slice | Tensor) -> Tokens:
+        """The tokens of some captions, with the same padding."""
+        return replace(self, ids=self.ids[chosen], padding=self.padding[chosen], spans=self.spans[chosen])
+
+    @property
+    def num_tokens(self) -> int:
+        """T, padding included."""
+        return self.ids.shape[1]
+
+    def token_at(self, caption: int, character: int) -> int | None:
+        """The index of the token that a character of a caption belongs to; None for a space."""
+        begin, end = self.spans[caption].unbind(1)
+        found = ((begin <= character) & (character < end)).nonzero()
+        return int(found[0]) if len(found) else None
+
+    def range_of(self, caption: int, begin: int, end: int, *, fallback: int | None = None) -> range:
+        """The indices of the tokens of the characters `begin` to `end` of a caption; empty if it has none there.
+
+        A boundary without a token, such as a space, moves inwards by up to two characters, as in MDETR.
+
+        Args:
+            caption: index of the caption.
+            begin: first character.
+            end: the character after the last one.
+            fallback: index of the caption in which a moved boundary is looked up; by default the same one.
+        """
+        other = caption if fallback is None else fallback
+        found = []
+        for boundary, step in ((begin, 1), (end - 1, -1)):
+            places = ((caption, boundary), (other, boundary + step), (other, boundary + 2 * step))
+            tokens = (self.token_at(*place) for place in places)
+            found.append(next((token for token in tokens if token is not None), None))
+        first, last = found
+        return range(0) if first is None or last is None else range(first, last + 1)
+
+    def map_of(
+        self, caption: int, spans: Sequence[Sequence[tuple[int, int]]], *, fallback: int | None = None
+    ) -> Tensor:
+        """The tokens of n objects, (n, T) bool.
+
+        Args:
+            caption: index of the caption.
+            spans: for each object, the (begin, end) characters of the caption that name it.
+            fallback: as in `range_of`.
+        """
+        tokens = torch.zeros(len(spans), self.num_tokens, dtype=torch.bool)
+        for row, own in zip(tokens, spans, strict=True):
+            for begin, end in own:
+                found = self.range_of(caption, begin, end, fallback=fallback)
+                row[found.start : found.stop] = True
+        return tokens
+
+    def pad_to(self, num_tokens: int) -> Tokens:
+        """The tokens, padded further to a length not below the current one."""
+        more = num_tokens - self.num_tokens
+        if not more:
+            return self
+        return replace(
+            self,
+            ids=F.pad(self.ids, (0, more), value=self.pad_id),
+            padding=F.pad(self.padding, (0, more), value=True),
+            spans=F.pad(self.spans, (0, 0, 0, more)),
+        )
+
+
+@dataclass(frozen=True)
+class CaptionBatch(Batch):
+    """Images with a caption each. The captions are padded to a common length, as the images are.
+
+    Attributes:
+        captions: B captions.
+        tokens: their tokens; `token_map` of a target has as many columns.
+    """
+
+    captions: tuple[str, ...] = field(kw_only=True)
+    tokens: Tokens = field(kw_only=True)
+
+    @property
+    def extent(self) -> tuple[int, ...]:
+        """H, W and T, padding included."""
+        return (*self.shape, self.tokens.num_tokens)
+
+    @property
+    def loss_counts(self) -> list[tuple[int, tuple[str, ...]]]:
+        """The number of objects of each image, and the names of the answer heads that its question concerns."""
+        return [(len(target), tuple(target.answers or ())) for target in self.targets]
+
+    def pad_to(self, height: int, width: int, num_tokens: int | None = None) -> Self:
+        """The batch with its images padded to a height and width, and its captions to a number of tokens."""
+        tokens = self.tokens.pad_to(self.tokens.num_tokens if num_tokens is None else num_tokens)
+        more = tokens.num_tokens - self.tokens.num_tokens
+        targets = tuple(
+            target if target.token_map is None else replace(target, token_map=F.pad(target.token_map, (0, more)))
+            for target in self.targets
+        )
+        return replace(self, images=self.images.pad_to(height, width), tokens=tokens, targets=targets)
+
+
+@dataclass(frozen=True)
 class FeatureMap(Movable):
     """One level of features, with its padding and position encoding for attention.
 
@@ -466,6 +616,30 @@ class Output(Movable):
     def final(self) -> Predictions:
         """The predictions of the last layer."""
         return self.layers[-1]
+
+
+@dataclass(frozen=True)
+class GroundingOutput(Output):
+    """The output of a model that detects what a caption names.
+
+    Attributes:
+        tokens: the tokens of the captions. The logits of a query are those of the first C - 1 of them, and "no object".
+        query_features: (L, B, Q, E) and
+        token_features: (B, T, E), of unit length, close to each other for a query and the tokens that name its object;
+            None without contrastive alignment.
+        is_final: (L, B, Q) logits that the caption as a whole refers to the object; None without such a head.
+        answers: logits of the answers to a question, by the name of the answer head: (B, K), or (B,) for yes and no.
+        image_feature, caption_feature: (B, E), close to each other for an image and its caption; None without such a
+            loss.
+    """
+
+    tokens: Tokens = field(kw_only=True)
+    query_features: Tensor | None = field(default=None, kw_only=True)
+    token_features: Tensor | None = field(default=None, kw_only=True)
+    is_final: Tensor | None = field(default=None, kw_only=True)
+    answers: Mapping[str, Tensor] = field(default_factory=dict, kw_only=True)
+    image_feature: Tensor | None = field(default=None, kw_only=True)
+    caption_feature: Tensor | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True)

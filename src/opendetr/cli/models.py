@@ -116,7 +116,8 @@ def _explanation(row: Mapping[str, Any]) -> str:
 
     name, weights, family = row["name"], row["weights"], FAMILIES.get(row["family"])
     encoder, decoder = row["layers"].split("+")
-    metrics = [f"{key} {_percent(weights[key])}" for key in ("AP", "mask AP", "PQ") if weights.get(key)]
+    metrics = [f"{key} {_percent(value)}" for key, value in weights.get("results", {}).items()]
+    dataset = " on COCO val2017" if weights.get("AP") else ""
     relative = row["relative_time"]
     facts = {
         "backbone": row["backbone"],
@@ -125,7 +126,7 @@ def _explanation(row: Mapping[str, Any]) -> str:
         "parameters": f"{row['parameters'] / 1e6:.1f} M",
         "image size": f"{row['image_size']} pixels on the short side",
         "time": "not measured" if relative is None else f"{relative:g} times that of detr-r50, for one image on a CPU",
-        "published": f"{', '.join(metrics)} on COCO val2017" if metrics else "no metrics",
+        "published": f"{', '.join(metrics)}{dataset}" if metrics else "no metrics",
         "weights": ", ".join(filter(None, (_origin(weights), weights.get("licence")))),
     }
     if weights.get("origin") == "manual" and not weights["cached"]:
@@ -134,10 +135,11 @@ def _explanation(row: Mapping[str, Any]) -> str:
     usable = (weights and weights["origin"] != "manual") or weights.get("cached")
     out = f"runs/{name}"
     train, data = ("train", "my-data") if row["uses_annotations"] else ("pretrain", "photos")
-    patch = " --patch crop.jpg" if row["patches"] else ""
+    text = ' --text "a man with an umbrella"' if row["takes_text"] else ""
+    prompt = " --patch crop.jpg" if row["patches"] else text
     commands = {
         train: f"opendetr {train} {data} --model {name} --out {out}",
-        "predict": f"opendetr predict photo.jpg --weights {name if usable else out}{patch}",
+        "predict": f"opendetr predict photo.jpg --weights {name if usable else out}{prompt}",
     }
     about = textwrap.fill(family.architecture, _WIDTH) if family else ""
     parts = [f"{name}: {row['description']}", about, table(list(facts.items())), table(list(commands.items()))]
@@ -165,6 +167,7 @@ def _row(name: str) -> dict[str, Any]:
         "patches": model.max_patches,
         "uses_annotations": preset.uses_annotations,
         "image_size": preset.data.image_size,
+        "takes_text": model.takes_text,
         "relative_time": RELATIVE_TIME.get(name),
         "weights": _weights(name),
     }
@@ -191,6 +194,7 @@ def _weights(name: str) -> dict[str, Any]:
         "AP": published.ap,
         "mask AP": published.mask_ap,
         "PQ": published.pq,
+        "results": published.results,
         "cached": published.path.is_file(),
     }
 

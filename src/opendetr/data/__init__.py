@@ -1,5 +1,7 @@
 """Datasets: formats, records, images, masks, augmentation, and the batches made of them."""
 
+from opendetr.data.answers import ANSWER_WORDS, AnswerWords, Questions, encode_answer
+from opendetr.data.captions import CAUTIOUS, CaptionDataConfig
 from opendetr.data.collate import collate_samples
 from opendetr.data.config import AugmentationConfig, DataConfig, Masks
 from opendetr.data.faults import Effect, FaultKind, count_noun
@@ -25,7 +27,11 @@ from opendetr.data.records import DataError, DataFault, DetectionData, ImageReco
 from opendetr.data.transforms import LabelledImage, Transform, evaluation_transform
 
 __all__ = [
+    "ANSWER_WORDS",
+    "CAUTIOUS",
+    "AnswerWords",
     "AugmentationConfig",
+    "CaptionDataConfig",
     "DataConfig",
     "DataError",
     "DataFault",
@@ -39,12 +45,14 @@ __all__ = [
     "PatchAugmentationConfig",
     "PatchDataConfig",
     "PatchEvaluationBatch",
+    "Questions",
     "TrainLoader",
     "Transform",
     "TrueSegment",
     "coco_truth",
     "collate_samples",
     "count_noun",
+    "encode_answer",
     "eval_loader",
     "evaluation_transform",
     "files_matching",

@@ -38,6 +38,8 @@ class AugmentationConfig:
             satellites). DETR does not.
         multi_scale: resize to a random one of `scales`; if False, to the image size.
         crop: crop half of the images.
+        keep_objects: choose crops that contain a part of every object, as MDETR does for captions. A crop that cannot
+            is enlarged, at most to the image. DETR's crops may drop objects.
         scales: short sides to resize to.
         scales_before_crop: short sides before a crop.
         crop_sides: minimum and maximum height and width of a crop, each drawn uniformly.
@@ -47,6 +49,7 @@ class AugmentationConfig:
     flip_vertical: bool = False
     multi_scale: bool = True
     crop: bool = True
+    keep_objects: bool = False
     scales: tuple[int, ...] = tuple(range(480, 801, 32))
     scales_before_crop: tuple[int, ...] = (400, 500, 600)
     crop_sides: tuple[int, int] = (384, 600)

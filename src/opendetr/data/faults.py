@@ -36,6 +36,7 @@ class FaultKind(StrEnum):
     MISSING_ANNOTATION = "missing_annotation"
     SIZE_MISMATCH = "size_mismatch"
     NO_LABELS = "no_labels"
+    BYTE_SPANS = "byte_spans"
     EMPTY_FILE = "empty_file"
     UNREADABLE_IMAGE = "unreadable_image"
     OVERSIZED_IMAGE = "oversized_image"
@@ -52,6 +53,8 @@ class FaultKind(StrEnum):
     UNREADABLE_MAP = "unreadable_map"
     MISSING_SEGMENT = "missing_segment"
     REPEATED_SEGMENT = "repeated_segment"
+    SPAN_OUTSIDE = "span_outside"
+    EMPTY_SPAN = "empty_span"
     OUT_OF_IMAGE = "out_of_image"
     UNLISTED_SEGMENT = "unlisted_segment"
     SEGMENT_AREA = "segment_area"
@@ -65,6 +68,7 @@ class FaultKind(StrEnum):
     UNLABELLED_IMAGE = "unlabelled_image"
     OMITTED_IMAGE = "omitted_image"
     NO_OBJECTS = "no_objects"
+    NO_SPAN = "no_span"
     VOID_MAP = "void_map"
     IN_TRAINING = "in_training"
     COPY_IN_TRAINING = "copy_in_training"
@@ -163,6 +167,9 @@ _DESCRIPTIONS = {
         Effect.STOPS, "image", "whose size differs from the annotation", _STOPPED, fixable=True
     ),
     FaultKind.NO_LABELS: _Description(Effect.STOPS, "split", "without any object", _STOPPED),
+    FaultKind.BYTE_SPANS: _Description(
+        Effect.STOPS, "annotation file", "whose spans count bytes instead of characters", _STOPPED
+    ),
     FaultKind.EMPTY_FILE: _Description(Effect.SKIPS, "image file", "of zero bytes", "skipped", fixable=True),
     FaultKind.UNREADABLE_IMAGE: _Description(Effect.SKIPS, "image", "that cannot be read", "skipped", fixable=True),
     FaultKind.OVERSIZED_IMAGE: _Description(
@@ -197,6 +204,8 @@ _DESCRIPTIONS = {
     FaultKind.REPEATED_SEGMENT: _Description(
         Effect.SKIPS, "segment", "with the number of another segment", "skipped", fixable=True
     ),
+    FaultKind.SPAN_OUTSIDE: _Description(Effect.SKIPS, "span", "outside the caption", "skipped", fixable=True),
+    FaultKind.EMPTY_SPAN: _Description(Effect.SKIPS, "span", "without a word", "skipped", fixable=True),
     FaultKind.OUT_OF_IMAGE: _Description(
         Effect.ADJUSTS, "box", "extending outside the image", "clipped for training", fixable=True
     ),
@@ -240,6 +249,7 @@ _DESCRIPTIONS = {
         Effect.KEEPS, "image", "without a label file", "skipped, as the dataset specifies"
     ),
     FaultKind.NO_OBJECTS: _Description(Effect.KEEPS, "image", "without objects", "kept"),
+    FaultKind.NO_SPAN: _Description(Effect.KEEPS, "box", "without a span of the caption", "kept, but it names no word"),
     FaultKind.VOID_MAP: _Description(
         Effect.KEEPS, "panoptic map", "without any segment", "kept as an image without objects"
     ),

@@ -33,6 +33,8 @@ _STRICT_FAULTS = frozenset(
         FaultKind.MASK_SIZE,
         FaultKind.UNREADABLE_MAP,
         FaultKind.REPEATED_SEGMENT,
+        FaultKind.SPAN_OUTSIDE,
+        FaultKind.EMPTY_SPAN,
     }
 )
 _UNUSABLE = frozenset({FaultKind.INVALID_BOX, FaultKind.NO_AREA})

@@ -9,6 +9,7 @@ Frames: during the steps, boxes are (n, 4) xyxy in pixels of the current image, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -230,6 +231,61 @@ class Crop:
         )
 
 
+@dataclass(frozen=True)
+class KeepingCrop:
+    """A crop that contains a part of every object, where the image allows it.
+
+    The window has `height` x `width` pixels. If no such window contains a part of every object, it is enlarged with the
+    same aspect ratio, at most to the largest window inside the image. Its place is then chosen among those that contain
+    a part of every object, or of as many as possible along each axis.
+
+    Attributes:
+        height, width: of the window in pixels.
+        place: where the window lies, in 0..1 of the possible rows and columns.
+    """
+
+    height: int
+    width: int
+    place: tuple[float, float]
+
+    def apply(self, image: LabelledImage) -> LabelledImage:
+        """The cropped image; see `Crop.apply`."""
+        return self._window(image).apply(image)
+
+    def _window(self, image: LabelledImage) -> Crop:
+        available = image.pixels.shape[:2]
+        sides = (self.height, self.width)
+        # Along an axis, the window must reach from the end of the first box to the begin of the last one.
+        ends = [image.boxes[:, [axis, axis + 2]] for axis in (1, 0)]
+        gaps = [
+            of_axis[:, 0].max(initial=0) - of_axis[:, 1].min(initial=limit)
+            for of_axis, limit in zip(ends, available, strict=True)
+        ]
+        needed = max(1.0, *((gap + 2) / side for gap, side in zip(gaps, sides, strict=True)))
+        scale = min(needed, *(limit / side for limit, side in zip(available, sides, strict=True)))
+        height, width = (min(limit, math.ceil(side * scale)) for limit, side in zip(available, sides, strict=True))
+        top, left = (
+            _window_start(of_axis, side, limit, place)
+            for of_axis, side, limit, place in zip(ends, (height, width), available, self.place, strict=True)
+        )
+        return Crop(top, left, height, width)
+
+
+def _window_start(ends: np.ndarray, side: int, limit: int, place: float) -> int:
+    """The first row or column of a window of `side` pixels that contains a part of every box.
+
+    Args:
+        ends: (n, 2), begin and end of the boxes along the axis.
+        side: of the window.
+        limit: the side of the image.
+        place: in 0..1 of the possible range.
+    """
+    low = math.floor(ends[:, 0].max(initial=0.0)) + 1 - side
+    high = math.ceil(ends[:, 1].min(initial=limit)) - 1
+    low, high = (min(max(start, 0), limit - side) for start in sorted((low, high)))
+    return low + int(place * (high - low + 1))
+
+
 class ExtraAugmentation(Protocol):
     """An augmentation that is applied before DETR's; see `data.augmentation`."""
 
@@ -245,6 +301,9 @@ class ExtraAugmentation(Protocol):
             rng: the generator for all random choices.
         """
         ...
+
+
+Step = Flip | Resize | Crop | KeepingCrop
 
 
 class Transform(Protocol):
@@ -275,6 +334,7 @@ class TrainingTransform:
         side_multiple: both sides of the result are multiples of this number of pixels.
         extra: extra augmentations, applied first.
         make_sample: makes the sample of the transformed image. A member with further targets or inputs has its own.
+        mirror: the step that flips an image horizontally. A member whose annotations name sides has its own.
     """
 
     augmentation: AugmentationConfig
@@ -283,18 +343,20 @@ class TrainingTransform:
     side_multiple: int = 1
     extra: tuple[ExtraAugmentation, ...] = ()
     make_sample: Callable[[LabelledImage], Sample] = LabelledImage.sample
+    mirror: Flip = Flip()
 
-    def plan(self, height: int, width: int, rng: np.random.Generator) -> list[Flip | Resize | Crop]:
+    def plan(self, height: int, width: int, rng: np.random.Generator) -> list[Step]:
         """The steps for an image of this size; the last one is a Resize."""
         options = self.augmentation
-        steps: list[Flip | Resize | Crop] = []
+        steps: list[Step] = []
         if options.flip and rng.random() < 0.5:
-            steps.append(Flip())
+            steps.append(self.mirror)
         if options.flip_vertical and rng.random() < 0.5:
             steps.append(Flip(vertical=True))
         if options.crop and rng.random() < 0.5:
             height, width = resized_shape(height, width, int(rng.choice(options.scales_before_crop)), None)
-            crop = _plan_crop(height, width, options.crop_sides, rng)
+            plan_crop = _plan_keeping_crop if options.keep_objects else _plan_crop
+            crop = plan_crop(height, width, options.crop_sides, rng)
             steps += [Resize(height, width), crop]
             height, width = crop.height, crop.width
         size = int(rng.choice(options.scales)) if options.multi_scale else self.image_size
@@ -461,10 +523,10 @@ def _extras_of(things: Sequence[ObjectRecord], file: str) -> dict[str, np.ndarra
         if len(thing.extras) < len(names):
             name = next(name for name in names if name not in thing.extras)
             raise _missing_extra(file, thing.position, name)
-    return {name: _column([thing.extras[name] for thing in things]) for name in names}
+    return {name: as_column([thing.extras[name] for thing in things]) for name in names}
 
 
-def _column(values: Sequence[Any]) -> np.ndarray:
+def as_column(values: Sequence[Any]) -> np.ndarray:
     """Values as an array: (n, ...) if all have one shape, otherwise (n,) of the values themselves."""
     try:
         return np.array(values)
@@ -480,7 +542,7 @@ def _concatenated(name: str, images: Sequence[LabelledImage]) -> np.ndarray:
     columns = [image.values_of_objects(name, image.labels) for image in images if len(image.labels)]
     if len({column.shape[1:] for column in columns}) == 1:
         return np.concatenate(columns)
-    return _column([value for column in columns for value in column])
+    return as_column([value for column in columns for value in column])
 
 
 def _missing_extra(file: str, at: str, name: str) -> DataError:
@@ -502,12 +564,18 @@ def _shrunk(image: LabelledImage) -> LabelledImage:
     return replace(image, boxes=boxes)
 
 
-def _plan_crop(height: int, width: int, sides: tuple[int, int], rng: np.random.Generator) -> Crop:
-    def side(available: int) -> int:
-        largest = min(available, sides[1])
-        return int(rng.integers(min(sides[0], largest), largest, endpoint=True))
+def _crop_side(available: int, sides: tuple[int, int], rng: np.random.Generator) -> int:
+    largest = min(available, sides[1])
+    return int(rng.integers(min(sides[0], largest), largest, endpoint=True))
 
-    crop_width, crop_height = side(width), side(height)
+
+def _plan_keeping_crop(height: int, width: int, sides: tuple[int, int], rng: np.random.Generator) -> KeepingCrop:
+    crop_width, crop_height = (_crop_side(available, sides, rng) for available in (width, height))
+    return KeepingCrop(crop_height, crop_width, (float(rng.random()), float(rng.random())))
+
+
+def _plan_crop(height: int, width: int, sides: tuple[int, int], rng: np.random.Generator) -> Crop:
+    crop_width, crop_height = (_crop_side(available, sides, rng) for available in (width, height))
     top = int(rng.integers(0, height - crop_height, endpoint=True))
     left = int(rng.integers(0, width - crop_width, endpoint=True))
     return Crop(top, left, crop_height, crop_width)

@@ -3,6 +3,12 @@
 from opendetr.evaluation.coco import DETECTION_METRICS, CocoEvaluator
 from opendetr.evaluation.detection import DetectionEvaluator, Evaluation, ImageResult, headline_names, metric_names
 from opendetr.evaluation.evaluator import Evaluator
+from opendetr.evaluation.grounding import (
+    GROUNDING_METRICS,
+    GroundingEvaluation,
+    GroundingEvaluator,
+    grounding_metrics,
+)
 from opendetr.evaluation.names import CLASS_PREFIX, describe_metric
 from opendetr.evaluation.panoptic import PANOPTIC_METRICS, PanopticEvaluator
 from opendetr.evaluation.patches import PATCH_METRICS, PatchEvaluation, PatchEvaluator
@@ -12,12 +18,15 @@ from opendetr.evaluation.thresholds import OperatingPoint, OperatingPoints, matc
 __all__ = [
     "CLASS_PREFIX",
     "DETECTION_METRICS",
+    "GROUNDING_METRICS",
     "PANOPTIC_METRICS",
     "PATCH_METRICS",
     "CocoEvaluator",
     "DetectionEvaluator",
     "Evaluation",
     "Evaluator",
+    "GroundingEvaluation",
+    "GroundingEvaluator",
     "ImageResult",
     "OperatingPoint",
     "OperatingPoints",
@@ -25,6 +34,7 @@ __all__ = [
     "PatchEvaluation",
     "PatchEvaluator",
     "describe_metric",
+    "grounding_metrics",
     "headline_names",
     "match_boxes",
     "metric_names",

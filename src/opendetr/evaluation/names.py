@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from opendetr.evaluation.coco import DETECTION_METRICS
+from opendetr.evaluation.grounding import GROUNDING_METRICS
 from opendetr.evaluation.panoptic import PANOPTIC_METRICS
 from opendetr.evaluation.patches import PATCH_METRICS
 
@@ -17,9 +18,9 @@ def describe_metric(metric: str) -> str:
 
     Args:
         metric: a key of `DETECTION_METRICS`, with or without `MASK_PREFIX`, or a key of `PANOPTIC_METRICS` or
-            `PATCH_METRICS`.
+            `PATCH_METRICS` or `GROUNDING_METRICS`.
     """
-    others = PANOPTIC_METRICS | PATCH_METRICS
+    others = {**PANOPTIC_METRICS, **PATCH_METRICS, **GROUNDING_METRICS}
     if metric in others:
         return others[metric]
     description = DETECTION_METRICS.get(metric.removeprefix(MASK_PREFIX), "")

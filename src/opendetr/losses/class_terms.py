@@ -109,6 +109,55 @@ class SigmoidFocalClassification:
         return max(float(sum(object_counts)), 1.0)
 
 
+@dataclass(frozen=True, kw_only=True)
+class SoftTokenClassification:
+    """Cross-entropy over the tokens of a caption and "no object"; an object may have several tokens (MDETR, section 2).
+
+    The targets have a `token_map`. Tokens beyond the C - 1 of the class head are left out.
+
+    Attributes:
+        no_object_weight: weight of unmatched queries.
+    """
+
+    no_object_weight: float = 0.1
+
+    def scoring(self) -> SoftmaxNoObject:
+        """Softmax with "no object" as the last column."""
+        return SoftmaxNoObject()
+
+    def cost(self, logits: Tensor, targets: Sequence[Target]) -> Tensor:
+        """Minus the probability of the object's tokens: (L, B, Q, C) -> (n, L, Q)."""
+        probabilities = logits.softmax(-1)
+        maps = [_token_rows(_token_map(target), logits.shape[-1]).to(probabilities) for target in targets]
+        per_image = [torch.einsum("lqc,nc->nlq", probabilities[:, index], rows) for index, rows in enumerate(maps)]
+        return -torch.cat(per_image)
+
+    def loss(self, logits: Tensor, targets: Sequence[Target], matches: Matches) -> Tensor:
+        """Cross-entropy with the sum of an object's tokens, summed over images and queries: (L, B, Q, C) -> (L,)."""
+        maps = torch.cat([_token_rows(_token_map(target), logits.shape[-1]) for target in targets]).to(logits)
+        wanted = torch.zeros_like(logits)
+        wanted[..., -1] = self.no_object_weight
+        wanted[matches.layer, matches.image, matches.query] = maps[_object_index(targets, matches)]
+        return -(wanted * logits.log_softmax(-1)).sum((1, 2, 3))
+
+    def normaliser(self, object_counts: Sequence[int], num_queries: int) -> float:
+        """The number of objects, at least 1."""
+        return max(float(sum(object_counts)), 1.0)
+
+
+def _token_map(target: Target) -> Tensor:
+    """(n, T) bool. Raises ValueError without one."""
+    if target.token_map is None:
+        raise ValueError(f"image {target.image_id}: its target has no token_map; give the tokens of each object")
+    return target.token_map
+
+
+def _token_rows(token_map: Tensor, num_logits: int) -> Tensor:
+    """(n, T) -> (n, C), with 0 for "no object"."""
+    kept = token_map[:, : num_logits - 1]
+    return F.pad(kept, (0, num_logits - kept.shape[1]))
+
+
 def _of_objects(values: Tensor, targets: Sequence[Target]) -> Tensor:
     """Select, from (L, B, Q, C), the values of each object's class in the queries of its image: (n, L, Q)."""
     return values[:, image_index(targets), :, torch.cat([target.labels for target in targets])]
@@ -121,9 +170,13 @@ def image_index(targets: Sequence[Target]) -> Tensor:
 
 def of_matches(targets: Sequence[Target], matches: Matches, name: str) -> Tensor:
     """(m, ...), a field of `Target` with one entry per object, for the matched objects."""
+    return torch.cat([getattr(target, name) for target in targets])[_object_index(targets, matches)]
+
+
+def _object_index(targets: Sequence[Target], matches: Matches) -> Tensor:
+    """(m,) int64, the index of each matched object among those of all images."""
     counts = torch.tensor([0, *[len(target) for target in targets]], device=matches.target.device)
-    values = torch.cat([getattr(target, name) for target in targets])
-    return values[counts.cumsum(0)[matches.image] + matches.target]
+    return counts.cumsum(0)[matches.image] + matches.target
 
 
 def no_object_cross_entropy(logits: Tensor, labels: Tensor, no_object_weight: float) -> Tensor:

@@ -13,14 +13,18 @@ from opendetr.models.deformable import (
 from opendetr.models.detector import Detector, ModelConfig, TransformerSizes
 from opendetr.models.detr import DETR, DETRConfig
 from opendetr.models.masks import INSIDE, WITH_MASKS, MaskedDetector, MaskHeadConfig
+from opendetr.models.mdetr import ANSWER_HEADS, MDETR, AnswerHead, EncodedText, GroundingSession, MDETRConfig
 from opendetr.models.session import ControlledPatches, ImageSession, PatchSession, Session
 from opendetr.models.up_detr import UPDETR, ControlledOutput, PatchOutput, UPDETRConfig
 
 __all__ = [
+    "ANSWER_HEADS",
     "DETR",
     "INSIDE",
+    "MDETR",
     "UPDETR",
     "WITH_MASKS",
+    "AnswerHead",
     "ConditionalDETR",
     "ConditionalDETRConfig",
     "ControlledOutput",
@@ -31,8 +35,11 @@ __all__ = [
     "DeformableDETRConfig",
     "DeformableTransformerConfig",
     "Detector",
+    "EncodedText",
+    "GroundingSession",
     "ImageSession",
     "LayerStack",
+    "MDETRConfig",
     "MaskHeadConfig",
     "MaskedDetector",
     "ModelConfig",

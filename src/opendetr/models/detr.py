@@ -69,7 +69,7 @@ class DETR(Detector):
 
     family = "detr"
     decoder_type: ClassVar[type[nn.Module]] = Decoder
-    class_rows = ("class_head.weight", "class_head.bias")
+    class_rows: tuple[str, ...] = ("class_head.weight", "class_head.bias")
 
     def __init__(self, config: DETRConfig, num_logits: int, scoring: Scoring) -> None:
         super().__init__()

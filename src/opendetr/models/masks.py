@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +44,8 @@ class MaskHeadConfig:
     Attributes:
         enabled: whether the model has a mask head.
         num_heads: A, attention maps per query; it divides the detector's width.
+        softmax_per_head: one softmax over the cells for each attention head, as in MDETR; DETR has one over all heads
+            and cells.
         level: the level at which the attention and the head start, by backbone stage: 1 to 3, with strides 8, 16 and 32
             (16 with dilation). DETR has level 3 only.
         attention_gain: factor of the initial weights for attention maps in the first convolution; 1 as published. The
@@ -52,6 +55,7 @@ class MaskHeadConfig:
 
     enabled: bool = False
     num_heads: int = 8
+    softmax_per_head: bool = False
     level: int = 3
     attention_gain: float = 1.0
 
@@ -78,11 +82,13 @@ class MaskAttention(AttentionModule):
     Args:
         width: D.
         num_heads: A.
+        softmax_per_head: one softmax over the cells for each head instead.
     """
 
-    def __init__(self, width: int, num_heads: int) -> None:
+    def __init__(self, width: int, num_heads: int, *, softmax_per_head: bool = False) -> None:
         super().__init__()
         self.num_heads = num_heads
+        self.softmax_per_head = softmax_per_head
         self.query = nn.Linear(width, width)
         self.key = nn.Linear(width, width)
         for linear in (self.query, self.key):
@@ -90,20 +96,22 @@ class MaskAttention(AttentionModule):
             nn.init.zeros_(linear.bias)
 
     def forward(self, queries: Tensor, key: Tensor, padding: Tensor | None) -> Tensor:
-        """Queries (n, D), keys (h w, D) and padding (h w,) of one image -> (n, A, h w), with a sum of 1 per query."""
+        """Queries (n, D), keys (h w, D) and padding (h w,) of one image -> (n, A, h w); sums are 1."""
         query = self.query(queries).unflatten(-1, (self.num_heads, -1)).transpose(0, 1)
         keys = key.unflatten(-1, (self.num_heads, -1)).permute(1, 2, 0)
         weights = torch.matmul(query / math.sqrt(query.shape[-1]), keys).transpose(0, 1)
         if padding is not None:  # not minus infinity, so that the result is finite if all cells are padded
             weights = weights.masked_fill(padding, torch.finfo(weights.dtype).min)
+        if self.softmax_per_head:
+            return weights.softmax(-1)
         return weights.flatten(1).softmax(-1).view(weights.shape)
 
     def weights(self, queries: Tensor, key: Tensor, padding: Tensor | None) -> Tensor:
         """The attention weights for the arguments of `forward`, the same as its result.
 
         Returns:
-            (n, A, h w) float32. The weights of a query sum to 1 over all heads and cells. Padded cells have 0, unless
-            all cells are padded.
+            (n, A, h w) float32. The weights of a query sum to 1 over all heads and cells, or over the cells of each
+            head. Padded cells have 0, unless all cells are padded.
         """
         return full_precision(self.forward(queries, key, padding))
 
@@ -220,11 +228,12 @@ class MaskedDetector(Detector):
         self.family = f"{detector.family}{WITH_MASKS}"
         self.first_level = detector.first_level
         self.has_proposals = detector.has_proposals
+        self.takes_text = detector.takes_text
         self.class_rows = _inside(detector.class_rows)
         self.objectness_rows = _inside(detector.objectness_rows)
         self.query_rows = _inside(detector.query_rows)
         self.detector = detector
-        self.attention = MaskAttention(width, config.num_heads)
+        self.attention = MaskAttention(width, config.num_heads, softmax_per_head=config.softmax_per_head)
         self.head = MaskHead(width, config.num_heads, detector.backbone.num_channels[: config.level])
         with torch.no_grad():
             self.head.of_attention().mul_(config.attention_gain)
@@ -253,9 +262,14 @@ class MaskedDetector(Detector):
         """As in the detector."""
         return self.detector.decode(memory, features)
 
-    def forward(self, images: ImageBatch) -> Output:
-        """Images -> the output of the detector, with `masks`, which computes the masks of requested queries."""
-        output = self.detector(images)
+    @property
+    def num_logits(self) -> int:
+        """C."""
+        return self.detector.num_logits
+
+    def forward(self, images: ImageBatch, *inputs: Any) -> Output:
+        """Images, and what else the detector takes -> its output, with `masks`, which computes the masks of queries."""
+        output = self.detector(images, *inputs)
         return replace(output, masks=LazyMasks(partial(self.masks, output), images.shape))
 
     def masks(self, output: Output, image: Tensor, query: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from opendetr.nn.backbone import (
     resize_padding,
 )
 from opendetr.nn.deformable_attention import DeformableAttention, DeformableWeights, Shapes, sample_and_sum
+from opendetr.nn.efficientnet import EfficientNetConfig
 from opendetr.nn.inspection import AttentionWeights, collect_attention
 from opendetr.nn.layers import (
     MLP,
@@ -28,11 +29,22 @@ from opendetr.nn.layers import (
     xavier_initialise,
 )
 from opendetr.nn.position import LearnedPosition, SinePosition, embed_coordinates
+from opendetr.nn.text import (
+    AnyTextConfig,
+    RobertaTextConfig,
+    TextEncoder,
+    Tokenizer,
+    TokenizerName,
+    WordTextConfig,
+    WordTokenizer,
+    new_tokenizer,
+)
 from opendetr.nn.transformer import Decoder, Encoder, TransformerConfig
 
 __all__ = [
     "MLP",
     "AnyBackboneConfig",
+    "AnyTextConfig",
     "AttentionModule",
     "AttentionWeights",
     "Backbone",
@@ -40,6 +52,7 @@ __all__ = [
     "Decoder",
     "DeformableAttention",
     "DeformableWeights",
+    "EfficientNetConfig",
     "Encoder",
     "FeedForward",
     "GroupNorm",
@@ -47,9 +60,15 @@ __all__ = [
     "MultiHeadAttention",
     "ResNetBackbone",
     "Residual",
+    "RobertaTextConfig",
     "Shapes",
     "SinePosition",
+    "TextEncoder",
+    "Tokenizer",
+    "TokenizerName",
     "TransformerConfig",
+    "WordTextConfig",
+    "WordTokenizer",
     "attention_weights",
     "collect_attention",
     "convolve",
@@ -57,6 +76,7 @@ __all__ = [
     "fixed_norms",
     "full_precision",
     "group_norm",
+    "new_tokenizer",
     "resize_padding",
     "sample_and_sum",
     "scaled_dot_product_attention",

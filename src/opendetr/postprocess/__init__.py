@@ -2,6 +2,14 @@
 
 from opendetr.postprocess.detections import detect, detect_with_queries
 from opendetr.postprocess.finishing import ImageMasks, image_masks
+from opendetr.postprocess.grounding import (
+    boxes_in_pixels,
+    object_scores,
+    phrase_scores,
+    phrases,
+    published_masks,
+    referred_scores,
+)
 from opendetr.postprocess.masks import MaskFrame, Merge, instance_masks, mask_frames, mask_logits
 from opendetr.postprocess.panoptic import Candidates, candidates, panoptic_map
 from opendetr.postprocess.patches import best_of_patches, locate
@@ -12,6 +20,7 @@ __all__ = [
     "MaskFrame",
     "Merge",
     "best_of_patches",
+    "boxes_in_pixels",
     "candidates",
     "detect",
     "detect_with_queries",
@@ -20,5 +29,10 @@ __all__ = [
     "locate",
     "mask_frames",
     "mask_logits",
+    "object_scores",
     "panoptic_map",
+    "phrase_scores",
+    "phrases",
+    "published_masks",
+    "referred_scores",
 ]

@@ -49,6 +49,13 @@ FAMILIES = {
         "queries, which locate the patches in the image. A detector is then trained from these weights. The model also "
         "locates a patch that a user gives.",
     ),
+    "mdetr": Family(
+        "MDETR",
+        "Kamath et al., 2021",
+        "A DETR that detects what a text names. The encoder attends to the cells of the image and to the tokens of the "
+        "text together. A query predicts a box, and instead of a class the tokens that name its object. So the classes "
+        "are not fixed: a phrase of the text stands for each detection.",
+    ),
 }
 """The families by the name in `Detector.family`."""
 

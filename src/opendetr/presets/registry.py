@@ -33,6 +33,16 @@ from opendetr.presets.deformable import (
     deformable_detr_tiny,
 )
 from opendetr.presets.detr import detr_r18, detr_r50, detr_r50_dc5, detr_r101, detr_r101_dc5, detr_tiny
+from opendetr.presets.mdetr import (
+    mdetr_enb3,
+    mdetr_enb5,
+    mdetr_r18_clevr,
+    mdetr_r50,
+    mdetr_r101,
+    mdetr_r101_gqa,
+    mdetr_r101_phrasecut,
+    mdetr_tiny,
+)
 from opendetr.presets.panoptic import (
     deformable_detr_tiny_panoptic,
     detr_r50_dc5_panoptic,
@@ -73,6 +83,14 @@ _PRESETS: dict[str, Callable[[], Preset]] = {
         up_detr_r50,
         up_detr_r50_finetuned,
         up_detr_tiny,
+        mdetr_r50,
+        mdetr_r101,
+        mdetr_enb3,
+        mdetr_enb5,
+        mdetr_r101_phrasecut,
+        mdetr_r101_gqa,
+        mdetr_r18_clevr,
+        mdetr_tiny,
     )
 }
 

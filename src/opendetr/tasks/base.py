@@ -22,8 +22,9 @@ _SUMS = Normaliser(1.0, 1.0)
 class Task(nn.Module, Generic[BatchT, OutputT]):
     """A model with its loss terms, generic in the types of its batches and outputs.
 
-    A family member with other inputs or another order of computation overrides `frames`. A member with further losses
-    adds terms. A member whose divisor is known only after the forward pass overrides `normaliser` and `count`.
+    A family member with other inputs overrides `output`, one with another order of computation overrides `frames`. A
+    member with further losses adds terms. A member whose divisor is known only after the forward pass overrides
+    `normaliser` and `count`.
 
     Args:
         model: images -> Output.
@@ -53,9 +54,13 @@ class Task(nn.Module, Generic[BatchT, OutputT]):
             if isinstance(term, nn.Module):
                 self.add_module(name, term)
 
+    def output(self, batch: BatchT) -> OutputT:
+        """Run the model on a batch of images."""
+        return self.model(batch.images)
+
     def frames(self, batch: BatchT) -> Iterator[tuple[OutputT, Sequence[Target], Matches]]:
         """Run the model. Yields output, targets and matches, once for images and once per frame for clips."""
-        output = self.model(batch.images)
+        output = self.output(batch)
         yield output, batch.targets, self.match(output, batch.targets)
 
     def forward(self, batch: BatchT, normaliser: Normaliser | None = None) -> dict[str, Tensor]:
@@ -69,7 +74,7 @@ class Task(nn.Module, Generic[BatchT, OutputT]):
             normaliser: divisors of the whole step. By default they are computed from `batch`.
         """
         losses: dict[str, Tensor] = {}
-        normaliser = normaliser or self.normaliser(batch.object_counts)
+        normaliser = normaliser or self.normaliser(batch.loss_counts)
         for output, targets, matches in self.frames(batch):
             own = self.losses(output, targets, normaliser or _SUMS, matches)
             if normaliser is None:

@@ -40,6 +40,6 @@ class MaskHeadTask(Task[Batch, Output]):
     def frames(self, batch: Batch) -> Iterator[tuple[Output, Sequence[Target], Matches]]:
         """Yield the output of the last layer without gradients. Only the mask head, which runs later, has gradients."""
         with torch.no_grad():
-            output = self.model(batch.images)
+            output = self.output(batch)
         last = replace(output, layers=output.layers[-1:])
         yield last, batch.targets, self.match(last, batch.targets)

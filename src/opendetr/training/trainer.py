@@ -297,12 +297,12 @@ class Trainer:
                     if not isinstance(error, ValueError):
                         raise
                     failure = error
-            own = None if batch is None else (batch.shape, batch.object_counts)
+            own = None if batch is None else (batch.extent, batch.loss_counts)
             shares = [other for other in gather(own, failure) if other is not None]
             if batch is None or len(shares) < world_size():
                 return
-            height, width = (max(sides) for sides in zip(*(shape for shape, _ in shares), strict=True))
-            yield _Share(batch.pad_to(height, width), [count for _, counts in shares for count in counts])
+            extent = tuple(max(lengths) for lengths in zip(*(extent for extent, _ in shares), strict=True))
+            yield _Share(batch.pad_to(*extent), [count for _, counts in shares for count in counts])
 
     def _finished(self) -> bool:
         plan, patience = self.state.plan, self.recipe.patience

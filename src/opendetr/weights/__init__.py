@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from opendetr.weights import conditional, deformable, detr, masks, up_detr
+from opendetr.weights import conditional, deformable, detr, masks, mdetr, up_detr
 from opendetr.weights.card import ModelCard, read_card, save_weights
 from opendetr.weights.download import download
 from opendetr.weights.errors import WeightsError, naming
@@ -72,7 +72,8 @@ _OWN = (detr.FAMILY, conditional.FAMILY, deformable.FAMILY)
 for _family in _OWN:
     register_family(_family)
 register_family(masks.DETR)
-register_family(up_detr.FAMILY)
+for _family in (up_detr.FAMILY, mdetr.FAMILY, mdetr.MASKS):
+    register_family(_family)
 # transformers' ConditionalDetrForSegmentation predicts boxes without the reference points, so it cannot be used.
 for _family in _OWN[1:]:
     register_family(masks.with_masks(_family, no_huggingface="transformers has masks for DETR only"))

@@ -104,6 +104,8 @@ class WeightFamily:
         detectron2: the names in the Detectron2 wrapper, if there is one.
         huggingface: the Hugging Face format, if transformers supports the family.
         no_huggingface: the reason why transformers does not support the family.
+        stray: ends of the names of tensors in the authors' files that a model may lack: constants, and heads that only
+            a loss uses.
         published: the authors' files, by the catalogue's name of the model.
         num_heads: model -> number of heads in official and Hugging Face files. A head that the model shares between
             layers has one entry per layer there.
@@ -115,6 +117,7 @@ class WeightFamily:
     detectron2: Rows | None = None
     huggingface: HuggingFaceFormat | None = None
     no_huggingface: str = NO_FORMAT
+    stray: tuple[str, ...] = ()
     published: Mapping[str, PublishedWeights] = field(default_factory=dict)
     num_heads: Callable[[Detector], int] = lambda detector: 1
     absent: Callable[[Detector], tuple[str, ...]] = lambda detector: ()

@@ -64,18 +64,18 @@ def in_our_layout(model: Detector, state: Mapping[str, Tensor]) -> dict[str, Ten
         return dict(state)
     family = family_of(model)
     rows = None if family is None else family.table(layout)
-    if rows is None:
+    if family is None or rows is None:
         raise WeightsError(f"the {layout} layout of weights is not supported for {model.family}")
     own = model.state_dict()
     ours: dict[str, Tensor] = {}
     for theirs, value in pack_projections(state).items():
         name = our_name(theirs, rows, own)
-        if theirs.endswith(_STRAY) and name not in own:
+        if theirs.endswith((*_STRAY, *family.stray)) and name not in own:
             continue
         if name in ours and not torch.equal(ours[name], value):
             raise WeightsError(f"{theirs}: this model shares {name} between layers, but these weights do not")
         ours[name] = value
-    if layout == "huggingface" and family is not None and family.huggingface is not None:
+    if layout == "huggingface" and family.huggingface is not None:
         ours |= _shared_heads(ours, own, family.huggingface.numbered_heads)
     return ours
 
@@ -119,7 +119,7 @@ def require_classes(
     Raises:
         WeightsError: the number of classes differs.
     """
-    rows = state.get(model.class_rows[0])
+    rows = state.get(model.class_rows[0]) if model.class_rows else None
     if rows is not None and len(rows) != num_known + num_others:
         raise WeightsError(
             f"{path}: has {len(rows) - num_others} classes but no class names, and {num_known} are named; pass "

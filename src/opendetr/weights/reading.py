@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import pickle
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
     The file is a .safetensors file, the index of a state dict in several files, or a file of torch.save whose pickle
     contains only tensors and plain values. The state dict may be under the key "model", as in the checkpoints of the
-    original implementations, which also contain the optimizer and the settings of the run.
+    original implementations, which also contain the optimizer and the settings of the run. If there is also an average
+    of the weights, under "model_ema", that is read, with one line about it on standard error.
 
     Raises:
         WeightsError: the file is missing, incomplete, in another format, or could run code.
@@ -100,6 +102,15 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         raise WeightsError(f"{path}: not a complete safetensors file ({error}); copy or save it again") from None
 
 
+def _weights_in(path: Path, content: dict[str, Any]) -> Any:
+    """The state dict in a checkpoint: that of the average of the weights if it has one, which is said."""
+    if isinstance(content.get("model_ema"), dict):
+        print(f"{path}: contains an average of the weights over the training (model_ema), which is used",
+              file=sys.stderr)  # fmt: skip
+        return content["model_ema"]
+    return content.get("model", content)
+
+
 def _other_kind(path: Path) -> str | None:
     """What a file is that torch.save has not written, such as "an image"; None for a pickle or an unknown kind."""
     with path.open("rb") as file:
@@ -129,7 +140,7 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
     except (RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         first_line = str(error).partition("\n")[0]
         raise WeightsError(f"{path}: not a complete PyTorch file ({first_line}); copy it again") from None
-    state = content.get("model", content) if isinstance(content, dict) else content
+    state = _weights_in(path, content) if isinstance(content, dict) else content
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise WeightsError(f"{path}: contains no state dict; expected named tensors, optionally under the key 'model'")
     return state

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import reprlib
-from collections.abc import Set
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -50,7 +50,7 @@ class Row:
     def at(self) -> str:
         """Its position in the file: "images[3]"."""
         id_ = self.content.get("id")
-        return f"{self.key}[{self.index}]" + (f" (id {id_})" if self.key == "annotations" and _is_integer(id_) else "")
+        return f"{self.key}[{self.index}]" + (f" (id {id_})" if self.key == "annotations" and is_integer(id_) else "")
 
     def fault(self, kind: FaultKind, detail: str) -> FaultError:
         """The error for a fault of this entry."""
@@ -59,22 +59,22 @@ class Row:
     def integer(self, key: str) -> int:
         """The value of an integer field. Raises FaultError if it is missing or has another type."""
         value = self._required(key)
-        if not _is_integer(value):
-            raise self.fault(FaultKind.BAD_VALUE, f"'{key}' is {_shortened(value)}; expected a whole number")
+        if not is_integer(value):
+            raise self.fault(FaultKind.BAD_VALUE, f"'{key}' is {shortened(value)}; expected a whole number")
         return int(value)
 
     def text(self, key: str) -> str:
         """The value of a string field. Raises FaultError if it is missing or has another type."""
         value = self._required(key)
         if not isinstance(value, str):
-            raise self.fault(FaultKind.BAD_VALUE, f"'{key}' is {_shortened(value)}; expected text")
+            raise self.fault(FaultKind.BAD_VALUE, f"'{key}' is {shortened(value)}; expected text")
         return value
 
     def box(self) -> tuple[float, float, float, float]:
         """Its box: x, y, width, height in pixels. Raises FaultError if it is missing or not four numbers."""
         value = self._required("bbox")
         if not isinstance(value, list) or len(value) != _BOX_NUMBERS or not all(map(_is_number, value)):
-            raise self.fault(FaultKind.BAD_VALUE, f"'bbox' is {_shortened(value)}; expected four numbers")
+            raise self.fault(FaultKind.BAD_VALUE, f"'bbox' is {shortened(value)}; expected four numbers")
         x, y, w, h = map(float, value)
         return x, y, w, h
 
@@ -128,6 +128,8 @@ def read_coco(
     folder: str | Path | None = None,
     categories: Categories | None = None,
     log: FaultLog = RAISE_FAULTS,
+    object_extras: Callable[[Row], Mapping[str, Any]] | None = None,
+    finish: Callable[[ImageRecord, Row], ImageRecord] | None = None,
 ) -> DetectionData:
     """Read one COCO file with its images, in the order of their ids.
 
@@ -138,6 +140,8 @@ def read_coco(
         folder: the folder of the dataset; that of the images when omitted.
         categories: the classes of the whole dataset; those of the file when omitted.
         log: what to do at an unusable image or annotation.
+        object_extras: the entry of an annotation -> the extras of its object; none by default.
+        finish: completes the record of an image by its entry, for formats that build on COCO.
 
     The size of an image is the one that the JSON file gives, or else the size of the image file. Raises DataError for
     a file that is not COCO, for annotations of unknown images or categories, for missing images, and for file names
@@ -147,14 +151,14 @@ def read_coco(
     categories = categories or Categories.from_coco(coco.category_rows)
     rows = rows_by_id(coco, log)
     faults: list[DataFault] = []
-    objects = _objects_by_image(coco, set(rows), categories, faults, log)
+    objects = _objects_by_image(coco, set(rows), categories, faults, log, object_extras)
     images = []
     for image_id, row in rows.items():
         with log:
             path = inside(Path(images_folder), row.text("file_name"), row.path, row.at)
             record = image_record(row, path, objects[image_id], faults)
             if record is not None:
-                images.append(record)
+                images.append(finish(record, row) if finish else record)
     return DetectionData.from_records(split, Path(folder or images_folder), categories, images, faults)
 
 
@@ -200,7 +204,12 @@ def rows_by_id(coco: CocoFile, log: FaultLog) -> dict[int, Row]:
 
 
 def _objects_by_image(
-    coco: CocoFile, image_ids: Set[int], categories: Categories, faults: list[DataFault], log: FaultLog
+    coco: CocoFile,
+    image_ids: Set[int],
+    categories: Categories,
+    faults: list[DataFault],
+    log: FaultLog,
+    extras: Callable[[Row], Mapping[str, Any]] | None,
 ) -> dict[int, list[ObjectRecord]]:
     """Image id -> its objects in the order of their ids; an empty list for an image without objects."""
     objects: dict[int, list[ObjectRecord]] = {image_id: [] for image_id in image_ids}
@@ -208,7 +217,7 @@ def _objects_by_image(
     for index, content in enumerate(coco.annotations):
         row = Row(coco.path, "annotations", index, content)
         with log:
-            obj = _object_record(row)
+            obj = _object_record(row, extras(row) if extras else {})
             image_id = row.integer("image_id")
             if image_id not in objects:
                 raise row.fault(FaultKind.UNKNOWN_IMAGE, f"its image, id {image_id}, is not among the images")
@@ -222,14 +231,14 @@ def _objects_by_image(
             seen.add(obj.id)
             if "area" in content and not is_area(content["area"]):
                 faults.append(
-                    DataFault(FaultKind.BAD_AREA, str(coco.path), row.at, f"'area' is {_shortened(content['area'])}")
+                    DataFault(FaultKind.BAD_AREA, str(coco.path), row.at, f"'area' is {shortened(content['area'])}")
                 )
     for of_image in objects.values():
         of_image.sort(key=lambda obj: obj.id)
     return objects
 
 
-def _object_record(row: Row) -> ObjectRecord:
+def _object_record(row: Row, extras: Mapping[str, Any]) -> ObjectRecord:
     box = row.box()
     area = row.content.get("area")
     return ObjectRecord(
@@ -240,6 +249,7 @@ def _object_record(row: Row) -> ObjectRecord:
         crowd=row.content.get("iscrowd") == 1,
         difficult=row.content.get("difficult") == 1,
         segmentation=row.content.get("segmentation") or None,
+        extras=extras,
     )
 
 
@@ -272,7 +282,8 @@ def _is_number(value: Any) -> TypeGuard[int | float]:
     return isinstance(value, float) or (isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63)
 
 
-def _is_integer(value: Any) -> TypeGuard[int | float]:
+def is_integer(value: Any) -> TypeGuard[int | float]:
+    """Whether a value from a file is a whole number."""
     return _is_number(value) and float(value).is_integer()
 
 
@@ -281,6 +292,6 @@ def is_area(value: Any) -> TypeGuard[int | float]:
     return _is_number(value) and 0 < value < math.inf
 
 
-def _shortened(value: Any) -> str:
+def shortened(value: Any) -> str:
     """A value from a file, shortened for an error message."""
     return reprlib.repr(value)

@@ -12,6 +12,7 @@ from typing import Any
 from opendetr.categories import Categories
 from opendetr.data.config import Masks
 from opendetr.data.faults import Effect
+from opendetr.data.formats.captions import is_captioned, read_captions, with_sources
 from opendetr.data.formats.coco import CocoFile, NotCocoError, parse_coco, read_coco
 from opendetr.data.formats.coco_panoptic import (
     PREFIX,
@@ -269,7 +270,8 @@ def _coco_source(folder: Path, files: Mapping[str, CocoPaths], log: FaultLog, *,
         parsed = {}
         for split in splits:
             with log:
-                parsed[split] = parse_coco(files[split].annotations)
+                coco = parse_coco(files[split].annotations)
+                parsed[split] = with_sources(coco, [files[split].images or folder, folder / "images"])
         categories = _common_categories(parsed.values())
         data = {}
         for split, coco in parsed.items():
@@ -278,6 +280,8 @@ def _coco_source(folder: Path, files: Mapping[str, CocoPaths], log: FaultLog, *,
                 reader: Callable[..., DetectionData] = read_coco
                 if is_panoptic(coco):
                     reader = partial(read_panoptic, maps_folder=files[split].maps, masks=masks)
+                elif is_captioned(coco):
+                    reader = read_captions
                 data[split] = reader(coco, images, split=split, folder=folder, categories=categories, log=log)
         return data
 
@@ -383,11 +387,12 @@ def _divide(data: DetectionData, val_fraction: float, seed: int) -> tuple[Detect
         return chance(seed, image.path.name), data.file_name(image)
 
     num_val = max(1, round(len(data) * val_fraction))
-    if num_val >= len(data):
+    # All entries of an image file, such as its captions, are in the same split.
+    chosen = {image.path for image in sorted(data.images, key=rank)[:num_val]}
+    val = data.subset([image for image in data.images if image.path in chosen], "val")
+    train = data.subset([image for image in data.images if image.path not in chosen], "train")
+    if not len(train):
         raise DataError(f"{data.folder}: {len(data)} images are too few to select a validation split; name one")
-    chosen = {image.id for image in sorted(data.images, key=rank)[:num_val]}
-    val = data.subset([image for image in data.images if image.id in chosen], "val")
-    train = data.subset([image for image in data.images if image.id not in chosen], "train")
     image_kinds = {fault.kind for image in data.images for fault in image.faults}
     without_image = tuple(entry for entry in data.fault_counts if entry.kind not in image_kinds)
     return replace(train, fault_counts=without_image + train.fault_counts), val

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import count
+from pathlib import Path
 
 from opendetr.data.records import DataError, DetectionData, ImageRecord
 
@@ -30,12 +31,13 @@ def chance(seed: int, name: str) -> bytes:
 
 
 def pooled(splits: Mapping[str, DetectionData]) -> DetectionData:
-    """The images of all splits as one split, each image once.
+    """The images of all splits as one split, each image once; an image with several captions once for each.
 
     If the splits use the same id for two images, all images get new ids. The same applies to objects.
     """
     first = next(iter(splits.values()))
-    images = list({image.path: image for data in splits.values() for image in data.images}.values())
+    records = (image for data in splits.values() for image in data.images)
+    images = list({(image.path, image.extras.get("caption")): image for image in records}.values())
     if len({image.id for image in images}) < len(images):
         images = [replace(image, id=number) for number, image in enumerate(images, start=1)]
     object_ids = [obj.id for image in images for obj in image.objects]
@@ -55,6 +57,8 @@ def stratified(
     This is iterative stratification (Sechidis, Tsoumakas and Vlahavas, 2011, algorithm 1). It starts with the rarest
     class. Each image of the class goes to the part that lacks most images of it.
 
+    Entries of one image file, such as its captions, are in the same part.
+
     Args:
         images: the images to divide.
         fractions: name of each part -> its fraction of the images. The fractions must add up to 1.
@@ -64,6 +68,15 @@ def stratified(
     when a part gets no image.
     """
     _check_fractions(fractions)
+    by_path: dict[Path, list[ImageRecord]] = {}
+    for image in images:
+        by_path.setdefault(image.path, []).append(image)
+    if len(by_path) < len(images):
+        whole = [
+            replace(own[0], objects=tuple(obj for image in own for obj in image.objects)) for own in by_path.values()
+        ]
+        parts = stratified(whole, fractions, seed)
+        return {part: [image for one in chosen for image in by_path[one.path]] for part, chosen in parts.items()}
     category_sets = [{obj.category_id for obj in image.objects} for image in images]
     classes = {index: category_ids or {_NO_OBJECTS} for index, category_ids in enumerate(category_sets)}
     unassigned = sorted(classes, key=lambda index: chance(seed, images[index].path.name))
@@ -72,24 +85,24 @@ def stratified(
         part: {label: fraction * count for label, count in remaining.items()} for part, fraction in fractions.items()
     }
     room = {part: fraction * len(images) for part, fraction in fractions.items()}
-    chosen: dict[str, list[int]] = {part: [] for part in fractions}
+    assigned_to: dict[str, list[int]] = {part: [] for part in fractions}
     while unassigned:
         rarest = min((label for label in remaining if remaining[label]), key=lambda label: (remaining[label], label))
         members = [index for index in unassigned if rarest in classes[index]]
         for index in members:
             part = max(fractions, key=lambda part: (wanted[part][rarest], room[part]))
-            chosen[part].append(index)
+            assigned_to[part].append(index)
             room[part] -= 1
             for label in classes[index]:
                 wanted[part][label] -= 1
                 remaining[label] -= 1
         assigned = set(members)
         unassigned = [index for index in unassigned if index not in assigned]
-    for part, indices in chosen.items():
+    for part, indices in assigned_to.items():
         if not indices:
             detail = f"'{part}' would get none; increase its fraction, or omit it"
             raise DataError(f"{len(images)} images are too few: {detail}")
-    return {part: [images[index] for index in sorted(indices)] for part, indices in chosen.items()}
+    return {part: [images[index] for index in sorted(indices)] for part, indices in assigned_to.items()}
 
 
 def _check_fractions(fractions: Mapping[str, float]) -> None:

@@ -405,11 +405,14 @@ def _decode(record: ImageRecord) -> tuple[bytes | None, list[DataFault]]:
 
 
 def _repeated_images(data: DetectionData, digests: Mapping[Path, bytes]) -> Iterator[DataFault]:
-    """Images of a split with exactly the pixels of an earlier image. Both may be the same file."""
+    """Images of a split with exactly the pixels of an earlier image. Both may be the same file.
+
+    Entries of the same file with different captions are not repeated images.
+    """
     first: dict[bytes, ImageRecord] = {}
     for image in data.images:
         earlier = first.setdefault(_digest(image.path, digests), image)
-        if earlier is not image:
+        if earlier is not image and not (image.path == earlier.path and image.extras != earlier.extras):
             yield DataFault(FaultKind.COPY_IN_SPLIT, str(image.path), detail=f"the same as {earlier.path}")
 
 

@@ -2,8 +2,9 @@
 
 Everything that a record holds is kept: boxes to the last bit, classes with their ids, ids of images and objects, areas,
 crowd regions, `difficult`, polygons and RLE, images without objects, and splits. VOC and YOLO have no fields
-for some of these. Their values are written to `opendetr.json` in the same folder (see `data.formats.sidecar`). Other
-fields of annotation files are not in the records and are lost: keypoints, captions, licences, poses, parts.
+for some of these. Their values are written to `opendetr.json` in the same folder (see `data.formats.sidecar`).
+Captions with their spans, questions and answers are written as COCO only. Other fields of annotation files are not in
+the records and are lost: keypoints, licences, poses, parts.
 
 VOC corners are written without the offset of one pixel of the original challenge, whose coordinates begin at 1.
 Crowd regions are not written as rows of VOC and YOLO, because other programs would use them as objects. A YOLO label
@@ -134,7 +135,8 @@ def write_data(
     with _new_folder(Path(folder)) as temporary:
         written = _WRITERS[to](temporary, content)
         for done, (image, path) in enumerate(zip(content.images, written.image_paths, strict=True), start=1):
-            _copy(image.record.path, temporary / path, link=link)
+            if not (temporary / path).exists():  # several captions of one image share its file
+                _copy(image.record.path, temporary / path, link=link)
             if progress:
                 progress(done, len(content.images))
     return _notes(splits, content, written)
@@ -204,6 +206,11 @@ def _unique_names(images: Sequence[_OutputImage], to: Format) -> list[str]:
         folder = "" if to is Format.VOC else image.splits[0]
         return folder, (name if to is Format.COCO else Path(name).stem).casefold()
 
+    if to is Format.COCO:  # entries of one file, such as its captions, share the name
+        files = {(image.record.path, image.splits[0]): image for image in images}
+        if len(files) < len(images):
+            named = dict(zip(files, _unique_names(list(files.values()), to), strict=True))
+            return [named[image.record.path, image.splits[0]] for image in images]
     original = [_FORBIDDEN_IN_FILE_NAMES.sub("_", image.record.path.name) for image in images]
     frequency = Counter(map(key, images, original))
     taken = {name for name, number in frequency.items() if number == 1}
@@ -236,11 +243,11 @@ def _write_coco(folder: Path, content: _Content) -> _Result:
             for image in content.images_of(split)
         }
         rows = data.to_coco()
-        for row in rows["images"]:
-            row["file_name"] = names[row["id"]]
-        ids = (obj.id for image in data.images for obj in image.objects)
-        for row, id_ in zip(rows["annotations"], ids, strict=True):
-            row["id"] = id_
+        for row, record in zip(rows["images"], data.images, strict=True):
+            row.update(record.extras, file_name=names[record.id])
+        objects = (obj for record in data.images for obj in record.objects)
+        for row, obj in zip(rows["annotations"], objects, strict=True):
+            row.update(obj.extras, id=obj.id)
         name = f"instances_{split}"
         if all(image.panoptic_map for image in data.images):
             name = f"panoptic_{split}"
@@ -410,7 +417,9 @@ def _notes(splits: Mapping[str, DetectionData], content: _Content, written: _Res
     with_row = [obj for image in images for obj in image.objects]
     kept = f"kept in {FILE_NAME}, which other programs do not read"
     maps = sum(image.record.panoptic_map is not None for image in content.images) if written.extras.names else 0
+    captions = sum("caption" in image.record.extras for image in content.images) if written.extras.names else 0
     counts = (
+        (captions, "caption", "with its spans not written: the format does not support captions"),
         (maps, "panoptic map", "not written: the format does not support panoptic maps"),
         (len(splits) - len(content.splits), "split", "without images, skipped"),
         (sum(image.name != image.record.path.name for image in content.images), "image", "under a new name"),

@@ -1,0 +1,119 @@
+"""Answers to questions as the outputs of MDETR's answer heads.
+
+A question concerns the head "type" and the head of its type. GQA's answers are in files beside its annotations; those
+of CLEVR and of described scenes are listed here: yes and no, numbers, and words.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+from opendetr.data.records import DataError
+
+Questions = Literal["none", "gqa", "gqa-unified", "clevr", "scenes"]
+_GQA_TYPES = ("obj", "attr", "rel", "global", "cat")  # in the order of the type's answers
+_GQA_BY_TYPE, _GQA_ALL = "gqa_answer2id_by_type.json", "gqa_answer2id.json"
+_UNKNOWN = "unknown"  # GQA's answer for answers that are not listed
+_YES_NO = ("no", "yes")
+
+
+@dataclass(frozen=True)
+class AnswerWords:
+    """Answers by the heads "type", "binary" (yes and no), "reg" (numbers) and "attr" (words).
+
+    Attributes:
+        words: the words, in the order of the head's outputs.
+        numbers: how many numbers there are, from 0.
+    """
+
+    words: tuple[str, ...]
+    numbers: int = 20
+
+    def encode(self, answer: str) -> dict[str, int] | None:
+        """The outputs of the heads that a question with this answer concerns; None for an answer that is not listed."""
+        if answer in _YES_NO:
+            return {"type": 0, "binary": _YES_NO.index(answer)}
+        if answer in self.words:
+            return {"type": 1, "attr": self.words.index(answer)}
+        if answer.isascii() and answer.isdigit() and int(answer) < self.numbers:
+            return {"type": 2, "reg": int(answer)}
+        return None
+
+    def decode(self, heads: Mapping[str, int]) -> str:
+        """The answer of the best output of each head."""
+        if heads["type"] == 0:
+            return _YES_NO[heads["binary"]]
+        if heads["type"] == 1:
+            return self.words[heads["attr"]] if heads["attr"] < len(self.words) else _UNKNOWN
+        return str(heads["reg"])
+
+
+ANSWER_WORDS: Mapping[Questions, AnswerWords] = {
+    "clevr": AnswerWords(
+        ("small", "large", "gray", "red", "blue", "green", "brown", "purple", "cyan", "yellow", "cube", "sphere",
+         "cylinder", "rubber", "metal")
+    ),
+    "scenes": AnswerWords(
+        ("red", "orange", "yellow", "green", "blue", "purple", "white", "disc", "ring", "crescent", "drop", "triangle",
+         "square", "hexagon", "cross", "star", "heart", "arrow", "gear")
+    ),
+}  # fmt: skip
+
+
+def encode_answer(questions: Questions, extras: Mapping[str, Any]) -> dict[str, int] | None:
+    """The outputs of the answer heads for the question of an image; None if it has none.
+
+    Args:
+        questions: the kind of questions.
+        extras: the annotations of the image, see `data.formats.captions`.
+
+    Raises:
+        DataError: the kind of questions has no such answer, or GQA's list of answers is missing.
+    """
+    answer = extras.get("answer")
+    if answer is None or questions == "none":
+        return None
+    if questions in ANSWER_WORDS:
+        heads = ANSWER_WORDS[questions].encode(answer)
+        if heads is None:
+            raise DataError(f"the answer {answer!r} to {extras['caption']!r} is not one of the questions {questions!r}")
+        return heads
+    if "answer_ids" not in extras:
+        raise DataError(f"GQA's lists of answers, {_GQA_BY_TYPE} and {_GQA_ALL}, are missing beside the annotations")
+    unified = questions == "gqa-unified"
+    return {name: index for name, index in extras["answer_ids"].items() if (name == "total") == unified}
+
+
+def gqa_answer_ids(folder: Path, question_type: Any, answer: Any) -> dict[str, int] | None:
+    """The outputs of GQA's answer heads, by the lists of answers in a folder; None without them or for other types."""
+    if question_type not in _GQA_TYPES or not all((folder / name).is_file() for name in (_GQA_BY_TYPE, _GQA_ALL)):
+        return None
+    by_type, total = _gqa_lists(folder)
+    of_type = by_type[f"answer_{question_type}"]
+    return {
+        "type": _GQA_TYPES.index(question_type),
+        question_type: of_type.get(answer, of_type.get(_UNKNOWN, 0)),
+        "total": total.get(answer, total.get(_UNKNOWN, 0)),
+    }
+
+
+@lru_cache(maxsize=4)
+def _gqa_lists(folder: Path) -> tuple[dict[str, dict[str, int]], dict[str, int]]:
+    from pydantic import TypeAdapter, ValidationError
+
+    def read(name: str, type_: Any) -> Any:
+        try:
+            return TypeAdapter(type_).validate_python(json.loads((folder / name).read_bytes()))
+        except (ValueError, ValidationError):
+            raise DataError(f"{folder / name}: not a list of answers with their numbers; download it again") from None
+
+    by_type = read(_GQA_BY_TYPE, dict[str, dict[str, int]])
+    missing = [f"answer_{name}" for name in _GQA_TYPES if f"answer_{name}" not in by_type]
+    if missing:
+        raise DataError(f"{folder / _GQA_BY_TYPE}: has no answers of {missing[0]!r}; download it again")
+    return by_type, read(_GQA_ALL, dict[str, int])
