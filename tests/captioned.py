@@ -1,50 +1,43 @@
-"""Small datasets in MDETR's format, written by hand."""
+"""Inputs of any model of the catalogue: images alone, or with a caption each for a model that takes text."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
-from PIL import Image
+import torch
 
-from opendetr.data import DetectionData, open_data
+from opendetr.models import Detector
+from opendetr.structures import Batch, CaptionBatch, ImageBatch, Output, Target
 
-SIZE = (40, 60)  # height and width of the images
-DOG = [2, 5, 20, 30]  # x, y, width, height
-
-
-def box(box: Sequence[float] = DOG, **further: Any) -> dict[str, Any]:
-    return {"bbox": list(box), "area": box[2] * box[3], "iscrowd": 0, "category_id": 1, **further}
+CAPTIONS = ("a red disc left of the large star", "two gears", "the heart")
 
 
-def caption(text: str, *boxes: Mapping[str, Any], **further: Any) -> dict[str, Any]:
-    """An image with a caption and its boxes."""
-    return {"caption": text, "boxes": boxes, **further}
+def prompts(model: Detector, count: int, start: int = 0) -> tuple[Any, ...]:
+    """What the model takes besides `count` images."""
+    return (CAPTIONS[start : start + count],) if model.takes_text else ()
 
 
-def write(folder: Path, *captions: Mapping[str, Any], name: str = "train", file: str = "captions_{}.json") -> Path:
-    """Write a split. Captions without a "file_name" have an image each."""
-    images, annotations = [], []
-    for index, entry in enumerate(captions):
-        row = {"id": index, "file_name": f"{index}.png", "height": SIZE[0], "width": SIZE[1]}
-        images.append(row | {key: value for key, value in entry.items() if key != "boxes"})
-        for each in entry["boxes"]:
-            annotations.append({"id": len(annotations) + 1, "image_id": index, **each})
-        path = folder / name / images[-1]["file_name"]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if not path.exists():
-            Image.fromarray(np.random.default_rng(index).integers(0, 255, (*SIZE, 3), dtype=np.uint8)).save(path)
-    content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "object"}]}
-    path = folder / "annotations" / file.format(name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content), encoding="utf-8")
-    return folder
+def run(model: Detector, images: ImageBatch) -> Output:
+    """The output for images."""
+    return model(images, *prompts(model, len(images)))
 
 
-def read(folder: Path) -> DetectionData:
-    """The training split of a dataset that has a validation split as well."""
-    write(folder, caption("a dog", box(tokens_positive=[[2, 5]])), name="val")
-    return open_data(folder)["train"]
+def batch_of(model: Detector, images: ImageBatch, targets: Sequence[Target], names: tuple[str, ...] = ()) -> Batch:
+    """A training batch with what else the model and its losses need: captions, the tokens of each object, answers."""
+    if not model.takes_text:
+        return Batch(images, tuple(targets), names)
+    captions = CAPTIONS[: len(images)]
+    tokens = model.get_submodule(model.detector_part or "").tokenizer(captions)  # type: ignore[operator]
+    generator = torch.Generator().manual_seed(len(targets[0]))
+    with_tokens = tuple(
+        replace(
+            target,
+            token_map=torch.rand(len(target), tokens.num_tokens, generator=generator) > 0.5,
+            is_final=torch.arange(len(target)) % 2 == 0,
+            answers={"type": 1, "attr": 2, "total": 3},
+        )
+        for target in targets
+    )
+    return CaptionBatch(images, with_tokens, names, captions=captions, tokens=tokens)

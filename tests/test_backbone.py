@@ -10,13 +10,14 @@ import pytest
 import torch
 from torch import nn
 
+from captioned import batch_of
 from opendetr.categories import coco_categories
 from opendetr.config import ConfigError, replaced
 from opendetr.export import export_official
 from opendetr.nn import Backbone, resize_padding
 from opendetr.nn.backbone import _convolve
 from opendetr.presets import build_model, build_task, get_preset, list_models, miniature, trained_from_nothing
-from opendetr.structures import Batch, FeatureMap, ImageBatch, Target
+from opendetr.structures import FeatureMap, ImageBatch, Target
 from opendetr.training.starting_weights import IMAGENET, load_start
 from opendetr.training.train_step import keep_freed_memory
 from opendetr.weights import WeightsError
@@ -118,7 +119,7 @@ def test_every_model_takes_another_backbone(name, tmp_path):
                masks=torch.ones(1, h, w, dtype=torch.bool))
         for index, (h, w) in enumerate(((64, 96), (96, 64)))
     )  # fmt: skip
-    task.total(task(Batch(images, targets))).backward()
+    task.total(task(batch_of(task.model, images, targets))).backward()
     assert all(parameter.grad is not None for parameter in model.backbone.parameters())
     with pytest.raises(WeightsError, match="no ImageNet weights for its a convolution per level, 3 wide"):
         load_start(model, IMAGENET, preset, coco_categories())

@@ -11,6 +11,7 @@ import yaml
 from torch import Tensor, nn
 
 import opendetr
+from captioned import batch_of, prompts, run
 from opendetr.config import ConfigError, parse_assignment, replaced, to_dict
 from opendetr.models.deformable import TwoStageOutput
 from opendetr.models.detector import Detector
@@ -28,7 +29,7 @@ from opendetr.presets import (
     registry,
     trained_from_nothing,
 )
-from opendetr.structures import Batch, CaptionBatch, FeatureMap, ImageBatch, Output, Target
+from opendetr.structures import FeatureMap, ImageBatch, Output, Target
 from opendetr.training.run import best_by
 
 NUM_CLASSES = 4
@@ -77,33 +78,6 @@ def target(num_objects: int, size: tuple[int, int] = (64, 64)) -> Target:
     boxes = 0.2 + 0.3 * torch.rand(num_objects, 4, generator=generator)
     masks = torch.rand(num_objects, *size, generator=generator) > 0.5
     return Target(torch.arange(num_objects) % NUM_CLASSES, boxes, size, size, image_id=0, masks=masks)
-
-
-CAPTIONS = ("a red disc left of the large star", "two gears", "the heart")
-
-
-def run(model: Detector, batch: ImageBatch) -> Output:
-    """The output for images, with a caption each if the model takes text."""
-    return model(batch, CAPTIONS[: len(batch)]) if model.takes_text else model(batch)
-
-
-def batch_of(model: Detector, batch: ImageBatch, targets: tuple[Target, ...]) -> Batch:
-    """A training batch, with what else the model and its losses need: captions, the tokens of each object."""
-    if not model.takes_text:
-        return Batch(batch, targets, ("a", "b"))
-    captions = CAPTIONS[: len(batch)]
-    tokens = model.get_submodule(model.detector_part or "").tokenizer(captions)
-    generator = torch.Generator().manual_seed(len(targets[0]))
-    with_tokens = tuple(
-        replace(
-            target,
-            token_map=torch.rand(len(target), tokens.num_tokens, generator=generator) > 0.5,
-            is_final=torch.arange(len(target)) % 2 == 0,
-            answers={"type": 1, "attr": 2, "total": 3},
-        )
-        for target in targets
-    )
-    return CaptionBatch(batch, with_tokens, ("a", "b"), captions=captions, tokens=tokens)
 
 
 def expected_queries(output: Output, num_queries: int) -> int:
@@ -157,7 +131,7 @@ def test_losses_and_gradients_are_finite(name, counts):
     task = build_task(preset, build_model(preset, NUM_CLASSES), NUM_CLASSES)
     sizes = ((64, 64), (48, 64))
     targets = tuple(target(count, size) for count, size in zip(counts, sizes, strict=True))
-    batch = batch_of(task.model, images(*sizes), targets)
+    batch = batch_of(task.model, images(*sizes), targets, ("a", "b"))
     losses = task(batch)
     total = task.total(losses)
     total.backward()
@@ -216,10 +190,8 @@ def test_a_batch_answers_as_its_images_do(name):
     model = small(name).eval()
     several = images((64, 48), (64, 48))
     with torch.no_grad():
-        captions = [CAPTIONS[:2], CAPTIONS[:1], CAPTIONS[1:2]] if model.takes_text else [()] * 3
-        inputs = [(each,) if each else () for each in captions]
-        together = model(several, *inputs[0]).final.boxes
-        alone = [model(several[i : i + 1], *inputs[i + 1]) for i in range(2)]
+        together = run(model, several).final.boxes
+        alone = [model(several[i : i + 1], *prompts(model, 1, i)) for i in range(2)]
     torch.testing.assert_close(together, torch.cat([output.final.boxes for output in alone]), atol=1e-5, rtol=0)
 
 

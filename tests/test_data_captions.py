@@ -14,7 +14,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from captioned import SIZE, box, caption, read, write
+from caption_files import SIZE, box, caption, read, write
 from opendetr.cli.main import app
 from opendetr.data import ANSWER_WORDS, DataError, FaultKind, LabelledImage, encode_answer, open_data, train_loader
 from opendetr.data.captions import MakeSample, MirrorCaption

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from captioned import box, caption, read, write
+from caption_files import box, caption, read, write
 from opendetr.data import DataError, DetectionData
 from opendetr.evaluation import (
     GROUNDING_METRICS,

@@ -160,7 +160,7 @@ class Run:
         return made
 
     def answers(self, given: dict[str, float]) -> dict[str, int]:
-        """The answers by the names of the heads. The original marks what does not concern one by -100 or by the type."""
+        """The answers by the names of the heads. The original marks others by -100 or the type."""
         if "answer_type" not in given:
             return {"total": int(given["answer"])}
         answers = {

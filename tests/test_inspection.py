@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import captioned
 from opendetr.models.conditional import ConditionalAttention, QueryAttention
 from opendetr.models.detector import Detector
 from opendetr.models.masks import MaskAttention, MaskedDetector
@@ -59,7 +60,7 @@ def padded_images() -> ImageBatch:
 def run(model: Detector) -> list[Tensor]:
     """All outputs of a forward pass with dropout from seed 5; a model with masks computes some of either image."""
     torch.manual_seed(5)
-    output = model(padded_images())
+    output = captioned.run(model, padded_images())
     outputs = [tensor for layer in output.layers for tensor in (layer.logits, layer.boxes)]
     if isinstance(model, MaskedDetector):
         outputs.append(model.masks(output, torch.tensor([1, 0, 1]), torch.tensor([3, 0, 1])))
@@ -161,11 +162,13 @@ def conditional_output(module: ConditionalAttention, a: Arguments, weights: Tens
 
 
 def plain_mask(module: MaskAttention, a: Arguments) -> Tensor:
-    """(n, H, N): the keys come projected, and the softmax runs over all heads and cells."""
+    """(n, H, N): the keys come projected, and the softmax runs over all heads and cells, or over the cells."""
     query, padding = apply_linear(module.query, a["queries"]), a["padding"]
     scores = products(query[None], a["key"].double()[None], module.num_heads)[0].transpose(0, 1)
     scores = scores / math.sqrt(query.shape[-1] / module.num_heads)
-    return normalised(scores, None if padding is None else padding[None, None], over=(1, 2))
+    return normalised(
+        scores, None if padding is None else padding[None, None], over=(2,) if module.softmax_per_head else (1, 2)
+    )
 
 
 def plain_deformable(module: DeformableAttention, a: Arguments) -> tuple[Tensor, Tensor]:
@@ -246,14 +249,17 @@ def test_every_attention_module_is_collected_and_its_weights_sum_to_one(name):
     with collect_attention(model) as attention:
         run(model)
     transformer = preset.model.transformer
-    expected = transformer.encoder_layers + 2 * transformer.decoder_layers + (preset.has_masks)
+    of_text = sum(isinstance(module, AttentionModule) for each, module in model.named_modules() if "text." in each)
+    expected = transformer.encoder_layers + 2 * transformer.decoder_layers + preset.has_masks + of_text
     assert len(attention) == expected
     modules = dict(model.named_modules())
-    assert attention.keys() == {key for key, module in modules.items() if "Attention" in type(module).__name__}
+    own = {key: type(module) for key, module in modules.items() if type(module).__module__.startswith("opendetr")}
+    assert attention.keys() == {key for key, kind in own.items() if "Attention" in kind.__name__}
     for key, calls in attention.items():
         assert len(calls) == (2 if isinstance(modules[key], MaskAttention) else 1)  # both images are asked for masks
         for weights in calls:
             over = {DeformableAttention: (-2, -1), MaskAttention: (-2, -1)}.get(type(modules[key]), (-1,))
+            over = (-1,) if getattr(modules[key], "softmax_per_head", False) else over
             sums = tensors(weights)[-1].sum(over)
             torch.testing.assert_close(sums, torch.ones_like(sums))
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from captioned import batch_of, run
 from golden import weighted_total
 from opendetr import distributed
 from opendetr.categories import Categories
@@ -96,9 +97,13 @@ def _target(size: tuple[int, int], num_objects: int, seed: int = 0) -> Target:
     return Target(torch.arange(num_objects) % len(CLASSES), boxes, size, size, image_id=seed, masks=masks)
 
 
-def _batch(*counts: int) -> Batch:
+def _images_and_targets(*counts: int) -> tuple[ImageBatch, tuple[Target, ...]]:
     targets = tuple(_target(size, count, index) for index, (size, count) in enumerate(zip(SIZES, counts, strict=True)))
-    return Batch(_images(), targets, ("a", "b"))
+    return _images(), targets
+
+
+def _batch(*counts: int) -> Batch:
+    return Batch(*_images_and_targets(*counts), ("a", "b"))
 
 
 def _plain_masks(model: MaskedDetector, output: Output, image: Tensor, query: Tensor) -> Tensor:
@@ -275,13 +280,9 @@ def test_a_step_in_parts_is_the_same_step(name):
     """As with several processes: the batch is padded whole, and the losses divided by all its objects."""
     preset = trained_from_nothing(miniature(name))
     task = build_task(preset, _model(preset), len(CLASSES)).eval()
-    batch, normaliser = _batch(3, 1), task.normaliser([3, 1])
-    whole = task(batch, normaliser)
-    parts = []
-    for index in range(2):
-        one = slice(index, index + 1)
-        images = ImageBatch(batch.images.pixels[one], batch.images.padding[one], batch.images.sizes[one])
-        parts.append(task(Batch(images, batch.targets[one]), normaliser))
+    batch = batch_of(task.model, *_images_and_targets(3, 1))
+    normaliser = task.normaliser(batch.loss_counts)
+    whole, parts = task(batch, normaliser), [task(part, normaliser) for part in batch.split(2)]
     assert whole.keys() == parts[0].keys() >= {"mask", "dice"}
     for loss, values in whole.items():
         torch.testing.assert_close(parts[0][loss] + parts[1][loss], values, atol=1e-5, rtol=1e-5)
@@ -303,7 +304,7 @@ def test_every_layer_is_matched_once(name, monkeypatch):
 
     for each in (task, head_task):
         monkeypatch.setattr(each.criterion, "match", counted)
-    batch = _batch(3, 1)
+    batch = batch_of(task.model, *_images_and_targets(3, 1))
     losses = task(batch)
     proposals = [1] if task.model.has_proposals else []
     assert matched == [preset.model.transformer.decoder_layers, *proposals]
@@ -482,7 +483,7 @@ def test_a_model_with_a_mask_head_is_enough_for_its_detector(tmp_path, name, lay
     assert str(report) == "classes: 3 kept (cat, dog, sky), 0 new, 0 dropped; skipped: the mask head"
     images = ImageBatch.from_images([torch.randn(3, *size) for size in SIZES])
     with torch.no_grad():
-        one, other = detector.eval()(images).final, model.eval()(images).final
+        one, other = run(detector.eval(), images).final, run(model.eval(), images).final
     assert torch.equal(one.logits, other.logits)
     assert torch.equal(one.boxes, other.boxes)
 
@@ -651,7 +652,7 @@ def test_each_stage_of_the_head_halves_the_width():
 def test_the_smallest_images_have_masks(name, size, training):
     """A group of the head's norms may have a single value."""
     model = build_model(miniature(name), len(CLASSES)).train(training)
-    output = model(ImageBatch.from_images([torch.randn(3, *size)]))
+    output = run(model, ImageBatch.from_images([torch.randn(3, *size)]))
     for queries in ([0], [0, 1], []):
         masks = output.masks(torch.zeros(len(queries), dtype=torch.int64), torch.tensor(queries, dtype=torch.int64))
         assert masks.shape[0] == len(queries)

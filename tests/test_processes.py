@@ -23,6 +23,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from captioned import batch_of
 from opendetr import distributed, presets
 from opendetr.data.formats.recognise import open_data
 from opendetr.data.loader import TrainLoader, train_loader
@@ -355,8 +356,8 @@ def test_every_trained_parameter_gets_a_gradient_without_objects(name):
     images = ImageBatch.from_images([torch.rand(3, 64, 64), torch.rand(3, 48, 64)])
     nothing = (torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4))
     targets = tuple(Target(*nothing, size, size, number) for number, size in enumerate([(64, 64), (48, 64)]))
-    batch = Batch(images, targets, ())
-    task.total(task(batch, task.normaliser([0, 0]))).backward()
+    batch = batch_of(task.model, images, targets)
+    task.total(task(batch, task.normaliser(batch.loss_counts))).backward()
     assert not [name for name, each in task.named_parameters() if each.requires_grad and each.grad is None]
 
 

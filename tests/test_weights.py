@@ -37,7 +37,8 @@ OLD, NEW = Categories.from_names("abc"), Categories.from_names("xcaz")
 
 def _models(name: str) -> tuple[Detector, Detector]:
     torch.manual_seed(0)
-    return build_model(miniature(name), len(OLD)), build_model(miniature(name), len(NEW))
+    preset = miniature(name)
+    return build_model(preset, preset.num_classes(OLD)), build_model(preset, preset.num_classes(NEW))
 
 
 def _snapshot(model: Detector) -> dict[str, Tensor]:
@@ -287,7 +288,7 @@ def test_models_say_where_weights_come_from(tmp_path, monkeypatch):
     assert rows["detr-r50"] == {
         "origin": "download", "file": "detr-r50-e632da11.pth", "hub": None, "MiB": 159, "licence": "Apache-2.0",
         "address": "https://dl.fbaipublicfiles.com/detr/detr-r50-e632da11.pth", "AP": 0.42,
-        "mask AP": None, "PQ": None, "cached": False, "path": str(tmp_path / "detr-r50-e632da11.pth"),
+        "mask AP": None, "PQ": None, "results": {"AP": 0.42}, "cached": False, "path": str(tmp_path / "detr-r50-e632da11.pth"),
     }  # fmt: skip
     assert rows["detr-r101"]["cached"] and rows["detr-r18"] == {}
     assert rows["deformable-detr-r50"]["origin"] == "manual"

@@ -45,8 +45,8 @@ class EfficientNetConfig:
         return None
 
     def without_counterpart(self) -> str | None:
-        """What the backbones of other implementations do not have, in a few words."""
-        return "an EfficientNet as backbone"
+        """None: MDETR's authors use it, too."""
+        return None
 
     def trained_from_nothing(self) -> EfficientNetConfig:
         """The backbone for training without pretrained weights: trainable batch norm."""

@@ -152,7 +152,10 @@ def mdetr_r101_phrasecut() -> GroundingPreset:
     )
     plain = _mdetr("mdetr-r101-phrasecut", MDETRConfig(backbone=BackboneConfig(depth=101), align_width=0), recipe)
     return replace(
-        plain, masks=MaskHeadConfig(enabled=True, softmax_per_head=True), data=replace(plain.data, masks="instances")
+        plain,
+        without_masks="mdetr-r101",
+        masks=MaskHeadConfig(enabled=True, softmax_per_head=True),
+        data=replace(plain.data, masks="instances"),
     )
 
 

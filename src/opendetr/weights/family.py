@@ -104,7 +104,8 @@ class WeightFamily:
         detectron2: the names in the Detectron2 wrapper, if there is one.
         huggingface: the Hugging Face format, if transformers supports the family.
         no_huggingface: the reason why transformers does not support the family.
-        stray: ends of the names of tensors in the authors' files that are no parameters.
+        stray: ends of the names of tensors in the authors' files that a model may lack: constants, and heads that only
+            a loss uses.
         published: the authors' files, by the catalogue's name of the model.
         num_heads: model -> number of heads in official and Hugging Face files. A head that the model shares between
             layers has one entry per layer there.

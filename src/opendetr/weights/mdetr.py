@@ -50,8 +50,11 @@ def _published(file: str, megabytes: int | None, figures: dict[str, float]) -> P
 FAMILY = WeightFamily(
     name="mdetr",
     official=OFFICIAL,
-    # Constants that transformers stored in older versions.
-    stray=("text_encoder.embeddings.position_ids",),
+    stray=(
+        "text_encoder.embeddings.position_ids",  # constants that transformers stored in older versions
+        # A detector with a mask head is trained without alignment, and starts from one that was trained with it.
+        *(f"contrastive_align_projection_{of}.{kind}" for of in ("image", "text") for kind in ("weight", "bias")),
+    ),
     published={
         "mdetr-r101": _published("pretrained_resnet101", 3072, {"RefCOCO P@1": 0.721, "Flickr R@1": 0.825}),
         "mdetr-enb3": _published("pretrained_EB3", 2458, {"RefCOCO P@1": 0.702, "Flickr R@1": 0.829}),

@@ -40,6 +40,12 @@ class PublishedWeights:
     is_checked: bool = False
 
     @property
+    def results(self) -> dict[str, float]:
+        """The published results by name, in 0..1."""
+        on_coco = {"AP": self.ap, "mask AP": self.mask_ap, "PQ": self.pq}
+        return {name: value for name, value in on_coco.items() if value is not None} | dict(self.figures)
+
+    @property
     def path(self) -> Path:
         """Path of the file in the cache."""
         return cache_folder() / self.file
