@@ -802,7 +802,7 @@ FAULTS = (
     ),
     Fault(
         FaultKind.BYTE_SPANS,
-        "`[[6, 15]]` for \"français\" in \"a bel français\"",
+        '`[[6, 15]]` for "français" in "a bel français"',
         {COCO: captions([[6, 15]], "images[0]", "a bel français")},
     ),
     Fault(
