@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -31,7 +31,6 @@ from opendetr.recipe import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from opendetr.data import DetectionData
-    from opendetr.evaluation import Evaluation
     from opendetr.inference import Predictor
 
 
@@ -157,32 +156,9 @@ def _open(detector: Predictor, options: EvalOptions, split: str) -> DetectionDat
     return data
 
 
-def _print(scores: Evaluation) -> None:
-    from opendetr.evaluation import describe_metric
-
-    print(table([(name, number(value), describe_metric(name)) for name, value in scores.metrics.items()]))
-    print()
-    columns = {"AP": scores.per_class, "mask AP": scores.mask_per_class}
-    for name in ("PQ", "SQ", "RQ"):
-        columns[name] = {class_: quality[name] for class_, quality in scores.panoptic_per_class.items()}
-    shown = {head: column for head, column in columns.items() if column}
-    names = list(dict.fromkeys(name for column in shown.values() for name in column))
-    rows = [(name, *(number(column.get(name)) for column in shown.values())) for name in names]
-    print(table([("class", *shown), *rows]))
-    print()
-    print(_thresholds_table(scores))
-    if scores.per_layer:
-        layers = [(str(layer), number(value)) for layer, value in enumerate(scores.per_layer, start=1)]
+def _print(scores: Any) -> None:
+    """Print the tables of an evaluation."""
+    for rows in scores.tables():
+        print(table([tuple(cell if isinstance(cell, str) else number(cell) for cell in row) for row in rows]))
         print()
-        print(table([("decoder layer", "AP"), *layers]))
-    print(f"\n{scores.seconds_per_image:.3f} seconds per image")
-
-
-def _thresholds_table(scores: Evaluation) -> str:
-    """Threshold, precision, recall and F1 of each class, and of all classes with one common threshold."""
-    points = scores.operating_points
-    rows = [
-        (name, *(number(value) for value in (point.threshold, point.precision, point.recall, point.f1)))
-        for name, point in {**points.per_class, "all, one threshold": points.overall}.items()
-    ]
-    return table([("class", "best threshold", "precision", "recall", "F1"), *rows])
+    print(f"{scores.seconds_per_image:.3f} seconds per image")
