@@ -307,6 +307,19 @@ def set_at(key: str, index: int, name: str, value: Any) -> Callable[[dict[str, A
     return change
 
 
+def captions(spans: list[list[int]], at: str = "", caption: str = "a cat beside the dog") -> Maker:
+    """Every image of the training split gets a caption, every object the span of its first words, and one others."""
+
+    def change(content: dict[str, Any]) -> None:
+        for image_row in content["images"]:
+            image_row["caption"] = caption
+        for annotation in content["annotations"]:
+            annotation["tokens_positive"] = [[0, 5]]
+        content["annotations"][2]["tokens_positive"] = spans
+
+    return coco(change, at)
+
+
 def pop_at(key: str, index: int, name: str) -> Callable[[dict[str, Any]], None]:
     return lambda content: content[key][index].pop(name)
 
@@ -787,6 +800,18 @@ FAULTS = (
         "two annotations with the id 2",
         {COCO: coco(set_at("annotations", 2, "id", 2), "annotations[2] (id 2)")},
     ),
+    Fault(
+        FaultKind.BYTE_SPANS,
+        '`[[6, 15]]` for "français" in "a bel français"',
+        {COCO: captions([[6, 15]], "images[0]", "a bel français")},
+    ),
+    Fault(
+        FaultKind.SPAN_OUTSIDE,
+        "`[[16, 25]]` in a caption of 20 characters",
+        {COCO: captions([[16, 25]], "annotation 3")},
+    ),
+    Fault(FaultKind.EMPTY_SPAN, "`[[2, 2]]`", {COCO: captions([[2, 2]], "annotation 3")}),
+    Fault(FaultKind.NO_SPAN, "a box that no word names", {COCO: captions([], "annotation 3")}),
     Fault(FaultKind.REPEATED_BOX, "annotated twice", everywhere(repeat("cat"))),
     Fault(FaultKind.TWO_CLASSES, "annotated as a cat and as a dog", everywhere(repeat("dog"))),
     Fault(FaultKind.NORMALISED_BOXES, "`[0.1, 0.2, 0.5, 0.4]`", everywhere(before(_normalised), COCO, VOC, CSV)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -31,7 +31,6 @@ from opendetr.recipe import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from opendetr.data import DetectionData
-    from opendetr.evaluation import Evaluation, PatchEvaluation
     from opendetr.inference import Predictor
 
 
@@ -157,11 +156,9 @@ def _open(detector: Predictor, options: EvalOptions, split: str) -> DetectionDat
     return data
 
 
-def _print(scores: Evaluation | PatchEvaluation) -> None:
-    from opendetr.evaluation import describe_metric
-
-    print(table([(name, number(value), describe_metric(name)) for name, value in scores.metrics.items()]))
-    for rows in scores.tables:
+def _print(scores: Any) -> None:
+    """Print the tables of an evaluation."""
+    for rows in scores.tables():
+        print(table([tuple(cell if isinstance(cell, str) else number(cell) for cell in row) for row in rows]))
         print()
-        print(table([[cell if isinstance(cell, str) else number(cell) for cell in row] for row in rows]))
-    print(f"\n{scores.seconds_per_image:.3f} seconds per image")
+    print(f"{scores.seconds_per_image:.3f} seconds per image")

@@ -1,6 +1,6 @@
 """Datasets: formats, records, images, masks, augmentation, and the batches made of them."""
 
-from opendetr.data.answers import ANSWER_WORDS, AnswerWords, Questions, encode_answer
+from opendetr.data.answers import ANSWER_WORDS, AnswerWords, Questions, encode_answer, gqa_decoder
 from opendetr.data.captions import CAUTIOUS, CaptionDataConfig
 from opendetr.data.collate import collate_samples
 from opendetr.data.config import AugmentationConfig, DataConfig, Masks
@@ -56,6 +56,7 @@ __all__ = [
     "eval_loader",
     "evaluation_transform",
     "files_matching",
+    "gqa_decoder",
     "images_in",
     "is_pattern",
     "known_masks",

@@ -7,6 +7,7 @@ from opendetr.evaluation.grounding import (
     GROUNDING_METRICS,
     GroundingEvaluation,
     GroundingEvaluator,
+    GroundingResult,
     grounding_metrics,
 )
 from opendetr.evaluation.names import CLASS_PREFIX, describe_metric
@@ -27,6 +28,7 @@ __all__ = [
     "Evaluator",
     "GroundingEvaluation",
     "GroundingEvaluator",
+    "GroundingResult",
     "ImageResult",
     "OperatingPoint",
     "OperatingPoints",

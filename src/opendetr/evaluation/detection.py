@@ -16,7 +16,7 @@ from torch import Tensor
 from opendetr.categories import Categories
 from opendetr.data import DataError, DetectionData, TrueSegment, coco_truth, panoptic_truth, thing_outlines
 from opendetr.evaluation.coco import DETECTION_METRICS, CocoEvaluator
-from opendetr.evaluation.names import CLASS_PREFIX, MASK_PREFIX
+from opendetr.evaluation.names import CLASS_PREFIX, MASK_PREFIX, describe_metric
 from opendetr.evaluation.panoptic import PANOPTIC_METRICS, PanopticEvaluator, Quality
 from opendetr.evaluation.thresholds import OperatingPoints
 from opendetr.postprocess import Merge, candidates, detect, detect_with_queries, image_masks
@@ -62,24 +62,20 @@ class Evaluation:
         """The metrics, and the AP of each class as "AP/" followed by the class name."""
         return self.metrics | {f"{CLASS_PREFIX}{name}": value for name, value in self.per_class.items()}
 
-    @property
-    def tables(self) -> list[list[Row]]:
-        """The details as tables, each with a header: by class, score thresholds, and by decoder layer if requested."""
+    def tables(self) -> Iterator[list[tuple[str | float | None, ...]]]:
+        """Yield tables to print: the metrics, those of each class, the thresholds, and the AP of each decoder layer."""
+        yield [(name, value, describe_metric(name)) for name, value in self.metrics.items()]
         columns = {"AP": self.per_class, "mask AP": self.mask_per_class}
-        for name in ("PQ", "SQ", "RQ"):
+        for name in Quality._fields:
             columns[name] = {class_: quality[name] for class_, quality in self.panoptic_per_class.items()}
         shown = {head: column for head, column in columns.items() if column}
         names = dict.fromkeys(name for column in shown.values() for name in column)
-        classes: list[Row] = [("class", *shown)]
-        classes += [(name, *(column.get(name) for column in shown.values())) for name in names]
+        yield [("class", *shown), *((name, *(column.get(name) for column in shown.values())) for name in names)]
         points = {**self.operating_points.per_class, "all, one threshold": self.operating_points.overall}
-        thresholds: list[Row] = [("class", "best threshold", "precision", "recall", "F1")]
-        thresholds += [
-            (name, point.threshold, point.precision, point.recall, point.f1) for name, point in points.items()
-        ]
-        layers: list[Row] = [("decoder layer", "AP")]
-        layers += [(str(layer), value) for layer, value in enumerate(self.per_layer, start=1)]
-        return [classes, thresholds, layers] if self.per_layer else [classes, thresholds]
+        values = ((name, point.threshold, point.precision, point.recall, point.f1) for name, point in points.items())
+        yield [("class", "best threshold", "precision", "recall", "F1"), *values]
+        if self.per_layer:
+            yield [("decoder layer", "AP"), *((str(layer), ap) for layer, ap in enumerate(self.per_layer, start=1))]
 
 
 @dataclass(frozen=True)

@@ -122,8 +122,8 @@ class GroundingEvaluator:
 
     - A question is answered. It has an "answer" in its extras.
     - In masks, all pixels that the caption names are compared, if the model has a mask head and the data has outlines.
-    - The phrases in "tokens_positive_eval" are found; without it, all parts of the caption that name objects.
     - A referring expression has one object and no "tokens_positive_eval": the best boxes are compared with its box.
+    - Of other captions, the phrases in "tokens_positive_eval" are found; without it, all parts that name objects.
 
     Args:
         data: the ground truth.
@@ -307,8 +307,8 @@ def true_phrases(image: ImageRecord) -> list[Phrase]:
 
 
 def _phrase_spans(image: ImageRecord) -> list[tuple[tuple[int, int], ...]]:
-    """The spans of each phrase with a box."""
-    if is_question(image):
+    """The spans of each phrase with a box; none for a question and for an expression, which are evaluated as such."""
+    if is_question(image) or is_expression(image):
         return []
     named = [tuple(obj.extras["tokens_positive"]) for obj in image.objects if not obj.crowd]
     known = {span for spans in named for span in spans}
@@ -432,9 +432,8 @@ def flickr_recall(
             phrases = [phrase for phrase in entities_phrases(sentence) if phrase[0] in boxes[image]]
             predicted = predictions.get((image, index), ())
             if len(predicted) != len(phrases):
-                raise DataError(
-                    f"image {image}, sentence {index}: {len(phrases)} phrases, {len(predicted)} predictions"
-                )
+                place = f"image {image}, sentence {index}"
+                raise DataError(f"{place}: {len(phrases)} phrases, but predictions of {len(predicted)}")
             for (entity, types), found in zip(phrases, predicted, strict=True):
                 truth = torch.tensor(boxes[image][entity], dtype=torch.float64)
                 hits, merged_hits = phrase_hits(torch.tensor(found, dtype=torch.float64).view(-1, 4), truth)

@@ -59,10 +59,9 @@ class PatchEvaluation:
     seconds_per_image: float
     unreadable: tuple[str, ...]
 
-    @property
-    def tables(self) -> list[list[Any]]:
-        """No details: there are no classes and no thresholds."""
-        return []
+    def tables(self) -> Iterator[list[tuple[str | float | None, ...]]]:
+        """Yield the table to print: the metrics. There are no classes and no thresholds."""
+        yield [(name, value, PATCH_METRICS[name]) for name, value in self.metrics.items()]
 
     @property
     def results(self) -> list[dict[str, Any]]:

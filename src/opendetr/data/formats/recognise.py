@@ -408,7 +408,9 @@ def _with_overlap(val: DetectionData, train: DetectionData) -> DetectionData:
 
 
 def _require_objects(data: DetectionData) -> None:
-    """Raise FaultError unless the split has an object to learn, or to evaluate."""
+    """Raise FaultError unless the split has an object or an answer to learn, or to evaluate."""
+    if any("answer" in image.extras for image in data.images):
+        return
     if data.num_objects and all(thing.crowd for image in data.images for thing in image.objects):
         detail = (
             f"all {data.num_objects} objects are crowd regions, which cannot be learned; add objects with iscrowd 0"

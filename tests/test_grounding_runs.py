@@ -1,0 +1,81 @@
+"""From described scenes to metrics: a run of a miniature, its evaluation, and the command."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from opendetr import load, train
+from opendetr.cli.main import app
+from opendetr.config import ConfigError, to_dict
+from opendetr.data import DataError, open_data
+from opendetr.presets import miniature
+from opendetr.synthetic import write_captioned_scenes, write_scenes
+from opendetr.synthetic.config import SceneConfig
+from opendetr.synthetic.described import DescribedConfig
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("grounding") / "scenes"
+    write_captioned_scenes(folder, counts={"train": 4, "val": 4}, config=DescribedConfig(size=64))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two steps."""
+    folder = tmp_path_factory.mktemp("grounding-run")
+    preset = miniature("mdetr-tiny")
+    preset = replace(preset, model=replace(preset.model, questions="scenes"))
+    (folder / "config.yaml").write_text(yaml.safe_dump(to_dict(preset)))
+    train(scenes, config=folder / "config.yaml", weights="none", max_steps=2, out=folder / "run", device="cpu")
+    return folder / "run"
+
+
+def evaluate(*options: Any) -> Any:
+    return CliRunner().invoke(app, ["eval", *map(str, options), "--device", "cpu"])
+
+
+def test_the_metrics_of_a_run(run: Path) -> None:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    metrics = next(row["metrics"] for row in reversed(rows) if row["kind"] == "evaluation")
+    assert {"P@1", "P@10_giou", "R@all", "merged_R@1", "accuracy", "majority", "P@1/relational"} <= set(metrics)
+    assert 0 <= metrics["P@1"] <= metrics["P@10"] <= 1
+
+
+def test_eval_prints_the_metrics(run: Path, scenes: Path, tmp_path: Path) -> None:
+    result = evaluate(scenes, "--weights", run)
+    assert result.exit_code == 0, result.output
+    assert "P@1            " in result.output
+    assert "expressions with IoU 0.5 or more among the 1 best boxes" in result.output
+    assert "seconds per image" in result.output
+    result = evaluate(scenes, "--weights", run, "--json", "--predictions", tmp_path / "best.json")
+    found = json.loads(result.stdout)
+    assert found["images"] == 12
+    assert found["metrics"]["P@1/attribute"] is not None
+    assert len(json.loads((tmp_path / "best.json").read_text())) == 12
+
+
+def test_blank_captions_and_options_without_effect(run: Path, scenes: Path) -> None:
+    predictor = load(run, device="cpu")
+    val = open_data(scenes)["val"]
+    blank = replace(val, images=tuple(replace(image, extras={**image.extras, "caption": ""}) for image in val.images))
+    assert set(predictor.metrics(blank)) == set(predictor.metrics(val))
+    with pytest.raises(ConfigError, match="decoder layers are not evaluated separately; leave layers out"):
+        predictor.evaluate(val, layers=True)
+
+
+def test_data_without_captions_in_one_line(run: Path, tmp_path: Path) -> None:
+    write_scenes(tmp_path / "plain", counts={"train": 1, "val": 1}, config=SceneConfig(size=64, max_objects=3))
+    with pytest.raises(DataError, match="the split 'val' has no captions; this model needs them"):
+        load(run, device="cpu").evaluate(tmp_path / "plain")
+    assert evaluate(tmp_path / "plain", "--weights", run).exit_code == 1
+    with pytest.raises(DataError, match="has no caption"):
+        train(tmp_path / "plain", config=run / "config.yaml", weights="none", max_steps=1, out=tmp_path / "run")
