@@ -19,12 +19,14 @@ from opendetr.data.masks import (
 from opendetr.data.paths import require_folder, require_new
 from opendetr.data.pixels import to_pixels
 from opendetr.data.records import DataError, DataFault, DetectionData, ImageRecord
-from opendetr.data.transforms import LabelledImage, Transform, evaluation_transform
+from opendetr.data.statistics import DataStatistics
+from opendetr.data.transforms import LabelledImage, Transform, denormalise, evaluation_transform
 
 __all__ = [
     "DataConfig",
     "DataError",
     "DataFault",
+    "DataStatistics",
     "DetectionData",
     "Effect",
     "FaultKind",
@@ -38,6 +40,7 @@ __all__ = [
     "coco_truth",
     "collate_samples",
     "count_noun",
+    "denormalise",
     "eval_loader",
     "evaluation_transform",
     "known_masks",

@@ -47,6 +47,7 @@ from opendetr.training.activation_checkpointing import recompute_blocks
 from opendetr.training.checkpoint import CheckpointError, find_checkpoint, load_checkpoint, save_checkpoint
 from opendetr.training.ema import WeightAverage
 from opendetr.training.events import (
+    BatchLoaded,
     Callback,
     CheckpointSaved,
     EpochEnded,
@@ -269,7 +270,9 @@ class Trainer:
             epoch, position = divmod(self.state.step, len(self.loader))
             wait_started = time.perf_counter()
             for share in self._shares(epoch, position, stop):
-                self._step(share, wait_started)
+                loaded = time.perf_counter()
+                self._notify(BatchLoaded(self.state.step, share.batch))
+                self._step(share, wait_started + time.perf_counter() - loaded)  # callbacks are no part of the step
                 if self.state.step % len(self.loader) == 0:
                     self._notify(EpochEnded(epoch + 1, self.state.step))
                 self._between_steps(stop)
