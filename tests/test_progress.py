@@ -15,7 +15,7 @@ from opendetr.training import Evaluated, RunEnded, StepTaken
 from opendetr.training.callbacks import Progress
 from opendetr.training.events import PlanFixed, RunStarted
 from opendetr.training.schedule import Evaluations, Plan
-from opendetr.visualize import progress_bar
+from opendetr.visualize import StatusBar, progress, progress_bar
 
 LOSSES = dict.fromkeys(("class", "l1", "giou", "proposal_class", "proposal_l1", "proposal_giou"), (0.5, 0.25))
 
@@ -25,9 +25,9 @@ def test_a_terminal_shows_what_is_done(monkeypatch, capsys, in_bytes, shown):
     monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes this for a terminal
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "120")
-    with progress_bar("reading", in_bytes=in_bytes) as progress:
-        progress(0, None)
-        progress(2048, 4096)
+    with progress_bar("reading", in_bytes=in_bytes) as advance:
+        advance(0, None)
+        advance(2048, 4096)
     said = capsys.readouterr()
     assert "reading" in said.err and shown in said.err
     assert said.err.endswith("\x1b[2K")  # the line is cleared
@@ -37,8 +37,8 @@ def test_a_terminal_shows_what_is_done(monkeypatch, capsys, in_bytes, shown):
 def test_a_file_shows_nothing(monkeypatch, capsys):
     monkeypatch.delenv("FORCE_COLOR", raising=False)
     monkeypatch.delenv("TTY_COMPATIBLE", raising=False)
-    with progress_bar("reading") as progress:
-        progress(1, 2)
+    with progress_bar("reading") as advance:
+        advance(1, 2)
     said = capsys.readouterr()
     assert (said.out, said.err) == ("", "")
 
@@ -152,6 +152,15 @@ for step in range(5):
     time.sleep(0.3)
 print("of the user")
 """
+
+
+def test_a_notebook_without_widgets_gets_lines(monkeypatch):
+    monkeypatch.setattr(progress, "find_spec", lambda name: None)
+    bar = StatusBar(Console(force_jupyter=True))
+    bar.start()
+    assert not bar.is_shown
+    bar.update(1, 2, ["half"])
+    bar.stop()
 
 
 def test_a_notebook_shows_a_widget():

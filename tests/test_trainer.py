@@ -25,7 +25,7 @@ from opendetr.training import trainer
 from opendetr.training.callbacks import Curves, MetricsFile, Progress, ValidationImages, read_metrics
 from opendetr.training.checkpoint import CheckpointError, load_checkpoint
 from opendetr.training.ema import WeightAverage
-from opendetr.training.events import BatchLoaded, Callback, Evaluated, Event, StepTaken
+from opendetr.training.events import BatchLoaded, Callback, Evaluated, Event, RunStarted, StepTaken
 from opendetr.training.signals import StopSignal
 from opendetr.training.train_step import step_randomness
 from opendetr.training.trainer import NonFiniteError, Trainer
@@ -574,6 +574,15 @@ def test_callbacks_get_the_batch_before_its_step(tmp_path):
     run(tmp_path, recipe=replace(RECIPE, max_steps=6), callbacks=[Watching()])
     assert order[:4] == [(0, "image-0-0-0.png"), 1, (1, "image-0-1-0.png"), 2]
     assert order[-2:] == [(5, "image-1-0-0.png"), 6]
+
+
+def test_the_time_of_a_run_includes_the_start_of_callbacks(tmp_path):
+    class Slow(Callback):
+        def on_start(self, event: RunStarted) -> None:
+            time.sleep(0.5)
+
+    _, result = run(tmp_path, recipe=replace(RECIPE, max_steps=1), callbacks=[Slow()])
+    assert result.seconds > 0.5
 
 
 @pytest.mark.parametrize("terminal", [False, True])

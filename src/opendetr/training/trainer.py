@@ -246,7 +246,9 @@ class Trainer:
         )
         outcome: Outcome = "failed"
         try:
+            began = time.perf_counter()
             self._notify(start)
+            state.seconds += time.perf_counter() - began  # callbacks draw and connect; a timed run includes it
             with StopSignal() as stop, naming_lost_processes():
                 if self._evaluation_due() or not self._finished():
                     self._run(stop, is_new=not resume)
