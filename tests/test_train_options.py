@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file
 from torch import nn
@@ -28,7 +29,7 @@ from opendetr.recipe import Recipe
 from opendetr.structures import Batch, ImageBatch, Target
 from opendetr.synthetic import write_scenes
 from opendetr.training import activation_checkpointing as recompute
-from opendetr.training import freezing, trainer
+from opendetr.training import callbacks, freezing, trainer
 from opendetr.training.callbacks import MetricsFile, MetricsTable, Progress, curves, read_metrics
 from opendetr.training.checkpoint import load_checkpoint
 from opendetr.training.events import Callback, Evaluated, Event, PlanFixed, StepTaken
@@ -344,14 +345,41 @@ def test_the_table_has_a_row_an_evaluation(tmp_path):
     assert rows[3]["AP/dog"] == "0.375"
 
 
+STEP = {"kind": "step", "step": 1, "loss": 1.0, "losses": {"class": [1.0]}, "learning_rate": 1e-4}
+
+
 def test_curves_name_the_classes():
-    step = {"kind": "step", "step": 1, "loss": 1.0, "losses": {"class": [1.0]}}
     many = {"AP": 0.2} | {f"AP/class {number}": number / 100 for number in range(40)}
 
     def height(metrics: dict[str, float]) -> int:
-        return curves([step, {"kind": "evaluation", "step": 1, "metrics": metrics}], ["AP"]).height
+        return curves([STEP, {"kind": "evaluation", "step": 1, "metrics": metrics}], ["AP"]).height
 
     assert height({"AP": 0.2}) < height(scores_of_classes(nn.Identity())) == height(many)
+
+
+def test_curves_mark_the_best_step_and_show_the_learning_rate(monkeypatch):
+    charts = []
+
+    def draw(series: dict, **options: Any) -> Image.Image:
+        charts.append((series, options))
+        return Image.new("RGB", (8, 8))
+
+    monkeypatch.setattr(callbacks, "draw_curves", draw)
+    scores = [(0, 0.1, True, 16), (2, 0.4, True, 16), (4, 0.3, False, None)]
+    rows = [STEP | {"step": step, "learning_rate": step / 10} for step in range(1, 5)]
+    rows += [
+        {"kind": "evaluation", "step": step, "images": images, "best": best, "metrics": {"AP": score}}
+        for step, score, best, images in scores
+    ]
+    curves(rows, ["AP", "AP50"])
+    assert [list(series) for series, _ in charts] == [["AP"], ["loss"], ["class"], ["learning rate"]]
+    assert charts[0][0]["AP"] == [(0, 0.1), (2, 0.4), (4, 0.3)]
+    assert charts[3][0]["learning rate"] == [(1, 0.1), (2, 0.2), (3, 0.3), (4, 0.4)]
+    assert charts[0][1]["y_label"] == "validation, on 16 of the images, the last on all"
+    assert all(options["mark"] == (2, "best AP: step 2") for _, options in charts)
+    assert all(options["x_range"] == (0, 4) for _, options in charts)
+    curves([row | {"best": False} for row in rows])
+    assert charts[-1][1]["mark"] is None
 
 
 # ----------------------------------------------------------------------------------------------------- the command line

@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from opendetr.training import trainer
 from opendetr.training.callbacks import Curves, MetricsFile, Progress, ValidationImages, read_metrics
 from opendetr.training.checkpoint import CheckpointError, load_checkpoint
 from opendetr.training.ema import WeightAverage
-from opendetr.training.events import Callback, Evaluated, Event, StepTaken
+from opendetr.training.events import BatchLoaded, Callback, Evaluated, Event, RunStarted, StepTaken
 from opendetr.training.signals import StopSignal
 from opendetr.training.train_step import step_randomness
 from opendetr.training.trainer import NonFiniteError, Trainer
@@ -69,7 +70,7 @@ def evaluate(task: nn.Module) -> dict[str, float]:
     return {"AP": task.head[1].weight.abs().sum().item(), "AP50": 0.5}
 
 
-def run(folder: Path, *, recipe: Recipe = RECIPE, resume: bool = False, loader=None, **options):
+def run(folder: Path, *, recipe: Recipe = RECIPE, resume: bool = False, loader=None, evaluate=evaluate, **options):
     started = Trainer(
         CountingTask(), loader or RandomLoader(), recipe, folder, evaluate=evaluate, device="cpu", **options
     )
@@ -544,11 +545,44 @@ def test_curves_and_images_are_drawn(tmp_path):
     images = ValidationImages(lambda task: [("cells", Image.new("RGB", (8, 8), "red" if task.training else "blue"))])
     run(tmp_path, callbacks=[MetricsFile(), Curves(), images])
     with Image.open(tmp_path / "curves.png") as curves:
-        assert curves.height > curves.width  # the loss, and the scores below it
+        assert curves.width > 1900 and curves.height > 1000  # two rows of two charts
     names = sorted(path.name for path in (tmp_path / "images").iterdir())
     assert names == [f"step-{step:07d}-cells.jpg" for step in (5, 10, 15, 20)]
     with Image.open(tmp_path / "images" / names[0]) as image:
         assert image.getpixel((4, 4))[2] > 200
+
+
+def test_metrics_say_which_evaluation_is_the_best(tmp_path):
+    scores = iter([0.1, 0.3, 0.2, 0.3])
+    run(tmp_path, callbacks=[MetricsFile()], evaluate=lambda _: {"AP": next(scores)})
+    rows = [row for row in read_metrics(tmp_path) if row["kind"] == "evaluation"]
+    assert [row["best"] for row in rows] == [True, True, False, True]
+
+
+def test_callbacks_get_the_batch_before_its_step(tmp_path):
+    order = []
+
+    class Watching(Callback):
+        def on_batch(self, event: BatchLoaded) -> None:
+            order.append((event.step, event.batch.image_names[0]))
+            time.sleep(0.3 * (event.step < 2))
+
+        def on_step(self, event: StepTaken) -> None:
+            order.append(event.step)
+            assert event.seconds < 0.3  # the time of callbacks is no part of it
+
+    run(tmp_path, recipe=replace(RECIPE, max_steps=6), callbacks=[Watching()])
+    assert order[:4] == [(0, "image-0-0-0.png"), 1, (1, "image-0-1-0.png"), 2]
+    assert order[-2:] == [(5, "image-1-0-0.png"), 6]
+
+
+def test_the_time_of_a_run_includes_the_start_of_callbacks(tmp_path):
+    class Slow(Callback):
+        def on_start(self, event: RunStarted) -> None:
+            time.sleep(0.5)
+
+    _, result = run(tmp_path, recipe=replace(RECIPE, max_steps=1), callbacks=[Slow()])
+    assert result.seconds > 0.5
 
 
 @pytest.mark.parametrize("terminal", [False, True])
@@ -561,7 +595,7 @@ def test_progress_says_what_matters(tmp_path, terminal):
         "5 steps per epoch",
         "images/s",
         "loss ",
-        "(error ",
+        "error ",
         " left",
         "AP ",
         "the best so far",

@@ -67,6 +67,7 @@ def whole(scenes, tmp_path_factory) -> training.Run:
 def test_a_run_folder_holds_all_of_it(whole, scenes):
     names = {path.relative_to(whole.folder).as_posix() for path in whole.folder.rglob("*") if path.is_file()}
     assert {"config.yaml", "metrics.jsonl", "curves.png", "best/model.safetensors", "last/model.safetensors"} <= names
+    assert {"labels.png", "images/batch.jpg"} <= names
     assert any(name.startswith("images/step-0000006-") for name in names)
     assert whole.result.step == 6
     assert set(whole.result.metrics) >= {"AP", "AP50", "AR100"}

@@ -10,6 +10,7 @@ from PIL import Image, ImageChops
 from opendetr.categories import Categories
 from opendetr.results import Detections, Panoptic, Segment, draw_detections, draw_panoptic
 from opendetr.visualize import contact_sheet, draw_boxes, draw_curves, draw_segments, draw_truth
+from opendetr.visualize.style import PALETTE
 
 RED, BLUE = (230, 40, 40), (30, 60, 230)
 PETS = Categories(("cat", "dog"), (3, 7), colours=(RED, BLUE))
@@ -289,6 +290,56 @@ def test_many_points_are_averaged_and_an_outlier_does_not_flatten_the_rest():
     spiked = draw_curves({"loss": list(enumerate(values[:500])) + list(enumerate(values[500:], 500))})
     dark = [np.asarray(chart)[40:-40, 100:450, 0] < 60 for chart in (plain, spiked)]  # the average, left of the spike
     assert np.array_equal(dark[0].any(0), dark[1].any(0)) and dark[0].any(0).mean() > 0.9
+
+
+def seen_by(matrix: np.ndarray) -> np.ndarray:
+    """The palette as CIELAB (k, 3), for an eye whose loss of colours is `matrix` on linear RGB."""
+    values = np.array(PALETTE) / 255
+    linear = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+    linear = (linear @ matrix.T).clip(0, 1)
+    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    xyz = linear @ to_xyz.T / (0.9505, 1.0, 1.089)
+    x, y, z = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116).T
+    return np.stack((116 * y - 16, 500 * (x - y), 200 * (y - z)), 1)
+
+
+@pytest.mark.parametrize(
+    "matrix",  # Machado, Oliveira and Fernandes (2009), whole loss
+    [
+        np.eye(3),
+        np.array([[0.1523, 1.0526, -0.2049], [0.1145, 0.7863, 0.0992], [-0.0039, -0.0481, 1.0520]]),
+        np.array([[0.3673, 0.8606, -0.2280], [0.2801, 0.6725, 0.0474], [-0.0118, 0.0429, 0.9689]]),
+        np.array([[1.2555, -0.0767, -0.1788], [-0.0784, 0.9308, 0.1476], [0.0047, 0.6914, 0.3039]]),
+    ],
+    ids=["normal", "protanopia", "deuteranopia", "tritanopia"],
+)
+def test_the_colours_of_curves_are_told_apart_by_everyone(matrix):
+    colours = seen_by(matrix)
+    distances = np.linalg.norm(colours[:, None] - colours[None], axis=-1)
+    assert distances[~np.eye(len(PALETTE), dtype=bool)].min() > 15
+    assert colours[:, 0].max() < 75  # visible on white
+
+
+def test_curves_of_one_colour_have_other_dashes():
+    series = {f"line {index}": [(0, index), (10, index)] for index in range(24)}
+    pixels = np.asarray(draw_curves(series, size=(1200, 900)))
+    blue = (np.abs(pixels[250:].astype(int) - PALETTE[0]).sum(-1) < 30)[:, 200:1000]  # below the legend
+    rows = np.flatnonzero(blue.sum(1) > 100)
+    lines = np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1)
+    shares = [blue[line].any(0).mean() for line in lines]  # from the top: line 16, 8 and 0
+    assert len(shares) == 3 and shares[2] == 1.0
+    assert all(0.1 < share < 0.9 for share in shares[:2]) and abs(shares[0] - shares[1]) > 0.1
+
+
+def test_a_marked_step_has_a_line_and_a_name():
+    points = [(step, 0.2 + step / 100) for step in range(0, 101, 10)]
+    options = {"series": {"AP": points}, "x_range": (0, 100)}
+    plain, marked = draw_curves(**options), draw_curves(**options, mark=(75, "best AP: step 75"))
+    rows, columns = np.nonzero(np.abs(np.asarray(plain).astype(int) - np.asarray(marked)).sum(-1))
+    frame_left, frame_right = 60, 960 - 30
+    at = frame_left + 0.75 * (frame_right - frame_left)
+    assert np.bincount(columns).argmax() == pytest.approx(at, abs=8) and np.ptp(rows) > 300
+    assert at - 130 < columns.min() < at - 60  # its name, on the left
 
 
 @pytest.mark.parametrize(

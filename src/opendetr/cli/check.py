@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from opendetr.data import DataFault, FaultKind
     from opendetr.data.tools import DataReport, Demands
 
+_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 _SHOWN_PLACES = 3
 _SHOWN_CLASSES = 20
 _IN_HEADING = ("training stops", "skipped")
@@ -37,6 +38,10 @@ def check(
     ] = None,
     images: Annotated[bool, typer.Option(help="Decode every image; otherwise check only the annotations.")] = True,
     fix: Annotated[Path | None, typer.Option(help="Write a fixed copy to this new folder.", show_default=False)] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(help="Draw classes, box sizes and objects per image: .png, .jpg or .webp.", show_default=False),
+    ] = None,
     as_json: JsonOption = False,
 ) -> Exit:
     """Check a dataset for faults: where each fault is, and what training does with it.
@@ -52,6 +57,8 @@ def check(
 
         opendetr data check my-data --fix my-clean-data
 
+        opendetr data check my-data --plot my-data.png
+
         opendetr data check my-data --model detr-tiny-panoptic
     """
     from opendetr.data import require_folder, require_new
@@ -64,10 +71,14 @@ def check(
         if not images:
             raise typer.BadParameter("--fix reads the images: leave out --no-images")
         require_new(fix)
+    if plot is not None:
+        require_image_name(plot, "--plot")
     with progress_bar("reading images") as progress:
         report = check_data(data, _demands(model, image_size), read_images=images, progress=progress)
     if fix is not None:
         _write_copy(report, fix)
+    if plot is not None:
+        _write_plot(report, plot)
     if as_json:
         print_json(_record(report))
     else:
@@ -98,6 +109,24 @@ def _write_copy(report: DataReport, folder: Path) -> None:
         splits = write_fixed(report, folder, progress)
     images = {image.path for data in splits.values() for image in data.images}
     say(f"{len(images)} images in {len(splits)} splits: {folder}")
+
+
+def _write_plot(report: DataReport, path: Path) -> None:
+    from opendetr.data import DataStatistics
+    from opendetr.visualize import draw_statistics, save_image
+
+    if not report.splits:
+        say(f"{path}: not written, because no split can be read")
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_image(draw_statistics({name: DataStatistics.of(data) for name, data in report.splits.items()}), path)
+    say(f"classes, box sizes and objects per image: {path}")
+
+
+def require_image_name(path: Path, option: str) -> None:
+    """Raise BadParameter if drawings cannot be written to a file of this name."""
+    if path.suffix.lower() not in _IMAGE_SUFFIXES:
+        raise typer.BadParameter(f"{path}: give a name that ends in {', '.join(_IMAGE_SUFFIXES)}", param_hint=option)
 
 
 def _verdict(report: DataReport, fix: Path | None) -> Exit:

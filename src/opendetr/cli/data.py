@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from opendetr.cli.check import check
+from opendetr.cli.check import check, require_image_name
 from opendetr.cli.output import Exit, JsonOption, command, print_json, say, table
 from opendetr.cli.usage import Command, Group
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from opendetr.data import DetectionData, ImageRecord
 
 _HELP = "Make, show, check, convert and split datasets."
-_SHEET_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 app = typer.Typer(cls=Group, help=_HELP, no_args_is_help=True, rich_markup_mode=None)
 
@@ -142,8 +141,7 @@ def show(
     from opendetr.data.formats import TRAIN_NAMES, recognise
     from opendetr.visualize import save_image, truth_sheet
 
-    if out.suffix.lower() not in _SHEET_SUFFIXES:
-        raise typer.BadParameter(f"{out}: give a name that ends in {', '.join(_SHEET_SUFFIXES)}", param_hint="--out")
+    require_image_name(out, "--out")
     dataset = recognise(source)
     chosen = split or next((name for name in TRAIN_NAMES if name in dataset.splits), dataset.splits[0])
     if chosen not in dataset.splits:

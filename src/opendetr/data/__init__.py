@@ -24,7 +24,8 @@ from opendetr.data.patches import PatchAugmentationConfig, PatchDataConfig, Patc
 from opendetr.data.paths import require_folder, require_new
 from opendetr.data.pixels import to_pixels
 from opendetr.data.records import DataError, DataFault, DetectionData, ImageRecord
-from opendetr.data.transforms import LabelledImage, Transform, evaluation_transform
+from opendetr.data.statistics import DataStatistics
+from opendetr.data.transforms import LabelledImage, Transform, denormalise, evaluation_transform
 
 __all__ = [
     "ANSWER_WORDS",
@@ -35,6 +36,7 @@ __all__ = [
     "DataConfig",
     "DataError",
     "DataFault",
+    "DataStatistics",
     "DetectionData",
     "Effect",
     "FaultKind",
@@ -52,6 +54,7 @@ __all__ = [
     "coco_truth",
     "collate_samples",
     "count_noun",
+    "denormalise",
     "encode_answer",
     "eval_loader",
     "evaluation_transform",

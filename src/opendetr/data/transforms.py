@@ -505,6 +505,12 @@ def normalise(pixels: Tensor, out: Tensor | None = None) -> Tensor:
     return torch.div(pixels, 255, out=out).sub_(mean).div_(std)
 
 
+def denormalise(pixels: Tensor) -> Tensor:
+    """The inverse of `normalise`: (3, h, w) float -> uint8 RGB."""
+    mean, std = _statistics(pixels.device)
+    return (pixels.float() * std).add_(mean).mul_(255).round_().clamp_(0, 255).to(torch.uint8)
+
+
 @lru_cache
 def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
     """ImageNet's mean and standard deviation, (3, 1, 1) each."""

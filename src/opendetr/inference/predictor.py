@@ -570,8 +570,8 @@ class Predictor:
                     self.session.reset()
                 evaluator.update(batch, watch.timed(self._results(evaluator, batch)))
                 done += len(batch)
-                if progress:
-                    progress(done, len(data))
+                if progress:  # the other processes are about as far
+                    progress(min(done * share[1], len(data)), len(data))
             evaluator.leave_out(loader.unreadable)
         evaluator.gather()
         loader.gather_skipped()

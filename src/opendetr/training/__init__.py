@@ -3,6 +3,7 @@
 from opendetr.training.checkpoint import CheckpointError, find_checkpoint, load_checkpoint
 from opendetr.training.diagnosis import Cause, Diagnosis, diagnose, report_lines
 from opendetr.training.events import (
+    BatchLoaded,
     Callback,
     CheckpointSaved,
     EpochEnded,
@@ -19,6 +20,7 @@ from opendetr.training.signals import StopSignal
 from opendetr.training.trainer import Trainer
 
 __all__ = [
+    "BatchLoaded",
     "Callback",
     "Cause",
     "CheckpointError",

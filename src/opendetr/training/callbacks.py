@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from rich import progress as bars
 from rich.console import Console
 from torch import nn
 
@@ -29,7 +28,8 @@ from opendetr.training.events import (
     RunStarted,
     StepTaken,
 )
-from opendetr.visualize import contact_sheet, draw_curves, save_image
+from opendetr.training.schedule import Plan
+from opendetr.visualize import StatusBar, contact_sheet, draw_curves, save_image
 
 METRICS_FILE = "metrics.jsonl"
 TABLE_FILE = "metrics.csv"
@@ -39,11 +39,11 @@ _FEW_STEPS = 50
 
 
 class Progress(Callback):
-    """Prints the progress of a run: a progress bar on a terminal, else a line from time to time.
+    """Prints the progress of a run: a progress bar on a terminal or in a notebook, else a line from time to time.
 
     Args:
         console: where to print. Default: standard error.
-        interval: seconds between two lines without a terminal.
+        interval: seconds between two lines without a progress bar.
         metric: the metric of the latest evaluation that the bar or the lines show.
         headline_metrics: the metrics to print after an evaluation.
     """
@@ -60,33 +60,37 @@ class Progress(Callback):
         self._interval = interval
         self._metric = metric
         self._headline_metrics = headline_metrics
-        self._metrics: Mapping[str, Any] = {}
+        self._bar = StatusBar(self._console)
         self._speed = _Throughput()
         self._last_line = -math.inf  # time of the latest line
+        self._is_running = False
+        self._step = 0
+        self._total_steps: int | None = None
         self._steps_per_epoch = 1
-        self._has_plan = False
-        columns = (bars.SpinnerColumn(), bars.BarColumn(20), bars.TextColumn("{task.description}"))
-        self._bar = bars.Progress(*columns, console=self._console, transient=True)
-        self._line: bars.TaskID | None = None
+        self._plan: Plan | None = None
+        self._evaluated = 0  # number of steps before the latest evaluation
+        self._evaluation_seconds = 0.0  # its duration
+        self._latest = ""  # the metric of the latest evaluation, and the step before it
 
     def on_start(self, event: RunStarted) -> None:
         """Print the start of the run, and start the progress bar."""
-        self._metrics, self._steps_per_epoch = event.metrics, event.steps_per_epoch
+        self._is_running, self._step, self._total_steps = True, event.step, event.total_steps
+        self._steps_per_epoch = event.steps_per_epoch
+        self._note_metric(event.metrics, event.evaluated)
         start = f"resumed after {event.step} steps" if event.step else "training"
         self._print(f"{start} on {event.device}, {event.steps_per_epoch} steps per epoch, in {event.folder}")
         for note in event.notes:
             self._print(note)
-        if self._console.is_terminal:
-            self._line = self._bar.add_task("waiting for the first step", total=event.total_steps, completed=event.step)
-            self._bar.start()
+        self._bar.update(event.step, event.total_steps, ["waiting for the first step"])
+        self._bar.start()
 
     def on_plan(self, event: PlanFixed) -> None:
         """Print the plan of the run in one line. Later plans print only the new length."""
-        steps = event.plan.total_steps
-        if self._has_plan:
+        steps, is_first = event.plan.total_steps, self._plan is None
+        self._plan = event.plan
+        if not is_first:
             self._print(f"now {event.step_seconds:.2f} s per step: the time of the run is enough for {steps} steps")
             return
-        self._has_plan = True
         self._print(_plan_line(event, self._steps_per_epoch))
         if steps < _FEW_STEPS:
             more = "more time or smaller images (--image-size)" if event.step_seconds else "more steps"
@@ -94,18 +98,33 @@ class Progress(Callback):
 
     def on_step(self, event: StepTaken) -> None:
         """Update the progress bar, or print a line when it is due."""
+        self._step, self._total_steps = event.step, event.total_steps
         self._speed.add(event.num_images, event.seconds)
-        if self._line is not None:
-            self._bar.update(
-                self._line, total=event.total_steps, completed=event.step, description=self._description(event)
-            )
-        elif time.monotonic() - self._last_line >= self._interval:
-            self._last_line = time.monotonic()
-            self._print(self._description(event))
+        left, epoch, loss = self._left(), f"epoch {event.step / self._steps_per_epoch:.1f}", f"loss {event.loss:.3f}"
+        speed = f"{self._speed.images_per_second:.1f} images/s"
+        losses = [f"{name} {layers[-1]:.3f}" for name, layers in event.losses.items()]
+        self._show(left, self._latest, self._position(), loss, epoch, speed, *losses)
+        if not self._bar.is_shown:
+            self._say_if_due(epoch, self._position(), self._latest, left, speed, f"{loss} ({' '.join(losses)})")
+
+    def show_evaluation(self, done: int, total: int) -> None:
+        """Show the progress of an evaluation that runs.
+
+        Args:
+            done: number of evaluated images.
+            total: number of images of the evaluation.
+        """
+        if not self._is_running:  # the events of a run reach only the main process
+            return
+        evaluating = f"evaluating {done}/{total} images" if done < total else "evaluating: computing the metrics"
+        self._show(evaluating, self._latest, self._left(), self._position())
+        if not self._bar.is_shown:
+            self._say_if_due(evaluating, self._position())
 
     def on_evaluation(self, event: Evaluated) -> None:
         """Print the headline metrics."""
-        self._metrics = event.metrics
+        self._note_metric(event.metrics, event.step)
+        self._evaluation_seconds = event.seconds
         values = ((name, event.metrics.get(name)) for name in self._headline_metrics)
         shown = [f"{name} {value:.3f}" for name, value in values if isinstance(value, float)]
         notes = [_duration(event.seconds)]
@@ -113,11 +132,12 @@ class Progress(Callback):
         notes += ["the best so far"] if event.best and event.step else []
         when = f"epoch {event.epoch:.1f}, step {event.step}" if event.step else "before training"
         self._print(f"{when}: {' '.join(shown)} ({', '.join(notes)})")
+        self._show(self._left(), self._latest, self._position())  # other callbacks draw and save
 
     def on_end(self, event: RunEnded) -> None:
         """Remove the progress bar, and print how the run ended."""
-        if self._line is not None:
-            self._bar.stop()
+        self._is_running = False
+        self._bar.stop()
         outcomes = {
             "finished": "done",
             "early": "ended early, because the last evaluations gave no new best result",
@@ -126,21 +146,43 @@ class Progress(Callback):
         }
         self._print(f"{outcomes[event.outcome]}: {event.step} steps in {_duration(event.seconds)}")
 
-    def _description(self, event: StepTaken) -> str:
-        """The state of the run in one line. A narrow terminal cuts the end, so the most important values come first."""
-        total = event.total_steps
-        parts = [f"epoch {event.step / self._steps_per_epoch:.1f}, step {event.step}" + (f"/{total}" if total else "")]
-        value = self._metrics.get(self._metric)
-        if value is not None:
-            parts.append(f"{self._metric} {value:.3f}")
-        if total:
-            parts.append(f"{_duration((total - event.step) * self._speed.step_seconds)} left")
-        losses = " ".join(f"{name} {layers[-1]:.3f}" for name, layers in event.losses.items())
-        parts += [f"{self._speed.images_per_second:.1f} images/s", f"loss {event.loss:.3f} ({losses})"]
-        return ", ".join(parts)
+    def _note_metric(self, metrics: Mapping[str, Any], step: int) -> None:
+        """Remember the metric, with its step: it is that of an earlier state of the model."""
+        value, self._evaluated = metrics.get(self._metric), step
+        when = f"at step {step}" if step else "before training"
+        self._latest = "" if value is None else f"{self._metric} {value:.3f} {when}"
+
+    def _position(self) -> str:
+        return f"step {self._step}" + (f"/{self._total_steps}" if self._total_steps else "")
+
+    def _left(self) -> str:
+        """The time that the remaining steps and evaluations take; empty if the length or the speed is unknown."""
+        if not self._total_steps or not self._speed.is_known:
+            return ""
+        seconds = (self._total_steps - self._step) * self._speed.step_seconds
+        if self._plan is not None:
+            seconds += _evaluations_left(self._plan, self._step, self._evaluated) * self._evaluation_seconds
+        return f"{_duration(seconds)} left"
+
+    def _show(self, *parts: str) -> None:
+        """Show the parts beside the progress bar, if there is one; a narrow terminal leaves out the last ones."""
+        self._bar.update(self._step, self._total_steps, [part for part in parts if part])
+
+    def _say_if_due(self, *parts: str) -> None:
+        if time.monotonic() - self._last_line >= self._interval:
+            self._last_line = time.monotonic()
+            self._print(", ".join(part for part in parts if part))
 
     def _print(self, text: str) -> None:
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _evaluations_left(plan: Plan, step: int, evaluated: int) -> int:
+    """The number of evaluations that a plan has left after `step` steps, if the latest was after `evaluated` steps."""
+    due = plan.evaluates_after(step) and evaluated < step
+    if step >= plan.total_steps:
+        return int(due)
+    return due + (plan.total_steps - 1) // plan.evaluate_every - step // plan.evaluate_every + 1
 
 
 def _plan_line(event: PlanFixed, steps_per_epoch: int) -> str:
@@ -170,6 +212,10 @@ class _Throughput:
         self._steps = self._DECAY * self._steps + 1
         self._images = self._DECAY * self._images + num_images
         self._seconds = self._DECAY * self._seconds + seconds
+
+    @property
+    def is_known(self) -> bool:
+        return self._steps > 0
 
     @property
     def images_per_second(self) -> float:
@@ -242,6 +288,7 @@ class MetricsFile(Callback):
                 "images": event.images,
                 "epoch": event.epoch,
                 "seconds": event.seconds,
+                "best": event.best,
                 "metrics": event.metrics,
             }
         )
@@ -310,12 +357,12 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 
 class Curves(Callback):
-    """Draws `curves.png` after every evaluation and at the end: the losses, the metrics and the AP of each class.
+    """Draws `curves.png` after every evaluation and at the end: metrics, losses and learning rate.
 
     It reads `metrics.jsonl`, so `MetricsFile` must come before it among the callbacks.
 
     Args:
-        metrics: names of the metrics to draw.
+        metrics: names of the metrics to draw, the one that selects the best weights first.
     """
 
     def __init__(self, metrics: Sequence[str] = ()) -> None:
@@ -338,7 +385,7 @@ class Curves(Callback):
     def _draw(self) -> None:
         rows = read_metrics(self._folder)
         if any(row["kind"] == "step" for row in rows):
-            _save_image(curves(rows, self._metrics), self._folder / "curves.png")
+            write_image(curves(rows, self._metrics), self._folder / "curves.png")
 
 
 class ValidationImages(Callback):
@@ -360,7 +407,7 @@ class ValidationImages(Callback):
     def on_evaluation(self, event: Evaluated) -> None:
         """Draw and save the images."""
         for name, image in self._draw(event.task):
-            _save_image(image, self._folder / f"step-{event.step:07d}-{name}.jpg")
+            write_image(image, self._folder / f"step-{event.step:07d}-{name}.jpg")
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
@@ -384,34 +431,56 @@ def _complete_rows(lines: list[str], path: Path) -> Iterator[dict[str, Any]]:
 
 
 def curves(rows: Iterable[Mapping[str, Any]], metrics: Sequence[str] = ()) -> Image.Image:
-    """Draw losses and, below them, metrics over steps.
+    """Draw metrics, losses and the learning rate over steps. A vertical line marks the step of the best weights.
 
     Args:
         rows: rows of `read_metrics`, at least one of a step.
-        metrics: names of the metrics to draw.
+        metrics: names of the metrics to draw, the one that selects the best weights first.
     """
     rows = list(rows)
     steps = [row for row in rows if row["kind"] == "step"]
     evaluations = [row for row in rows if row["kind"] == "evaluation"]
-    total = {"loss": [(row["step"], _nan_if_none(row["loss"])) for row in steps]}
+    best = [row["step"] for row in evaluations if row.get("best")]
+    mark = (best[-1], f"best {(*metrics, 'result')[0]}: step {best[-1]:,}") if best else None
+    last = max(row["step"] for row in (*steps, *evaluations))
+
+    def chart(lines: Mapping[str, Sequence[tuple[float, float]]], y_label: str, *, smooth: bool = True) -> Image.Image:
+        return draw_curves(lines, x_label="step", y_label=y_label, x_range=(0, last), mark=mark, smooth=smooth)
+
+    scores = _curves_of(metrics, evaluations)
+    classes = _class_curves(evaluations)
     final = {
         name: [(row["step"], _nan_if_none(row["losses"][name][-1])) for row in steps] for name in steps[0]["losses"]
     }
-    charts = [
-        draw_curves(total, x_label="step", y_label="weighted sum over all decoder layers"),
-        draw_curves(final, x_label="step", y_label="final decoder layer, unweighted"),
-    ]
-    drawn = {
-        name: [(row["step"], _nan_if_none(row["metrics"][name])) for row in evaluations]
-        for name in metrics
-        if evaluations and all(name in row["metrics"] for row in evaluations)
-    }
-    if drawn:
-        charts.append(draw_curves(drawn, x_label="step", y_label="validation"))
-    classes = _class_curves(evaluations)
+    total = {"loss": [(row["step"], _nan_if_none(row["loss"])) for row in steps]}
+    rate = {"learning rate": [(row["step"], row["learning_rate"]) for row in steps]}
+    charts = []
+    if scores:
+        charts.append(chart(scores, f"validation{_images_used(evaluations)}"))
+    charts.append(chart(total, "weighted sum over all decoder layers"))
     if classes:
-        charts.append(draw_curves(classes, x_label="step", y_label=f"validation, AP of {_classes_shown(evaluations)}"))
-    return contact_sheet(charts, columns=1)
+        charts.append(chart(classes, f"validation, AP of {_classes_shown(evaluations)}"))
+    charts.append(chart(final, "final decoder layer, unweighted"))
+    charts.append(chart(rate, "of all parts except the backbone", smooth=False))
+    return contact_sheet(charts, columns=2)
+
+
+def _curves_of(names: Iterable[str], evaluations: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
+    """The metrics over steps; without those that no evaluation has."""
+    return {
+        name: [(row["step"], _nan_if_none(row["metrics"].get(name))) for row in evaluations]
+        for name in names
+        if any(name in row["metrics"] for row in evaluations)
+    }
+
+
+def _images_used(evaluations: Sequence[Mapping[str, Any]]) -> str:
+    """The number of images of the evaluations, if some did not use all."""
+    parts = {row["images"] for row in evaluations if row.get("images") is not None}
+    if not parts:
+        return ""
+    last = "" if evaluations[-1].get("images") is not None else ", the last on all"
+    return f", on {max(parts)} of the images{last}"
 
 
 def _class_curves(evaluations: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
@@ -420,10 +489,8 @@ def _class_curves(evaluations: Sequence[Mapping[str, Any]]) -> dict[str, list[tu
     names = sorted((name for name in last if name.startswith(CLASS_PREFIX)), key=lambda name: -_nan_if_none(last[name]))
     if len(names) > _MAX_CLASSES:
         names = names[: _MAX_CLASSES // 2] + names[-(_MAX_CLASSES // 2) :]
-    return {
-        name.removeprefix(CLASS_PREFIX): [(row["step"], _nan_if_none(row["metrics"].get(name))) for row in evaluations]
-        for name in names
-    }
+    lines = _curves_of(names, evaluations)
+    return {name.removeprefix(CLASS_PREFIX): line for name, line in lines.items()}
 
 
 def _classes_shown(evaluations: Sequence[Mapping[str, Any]]) -> str:
@@ -449,7 +516,8 @@ def _json_value(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _save_image(image: Image.Image, path: Path) -> None:
+def write_image(image: Image.Image, path: Path) -> None:
+    """Write an image of a run folder. Raises CheckpointError if the disk is full or cannot be written."""
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         save_image(image, path)

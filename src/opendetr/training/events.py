@@ -10,6 +10,7 @@ from typing import Any, Literal
 from torch import nn
 
 from opendetr.recipe import Recipe
+from opendetr.structures import Batch
 from opendetr.training.schedule import Evaluations, Plan
 
 Outcome = Literal["finished", "early", "interrupted", "failed"]
@@ -23,6 +24,9 @@ class Callback:
 
     def on_plan(self, event: PlanFixed) -> None:
         """Called when the length of a timed run is known or has changed."""
+
+    def on_batch(self, event: BatchLoaded) -> None:
+        """Called before each optimizer step, with the batch of this process. Do not keep the batch: it is large."""
 
     def on_step(self, event: StepTaken) -> None:
         """Called after each optimizer step."""
@@ -96,6 +100,23 @@ class PlanFixed:
     def notify(self, callback: Callback) -> None:
         """Call the callback's method for this event."""
         callback.on_plan(self)
+
+
+@dataclass(frozen=True)
+class BatchLoaded:
+    """The batch of the next optimizer step.
+
+    Attributes:
+        step: number of steps taken before.
+        batch: the images of this process and their targets, after the augmentation.
+    """
+
+    step: int
+    batch: Batch
+
+    def notify(self, callback: Callback) -> None:
+        """Call the callback's method for this event."""
+        callback.on_batch(self)
 
 
 @dataclass(frozen=True)
@@ -235,4 +256,14 @@ class RunEnded:
         callback.on_end(self)
 
 
-Event = RunStarted | PlanFixed | StepTaken | EpochEnded | Evaluated | CheckpointSaved | NonFiniteFound | RunEnded
+Event = (
+    RunStarted
+    | PlanFixed
+    | BatchLoaded
+    | StepTaken
+    | EpochEnded
+    | Evaluated
+    | CheckpointSaved
+    | NonFiniteFound
+    | RunEnded
+)

@@ -1,7 +1,8 @@
 """A training run from start to end: `train` starts one, `resume` continues one.
 
-A run folder contains `config.yaml` (every setting; `--config` reads it), `metrics.jsonl`, `metrics.csv`, `curves.png`,
-`images/` and the checkpoints `last` and `best`. `opendetr.load` opens the `model.safetensors` of a checkpoint.
+A run folder contains `config.yaml` (every setting; `--config` reads it), `labels.png` (statistics of the dataset),
+`metrics.jsonl`, `metrics.csv`, `curves.png`, `images/` (the first training batch and validation images) and the
+checkpoints `last` and `best`. `opendetr.load` opens the `model.safetensors` of a checkpoint.
 
 Several processes, started by a launcher such as torchrun, train as one. All of them execute these functions. Only the
 main process writes files and prints.
@@ -40,6 +41,7 @@ from opendetr.recipe import DEFAULT_PRETRAINING_MODEL
 from opendetr.tasks import Task
 from opendetr.training.callbacks import Curves, MetricsFile, MetricsTable, Progress, ValidationImages
 from opendetr.training.checkpoint import find_checkpoint
+from opendetr.training.data_images import DataImages
 from opendetr.training.diagnosis import FAILED_BELOW, diagnose_run
 from opendetr.training.events import Callback
 from opendetr.training.loggers import loggers
@@ -416,7 +418,7 @@ def _trainer(
         loader.gather_skipped()  # reports skipped images during the run
         data = val if num_images is None else val.subset(_spread(val.images, num_images), val.split)
         evaluator = preset.evaluator(categories, data)
-        predictor(trained).run(evaluator, data, batch_size=preset.recipe.batch_size)
+        predictor(trained).run(evaluator, data, batch_size=preset.recipe.batch_size, progress=progress.show_evaluation)
         thresholds.current = evaluator.score_thresholds()
         return {name: value for name, value in evaluator.compute().items() if value is not None}
 
@@ -429,9 +431,10 @@ def _trainer(
 
     recipe = replace(preset.recipe, best_by=best_by(preset, val))
     with together():
-        progress = Progress(metric=recipe.best_by, headline_metrics=preset.headlines(val))
-        callbacks: list[Callback] = [thresholds, progress, MetricsFile(), MetricsTable()]
-        callbacks.append(Curves(preset.headlines(val)))
+        headlines = preset.headlines(val)
+        progress = Progress(metric=recipe.best_by, headline_metrics=headlines)
+        drawings = (Curves(tuple(dict.fromkeys((recipe.best_by, *headlines)))), DataImages(splits))
+        callbacks: list[Callback] = [thresholds, progress, MetricsFile(), MetricsTable(), *drawings]
         if preset.draws_predictions:
             callbacks.append(ValidationImages(draw))
         callbacks += [*loggers(recipe.log), *user_callbacks]

@@ -47,6 +47,7 @@ from opendetr.training.activation_checkpointing import recompute_blocks
 from opendetr.training.checkpoint import CheckpointError, find_checkpoint, load_checkpoint, save_checkpoint
 from opendetr.training.ema import WeightAverage
 from opendetr.training.events import (
+    BatchLoaded,
     Callback,
     CheckpointSaved,
     EpochEnded,
@@ -247,7 +248,9 @@ class Trainer:
         )
         outcome: Outcome = "failed"
         try:
+            began = time.perf_counter()
             self._notify(start)
+            state.seconds += time.perf_counter() - began  # callbacks draw and connect; a timed run includes it
             with StopSignal() as stop, naming_lost_processes():
                 if self._evaluation_due() or not self._finished():
                     self._run(stop, is_new=not resume)
@@ -271,7 +274,9 @@ class Trainer:
             epoch, position = divmod(self.state.step, len(self.loader))
             wait_started = time.perf_counter()
             for share in self._shares(epoch, position, stop):
-                self._step(share, wait_started)
+                loaded = time.perf_counter()
+                self._notify(BatchLoaded(self.state.step, share.batch))
+                self._step(share, wait_started + time.perf_counter() - loaded)  # callbacks are no part of the step
                 if self.state.step % len(self.loader) == 0:
                     self._notify(EpochEnded(epoch + 1, self.state.step))
                 self._between_steps(stop)

@@ -1,8 +1,10 @@
-"""Draw images with boxes, masks, labels and panoptic maps, contact sheets, and training curves.
+"""Draw images with boxes, masks, labels and panoptic maps, contact sheets, training curves, and statistics of
+datasets.
 
 Everything is drawn with Pillow and NumPy and returned as a new RGB image. Small images are enlarged to keep labels
 legible. Line widths and font sizes depend on the size of the image. `save_image`
-writes an image to a file. `progress_bar` shows progress on the terminal.
+writes an image to a file. `progress_bar` and `StatusBar` show progress on the
+terminal and in notebooks.
 """
 
 from __future__ import annotations
@@ -19,15 +21,18 @@ from opendetr.visualize.drawing import (
     save_image,
     truth_sheet,
 )
-from opendetr.visualize.progress import progress_bar
+from opendetr.visualize.progress import StatusBar, progress_bar
+from opendetr.visualize.statistics import draw_statistics
 
 __all__ = [
+    "StatusBar",
     "TruthObject",
     "as_image",
     "contact_sheet",
     "draw_boxes",
     "draw_curves",
     "draw_segments",
+    "draw_statistics",
     "draw_truth",
     "progress_bar",
     "require_format",

@@ -4,15 +4,45 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, cycle, pairwise
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from opendetr.visualize.style import FAINT_INK, INK, PALETTE, PAPER, RULE, SMOOTH, fitted, font_of
+from opendetr.visualize.axes import MARGIN, Frame, Ticks, draw_axes, draw_axis_names
+from opendetr.visualize.style import FAINT_INK, INK, PALETTE, PAPER, SMOOTH, Colour, fitted, font_of
 
-_MARGIN = 24
-_FEW_POINTS, _MANY_POINTS = 40, 200  # lines of at most 40 points have markers, lines of more than 200 a moving average
+_FEW_POINTS, _MANY_POINTS = 40, 200  # at most 40 points each have a marker; more than 200 get a moving average
+_NUM_MARKERS = 10  # about as many markers on a longer line, if there are several lines
+_LINE, _PALE_LINE, _MARKER = 2.4, 1.2, 4.4  # widths of lines and radius of markers in pixels
+_SAMPLE = 36  # width of a line in the legend
+_DASHES: tuple[tuple[float, ...], ...] = ((), (9, 5), (2, 4), (14, 4, 2, 4))  # lengths of line and gap by turns
+
+
+class _Style(NamedTuple):
+    """The look of one line: lines of one colour differ in dashes, lines of neighbouring numbers also in markers."""
+
+    colour: Colour
+    dashes: tuple[float, ...]
+    marker: str
+
+    @classmethod
+    def of(cls, index: int) -> _Style:
+        repetition, position = divmod(index, len(PALETTE))
+        markers = tuple(_MARKERS)
+        marker = markers[(position + repetition) % len(markers)]
+        return cls(PALETTE[position], _DASHES[repetition % len(_DASHES)], marker)
+
+
+# The corners of markers in units of their radius; none is a circle.
+_MARKERS: dict[str, tuple[tuple[float, float], ...]] = {
+    "circle": (),
+    "square": ((-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)),
+    "triangle": ((0, -1.25), (1.15, 0.8), (-1.15, 0.8)),
+    "diamond": ((0, -1.35), (1.1, 0), (0, 1.35), (-1.1, 0)),
+    "triangle down": ((0, 1.25), (1.15, -0.8), (-1.15, -0.8)),
+}
 
 
 @dataclass(frozen=True)
@@ -23,11 +53,11 @@ class _Curve:
     trend: np.ndarray
 
     @classmethod
-    def of(cls, points: Sequence[tuple[float, float]]) -> _Curve:
-        """A curve whose trend is a moving average over a fiftieth of the points if there are more than 200."""
+    def of(cls, points: Sequence[tuple[float, float]], *, smooth: bool) -> _Curve:
+        """A curve. With `smooth`, its trend is a moving average over a fiftieth of the points if there are over 200."""
         array = np.array(points, dtype=np.float64).reshape(-1, 2)
         array[~np.isfinite(array).all(1), 1] = np.nan
-        if len(array) <= _MANY_POINTS:
+        if len(array) <= _MANY_POINTS or not smooth:
             return cls(array, array)
         known = np.isfinite(array[:, 1])
         window = np.ones(2 * (len(array) // 100) + 1)
@@ -43,99 +73,88 @@ class _Curve:
         return float(known[-1]) if len(known) else None
 
 
-@dataclass(frozen=True)
-class _Frame:
-    """The area of a chart that holds the curves: its borders in pixels, and the range of values that it shows."""
-
-    left: float
-    top: float
-    right: float
-    bottom: float
-    x_range: tuple[float, float]
-    y_range: tuple[float, float]
-
-    def place(self, points: np.ndarray) -> np.ndarray:
-        """Convert values (n, 2) to pixels (n, 2). Values above or below the y range are moved to its limit."""
-        low, high = np.array((self.x_range, self.y_range)).T
-        share = (points - low) / (high - low)
-        x = self.left + share[:, 0] * (self.right - self.left)
-        y = self.bottom - share[:, 1].clip(0, 1) * (self.bottom - self.top)
-        return np.stack((x, y), 1)
-
-
 def draw_curves(
     series: Mapping[str, Sequence[tuple[float, float]]],
     title: str = "",
     *,
     x_label: str = "",
     y_label: str = "",
+    x_range: tuple[float, float] | None = None,
+    mark: tuple[float, str] | None = None,
+    smooth: bool = True,
     size: tuple[int, int] = (960, 540),
 ) -> Image.Image:
     """Draw a line chart. The legend shows the last value of each line.
 
-    A line of more than 200 points is drawn as a moving average over a fiftieth of them, with the points themselves
-    behind it in a pale shade. Values that are not finite leave a gap.
+    Up to 32 lines differ in their colours and dashes, and all of up to 40 points also have markers of different shapes.
+    Values that are not finite leave a gap.
 
     Args:
         series: the (x, y) points of each line by its name, sorted by x.
         title: text above the chart.
         x_label: text below the horizontal axis.
         y_label: text above the vertical axis.
+        x_range: the first and the last x of the axis. Default: those of the points.
+        mark: a value of x to mark with a vertical line, and its name. Points of short lines at this x get a ring.
+        smooth: draw a line of more than 200 points as a moving average over a fiftieth of them, with the points
+            themselves behind it in a pale shade.
         size: width and height of the image in pixels.
     """
-    curves = {name: _Curve.of(points) for name, points in series.items()}
+    curves = {name: _Curve.of(points, smooth=smooth) for name, points in series.items()}
     chart = Image.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(chart)
-    top = _MARGIN
+    top = MARGIN
     if title:
-        draw.text((_MARGIN, top), fitted(title, font_of(20), size[0] - 2 * _MARGIN), INK, font_of(20))
+        draw.text((MARGIN, top), fitted(title, font_of(20), size[0] - 2 * MARGIN), INK, font_of(20))
         top += 34
-    top = _draw_legend(draw, curves, top, size[0])
-    if y_label:
-        draw.text((_MARGIN, top), y_label, FAINT_INK, font_of(13))
-        top += 20
-    if x_label:
-        draw.text((size[0] / 2, size[1] - 12), x_label, FAINT_INK, font_of(13), anchor="mb")
-    frame = _draw_axes(draw, list(curves.values()), (top + 10, size[1] - (56 if x_label else 40)), size[0])
-    return _with_curves(chart, frame, list(curves.values()))
+    samples, top = _draw_legend(draw, curves, top, size[0])
+    top = draw_axis_names(draw, x_label, y_label, top, size)
+    frame = _draw_axes(draw, list(curves.values()), (top + 10, size[1] - (56 if x_label else 40)), size[0], x_range)
+    chart = _with_curves(chart, frame, list(curves.values()), samples, None if mark is None else mark[0])
+    if mark is not None:
+        _draw_mark_name(ImageDraw.Draw(chart), frame, *mark)
+    return chart
 
 
-def _draw_legend(draw: ImageDraw.ImageDraw, curves: Mapping[str, _Curve], top: int, width: int) -> int:
-    """Draw the colour, name and last value of each line in rows below `top`. Returns the y coordinate of their end."""
+def _draw_legend(
+    draw: ImageDraw.ImageDraw, curves: Mapping[str, _Curve], top: int, width: int
+) -> tuple[list[tuple[int, int]], int]:
+    """Write the name and last value of each line in rows below `top`.
+
+    Returns:
+        The left end of the sample of each line, x and y, and the y coordinate of the legend's end.
+    """
     font = font_of(14)
-    x = _MARGIN
-    for index, (name, curve) in enumerate(curves.items()):
+    x = MARGIN
+    samples = []
+    for name, curve in curves.items():
         value = "" if curve.last is None else _value_text(curve.last)
-        length = 26 + font.getlength(f"{name} {value}") + 4
-        if x > _MARGIN and x + length > width - _MARGIN:
-            x, top = _MARGIN, top + 22
-        draw.rounded_rectangle((x, top + 6, x + 18, top + 10), 2, PALETTE[index % len(PALETTE)])
-        draw.text((x + 26, top + 8), name, INK, font, anchor="lm")
+        longest = width - 2 * MARGIN - _SAMPLE - 12 - font.getlength(value)
+        name = fitted(name, font, longest)  # noqa: PLW2901
+        length = _SAMPLE + 8 + font.getlength(f"{name} {value}") + 4
+        if x > MARGIN and x + length > width - MARGIN:
+            x, top = MARGIN, top + 22
+        samples.append((x, top + 8))
+        draw.text((x + _SAMPLE + 8, top + 8), name, INK, font, anchor="lm")
         draw.text((x + length, top + 8), value, FAINT_INK, font, anchor="rm")
         x += round(length) + 24
-    return top + 28 if curves else top
+    return samples, top + 28 if curves else top
 
 
-def _draw_axes(draw: ImageDraw.ImageDraw, curves: Sequence[_Curve], rows: tuple[int, int], width: int) -> _Frame:
+def _draw_axes(
+    draw: ImageDraw.ImageDraw,
+    curves: Sequence[_Curve],
+    rows: tuple[int, int],
+    width: int,
+    x_range: tuple[float, float] | None,
+) -> Frame:
     """Draw grid and ticks between the two y coordinates `rows`. Returns the frame for the curves."""
-    font = font_of(13)
     x_low, x_high, y_low, y_high = _ranges(curves)
+    x_low, x_high = (x_low, x_high) if x_range is None else _widened(*x_range)
     integers = all(np.all(curve.points[:, 0] % 1 == 0) for curve in curves)
-    x_step = _nice_step(x_high - x_low, 8)
-    x_step = max(1.0, x_step) if integers else x_step
-    y_step = _nice_step(y_high - y_low, 5)
-    y_ticks = np.arange(np.floor(y_low / y_step), np.ceil(y_high / y_step) + 1) * y_step
-    x_ticks = np.arange(np.ceil(x_low / x_step), np.floor(x_high / x_step) + 1) * x_step
-    texts = [_tick_text(tick, y_step) for tick in y_ticks]
-    left = _MARGIN + max(font.getlength(text) for text in texts) + 10
-    right = width - _MARGIN - 6
-    frame = _Frame(left, rows[0], right, rows[1], (x_low, x_high), (y_ticks[0], y_ticks[-1]))
-    for (_, y), text in zip(frame.place(np.stack((np.full_like(y_ticks, x_low), y_ticks), 1)), texts, strict=True):
-        draw.line((left, round(y), right, round(y)), RULE, 1)
-        draw.text((left - 10, y), text, FAINT_INK, font, anchor="rm")
-    for tick, (x, _) in zip(x_ticks, frame.place(np.stack((x_ticks, np.full_like(x_ticks, y_low)), 1)), strict=True):
-        draw.text((x, rows[1] + 10), _tick_text(tick, x_step), FAINT_INK, font, anchor="ma")
-    return frame
+    x = Ticks.linear(x_low, x_high, 8, integers=integers)
+    y = Ticks.linear(y_low, y_high, 5, whole=True)
+    return draw_axes(draw, (MARGIN, rows[0], width - MARGIN - 6, rows[1]), x, y)
 
 
 def _ranges(curves: Sequence[_Curve]) -> tuple[float, float, float, float]:
@@ -149,7 +168,7 @@ def _ranges(curves: Sequence[_Curve]) -> tuple[float, float, float, float]:
     many = [points[:, 1] for points in known if len(points) > _MANY_POINTS]
     bulk = np.concatenate([np.percentile(values, (1, 99)) for values in many] or [y])
     y_low, y_high = min(y.min(), bulk.min()), max(y.max(), bulk.max())
-    if 0 <= y_low < 0.5 * y_high:
+    if 0 <= y_low < 0.5 * y_high or y_low == y_high > 0:
         y_low = 0.0
     return *_widened(x.min(), x.max()), *_widened(y_low, y_high)
 
@@ -159,47 +178,108 @@ def _widened(low: float, high: float) -> tuple[float, float]:
     return (float(low), float(high)) if high > low else (float(low) - 0.5, float(high) + 0.5)
 
 
-def _nice_step(span: float, count: int) -> float:
-    """A step of 1, 2 or 5 times a power of ten that divides `span` into about `count` parts."""
-    magnitude = 10.0 ** np.floor(np.log10(span / count))
-    return float(magnitude * next(factor for factor in (1, 2, 5, 10) if span / count <= factor * magnitude))
-
-
-def _tick_text(value: float, step: float) -> str:
-    """A tick's number with as many decimals as the step between ticks needs."""
-    decimals = max(0, -int(np.floor(np.log10(step))))
-    value = 0.0 if abs(value) < step / 2 else value  # no minus sign before zero
-    return f"{value:,.{decimals}f}" if decimals <= 4 else f"{value:.3g}"
-
-
 def _value_text(value: float) -> str:
     """A number with about four digits, without an exponent if it is large."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
-def _with_curves(chart: Image.Image, frame: _Frame, curves: Sequence[_Curve]) -> Image.Image:
-    """The chart with the curves, pale points first. Only the curves are anti-aliased; text keeps its pixels."""
+def _draw_mark_name(draw: ImageDraw.ImageDraw, frame: Frame, x: float, name: str) -> None:
+    """Write the name of a marked x at the top of its line, on the side with more space."""
+    font = font_of(13)
+    ((column, _),) = frame.place(np.array(((x, frame.y_range[0]),)))
+    is_left = column < (frame.left + frame.right) / 2
+    place = (column + 6 if is_left else column - 6, frame.top + 2)
+    anchor = "la" if is_left else "ra"
+    left, top, right, bottom = draw.textbbox(place, name, font, anchor=anchor)
+    draw.rectangle((left - 2, top - 2, right + 2, bottom + 2), PAPER)
+    draw.text(place, name, INK, font, anchor=anchor)
+
+
+def _with_curves(
+    chart: Image.Image,
+    frame: Frame,
+    curves: Sequence[_Curve],
+    samples: Sequence[tuple[int, int]],
+    mark: float | None,
+) -> Image.Image:
+    """The chart with the curves, pale points first, and with samples of the lines in the legend.
+
+    Only these are anti-aliased; text keeps its pixels.
+    """
     large = chart.resize((chart.width * SMOOTH, chart.height * SMOOTH), Image.Resampling.NEAREST)
     draw = ImageDraw.Draw(large)
-    colours = [PALETTE[index % len(PALETTE)] for index in range(len(curves))]
-    for curve, colour in zip(curves, colours, strict=True):
+    styles = [_Style.of(index) for index in range(len(curves))]
+    for curve, style in zip(curves, styles, strict=True):
         if curve.trend is not curve.points:
-            pale = tuple(round(0.25 * value + 0.75 * 255) for value in colour)
-            _draw_curve(draw, frame.place(curve.points), pale, 1.2)
-    for curve, colour in zip(curves, colours, strict=True):
-        _draw_curve(draw, frame.place(curve.trend), colour, 2.4)
-    return large.resize(chart.size, Image.Resampling.BOX)
+            red, green, blue = (round(0.25 * value + 0.75 * 255) for value in style.colour)
+            _draw_curve(draw, frame.place(curve.points), _Style((red, green, blue), (), ""), _PALE_LINE)
+    if mark is not None:
+        ends = np.array(((mark, frame.y_range[0]), (mark, frame.y_range[1])))
+        _draw_curve(draw, frame.place(ends), _Style(FAINT_INK, (5, 4), ""), _PALE_LINE)
+    for curve, style in zip(curves, styles, strict=True):
+        pixels = frame.place(curve.trend)
+        _draw_curve(draw, pixels, style, _LINE)
+        _draw_markers(draw, _with_markers(pixels, len(curves)), style)
+        for point in pixels[curve.trend[:, 0] == mark] if len(pixels) <= _MANY_POINTS else ():
+            _draw_ring(draw, point, style.colour)
+    for (x, y), style in zip(samples, styles, strict=True):
+        _draw_curve(draw, np.array(((x, y), (x + _SAMPLE, y)), dtype=np.float64), style, _LINE)
+        _draw_markers(draw, np.array(((x + _SAMPLE / 2, y),)), style)
+    return large.reduce(SMOOTH)
 
 
-def _draw_curve(draw: ImageDraw.ImageDraw, pixels: np.ndarray, colour: tuple[int, ...], width: float) -> None:
-    """Draw the finite runs of the points, (n, 2) in pixels. Points of short lines also get markers."""
+def _with_markers(pixels: np.ndarray, num_curves: int) -> np.ndarray:
+    """The points of a line that have a marker: all of a short line, some of a longer one if there are several lines."""
+    if len(pixels) <= _FEW_POINTS:
+        return pixels
+    return pixels[:: len(pixels) // _NUM_MARKERS] if num_curves > 1 else pixels[:0]
+
+
+def _draw_curve(draw: ImageDraw.ImageDraw, pixels: np.ndarray, style: _Style, width: float) -> None:
+    """Draw lines through the finite runs of the points, (n, 2) in pixels."""
     large = (pixels + 0.5) * SMOOTH
     gaps = np.flatnonzero(~np.isfinite(large[:, 1]))
     for start, end in pairwise([-1, *gaps.tolist(), len(large)]):
-        run = [(x, y) for x, y in large[start + 1 : end].tolist()]
-        if not run:
-            continue
-        draw.line(run, colour, round(width * SMOOTH), joint="curve")
-        radius = width * SMOOTH * 1.3
-        for x, y in run if len(large) <= _FEW_POINTS else ():
-            draw.ellipse((x - radius, y - radius, x + radius, y + radius), colour)
+        run = large[start + 1 : end]
+        for part in _dashed(run, style.dashes) if style.dashes else (run,):
+            if len(part) > 1:
+                draw.line([(x, y) for x, y in part.tolist()], style.colour, round(width * SMOOTH), joint="curve")
+
+
+def _dashed(points: np.ndarray, dashes: tuple[float, ...]) -> list[np.ndarray]:
+    """The dashes of a line through the points (n, 2), each an array of points."""
+    lengths = np.hypot(*np.diff(points, axis=0).T)
+    along = np.concatenate(((0.0,), np.cumsum(lengths)))  # distance of each point from the start of the line
+    count = int(2 * along[-1] / (min(dashes) * SMOOTH)) + 2
+    borders = list(accumulate((length * SMOOTH for length, _ in zip(cycle(dashes), range(count))), initial=0.0))
+    parts = []
+    for start, end in list(pairwise(borders))[::2]:
+        if start >= along[-1]:
+            break
+        inner = points[(along > start) & (along < end)]
+        ends = [[np.interp(at, along, points[:, axis]) for axis in (0, 1)] for at in (start, min(end, along[-1]))]
+        parts.append(np.concatenate((ends[:1], inner, ends[1:])))
+    return parts
+
+
+def _draw_markers(draw: ImageDraw.ImageDraw, pixels: np.ndarray, style: _Style) -> None:
+    """Draw a marker on each finite point of (n, 2) pixels, with a pale border where lines cross."""
+    for x, y in ((pixels[np.isfinite(pixels[:, 1])] + 0.5) * SMOOTH).tolist():
+        for radius, colour in ((_MARKER + 1, PAPER), (_MARKER, style.colour)):
+            _draw_marker(draw, x, y, radius * SMOOTH, style.marker, colour)
+
+
+def _draw_marker(draw: ImageDraw.ImageDraw, x: float, y: float, radius: float, marker: str, colour: Colour) -> None:
+    corners = _MARKERS[marker]
+    if corners:
+        draw.polygon([(x + radius * dx, y + radius * dy) for dx, dy in corners], colour)
+    else:
+        draw.ellipse((x - radius, y - radius, x + radius, y + radius), colour)
+
+
+def _draw_ring(draw: ImageDraw.ImageDraw, pixel: np.ndarray, colour: Colour) -> None:
+    """Draw a ring around a point, if it is finite."""
+    if not np.isfinite(pixel).all():
+        return
+    (x, y), radius = ((pixel + 0.5) * SMOOTH).tolist(), (_MARKER + 4) * SMOOTH
+    draw.ellipse((x - radius, y - radius, x + radius, y + radius), None, colour, round(2 * SMOOTH))

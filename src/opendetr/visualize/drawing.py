@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from opendetr.categories import Categories
 from opendetr.files import atomic_path
 from opendetr.visualize.labels import Region, draw_label, label_options, label_places, label_size, region_options
-from opendetr.visualize.layers import coloured, masked, outlined, resized_map, shaded
+from opendetr.visualize.layers import FILL, coloured, masked, outlined, resized_map, shaded
 from opendetr.visualize.style import INK, PAPER, Colour, fitted, font_of
 
 _LEAST_LABELLED = 0.001  # segments below this share of the image get no label: it would hide them and others
@@ -71,6 +71,7 @@ def draw_boxes(
     colours: Sequence[Colour],
     *,
     masks: np.ndarray | None = None,
+    fill: float = FILL,
     scale: float | None = None,
     text: float = 1,
 ) -> Image.Image:
@@ -83,6 +84,7 @@ def draw_boxes(
         colours: n RGB triples.
         masks: (n, H, W) bool, drawn half-transparent with outlines instead of the boxes. Masks of one colour get
             different shades. For an empty mask its box is drawn.
+        fill: opacity of the colour inside masks, in 0..1.
         scale: factor by which the image is enlarged before drawing. None: small images are enlarged by a whole factor
             until labels are legible.
         text: factor on the size of labels and lines, for images that are shown smaller than they are.
@@ -108,7 +110,7 @@ def draw_boxes(
     if masks is not None:
         colours = shaded(colours)
         boxed = np.array([not mask.any() for mask in masks], dtype=bool)
-        canvas = masked(canvas, masks, colours, line)
+        canvas = masked(canvas, masks, colours, line, fill)
         for index in np.flatnonzero(~boxed):
             options[index] = region_options(Region.of(masks[index], scale), sizes[index], canvas.size)
     canvas = outlined(canvas, outer[boxed], list(compress(colours, boxed.tolist())), line)

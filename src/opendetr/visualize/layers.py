@@ -12,7 +12,7 @@ from scipy.ndimage import find_objects
 from opendetr.visualize.style import Colour
 
 _HALO = (0, 0, 0, 64)
-_FILL = 0.45  # opacity of a mask's colour
+FILL = 0.45  # opacity of a mask's colour
 _DARK = 0.35  # opacity of the dark halo around an outline
 # Shades distinguish things of one class: the share of white (above 0) or black (below 0) mixed into their colour.
 _SHADES = (0.0, 0.4, -0.35, 0.2, -0.18, 0.55, -0.5)
@@ -48,8 +48,10 @@ def shaded(colours: Sequence[Colour], distinct: Sequence[bool] = ()) -> list[Col
     return shaded
 
 
-def masked(image: Image.Image, masks: np.ndarray, colours: Sequence[Colour], line: int) -> Image.Image:
-    """Draw masks (n, H, W) half-transparent with outlines, large ones first."""
+def masked(
+    image: Image.Image, masks: np.ndarray, colours: Sequence[Colour], line: int, fill: float = FILL
+) -> Image.Image:
+    """Draw masks (n, H, W) with outlines, large ones first. `fill` is the opacity of the colour inside."""
     pixels = np.asarray(image).astype(np.float32)
     for index in np.argsort(-masks.sum((1, 2)), kind="stable"):
         mask = masks[index]
@@ -58,11 +60,11 @@ def masked(image: Image.Image, masks: np.ndarray, colours: Sequence[Colour], lin
         if mask.shape != pixels.shape[:2]:  # the image is enlarged: interpolate the mask smoothly
             smooth = Image.fromarray(mask).convert("L").resize(image.size, Image.Resampling.BILINEAR)
             mask = np.asarray(smooth) > 127
-        _paint(pixels, mask, colours[index], line)
+        _paint(pixels, mask, colours[index], line, fill)
     return Image.fromarray(pixels.round().astype(np.uint8))
 
 
-def _paint(pixels: np.ndarray, mask: np.ndarray, colour: Colour, line: int) -> None:
+def _paint(pixels: np.ndarray, mask: np.ndarray, colour: Colour, line: int, fill: float) -> None:
     """Draw one mask on float pixels (H, W, 3) in place: its fill, an outline inside, and a dark halo around it."""
     (bounds,) = find_objects(mask.astype(np.uint8)) or (None,)
     if bounds is None:
@@ -72,7 +74,7 @@ def _paint(pixels: np.ndarray, mask: np.ndarray, colour: Colour, line: int) -> N
     inner = _eroded(inside, line)
     halo = ~_eroded(~inside, 1) & ~inside
     part[halo] *= 1 - _DARK
-    part[inner] += _FILL * (np.array(colour, dtype=np.float32) - part[inner])
+    part[inner] += fill * (np.array(colour, dtype=np.float32) - part[inner])
     part[inside & ~inner] = colour
 
 
@@ -95,7 +97,7 @@ def coloured(image: Image.Image, regions: np.ndarray, colours: Sequence[Colour],
     """Colour regions (H, W), numbered from 1. Pixels with number 0 do not change."""
     pixels = np.asarray(image).astype(np.float32)
     palette = np.array([(0, 0, 0), *colours], dtype=np.float32)
-    strength = np.where(regions > 0, _FILL, 0.0).astype(np.float32)
+    strength = np.where(regions > 0, FILL, 0.0).astype(np.float32)
     border = np.zeros(regions.shape, dtype=bool)
     border[1:] |= regions[1:] != regions[:-1]
     border[:, 1:] |= regions[:, 1:] != regions[:, :-1]

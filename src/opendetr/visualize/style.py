@@ -8,9 +8,10 @@ from PIL import ImageFont
 
 Colour = tuple[int, int, int]
 
+# The palette of Okabe and Ito, which people with a colour vision deficiency can tell apart, with brown for yellow.
 PALETTE: tuple[Colour, ...] = (
-    (37, 99, 235), (234, 88, 12), (22, 163, 74), (147, 51, 234),
-    (220, 38, 38), (8, 145, 178), (161, 98, 7), (71, 85, 105),
+    (0, 114, 178), (213, 94, 0), (0, 158, 115), (204, 121, 167),
+    (0, 0, 0), (230, 159, 0), (86, 180, 233), (120, 60, 20),
 )  # fmt: skip
 INK, FAINT_INK, RULE, PAPER = (17, 24, 39), (107, 114, 128), (229, 231, 235), (255, 255, 255)
 SMOOTH = 4  # anti-aliasing: curves and rounded corners are drawn this many times larger and then reduced
