@@ -210,9 +210,9 @@ def test_eval_prints_the_thresholds_of_each_class(weights, tmp_path):
     data = write_coco_folder(tmp_path / "data", {"val": coco_content(2)})
     arguments = ["eval", str(data), "--weights", str(weights), "--device", "cpu"]
     result = CliRunner().invoke(app, arguments, catch_exceptions=False)
-    header = next(line for line in result.stdout.splitlines() if "best threshold" in line)
-    assert header.split() == ["class", "best", "threshold", "precision", "recall", "F1"]
-    assert "all, one threshold" in result.stdout
+    header = next(line for line in result.stdout.splitlines() if "threshold" in line)
+    assert header.split() == ["class", "objects", "AP", "threshold", "precision", "recall", "F1"]
+    assert "all classes" in result.stdout
     result = CliRunner().invoke(app, [*arguments, "--json"], catch_exceptions=False)
     points = json.loads(result.stdout)["operating_points"]
     assert set(points["per_class"]) == {"cat", "dog"}

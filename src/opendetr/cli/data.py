@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from opendetr.cli.check import check
-from opendetr.cli.output import Exit, JsonOption, command, print_json, say, table
+from opendetr.cli.output import Exit, JsonOption, command, print_json, say, table, wrong_value
 from opendetr.cli.usage import Command, Group
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def show(
     from opendetr.visualize import save_image, truth_sheet
 
     if out.suffix.lower() not in _SHEET_SUFFIXES:
-        raise typer.BadParameter(f"{out}: give a name that ends in {', '.join(_SHEET_SUFFIXES)}", param_hint="--out")
+        raise wrong_value("out", f"{out}: give a name that ends in {', '.join(_SHEET_SUFFIXES)}")
     dataset = recognise(source)
     chosen = split or next((name for name in TRAIN_NAMES if name in dataset.splits), dataset.splits[0])
     if chosen not in dataset.splits:
@@ -248,7 +248,7 @@ def _shares(text: str) -> dict[str, float]:
     except ValueError:
         shares = {}
     if len(shares) != len(parts):
-        raise typer.BadParameter(f"{text!r}: write it as train=0.8,val=0.2", param_hint="--fractions")
+        raise wrong_value("fractions", f"{text!r}: write it as train=0.8,val=0.2")
     return shares
 
 

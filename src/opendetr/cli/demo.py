@@ -50,7 +50,7 @@ def demo(
     with progress_bar("drawing") as progress:
         write_scenes(out / "scenes", counts={_SPLIT: images}, seed=_SEED, progress=progress)
     data = open_split(out / "scenes", _SPLIT, masks="auto" if detector.has_masks else "none")
-    say(f"{data.summary()}")
+    say(f"{data.size()}, not used in training")
     with progress_bar("evaluating") as progress:
         scores = detector.evaluate(data, layers=True, progress=progress)
     size = sum(parameter.numel() for parameter in detector.model.parameters())

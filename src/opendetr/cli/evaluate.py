@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
     from opendetr.data import DetectionData
     from opendetr.evaluation import Evaluation
     from opendetr.inference import Predictor
+
+
+_NUM_NAMED = 5  # classes without ground truth that are named
 
 
 class MaskSource(StrEnum):
@@ -86,7 +90,8 @@ class EvalOptions:
 def evaluate(options: EvalOptions) -> Exit:
     """Evaluate a detector on a dataset: the twelve COCO metrics, AP per class, and score thresholds.
 
-    For each class, it reports precision, recall and F1 of boxes (IoU 0.5) at the score threshold that maximises F1.
+    For each class, it reports AP, and precision, recall and F1 of boxes (IoU 0.5) at the score threshold that maximises
+    F1. Classes without ground truth are left out.
 
     If the model has a mask head and the dataset has masks, it also reports the twelve metrics of masks, and panoptic
     quality for panoptic maps.
@@ -127,7 +132,7 @@ def evaluate(options: EvalOptions) -> Exit:
         record.pop("results")
         print_json(facts | record)
     else:
-        _print(scores)
+        _print(scores, data)
     if scores.unreadable:
         say(f"{len(scores.unreadable)} of {len(data)} images could not be read and count as having no detections")
         return Exit.SOME_FAILED
@@ -157,20 +162,12 @@ def _open(detector: Predictor, options: EvalOptions, split: str) -> DetectionDat
     return data
 
 
-def _print(scores: Evaluation) -> None:
+def _print(scores: Evaluation, data: DetectionData) -> None:
     from opendetr.evaluation import describe_metric
 
     print(table([(name, number(value), describe_metric(name)) for name, value in scores.metrics.items()]))
     print()
-    columns = {"AP": scores.per_class, "mask AP": scores.mask_per_class}
-    for name in ("PQ", "SQ", "RQ"):
-        columns[name] = {class_: quality[name] for class_, quality in scores.panoptic_per_class.items()}
-    shown = {head: column for head, column in columns.items() if column}
-    names = list(dict.fromkeys(name for column in shown.values() for name in column))
-    rows = [(name, *(number(column.get(name)) for column in shown.values())) for name in names]
-    print(table([("class", *shown), *rows]))
-    print()
-    print(_thresholds_table(scores))
+    print(_class_table(scores, data))
     if scores.per_layer:
         layers = [(str(layer), number(value)) for layer, value in enumerate(scores.per_layer, start=1)]
         print()
@@ -178,11 +175,41 @@ def _print(scores: Evaluation) -> None:
     print(f"\n{scores.seconds_per_image:.3f} seconds per image")
 
 
-def _thresholds_table(scores: Evaluation) -> str:
-    """Threshold, precision, recall and F1 of each class, and of all classes with one common threshold."""
-    points = scores.operating_points
+def _class_table(scores: Evaluation, data: DetectionData) -> str:
+    """One row for each class with a metric, one for all classes, and a line about the classes without ground truth.
+
+    The threshold, precision, recall and F1 of all classes are those of one common threshold.
+    """
+    metrics, points = scores.metrics, scores.operating_points
+    columns = {"AP": (scores.per_class, metrics["AP"])}
+    if scores.mask_per_class:
+        columns["mask AP"] = (scores.mask_per_class, metrics.get("mask_AP"))
+    if scores.panoptic_per_class:
+        for name in ("PQ", "SQ", "RQ"):
+            per_class = {class_: quality[name] for class_, quality in scores.panoptic_per_class.items()}
+            columns[name] = (per_class, metrics.get(name))
+    for head, name in {"threshold": "threshold", "precision": "precision", "recall": "recall", "F1": "f1"}.items():
+        per_class = {class_: getattr(point, name) for class_, point in points.per_class.items()}
+        columns[head] = (per_class, getattr(points.overall, name))
+    names = list(dict.fromkeys(name for per_class, _ in columns.values() for name in per_class))
+    known = [name for name in names if any(per_class.get(name) is not None for per_class, _ in columns.values())]
+    objects = _object_counts(data)
     rows = [
-        (name, *(number(value) for value in (point.threshold, point.precision, point.recall, point.f1)))
-        for name, point in {**points.per_class, "all, one threshold": points.overall}.items()
+        (name, f"{objects[name]:,}", *(number(per_class.get(name)) for per_class, _ in columns.values()))
+        for name in known
     ]
-    return table([("class", "best threshold", "precision", "recall", "F1"), *rows])
+    total = ("all classes", f"{objects.total():,}", *(number(value) for _, value in columns.values()))
+    lines = [table([("class", "objects", *columns), *rows, total])]
+    missing = [name for name in names if name not in known]
+    if missing:
+        more = ", ..." if len(missing) > _NUM_NAMED else ""
+        lines.append(
+            f"no ground truth for {len(missing)} of {len(names)} classes: {', '.join(missing[:_NUM_NAMED])}{more}"
+        )
+    return "\n".join(lines)
+
+
+def _object_counts(data: DetectionData) -> Counter[str]:
+    """The number of objects of each class, without crowd regions."""
+    names = dict(zip(data.categories.ids, data.categories.distinct_names, strict=True))
+    return Counter(names[obj.category_id] for image in data.images for obj in image.objects if not obj.crowd)

@@ -124,6 +124,8 @@ def command(function: Callable[..., Any]) -> Callable[..., None]:
             _discard_lost_output()
             raise typer.Exit(Exit.FAILED) from None
         except Exception as error:
+            if not debug and (argument := getattr(error, "argument", "")):  # of a SettingError
+                raise wrong_value(argument, error.text) from None  # type: ignore[attr-defined]
             line = _explained(_full_disk(error, options.get("out") or options.get("folder")) or error)
             _discard_lost_output()
             if debug or line is None:
@@ -138,6 +140,16 @@ def command(function: Callable[..., Any]) -> Callable[..., None]:
     run.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
     run.__annotations__ = {option.name: option.annotation for option in options}
     return run
+
+
+def wrong_value(parameter: str, text: str) -> typer.BadParameter:
+    """The error of an option with a wrong value, in the parser's words.
+
+    Args:
+        parameter: the name of the option in Python, such as "batch_size".
+        text: what is wrong with the value.
+    """
+    return typer.BadParameter(text, param_hint=f"'--{parameter.replace('_', '-')}'")
 
 
 def _discard_lost_output() -> None:

@@ -28,6 +28,7 @@ from opendetr.cli.output import (
     one_line,
     say,
     table,
+    wrong_value,
 )
 from opendetr.recipe import DEFAULT_MODEL
 
@@ -159,7 +160,7 @@ def _min_scores(options: Iterable[str]) -> tuple[float | None, dict[str, float]]
         except ValueError:
             score = -1.0
         if not 0 <= score <= 1 or (named and not name):
-            raise typer.BadParameter(f"--min-score {option}: give a number in 0..1, or NAME=NUMBER")
+            raise wrong_value("min_score", f"{option!r}: give a number in 0..1, or NAME=NUMBER")
         if named:
             by_class[name] = score
         else:

@@ -30,10 +30,34 @@ from opendetr.presets import (
 )
 from opendetr.recipe import parse_duration
 from opendetr.training.checkpoint import writing
-from opendetr.training.starting_weights import IMAGENET, NOTHING, PUBLISHED, starting_point, weights_choice
+from opendetr.training.starting_weights import IMAGENET, NOTHING, PUBLISHED, is_path, starting_point, weights_choice
 from opendetr.weights import ModelCard, read_card
 
 CONFIG_FILE = "config.yaml"
+ARGUMENTS = {
+    "recipe.epochs": "epochs",
+    "recipe.max_steps": "max_steps",
+    "recipe.time": "time",
+    "recipe.batch_size": "batch_size",
+    "recipe.accumulate": "accumulate",
+    "recipe.learning_rate": "lr",
+    "recipe.precision": "precision",
+    "recipe.freeze": "freeze",
+    "recipe.ema_decay": "ema",
+    "recipe.best_by": "best_by",
+    "recipe.patience": "patience",
+    "recipe.log": "log",
+    "recipe.seed": "seed",
+    "data.image_size": "image_size",
+    "data.augment": "augment",
+    "data.batch_pixels": "batch_pixels",
+    "data.val_fraction": "val_fraction",
+    "data.train_split": "train_split",
+    "data.val_split": "val_split",
+    "data.num_workers": "workers",
+    "model.num_queries": "num_queries",
+}
+"""Settings that are arguments of `train` and options of `opendetr train`: name of the setting -> argument."""
 _MIN_IMAGE_SIZE = 32  # pixels; the size of a cell of the coarsest features
 
 
@@ -43,8 +67,8 @@ class Setup:
 
     Attributes:
         preset: all settings.
-        data: the dataset folder.
-        weights: the initial weights: "none", "imagenet", "published", an address or a path.
+        data: the dataset folder, as the user gave it; `config.yaml` has its absolute path.
+        weights: the initial weights: "none", "imagenet", "published", a catalogue name, an address or a path, likewise.
         given: names of the fields of the recipe that the user has set. `fit_to_data` does not change these.
     """
 
@@ -94,9 +118,12 @@ def set_up(
         preset = replace(preset, recipe=recipe)
     if freeze_detector:
         preset = with_frozen_detector(preset)
-    preset = replaced(preset, record)
+    try:
+        preset = replaced(preset, record)
+    except SettingError as error:  # the settings are those of a file
+        raise ConfigError(f"{config}: {str(error).removeprefix('config: ')}") from None
     preset = replace(preset, freeze_detector=preset.freeze_detector or freeze_detector)
-    return Setup(preset, data.resolve(), choice, frozenset(record.get("recipe", {}))), origin
+    return Setup(preset, data, choice, frozenset(record.get("recipe", {}))), origin
 
 
 def _model_of(choice: str) -> str | None:
@@ -156,14 +183,16 @@ def check_settings(preset: Preset, splits: Mapping[str, DetectionData]) -> list[
     """Refuse settings that prevent learning. Returns a warning for each setting that limits the result.
 
     Raises:
-        ConfigError: the learning rate is 0, or the images are smaller than a cell of the features.
+        SettingError: the learning rate is 0, or the images are smaller than a cell of the features.
     """
     recipe, size = preset.recipe, preset.data.image_size
     if recipe.learning_rate == 0:
-        raise ConfigError("recipe.learning_rate: 0 changes no weight; leave it out for the default of the model")
+        raise SettingError(
+            "0 changes no weight; leave it out for the default of the model", setting="recipe.learning_rate"
+        )
     if size < _MIN_IMAGE_SIZE:
-        raise ConfigError(
-            f"data.image_size: {size} pixels are too few to detect anything; give at least {_MIN_IMAGE_SIZE}"
+        raise SettingError(
+            f"{size} pixels are too few to detect anything; give at least {_MIN_IMAGE_SIZE}", setting="data.image_size"
         )
     counts = [len(image.objects) for image in splits["train"].images]
     num_queries, exceeding = preset.model.num_queries, sum(count > preset.model.num_queries for count in counts)
@@ -228,7 +257,9 @@ def require_run(folder: Path) -> None:
 
 def write_config(folder: Path, setup: Setup, fingerprint: str) -> None:
     """Write the `config.yaml` of a run atomically. `read_config` reads it."""
-    about = {"data": str(setup.data), "weights": setup.weights, "fingerprint": fingerprint}
+    # A run can be resumed from another working folder, so its paths are absolute.
+    weights = str(Path(setup.weights).resolve()) if is_path(setup.weights) else setup.weights
+    about = {"data": str(setup.data.resolve()), "weights": weights, "fingerprint": fingerprint}
     text = yaml.safe_dump(to_dict(setup.preset) | {"run": about}, sort_keys=False, width=120)
     path = folder / CONFIG_FILE
     with writing(path):
@@ -281,9 +312,9 @@ def _run_length(epochs: int | None, max_steps: int | None, time: str | float | N
     if time is None:
         return {}
     try:
-        return {"max_steps": None, "time": parse_duration(str(time))}
+        return {"max_steps": None, "time": parse_duration(time) if isinstance(time, str) else time}
     except ValueError as error:
-        raise SettingError(str(error)) from None
+        raise SettingError(str(error), setting="recipe.time") from None
 
 
 def apply_changes(
@@ -320,7 +351,7 @@ def apply_changes(
         try:
             resized = preset.data.resized(image_size)
         except ValueError as error:
-            raise SettingError(str(error)) from None
+            raise SettingError(str(error).partition(": ")[2], setting="data.image_size") from None
         data = {"image_size": resized.image_size, "max_size": resized.max_size}
     model = {} if num_queries is None else {"num_queries": num_queries}
     given = setup.given | nested.get("recipe", {}).keys() | recipe.keys()
