@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -96,6 +97,7 @@ class Recipe:
         rates = ("learning_rate", "backbone_learning_rate", "weight_decay", "clip_norm")
         for name in (*rates, "patience", "seed"):
             self._expect(name, getattr(self, name) >= 0, "at least 0")
+            self._expect(name, getattr(self, name) < math.inf, "a finite number")
         self._expect("warmup_steps", self.warmup_steps is None or self.warmup_steps >= 0, "at least 0")
         for name in ("step_at", "floor", "sampling_rate_factor"):
             self._expect(name, 0 <= getattr(self, name) <= 1, "a fraction from 0 to 1")

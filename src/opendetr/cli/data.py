@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from opendetr.cli.check import check
-from opendetr.cli.output import Exit, JsonOption, command, print_json, say, table, wrong_value
+from opendetr.cli.output import Exit, JsonOption, command, file_to_write, print_json, say, table, wrong_value
 from opendetr.cli.usage import Command, Group
 
 if TYPE_CHECKING:
@@ -66,6 +66,8 @@ def make(
     from opendetr.visualize import progress_bar
 
     counts = {split: count for split, count in {"train": train, "val": val}.items() if count}
+    if not counts:
+        raise typer.BadParameter("--train and --val are both 0: there is nothing to draw")
     config = replace(SceneConfig.hard() if hard else SceneConfig(), size=size)
     with progress_bar("drawing") as progress:
         write_scenes(folder, counts=counts, seed=seed, config=config, progress=progress)
@@ -104,7 +106,9 @@ def convert(
 @command
 def show(
     source: SourceArgument,
-    out: Annotated[Path, typer.Option(help="The image to write: .png, .jpg or .webp.")] = Path("sheet.png"),
+    out: Annotated[Path, typer.Option(callback=file_to_write, help="The image to write: .png, .jpg or .webp.")] = Path(
+        "sheet.png"
+    ),
     split: Annotated[
         str | None, typer.Option(help="The split to show. [default: train, else the first]", show_default=False)
     ] = None,

@@ -21,6 +21,7 @@ from opendetr.cli.output import (
     StrictNoObjectOption,
     WeightsOption,
     command,
+    file_to_write,
     in_range,
     number,
     print_json,
@@ -80,7 +81,10 @@ class EvalOptions:
     ] = None
     strict_no_object: StrictNoObjectOption = False
     predictions: Annotated[
-        Path | None, typer.Option(help="Write the detections to this file as COCO results.", show_default=False)
+        Path | None,
+        typer.Option(
+            callback=file_to_write, help="Write the detections to this file as COCO results.", show_default=False
+        ),
     ] = None
     device: DeviceOption = "auto"
     as_json: JsonOption = False
@@ -109,6 +113,8 @@ def evaluate(options: EvalOptions) -> Exit:
     from opendetr.inference import load
     from opendetr.visualize import progress_bar
 
+    if options.predictions is not None:  # an evaluation can take hours
+        options.predictions.parent.mkdir(parents=True, exist_ok=True)
     detector = load(
         options.weights, model=options.model, device=options.device, strict_no_object=options.strict_no_object
     )

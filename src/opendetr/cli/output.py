@@ -59,6 +59,20 @@ def in_range(low: float, high: float | None = None) -> Callable[[float | None], 
     return check
 
 
+def folder_to_write(path: Path | None) -> Path | None:
+    """A callback that refuses an existing file as the folder for results."""
+    if path is not None and path.exists() and not path.is_dir():
+        raise typer.BadParameter(f"{path}: is a file; give the name of a folder")
+    return path
+
+
+def file_to_write(path: Path | None) -> Path | None:
+    """A callback that refuses a folder as the file for results, before the work that leads to them."""
+    if path is not None and path.is_dir():
+        raise typer.BadParameter(f"{path}: is a folder; give the name of a file")
+    return path
+
+
 BatchSizeOption = Annotated[int, typer.Option(callback=in_range(1), help="Number of images per forward pass.")]
 StrictNoObjectOption = Annotated[
     bool, typer.Option("--strict-no-object", help='Drop queries whose most probable class is "no object".')

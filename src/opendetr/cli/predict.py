@@ -25,11 +25,13 @@ from opendetr.cli.output import (
     ModelOption,
     StrictNoObjectOption,
     command,
+    folder_to_write,
     one_line,
     say,
     table,
     wrong_value,
 )
+from opendetr.cli.usage import existing_path
 from opendetr.recipe import DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -60,7 +62,9 @@ class PredictOptions:
         ),
     ] = None
     model: ModelOption = None
-    out: Annotated[Path, typer.Option(help="The folder for predictions.json and the images.")] = Path("predictions")
+    out: Annotated[
+        Path, typer.Option(callback=folder_to_write, help="The folder for predictions.json and the images.")
+    ] = Path("predictions")
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Write to --out even if it has files, and replace those of equal name.")
     ] = False
@@ -178,6 +182,9 @@ def _sources(names: Sequence[str]) -> list[Source]:
     sources: list[Source] = [int(name) if name.isdecimal() and not Path(name).exists() else name for name in names]
     if len(sources) > 1 and any(isinstance(source, int) for source in sources):
         raise typer.BadParameter("a camera never ends: give it alone")
+    known = existing_path(names)
+    if known is not None and not all(Path(name).exists() for name in known.split(" ")):
+        raise typer.BadParameter(f"did you mean '{known}'? Quote a path that contains spaces")
     for name in set(list_models()).intersection(names):
         if not Path(name).exists():
             raise typer.BadParameter(f"{name} is a model: give it as --weights {name}")

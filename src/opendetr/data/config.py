@@ -136,7 +136,7 @@ class DataConfig:
             raise ValueError(f"data.masks: expected one of {', '.join(get_args(Masks))}, got {self.masks!r}")
         if self.masks != "none" and self.augment not in _AUGMENT_WITH_MASKS:
             raise ValueError(
-                f"data: augment {self.augment!r} does not support masks; with masks give "
+                f"data.augment: {self.augment!r} does not support masks; with masks give "
                 f"{' or '.join(_AUGMENT_WITH_MASKS)}"
             )
         if self.cache not in ("none", "ram"):

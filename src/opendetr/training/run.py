@@ -93,7 +93,7 @@ def _names_arguments(function: Callable[_Arguments, Run]) -> Callable[_Arguments
         try:
             return function(*args, **kwargs)
         except SettingError as error:
-            given = {name for name, value in kwargs.items() if value is not None}
+            given = {name for name, value in kwargs.items() if value not in (None, (), [])}
             raise error.naming({key: name for key, name in ARGUMENTS.items() if name in given}) from None
 
     return call

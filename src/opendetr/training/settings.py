@@ -234,7 +234,13 @@ def read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise ConfigError(
             f"{path}: no such file; give the folder of a run or a file of settings{near_path(path)}"
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except IsADirectoryError:
+        inside = path / CONFIG_FILE
+        hint = f"give {inside}" if inside.is_file() else "give a YAML file of settings"
+        raise ConfigError(f"{path}: is a folder; {hint}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: is not a text file; give a YAML file of settings") from None
+    except yaml.YAMLError as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"{path}: is not valid YAML ({reason}); fix the file or give another one") from None
     if not isinstance(content, dict) or not isinstance(content.get("run", {}), dict):
@@ -249,6 +255,8 @@ def require_run(folder: Path) -> None:
         return
     if not folder.exists():
         raise ConfigError(f"{folder}: no such folder{near_path(folder)}")
+    if not folder.is_dir():
+        raise ConfigError(f"{folder}: is a file; give the folder of `opendetr train --out`")
     runs = sorted(path.parent for path in folder.glob(f"*/{CONFIG_FILE}"))
     if runs:
         raise ConfigError(f"{folder}: contains several runs; choose one of {', '.join(map(str, runs))}")
