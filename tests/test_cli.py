@@ -175,7 +175,7 @@ def test_demo_makes_one_page(run, tmp_path, monkeypatch):
     record = json.loads(opendetr("demo", "--out", tmp_path / "demo", "--images", 14, "--json").stdout)
     page = Path(record["page"]).read_text(encoding="utf-8")
     assert page.count("<img") == 2 * 8  # ground truth and prediction
-    assert not re.search(r'(src|href)="(?!data:|#)', page)
+    assert not re.search(r'(src|href)="(?!data:|#)|class=""', page)
     assert record["images"] == 14
     assert set(record["metrics"]) >= {"AP", "AP50"}
 
@@ -255,11 +255,14 @@ def test_bad_boxes_are_counted_and_skipped_unless_strict(tmp_path):
 def test_broken_images_are_named_and_skipped_unless_strict(tmp_path, caplog):
     names = [f"image_{index}" for index in range(8)]
     data = write_voc_folder(tmp_path / "data", 8, {"train": names[:6], "val": names[6:]})
-    broken = data / "JPEGImages" / "image_1.jpg"
-    broken.write_bytes(broken.read_bytes()[:400])
-    options = ["--weights", "none", "--epochs", 1, *SMALL]
+    for name in ("image_1.jpg", "image_7.jpg"):
+        broken = data / "JPEGImages" / name
+        broken.write_bytes(broken.read_bytes()[:400])
+    options = ["--weights", "none", "--epochs", 2, *SMALL, "--set", "recipe.num_evaluations=2"]
     opendetr("train", data, "--out", tmp_path / "run", *options)
-    assert "image_1.jpg" in caplog.text
+    said = [message for message in caplog.messages if message.startswith("skipped")]
+    for name in ("image_1.jpg", "image_7.jpg"):  # of training and of validation, each once in the run
+        assert sum(name in message for message in said) == 1, said
     assert "image_1.jpg" in failure("train", data, "--out", tmp_path / "strict", "--strict", *options)
 
 

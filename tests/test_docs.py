@@ -44,6 +44,8 @@ SMALL = (
     (r"--train \d+ --val \d+", "--train 12 --val 4 --size 64"),
     (r"(?<=opendetr demo)\b", " --images 2"),
     (r"(?<![\w-])detr-r50(?![\w-])", DEFAULT_MODEL),
+    (r"my-data/JPEGImages/\w+\.jpg", "my-data/val/000000.png"),
+    (r"my-data/JPEGImages", "my-data/val"),
 )
 IMAGES = (
     "photo.jpg",

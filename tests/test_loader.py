@@ -19,6 +19,7 @@ from PIL import Image
 
 from folders import one_line, write_image
 from opendetr.categories import Categories
+from opendetr.config import SettingError
 from opendetr.data import loader as loader_module
 from opendetr.data.config import AugmentationConfig, DataConfig
 from opendetr.data.images import ImageError, read_image
@@ -284,7 +285,7 @@ def test_bounded_batches_have_an_image_for_every_process(many):
 
 def test_a_bound_below_one_image_is_refused(data):
     for share, least in (((0, 1), "2,680"), ((0, 2), "5,360")):
-        with pytest.raises(DataError, match=f"can have 40x67 pixels; give at least {least}") as error:
+        with pytest.raises(SettingError, match=f"can have 40x67 pixels; give at least {least}") as error:
             train_loader(data, replace(CONFIG, batch_pixels=2_679), batch_size=4, seed=0, share=share)
         one_line(error.value)
     train_loader(data, replace(CONFIG, batch_pixels=2_680), batch_size=4, seed=0)

@@ -161,7 +161,7 @@ def test_wandb_without_a_login_is_one_line(folder, monkeypatch):
     (callback,) = loggers(["wandb"])
     with pytest.raises(ConfigError) as fault:
         callback.on_start(start(folder))
-    line = "recipe.log: wandb: No API key configured. Use `wandb login` to log in; or set WANDB_MODE=offline"
+    line = "wandb: No API key configured. Use `wandb login` to log in; or set WANDB_MODE=offline"
     assert str(fault.value) == line
     callback.on_end(RunEnded(0, "failed", 0.0))  # the trainer ends the run for every callback
 
@@ -173,9 +173,7 @@ def test_a_tool_that_is_not_installed_is_one_line_and_nothing_is_written(tool, t
     arguments = ["train", str(tmp_path / "scenes"), "--out", str(tmp_path / "run"), "--weights", "none"]
     result = CliRunner().invoke(app, [*arguments, "--model", "detr-tiny", "--device", "cpu", "--log", tool])
     assert result.exit_code == 1
-    assert result.stderr.splitlines()[-1] == (
-        f"error: recipe.log: {tool} is not installed; install it with `pip install {tool}`"
-    )
+    assert result.stderr.splitlines()[-1] == (f"error: {tool} is not installed; install it with `pip install {tool}`")
     assert not (tmp_path / "run").exists()
 
 

@@ -355,10 +355,13 @@ def test_the_ground_truth_shows_stuff_where_the_prediction_does(tmp_path, predic
     data = open_split(tmp_path, "val", masks="auto")
     preset, categories = miniature("detr-tiny-panoptic"), Categories.from_coco(SCENES)
     known = categories if predicts_stuff else categories.only_things
+    known = replace(known, colours=((255, 0, 255),) * len(known))
     drawer = Predictor(build_model(preset, len(categories)), preset, known, device="cpu")
     ((_, images),) = comparisons(drawer, data, data.images)
     titles = [title for title, _ in images]
     assert titles == ["ground truth", "prediction", "ground truth, panoptic map", "prediction, panoptic map"]
+    for _, image in images:  # both have the colours of the dataset
+        assert not (np.asarray(image) == (255, 0, 255)).all(-1).any()
     drawn = np.asarray(images[0][1]).astype(int)
     pixels = np.asarray(Image.fromarray(read_image(data.images[0].path)).resize(drawn.shape[1::-1], Image.BICUBIC))
     segments, info = panoptic_truth(data.images[0], data.categories)

@@ -123,8 +123,10 @@ def test_a_value_out_of_range_has_the_same_message(scenes, tmp_path, name, value
         opendetr.train(scenes, out=out, weights="none", say=lambda _: None, **{name: value})
     option = f"--{name.replace('_', '-')}={value}"
     result = CliRunner().invoke(app, ["train", str(scenes), "--out", str(out), "--weights", "none", option])
-    assert result.exit_code != 0
-    assert result.stderr.splitlines()[-1] == f"error: {fault.value}"
+    assert result.exit_code == 2
+    option, _, words = str(fault.value).partition(": ")
+    assert option == name
+    assert result.stderr.splitlines()[-1] == f"Error: Invalid value for '--{name.replace('_', '-')}': {words}"
     assert not out.exists()
 
 

@@ -97,13 +97,19 @@ def test_images_are_inside_the_page(tmp_path):
 
 
 def test_images_come_before_the_scores(tmp_path):
-    """With a link to the scores, since there may be many images."""
+    """With links to all sections, since there may be many images."""
     image = Image.new("RGB", (4, 4))
     page = Page(written(tmp_path, images=[("Scene 3", [("ground truth", image), ("prediction", image)])]))
     order = [page.words.index(word) for word in ("Images", "prediction", "Scene 3", "0.432", "cat")]
     assert order == sorted(order)
-    assert ("href", "#scores") in page.attributes
-    assert ("id", "scores") in page.attributes
+    links = [value for name, value in page.attributes if name == "href"]
+    assert links == ["#images", "#scores", "#metrics", "#ap-by-class"]
+    assert links == [f"#{value}" for name, value in page.attributes if name == "id"]
+    assert all(value for name, value in page.attributes if name == "class")
+
+
+def test_a_page_with_one_section_has_no_links(tmp_path):
+    assert "nav" not in Page(written(tmp_path, metrics={})).tags
 
 
 def test_nothing_is_loaded_from_elsewhere(tmp_path):

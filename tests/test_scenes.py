@@ -11,6 +11,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
+from opendetr.inference import load
 from opendetr.synthetic import (
     CATEGORIES,
     Scene,
@@ -131,6 +132,22 @@ def test_colour_does_not_tell_the_class(scenes: list[Scene]) -> None:
     colours, classes = colours_and_classes(scenes[150:])
     nearest = np.linalg.norm(colours[:, None] - means, axis=2).argmin(axis=1)
     assert np.mean(np.array(sorted(THING_IDS))[nearest] == classes) < 2 / len(THING_IDS)
+
+
+def test_stuff_has_the_colours_of_its_paint(scenes: list[Scene]) -> None:
+    """Else a drawn mask of sand could look like grass."""
+    colours = {category["id"]: category["color"] for category in CATEGORIES if not category["isthing"]}
+    for category_id in STUFF_IDS:
+        stuff = ((scene, part) for scene in scenes[:60] for part in scene.stuff if part.category_id == category_id)
+        painted = np.mean([scene.image[scene.segments == part.id].mean(0) for scene, part in stuff], axis=0)
+        assert min(colours, key=lambda other: np.linalg.norm(painted - colours[other])) == category_id
+
+
+def test_the_shipped_detector_has_the_same_colours() -> None:
+    categories = load("deformable-detr-tiny-panoptic", device="cpu").categories
+    assert [list(categories.colours[categories.label_of_id(id_)]) for id_ in sorted(STUFF_IDS)] == [
+        category["color"] for category in CATEGORIES if not category["isthing"]
+    ]
 
 
 def test_hard_scenes() -> None:

@@ -210,10 +210,23 @@ def test_eval_prints_the_thresholds_of_each_class(weights, tmp_path):
     data = write_coco_folder(tmp_path / "data", {"val": coco_content(2)})
     arguments = ["eval", str(data), "--weights", str(weights), "--device", "cpu"]
     result = CliRunner().invoke(app, arguments, catch_exceptions=False)
-    header = next(line for line in result.stdout.splitlines() if "best threshold" in line)
-    assert header.split() == ["class", "best", "threshold", "precision", "recall", "F1"]
-    assert "all, one threshold" in result.stdout
+    header = next(line for line in result.stdout.splitlines() if "threshold" in line)
+    assert header.split() == ["class", "objects", "AP", "threshold", "precision", "recall", "F1"]
+    assert "all classes" in result.stdout
+    assert "no ground truth" not in result.stdout
     result = CliRunner().invoke(app, [*arguments, "--json"], catch_exceptions=False)
     points = json.loads(result.stdout)["operating_points"]
     assert set(points["per_class"]) == {"cat", "dog"}
     assert set(points["overall"]) == {"threshold", "precision", "recall", "f1"}
+
+
+def test_eval_leaves_out_classes_without_ground_truth(weights, tmp_path):
+    content = coco_content(2)
+    content["annotations"] = [row for row in content["annotations"] if row["category_id"] == 3]
+    data = write_coco_folder(tmp_path / "data", {"val": content})
+    arguments = ["eval", str(data), "--weights", str(weights), "--device", "cpu"]
+    lines = CliRunner().invoke(app, arguments, catch_exceptions=False).stdout.splitlines()
+    table = lines[next(number for number, line in enumerate(lines) if line.startswith("class ")) :]
+    assert [line.split()[0] for line in table[1:3]] == ["cat", "all"]
+    assert table[1].split()[1] == table[2].split()[2] == str(len(content["annotations"]))
+    assert table[4] == "no ground truth for 1 of 2 classes: dog"

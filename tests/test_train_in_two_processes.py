@@ -41,6 +41,7 @@ from opendetr.recipe import Recipe
 from opendetr.scoring import SoftmaxNoObject
 from opendetr.structures import Batch, ImageBatch, LazyMasks, Output, Predictions
 from opendetr.synthetic import write_scenes
+from opendetr.training.diagnosis import diagnose_run
 from opendetr.training.events import Callback, StepTaken
 from opendetr.training.trainer import Trainer
 from stand_ins import CountingTask, RandomLoader
@@ -360,6 +361,12 @@ def test_the_main_process_logs_what_any_process_skipped_once(runs):
     damaged = [path.name for path in (runs / "scenes").rglob("*.png") if path.read_bytes() == b"no image"]
     assert sorted(names) == sorted(damaged) and len(damaged) == 4
     assert other == []
+
+
+@needs_fork
+def test_a_run_of_two_processes_can_be_diagnosed(runs):
+    lines = diagnose_run(runs / "two" / "skipped" / "run", device="cpu")
+    assert "in 1 steps; probable cause:" in lines[0]
 
 
 @needs_fork

@@ -606,6 +606,14 @@ def test_progress_says_what_matters(tmp_path, terminal):
         assert "epoch 1.2, step 6/20" in said
 
 
+@pytest.mark.parametrize(("metric", "is_said"), [(0.0, False), (0.0004, False), (0.25, True)])
+def test_an_evaluation_at_zero_is_not_called_the_best(metric, is_said):
+    screen = io.StringIO()
+    progress = Progress(Console(file=screen), metric="AP", headline_metrics=["AP"])
+    progress.on_evaluation(Evaluated(5, 1.0, {"AP": metric}, True, None, 2.0, nn.Identity()))
+    assert ("the best so far" in screen.getvalue()) == is_said
+
+
 def test_a_metrics_file_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "metrics.jsonl").mkdir()
     with pytest.raises(CheckpointError, match="cannot write"):

@@ -319,16 +319,16 @@ def test_resize_and_normalise():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: DataConfig(image_size=0), "image_size is 0"),
+        (lambda: DataConfig(image_size=0), "image_size: expected 1 to"),
         (lambda: DataConfig(image_size=100, max_size=99), "max_size .99"),
-        (lambda: DataConfig(val_fraction=1.0), "val_fraction is 1.0"),
-        (lambda: DataConfig(num_workers=-1), "num_workers is -1"),
-        (lambda: DataConfig(cache="disk"), "cache is 'disk'"),
-        (lambda: DataConfig(augment="blur"), "augment is 'blur'; give one of detr, colour, mosaic"),
-        (lambda: DataConfig(batch_pixels=0), "batch_pixels is 0"),
+        (lambda: DataConfig(val_fraction=1.0), "val_fraction: expected a fraction"),
+        (lambda: DataConfig(num_workers=-1), "num_workers: expected at least 0"),
+        (lambda: DataConfig(cache="disk"), "cache: expected none or ram"),
+        (lambda: DataConfig(augment="blur"), "augment: expected one of detr, colour, mosaic"),
+        (lambda: DataConfig(batch_pixels=0), "batch_pixels: expected at least 1"),
         (lambda: AugmentationConfig(scales=()), "scales is"),
         (lambda: AugmentationConfig(crop_sides=(600, 384)), "the smaller length first"),
-        (lambda: DataConfig(side_multiple=0), "side_multiple is 0"),
+        (lambda: DataConfig(side_multiple=0), "side_multiple: expected at least 1"),
     ],
 )
 def test_configurations_that_make_no_sense_are_refused(make, message):

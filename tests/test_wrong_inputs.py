@@ -153,31 +153,31 @@ train my-data --epochs 1.5
 2 Error: Invalid value for '--epochs': '1.5' is not a whole number
 
 train my-data --epochs 0
-2 error: config: recipe.epochs: expected at least 1, got 0
+2 Error: Invalid value for '--epochs': expected at least 1, got 0
 
 train my-data --lr abc
 2 Error: Invalid value for '--lr': 'abc' is not a number
 
 train my-data --lr -1
-2 error: config: recipe.learning_rate: expected at least 0, got -1.0
+2 Error: Invalid value for '--lr': expected at least 0, got -1.0
 
 train my-data --precision fp8
-2 error: config: recipe.precision: 'fp8' is not one of auto, fp32, bf16, fp16
+2 Error: Invalid value for '--precision': 'fp8' is not one of auto, fp32, bf16, fp16
 
 train my-data --augment strng
-2 error: config: data.augment: 'strng' is not one of detr, colour, mosaic, copy-paste, strong; did you mean strong?
+2 Error: Invalid value for '--augment': 'strng' is not one of detr, colour, mosaic, copy-paste, strong; did you mean strong?
 
 train my-data --time soon
-2 error: 'soon' is not a duration; write it like 45s, 30m, 1.5h or 1h30m
+2 Error: Invalid value for '--time': 'soon' is not a duration; write it like 45s, 30m, 1.5h or 1h30m
 
 train my-data --time 3m --epochs 2
-2 error: give the length of the run in epochs, in steps or as a time, not more than one of them
+2 Error: Invalid value: --epochs and --time set the length of the run: give one of them
 
 train my-data --best-by AP/dgo
-2 error: recipe.best_by: no metric of the validation data is called 'AP/dgo'; did you mean AP/dog?
+2 Error: Invalid value for '--best-by': no metric of the validation data is called 'AP/dgo'; did you mean AP/dog?
 
 train my-data --best-by accuracy
-2 error: recipe.best_by: no metric of the validation data is called 'accuracy'; there are AP, AP50, AP75, AP_S, AP_M, AP_L, AR1, AR10, AR100, AR_S, AR_M, AR_L, AP/cat, AP/dog
+2 Error: Invalid value for '--best-by': no metric of the validation data is called 'accuracy'; there are AP, AP50, AP75, AP_S, AP_M, AP_L, AR1, AR10, AR100, AR_S, AR_M, AR_L, AP/cat, AP/dog
 
 train crowd
 1 error: crowd, split 'train': all 8 objects are crowd regions, which cannot be learned; add objects with iscrowd 0
@@ -225,7 +225,7 @@ predict image.jpg --save-txt
 2 Error: no option --save-txt; did you mean --yolo?
 
 predict image.jpg --min-score 2
-2 Error: Invalid value: --min-score 2: give a number in 0..1, or NAME=NUMBER
+2 Error: Invalid value for '--min-score': '2': give a number in 0..1, or NAME=NUMBER
 
 predict gone.mp4
 1 error: gone.mp4: no such file
@@ -264,7 +264,7 @@ data show my-data --split vall
 1 error: my-data: no split 'vall'; it has train, val
 
 data split my-data out --fractions 1
-2 Error: Invalid value for --fractions: '1': write it as train=0.8,val=0.2
+2 Error: Invalid value for '--fractions': '1': write it as train=0.8,val=0.2
 
 data chekc my-data
 2 Error: no command 'chekc'; did you mean check?
@@ -289,6 +289,138 @@ models --verbose
 
 demo --images 0
 2 Error: Invalid value for '--images': expected at least 1, got 0
+
+train my-data --batch-size 0
+2 Error: Invalid value for '--batch-size': expected at least 1, got 0
+
+train my-data --set recipe.batch_size=0
+2 error: config: recipe.batch_size: expected at least 1, got 0
+
+train my-data --epochs 2 --set recipe.batch_size=0
+2 error: config: recipe.batch_size: expected at least 1, got 0
+
+train my-data --set recipe.freeze=backbone
+2 error: config: recipe.freeze: 'backbone' is not a list
+
+train my-data --lr 0
+2 Error: Invalid value for '--lr': 0 changes no weight; leave it out for the default of the model
+
+train my-data --lr inf
+2 Error: Invalid value for '--lr': expected a finite number, got inf
+
+train my-data --image-size 10
+2 Error: Invalid value for '--image-size': 10 pixels are too few to detect anything; give at least 32
+
+train my-data --accumulate 50
+2 Error: Invalid value for '--accumulate': expected at most the batch size, 4, got 50
+
+train my-data --workers -1
+2 Error: Invalid value for '--workers': expected at least 0, got -1
+
+train my-data --val-fraction 2
+2 Error: Invalid value for '--val-fraction': expected a fraction between 0 and 1, got 2.0
+
+train my-data --batch-pixels 100
+2 Error: Invalid value for '--batch-pixels': 100 is too small: an image can have 320x512 pixels; give at least 163,840, for one image per process, or make the images smaller
+
+train my-data --augment mosaic --model detr-tiny-panoptic
+2 Error: Invalid value for '--augment': 'mosaic' does not support masks; with masks give detr or colour
+
+train my-data --time 30
+2 Error: Invalid value for '--time': '30' has no unit; write 30s for seconds, 30m for minutes or 30h for hours
+
+train my-data --time 1y
+2 Error: Invalid value for '--time': '1y' is not a duration; write it like 45s, 30m, 1.5h or 1h30m
+
+train my-data --weights none --set model.transformer.width=30
+1 error: deformable-detr-tiny: attention: width 30 is not a multiple of num_heads 4
+
+train my-data --config runs/mine
+1 error: runs/mine: is a folder; give runs/mine/config.yaml
+
+train my-data --config image.jpg
+1 error: image.jpg: is not a text file; give a YAML file of settings
+
+train my-data --config wrong.yaml
+1 error: wrong.yaml: recipe.epochs: expected at least 1, got 0
+
+train my-data --weights notes.txt
+1 error: notes.txt: is a text file, not a file of weights; give a run folder or a weights file
+
+train my-data --weights=
+2 Error: Invalid value: an argument is empty; perhaps a variable of the shell is not set
+
+train my folder
+2 Error: unexpected argument: folder; did you mean 'my folder'?
+
+train my-data more
+2 Error: unexpected argument: more; `opendetr train --help` lists the arguments
+
+train runs/mine
+1 error: runs/mine: is the folder of a run, not a dataset; give the folder of the dataset
+
+train my-data -b 4
+2 Error: no option -b; did you mean --batch-size?
+
+eval runs/mine
+1 error: runs/mine: is the folder of a run, not a dataset; give the folder of the dataset
+
+eval
+2 Error: an argument is missing; for example: opendetr eval my-data
+
+eval my-data --batch-size 0
+2 Error: Invalid value for '--batch-size': expected at least 1, got 0
+
+eval my-data --predictions empty
+2 Error: Invalid value for '--predictions': empty: is a folder; give the name of a file
+
+predict
+2 Error: an argument is missing; for example: opendetr predict photo.jpg
+
+predict my photo.jpg
+2 Error: Invalid value: did you mean 'my photo.jpg'? Quote a path that contains spaces
+
+predict żółć.jpg
+1 error: żółć.jpg: no such file
+
+predict image.jpg --out image.jpg
+2 Error: Invalid value for '--out': image.jpg: is a file; give the name of a folder
+
+predict image.jpg --min-score 50%
+2 Error: Invalid value for '--min-score': '50%': give a number in 0..1, or NAME=NUMBER
+
+predict image.jpg --panoptic --csv
+2 Error: Invalid value: --crops, --csv and --yolo write detections: leave them out with --panoptic
+
+data convert my-data out
+2 Error: Missing option '--to'. Choose from: coco, yolo, voc
+
+data convert my-data runs --to yolo
+1 error: runs: exists and is not an empty folder; choose a new folder
+
+data split my-data out --fractions train=0.5,val=0.6
+2 Error: Invalid value for '--fractions': the fractions add up to 1.1; they must add up to 1
+
+data make out --train 0 --val 0
+2 Error: Invalid value: --train and --val are both 0: there is nothing to draw
+
+export runs/mine
+2 Error: an argument is missing; for example: opendetr export runs/mine out
+
+export runs/mine out.pth --format huggingface
+1 error: out.pth: this layout is a folder; leave out .pth, or choose official
+
+doctor my-data
+1 error: my-data: not a run folder, it has no config.yaml; give the folder of `opendetr train --out`
+
+doctor image.jpg
+1 error: image.jpg: is a file; give the folder of `opendetr train --out`
+
+doctor runs/mien
+1 error: runs/mien: no such folder; did you mean runs/mine?
+
+demo --out image.jpg
+2 Error: Invalid value for '--out': image.jpg: is a file; give the name of a folder
 """.strip().split("\n\n")  # noqa: E501
 
 
@@ -307,6 +439,10 @@ def place(tmp_path_factory) -> Path:
     (folder / "page.pth").write_text("<!doctype html>")
     (folder / "pointer.pth").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
     (folder / "empty").mkdir()
+    (folder / "my folder").mkdir()
+    write_image(folder / "my photo.jpg")
+    (folder / "notes.txt").write_text("notes")
+    (folder / "wrong.yaml").write_text("recipe: {epochs: 0}")
     result = invoke(folder, ["train", "my-data", "--out", "runs/mine", *SMALL])
     assert result.exit_code == 0, result.output
     for name in ("runs/other", "runs/copy"):
@@ -327,15 +463,15 @@ def test_a_wrong_input_ends_with_one_clear_line(place, case):
     code, line = expected.split(" ", 1)
     result = invoke(place, arguments.split())
     assert isinstance(result.exception, SystemExit), result.exception
-    assert result.stderr.splitlines()[-1].replace(f"{place}/", "") == line
+    assert result.stderr.splitlines()[-1] == line
     assert result.exit_code == int(code)
     assert result.stderr.lower().count("error: ") == 1
     words = line.split("; ")[0].lower().removeprefix("error: ")
     assert result.stderr.lower().count(words) == 1, "said twice"
 
 
-def test_sixty_wrong_inputs_are_tested():
-    assert len(CASES) >= 60
+def test_a_hundred_wrong_inputs_are_tested():
+    assert len(CASES) >= 100
     assert len({case.partition("\n")[0] for case in CASES}) == len(CASES)
 
 

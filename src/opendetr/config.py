@@ -87,7 +87,23 @@ class ConfigError(ValueError):
 
 
 class SettingError(ConfigError):
-    """A setting is unknown, or its value is not valid. The command line treats this as bad usage."""
+    """A setting is unknown, or its value is not valid. The command line treats this as bad usage.
+
+    Args:
+        text: what is wrong.
+        setting: the full name of the setting whose value is not valid, such as "recipe.batch_size". The message
+            begins with it.
+        argument: the name of the argument that gave the value, if there is one. The message then begins with it.
+    """
+
+    def __init__(self, text: str, *, setting: str = "", argument: str = "") -> None:
+        super().__init__(f"{argument}: {text}" if argument else f"config: {setting}: {text}" if setting else text)
+        self.text, self.setting, self.argument = text, setting, argument
+
+    def naming(self, arguments: Mapping[str, str]) -> SettingError:
+        """The same error with the argument that gave the value, if the setting is in `arguments`: setting -> name."""
+        name = arguments.get(self.setting)
+        return SettingError(self.text, setting=self.setting, argument=name) if name else self
 
 
 def to_dict(tree: Any) -> dict[str, Any]:
@@ -134,6 +150,9 @@ def _replaced(tree: Tree, changes: Mapping[str, Any], path: str, known: tuple[st
     try:
         return dataclasses.replace(tree, **new)  # type: ignore[type-var]
     except ValueError as error:
+        setting, _, text = str(error).partition(": ")
+        if setting in known:
+            raise SettingError(text, setting=setting) from None
         raise SettingError(f"config: {error}") from None
 
 
@@ -141,7 +160,7 @@ def _validated(hint: Any, value: Any, where: str) -> Any:
     try:
         return TypeAdapter(hint).validate_python(value)
     except ValidationError as error:
-        raise SettingError(f"config: {where}: {explained(error)}") from None
+        raise SettingError(explained(error), setting=where) from None
 
 
 def explained(error: ValidationError) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -100,6 +101,7 @@ class Recipe:
         rates = ("learning_rate", "backbone_learning_rate", "weight_decay", "clip_norm")
         for name in (*rates, "patience", "seed"):
             self._expect(name, getattr(self, name) >= 0, "at least 0")
+            self._expect(name, getattr(self, name) < math.inf, "a finite number")
         self._expect("warmup_steps", self.warmup_steps is None or self.warmup_steps >= 0, "at least 0")
         for name in ("step_at", "floor", "sampling_rate_factor"):
             self._expect(name, 0 <= getattr(self, name) <= 1, "a fraction from 0 to 1")
@@ -113,7 +115,7 @@ class Recipe:
         self._expect("time", self.time is None or self.max_steps is None, "no time together with max_steps")
         self._expect("precision", self.precision in ("auto", "fp32", "bf16", "fp16"), "auto, fp32, bf16 or fp16")
         self._expect("log", set(self.log) <= {"tensorboard", "wandb", "mlflow"}, "tensorboard, wandb or mlflow")
-        self._expect("accumulate", self.accumulate <= self.batch_size, f"at most the {self.batch_size} of batch_size")
+        self._expect("accumulate", self.accumulate <= self.batch_size, f"at most the batch size, {self.batch_size}")
 
     def _expect(self, name: str, fulfilled: bool, expected: str) -> None:
         if not fulfilled:
@@ -163,13 +165,16 @@ class LinearSchedule:
 
 
 def parse_duration(text: str) -> float:
-    """Parse a duration: "90", "45s", "30m", "1.5h", "2d", or a sequence such as "1h30m"; returns seconds.
+    """Parse a duration: "45s", "30m", "1.5h", "2d", or a sequence such as "1h30m"; returns seconds.
 
-    Raises ValueError for anything else, and for a duration of 0.
+    Raises ValueError for anything else, for a number without a unit, and for a duration of 0.
     """
-    pieces = re.findall(r"(\d+(?:\.\d+)?)\s*([smhd]?)", text.strip().lower())
-    match = re.fullmatch(r"\d+(\.\d+)?|(\d+(\.\d+)?\s*[smhd]\s*)+", text.strip().lower())
-    seconds = sum(float(number) * _SECONDS[unit or "s"] for number, unit in pieces)
+    text = text.strip()
+    if re.fullmatch(r"\d+(\.\d+)?", text) and float(text) > 0:
+        raise ValueError(f"{text!r} has no unit; write {text}s for seconds, {text}m for minutes or {text}h for hours")
+    pieces = re.findall(r"(\d+(?:\.\d+)?)\s*([smhd])", text.lower())
+    match = re.fullmatch(r"(\d+(\.\d+)?\s*[smhd]\s*)+", text.lower())
+    seconds = sum(float(number) * _SECONDS[unit] for number, unit in pieces)
     if not match or seconds <= 0:
         raise ValueError(f"{text!r} is not a duration; write it like 45s, 30m, 1.5h or 1h30m")
     return seconds

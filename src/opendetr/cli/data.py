@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from opendetr.cli.check import check, require_image_name
-from opendetr.cli.output import Exit, JsonOption, command, print_json, say, table
+from opendetr.cli.output import Exit, JsonOption, command, file_to_write, print_json, say, table, wrong_value
 from opendetr.cli.usage import Command, Group
 
 if TYPE_CHECKING:
@@ -73,6 +73,8 @@ def make(
     from opendetr.visualize import progress_bar
 
     counts = {split: count for split, count in {"train": train, "val": val}.items() if count}
+    if not counts:
+        raise typer.BadParameter("--train and --val are both 0: there is nothing to draw")
     if hard and captions:
         raise typer.BadParameter(
             "--hard scenes have too many small objects to describe; choose one", param_hint="--captions"
@@ -121,7 +123,9 @@ def convert(
 @command
 def show(
     source: SourceArgument,
-    out: Annotated[Path, typer.Option(help="The image to write: .png, .jpg or .webp.")] = Path("sheet.png"),
+    out: Annotated[Path, typer.Option(callback=file_to_write, help="The image to write: .png, .jpg or .webp.")] = Path(
+        "sheet.png"
+    ),
     split: Annotated[
         str | None, typer.Option(help="The split to show. [default: train, else the first]", show_default=False)
     ] = None,
@@ -264,7 +268,7 @@ def _shares(text: str) -> dict[str, float]:
     except ValueError:
         shares = {}
     if len(shares) != len(parts):
-        raise typer.BadParameter(f"{text!r}: write it as train=0.8,val=0.2", param_hint="--fractions")
+        raise wrong_value("fractions", f"{text!r}: write it as train=0.8,val=0.2")
     return shares
 
 

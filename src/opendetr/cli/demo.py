@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from opendetr.cli.output import DeviceOption, JsonOption, command, number, print_json, say
+from opendetr.cli.output import DeviceOption, JsonOption, command, folder_to_write, number, print_json, say
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -26,7 +26,9 @@ _TEXT = 1.6  # labels are legible where an image of the page is 360 pixels wide,
 
 @command
 def demo(
-    out: Annotated[Path, typer.Option(help="The folder for the scenes and the page.")] = Path("opendetr-demo"),
+    out: Annotated[Path, typer.Option(callback=folder_to_write, help="The folder for the scenes and the page.")] = Path(
+        "opendetr-demo"
+    ),
     images: Annotated[int, typer.Option(min=1, help="Number of scenes to evaluate on.")] = 300,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
@@ -50,7 +52,7 @@ def demo(
     with progress_bar("drawing") as progress:
         write_scenes(out / "scenes", counts={_SPLIT: images}, seed=_SEED, progress=progress)
     data = open_split(out / "scenes", _SPLIT, masks="auto" if detector.has_masks else "none")
-    say(f"{data.summary()}")
+    say(f"{data.size()}, not used in training")
     with progress_bar("evaluating") as progress:
         scores = detector.evaluate(data, layers=True, progress=progress)
     size = sum(parameter.numel() for parameter in detector.model.parameters())

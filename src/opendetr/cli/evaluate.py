@@ -20,6 +20,7 @@ from opendetr.cli.output import (
     StrictNoObjectOption,
     WeightsOption,
     command,
+    file_to_write,
     in_range,
     number,
     print_json,
@@ -75,7 +76,10 @@ class EvalOptions:
     ] = None
     strict_no_object: StrictNoObjectOption = False
     predictions: Annotated[
-        Path | None, typer.Option(help="Write the detections to this file as COCO results.", show_default=False)
+        Path | None,
+        typer.Option(
+            callback=file_to_write, help="Write the detections to this file as COCO results.", show_default=False
+        ),
     ] = None
     device: DeviceOption = "auto"
     as_json: JsonOption = False
@@ -85,7 +89,8 @@ class EvalOptions:
 def evaluate(options: EvalOptions) -> Exit:
     """Evaluate a detector on a dataset: the twelve COCO metrics, AP per class, and score thresholds.
 
-    For each class, it reports precision, recall and F1 of boxes (IoU 0.5) at the score threshold that maximises F1.
+    For each class, it reports AP, and precision, recall and F1 of boxes (IoU 0.5) at the score threshold that maximises
+    F1. Classes without ground truth are left out.
 
     If the model has a mask head and the dataset has masks, it also reports the twelve metrics of masks, and panoptic
     quality for panoptic maps.
@@ -103,6 +108,8 @@ def evaluate(options: EvalOptions) -> Exit:
     from opendetr.inference import load
     from opendetr.visualize import progress_bar
 
+    if options.predictions is not None:  # an evaluation can take hours
+        options.predictions.parent.mkdir(parents=True, exist_ok=True)
     detector = load(
         options.weights, model=options.model, device=options.device, strict_no_object=options.strict_no_object
     )

@@ -59,6 +59,20 @@ def in_range(low: float, high: float | None = None) -> Callable[[float | None], 
     return check
 
 
+def folder_to_write(path: Path | None) -> Path | None:
+    """A callback that refuses an existing file as the folder for results."""
+    if path is not None and path.exists() and not path.is_dir():
+        raise typer.BadParameter(f"{path}: is a file; give the name of a folder")
+    return path
+
+
+def file_to_write(path: Path | None) -> Path | None:
+    """A callback that refuses a folder as the file for results, before the work that leads to them."""
+    if path is not None and path.is_dir():
+        raise typer.BadParameter(f"{path}: is a folder; give the name of a file")
+    return path
+
+
 BatchSizeOption = Annotated[int, typer.Option(callback=in_range(1), help="Number of images per forward pass.")]
 StrictNoObjectOption = Annotated[
     bool, typer.Option("--strict-no-object", help='Drop queries whose most probable class is "no object".')
@@ -124,6 +138,8 @@ def command(function: Callable[..., Any]) -> Callable[..., None]:
             _discard_lost_output()
             raise typer.Exit(Exit.FAILED) from None
         except Exception as error:
+            if not debug and (argument := getattr(error, "argument", "")):  # of a SettingError
+                raise wrong_value(argument, error.text) from None  # type: ignore[attr-defined]
             line = _explained(_full_disk(error, options.get("out") or options.get("folder")) or error)
             _discard_lost_output()
             if debug or line is None:
@@ -138,6 +154,16 @@ def command(function: Callable[..., Any]) -> Callable[..., None]:
     run.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
     run.__annotations__ = {option.name: option.annotation for option in options}
     return run
+
+
+def wrong_value(parameter: str, text: str) -> typer.BadParameter:
+    """The error of an option with a wrong value, in the parser's words.
+
+    Args:
+        parameter: the name of the option in Python, such as "batch_size".
+        text: what is wrong with the value.
+    """
+    return typer.BadParameter(text, param_hint=f"'--{parameter.replace('_', '-')}'")
 
 
 def _discard_lost_output() -> None:

@@ -25,10 +25,13 @@ from opendetr.cli.output import (
     ModelOption,
     StrictNoObjectOption,
     command,
+    folder_to_write,
     one_line,
     say,
     table,
+    wrong_value,
 )
+from opendetr.cli.usage import existing_path
 from opendetr.recipe import DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -59,7 +62,9 @@ class PredictOptions:
         ),
     ] = None
     model: ModelOption = None
-    out: Annotated[Path, typer.Option(help="The folder for predictions.json and the images.")] = Path("predictions")
+    out: Annotated[
+        Path, typer.Option(callback=folder_to_write, help="The folder for predictions.json and the images.")
+    ] = Path("predictions")
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Write to --out even if it has files, and replace those of equal name.")
     ] = False
@@ -241,7 +246,7 @@ def _min_scores(options: Iterable[str]) -> tuple[float | None, dict[str, float]]
         except ValueError:
             score = -1.0
         if not 0 <= score <= 1 or (named and not name):
-            raise typer.BadParameter(f"--min-score {option}: give a number in 0..1, or NAME=NUMBER")
+            raise wrong_value("min_score", f"{option!r}: give a number in 0..1, or NAME=NUMBER")
         if named:
             by_class[name] = score
         else:
@@ -259,6 +264,9 @@ def _sources(names: Sequence[str]) -> list[Source]:
     sources: list[Source] = [int(name) if name.isdecimal() and not Path(name).exists() else name for name in names]
     if len(sources) > 1 and any(isinstance(source, int) for source in sources):
         raise typer.BadParameter("a camera never ends: give it alone")
+    known = existing_path(names)
+    if known is not None and not all(Path(name).exists() for name in known.split(" ")):
+        raise typer.BadParameter(f"did you mean '{known}'? Quote a path that contains spaces")
     for name in set(list_models()).intersection(names):
         if not Path(name).exists():
             raise typer.BadParameter(f"{name} is a model: give it as --weights {name}")

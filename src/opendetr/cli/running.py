@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from opendetr.training import Run
 
 _NOT_OF_PYTHON = ("resume", "processes", "nodes", "as_json")  # options that are not arguments in Python
+_LENGTHS = ("epochs", "max_steps", "time")
 _NO_SETTINGS = ("resume", "device", "processes", "nodes", "as_json")  # options that may be given with --resume
 
 
@@ -60,7 +61,7 @@ class RunOptions:
     epochs: Annotated[int | None, typer.Option(help="Length in passes over the data.", show_default=False)] = None
     max_steps: Annotated[int | None, typer.Option(help="Length in optimizer steps.", show_default=False)] = None
     time: Annotated[
-        str | None, typer.Option(help="Length as a time, such as 45s, 30m or 1h30m.", show_default=False)
+        str | None, typer.Option(help="Length as a time with its unit, such as 45s, 30m or 1h30m.", show_default=False)
     ] = None
     batch_size: Annotated[
         int | None, typer.Option(help="Images per step, of all processes together.", show_default=False)
@@ -147,6 +148,9 @@ class RunOptions:
         """Raise BadParameter unless there are images, or a run folder to resume without other settings."""
         if self.resume is None and self.data is None:
             raise typer.BadParameter(f"name {self.images} folder, or a run folder with --resume")
+        lengths = [f"--{name.replace('_', '-')}" for name in _LENGTHS if getattr(self, name) is not None]
+        if len(lengths) > 1:
+            raise typer.BadParameter(f"{' and '.join(lengths)} set the length of the run: give one of them")
         settings = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in _NO_SETTINGS}
         if self.resume is not None and _given(**settings):
             given = next(f"--{name.replace('_', '-')}" for name in _given(**settings))

@@ -6,7 +6,8 @@ For an unknown option or command, the message suggests the nearest one. For an i
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 _UsageError: Any = typer.BadParameter.__mro__[1]  # the base class of all errors of the parser
+_errors = sys.modules[_UsageError.__module__]
+_UnknownOption, _MissingParameter = _errors.NoSuchOption, _errors.MissingParameter
 
 # Names that other tools use for options which are arguments here.
 _INPUTS = (
@@ -29,6 +32,9 @@ _EXAMPLES = {
     "weights": "runs/mine",
     "folder": "my-data",
     "names": "panoptic",
+    "out": "out",
+    "repository": "anna/blood-cells",
+    "run": "runs/mine",
 }
 # Messages about options of other tools that do not exist here: message -> names of the options.
 _NOTES = {
@@ -47,10 +53,13 @@ class Command(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the arguments. Rewords the errors of the parser."""
+        given = list(args)
+        if any(not text.strip() or (text.startswith("--") and text.endswith("=")) for text in given):
+            raise typer.BadParameter("an argument is empty; perhaps a variable of the shell is not set", ctx=ctx)
         try:
             rest = super().parse_args(ctx, args)
         except _UsageError as error:
-            _reword(error, self, ctx)
+            _reword(error, self, ctx, given)
             raise
         for text in _positional(self, ctx):
             _refuse_assignment(text, self, ctx)
@@ -74,28 +83,54 @@ class Group(TyperGroup):
             raise
 
 
-def _reword(error: Any, command: Command, ctx: Any) -> None:
-    """Replace the message of a parser's error."""
+def _reword(error: Any, command: Command, ctx: Any, given: list[str]) -> None:
+    """Replace the message of a parser's error about the arguments `given`."""
     from pydantic import ValidationError
 
     from opendetr.config import explained
 
-    option = getattr(error, "option_name", None)
-    if option is not None and getattr(error, "possibilities", None) is not None:
+    option, missing = getattr(error, "option_name", None), getattr(error, "param", None)
+    if isinstance(error, _UnknownOption):
         error.possibilities = None
-        error.message = f"no option {option}; {_hint(option, command, ctx)}"
+        error.message = f"no option {option}; {_hint(str(option), command, ctx)}"
+    elif isinstance(error, _MissingParameter) and missing is not None:
+        message = _example(command, ctx) if _is_argument(missing) else " ".join(error.format_message().split())
+        raise _UsageError(message, ctx=ctx) from None
     elif isinstance(error.__cause__, ValidationError):
         error.message = explained(error.__cause__)
     extra = re.match(r"Got unexpected extra arguments? ?\(?s?\)? ?\((.*)\)", str(error.message))
-    for text in extra[1].split(" ") if extra else ():
-        _refuse_assignment(text, command, ctx)
+    if extra:
+        for text in extra[1].split(" "):
+            _refuse_assignment(text, command, ctx)
+        name = existing_path(given)
+        hint = f"did you mean '{name}'?" if name else f"`opendetr {_name(ctx)} --help` lists the arguments"
+        error.message = f"unexpected argument: {extra[1]}; {hint}"
+
+
+def existing_path(words: Sequence[str]) -> str | None:
+    """The path that several words in a row name together, such as "my data"; None if no such path exists."""
+    spans = ((start, end) for start in range(len(words)) for end in range(start + 2, len(words) + 1))
+    names = (" ".join(words[start:end]) for start, end in spans)
+    return next((name for name in names if Path(name).exists()), None)
+
+
+def _example(command: Command, ctx: Any) -> str:
+    """Say that a required argument is missing, with an example."""
+    arguments = [argument for argument in filter(_is_argument, command.params) if argument.required]
+    examples = (_EXAMPLES.get(str(argument.name), str(argument.name).upper()) for argument in arguments)
+    return f"an argument is missing; for example: opendetr {_name(ctx)} {' '.join(examples)}"
+
+
+def _name(ctx: Any) -> str:
+    """The name of the command, such as "data check"."""
+    return str(ctx.command_path).partition(" ")[2]
 
 
 def _hint(option: str, command: Command, ctx: Any) -> str:
     """Say what to use instead of an unknown option."""
     from opendetr.config import setting_names, suggestions, synonyms
 
-    word, name = option.lstrip("-").replace("_", "-").lower(), ctx.command_path.partition(" ")[2]
+    word, name = option.lstrip("-").replace("_", "-").lower(), _name(ctx)
     names = [name for parameter in command.params for name in parameter.opts if name.startswith("--")]
     if synonym := synonyms(word, names):
         return f"did you mean {synonym[0]}?"

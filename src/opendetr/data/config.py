@@ -127,26 +127,26 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         if not 1 <= self.image_size <= self.max_size:
-            raise ValueError(f"data: image_size is {self.image_size}; give 1 to max_size ({self.max_size}) pixels")
+            raise ValueError(f"data.image_size: expected 1 to max_size ({self.max_size}) pixels, got {self.image_size}")
         if self.side_multiple < 1:
-            raise ValueError(f"data: side_multiple is {self.side_multiple}; give 1 or more pixels")
+            raise ValueError(f"data.side_multiple: expected at least 1, got {self.side_multiple}")
         if not 0 < self.val_fraction < 1:
-            raise ValueError(f"data: val_fraction is {self.val_fraction}; give more than 0 and less than 1")
+            raise ValueError(f"data.val_fraction: expected a fraction between 0 and 1, got {self.val_fraction}")
         if self.num_workers < 0:
-            raise ValueError(f"data: num_workers is {self.num_workers}; give 0 or more")
+            raise ValueError(f"data.num_workers: expected at least 0, got {self.num_workers}")
         if self.augment not in get_args(Augment):
-            raise ValueError(f"data: augment is {self.augment!r}; give one of {', '.join(get_args(Augment))}")
+            raise ValueError(f"data.augment: expected one of {', '.join(get_args(Augment))}, got {self.augment!r}")
         if self.batch_pixels is not None and self.batch_pixels < 1:
-            raise ValueError(f"data: batch_pixels is {self.batch_pixels}; give 1 or more")
+            raise ValueError(f"data.batch_pixels: expected at least 1, got {self.batch_pixels}")
         if self.masks not in get_args(Masks):
-            raise ValueError(f"data: masks is {self.masks!r}; give one of {', '.join(get_args(Masks))}")
+            raise ValueError(f"data.masks: expected one of {', '.join(get_args(Masks))}, got {self.masks!r}")
         if self.masks != "none" and self.augment not in _AUGMENT_WITH_MASKS:
             raise ValueError(
-                f"data: augment {self.augment!r} does not support masks; with masks give "
+                f"data.augment: {self.augment!r} does not support masks; with masks give "
                 f"{' or '.join(_AUGMENT_WITH_MASKS)}"
             )
         if self.cache not in ("none", "ram"):
-            raise ValueError(f"data: cache is {self.cache!r}; give 'none' or 'ram'")
+            raise ValueError(f"data.cache: expected none or ram, got {self.cache!r}")
 
     def resized(self, image_size: int) -> DataConfig:
         """A copy for another short side. The maximum long side is 1333 / 800 of it, as in DETR."""

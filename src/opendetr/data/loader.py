@@ -25,6 +25,7 @@ import psutil
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from opendetr.config import SettingError
 from opendetr.data.batching import (
     Groups,
     Shapes,
@@ -275,6 +276,7 @@ class _Loader:
         device: the device of the batches.
         masks: load the masks of objects; `data` must have been read with masks (see `DetectionData.masks`).
         collate: makes a batch of samples.
+        logged: warnings that are not logged again, because another loader has logged them. New ones are added.
 
     Attributes:
         unreadable: image id -> why the image could not be read. Grows while this process loads images; see
@@ -298,6 +300,7 @@ class _Loader:
         device: torch.device | str = "cpu",
         masks: bool = False,
         collate: Collate = collate_samples,
+        logged: set[str] | None = None,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"the batch size is {batch_size}; give 1 or more")
@@ -315,6 +318,7 @@ class _Loader:
         self._share = share
         self._device = torch.device(device)
         self._collate = collate
+        self._logged = set() if logged is None else logged
         self._sampler = _PlanSampler()
         self._current_pass: object = None
         read = RamCache(data.images) if cache else read_record
@@ -375,7 +379,8 @@ class _Loader:
         for image_id, message in messages.items():
             if image_id not in known:
                 known[image_id] = message
-                if self._share[0] == 0:
+                if self._share[0] == 0 and message not in self._logged:
+                    self._logged.add(message)
                     _log.warning("skipped: %s", message)
 
     def gather_skipped(self) -> None:
@@ -543,8 +548,8 @@ def train_loader(
         device: the device of the batches.
 
     Raises:
-        DataError: the split has no images, a batch has fewer images than there are processes, or `batch_pixels` is less
-            than the largest image needs.
+        DataError: the split has no images, or a batch has fewer images than there are processes.
+        SettingError: `batch_pixels` is less than the largest image needs.
     """
     size = min(batch_size, len(data))
     if 0 < size < share[1]:
@@ -559,9 +564,10 @@ def train_loader(
         return TrainLoader(data, transform, **options)
     short, long = transform.largest_shape
     if config.batch_pixels < short * long * share[1]:
-        raise DataError(
-            f"batch_pixels {config.batch_pixels:,}: an image can have {short}x{long} pixels; give at least "
-            f"{short * long * share[1]:,}, for one image per process, or a smaller image_size"
+        raise SettingError(
+            f"{config.batch_pixels:,} is too small: an image can have {short}x{long} pixels; give at least "
+            f"{short * long * share[1]:,}, for one image per process, or make the images smaller",
+            setting="data.batch_pixels",
         )
     return BoundedTrainLoader(data, transform, max_pixels=config.batch_pixels, **options)
 
@@ -573,8 +579,9 @@ def eval_loader(
     batch_size: int,
     share: tuple[int, int] = (0, 1),
     device: torch.device | str = "cpu",
+    logged: set[str] | None = None,
 ) -> EvalLoader:
-    """Make the evaluation loader of a configuration; the arguments are those of `train_loader`.
+    """Make the evaluation loader of a configuration; the arguments are those of `train_loader` and `EvalLoader`.
 
     It loads no masks: predictions are evaluated against the masks of the dataset itself (see `data.masks`).
     """
@@ -585,6 +592,7 @@ def eval_loader(
         batch_size=batch_size,
         share=share,
         device=device,
+        logged=logged,
         **_options(config),
     )
 

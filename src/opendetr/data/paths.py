@@ -12,6 +12,7 @@ from opendetr.data.records import DataError, FaultError
 from opendetr.files import near_path
 
 DESCRIPTION_SUFFIXES = (".yaml", ".yml", ".csv", ".tsv")  # of files that describe a dataset
+_FILES_OF_A_RUN = ("config.yaml", "metrics.jsonl")  # a YOLO folder may have a config.yaml, too
 
 
 def inside(folder: Path, name: str, file: str | Path, at: str = "") -> Path:
@@ -59,6 +60,8 @@ def require_folder(folder: Path) -> None:
     try:
         if not any(folder.iterdir()):
             raise DataError(f"{folder}: the folder is empty; pass a folder with images and annotations")
+        if all((folder / name).is_file() for name in _FILES_OF_A_RUN):
+            raise DataError(f"{folder}: is the folder of a run, not a dataset; give the folder of the dataset")
     except FileNotFoundError:
         raise DataError(f"{folder}: no such folder{near_path(folder)}") from None
     except NotADirectoryError:

@@ -329,16 +329,19 @@ class DetectionData:
         ]
         return {"images": images, "annotations": annotations, "categories": categories}
 
-    def summary(self) -> str:
-        """One line: "205 images, 3,100 objects, 3 classes; 2 boxes without area ... (first: ...)".
+    def size(self) -> str:
+        """The number of images, objects and classes: "205 images, 3,100 objects, 3 classes".
 
         Without annotations, only the images are counted.
         """
         counts = {"image": len(self)}
         if self.annotated:
             counts |= {"object": self.num_objects, "class": len(self.categories)}
-        first = ", ".join(count_noun(count, noun) for noun, count in counts.items())
-        return "; ".join((first, *map(str, self.fault_counts)))
+        return ", ".join(count_noun(count, noun) for noun, count in counts.items())
+
+    def summary(self) -> str:
+        """One line: "205 images, 3,100 objects, 3 classes; 2 boxes without area ... (first: ...)"."""
+        return "; ".join((self.size(), *map(str, self.fault_counts)))
 
 
 def usable_objects(

@@ -5,7 +5,7 @@ Shape letters: K classes, n detections of one image.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,9 +24,7 @@ from opendetr.results import Detections, Panoptic, Segment
 from opendetr.scoring import ScoreThresholds
 from opendetr.structures import Batch, ImageBatch, Output
 
-Row = tuple[str | float | None, ...]
-"""The cells of a table: text or a metric."""
-
+_NUM_NAMED = 5  # classes without ground truth that are named
 _NO_QUALITY = dict.fromkeys(Quality._fields)  # of a class that is neither annotated nor predicted
 
 
@@ -42,6 +40,7 @@ class Evaluation:
         panoptic_per_class: PQ, SQ and RQ of each class; empty if panoptic maps are not evaluated.
         per_layer: AP of each decoder layer, first to last; empty unless requested.
         operating_points: precision, recall and F1 of boxes at the score thresholds that maximise F1.
+        num_objects: number of ground-truth objects of each class, without crowd regions.
         seconds_per_image: time of model and post-processing, without loading.
         results: the rows of a COCO results file.
         unreadable: one message per unreadable image. These images count as images without detections.
@@ -53,6 +52,7 @@ class Evaluation:
     panoptic_per_class: dict[str, dict[str, float | None]]
     per_layer: tuple[float | None, ...]
     operating_points: OperatingPoints
+    num_objects: dict[str, int]
     seconds_per_image: float
     results: list[dict[str, Any]]
     unreadable: tuple[str, ...]
@@ -63,19 +63,41 @@ class Evaluation:
         return self.metrics | {f"{CLASS_PREFIX}{name}": value for name, value in self.per_class.items()}
 
     def tables(self) -> Iterator[list[tuple[str | float | None, ...]]]:
-        """Yield tables to print: the metrics, those of each class, the thresholds, and the AP of each decoder layer."""
+        """Yield tables to print: the metrics; the classes with a metric; a note on the others; the decoder layers.
+
+        The threshold, precision, recall and F1 of all classes are those of one common threshold.
+        """
         yield [(name, value, describe_metric(name)) for name, value in self.metrics.items()]
-        columns = {"AP": self.per_class, "mask AP": self.mask_per_class}
-        for name in Quality._fields:
-            columns[name] = {class_: quality[name] for class_, quality in self.panoptic_per_class.items()}
-        shown = {head: column for head, column in columns.items() if column}
-        names = dict.fromkeys(name for column in shown.values() for name in column)
-        yield [("class", *shown), *((name, *(column.get(name) for column in shown.values())) for name in names)]
-        points = {**self.operating_points.per_class, "all, one threshold": self.operating_points.overall}
-        values = ((name, point.threshold, point.precision, point.recall, point.f1) for name, point in points.items())
-        yield [("class", "best threshold", "precision", "recall", "F1"), *values]
+        columns = self._class_columns()
+        names = list(dict.fromkeys(name for per_class, _ in columns.values() for name in per_class))
+        known = [name for name in names if any(per_class.get(name) is not None for per_class, _ in columns.values())]
+        counts = self.num_objects
+        rows = [(name, f"{counts[name]:,}", *(values.get(name) for values, _ in columns.values())) for name in known]
+        total = ("all classes", f"{sum(counts.values()):,}", *(value for _, value in columns.values()))
+        yield [("class", "objects", *columns), *rows, total]
+        missing = [name for name in names if name not in known]
+        if missing:
+            more = ", ..." if len(missing) > _NUM_NAMED else ""
+            named = f"{', '.join(missing[:_NUM_NAMED])}{more}"
+            yield [(f"no ground truth for {len(missing)} of {len(names)} classes: {named}",)]
         if self.per_layer:
             yield [("decoder layer", "AP"), *((str(layer), ap) for layer, ap in enumerate(self.per_layer, start=1))]
+
+    def _class_columns(self) -> dict[str, tuple[Mapping[str, float | None], float | None]]:
+        """The columns of the table of classes: the value of each class, and that of all classes."""
+        columns: dict[str, tuple[Mapping[str, float | None], float | None]] = {}
+        columns["AP"] = (self.per_class, self.metrics["AP"])
+        if self.mask_per_class:
+            columns["mask AP"] = (self.mask_per_class, self.metrics.get("mask_AP"))
+        if self.panoptic_per_class:
+            for name in Quality._fields:
+                per_class = {class_: quality[name] for class_, quality in self.panoptic_per_class.items()}
+                columns[name] = (per_class, self.metrics.get(name))
+        points = self.operating_points
+        for head, name in {"threshold": "threshold", "precision": "precision", "recall": "recall", "F1": "f1"}.items():
+            of_classes = {class_: getattr(point, name) for class_, point in points.per_class.items()}
+            columns[head] = (of_classes, getattr(points.overall, name))
+        return columns
 
 
 @dataclass(frozen=True)
@@ -241,10 +263,20 @@ class DetectionEvaluator:
             },
             per_layer=tuple(score["AP"] for score in scores) if self._reports_layers else (),
             operating_points=self._box_evaluators[-1].operating_points(),
+            num_objects=self._object_counts(),
             seconds_per_image=seconds_per_image,
             results=(self._mask_evaluator or self._box_evaluators[-1]).results,
             unreadable=tuple(unreadable),
         )
+
+    def _object_counts(self) -> dict[str, int]:
+        """The number of objects of each class, without crowd regions."""
+        names = dict(zip(self._data.categories.ids, self._data.categories.distinct_names, strict=True))
+        counts = dict.fromkeys(names.values(), 0)
+        for image in self._data.images:
+            for obj in image.objects:
+                counts[names[obj.category_id]] += not obj.crowd
+        return counts
 
     def _update_image(self, image_id: int, result: ImageResult) -> None:
         for evaluator, detections in zip(self._box_evaluators, result.layers, strict=True):

@@ -50,7 +50,8 @@ dd { margin: 0; overflow-wrap: anywhere; font-variant-numeric: tabular-nums }
 table { border-collapse: collapse; width: 100%; font-size: .95rem }
 th, td { text-align: left; font-weight: normal; padding: .38rem .75rem .38rem 0; border-bottom: 1px solid var(--rule);
   vertical-align: top }
-th { white-space: nowrap; font-weight: 600; min-width: 4.25rem }
+th { white-space: nowrap; font-weight: 600 }
+.meanings th { min-width: 4.25rem }
 .classes { table-layout: fixed }
 .classes th { width: 42%; white-space: normal; overflow-wrap: break-word }
 td { color: var(--faint) }
@@ -58,7 +59,7 @@ td.number { width: 4rem; color: var(--ink); text-align: right; padding-right: 0;
 td.wide { vertical-align: middle }
 .track { display: block; height: .6rem; border-radius: .3rem; background: var(--track); overflow: hidden }
 .track i { display: block; height: 100%; background: var(--bar); border-radius: .3rem }
-nav { display: flex; gap: 1.25rem; margin: 1.25rem 0 0 }
+nav { display: flex; flex-wrap: wrap; gap: .3rem 1.25rem; margin: 1.25rem 0 0 }
 a { color: var(--bar) }
 figure { margin: 0 0 2.25rem }
 .images { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); gap: .7rem 1rem }
@@ -97,15 +98,17 @@ def write_report(
     Raises:
         OSError: the file cannot be written.
     """
-    sections = [
-        _facts_section(facts or {}),
-        _images_section(images),
-        _tiles(metrics),
-        _metrics_section(metrics),
-        _classes_section("AP by class", per_class),
-        _classes_section("PQ by class", panoptic_per_class or {}),
-    ]
-    content = "\n".join(section for section in sections if section)
+    sections = {
+        "Images": _images_section(images),
+        "Scores": _tiles(metrics),
+        "Metrics": _metrics_section(metrics),
+        "AP by class": _classes_section(per_class),
+        "PQ by class": _classes_section(panoptic_per_class or {}),
+    }
+    shown = {heading: section for heading, section in sections.items() if section}
+    parts = [_facts_section(facts or {}), _links(shown)]
+    parts += [f'<h2 id="{_anchor(heading)}">{heading}</h2>\n{section}' for heading, section in shown.items()]
+    content = "\n".join(part for part in parts if part)
     page = f"""<!doctype html>
 <html lang="en">
 <head>
@@ -133,6 +136,16 @@ def _facts_section(facts: Mapping[str, object]) -> str:
     return f"<dl>{''.join(items)}</dl>" if facts else ""
 
 
+def _links(headings: Iterable[str]) -> str:
+    """Links to all sections; none for a single one."""
+    links = [f'<a href="#{_anchor(heading)}">{heading}</a>' for heading in headings]
+    return f"<nav>{''.join(links)}</nav>" if len(links) > 1 else ""
+
+
+def _anchor(heading: str) -> str:
+    return heading.lower().replace(" ", "-")
+
+
 def _tiles(metrics: Mapping[str, float | None]) -> str:
     """The most important metrics in large digits."""
     tiles = (
@@ -141,7 +154,7 @@ def _tiles(metrics: Mapping[str, float | None]) -> str:
         if name in metrics
     )
     body = "".join(tiles)
-    return f'<h2 id="scores">Scores</h2>\n<div class="tiles">{body}</div>' if body else ""
+    return f'<div class="tiles">{body}</div>' if body else ""
 
 
 def _metrics_section(metrics: Mapping[str, float | None]) -> str:
@@ -151,10 +164,10 @@ def _metrics_section(metrics: Mapping[str, float | None]) -> str:
         f'<td class="number">{_number(value)}</td></tr>'
         for name, value in metrics.items()
     ]
-    return f"<h2>Metrics</h2>\n{_columns(rows, '')}" if rows else ""
+    return _columns(rows, "meanings")
 
 
-def _classes_section(title: str, per_class: Mapping[str, float | None]) -> str:
+def _classes_section(per_class: Mapping[str, float | None]) -> str:
     """The metric of each class with a bar, in descending order. Classes without a value are last."""
     ranked = sorted(per_class.items(), key=lambda item: -1.0 if item[1] is None else item[1], reverse=True)
     rows = [
@@ -163,11 +176,13 @@ def _classes_section(title: str, per_class: Mapping[str, float | None]) -> str:
         for name, value in ranked
     ]
     note = '<p class="note">"-": the dataset has no object of this class.</p>' if None in per_class.values() else ""
-    return f"<h2>{title}</h2>\n{_columns(rows, 'classes')}{note}" if rows else ""
+    return _columns(rows, "classes") + note
 
 
 def _columns(rows: Sequence[str], style: str) -> str:
     """Table rows in two tables, side by side if the page is wide enough."""
+    if not rows:
+        return ""
     half = -(-len(rows) // 2)
     parts: Iterable[Sequence[str]] = (part for part in (rows[:half], rows[half:]) if part)
     tables = (f'<table class="{style}">{"".join(part)}</table>' for part in parts)
@@ -184,11 +199,7 @@ def _number(value: float | None) -> str:
 
 
 def _images_section(figures: Sequence[tuple[str, Sequence[tuple[str, Image.Image]]]]) -> str:
-    """The figures below a link to the scores, which follow them."""
-    if not figures:
-        return ""
-    body = "\n".join(_figure(caption, images) for caption, images in figures)
-    return f'<nav><a href="#scores">Scores</a></nav>\n<h2>Images</h2>\n{body}'
+    return "\n".join(_figure(caption, images) for caption, images in figures)
 
 
 def _figure(caption: str, images: Sequence[tuple[str, Image.Image]]) -> str:

@@ -38,6 +38,7 @@ from opendetr.weights import (
 )
 
 WEIGHTS_FILE = "model.safetensors"
+_FILE_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
 
 
 def export_official(model: Detector, preset: Preset, path: Path) -> None:
@@ -80,8 +81,10 @@ def export_huggingface(
         thresholds: score thresholds that OpenDETR predicts with; transformers does not read them.
 
     Raises:
-        ConfigError: the folder is not empty, or transformers does not support the model.
+        ConfigError: the folder is not empty or has the name of a file, or transformers does not support the model.
     """
+    if folder.suffix in _FILE_SUFFIXES:
+        raise ConfigError(f"{folder}: this layout is a folder; leave out {folder.suffix}, or choose official")
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise ConfigError(f"{folder}: is not an empty folder; give the name of a new one")
     family = _require_family(model, preset)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 import numpy as np
 from PIL import Image
 
+from opendetr.categories import Categories
 from opendetr.data import DetectionData, ImageError, ImageRecord, panoptic_truth, read_masks, read_record
 from opendetr.inference.predictor import Predictor
 from opendetr.results import Detections, Panoptic, draw_detections, draw_panoptic
@@ -71,10 +73,18 @@ def _objects(
     by_class = {name: score for name, score in chosen.by_class.items() if name in detector.categories.names}
     result = detector.predict(pixels, min_score=chosen.default, class_min_scores=by_class)
     assert isinstance(result, Detections)  # of one image
+    result = replace(result, categories=_with_colours_of(categories, known))
     return [
         ("ground truth", draw_truth(pixels, objects, categories, masks=masks, text=text)),
         ("prediction", draw_detections(result, text=text)),
     ]
+
+
+def _with_colours_of(data: Categories, detector: Categories) -> Categories:
+    """The classes of the detector in the colours of the dataset, so that ground truth and prediction look alike."""
+    known = dict(zip(data.names, data.colours, strict=True))
+    pairs = zip(detector.names, detector.colours, strict=True)
+    return replace(detector, colours=tuple(known.get(name, colour) for name, colour in pairs))
 
 
 def _maps(
@@ -84,6 +94,7 @@ def _maps(
     labels = {segment.id: segment.label for segment in info}
     result = detector.predict(pixels, panoptic=True)
     assert isinstance(result, Panoptic)  # of one image
+    result = replace(result, categories=_with_colours_of(data.categories, result.categories))
     return [
         ("ground truth, panoptic map", draw_segments(pixels, segments, labels, data.categories, text=text)),
         ("prediction, panoptic map", draw_panoptic(result, text=text)),

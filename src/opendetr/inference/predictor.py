@@ -555,8 +555,16 @@ class Predictor:
         *,
         batch_size: int = 8,
         progress: Callable[[int, int], None] | None = None,
+        logged: set[str] | None = None,
     ) -> tuple[float, list[str]]:
         """Collect the predictions for a dataset in an evaluator, in all processes together. It computes no metrics.
+
+        Args:
+            evaluator: collects the predictions.
+            data: the images of a split and their annotations.
+            batch_size: images per forward pass.
+            progress: called with the number of evaluated images and the number of all images.
+            logged: messages about unreadable images that have been logged already. New ones are added.
 
         Returns:
             The mean seconds per image of the model and its post-processing; and one message per unreadable image.
@@ -564,7 +572,9 @@ class Predictor:
         preset, share = self.preset, (rank(), world_size())
         watch, done = Stopwatch(), 0
         with together():
-            loader = eval_loader(data, preset.data, batch_size=batch_size, share=share, device=self.device)
+            loader = eval_loader(
+                data, preset.data, batch_size=batch_size, share=share, device=self.device, logged=logged
+            )
             for batch in loader:
                 if preset.starts_sequence(batch):
                     self.session.reset()

@@ -106,9 +106,9 @@ class Preset:
             except ValueError as error:
                 raise ConfigError(f"{self.name}: {error}") from None
         num_logits = scoring.num_logits(num_classes)
-        if not self.has_masks:
-            return self.model.build(num_logits, scoring)
         try:
+            if not self.has_masks:
+                return self.model.build(num_logits, scoring)
             return self.masks.build(self.model, num_logits, scoring)
         except ValueError as error:
             raise ConfigError(f"{self.name}: {error}") from None
@@ -232,8 +232,8 @@ def build_model(preset: Preset, num_classes: int, *, strict_no_object: bool = Fa
         strict_no_object: see `SoftmaxNoObject.strict`.
 
     Raises:
-        ConfigError: `strict_no_object` is set and the model has no "no object" class, or the mask head does not fit
-            the detector.
+        ConfigError: `strict_no_object` is set and the model has no "no object" class, or settings of the
+            architecture do not fit each other.
     """
     return preset.build_model(num_classes, strict_no_object=strict_no_object)
 

@@ -14,6 +14,8 @@ _THINGS = {
     "symbol": ("star", "heart", "arrow", "gear"),
 }
 _STUFF = {"above": ("sky",), "ground": ("grass", "water", "sand")}
+# Stuff has the colours of its paint, so that a drawn mask does not look like another class. Things have any colour.
+_STUFF_COLOURS = {"sky": (150, 195, 240), "grass": (90, 150, 60), "water": (20, 95, 150), "sand": (222, 196, 140)}
 _FIRST_STUFF_ID = 20
 _SMALLEST_SIZE = 32
 
@@ -23,6 +25,7 @@ def _number_categories(names: Mapping[str, tuple[str, ...]], first_id: int, isth
     pairs = [(name, supercategory) for supercategory, members in names.items() for name in members]
     return [
         {"id": category_id, "name": name, "supercategory": supercategory, "isthing": isthing}
+        | ({"color": list(_STUFF_COLOURS[name])} if name in _STUFF_COLOURS else {})
         for category_id, (name, supercategory) in enumerate(pairs, start=first_id)
     ]
 

@@ -129,7 +129,8 @@ class Progress(Callback):
         shown = [f"{name} {value:.3f}" for name, value in values if isinstance(value, float)]
         notes = [_duration(event.seconds)]
         notes += [] if event.images is None else [count_noun(event.images, "image")]
-        notes += ["the best so far"] if event.best and event.step else []
+        is_zero = round(event.metrics.get(self._metric, 1), 3) == 0
+        notes += ["the best so far"] if event.best and event.step and not is_zero else []
         when = f"epoch {event.epoch:.1f}, step {event.step}" if event.step else "before training"
         self._print(f"{when}: {' '.join(shown)} ({', '.join(notes)})")
         self._show(self._left(), self._latest, self._position())  # other callbacks draw and save

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from torch import nn
 
-from opendetr.config import ConfigError
+from opendetr.config import SettingError
 
 
 def freeze(task: nn.Module, parts: Iterable[str]) -> None:
@@ -17,19 +17,20 @@ def freeze(task: nn.Module, parts: Iterable[str]) -> None:
         parts: names of modules or parameters in it, such as "backbone", "encoder" or "backbone.body.layer1".
 
     Raises:
-        ConfigError: the task has no part of that name, or no parameter is left to train.
+        SettingError: the task has no part of that name, or no parameter is left to train.
     """
     for part in parts:
         inside = [parameter for name, parameter in task.named_parameters() if f".{part}." in f".{name}."]
         if not inside:
             known = dict.fromkeys(name for name in _part_names(task) if name)
-            raise ConfigError(
-                f"freeze: no part is called {part!r}; there are {', '.join(known)}, and the parts of them"
+            raise SettingError(
+                f"no part is called {part!r}; there are {', '.join(known)}, and the parts of them",
+                setting="recipe.freeze",
             )
         for parameter in inside:
             parameter.requires_grad_(False)
     if not any(parameter.requires_grad for parameter in task.parameters()):
-        raise ConfigError("freeze: nothing is left to train; freeze fewer parts")
+        raise SettingError("nothing is left to train; freeze fewer parts", setting="recipe.freeze")
 
 
 def _part_names(module: nn.Module) -> Iterable[str]:

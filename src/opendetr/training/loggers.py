@@ -34,7 +34,7 @@ def loggers(names: Sequence[str]) -> list[Callback]:
     """
     for name in names:
         if not importlib.util.find_spec(name):
-            raise ConfigError(f"recipe.log: {name} is not installed; install it with `pip install {name}`")
+            raise ConfigError(f"{name} is not installed; install it with `pip install {name}`")
     return [_LOGGERS[name]() for name in dict.fromkeys(names)]
 
 
@@ -111,7 +111,7 @@ class WandB(Callback):
                 settings=wandb.Settings(silent=True),
             )
         except wandb.Error as error:
-            raise ConfigError(f"recipe.log: wandb: {_one_line(error)}; or set WANDB_MODE=offline") from None
+            raise ConfigError(f"wandb: {_one_line(error)}; or set WANDB_MODE=offline") from None
         _store_id(event.folder, "wandb", self._run.id)
 
     def on_step(self, event: StepTaken) -> None:
@@ -155,7 +155,7 @@ class MLflow(Callback):
             for first in range(0, len(settings), _MLFLOW_BATCH):
                 self._client.log_batch(self._id, params=settings[first : first + _MLFLOW_BATCH])
         except MlflowException as error:
-            raise ConfigError(f"recipe.log: mlflow: {_one_line(error)}") from None
+            raise ConfigError(f"mlflow: {_one_line(error)}") from None
         _store_id(event.folder, "mlflow", self._id)
 
     def _known_run(self, run_id: str | None) -> str | None:

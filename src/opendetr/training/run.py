@@ -10,13 +10,14 @@ main process writes files and prints.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import sys
 import time as clock
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec
 
 import torch
 from PIL import Image
@@ -46,6 +47,7 @@ from opendetr.training.diagnosis import FAILED_BELOW, diagnose_run
 from opendetr.training.events import Callback
 from opendetr.training.loggers import loggers
 from opendetr.training.settings import (
+    ARGUMENTS,
     CONFIG_FILE,
     Setup,
     apply_changes,
@@ -59,7 +61,7 @@ from opendetr.training.settings import (
     with_options,
     write_config,
 )
-from opendetr.training.starting_weights import NOTHING, load_start, starting_point
+from opendetr.training.starting_weights import NOTHING, is_path, load_start, starting_point
 from opendetr.training.thresholds import CurrentThresholds
 from opendetr.training.trainer import RunResult, Trainer
 from opendetr.weights import ModelCard, save_weights
@@ -67,6 +69,7 @@ from opendetr.weights import ModelCard, save_weights
 _NUM_IMAGES_DRAWN = 4
 
 Say = Callable[[str], object]
+_Arguments = ParamSpec("_Arguments")
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,21 @@ class Run:
     result: RunResult
 
 
+def _names_arguments(function: Callable[_Arguments, Run]) -> Callable[_Arguments, Run]:
+    """Make errors about settings name the arguments that gave their values."""
+
+    @functools.wraps(function)
+    def call(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> Run:
+        try:
+            return function(*args, **kwargs)
+        except SettingError as error:
+            given = {name for name, value in kwargs.items() if value not in (None, (), [])}
+            raise error.naming({key: name for key, name in ARGUMENTS.items() if name in given}) from None
+
+    return call
+
+
+@_names_arguments
 def train(
     data: str | Path,
     *,
@@ -378,6 +396,11 @@ def _initial_task(preset: Preset, origin: str | Path, categories: Categories, sa
 # ----------------------------------------------------------------------------------------------------------------- run
 
 
+def _name(setup: Setup) -> str:
+    """The initial weights of a run without the folder they are in."""
+    return Path(setup.weights).resolve().name if is_path(setup.weights) else setup.weights
+
+
 def _unused_folder(name: str) -> Path:
     """The first of runs/NAME, runs/NAME-2, ... that does not exist."""
     folder, number = Path("runs") / name, 1
@@ -407,8 +430,9 @@ def _trainer(
     preset, categories, val = setup.preset, splits["train"].categories, splits["val"]
     # Evaluations are rare, so a cache of images would not make them faster.
     uncached = replace(preset, data=replace(preset.data, cache="none"))
-    card = ModelCard(to_dict(preset), categories, {"data": setup.data.name, "weights": Path(setup.weights).name})
+    card = ModelCard(to_dict(preset), categories, {"data": setup.data.resolve().name, "weights": _name(setup)})
     drawn, thresholds = _images_to_draw(val.images), CurrentThresholds()
+    logged: set[str] = set()  # an unreadable image is logged in the first evaluation only
 
     def predictor(trained: nn.Module) -> Predictor:
         best = thresholds.current
@@ -418,7 +442,13 @@ def _trainer(
         loader.gather_skipped()  # reports skipped images during the run
         data = val if num_images is None else val.subset(_spread(val.images, num_images), val.split)
         evaluator = preset.evaluator(categories, data)
-        predictor(trained).run(evaluator, data, batch_size=preset.recipe.batch_size, progress=progress.show_evaluation)
+        predictor(trained).run(
+            evaluator,
+            data,
+            batch_size=preset.recipe.batch_size,
+            progress=progress.show_evaluation,
+            logged=logged,
+        )
         thresholds.current = evaluator.score_thresholds()
         return {name: value for name, value in evaluator.compute().items() if value is not None}
 
@@ -486,7 +516,7 @@ def best_by(preset: Preset, val: DetectionData) -> str:
     if name not in names:
         near = suggestions(name, names)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
-        raise SettingError(f"recipe.best_by: no metric of the validation data is called {name!r}; {hint}")
+        raise SettingError(f"no metric of the validation data is called {name!r}; {hint}", setting="recipe.best_by")
     return name
 
 

@@ -22,7 +22,7 @@ from opendetr.results import Detections
 from opendetr.structures import NonFiniteError
 from opendetr.training.callbacks import read_metrics
 from opendetr.training.checkpoint import find_checkpoint, load_checkpoint
-from opendetr.training.settings import CONFIG_FILE, read_config
+from opendetr.training.settings import CONFIG_FILE, read_config, require_run
 from opendetr.weights import WeightsError, read_state
 
 _NUM_OPENED = 24  # images of a split that are opened to check whether they can be read
@@ -136,6 +136,7 @@ def collect_facts(folder: Path, *, device: str = "auto") -> RunFacts:
         ConfigError: the folder is not a run folder.
         DataError: the data of the run is missing or cannot be opened.
     """
+    require_run(folder)
     record, about = read_config(folder / CONFIG_FILE)
     if "data" not in about:
         raise ConfigError(f"{folder / CONFIG_FILE}: does not name the data of the run; give the folder of a run")

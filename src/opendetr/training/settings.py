@@ -32,10 +32,34 @@ from opendetr.presets import (
 )
 from opendetr.recipe import parse_duration
 from opendetr.training.checkpoint import writing
-from opendetr.training.starting_weights import IMAGENET, NOTHING, PUBLISHED, starting_point, weights_choice
+from opendetr.training.starting_weights import IMAGENET, NOTHING, PUBLISHED, is_path, starting_point, weights_choice
 from opendetr.weights import ModelCard, is_pretraining, read_card, read_state
 
 CONFIG_FILE = "config.yaml"
+ARGUMENTS = {
+    "recipe.epochs": "epochs",
+    "recipe.max_steps": "max_steps",
+    "recipe.time": "time",
+    "recipe.batch_size": "batch_size",
+    "recipe.accumulate": "accumulate",
+    "recipe.learning_rate": "lr",
+    "recipe.precision": "precision",
+    "recipe.freeze": "freeze",
+    "recipe.ema_decay": "ema",
+    "recipe.best_by": "best_by",
+    "recipe.patience": "patience",
+    "recipe.log": "log",
+    "recipe.seed": "seed",
+    "data.image_size": "image_size",
+    "data.augment": "augment",
+    "data.batch_pixels": "batch_pixels",
+    "data.val_fraction": "val_fraction",
+    "data.train_split": "train_split",
+    "data.val_split": "val_split",
+    "data.num_workers": "workers",
+    "model.num_queries": "num_queries",
+}
+"""Settings that are arguments of `train` and options of `opendetr train`: name of the setting -> argument."""
 _MIN_IMAGE_SIZE = 32  # pixels; the size of a cell of the coarsest features
 
 
@@ -45,8 +69,8 @@ class Setup:
 
     Attributes:
         preset: all settings.
-        data: the dataset folder.
-        weights: the initial weights: "none", "imagenet", "published", an address or a path.
+        data: the dataset folder, as the user gave it; `config.yaml` has its absolute path.
+        weights: the initial weights: "none", "imagenet", "published", a catalogue name, an address or a path, likewise.
         given: names of the fields of the recipe that the user has set. `fit_to_data` does not change these.
         is_pretrained: whether the initial weights are those of a pre-training model, and a detector is trained.
     """
@@ -102,10 +126,13 @@ def set_up(
         preset = replace(preset, recipe=recipe)
     if freeze_detector:
         preset = with_frozen_detector(preset)
-    preset = replaced(preset, record)
+    try:
+        preset = replaced(preset, record)
+    except SettingError as error:  # the settings are those of a file
+        raise ConfigError(f"{config}: {str(error).removeprefix('config: ')}") from None
     preset = replace(preset, freeze_detector=preset.freeze_detector or freeze_detector)
     given = frozenset(record.get("recipe", {}))
-    return Setup(preset, data.resolve(), choice, given, is_pretrained), origin
+    return Setup(preset, data, choice, given, is_pretrained), origin
 
 
 def _model_of(choice: str) -> str | None:
@@ -166,14 +193,16 @@ def check_settings(preset: Preset, splits: Mapping[str, DetectionData]) -> list[
     """Refuse settings that prevent learning. Returns a warning for each setting that limits the result.
 
     Raises:
-        ConfigError: the learning rate is 0, or the images are smaller than a cell of the features.
+        SettingError: the learning rate is 0, or the images are smaller than a cell of the features.
     """
     recipe, size = preset.recipe, preset.data.image_size
     if recipe.learning_rate == 0:
-        raise ConfigError("recipe.learning_rate: 0 changes no weight; leave it out for the default of the model")
+        raise SettingError(
+            "0 changes no weight; leave it out for the default of the model", setting="recipe.learning_rate"
+        )
     if size < _MIN_IMAGE_SIZE:
-        raise ConfigError(
-            f"data.image_size: {size} pixels are too few to detect anything; give at least {_MIN_IMAGE_SIZE}"
+        raise SettingError(
+            f"{size} pixels are too few to detect anything; give at least {_MIN_IMAGE_SIZE}", setting="data.image_size"
         )
     counts = [len(image.objects) for image in splits["train"].images]
     num_queries, exceeding = preset.model.num_queries, sum(count > preset.model.num_queries for count in counts)
@@ -215,7 +244,13 @@ def read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise ConfigError(
             f"{path}: no such file; give the folder of a run or a file of settings{near_path(path)}"
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except IsADirectoryError:
+        inside = path / CONFIG_FILE
+        hint = f"give {inside}" if inside.is_file() else "give a YAML file of settings"
+        raise ConfigError(f"{path}: is a folder; {hint}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: is not a text file; give a YAML file of settings") from None
+    except yaml.YAMLError as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"{path}: is not valid YAML ({reason}); fix the file or give another one") from None
     if not isinstance(content, dict) or not isinstance(content.get("run", {}), dict):
@@ -230,6 +265,8 @@ def require_run(folder: Path) -> None:
         return
     if not folder.exists():
         raise ConfigError(f"{folder}: no such folder{near_path(folder)}")
+    if not folder.is_dir():
+        raise ConfigError(f"{folder}: is a file; give the folder of `opendetr train --out`")
     runs = sorted(path.parent for path in folder.glob(f"*/{CONFIG_FILE}"))
     if runs:
         raise ConfigError(f"{folder}: contains several runs; choose one of {', '.join(map(str, runs))}")
@@ -238,7 +275,9 @@ def require_run(folder: Path) -> None:
 
 def write_config(folder: Path, setup: Setup, fingerprint: str) -> None:
     """Write the `config.yaml` of a run atomically. `read_config` reads it."""
-    about: dict[str, Any] = {"data": str(setup.data), "weights": setup.weights, "fingerprint": fingerprint}
+    # A run can be resumed from another working folder, so its paths are absolute.
+    weights = str(Path(setup.weights).resolve()) if is_path(setup.weights) else setup.weights
+    about: dict[str, Any] = {"data": str(setup.data.resolve()), "weights": weights, "fingerprint": fingerprint}
     if setup.is_pretrained:
         about["pretrained"] = True
     text = yaml.safe_dump(to_dict(setup.preset) | {"run": about}, sort_keys=False, width=120)
@@ -293,9 +332,9 @@ def _run_length(epochs: int | None, max_steps: int | None, time: str | float | N
     if time is None:
         return {}
     try:
-        return {"max_steps": None, "time": parse_duration(str(time))}
+        return {"max_steps": None, "time": parse_duration(time) if isinstance(time, str) else time}
     except ValueError as error:
-        raise SettingError(str(error)) from None
+        raise SettingError(str(error), setting="recipe.time") from None
 
 
 def apply_changes(
@@ -332,7 +371,7 @@ def apply_changes(
         try:
             resized = preset.data.resized(image_size)
         except ValueError as error:
-            raise SettingError(str(error)) from None
+            raise SettingError(str(error).partition(": ")[2], setting="data.image_size") from None
         data = {"image_size": resized.image_size, "max_size": resized.max_size}
     model = {} if num_queries is None else {"num_queries": num_queries}
     given = setup.given | nested.get("recipe", {}).keys() | recipe.keys()

@@ -39,7 +39,7 @@ NOTHING, IMAGENET, PUBLISHED = "none", "imagenet", "published"
 
 
 def weights_choice(name: str, weights: str | Path | None) -> str:
-    """The weights of a run as "none", "imagenet", "published", a catalogue name, an address or an absolute path.
+    """The weights of a run as "none", "imagenet", "published", a catalogue name, an address or a path.
 
     None selects published weights if there are any, else ImageNet weights if the backbone has any, else none.
     """
@@ -47,8 +47,12 @@ def weights_choice(name: str, weights: str | Path | None) -> str:
         other = IMAGENET if get_preset(name).model.backbone.imagenet_url() else NOTHING
         has_weights = weights_origin(name) or weights_origin(name_without_masks(name))
         return PUBLISHED if has_weights else other
-    known = str(weights) in (NOTHING, IMAGENET, PUBLISHED, *list_models()) or is_remote(weights)
-    return str(weights) if known else str(Path(weights).resolve())
+    return str(weights)
+
+
+def is_path(choice: str) -> bool:
+    """Whether the weights of a run are a local file or folder."""
+    return not (choice in (NOTHING, IMAGENET, PUBLISHED, *list_models()) or is_remote(choice))
 
 
 def starting_point(name: str, choice: str) -> str | Path:

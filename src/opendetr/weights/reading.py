@@ -17,6 +17,9 @@ from opendetr.files import IMAGE_SUFFIXES, near_path
 from opendetr.weights.errors import WeightsError
 
 _INDEX = ".index.json"
+_LOAD_ERRORS = (  # of torch.load for a file that is damaged or something else
+    *(pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError),
+)
 # The first bytes of files that are taken for weights by mistake.
 _KINDS = {
     b"\xff\xd8\xff": "an image",
@@ -128,16 +131,16 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
         # The original training scripts also save their options, plain values in a namespace.
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
+    except _LOAD_ERRORS as error:
         kind = _other_kind(path)
         if kind:
             raise WeightsError(
                 f"{path}: is {kind}, not a file of weights; give a run folder or a weights file"
             ) from None
-        raise WeightsError(
-            f"{path}: its pickle contains more than tensors and could run code; save only its state dict"
-        ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        if isinstance(error, pickle.UnpicklingError):
+            raise WeightsError(
+                f"{path}: its pickle contains more than tensors and could run code; save only its state dict"
+            ) from None
         first_line = str(error).partition("\n")[0]
         raise WeightsError(f"{path}: not a complete PyTorch file ({first_line}); copy it again") from None
     state = _weights_in(path, content) if isinstance(content, dict) else content

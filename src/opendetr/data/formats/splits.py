@@ -10,6 +10,7 @@ from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
+from opendetr.config import SettingError
 from opendetr.data.records import DataError, DetectionData, ImageRecord
 
 SINGLE_SPLIT = "all"  # the only split of a dataset without splits
@@ -64,8 +65,8 @@ def stratified(
         fractions: name of each part -> its fraction of the images. The fractions must add up to 1.
         seed: determines the order of the images of a class, together with the file names.
 
-    Returns the images of each part in their original order. Raises DataError when the fractions do not add up to 1, and
-    when a part gets no image.
+    Returns the images of each part in their original order. Raises SettingError when the fractions do not add up to 1,
+    and DataError when a part gets no image.
     """
     _check_fractions(fractions)
     by_path: dict[Path, list[ImageRecord]] = {}
@@ -108,9 +109,13 @@ def stratified(
 def _check_fractions(fractions: Mapping[str, float]) -> None:
     for part, fraction in fractions.items():
         if not part.isidentifier():
-            raise DataError(f"the split {part!r} cannot be part of a file name; use letters, digits and _")
+            raise _wrong(f"the split {part!r} cannot be part of a file name; use letters, digits and _")
         if not 0 < fraction <= 1:
-            raise DataError(f"the fraction of '{part}' is {fraction:g}; it must be above 0 and at most 1")
+            raise _wrong(f"the fraction of '{part}' is {fraction:g}; it must be above 0 and at most 1")
     total = sum(fractions.values())
     if abs(total - 1) > 1e-6:
-        raise DataError(f"the fractions add up to {total:g}; they must add up to 1")
+        raise _wrong(f"the fractions add up to {total:g}; they must add up to 1")
+
+
+def _wrong(text: str) -> SettingError:
+    return SettingError(text, argument="fractions")

@@ -145,8 +145,8 @@ def write_data(
 @contextmanager
 def _new_folder(folder: Path) -> Iterator[Path]:
     """A temporary folder next to `folder`. It is renamed to `folder` on success and removed after an error."""
-    folder = folder.absolute()
     require_new(folder)
+    folder = folder.absolute()
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.new")
     temporary.mkdir(parents=True)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -70,6 +71,7 @@ def camera_frames(index: int) -> Iterator[SourceImage]:
         VideoError: OpenCV is missing, there is no such camera, or it delivers no more images.
     """
     name = f"camera {index}"
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "OFF")  # it prints ten lines about a camera that it does not find
     cv2 = library("cv2", "opencv-python-headless", name)
     capture = cv2.VideoCapture(index)
     try:
