@@ -30,10 +30,10 @@ from opendetr.presets import (
     Preset,
     build_model,
     build_task,
-    create,
     fine_tuning,
     get_preset,
     miniature,
+    registry,
     trained_from_nothing,
 )
 from opendetr.presets.up_detr import PretrainingPreset
@@ -282,14 +282,13 @@ def test_official_files_name_no_model_and_load_as_either(tmp_path):
 
 def test_official_files_in_the_cache_are_published_weights(tmp_path, monkeypatch):
     monkeypatch.setenv("OPENDETR_CACHE", str(tmp_path))
-    preset = get_preset("up-detr-r50")
-    with torch.random.fork_rng():
-        model = create("up-detr-r50")
+    preset = pretraining("up-detr-r50")
+    monkeypatch.setitem(registry._PRESETS, preset.name, lambda: preset)  # the full size takes seconds
+    model = model_of(preset)
     export_official(model, preset, tmp_path / "up-detr-pre-training-60ep-imagenet.pth")
     setup, _ = set_up(tmp_path, None, "up-detr-r50", None, freeze_detector=False)
     assert setup.preset == get_preset("up-detr-r50-finetuned") and setup.is_pretrained
-    detector = load("up-detr-r50", device="cpu")
-    assert detector.categories == patch_categories()
+    assert load("up-detr-r50", device="cpu").categories == patch_categories()
     continued, origin = set_up(tmp_path, "up-detr-r50", "published", None, freeze_detector=False)
     assert continued.preset.name == "up-detr-r50" and continued.starts_from_detector
     assert "classes: 2 kept" in load_start(model, origin, continued.preset, patch_categories())
