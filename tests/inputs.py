@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from opendetr.models import UPDETR, Detector
+from opendetr.models import Detector
 from opendetr.structures import Batch, ImageBatch, Output, PatchBatch, Target
 
 PATCH_SIZE = 32
@@ -16,9 +16,9 @@ PATCH_SIZE = 32
 
 def further_inputs(model: Detector, num_images: int) -> tuple[Any, ...]:
     """The positional arguments of a model after the images; the same for every image of a batch."""
-    if isinstance(model, UPDETR):
+    if model.max_patches:
         generator = torch.Generator().manual_seed(2)
-        patches = torch.randn(1, model.num_patches, 3, PATCH_SIZE, PATCH_SIZE, generator=generator)
+        patches = torch.randn(1, model.max_patches, 3, PATCH_SIZE, PATCH_SIZE, generator=generator)
         return (patches.expand(num_images, -1, -1, -1, -1),)
     return ()
 

@@ -66,9 +66,12 @@ def test_json_has_every_fact():
 def test_one_model_is_explained(name):
     text = printed(name)
     assert text.startswith(f"{name}: ")
-    assert f"opendetr train my-data --model {name} " in text
+    train, patch = (
+        ("train my-data", "") if get_preset(name).uses_annotations else ("pretrain photos", " --patch crop.jpg")
+    )
+    assert f"opendetr {train} --model {name} " in text
     usable = presets.shipped_weights(name) or (name in published_files() and published_files()[name].is_checked)
-    assert f"opendetr predict photo.jpg --weights {name if usable else f'runs/{name}'}\n" in text
+    assert f"opendetr predict photo.jpg --weights {name if usable else f'runs/{name}'}{patch}\n" in text
     published = published_files().get(name)
     assert (f"AP {100 * published.ap:.1f}" if published and published.ap else "no metrics") in text
     if published and not published.is_checked and not published.path.is_file():

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
+from typer.testing import CliRunner
 
 from inputs import batch_for, further_inputs
 from opendetr.categories import Categories, coco_categories, patch_categories
+from opendetr.cli.main import app
 from opendetr.config import ConfigError, SettingError, parse_assignment, replaced, to_dict
+from opendetr.data import DataError
 from opendetr.export import export_official
+from opendetr.inference import Predictor
 from opendetr.losses import FeatureReconstruction, ReconstructionConfig
 from opendetr.models import UPDETR
 from opendetr.presets import Preset, build_model, build_task, fine_tuning, get_preset, miniature, trained_from_nothing
@@ -267,3 +275,95 @@ def test_missing_published_weights_say_where_to_put_the_file(tmp_path, monkeypat
     ):
         with pytest.raises(WeightsError, match=rf"download it from https://drive.*and put it at {tmp_path}/{file}"):
             set_up(tmp_path, None, name, None, freeze_detector=False)
+
+
+# ------------------------------------------------------------------------------------------------------ one-shot search
+
+
+@pytest.fixture(scope="module")
+def detector() -> Predictor:
+    preset = pretraining()
+    return Predictor(model_of(preset), preset, patch_categories(), device="cpu")
+
+
+def photo(height: int = 60, width: int = 80, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def test_each_patch_is_located_by_the_best_query_of_its_group(detector):
+    crops = [photo(20, 30, seed=1), photo(30, 10, seed=2)]
+    found = detector.predict(photo(), patches=crops)
+    assert found.labels.tolist() == [0, 1]
+    assert found.categories.names == ("patch 1", "patch 2")
+    data = detector.preset.data
+    inputs = torch.stack([data.patch_input(crop) for crop in crops])
+    pixels = data.evaluation_transform().pixels(photo())
+    with torch.no_grad():
+        final = detector.model(ImageBatch.from_images([pixels]), inputs[None]).final
+    scores = final.logits.softmax(-1)[0, :, :-1].amax(-1)
+    for patch, group in enumerate(scores.split(6)):
+        assert found.scores[patch].item() == pytest.approx(group.max().item(), abs=1e-5)
+        x, y, w, h = final.boxes[0, 6 * patch + int(group.argmax())].tolist()
+        corners = [(x - w / 2) * 80, (y - h / 2) * 60, (x + w / 2) * 80, (y + h / 2) * 60]
+        assert found.boxes[patch].tolist() == pytest.approx(corners, abs=1e-2)
+    (first,) = detector.predict(photo(), patches=crops, min_score=found.scores.max().item())
+    assert first.labels == found.scores.argmax()
+
+
+def test_patches_are_given_in_any_form_and_encoded_once(detector, tmp_path, monkeypatch):
+    Image.fromarray(photo(20, 30, seed=1)).save(tmp_path / "crop.png")
+    for index in range(3):
+        Image.fromarray(photo(60, 80 + 16 * index, seed=index)).save(tmp_path / f"photo{index}.png")
+    expected = detector.predict(photo(), patches=[photo(20, 30, seed=1)])
+    assert expected.categories.names == ("patch",)
+    for crop in (tmp_path / "crop.png", str(tmp_path / "crop.png"), Image.open(tmp_path / "crop.png")):
+        assert torch.equal(detector.predict(photo(), patches=crop).boxes, expected.boxes)
+    calls, encode = [], UPDETR.encode_patches
+    monkeypatch.setattr(UPDETR, "encode_patches", lambda *args: calls.append(args) or encode(*args))
+    results = list(detector.predict(str(tmp_path / "photo*.png"), patches=tmp_path / "crop.png", batch_size=2))
+    assert len(results) == 3 and len(calls) == 1
+    torch.testing.assert_close(results[0].boxes, expected.boxes)
+
+
+@pytest.mark.parametrize(
+    ("patches", "message"),
+    [
+        (None, "up-detr-tiny: locates patches, and needs at least one: --patch"),
+        ([], "1 to 2 patches at a time, got 0"),
+        ([photo(9, 9)] * 3, "1 to 2 patches at a time, got 3"),
+        ([photo(61, 20)], "image: 80x60 pixels, less than patch with 20x61"),
+        (["not-there.png"], "not-there.png: no such file"),
+        ([3], "3: not one image"),
+    ],
+    ids=["none", "empty", "too many", "larger than the image", "missing", "a number"],
+)
+def test_wrong_patches_are_one_line(detector, patches, message):
+    with pytest.raises((ConfigError, DataError), match=re.escape(message)) as caught:
+        detector.predict(photo(), patches=patches)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_detector_takes_no_patches():
+    preset = miniature("detr-tiny")
+    plain = Predictor(build_model(preset, 3), preset, NEW, device="cpu")
+    with pytest.raises(ConfigError, match="patches: detr-tiny takes none; leave them out"):
+        plain.predict(photo(), patches=[photo(9, 9)])
+
+
+def test_the_command_locates_patches_and_skips_smaller_images(detector, tmp_path):
+    weights = saved(detector.preset, tmp_path / "run" / "model.safetensors")
+    for name, size in (("photos/large.png", (60, 80)), ("photos/small.png", (10, 12)), ("crop.png", (20, 30))):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(photo(*size)).save(tmp_path / name)
+    crop = ["--patch", str(tmp_path / "crop.png")]
+    arguments = ["predict", str(tmp_path / "photos"), "--weights", str(weights), "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, [*arguments, *crop])
+    assert result.exit_code == 3, result.output
+    assert "small.png: 12x10 pixels, less than" in result.stderr
+    record = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert [category["name"] for category in record["categories"]] == ["patch"]
+    assert len(record["annotations"]) == 1
+    for options, code in (([], 1), ([*crop, "--panoptic"], 2)):
+        refused = CliRunner().invoke(app, [*arguments, "--overwrite", *options])
+        assert refused.exit_code == code
+        assert "--patch" in refused.stderr

@@ -296,3 +296,8 @@ def coco_panoptic_categories() -> Categories:
 def patch_categories() -> Categories:
     """The two classes of pre-training on patches, as published: label 1 is "patch", label 0 is never predicted."""
     return Categories(("N/A", "patch"), (0, 1), used=(False, True))
+
+
+def located_categories(count: int) -> Categories:
+    """A class for each of `count` patches that are located in an image: "patch", or "patch 1", "patch 2", ..."""
+    return Categories.from_names(["patch"] if count == 1 else [f"patch {number}" for number in range(1, count + 1)])

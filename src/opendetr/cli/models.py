@@ -133,9 +133,11 @@ def _explanation(row: Mapping[str, Any]) -> str:
         facts |= {"or use": f"--weights hf:{weights['hub']}"} if weights["hub"] else {}
     usable = (weights and weights["origin"] != "manual") or weights.get("cached")
     out = f"runs/{name}"
+    train, data = ("train", "my-data") if row["uses_annotations"] else ("pretrain", "photos")
+    patch = " --patch crop.jpg" if row["patches"] else ""
     commands = {
-        "train": f"opendetr train my-data --model {name} --out {out}",
-        "predict": f"opendetr predict photo.jpg --weights {name if usable else out}",
+        train: f"opendetr {train} {data} --model {name} --out {out}",
+        "predict": f"opendetr predict photo.jpg --weights {name if usable else out}{patch}",
     }
     about = textwrap.fill(family.architecture, _WIDTH) if family else ""
     parts = [f"{name}: {row['description']}", about, table(list(facts.items())), table(list(commands.items()))]
@@ -160,6 +162,8 @@ def _row(name: str) -> dict[str, Any]:
         "layers": f"{transformer.encoder_layers}+{transformer.decoder_layers}",
         "width": transformer.width,
         "queries": preset.model.num_queries,
+        "patches": model.max_patches,
+        "uses_annotations": preset.uses_annotations,
         "image_size": preset.data.image_size,
         "relative_time": RELATIVE_TIME.get(name),
         "weights": _weights(name),

@@ -71,6 +71,12 @@ class PredictOptions:
             show_default=False,
         ),
     ] = None
+    patch: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="An image of what to locate, for a model of `opendetr pretrain`; may be repeated.", show_default=False
+        ),
+    ] = None
     batch_size: BatchSizeOption = 8
     draw: Annotated[bool, typer.Option(help="Draw the detections on the images and videos.")] = True
     crops: Annotated[bool, typer.Option("--crops", help="Save every detection as an image in crops/CLASS.")] = False
@@ -92,6 +98,8 @@ class PredictOptions:
         """Raise BadParameter for options that do not go together."""
         if self.panoptic and (self.crops or self.csv or self.yolo):
             raise typer.BadParameter("--crops, --csv and --yolo write detections: leave them out with --panoptic")
+        if self.patch and self.panoptic:
+            raise typer.BadParameter("--patch locates patches: leave out --panoptic")
         if self.merge is not MergeRule.DEFAULT and not self.panoptic:
             raise typer.BadParameter("--merge applies to panoptic maps: give --panoptic, too")
 
@@ -99,6 +107,8 @@ class PredictOptions:
 @command
 def predict(options: PredictOptions) -> Exit:
     """Detect objects in images and videos, draw them, and write them as COCO JSON.
+
+    A model of `opendetr pretrain` locates the images of --patch instead of objects.
 
     A model with a mask head also predicts the masks of the objects, or, with --panoptic, panoptic maps.
 
@@ -116,6 +126,8 @@ def predict(options: PredictOptions) -> Exit:
         opendetr predict 0 --weights detr-r50
 
         opendetr predict photos --weights detr-r50-panoptic --panoptic
+
+        opendetr predict photos --weights runs/pretrained --patch crop.jpg
     """
     options.require_consistent()
     min_score, class_min_scores = _min_scores(options.min_score or [])
@@ -273,10 +285,12 @@ class _Run:
 
     def _folder(self) -> AbstractContextManager[Callable[[Any], None]]:
         """Open the output folder. Yields a function that writes the result of an image."""
+        from opendetr.categories import located_categories
         from opendetr.inference.writers import OutputConfig, panoptic_folder, results_folder
 
         roots = [Path(source) for source in self._sources if isinstance(source, str)]
-        categories, options = self._detector.categories, self._options
+        options = self._options
+        categories = located_categories(len(options.patch)) if options.patch else self._detector.categories
         if options.panoptic:
             return panoptic_folder(self._out, categories, draw=options.draw, roots=roots)
         config = OutputConfig(draw=options.draw, crops=options.crops, csv=options.csv, yolo=options.yolo)
@@ -286,7 +300,7 @@ class _Run:
         """Yield the result of each image."""
         from opendetr.inference.sources import each_image, is_one_image
 
-        options = {**thresholds, "batch_size": self._options.batch_size}
+        options = {**thresholds, "batch_size": self._options.batch_size, "patches": self._options.patch or None}
         if self._options.panoptic:
             options |= {"panoptic": True, "merge": self._options.merge.value}
         only = self._sources[0] if len(self._sources) == 1 else None

@@ -185,6 +185,11 @@ class PatchDataConfig(DataConfig):
         """Resizes an image, and cuts unchanged patches from it and from another image."""
         return PatchEvaluationTransform(evaluation_transform(self), self.num_patches, self.patch_size)
 
+    def patch_input(self, patch: np.ndarray) -> Tensor:
+        """(H, W, 3) uint8 RGB patch of a user -> (3, patch_size, patch_size) normalised float, for prediction."""
+        resized = resize(patch, self.patch_size, self.patch_size)
+        return normalise(torch.from_numpy(resized).permute(2, 0, 1))
+
     def collate(self, samples: Sequence[Sample], shape: tuple[int, int], device: torch.device) -> PatchBatch:
         """Make a batch of samples of one of the two transforms; see `data.collate.Collate`."""
         plain = collate_samples(samples, shape, device)

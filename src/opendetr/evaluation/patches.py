@@ -17,7 +17,8 @@ from opendetr.boxes import cxcywh_to_xyxy, iou
 from opendetr.config import ConfigError
 from opendetr.data import DetectionData
 from opendetr.distributed import gather
-from opendetr.structures import Batch, ImageBatch, Output, Predictions
+from opendetr.postprocess import best_of_patches
+from opendetr.structures import Batch, ImageBatch, Output
 
 PATCH_METRICS = {
     "found": "fraction of the patches that are located with an IoU of at least 0.5",
@@ -91,8 +92,10 @@ class PatchEvaluator:
     def results(self, output: Output, images: ImageBatch, batch: Batch) -> Iterator[PatchResult]:
         """Yield the IoU of the patches of each image. `output` is that of a `ControlledSession`."""
         controlled: Any = output  # a ControlledOutput
-        predicted = _boxes_of_patches(output.final, batch)
-        control = _boxes_of_patches(controlled.control, batch)
+        num_patches = len(batch.targets[0])
+        _, predicted = best_of_patches(output.final, num_patches)
+        _, control = best_of_patches(controlled.control, num_patches)
+        predicted, control = cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(control)
         features = normalize(controlled.patch_features, dim=-1)
         for index, target in enumerate(batch.targets):
             boxes = cxcywh_to_xyxy(target.boxes.to(predicted))
@@ -140,13 +143,3 @@ class PatchEvaluator:
     def evaluation(self, seconds_per_image: float = 0.0, unreadable: Iterable[str] = ()) -> PatchEvaluation:
         """The metrics of the results collected so far, as a `PatchEvaluation`."""
         return PatchEvaluation(self.compute(), seconds_per_image, tuple(unreadable))
-
-
-def _boxes_of_patches(predictions: Predictions, batch: Batch) -> Tensor:
-    """(B, M, 4) xyxy in 0..1: for each patch, the box of the best query among those that were given the patch."""
-    scores = predictions.scoring.probabilities(predictions.logits).amax(-1)
-    num_patches = len(batch.targets[0])
-    best = scores.unflatten(1, (num_patches, -1)).argmax(-1)
-    boxes = predictions.boxes.unflatten(1, (num_patches, -1))
-    chosen = best[..., None, None].expand(-1, -1, 1, 4)
-    return cxcywh_to_xyxy(boxes.gather(2, chosen)[:, :, 0])

@@ -18,7 +18,7 @@ from itertools import islice
 from numbers import Integral
 from pathlib import Path
 from textwrap import shorten
-from typing import Any, Literal, TypeVar, get_args, overload
+from typing import Any, Literal, TypeVar, cast, get_args, overload
 
 import numpy as np
 import torch
@@ -27,16 +27,17 @@ from torch import Tensor, nn
 
 from opendetr.categories import Categories
 from opendetr.config import ConfigError, require_range
-from opendetr.data import DetectionData, ImageError, Masks, eval_loader
+from opendetr.data import DetectionData, ImageError, Masks, PatchDataConfig, eval_loader
 from opendetr.distributed import best_device, rank, together, world_size
 from opendetr.evaluation import Evaluation, Evaluator
 from opendetr.export import export_huggingface, export_official
 from opendetr.inference.evaluate import Stopwatch
+from opendetr.inference.patches import Patches, read_patches
 from opendetr.inference.sources.prefetch import in_order
 from opendetr.inference.sources.reading import Source, each_image, is_one_image, plain_source, read_source
 from opendetr.inference.sources.source_image import SourceImage
 from opendetr.models import Detector, Session
-from opendetr.postprocess import ImageMasks, Merge, candidates, detect_with_queries, image_masks
+from opendetr.postprocess import ImageMasks, Merge, candidates, detect_with_queries, image_masks, locate
 from opendetr.presets import (
     Preset,
     build_model,
@@ -119,6 +120,7 @@ class Predictor:
         source: np.ndarray | Tensor | Image.Image | SourceImage,
         *,
         panoptic: Literal[False] = False,
+        patches: Any = None,
         min_score: float | None = None,
         class_min_scores: Mapping[str, float] | None = None,
         batch_size: int = 8,
@@ -130,6 +132,7 @@ class Predictor:
         source: str | Path,
         *,
         panoptic: Literal[False] = False,
+        patches: Any = None,
         min_score: float | None = None,
         class_min_scores: Mapping[str, float] | None = None,
         batch_size: int = 8,
@@ -141,6 +144,7 @@ class Predictor:
         source: int | list[Any] | tuple[Source, ...] | Iterator[Source],
         *,
         panoptic: Literal[False] = False,
+        patches: Any = None,
         min_score: float | None = None,
         class_min_scores: Mapping[str, float] | None = None,
         batch_size: int = 8,
@@ -188,6 +192,7 @@ class Predictor:
         *,
         panoptic: bool = False,
         merge: Merge = "default",
+        patches: Any = None,
         min_score: float | None = None,
         class_min_scores: Mapping[str, float] | None = None,
         batch_size: int = 8,
@@ -207,6 +212,9 @@ class Predictor:
                 The EXIF orientation of files, URLs and PIL images is applied.
             panoptic: return a panoptic map instead of detections.
             merge: the rule that turns masks into a panoptic map (see `postprocess.panoptic_map`).
+            patches: one or several images of what to locate, for a model that was pre-trained on patches. The result
+                has a detection for each, in this order; its label is the index of the patch. `min_score` is 0 by
+                default.
             min_score: predictions with a lower score are dropped. The default for detections is `thresholds`, with one
                 line on standard error in the first call; 0.5 for a model without them. The default for panoptic maps
                 is 0.85, or 0.4 if the model scores each class with a sigmoid.
@@ -222,15 +230,24 @@ class Predictor:
 
         Raises:
             DataError: there is no image, or an image cannot be read.
-            ConfigError: a threshold is not in 0..1, `class_min_scores` names a class that the detector does not have,
-                `batch_size` is not a positive integer, `panoptic` is set and the model has no mask head, `merge` is
-                not a rule, or is set without `panoptic`.
+            ConfigError: patches are given to a model that takes none, or none to a model that needs them; a threshold
+                is not in 0..1, `class_min_scores` names a class that the detector does not have, `batch_size` is not a
+                positive integer, `panoptic` is set and the model has no mask head, `merge` is not a rule, or is set
+                without `panoptic`.
         """
         _require_batch_size(batch_size)
         _require_merge(merge)
-        thresholds = self._thresholds(min_score, class_min_scores, panoptic=panoptic)
         if panoptic:
             self._require_masks()
+        if patches is not None or self.model.max_patches:
+            if class_min_scores:
+                raise ConfigError("class_min_scores: patches have no classes; give min_score")
+            found = self._read_patches(patches)
+            lowest = 0.0 if min_score is None else _score("min_score", min_score)
+            locating = partial(self._locate, patches=found, min_score=lowest)
+            return self._predict(source, locating, batch_size, on_unreadable, check=found.require_smaller_than)
+        thresholds = self._thresholds(min_score, class_min_scores, panoptic=panoptic)
+        if panoptic:
             merging = partial(self._panoptic, thresholds=thresholds, merge=merge)
             return self._predict(source, merging, batch_size, on_unreadable)
         if merge != "default":
@@ -265,32 +282,38 @@ class Predictor:
         run_batch: Callable[[Sequence[_Prepared]], list[Callable[[], Result]]],
         batch_size: int,
         on_unreadable: Callable[[str], None] | None,
+        check: Callable[[SourceImage], None] | None = None,
     ) -> Result | Iterator[Result]:
+        """Run a function on batches of images; `check` raises ImageError for an image that cannot be used."""
+        prepare = partial(self._prepare, check=check)
         plain = plain_source(source)
         if is_one_image(plain):
-            (finish,) = run_batch([self._prepare(plain)])  # type: ignore[arg-type]
+            (finish,) = run_batch([prepare(plain)])  # type: ignore[arg-type]
             return finish()
         images = each_image(plain, on_unreadable)
         live = isinstance(plain, int)
-        return self._stream(images, run_batch, 1 if live else batch_size, on_unreadable)
+        return self._stream(images, prepare, run_batch, 1 if live else batch_size, on_unreadable)
 
     def _stream(
         self,
         sources: Iterator[Source],
+        prepare: Callable[[Source], _Prepared],
         run_batch: Callable[[Sequence[_Prepared]], list[Callable[[], Result]]],
         batch_size: int,
         on_unreadable: Callable[[str], None] | None,
     ) -> Iterator[Result]:
         with (
             ThreadPoolExecutor(_NUM_READERS, "read") as pool,
-            closing(in_order(pool, self._prepare, sources, batch_size)) as prepared,
+            closing(in_order(pool, prepare, sources, batch_size)) as prepared,
         ):
             images = _readable(prepared, on_unreadable)
             while batch := list(islice(images, batch_size)):
                 yield from _by_shape(batch, run_batch)
 
-    def _prepare(self, source: Source) -> _Prepared:
+    def _prepare(self, source: Source, check: Callable[[SourceImage], None] | None = None) -> _Prepared:
         image = read_source(source)
+        if check is not None:
+            check(image)
         return _Prepared(image, self._transform.pixels(image.pixels))
 
     @torch.inference_mode()
@@ -307,6 +330,31 @@ class Predictor:
             return [partial(_unchanged, result) for result in results]
         masks = image_masks(output, images, sizes, queries=[queries for _, queries in detected])
         return [partial(_with_masks, *pair) for pair in zip(results, masks, strict=True)]
+
+    def _read_patches(self, patches: Any) -> Patches:
+        """The patches of a user. Raises ConfigError unless they are given to a model that takes them."""
+        if not self.model.max_patches:
+            raise ConfigError(
+                f"patches: {self.preset.name} takes none; leave them out, or use a model of `opendetr pretrain`"
+            )
+        if patches is None:
+            raise ConfigError(
+                f"{self.preset.name}: locates patches, and needs at least one: --patch (in Python patches=[...]); to "
+                "detect objects, train a detector from its weights"
+            )
+        data = cast(PatchDataConfig, self.preset.data)  # of every model that takes patches
+        found = read_patches(patches, data.patch_input, self.model.max_patches)
+        return replace(found, inputs=found.inputs.to(self.device))
+
+    @torch.inference_mode()
+    def _locate(self, batch: Sequence[_Prepared], patches: Patches, min_score: float) -> list[Callable[[], Detections]]:
+        """Run the model on a batch; return for each image a function that returns the places of the patches."""
+        images, sizes = self._batch(batch)
+        output = self.session.step(images, patches.inputs)
+        located = locate(output.final, sizes, patches.categories, min_score=min_score)
+        return [
+            partial(_unchanged, _with_image(item.image, result)) for item, result in zip(batch, located, strict=True)
+        ]
 
     @torch.inference_mode()
     def _panoptic(self, batch: Sequence[_Prepared], thresholds: Tensor, merge: Merge) -> list[Callable[[], Panoptic]]:

@@ -70,6 +70,7 @@ class Detector(nn.Module):
         query_rows: names of the tensors with one row per learned query.
         has_masks: whether the output has `masks`, which computes the masks of queries.
         has_proposals: whether the output has `proposals`, boxes of the encoder with their own loss.
+        max_patches: the largest number of patches that the model locates in an image; 0 if it takes no patches.
         first_level: the backbone stage (0 to 3) of the finest projected features.
         parameter_rates: learning rates that differ from that of the recipe. By default the backbone and learned
             position encodings have that of the backbone, as published, and sampling points of deformable attention have
@@ -85,6 +86,7 @@ class Detector(nn.Module):
     detector_part: str | None = None
     has_masks: bool = False
     has_proposals: bool = False
+    max_patches: int = 0
     first_level: int = 3
     parameter_rates: tuple[ParameterRate, ...] = (
         ParameterRate(names=frozenset({"backbone", "position"}), rate=lambda recipe: recipe.backbone_learning_rate),

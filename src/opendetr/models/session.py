@@ -65,7 +65,7 @@ class ControlledPatches(NamedTuple):
 
 
 class PatchSession:
-    """The session of a model that locates patches. It has no state.
+    """The session of a model that locates patches. It keeps the features of patches, but no state of the images.
 
     Args:
         model: the model, in evaluation mode.
@@ -73,16 +73,30 @@ class PatchSession:
 
     def __init__(self, model: UPDETR) -> None:
         self._model = model
+        self._encoded: tuple[Tensor, Tensor] | None = None
 
     @torch.inference_mode()
     def step(self, images: ImageBatch, prompt: Any = None) -> Output:
-        """Return the output for a batch of B images and `prompt`, their patches (B, M, 3, h, w), normalised.
+        """Return the output for a batch of B images.
 
-        For `ControlledPatches` it is a `ControlledOutput`.
+        Args:
+            images: the images.
+            prompt: their patches (B, M, 3, h, w), normalised; or patches (M, 3, h, w) for all images, which are encoded
+                once, also if later steps get the same tensor. For `ControlledPatches` the output is a
+                `ControlledOutput`.
         """
         if isinstance(prompt, ControlledPatches):
             return self._model.controlled(images, prompt.patches, prompt.control)
+        if isinstance(prompt, Tensor) and prompt.ndim == 4:
+            features = self._features(prompt).expand(len(images), -1, -1)
+            return self._model.locate(features, *self._model.encode_images(images))
         return self._model(images, prompt)
 
+    def _features(self, patches: Tensor) -> Tensor:
+        """Patches (M, 3, h, w) -> their features (1, M, F)."""
+        if self._encoded is None or self._encoded[0] is not patches:
+            self._encoded = (patches, self._model.encode_patches(patches[None]))
+        return self._encoded[1]
+
     def reset(self) -> None:
-        """Do nothing: there is no state."""
+        """Do nothing: there is no state of images."""

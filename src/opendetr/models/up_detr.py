@@ -95,7 +95,7 @@ class UPDETR(DETR):
     def __init__(self, config: UPDETRConfig, num_logits: int, scoring: Scoring) -> None:
         super().__init__(config, num_logits, scoring)
         width, num_channels = config.transformer.width, self.backbone.num_channels[-1]
-        self.num_patches = config.num_patches
+        self.max_patches = config.num_patches
         self.query_dropout = config.query_dropout
         self.query_shuffle = config.query_shuffle
         self.patch_projection = nn.Linear(num_channels, width)
@@ -104,7 +104,7 @@ class UPDETR(DETR):
     @property
     def queries_per_patch(self) -> int:
         """The number of queries in the group of a patch."""
-        return self.num_queries // self.num_patches
+        return self.num_queries // self.max_patches
 
     def draw(self, seeds: Sequence[int]) -> tuple[Tensor, Tensor | None]:
         """What is drawn at random for each image of a training batch. It depends only on the seed of the image.
@@ -141,8 +141,7 @@ class UPDETR(DETR):
             ValueError: there are no patches, or more than `num_patches`, or the shape is another.
         """
         patches = self._expect_patches(images, patches)
-        features = self.backbone(images)  # first: the patches are normalised with the statistics of the images
-        memory = self.encode(self.project_features(features, images.padding))
+        memory, features = self.encode_images(images)  # first: the patches are normalised with the image statistics
         return self.locate(self.encode_patches(patches), memory, features, kept, order)
 
     def controlled(self, images: ImageBatch, patches: Tensor, control: Tensor) -> ControlledOutput:
@@ -154,11 +153,15 @@ class UPDETR(DETR):
             control: patches of other images, of the same shape.
         """
         self._expect_patches(images, patches)
-        features = self.backbone(images)
-        memory = self.encode(self.project_features(features, images.padding))
+        memory, features = self.encode_images(images)
         output = self.locate(self.encode_patches(patches), memory, features)
         other = self.locate(self.encode_patches(control), memory, features)
         return ControlledOutput(**vars(output), control=other.final)
+
+    def encode_images(self, images: ImageBatch) -> tuple[tuple[FeatureMap, ...], tuple[FeatureMap, ...]]:
+        """Images -> memory and backbone features."""
+        features = self.backbone(images)
+        return self.encode(self.project_features(features, images.padding)), features
 
     def locate(
         self,
@@ -184,9 +187,9 @@ class UPDETR(DETR):
         """The patches. Raises ValueError unless they fit the images."""
         if patches is None:
             raise ValueError("UP-DETR locates patches, and got none: pass patches (B, M, 3, h, w) with the images")
-        expected = f"({len(images)}, M, 3, h, w) with M from 1 to {self.num_patches}"
+        expected = f"({len(images)}, M, 3, h, w) with M from 1 to {self.max_patches}"
         fits = patches.ndim == 5 and patches.shape[0] == len(images) and patches.shape[2] == 3
-        expect_shape(fits and 1 <= patches.shape[1] <= self.num_patches, "UPDETR", "patches", expected, patches)
+        expect_shape(fits and 1 <= patches.shape[1] <= self.max_patches, "UPDETR", "patches", expected, patches)
         return patches
 
     def encode_patches(self, patches: Tensor) -> Tensor:

@@ -56,5 +56,5 @@ class PretrainingTask(Task[PatchBatch, PatchOutput]):
 
     def normaliser(self, object_counts: Sequence[int]) -> Normaliser:
         """The divisors of a step. The images have equally many patches, and one object for each."""
-        num_patches = max(object_counts, default=0) or self.model.num_patches
+        num_patches = max(object_counts, default=0) or self.model.max_patches
         return self.criterion.normaliser(object_counts, num_patches * self.model.queries_per_patch)
