@@ -170,7 +170,7 @@ def test_public_names_resolve_and_are_listed() -> None:
 OF_MEMBERS = ("models", "presets")
 OF_FAMILIES = ("conditional", "deformable", "detr", "masks", "up_detr")  # of weights/
 MAY_NAME_MODELS = ("bench", "cli")  # in help texts and benchmarks
-OTHER_USES = {"data/augmentation.py": {"detr"}}  # an augmentation has this name
+OTHER_USES = {"data/augmentation.py": {"detr"}, "data/patches.py": {"detr"}}  # an augmentation has this name
 SUFFIXES = {"-panoptic", "-dc5", "-tiny", "-masks", "-two-stage", "-refine"}  # of names in the catalogue
 
 

@@ -306,13 +306,16 @@ def test_the_control_is_the_output_for_the_other_patches(images):
 
 
 def test_a_match_within_groups_is_the_cheapest_one_of_all_that_respect_the_groups():
-    costs = torch.rand(6, 2, 12, generator=torch.Generator().manual_seed(0))  # 2 images, 3 patches, 4 queries each
+    counts = [3, 0, 2]  # patches of the images, with 4 queries each
+    costs = torch.rand(sum(counts), 2, 12, generator=torch.Generator().manual_seed(0))
     forbidden = costs.clone()
-    for row in range(6):
-        patch = row % 3
+    for row, patch in enumerate(patch for count in counts for patch in range(count)):
         forbidden[row, :, : 4 * patch] += 100
         forbidden[row, :, 4 * patch + 4 :] += 100
-    ours, expected = match_within_groups(costs, [3, 3]), match(forbidden, [3, 3])
+    targets = [
+        Target(torch.ones(count, dtype=torch.int64), torch.zeros(count, 4), (1, 1), (1, 1), 0) for count in counts
+    ]
+    ours, expected = match_within_groups(costs, targets, 4), match(forbidden, counts)
     for name in ("layer", "image", "query", "target"):
         assert torch.equal(getattr(ours, name), getattr(expected, name))
     assert ours.per_layer == expected.per_layer

@@ -67,10 +67,10 @@ class SetCriterion:
         costs = pair_costs(output, targets, self.class_term, self.config.matcher)
         return match(costs, [len(target) for target in targets], candidates=candidates, fixed=fixed)
 
-    def match_within_groups(self, output: Output, targets: Sequence[Target]) -> Matches:
+    def match_within_groups(self, output: Output, targets: Sequence[Target], group_size: int) -> Matches:
         """Match each object with a query of its own group; see `matcher.match_within_groups`."""
         costs = pair_costs(output, targets, self.class_term, self.config.matcher)
-        return match_within_groups(costs, [len(target) for target in targets])
+        return match_within_groups(costs, targets, group_size)
 
     def normaliser(self, object_counts: Sequence[int], num_queries: int) -> Normaliser:
         """The divisors of a step, from the number of objects of each image in all micro-batches and processes."""

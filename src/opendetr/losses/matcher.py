@@ -81,26 +81,22 @@ def match(
 
 
 @torch.no_grad()
-def match_within_groups(costs: Tensor, counts: Sequence[int]) -> Matches:
+def match_within_groups(costs: Tensor, targets: Sequence[Target], group_size: int) -> Matches:
     """Match each object with the query of its own group that has the lowest cost, in every layer.
-
-    All images have M objects. Their queries are in M groups of equal size, and the i-th group belongs to the i-th
-    object.
 
     Args:
         costs: (n, L, Q), as in `match`.
-        counts: M for each of the B images.
+        targets: B targets. The i-th object of an image has the i-th group of queries.
+        group_size: number of queries in a group.
     """
-    num_images, num_objects = len(counts), counts[0]
-    assert set(counts) == {num_objects}, "every object has a group of its own"
-    num_layers, num_queries = costs.shape[1:]
-    size = num_queries // num_objects
-    grouped = costs.view(num_images, num_objects, num_layers, num_objects, size)
-    own = grouped.diagonal(dim1=1, dim2=3)  # (B, L, size, M)
-    first = torch.arange(num_objects, device=costs.device) * size
-    query = (own.argmin(2) + first).transpose(0, 1)  # (L, B, M)
-    layer, image, target = torch.ones_like(query).nonzero().unbind(1)
-    return Matches(layer, image, query.flatten(), target, (num_images * num_objects,) * num_layers)
+    num_layers = costs.shape[1]
+    image = image_index(targets)
+    target = torch.cat([torch.arange(len(each), device=costs.device) for each in targets])
+    own = costs.unflatten(2, (-1, group_size))[torch.arange(len(target), device=costs.device), :, target]
+    query = own.argmin(2).T + target * group_size  # (L, n)
+    layer = torch.arange(num_layers, device=costs.device).repeat_interleave(len(target))
+    per_layer = (len(target),) * num_layers
+    return Matches(layer, image.repeat(num_layers), query.flatten(), target.repeat(num_layers), per_layer)
 
 
 def _pairs_of_images(fixed: Matches | None, num_images: int) -> list[np.ndarray]:

@@ -141,7 +141,7 @@ class UPDETR(DETR):
             ValueError: there are no patches, or more than `num_patches`, or the shape is another.
         """
         patches = self._expect_patches(images, patches)
-        memory, features = self.encode_images(images)  # first: the patches are normalised with the image statistics
+        memory, features = self.encode_images(images)  # first: their statistics normalise the patches
         return self.locate(self.encode_patches(patches), memory, features, kept, order)
 
     def controlled(self, images: ImageBatch, patches: Tensor, control: Tensor) -> ControlledOutput:

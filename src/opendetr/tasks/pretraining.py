@@ -41,7 +41,7 @@ class PretrainingTask(Task[PatchBatch, PatchOutput]):
     def match(self, output: PatchOutput, targets: Sequence[Target]) -> Matches:
         """Match queries with patches in every layer; see `own_queries`."""
         if self.own_queries:
-            return self.criterion.match_within_groups(output, targets)
+            return self.criterion.match_within_groups(output, targets, self.model.queries_per_patch)
         return super().match(output, targets)
 
     def frames(self, batch: PatchBatch) -> Iterator[tuple[PatchOutput, Sequence[Target], Matches]]:
