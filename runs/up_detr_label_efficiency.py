@@ -3,13 +3,12 @@
     python runs/up_detr_label_efficiency.py train scenes --folder WORK --results docs/label-efficiency
     python runs/up_detr_label_efficiency.py train BCCD --folder WORK --results docs/label-efficiency
     python runs/up_detr_label_efficiency.py show docs/label-efficiency --out docs/images/label-efficiency.png
-    python runs/up_detr_label_efficiency.py share
 
 `train` first pre-trains `up-detr-tiny` on all training images without their labels. It then trains `detr-tiny` on a
 part of the images with labels, from these weights and from random ones. Both have the same images, settings and number
 of steps. Every run writes one JSON file. Runs that have one are not repeated, and an interrupted run is resumed, so
 repeat the command until it prints "complete". No run is started that would end after `--minutes`. BCCD is trained on
-"trainval" and evaluated on "test". `share` measures how much of a step the backbone's pass over the patches takes.
+"trainval" and evaluated on "test".
 """
 
 from __future__ import annotations
@@ -19,18 +18,14 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from opendetr import open_data
-from opendetr.data import DataError, DetectionData, train_loader
+from opendetr.data import DataError, DetectionData
 from opendetr.data.formats.splits import chance
-from opendetr.models import UPDETR
-from opendetr.presets import build_model, build_task, get_preset
+from opendetr.presets import get_preset
 from opendetr.synthetic import write_scenes
 from opendetr.training import Run, pretrain, resume, train
 from opendetr.training.callbacks import read_metrics
@@ -210,43 +205,6 @@ def _curve(rows: Sequence[dict[str, Any]], start: str) -> Iterator[tuple[float, 
             yield percent, statistics.mean(seeds)
 
 
-# --------------------------------------------------------------------------------------------------------------- share
-
-
-def share(repeats: int) -> None:
-    """Print the time of a step of up-detr-tiny, and of the backbone's pass over its patches, forward and backward."""
-    from tempfile import TemporaryDirectory
-
-    preset = get_preset("up-detr-tiny").trained_from_nothing()
-    preset = replace(preset, data=replace(preset.data, num_workers=0))
-    with TemporaryDirectory() as folder:
-        write_scenes(Path(folder), counts={"train": 16, "val": 1})
-        data = preset.data.open_splits(Path(folder))["train"]
-        batch = next(train_loader(data, preset.data, batch_size=preset.recipe.batch_size, seed=0).epoch(0))
-    model = build_model(preset, 2)
-    assert isinstance(model, UPDETR)
-    task = build_task(preset, model, 2).train()
-    steps = {
-        "step": lambda: task.total(task(batch)).backward(),
-        "patches": lambda: model.encode_patches(batch.patches).sum().backward(),
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for repeat in range(repeats + 1):
-        for name, step in steps.items():
-            began = time.process_time()
-            step()
-            if repeat:  # the first round warms up
-                seconds[name].append(time.process_time() - began)
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
-    height, width = batch.shape
-    print(
-        f"a step of {len(batch)} images of {width}x{height} with {batch.patches.shape[1]} patches of "
-        f"{batch.patches.shape[-1]} pixels: {medians['step']:.2f} s of processor time, "
-        f"{100 * medians['patches'] / medians['step']:.0f} % of it for the backbone's pass over the patches"
-        f" ({torch.get_num_threads()} threads)"
-    )
-
-
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
@@ -266,15 +224,11 @@ if __name__ == "__main__":
     showing = commands.add_parser("show")
     showing.add_argument("results", type=Path)
     showing.add_argument("--out", type=Path, help="an image of the curve")
-    sharing = commands.add_parser("share")
-    sharing.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
     if options.command == "train":
         try:
             train_all(options)
         except DataError as error:
             raise SystemExit(f"error: {error}") from None
-    elif options.command == "show":
-        show(options.results, options.out)
     else:
-        share(options.repeats)
+        show(options.results, options.out)

@@ -55,6 +55,7 @@ IMAGES = (
     "my-table/images/a.jpg",
     "my-table/images/b.jpg",
 )
+PATCHES = ("crop.jpg", "other-crop.jpg")
 MADE_BY_PAGE = {"quickstart.md": ("my-data", "runs/mine"), "training.md": ("runs/mine",)}
 SLOW = ("torchrun", "--processes")
 NEEDED = {"--log tensorboard": "tensorboard", ".mp4": "av"}  # part of a command -> package without which it is left out
@@ -90,9 +91,15 @@ def things(tmp_path_factory) -> Path:
     (folder / "runs/mine/best").mkdir(parents=True)
     card = ModelCard(to_dict(shipped.preset), shipped.categories, {})
     save_weights(folder / "runs/mine/best/model.safetensors", shipped.model, card)
+    preset = get_preset("up-detr-tiny")
+    (folder / "runs/pretrained/best").mkdir(parents=True)
+    card = ModelCard(to_dict(preset), preset.published_categories(), {})
+    save_weights(folder / "runs/pretrained/best/model.safetensors", create("up-detr-tiny"), card)
     torch.save({"model": create(DEFAULT_MODEL).state_dict()}, folder / "detr-r50-e632da11.pth")
     for name in IMAGES:
         write_image(folder / name, 64, 80)
+    for name in PATCHES:
+        write_image(folder / name, 20, 30)
     if importlib.util.find_spec("av"):
         from clips import write_video
 
@@ -112,7 +119,7 @@ def run_opendetr(command: str, code: int) -> None:
     """One call of the command line, in this process."""
     program, *arguments = shlex.split(command)
     assert program == "opendetr", command
-    if arguments[0] == "train" and "--resume" not in arguments:
+    if arguments[0] in ("train", "pretrain") and "--resume" not in arguments:
         arguments += SMALL_RUN
     result = CliRunner().invoke(app, arguments)
     if result.exception and not isinstance(result.exception, SystemExit):

@@ -4,28 +4,41 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from torch import Tensor
 from typer.testing import CliRunner
 
+import opendetr
 from inputs import batch_for, further_inputs
 from opendetr.categories import Categories, coco_categories, patch_categories
 from opendetr.cli.main import app
 from opendetr.config import ConfigError, SettingError, parse_assignment, replaced, to_dict
 from opendetr.data import DataError
 from opendetr.export import export_official
-from opendetr.inference import Predictor
+from opendetr.inference import Predictor, load
 from opendetr.losses import FeatureReconstruction, ReconstructionConfig
 from opendetr.models import UPDETR
-from opendetr.presets import Preset, build_model, build_task, fine_tuning, get_preset, miniature, trained_from_nothing
+from opendetr.presets import (
+    Preset,
+    build_model,
+    build_task,
+    fine_tuning,
+    get_preset,
+    miniature,
+    registry,
+    trained_from_nothing,
+)
 from opendetr.presets.up_detr import PretrainingPreset
 from opendetr.structures import ImageBatch, Target
+from opendetr.synthetic import SceneConfig, write_scenes
 from opendetr.training.settings import set_up
 from opendetr.training.starting_weights import load_start
 from opendetr.weights import ModelCard, WeightsError, load_weights, save_weights, transfer_pretrained
@@ -267,6 +280,39 @@ def test_official_files_name_no_model_and_load_as_either(tmp_path):
     assert not again.is_pretrained
 
 
+def test_official_files_in_the_cache_are_published_weights(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENDETR_CACHE", str(tmp_path))
+    preset = pretraining("up-detr-r50")
+    monkeypatch.setitem(registry._PRESETS, preset.name, lambda: preset)  # the full size takes seconds
+    model = model_of(preset)
+    export_official(model, preset, tmp_path / "up-detr-pre-training-60ep-imagenet.pth")
+    setup, _ = set_up(tmp_path, None, "up-detr-r50", None, freeze_detector=False)
+    assert setup.preset == get_preset("up-detr-r50-finetuned") and setup.is_pretrained
+    assert load("up-detr-r50", device="cpu").categories == patch_categories()
+    continued, origin = set_up(tmp_path, "up-detr-r50", "published", None, freeze_detector=False)
+    assert continued.preset.name == "up-detr-r50" and continued.starts_from_detector
+    assert "classes: 2 kept" in load_start(model, origin, continued.preset, patch_categories())
+
+
+def test_a_run_continues_from_pre_trained_weights_and_remembers_it(tmp_path):
+    write_scenes(tmp_path / "data", counts={"train": 4, "val": 2}, config=SceneConfig(size=64))
+    weights, lines = saved(trained_from_nothing(pretraining()), tmp_path / "run" / "model.safetensors"), []
+    run = opendetr.train(
+        tmp_path / "data", weights=weights, out=tmp_path / "fine", max_steps=1, batch_size=2, image_size=64,
+        workers=0, device="cpu", say=lines.append,
+    )  # fmt: skip
+    assert any("pre-trained: backbone, project, encoder" in line for line in lines)
+    settings = yaml.safe_load((run.folder / "config.yaml").read_text())
+    assert settings["name"] == "detr-tiny" and settings["run"]["pretrained"]
+    assert settings["dense"]["weight"] == 1 and settings["model"]["backbone"]["norm"] == "batch"
+    (run.folder / "metrics.jsonl").unlink()
+    shutil.rmtree(run.folder / "last")
+    lines.clear()
+    opendetr.resume(run.folder, device="cpu", say=lines.append)
+    assert any("pre-trained: backbone" in line for line in lines)
+    assert (run.folder / "last").exists()
+
+
 def test_missing_published_weights_say_where_to_put_the_file(tmp_path, monkeypatch):
     monkeypatch.setenv("OPENDETR_CACHE", str(tmp_path))
     for name, file in (
@@ -367,3 +413,10 @@ def test_the_command_locates_patches_and_skips_smaller_images(detector, tmp_path
         refused = CliRunner().invoke(app, [*arguments, "--overwrite", *options])
         assert refused.exit_code == code
         assert "--patch" in refused.stderr
+
+
+def test_train_refers_to_pretrain():
+    result = CliRunner().invoke(app, ["train", "my-data", "--model", "up-detr-tiny"])
+    assert result.exit_code == 2
+    words = " ".join(result.stderr.split())
+    assert "up-detr-tiny is trained on images without annotations: opendetr pretrain IMAGES" in words

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Self, cast
+
+from torch import Tensor
 
 from opendetr.categories import Categories, coco_categories, coco_panoptic_categories
 from opendetr.config import ConfigError
@@ -32,16 +34,17 @@ from opendetr.models import (
 from opendetr.recipe import Recipe
 from opendetr.structures import Batch
 from opendetr.tasks import DetectionTask, MaskHeadTask, Task
+from opendetr.weights import usual_categories
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
     """The configuration of a model and its training, as one tree.
 
-    A family member that differs in more than settings has a subclass. It overrides `build_model`, `build_task` and
-    `trained_from_nothing`, `trained_into` (pre-training), `session`, `prompt` and `starts_sequence` (inference),
-    `evaluator`, `metrics`, `headlines` and `draws_predictions` (evaluation; without `metrics`, a run is not evaluated),
-    or `miniature`, if its model config has other fields.
+    A family member that differs in more than settings has a subclass. It overrides `build_model`, `build_task`,
+    `categories_of` and `trained_from_nothing`, `trained_into` (pre-training), `session`, `prompt` and `starts_sequence`
+    (inference), `evaluator`, `metrics`, `headlines` and `draws_predictions` (evaluation; without `metrics`, a run is
+    not evaluated), or `miniature`, if its model config has other fields.
 
     Attributes:
         name: the catalogue's name of the model.
@@ -96,6 +99,10 @@ class Preset:
     def published_categories(self) -> Categories:
         """The classes of the published weights: COCO panoptic with a mask head, else COCO."""
         return coco_panoptic_categories() if self.has_masks else coco_categories()
+
+    def categories_of(self, state: Mapping[str, Tensor]) -> Categories:
+        """The classes of weights in any layout that do not name their classes."""
+        return usual_categories(state)
 
     def build_model(self, num_classes: int, *, strict_no_object: bool = False) -> Detector:
         """The model, randomly initialised; see the function `build_model`."""

@@ -169,9 +169,14 @@ def describe(name: str) -> str:
 
 
 def near_models(name: str) -> list[str]:
-    """At most three names of the catalogue that are similar to `name`, which other projects may use."""
+    """At most three names of the catalogue that are similar to `name`, which other projects may use.
+
+    Names of the same family come first: "detr-r50x" is more similar to "up-detr-r50" than to "detr-r101".
+    """
     plain = re.sub(r"resnet-?", "r", name.lower().rpartition("/")[2].replace("_", "-"))
-    return [plain] if plain in _PRESETS else difflib.get_close_matches(plain, _PRESETS, n=3, cutoff=0.7)
+    near = difflib.get_close_matches(plain, _PRESETS, n=len(_PRESETS), cutoff=0.7)
+    family = plain.partition("-")[0]
+    return [plain] if plain in _PRESETS else sorted(near, key=lambda name: not name.startswith(family))[:3]
 
 
 def weights_at(source: str | Path) -> Path:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Self, cast
+
+from torch import Tensor
 
 from opendetr.categories import Categories, patch_categories
 from opendetr.config import ConfigError
@@ -64,6 +67,10 @@ class PretrainingPreset(Preset):
     def published_categories(self) -> Categories:
         """The class "patch"."""
         return patch_categories()
+
+    def categories_of(self, state: Mapping[str, Tensor]) -> Categories:
+        """The class "patch"."""
+        return self.published_categories()
 
     def build_task(self, model: Detector, num_classes: int) -> Task:
         """The model with its losses, ready for the trainer."""

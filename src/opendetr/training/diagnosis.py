@@ -20,7 +20,7 @@ from opendetr.weights import WeightsError
 FAILED_BELOW = 0.01
 """A run has learned nothing if its main metric stays below this value."""
 
-_MIN_STEPS = {"none": 1000, "imagenet": 1000}  # by initial weights
+_MIN_STEPS = {"none": 1000, "imagenet": 1000, "pretrained": 1000}  # by initial weights
 _MIN_STEPS_FROM_DETECTOR = 200
 _MAX_FRACTION = 1.5  # if no coordinate is larger, boxes are fractions of the image, not pixels
 _MIN_LOSS_STEPS = 100  # fewer steps do not show whether the loss falls
@@ -297,7 +297,8 @@ def too_few_steps(facts: RunFacts) -> Diagnosis | None:
     needed = max(_MIN_STEPS.get(facts.weights, _MIN_STEPS_FROM_DETECTOR), 2 * facts.warmup_steps)
     if facts.steps >= needed:
         return None
-    origin = {"none": "random weights", "imagenet": "a backbone alone"}.get(facts.weights, "trained weights")
+    origins = {"none": "random weights", "imagenet": "a backbone alone", "pretrained": "pre-trained weights"}
+    origin = origins.get(facts.weights, "trained weights")
     return Diagnosis(
         Cause.TOO_FEW_STEPS,
         f"{facts.steps} steps are too few for a model that starts from {origin}; train for at least {needed}, with "

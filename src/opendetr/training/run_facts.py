@@ -88,7 +88,8 @@ class RunFacts:
 
     Attributes:
         model: name of the preset.
-        weights: the initial weights: "none", "imagenet", "published", or a path or address.
+        weights: the initial weights: "none", "imagenet", "published", or a path or address; "pretrained" for those of a
+            pre-training model.
         metric: name of the main metric.
         best: best value of the main metric; None without an evaluation.
         num_queries, learning_rate, backbone_learning_rate, warmup_steps, freeze, frozen_stages: the settings.
@@ -155,7 +156,7 @@ def collect_facts(folder: Path, *, device: str = "auto") -> RunFacts:
         is_finite = False
     return RunFacts(
         model=preset.name,
-        weights=str(about["weights"]),
+        weights="pretrained" if about.get("pretrained") else str(about["weights"]),
         metric=metric,
         best=max((float(values.get(metric) or 0.0) for values in evaluations), default=None),
         num_queries=preset.model.num_queries,

@@ -32,7 +32,6 @@ from opendetr.weights import (
     require_classes,
     transfer,
     transfer_pretrained,
-    usual_categories,
 )
 
 NOTHING, IMAGENET, PUBLISHED = "none", "imagenet", "published"
@@ -130,7 +129,7 @@ def load_transferred(model: Detector, path: Path, preset: Preset, categories: Ca
             raise ConfigError(f"{path}: pre-training has no detector to freeze; train one on this data first")
         with naming(path):
             return str(transfer_pretrained(model, state, categories))
-    known = card.categories if card else usual_categories(state)
+    known = card.categories if card else preset.categories_of(state)
     with naming(path):
         part = in_our_layout(model, fitting_part(model, state))
     require_classes(path, model, part, len(known), num_others=model.num_logits - len(categories))
