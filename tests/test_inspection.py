@@ -166,9 +166,8 @@ def plain_mask(module: MaskAttention, a: Arguments) -> Tensor:
     query, padding = apply_linear(module.query, a["queries"]), a["padding"]
     scores = products(query[None], a["key"].double()[None], module.num_heads)[0].transpose(0, 1)
     scores = scores / math.sqrt(query.shape[-1] / module.num_heads)
-    return normalised(
-        scores, None if padding is None else padding[None, None], over=(2,) if module.softmax_per_head else (1, 2)
-    )
+    over = (2,) if module.softmax_per_head else (1, 2)
+    return normalised(scores, None if padding is None else padding[None, None], over=over)
 
 
 def plain_deformable(module: DeformableAttention, a: Arguments) -> tuple[Tensor, Tensor]:

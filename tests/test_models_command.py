@@ -56,10 +56,8 @@ def test_json_has_every_fact():
     rows = json.loads(printed("--json"))["models"]
     assert [row["name"] for row in rows] == list_models()
     for row in rows:
-        assert (
-            row["family"] in FAMILIES and row["description"]
+        assert row["family"] in FAMILIES and row["description"]
         assert row["relative_time"] == RELATIVE_TIME.get(row["name"])
-        )
     (row,) = json.loads(printed("deformable-detr-r50", "--json"))["models"]
     published = published_files()["deformable-detr-r50"]
     assert row["weights"]["address"] == published.place and row["weights"]["path"] == str(published.path)

@@ -116,6 +116,7 @@ class Detections(Drawable, Movable):
         masks: (n, H, W) bool in the original image, or None.
         track_ids: (n,) int64, the same for one object in all frames of a video. Set by a tracker; None from a
             detector.
+        phrases: (n) the words of the text that name each object; None from a model that takes no text.
         source: the path or address of the image, or None.
         frame: the number of the image in a video, from 0, or None.
         time: the time of the image in a video, in seconds, or None.
@@ -132,6 +133,7 @@ class Detections(Drawable, Movable):
     image: Any = None
     masks: Tensor | None = None
     track_ids: Tensor | None = None
+    phrases: tuple[str, ...] | None = None
     source: str | None = None
     frame: int | None = None
     time: float | None = None
@@ -145,6 +147,8 @@ class Detections(Drawable, Movable):
             expect_shape(tuple(self.masks.shape) == shape, "Detections", "masks", str(shape), self.masks)
         ids = self.track_ids
         expect_shape(ids is None or tuple(ids.shape) == (n,), "Detections", "track_ids", f"({n},)", ids)
+        found = self.phrases
+        expect_shape(found is None or len(found) == n, "Detections", "phrases", f"{n} entries", found)
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -163,6 +167,8 @@ class Detections(Drawable, Movable):
             name: None if (value := getattr(self, name)) is None else value[indices]
             for name in ("boxes", "scores", "labels", "masks", "track_ids")
         }
+        if self.phrases is not None:
+            per_object["phrases"] = tuple(self.phrases[index] for index in indices.tolist())
         return replace(self, **per_object)
 
     def __iter__(self) -> Iterator[Detections]:
@@ -183,7 +189,9 @@ class Detections(Drawable, Movable):
 
     @property
     def names(self) -> list[str]:
-        """The category name of each detection."""
+        """The category name of each detection, or the phrase that names it."""
+        if self.phrases is not None:
+            return list(self.phrases)
         return [self.categories.names[label] for label in self.labels.tolist()]
 
     def plot(self, image: Any = None, *, min_score: float = 0.0, scale: float | None = 1) -> Image.Image:
@@ -224,7 +232,10 @@ class Detections(Drawable, Movable):
         return _data_frame(self, columns)
 
     def to_coco(self, image_id: int = 0) -> list[dict[str, Any]]:
-        """Rows of a COCO results file, with dataset category ids, boxes as x, y, w, h in pixels, and masks as RLE."""
+        """Rows of a COCO results file: category ids of the dataset, boxes as x, y, w, h in pixels, masks as RLE.
+
+        With `phrases`, each row has a "phrase".
+        """
         x0, y0, x1, y1 = self.boxes.detach().cpu().double().unbind(1)
         boxes = torch.stack((x0, y0, x1 - x0, y1 - y0), 1).tolist()
         ids = [self.categories.ids[label] for label in self.labels.tolist()]
@@ -232,6 +243,9 @@ class Detections(Drawable, Movable):
             {"image_id": image_id, "category_id": category_id, "bbox": box, "score": score}
             for category_id, box, score in zip(ids, boxes, self.scores.tolist(), strict=True)
         ]
+        if self.phrases is not None:
+            for row, phrase in zip(rows, self.phrases, strict=True):
+                row["phrase"] = phrase
         if self.masks is not None:
             for row, mask in zip(rows, self.masks, strict=True):
                 row["segmentation"] = run_lengths(mask)
@@ -335,6 +349,28 @@ def run_lengths(mask: Tensor) -> dict[str, Any]:
     columns = mask.t().contiguous().cpu().numpy()  # RLE goes down the columns
     (encoded,) = coder.encode(columns.view("uint8").T[..., None])
     return {"size": list(encoded["size"]), "counts": encoded["counts"].decode("ascii")}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The answer to a question about an image.
+
+    Attributes:
+        text: the answer.
+        score: its probability, in 0..1.
+        question: the question.
+        source: the path or address of the image, or None.
+        frame: the number of the image in a video, from 0, or None.
+    """
+
+    text: str
+    score: float
+    question: str
+    source: str | None = None
+    frame: int | None = None
+
+    def __str__(self) -> str:
+        return self.text
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ from opendetr.recipe import DEFAULT_MODEL
 if TYPE_CHECKING:
     from opendetr.inference import Predictor
     from opendetr.inference.sources import Source
-    from opendetr.results import Detections, Panoptic
+    from opendetr.results import Answer, Detections, Panoptic
     from opendetr.training import StopSignal
 
 
@@ -71,6 +71,26 @@ class PredictOptions:
             show_default=False,
         ),
     ] = None
+    text: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What to detect, for a model that takes text, such as 'the man with the umbrella'. May be repeated.",
+            show_default=False,
+        ),
+    ] = None
+    classes: Annotated[
+        str | None,
+        typer.Option(
+            help="Instead of --text, the names of classes, separated by commas: 'cat, dog'.", show_default=False
+        ),
+    ] = None
+    ask: Annotated[
+        str | None,
+        typer.Option(
+            help="A question about each image, for a model that answers questions. Only the answers are printed.",
+            show_default=False,
+        ),
+    ] = None
     batch_size: BatchSizeOption = 8
     draw: Annotated[bool, typer.Option(help="Draw the detections on the images and videos.")] = True
     crops: Annotated[bool, typer.Option("--crops", help="Save every detection as an image in crops/CLASS.")] = False
@@ -88,12 +108,25 @@ class PredictOptions:
     device: DeviceOption = "auto"
     as_json: JsonOption = False
 
+    @property
+    def prompt(self) -> dict[str, list[str]]:
+        """The arguments of `Predictor.predict` that say what to detect."""
+        if self.classes is not None:
+            return {"classes": [name.strip() for name in self.classes.split(",") if name.strip()]}
+        return {} if self.text is None else {"text": [text.strip() for text in self.text]}
+
     def require_consistent(self) -> None:
         """Raise BadParameter for options that do not go together."""
         if self.panoptic and (self.crops or self.csv or self.yolo):
             raise typer.BadParameter("--crops, --csv and --yolo write detections: leave them out with --panoptic")
         if self.merge is not MergeRule.DEFAULT and not self.panoptic:
             raise typer.BadParameter("--merge applies to panoptic maps: give --panoptic, too")
+        if sum(given is not None for given in (self.text, self.classes, self.ask)) > 1:
+            raise typer.BadParameter("--text, --classes and --ask exclude each other: give one of them")
+        if self.ask is not None and (self.min_score or self.panoptic or self.crops or self.csv or self.yolo):
+            raise typer.BadParameter("--ask prints answers and writes no detections: leave out the other options")
+        if (self.text or self.classes is not None) and self.panoptic:
+            raise typer.BadParameter("--panoptic needs fixed classes: leave it out with --text and --classes")
 
 
 @command
@@ -116,14 +149,21 @@ def predict(options: PredictOptions) -> Exit:
         opendetr predict 0 --weights detr-r50
 
         opendetr predict photos --weights detr-r50-panoptic --panoptic
+
+        opendetr predict photo.jpg --weights mdetr-r101 --text "the man with the umbrella"
+
+        opendetr predict photo.jpg --weights mdetr-r101 --classes "cat, dog, traffic light"
+
+        opendetr predict photo.jpg --weights mdetr-r101-gqa --ask "how many dogs are there?"
     """
     options.require_consistent()
     min_score, class_min_scores = _min_scores(options.min_score or [])
     sources = _sources(options.sources)
-    if options.draw or options.crops:
-        _refuse_overwriting_inputs(options.out, sources)
-    if not options.overwrite:
-        _require_empty(options.out)
+    if options.ask is None:
+        if options.draw or options.crops:
+            _refuse_overwriting_inputs(options.out, sources)
+        if not options.overwrite:
+            _require_empty(options.out)
 
     from opendetr.inference import load
     from opendetr.training import StopSignal
@@ -136,8 +176,10 @@ def predict(options: PredictOptions) -> Exit:
     )
     if options.weights is None:
         _say_what_it_knows(detector)
+    if options.ask is not None:
+        return _answer(detector, sources, options)
     with StopSignal() as stop, _Run(detector, sources, options) as run:
-        run.predict(stop, min_score=min_score, class_min_scores=class_min_scores)
+        run.predict(stop, options.prompt | {"min_score": min_score, "class_min_scores": class_min_scores})
         if options.as_json:
             run.print_json()
         else:
@@ -146,6 +188,34 @@ def predict(options: PredictOptions) -> Exit:
             say(f"error: interrupted after {run.num_images} images; their results are in {options.out}")
             return Exit.FAILED
         return Exit.SOME_FAILED if run.num_failed else Exit.DONE
+
+
+def _answer(detector: Predictor, sources: list[Source], options: PredictOptions) -> Exit:
+    """Print the answer to a question about each image."""
+    from opendetr.data import DataError
+    from opendetr.inference.sources import is_one_image
+
+    assert options.ask is not None
+    failed: list[str] = []
+    only = sources[0] if len(sources) == 1 else None
+    if isinstance(only, str) and is_one_image(only):
+        found: Iterator[Answer] = iter([detector.ask(only, options.ask)])
+    else:
+        several: Any = sources if only is None else only
+        found = detector.ask(several, options.ask, batch_size=options.batch_size, on_unreadable=failed.append)
+    rows = []
+    for answer in found:
+        row = {"file_name": answer.source, "frame": answer.frame, "answer": answer.text, "score": answer.score}
+        rows.append(row)
+        if not options.as_json:
+            print(f"{one_line(answer.source or 'image')}: {answer.text} ({answer.score:.2f})")
+    for line in failed:
+        say(f"skipped: {line}")
+    if not rows:
+        raise DataError(f"none of {len(failed)} images can be read")
+    if options.as_json:
+        print(json.dumps({"question": options.ask, "answers": rows, "failed": failed}))
+    return Exit.SOME_FAILED if failed else Exit.DONE
 
 
 def _min_scores(options: Iterable[str]) -> tuple[float | None, dict[str, float]]:
@@ -248,16 +318,18 @@ class _Run:
     def __exit__(self, *_error: object) -> None:
         self._failures.close()
 
-    def predict(self, stop: StopSignal, *, min_score: float | None, class_min_scores: Mapping[str, float]) -> None:
-        """Predict until the end, or until `stop` is requested. Raises DataError when no image could be read."""
+    def predict(self, stop: StopSignal, given: Mapping[str, Any]) -> None:
+        """Predict with arguments of `Predictor.predict` until the end, or until `stop` is requested.
+
+        Raises DataError when no image could be read.
+        """
         from opendetr.data import DataError
         from opendetr.visualize import progress_bar
 
-        thresholds = {"min_score": min_score, "class_min_scores": class_min_scores}
         total = self._total()
         with progress_bar("predicting") as progress, ExitStack() as stack:
             write = None
-            for result in stack.enter_context(closing(self._stream(thresholds))):
+            for result in stack.enter_context(closing(self._stream(given))):
                 if write is None:  # only now, so that an error before the first image leaves no folder
                     write = stack.enter_context(self._folder())
                 write(result)
@@ -273,20 +345,23 @@ class _Run:
 
     def _folder(self) -> AbstractContextManager[Callable[[Any], None]]:
         """Open the output folder. Yields a function that writes the result of an image."""
+        from opendetr.categories import Categories
         from opendetr.inference.writers import OutputConfig, panoptic_folder, results_folder
 
         roots = [Path(source) for source in self._sources if isinstance(source, str)]
-        categories, options = self._detector.categories, self._options
+        options = self._options
+        names = options.prompt.get("text") or options.prompt.get("classes")
+        categories = self._detector.categories if names is None else Categories.from_names(list(dict.fromkeys(names)))
         if options.panoptic:
             return panoptic_folder(self._out, categories, draw=options.draw, roots=roots)
         config = OutputConfig(draw=options.draw, crops=options.crops, csv=options.csv, yolo=options.yolo)
         return results_folder(self._out, categories, config, roots=roots)
 
-    def _stream(self, thresholds: Mapping[str, Any]) -> Generator[Detections | Panoptic]:
+    def _stream(self, given: Mapping[str, Any]) -> Generator[Detections | Panoptic]:
         """Yield the result of each image."""
         from opendetr.inference.sources import each_image, is_one_image
 
-        options = {**thresholds, "batch_size": self._options.batch_size}
+        options = {**given, "batch_size": self._options.batch_size}
         if self._options.panoptic:
             options |= {"panoptic": True, "merge": self._options.merge.value}
         only = self._sources[0] if len(self._sources) == 1 else None

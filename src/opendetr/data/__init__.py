@@ -1,6 +1,6 @@
 """Datasets: formats, records, images, masks, augmentation, and the batches made of them."""
 
-from opendetr.data.answers import ANSWER_WORDS, AnswerWords, Questions, encode_answer
+from opendetr.data.answers import ANSWER_WORDS, AnswerWords, Questions, encode_answer, gqa_decoder
 from opendetr.data.captions import CAUTIOUS, CaptionDataConfig
 from opendetr.data.collate import collate_samples
 from opendetr.data.config import DataConfig, Masks
@@ -48,6 +48,7 @@ __all__ = [
     "encode_answer",
     "eval_loader",
     "evaluation_transform",
+    "gqa_decoder",
     "known_masks",
     "map_hashes",
     "open_data",

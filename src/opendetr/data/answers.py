@@ -7,17 +7,19 @@ of CLEVR and of described scenes are listed here: yes and no, numbers, and words
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
+from opendetr.config import ConfigError
 from opendetr.data.records import DataError
 
 Questions = Literal["none", "gqa", "gqa-unified", "clevr", "scenes"]
 _GQA_TYPES = ("obj", "attr", "rel", "global", "cat")  # in the order of the type's answers
 _GQA_BY_TYPE, _GQA_ALL = "gqa_answer2id_by_type.json", "gqa_answer2id.json"
+_GQA_PLACE = "https://zenodo.org/record/4729015"
 _UNKNOWN = "unknown"  # GQA's answer for answers that are not listed
 _YES_NO = ("no", "yes")
 
@@ -100,6 +102,31 @@ def gqa_answer_ids(folder: Path, question_type: Any, answer: Any) -> dict[str, i
         question_type: of_type.get(answer, of_type.get(_UNKNOWN, 0)),
         "total": total.get(answer, total.get(_UNKNOWN, 0)),
     }
+
+
+def gqa_decoder(folder: Path) -> Callable[[Mapping[str, int]], str]:
+    """The function that turns the best output of each of GQA's answer heads into an answer.
+
+    Args:
+        folder: where GQA's lists of answers are.
+
+    Raises:
+        ConfigError: they are missing.
+    """
+    if not all((folder / name).is_file() for name in (_GQA_BY_TYPE, _GQA_ALL)):
+        raise ConfigError(
+            f"GQA's lists of answers are missing; download the annotations from {_GQA_PLACE} and put their "
+            f"{_GQA_BY_TYPE} and {_GQA_ALL} into {folder}"
+        )
+    by_type, total = _gqa_lists(folder)
+    answers = {name: {index: answer for answer, index in by_type[f"answer_{name}"].items()} for name in _GQA_TYPES}
+    answers["total"] = {index: answer for answer, index in total.items()}
+
+    def decode(heads: Mapping[str, int]) -> str:
+        name = _GQA_TYPES[heads["type"]] if "type" in heads else "total"
+        return answers[name].get(heads[name], _UNKNOWN)
+
+    return decode
 
 
 @lru_cache(maxsize=4)

@@ -36,6 +36,7 @@ from opendetr.inference.evaluate import Stopwatch
 from opendetr.inference.sources.prefetch import in_order
 from opendetr.inference.sources.reading import Source, each_image, is_one_image, plain_source, read_source
 from opendetr.inference.sources.source_image import SourceImage
+from opendetr.inference.texts import TEXT_SCORE, Texts, answers, ground, read_texts
 from opendetr.models import Detector, Session
 from opendetr.postprocess import ImageMasks, Merge, candidates, detect_with_queries, image_masks
 from opendetr.presets import (
@@ -48,7 +49,7 @@ from opendetr.presets import (
     published_weights,
     weights_at,
 )
-from opendetr.results import Detections, Panoptic
+from opendetr.results import Answer, Detections, Panoptic
 from opendetr.scoring import ScoreThresholds
 from opendetr.structures import Batch, ImageBatch
 from opendetr.weights import (
@@ -69,7 +70,8 @@ DETECTION_SCORE = 0.5
 
 _NUM_READERS = min(4, os.cpu_count() or 1)
 
-Result = TypeVar("Result", Detections, Panoptic)
+Result = TypeVar("Result", Detections, Panoptic, Answer)
+Drawn = TypeVar("Drawn", Detections, Panoptic)
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,8 @@ class Predictor:
         self,
         source: np.ndarray | Tensor | Image.Image | SourceImage,
         *,
+        text: str | Sequence[str] | None = None,
+        classes: Sequence[str] | None = None,
         panoptic: Literal[False] = False,
         min_score: float | None = None,
         class_min_scores: Mapping[str, float] | None = None,
@@ -130,6 +134,8 @@ class Predictor:
         self,
         source: str | Path,
         *,
+        text: str | Sequence[str] | None = None,
+        classes: Sequence[str] | None = None,
         panoptic: Literal[False] = False,
         min_score: float | None = None,
         class_min_scores: Mapping[str, float] | None = None,
@@ -141,6 +147,8 @@ class Predictor:
         self,
         source: int | list[Any] | tuple[Source, ...] | Iterator[Source],
         *,
+        text: str | Sequence[str] | None = None,
+        classes: Sequence[str] | None = None,
         panoptic: Literal[False] = False,
         min_score: float | None = None,
         class_min_scores: Mapping[str, float] | None = None,
@@ -187,6 +195,8 @@ class Predictor:
         self,
         source: Source | Iterable[Source],
         *,
+        text: str | Sequence[str] | None = None,
+        classes: Sequence[str] | None = None,
         panoptic: bool = False,
         merge: Merge = "default",
         min_score: float | None = None,
@@ -206,11 +216,14 @@ class Predictor:
                 grey, or a tensor, uint8 or float in 0..1, (3, H, W) RGB. Or several images: a folder, a pattern such
                 as "photos/*.jpg", a video file, the index of a camera, or an iterable of any of these but cameras.
                 The EXIF orientation of files, URLs and PIL images is applied.
+            text: what to detect, for a model that takes text: a sentence or a phrase. Each detection has the words that
+                name it in `phrases`. With a list of texts, everything that any of them names is detected.
+            classes: instead of a text, a list of class names, each of which is looked for on its own.
             panoptic: return a panoptic map instead of detections.
             merge: the rule that turns masks into a panoptic map (see `postprocess.panoptic_map`).
             min_score: predictions with a lower score are dropped. The default for detections is `thresholds`, with one
-                line on standard error in the first call; 0.5 for a model without them. The default for panoptic maps
-                is 0.85, or 0.4 if the model scores each class with a sigmoid.
+                line on standard error in the first call; 0.5 for a model without them, and 0.7 with a text. The default
+                for panoptic maps is 0.85, or 0.4 if the model scores each class with a sigmoid.
             class_min_scores: thresholds of single classes by name. They take precedence over `min_score`.
             batch_size: images per forward pass if there are several. Camera images are always processed one by one.
             on_unreadable: called with a one-line message for each of several inputs that cannot be read. The input is
@@ -225,10 +238,17 @@ class Predictor:
             DataError: there is no image, or an image cannot be read.
             ConfigError: a threshold is not in 0..1, `class_min_scores` names a class that the detector does not have,
                 `batch_size` is not a positive integer, `panoptic` is set and the model has no mask head, `merge` is
-                not a rule, or is set without `panoptic`.
+                not a rule, or is set without `panoptic`; a text is given to a model that takes none, is missing for one
+                that needs it, is empty, or has no word that the model knows.
         """
         _require_batch_size(batch_size)
         _require_merge(merge)
+        texts = read_texts(self.model, self.preset.name, text, classes)
+        if texts is not None:
+            if panoptic or merge != "default" or class_min_scores:
+                raise ConfigError("panoptic, merge and class_min_scores do not apply to a text: leave them out")
+            score = TEXT_SCORE if min_score is None else _score("min_score", min_score)
+            return self._predict(source, partial(self._ground, texts=texts, min_score=score), batch_size, on_unreadable)
         thresholds = self._thresholds(min_score, class_min_scores, panoptic=panoptic)
         if panoptic:
             self._require_masks()
@@ -239,6 +259,37 @@ class Predictor:
         return self._predict(source, partial(self._detect, thresholds=thresholds), batch_size, on_unreadable)
 
     __call__ = predict
+
+    def ask(
+        self,
+        source: Source | Iterable[Source],
+        question: str,
+        *,
+        batch_size: int = 8,
+        on_unreadable: Callable[[str], None] | None = None,
+    ) -> Any:
+        """Answer a question about images; the arguments are those of `predict`.
+
+        Returns:
+            For one image an Answer, for several an iterator of them in the order of the images.
+
+        Raises:
+            ConfigError: the model answers no questions, or the question is empty or has no word that the model knows.
+            DataError: there is no image, or an image cannot be read.
+        """
+        _require_batch_size(batch_size)
+        decode = self.preset.answer_decoder()
+        read_texts(self.model, self.preset.name, question, None)
+
+        def run_batch(batch: Sequence[_Prepared]) -> list[Callable[[], Answer]]:
+            with torch.inference_mode():
+                found = answers(self.session, self._batch(batch)[0], question, decode)
+            return [
+                partial(replace, answer, source=item.image.source, frame=item.image.frame)
+                for item, answer in zip(batch, found, strict=True)
+            ]
+
+        return self._predict(source, run_batch, batch_size, on_unreadable)
 
     def __repr__(self) -> str:
         return f"Predictor({self.preset.name}, {sum(self.categories.used)} classes, {self.device})"
@@ -308,6 +359,12 @@ class Predictor:
             return [partial(_unchanged, result) for result in results]
         masks = image_masks(output, images, sizes, queries=[queries for _, queries in detected])
         return [partial(_with_masks, *pair) for pair in zip(results, masks, strict=True)]
+
+    @torch.inference_mode()
+    def _ground(self, batch: Sequence[_Prepared], texts: Texts, min_score: float) -> list[Callable[[], Detections]]:
+        """Run the model on a batch and each text; return for each image a function that returns its detections."""
+        finish = ground(self.session, *self._batch(batch), texts, min_score)
+        return [partial(_finished, item.image, own) for item, own in zip(batch, finish, strict=True)]
 
     @torch.inference_mode()
     def _panoptic(self, batch: Sequence[_Prepared], thresholds: Tensor, merge: Merge) -> list[Callable[[], Panoptic]]:
@@ -562,11 +619,15 @@ def _with_masks(detections: Detections, masks: ImageMasks) -> Detections:
     return replace(detections, masks=masks.instances())
 
 
+def _finished(image: SourceImage, finish: Callable[[], Detections]) -> Detections:
+    return _with_image(image, finish())
+
+
 def _unchanged(detections: Detections) -> Detections:
     return detections
 
 
-def _with_image(image: SourceImage, result: Result) -> Result:
+def _with_image(image: SourceImage, result: Drawn) -> Drawn:
     """The result together with its image."""
     return replace(result, image=image.pixels, source=image.source, frame=image.frame, time=image.time)
 
@@ -631,6 +692,8 @@ def load(
     else:
         raise WeightsError(f"{path}: does not name its model; give --model (in Python model=...), such as detr-r50")
     network = build_model(preset, preset.num_classes(known), strict_no_object=strict_no_object)
+    if card is None and not network.class_rows:  # the classes of the model are not fixed
+        known = categories or preset.published_categories()
     if has_masks(state) and not preset.has_masks:  # the detector alone predicts things, not stuff
         state, known = fitting_part(network, state), known.only_things
     if card is None:

@@ -218,13 +218,17 @@ class MDETR(DETR):
         return EncodedText(captions, self.text_dropout(self.text_norm(self.text_project(features))), pooled)
 
     def forward(
-        self, images: ImageBatch, captions: Sequence[str] | Tokens | EncodedText | None = None
+        self,
+        images: ImageBatch,
+        captions: Sequence[str] | Tokens | EncodedText | None = None,
+        features: tuple[FeatureMap, ...] | None = None,
     ) -> GroundingOutput:
         """Images and a caption for each -> predictions of every decoder layer.
 
         Args:
             images: B images.
             captions: B captions, as strings, tokens, or the result of `encode_text`.
+            features: the backbone features of the images, if they were computed before.
 
         Raises:
             ValueError: there are no captions, or not one for each image.
@@ -234,7 +238,7 @@ class MDETR(DETR):
         if len(captions) != len(images):
             raise ValueError(f"expected a caption for each of {len(images)} images, got {len(captions)}")
         text = captions if isinstance(captions, EncodedText) else self.encode_text(captions)
-        return self.from_features(self.backbone(images), images.padding, text)
+        return self.from_features(self.backbone(images) if features is None else features, images.padding, text)
 
     def from_features(
         self, features: tuple[FeatureMap, ...], padding: Tensor | None = None, text: EncodedText | None = None
@@ -360,7 +364,10 @@ def _no_tokens(like: Tensor) -> Tokens:
 
 
 class GroundingSession:
-    """The session of a model that takes captions. It keeps the features of captions, so each is encoded once.
+    """The session of a model that takes captions.
+
+    It keeps the features of captions, so each distinct string is encoded once. It also keeps the backbone features of
+    the latest images, so further captions of the same images cost no pass through the backbone.
 
     Args:
         model: an MDETR, or one with a mask head, in evaluation mode.
@@ -373,6 +380,7 @@ class GroundingSession:
         part = model.detector_part
         self._encoder = cast(MDETR, model if part is None else model.get_submodule(part))
         self._kept: dict[str, EncodedText] = {}
+        self._seen: tuple[ImageBatch, tuple[FeatureMap, ...]] | None = None
 
     @torch.inference_mode()
     def step(self, images: ImageBatch, prompt: Any = None) -> GroundingOutput:
@@ -382,7 +390,11 @@ class GroundingSession:
             images: B images.
             prompt: B captions.
         """
-        return self._model(images, None if prompt is None else self.encode(prompt))
+        if prompt is None:
+            return self._model(images)
+        if self._seen is None or self._seen[0] is not images:
+            self._seen = images, self._encoder.backbone(images)
+        return self._model(images, self.encode(prompt), self._seen[1])
 
     def encode(self, captions: Sequence[str]) -> EncodedText:
         """The features of captions, on the model's device."""
@@ -397,4 +409,5 @@ class GroundingSession:
         return EncodedText.joined([self._kept[caption] for caption in captions])
 
     def reset(self) -> None:
-        """Do nothing: no state depends on earlier images."""
+        """Forget the latest images."""
+        self._seen = None

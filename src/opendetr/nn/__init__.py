@@ -30,7 +30,9 @@ from opendetr.nn.text import (
     TokenizerName,
     WordTextConfig,
     WordTokenizer,
+    lost_text,
     new_tokenizer,
+    text_fault,
 )
 from opendetr.nn.transformer import Decoder, Encoder, TransformerConfig
 
@@ -68,10 +70,12 @@ __all__ = [
     "embed_coordinates",
     "full_precision",
     "group_norm",
+    "lost_text",
     "new_tokenizer",
     "resize_padding",
     "sample_and_sum",
     "scaled_dot_product_attention",
+    "text_fault",
     "weights_dtype",
     "xavier_initialise",
 ]

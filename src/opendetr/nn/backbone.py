@@ -160,7 +160,7 @@ class _BasicBlock(BasicBlock):
         """(B, C, h, w) -> (B, C', h', w')."""
         out = F.relu(_convolve(self.conv1, self.bn1, x), inplace=True)
         out = _convolve(self.conv2, self.bn2, out)
-        return F.relu(out + _shortcut(self.downsample, x), inplace=True)
+        return F.relu(out.add_(_shortcut(self.downsample, x)), inplace=True)
 
 
 class _Bottleneck(Bottleneck):
@@ -171,7 +171,7 @@ class _Bottleneck(Bottleneck):
         out = F.relu(_convolve(self.conv1, self.bn1, x), inplace=True)
         out = F.relu(_convolve(self.conv2, self.bn2, out), inplace=True)
         out = _convolve(self.conv3, self.bn3, out)
-        return F.relu(out + _shortcut(self.downsample, x), inplace=True)
+        return F.relu(out.add_(_shortcut(self.downsample, x)), inplace=True)
 
 
 class _HalfWidthResNet(ResNet):

@@ -120,6 +120,23 @@ def new_tokenizer(name: TokenizerName) -> Tokenizer:
         raise ConfigError(f"{path}: not a tokenizer.json ({error}); download {_ROBERTA_URL} again") from None
 
 
+def text_fault(text: str, tokenizer: Tokenizer) -> str | None:
+    """What is wrong with a text, in one line; None if it has a word that the tokenizer knows."""
+    if not text.strip():
+        return "the text is empty; name what to find"
+    if not bool((tokenizer([text]).ids > UNKNOWN).any()):
+        return f"{text!r}: the model knows none of its words; use other words"
+    return None
+
+
+def lost_text(text: str, tokenizer: Tokenizer, max_tokens: int) -> str:
+    """The end of a text that is left out because it is too long; empty if nothing is."""
+    tokens = tokenizer([text])
+    if tokens.num_tokens <= max_tokens:
+        return ""
+    return text[int(tokens.spans[0, max_tokens - 2, 1]) :].strip()
+
+
 def _needs_extra() -> ConfigError:
     return ConfigError(
         "RoBERTa needs the packages of the extra `text`; install them with `python -m pip install 'opendetr[text]'`"

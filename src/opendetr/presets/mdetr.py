@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 from opendetr.categories import Categories
 from opendetr.config import ConfigError
-from opendetr.data import CAUTIOUS, DetectionData
+from opendetr.data import ANSWER_WORDS, CAUTIOUS, DetectionData, gqa_decoder
 from opendetr.evaluation import GroundingEvaluator, grounding_metrics
+from opendetr.files import cache_folder
 from opendetr.losses import (
     CriterionConfig,
     DenseSupervision,
@@ -97,6 +99,17 @@ class GroundingPreset(Preset):
         """The names of the metrics shown in progress lines and curves."""
         shown = ("mask_IoU", "P@1", "R@1", "accuracy")
         return tuple(name for name in self.metrics(data) if name in shown)
+
+    def answer_decoder(self) -> Callable[[dict[str, int]], str]:
+        """The function that turns the best output of each answer head into an answer.
+
+        Raises:
+            ConfigError: the model answers no questions, or the list of GQA's answers is missing.
+        """
+        questions = self.model.questions
+        if questions == "none":
+            return super().answer_decoder()
+        return ANSWER_WORDS[questions].decode if questions in ANSWER_WORDS else gqa_decoder(cache_folder())
 
     @property
     def draws_predictions(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Self, cast
 
@@ -134,6 +135,14 @@ class Preset:
     def prompt(self, batch: Batch) -> Any:
         """The input of the session besides images, for an evaluation batch; None for models that take no prompt."""
         return None
+
+    def answer_decoder(self) -> Callable[[dict[str, int]], str]:
+        """The function that turns the best output of each answer head into an answer.
+
+        Raises:
+            ConfigError: the model answers no questions.
+        """
+        raise ConfigError(f"{self.name} answers no questions; use a model that does, such as mdetr-r101-gqa")
 
     def starts_sequence(self, batch: Batch) -> bool:
         """Whether an evaluation batch does not continue the one before, so that the session is reset."""
