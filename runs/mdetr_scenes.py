@@ -33,9 +33,8 @@ from opendetr.training import resume
 from opendetr.weights import ModelCard, read_state, save_weights
 
 MODEL, BACKBONE_OF = "mdetr-tiny", "deformable-detr-tiny-panoptic"
-# The scenes have 256 pixels; 160 cost less than half of the time. There are more scenes than the run sees often, so they
-# are only flipped: in smaller images, textures could not be told apart. Dense supervision tells the cells of the memory
-# which of them show an object of the caption.
+# The scenes have 256 pixels; 160 cost less than half of the time. They are only flipped: in smaller images, textures
+# could not be told apart. Dense supervision tells the cells of the memory which of them show an object of the caption.
 CHANGES = (
     "data.image_size=160",
     "data.max_size=267",
