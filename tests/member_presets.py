@@ -106,7 +106,7 @@ class TokenRecall(MeanEvaluator):
     def results(self, output: Output, images: ImageBatch, batch: Batch) -> Iterator[float]:
         predicted = output.final.logits[..., :-1].softmax(-1).amax(1)  # (B, T)
         for row, target in zip(predicted, batch.targets, strict=True):
-            expected = target.token_map.any(0)  # type: ignore[attr-defined]
+            expected = target.word_map.any(0)  # type: ignore[attr-defined]
             yield float((row[expected] > 1 / VOCABULARY).float().mean())
 
 

@@ -179,7 +179,7 @@ VOCABULARY = 16
 class CaptionTarget(Target):
     """An object's tokens in the caption: (n, T) bool."""
 
-    token_map: Tensor = field(kw_only=True)
+    word_map: Tensor = field(kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -222,11 +222,11 @@ def _with_caption(
     sample: Sample, image: LabelledImage, rng: np.random.Generator, others: Sequence[LabelledImage]
 ) -> Sample:
     classes = sorted(set((sample.target.labels % VOCABULARY).tolist()))
-    token_map = torch.zeros(len(sample.target), VOCABULARY, dtype=torch.bool)
+    word_map = torch.zeros(len(sample.target), VOCABULARY, dtype=torch.bool)
     for row, label in enumerate((sample.target.labels % VOCABULARY).tolist()):
-        token_map[row, classes.index(label)] = True
+        word_map[row, classes.index(label)] = True
     values = {name: getattr(sample.target, name) for name in Target.__dataclass_fields__}
-    target = CaptionTarget(**values, token_map=token_map)
+    target = CaptionTarget(**values, word_map=word_map)
     return replace(sample, target=target, extras={"caption": " ".join(map(str, classes))})
 
 
@@ -242,7 +242,7 @@ class SoftTokens:
     def cost(self, logits: Tensor, targets: Sequence[CaptionTarget]) -> Tensor:
         probabilities = logits.softmax(-1)[..., :-1]
         per_image = [
-            torch.einsum("lqt,nt->nlq", probabilities[:, index], target.token_map.to(logits))
+            torch.einsum("lqt,nt->nlq", probabilities[:, index], target.word_map.to(logits))
             for index, target in enumerate(targets)
         ]
         return -torch.cat(per_image)
@@ -250,7 +250,7 @@ class SoftTokens:
     def loss(self, logits: Tensor, targets: Sequence[CaptionTarget], matches: Matches) -> Tensor:
         wanted = torch.zeros_like(logits)
         wanted[..., -1] = self.no_object_weight
-        rows = of_matches(targets, matches, "token_map").to(logits)
+        rows = of_matches(targets, matches, "word_map").to(logits)
         wanted[matches.layer, matches.image, matches.query] = F.pad(rows, (0, 1))
         return -(wanted * logits.log_softmax(-1)).sum((1, 2, 3))
 

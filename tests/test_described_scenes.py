@@ -24,7 +24,7 @@ from opendetr.synthetic import (
 )
 
 SMALL = DescribedConfig(size=96)
-FROZEN_TEXTS = "b0dd9c9e46f27b3856d79a4e03fbc7f83f9737a87973476dfd6183fd89e56d2f"
+FROZEN_TEXTS = "b1e459adf1f6dba740e68e27480eb3ec4a46220b93c12322238c1458f9bb1050"
 RELATIONS = {"left of": (0, -1), "right of": (0, 1), "above": (1, -1), "below": (1, 1)}
 NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight")
 
@@ -136,7 +136,7 @@ def test_captions_name_all_and_only_the_objects_they_describe(scenes: list[Descr
             assert before == (article if len(things) == 1 else NUMBERS[len(things) - 1])
             named += things
         assert len(named) == len(set(named))
-        assert 1 <= len(drawn.caption.mentions) <= 4
+        assert 1 <= len(drawn.caption.mentions) <= 8
     assert sum(len(drawn.caption.mentions) > 1 for drawn in scenes) > 180
 
 

@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,7 @@ from markdown_blocks import INSTALL, ROOT, Block, check_installation, environmen
 from opendetr.cli.main import app
 from opendetr.config import to_dict
 from opendetr.inference.predictor import load
-from opendetr.presets import DEFAULT_MODEL, create, get_preset, list_models
+from opendetr.presets import DEFAULT_MODEL, build_model, create, get_preset, list_models, miniature
 from opendetr.synthetic import SceneConfig, write_scenes
 from opendetr.weights import ModelCard, published_files, save_weights
 from web import sends, serving
@@ -95,6 +96,13 @@ def things(tmp_path_factory) -> Path:
     (folder / "runs/pretrained/best").mkdir(parents=True)
     card = ModelCard(to_dict(preset), preset.published_categories(), {})
     save_weights(folder / "runs/pretrained/best/model.safetensors", create("up-detr-tiny"), card)
+    captioned = miniature("mdetr-tiny")
+    captioned = replace(captioned, model=replace(captioned.model, questions="scenes"))
+    categories = captioned.published_categories()
+    model = build_model(captioned, captioned.num_classes(categories))
+    (folder / "runs/mdetr/best").mkdir(parents=True)
+    card = ModelCard(to_dict(captioned), categories, {})
+    save_weights(folder / "runs/mdetr/best/model.safetensors", model, card)
     torch.save({"model": create(DEFAULT_MODEL).state_dict()}, folder / "detr-r50-e632da11.pth")
     for name in IMAGES:
         write_image(folder / name, 64, 80)

@@ -19,7 +19,6 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from opendetr.bench.figure import Figure
 from opendetr.bench.measuring import interleaved
-from opendetr.models import MDETR
 from opendetr.nn import MLP, SinePosition
 from opendetr.presets import create
 from opendetr.structures import FeatureMap, ImageBatch, Tokens
@@ -130,7 +129,6 @@ def measure(repeats: int) -> Iterator[Figure]:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = create("mdetr-r50").eval()
-        assert isinstance(model, MDETR)
         other = _assembled(model)
         pixels = torch.randn(1, 3, *SIZE)
     ids = torch.randint(4, 50265, (1, NUM_TOKENS), generator=torch.Generator().manual_seed(0))

@@ -133,7 +133,7 @@ def show(
     seed: Annotated[int, typer.Option(help="Another seed chooses other images.")] = 0,
     as_json: JsonOption = False,
 ) -> Exit:
-    """Draw a contact sheet of a dataset: images with the masks of their objects, or else the boxes.
+    """Draw a contact sheet of a dataset: images with the masks of their objects, or else the boxes, and captions.
 
     Examples:
 
@@ -250,12 +250,17 @@ def _sampled(images: Iterable[ImageRecord], number: int, seed: int) -> list[Imag
 
 
 def _readable(records: Iterable[ImageRecord], failures: list[str]) -> Iterator[tuple[str, Any, Any, Any]]:
-    """Yield the name, image, objects and masks of each record. Errors of unreadable ones are added to `failures`."""
+    """Yield the title, image, objects and masks of each record. Errors of unreadable ones are added to `failures`.
+
+    The title is the caption, for a question with its answer, or else the name of the file.
+    """
     from opendetr.data import DataError, known_masks, read_record
 
     for record in records:
         try:
-            yield record.path.name, read_record(record), record.objects, known_masks(record)
+            texts = (record.extras.get(name) for name in ("caption", "answer"))
+            title = " ".join(text for text in texts if isinstance(text, str)) or record.path.name
+            yield title, read_record(record), record.objects, known_masks(record)
         except DataError as error:
             failures.append(str(error))
 

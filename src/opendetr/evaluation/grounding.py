@@ -232,6 +232,10 @@ class GroundingEvaluator:
         values: dict[str, list[float]] = defaultdict(list)
         answers: dict[str, Counter[str]] = defaultdict(Counter)
         areas = torch.zeros(2, dtype=torch.float64)
+        datasets = {
+            self._records[id_].extras.get("dataset_name") for id_, found in self._found.items() if found.expression
+        }
+        keys = ("dataset_name", "expression_kind") if len(datasets) > 1 else ("expression_kind",)
         for image_id, found in sorted(self._found.items()):
             extras = self._records[image_id].extras
             if found.question is not None:
@@ -239,7 +243,7 @@ class GroundingEvaluator:
                 values[f"accuracy/{_question_type(extras)}"].append(found.question)
                 answers[_question_type(extras)][str(extras["answer"])] += 1
             if found.expression is not None:
-                parts = [extras[key] for key in ("dataset_name", "expression_kind") if key in extras]
+                parts = [extras[key] for key in keys if key in extras]
                 _add_hits(values, "P@", RANKS, found.expression[0], parts)
                 _add_hits(values, "P@", RANKS, found.expression[1], parts, "_giou")
             for types, hits, merged_hits in found.phrases or ():

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from textwrap import shorten
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -88,8 +88,7 @@ def _caption_of_class(name: str) -> str:
 
 def _checked(model: Detector, caption: str) -> str:
     """The caption, cut if it is too long. Raises ConfigError if it cannot be used."""
-    detector = model.get_submodule(model.detector_part or "")
-    assert isinstance(detector, MDETR)
+    detector = cast(MDETR, model.get_submodule(model.detector_part or ""))  # the model takes text
     fault = text_fault(caption, detector.tokenizer)
     if fault:
         raise ConfigError(fault)

@@ -17,6 +17,11 @@ from opendetr.nn.backbone import Backbone, resize_padding
 from opendetr.nn.layers import weights_dtype
 from opendetr.structures import FeatureMap, ImageBatch
 
+_NAMES = {
+    "b3": "tf_efficientnet_b3.ns_jft_in1k",
+    "b5": "tf_efficientnet_b5.ns_jft_in1k",
+    "test": "test_efficientnet.r160_in1k",
+}
 _EPSILON = 1e-5  # of the norms in MDETR; the networks of timm were trained with 1e-3
 
 
@@ -25,11 +30,11 @@ class EfficientNetConfig:
     """Configuration of an EfficientNet (Tan and Le, 2019; noisy student, Xie et al., 2020).
 
     Attributes:
-        variant: its size.
+        variant: its size; "test" is timm's smallest one.
         norm: "frozen" (batch norm with fixed statistics and scale, as published) or "batch".
     """
 
-    variant: Literal["b0", "b3", "b5"] = "b3"
+    variant: Literal["b3", "b5", "test"] = "b3"
     norm: Literal["frozen", "batch"] = "frozen"
 
     def build(self) -> EfficientNetBackbone:
@@ -58,7 +63,7 @@ class EfficientNetConfig:
 
     def miniature(self) -> EfficientNetConfig:
         """The backbone with the smallest size, for tests."""
-        return replace(self, variant="b0")
+        return replace(self, variant="test")
 
 
 class _FrozenNormAct(FrozenBatchNorm2d):
@@ -89,9 +94,7 @@ class EfficientNetBackbone(Backbone):
                 "EfficientNet needs the packages of the extra `text`; install them with "
                 "`python -m pip install 'opendetr[text]'`"
             ) from None
-        body: Any = timm.create_model(
-            f"tf_efficientnet_{config.variant}.ns_jft_in1k", features_only=True, out_indices=(1, 2, 3, 4)
-        )
+        body: Any = timm.create_model(_NAMES[config.variant], features_only=True, out_indices=(1, 2, 3, 4))
         self.body = body
         self.num_channels = tuple(body.feature_info.channels())
         _replace_norms(self.body, is_frozen=config.norm == "frozen")

@@ -171,8 +171,8 @@ def _relations(things: Sequence[Thing], target: int) -> Iterator[tuple[Phrase, s
 
 
 def describe(rng: np.random.Generator, things: Sequence[Thing]) -> Caption:
-    """A caption of two to four parts, each of which names all objects that it is true of, and no object twice."""
-    wanted, named = integer(rng, 2, 4), set[int]()
+    """A caption of two to eight parts, each of which names all objects that it is true of, and no object twice."""
+    wanted, named = integer(rng, 2, 8), set[int]()
     parts: list[tuple[Phrase, list[int]]] = []
     for _ in range(_TRIES):
         thing = things[integer(rng, 0, len(things) - 1)]
