@@ -15,7 +15,7 @@ import torch
 
 from opendetr.data.answers import Questions, encode_answer
 from opendetr.data.collate import collate_samples
-from opendetr.data.config import AugmentationConfig, DataConfig
+from opendetr.data.config import SINGLE_IMAGE_AUGMENTS, AugmentationConfig, DataConfig
 from opendetr.data.formats.captions import CAPTION, IS_FINAL, SPANS
 from opendetr.data.records import DataError
 from opendetr.data.spans import Span, mirrored
@@ -45,8 +45,10 @@ class CaptionDataConfig(DataConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.augment not in ("detr", "colour"):
-            raise ValueError(f"data: augment {self.augment!r} makes captions wrong; give detr or colour")
+        if self.augment not in SINGLE_IMAGE_AUGMENTS:
+            raise ValueError(
+                f"data: augment {self.augment!r} makes captions wrong; give {' or '.join(SINGLE_IMAGE_AUGMENTS)}"
+            )
         if self.augmentation.flip_vertical:
             raise ValueError("data: augmentation.flip_vertical makes captions wrong; set it to false")
 

@@ -19,7 +19,8 @@ Masks = Literal["none", "auto", "instances", "panoptic"]
 # DETR's published lengths are for this short side. They are scaled for other image sizes.
 _REFERENCE_SIZE = 800
 _REFERENCE_MAX_SIZE = 1333
-_AUGMENT_WITH_MASKS = ("detr", "colour")
+SINGLE_IMAGE_AUGMENTS = ("detr", "colour")
+"""Values of `augment` that do not mix images. Masks and captions need one of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,10 +138,10 @@ class DataConfig:
             raise ValueError(f"data: batch_pixels is {self.batch_pixels}; give 1 or more")
         if self.masks not in get_args(Masks):
             raise ValueError(f"data: masks is {self.masks!r}; give one of {', '.join(get_args(Masks))}")
-        if self.masks != "none" and self.augment not in _AUGMENT_WITH_MASKS:
+        if self.masks != "none" and self.augment not in SINGLE_IMAGE_AUGMENTS:
             raise ValueError(
                 f"data: augment {self.augment!r} does not support masks; with masks give "
-                f"{' or '.join(_AUGMENT_WITH_MASKS)}"
+                f"{' or '.join(SINGLE_IMAGE_AUGMENTS)}"
             )
         if self.cache not in ("none", "ram"):
             raise ValueError(f"data: cache is {self.cache!r}; give 'none' or 'ram'")
