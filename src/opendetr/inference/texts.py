@@ -64,7 +64,8 @@ def read_texts(model: Detector, name: str, text: Any, classes: Any) -> Texts | N
     if not model.takes_text:
         if text is None and classes is None:
             return None
-        raise ConfigError(f"{name} takes no text: leave it out, or use a model that takes one, such as mdetr-r101")
+        what = "takes no text: leave it out" if classes is None else "detects the classes of its weights: give none"
+        raise ConfigError(f"{name} {what}, or use a model that takes text, such as mdetr-r101")
     if (text is None) == (classes is None):
         what = "needs a text" if text is None else "takes a text or classes, not both"
         raise ConfigError(f"{name} {what}: give a text such as 'a man with an umbrella', or a list of classes")
