@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from opendetr.nn.attention import scaled_dot_product_attention
+from opendetr.nn.attention import MultiHeadAttention, scaled_dot_product_attention
 
 HEADS = 4
 
@@ -48,3 +48,21 @@ def test_dropout_is_that_of_torch_to_the_bit():
         result = scaled_dot_product_attention(query, key, value, HEADS, dropout=0.5)
     assert torch.equal(result, expected)
     assert not torch.equal(result, scaled_dot_product_attention(query, key, value, HEADS))
+
+
+@torch.no_grad()
+def test_a_query_attends_only_to_the_keys_of_its_group():
+    torch.manual_seed(0)
+    module = MultiHeadAttention(32, 4).eval()
+    query, key, value = (torch.randn(2, 12, 32) for _ in range(3))
+    padding = torch.zeros(2, 12, dtype=torch.bool)
+    padding[0, 3] = padding[1, 8:10] = True
+    found = module(query, key, value, padding, num_groups=3)
+    weights = module.weights(query, key, value, padding, num_groups=3)
+    for first in range(0, 12, 4):
+        own = slice(first, first + 4)
+        group = query[:, own], key[:, own], value[:, own], padding[:, own]
+        torch.testing.assert_close(found[:, own], module(*group), atol=1e-6, rtol=0)
+        torch.testing.assert_close(weights[:, :, own, own], module.weights(*group), atol=1e-6, rtol=0)
+        weights[:, :, own, own] = 0
+    assert not weights.any()

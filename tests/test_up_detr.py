@@ -413,3 +413,10 @@ def test_the_command_locates_patches_and_skips_smaller_images(detector, tmp_path
         refused = CliRunner().invoke(app, [*arguments, "--overwrite", *options])
         assert refused.exit_code == code
         assert "--patch" in refused.stderr
+
+
+def test_train_refers_to_pretrain():
+    result = CliRunner().invoke(app, ["train", "my-data", "--model", "up-detr-tiny"])
+    assert result.exit_code == 2
+    words = " ".join(result.stderr.split())
+    assert "up-detr-tiny is trained on images without annotations: opendetr pretrain IMAGES" in words

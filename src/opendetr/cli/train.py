@@ -52,6 +52,8 @@ def train(options: TrainOptions) -> Exit:
 
         opendetr train my-data --epochs 100 --ema 0.999 --patience 5 --best-by AP50
 
+        opendetr train my-data --weights runs/pretrained --epochs 100
+
         opendetr train my-data --weights runs/mine --freeze-detector
 
         opendetr train my-data --batch-size 16 --processes 4
@@ -61,7 +63,13 @@ def train(options: TrainOptions) -> Exit:
         opendetr train --resume runs/deformable-detr-tiny
     """
     from opendetr import training
+    from opendetr.presets import get_preset
 
+    name = options.model
+    if name is not None and not get_preset(name).uses_annotations:
+        raise typer.BadParameter(
+            f"{name} is trained on images without annotations: opendetr pretrain IMAGES --model {name}"
+        )
     return execute(options, training.train, _next_commands)
 
 

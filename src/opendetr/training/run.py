@@ -243,8 +243,8 @@ def pretrain(data: str | Path, *, model: str | None = None, **options: Any) -> R
         options: the options of `train`, except those of masks and of annotated images: `augment`, `freeze_detector`.
 
     Raises:
-        ConfigError: the model is trained on annotated images.
-        Otherwise the errors of `train`.
+        ConfigError: the model is trained on annotated images, or the arguments cannot be used.
+        DataError, WeightsError, DeviceError, CheckpointError, NonFiniteError, ProcessError: as in `train`.
 
     Example:
         >>> run = pretrain("photos", time="2h")
