@@ -380,7 +380,8 @@ def test_the_average_is_evaluated_and_deployed(tmp_path):
     deployed = load_file(tmp_path / "last" / trainer.MODEL)
     assert torch.equal(deployed["head.1.weight"], average.head[1].weight)
     assert not torch.equal(deployed["head.1.weight"], started.task.head[1].weight)
-    assert torch.equal(average.backbone[1].running_mean, started.task.backbone[1].running_mean)
+    assert not torch.equal(average.backbone[1].running_mean, started.task.backbone[1].running_mean)
+    assert average.backbone[1].num_batches_tracked == started.task.backbone[1].num_batches_tracked
 
 
 def test_the_average_is_the_formula():
@@ -394,6 +395,21 @@ def test_the_average_is_the_formula():
         decay = min(0.5, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * step
     assert average.task.weight.item() == pytest.approx(expected)
+
+
+def test_the_statistics_of_batch_norms_are_averaged_like_the_weights():
+    task = nn.BatchNorm1d(1)
+    average = WeightAverage(task)
+    for step in range(12):
+        with torch.no_grad():
+            for values in (task.weight, task.running_mean):
+                values.fill_(step)
+        task.num_batches_tracked.fill_(step)
+        average.update(task, step, 0.5)
+    # The weight started at 1 and the mean at 0. After 12 steps, hardly anything is left of that.
+    assert average.task.running_mean.item() == pytest.approx(average.task.weight.item(), abs=1e-3)
+    assert 10 < average.task.running_mean.item() < 11
+    assert average.task.num_batches_tracked == 11
 
 
 def test_the_best_checkpoint_is_that_of_the_best_score(tmp_path):

@@ -13,10 +13,11 @@ class WeightAverage:
     """The EMA of the weights of a task: average = d * average + (1 - d) * weights.
 
     The decay d starts at 0.1 and rises as (1 + step) / (10 + step) to its final value, so the initial weights are soon
-    forgotten.
+    forgotten. The running statistics of batch norms are averaged like the weights, because the current statistics do
+    not fit averaged weights.
 
     Args:
-        task: the task to average. Its buffers are copied without averaging.
+        task: the task to average. Its buffers of integers are copied.
     """
 
     def __init__(self, task: nn.Module) -> None:
@@ -32,7 +33,11 @@ class WeightAverage:
             decay: the final d, below 1.
         """
         decay = min(decay, (1 + step) / (10 + step))
-        average = get_ema_multi_avg_fn(decay)
-        average(list(self.task.parameters()), [parameter.detach() for parameter in task.parameters()], None)
+        ours, theirs = list(self.task.parameters()), [parameter.detach() for parameter in task.parameters()]
         for averaged, current in zip(self.task.buffers(), task.buffers(), strict=True):
-            averaged.copy_(current)
+            if current.is_floating_point():
+                ours.append(averaged)  # type: ignore[arg-type]
+                theirs.append(current)
+            else:
+                averaged.copy_(current)
+        get_ema_multi_avg_fn(decay)(ours, theirs, None)
