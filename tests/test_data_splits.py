@@ -73,7 +73,7 @@ def test_the_order_of_the_images_does_not_matter_and_the_seed_does():
     ],
 )
 def test_shares_that_cannot_be_are_refused(fractions, message):
-    with pytest.raises(SettingError) as error:
+    with pytest.raises((DataError, SettingError)) as error:
         stratified(mixed(10), fractions, seed=0)
     assert message in one_line(error.value)
 
