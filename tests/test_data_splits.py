@@ -10,7 +10,7 @@ from folders import coco_content, one_line, write_coco_folder
 from opendetr.config import SettingError
 from opendetr.data.formats.recognise import read_splits
 from opendetr.data.formats.splits import pooled, stratified, usual_split
-from opendetr.data.records import ImageRecord, ObjectRecord
+from opendetr.data.records import DataError, ImageRecord, ObjectRecord
 
 
 def image(index: int, *classes: int) -> ImageRecord:
