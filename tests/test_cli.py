@@ -283,7 +283,7 @@ def test_bad_weights_are_one_line(run, scenes, tmp_path, monkeypatch):
     for options, words in (
         (["--weights", cut], "not a complete safetensors file"),
         (["--weights", evil, "--model", "detr-tiny"], "could run code"),
-        (["--weights", plain, "--model", "detr-tiny"], "not a complete PyTorch file"),
+        (["--weights", plain, "--model", "detr-tiny"], "is an empty file, not a file of weights"),
         (["--weights", run / "best" / "model.safetensors.gone"], "no such file"),
         (["--weights", scenes], "contains no weights"),
         (["--weights", "detr-r18"], "no weights of it are published"),

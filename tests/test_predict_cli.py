@@ -315,7 +315,10 @@ def test_names_of_every_kind(predict, tmp_path):
 def test_output_that_cannot_be_written(predict, tmp_path):
     fill(tmp_path / "in", "x.png")
     (tmp_path / "file").touch()
-    for out in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/none")):
+    assert (
+        "file: is a file; give the name of a folder" in predict(tmp_path / "in", code=2, out=tmp_path / "file").stderr
+    )
+    for out in (tmp_path / "file" / "below", Path("/proc/none")):
         result = predict(tmp_path / "in", code=1, out=out)
         (line,) = result.stderr.splitlines()
         assert line.startswith(f"error: {out}")

@@ -31,7 +31,7 @@ from opendetr.cli.output import (
     table,
     wrong_value,
 )
-from opendetr.cli.usage import existing_path
+from opendetr.cli.usage import existing_path, exists
 from opendetr.recipe import DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -265,7 +265,7 @@ def _sources(names: Sequence[str]) -> list[Source]:
     if len(sources) > 1 and any(isinstance(source, int) for source in sources):
         raise typer.BadParameter("a camera never ends: give it alone")
     known = existing_path(names)
-    if known is not None and not all(Path(name).exists() for name in known.split(" ")):
+    if known is not None and not all(map(exists, known.split(" "))):
         raise typer.BadParameter(f"did you mean '{known}'? Quote a path that contains spaces")
     for name in set(list_models()).intersection(names):
         if not Path(name).exists():

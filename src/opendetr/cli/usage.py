@@ -111,7 +111,15 @@ def existing_path(words: Sequence[str]) -> str | None:
     """The path that several words in a row name together, such as "my data"; None if no such path exists."""
     spans = ((start, end) for start in range(len(words)) for end in range(start + 2, len(words) + 1))
     names = (" ".join(words[start:end]) for start, end in spans)
-    return next((name for name in names if Path(name).exists()), None)
+    return next(filter(exists, names), None)
+
+
+def exists(name: str) -> bool:
+    """Whether there is such a file or folder; False for names that are invalid on this system."""
+    try:
+        return Path(name).exists()
+    except (OSError, ValueError):
+        return False
 
 
 def _example(command: Command, ctx: Any) -> str:

@@ -118,6 +118,8 @@ def _other_kind(path: Path) -> str | None:
     """What a file is that torch.save has not written, such as "an image"; None for a pickle or an unknown kind."""
     with path.open("rb") as file:
         start = file.read(512)
+    if not start:
+        return "an empty file"
     known = next((kind for magic, kind in _KINDS.items() if start.startswith(magic)), None)
     if known or start.startswith(b"\x80"):  # a pickle
         return known
