@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from inputs import batch_for, run_model
 from opendetr.categories import Categories
 from opendetr.postprocess import detect_with_queries, image_masks
 from opendetr.presets import build_task, miniature
-from opendetr.structures import Batch, ImageBatch
+from opendetr.structures import ImageBatch
 from opendetr.tasks import Task
 from test_catalogue import NUM_CLASSES, everyone, images, small, target
 
@@ -23,8 +24,8 @@ in_both = pytest.mark.parametrize("dtype", DTYPES)
 def outcome(task: Task) -> dict[str, Tensor]:
     """Everything that the model and its losses give for two images, by name."""
     targets = tuple(target(count, size) for count, size in zip((3, 2), SIZES, strict=True))
-    batch = Batch(images(*SIZES), targets)
-    output = task.model(batch.images)
+    batch = batch_for(task.model, images(*SIZES), targets)
+    output = run_model(task.model, batch.images)
     values = {}
     for index, layer in enumerate(output.layers):
         values |= {f"logits {index}": layer.logits, f"boxes {index}": layer.boxes}
@@ -61,7 +62,7 @@ def test_the_smallest_images_and_what_users_receive(name, dtype):
     for sizes in [((1, 1),), ((33, 65), (64, 31))]:
         pixels, in_pixels = images(*sizes), torch.tensor(sizes)
         with torch.no_grad():
-            output = model(pixels)
+            output = run_model(model, pixels)
         found = detect_with_queries(output.final, in_pixels, Categories.from_names("abcd"))
         for detections, _ in found:
             assert len(detections) and detections.boxes.isfinite().all()
