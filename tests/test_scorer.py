@@ -285,7 +285,12 @@ def test_the_command_prints_all_scores(folder, tmp_path):
         return result.stderr if code else result.stdout
 
     table = run("--merge", "published", "--panoptic-score", "0.1")
-    for word in ("mask_AP50 ", "PQ_stuff ", "panoptic quality of stuff", "class  AP     mask AP  PQ     SQ     RQ"):
+    for word in (
+        "mask_AP50 ",
+        "PQ_stuff ",
+        "panoptic quality of stuff",
+        "class        objects  AP     mask AP  PQ     SQ     RQ",
+    ):
         assert word in table
     answer = json.loads(run("--json", "--layers"))
     assert {"AP", "mask_AP", "PQ"} <= set(answer["metrics"])

@@ -81,7 +81,7 @@ def test_published_recipes_stay():
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"lr": 0.0}, "recipe.learning_rate: 0 changes no weight"), ({"image_size": 10}, "at least 32")],
+    [({"lr": 0.0}, "lr: 0 changes no weight"), ({"image_size": 10}, "at least 32")],
 )
 def test_hopeless_settings_are_refused(scenes, tmp_path, options, message):
     with pytest.raises(ConfigError, match=message):

@@ -289,7 +289,7 @@ def test_pixels_of_patches_are_normalised_like_those_of_images(tmp_path):
         ({"patch_augmentation": {"grey": 2}}, "patch_augmentation.grey is 2"),
         ({"patch_augmentation": {"hue": 0.7}}, "patch_augmentation.hue is 0.7"),
         ({"patch_augmentation": {"blur_radius": [2, 1]}}, "smaller radius first"),
-        ({"val_fraction": 0}, "val_fraction is 0"),
+        ({"val_fraction": 0}, "val_fraction: expected a fraction"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(changes, words):
