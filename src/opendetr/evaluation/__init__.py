@@ -7,11 +7,13 @@ from opendetr.evaluation.names import CLASS_PREFIX, describe_metric
 from opendetr.evaluation.panoptic import PANOPTIC_METRICS, PanopticEvaluator
 from opendetr.evaluation.report import write_report
 from opendetr.evaluation.thresholds import OperatingPoint, OperatingPoints, match_boxes
+from opendetr.evaluation.tracking import TRACKING_METRICS, TrackingMetrics, TrackingReport, Tracks, TrueTracks
 
 __all__ = [
     "CLASS_PREFIX",
     "DETECTION_METRICS",
     "PANOPTIC_METRICS",
+    "TRACKING_METRICS",
     "CocoEvaluator",
     "DetectionEvaluator",
     "Evaluation",
@@ -20,6 +22,10 @@ __all__ = [
     "OperatingPoint",
     "OperatingPoints",
     "PanopticEvaluator",
+    "TrackingMetrics",
+    "TrackingReport",
+    "Tracks",
+    "TrueTracks",
     "describe_metric",
     "headline_names",
     "match_boxes",
