@@ -52,25 +52,43 @@ def make(
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same bytes.")] = 0,
     size: Annotated[int, typer.Option(min=32, help="Height and width in pixels.")] = 256,
     hard: Annotated[bool, typer.Option("--hard", help="More objects per image, up to 40, and smaller ones.")] = False,
+    captions: Annotated[
+        bool, typer.Option("--captions", help="Describe the scenes: expressions, captions, questions with answers.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Make a dataset of drawn scenes, in COCO format with boxes, polygons and panoptic masks.
+
+    With --captions, the scenes have a text per entry instead, in MDETR's format: an expression that refers to one
+    object, a caption that names several objects, and a question with its answer.
 
     Examples:
 
         opendetr data make scenes
 
         opendetr data make scenes-hard --hard --train 500 --val 100 --seed 7
+
+        opendetr data make described --captions
     """
-    from opendetr.synthetic import SceneConfig, write_scenes
+    from opendetr.synthetic import DescribedConfig, SceneConfig, write_captioned_scenes, write_scenes
     from opendetr.visualize import progress_bar
 
     counts = {split: count for split, count in {"train": train, "val": val}.items() if count}
-    config = replace(SceneConfig.hard() if hard else SceneConfig(), size=size)
+    if hard and captions:
+        raise typer.BadParameter(
+            "--hard scenes have too many small objects to describe; choose one", param_hint="--captions"
+        )
     with progress_bar("drawing") as progress:
-        write_scenes(folder, counts=counts, seed=seed, config=config, progress=progress)
+        if captions:
+            described = DescribedConfig(size=size)
+            write_captioned_scenes(folder, counts=counts, seed=seed, config=described, progress=progress)
+        else:
+            config = replace(SceneConfig.hard() if hard else SceneConfig(), size=size)
+            write_scenes(folder, counts=counts, seed=seed, config=config, progress=progress)
     if as_json:
-        print_json({"folder": str(folder), "images": counts, "seed": seed, "hard": hard, "size": size})
+        print_json(
+            {"folder": str(folder), "images": counts, "seed": seed, "hard": hard, "captions": captions, "size": size}
+        )
     else:
         print(f"{sum(counts.values()):,} scenes: {folder}")
 

@@ -4,6 +4,9 @@ A scene shows 1 to 16 *things* (discs, stars, gears, ...) that occlude each othe
 water, sand). Boxes, polygons and panoptic segments match the visible pixels exactly. A class is a shape: colour,
 texture, aspect ratio and rotation are independent of it.
 
+A *described* scene shows 3 to 8 things with named colours, textures and sizes. It has a referring expression whose
+target is unique, a caption that names several things, and a question with its answer.
+
 A scene is a pure function of ``(seed, split, index, config)``. Its layout, which determines the labels, and its look
 come from two separate random streams. The layout is rounded to integers before it is rasterised, and the rasteriser
 uses integers only, so the labels are the same on every machine.
@@ -14,19 +17,28 @@ covers [j, j + 1) x [i, i + 1).
 """
 
 from opendetr.synthetic.config import CATEGORIES, SceneConfig
+from opendetr.synthetic.described import DescribedConfig, DescribedScene, draw_described_scene
 from opendetr.synthetic.drawing import Scene, draw_scene
 from opendetr.synthetic.labels import Segment
+from opendetr.synthetic.language import ANSWERS, QUESTION_TYPES, vocabulary
 from opendetr.synthetic.polygons import mask_to_polygons, mask_to_rle
-from opendetr.synthetic.writing import DEFAULT_COUNTS, write_scenes
+from opendetr.synthetic.writing import DEFAULT_COUNTS, write_captioned_scenes, write_scenes
 
 __all__ = [
+    "ANSWERS",
     "CATEGORIES",
     "DEFAULT_COUNTS",
+    "QUESTION_TYPES",
+    "DescribedConfig",
+    "DescribedScene",
     "Scene",
     "SceneConfig",
     "Segment",
+    "draw_described_scene",
     "draw_scene",
     "mask_to_polygons",
     "mask_to_rle",
+    "vocabulary",
+    "write_captioned_scenes",
     "write_scenes",
 ]

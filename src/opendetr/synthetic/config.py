@@ -32,11 +32,11 @@ CATEGORIES: list[dict[str, Any]] = _number_categories(_THINGS, 1, 1) + _number_c
 
 CATEGORY_NAMES = {category["id"]: category["name"] for category in CATEGORIES}
 STUFF_IDS = [category["id"] for category in CATEGORIES if not category["isthing"]]
-_THING_NAMES = tuple(name for members in _THINGS.values() for name in members)
+THING_NAMES = tuple(name for members in _THINGS.values() for name in members)
 _THING_IDS = [category["id"] for category in CATEGORIES if category["isthing"]]
 
 
-def _require(satisfied: bool, message: str) -> None:
+def require(satisfied: bool, message: str) -> None:
     """Raise DataError about a setting unless its condition is satisfied."""
     if not satisfied:
         raise DataError(f"SceneConfig: {message}")
@@ -69,28 +69,28 @@ class SceneConfig:
     max_per_category: int = 13
     clustering: float = 0.4
     crowd_visibility: float = 0.2
-    classes: tuple[str, ...] = _THING_NAMES
+    classes: tuple[str, ...] = THING_NAMES
 
     def __post_init__(self) -> None:
         """Raise DataError for invalid settings."""
-        unknown = [name for name in self.classes if name not in _THING_NAMES]
-        _require(not unknown, f"classes: unknown classes {', '.join(unknown)}; choose from {', '.join(_THING_NAMES)}")
-        _require(
+        unknown = [name for name in self.classes if name not in THING_NAMES]
+        require(not unknown, f"classes: unknown classes {', '.join(unknown)}; choose from {', '.join(THING_NAMES)}")
+        require(
             len(set(self.classes)) == len(self.classes) > 0, f"classes={self.classes}: name at least one, each once"
         )
         limit = self.max_per_category * len(self.classes)
-        _require(self.size >= _SMALLEST_SIZE, f"size={self.size}: must be at least {_SMALLEST_SIZE} pixels")
-        _require(
+        require(self.size >= _SMALLEST_SIZE, f"size={self.size}: must be at least {_SMALLEST_SIZE} pixels")
+        require(
             1 <= self.min_objects <= self.max_objects <= limit,
             f"min_objects={self.min_objects}, max_objects={self.max_objects}: need 1 <= min <= max <= {limit}, "
             f"which is {len(self.classes)} classes times max_per_category={self.max_per_category}",
         )
-        _require(
+        require(
             0 < self.min_scale <= self.max_scale <= 1,
             f"min_scale={self.min_scale}, max_scale={self.max_scale}: need 0 < min <= max <= 1",
         )
         for name in ("clustering", "crowd_visibility"):
-            _require(0 <= getattr(self, name) <= 1, f"{name}={getattr(self, name)}: must lie in [0, 1]")
+            require(0 <= getattr(self, name) <= 1, f"{name}={getattr(self, name)}: must lie in [0, 1]")
 
     @property
     def category_ids(self) -> list[int]:

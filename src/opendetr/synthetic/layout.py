@@ -20,7 +20,7 @@ def place_shapes(rng: np.random.Generator, config: SceneConfig) -> list[Shape]:
     for category_id in _choose_categories(rng, count, config):
         side = config.size * log_uniform(rng, config.min_scale, config.max_scale)
         angle = uniform(rng, 0, 2 * math.pi)
-        outline = _pose(OUTLINES[CATEGORY_NAMES[category_id]](rng), log_uniform(rng, 0.6, 1.67), angle, side)
+        outline = pose(OUTLINES[CATEGORY_NAMES[category_id]](rng), log_uniform(rng, 0.6, 1.67), angle, side)
         extent = outline[0].max(axis=0)
         centre = _choose_centre(rng, extent, boxes, config)
         boxes.append(np.stack([centre, extent]))
@@ -45,7 +45,7 @@ def _choose_categories(rng: np.random.Generator, count: int, config: SceneConfig
     return chosen
 
 
-def _pose(outline: Outline, aspect: float, angle: float, side: float) -> Outline:
+def pose(outline: Outline, aspect: float, angle: float, side: float) -> Outline:
     """Stretch, rotate and scale an outline. Its box is then centred on 0, with a longer side of ``side`` pixels."""
     cosine, sine = math.cos(angle), math.sin(angle)
     stretch = np.array([math.sqrt(aspect), 1 / math.sqrt(aspect)])

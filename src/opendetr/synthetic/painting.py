@@ -6,10 +6,12 @@ A canvas is (3, H, W) float32 RGB in [0, 255].
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
 from opendetr.synthetic.config import CATEGORY_NAMES, STUFF_IDS
+from opendetr.synthetic.looks import Look, rgb
 from opendetr.synthetic.random_numbers import integer, uniform
 from opendetr.synthetic.shapes import SAMPLES, Layer
 from opendetr.synthetic.textures import GROUNDS, TEXTURES
@@ -17,12 +19,21 @@ from opendetr.synthetic.textures import GROUNDS, TEXTURES
 _SHADES = 64
 
 
-def paint_scene(rng: np.random.Generator, ground: np.ndarray, layers: list[Layer]) -> np.ndarray:
-    """Paint the ground and the objects from back to front, with soft edges and shadows; returns (H, W, 3) uint8."""
+def paint_scene(
+    rng: np.random.Generator, ground: np.ndarray, layers: list[Layer], looks: Sequence[Look] | None = None
+) -> np.ndarray:
+    """Paint the ground and the objects from back to front, with soft edges and shadows; returns (H, W, 3) uint8.
+
+    Args:
+        rng: the stream of random numbers.
+        ground: (H, W) category ids of the stuff.
+        layers: the objects, from back to front.
+        looks: the colour and texture of each object; random ones by default.
+    """
     canvas = _paint_ground(rng, ground)
-    for layer in layers:
+    for index, layer in enumerate(layers):
         _cast_shadow(canvas, layer)
-        _paint_object(rng, canvas, layer)
+        _paint_object(rng, canvas, layer, looks[index] if looks else None)
     return np.ascontiguousarray(np.clip(canvas, 0, 255, out=canvas).astype(np.uint8).transpose(1, 2, 0))
 
 
@@ -56,11 +67,11 @@ def _cast_shadow(canvas: np.ndarray, layer: Layer) -> None:
     behind *= 1 - layer.coverage[:height, :width] * np.float32(0.35 / SAMPLES**2)
 
 
-def _paint_object(rng: np.random.Generator, canvas: np.ndarray, layer: Layer) -> None:
-    """Blend the textured and shaded object into the canvas by its coverage, in place."""
-    first, second = _choose_colours(rng)
+def _paint_object(rng: np.random.Generator, canvas: np.ndarray, layer: Layer, look: Look | None) -> None:
+    """Blend the textured and shaded object into the canvas by its coverage, in place. No look: a random one."""
+    first, second = look.colours(rng) if look else _choose_colours(rng)
     across, along = _object_frame(rng, layer)
-    texture = TEXTURES[integer(rng, 0, len(TEXTURES) - 1)]
+    texture = look.paint if look else TEXTURES[integer(rng, 0, len(TEXTURES) - 1)]
     paint = texture(rng, across, along, layer) * (second - first)[:, None, None]
     paint += first[:, None, None]
     paint *= 1 + np.float32(uniform(rng, -0.25, 0.25)) * across
@@ -73,8 +84,7 @@ def _paint_object(rng: np.random.Generator, canvas: np.ndarray, layer: Layer) ->
 def _choose_colours(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Two random RGB colours (3,) of clearly different brightness, independent of the class."""
     hue, saturation, value = rng.random(), 0.95 * math.sqrt(rng.random()), uniform(rng, 0.25, 1)
-    wheel = np.clip(np.abs((hue + np.array([0, 2 / 3, 1 / 3])) % 1 * 6 - 3) - 1, 0, 1)
-    first = value * (1 - saturation * (1 - wheel))
+    first = rgb(hue, saturation, value)
     dark = 0.45 * rng.random(3)
     second = dark if 2 * first.mean() > 1 else 1 - dark
     return (255 * first).astype(np.float32), (255 * second).astype(np.float32)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 
@@ -75,16 +75,19 @@ GROUNDS: dict[str, tuple[Callable[[np.random.Generator, np.ndarray], np.ndarray]
 
 # --------------------------------------------------------------------------------------------------------------- things
 
-_Texture = Callable[[np.random.Generator, np.ndarray, np.ndarray, Layer], np.ndarray]
+Texture = Callable[[np.random.Generator, np.ndarray, np.ndarray, Layer], np.ndarray]
 
 
-def _frequency(rng: np.random.Generator, layer: Layer) -> float:
+_MOST_PERIODS = 12.0  # of a texture over the window of an object
+
+
+def _frequency(rng: np.random.Generator, layer: Layer, most: float) -> float:
     """A random frequency in radians per unit of the object frame.
 
-    The window has 2 to 12 periods, each of at least 5 pixels unless the window is small.
+    The window has 2 to ``most`` periods, each of at least 5 pixels unless the window is small.
     """
     finest = max(2.5, max(layer.coverage.shape) / 5)
-    return math.pi * log_uniform(rng, 2.0, min(12.0, finest))
+    return math.pi * log_uniform(rng, 2.0, min(most, finest))
 
 
 def _sharpen(wave: np.ndarray, layer: Layer, frequency: float) -> np.ndarray:
@@ -97,18 +100,24 @@ def _plain(rng: np.random.Generator, across: np.ndarray, along: np.ndarray, laye
     return np.zeros_like(across)
 
 
-def _stripes(rng: np.random.Generator, across: np.ndarray, along: np.ndarray, layer: Layer) -> np.ndarray:
-    frequency = _frequency(rng, layer)
+def _stripes(
+    rng: np.random.Generator, across: np.ndarray, along: np.ndarray, layer: Layer, most: float = _MOST_PERIODS
+) -> np.ndarray:
+    frequency = _frequency(rng, layer, most)
     return _sharpen(np.sin(across * frequency), layer, frequency)
 
 
-def _checker(rng: np.random.Generator, across: np.ndarray, along: np.ndarray, layer: Layer) -> np.ndarray:
-    frequency = _frequency(rng, layer)
+def _checker(
+    rng: np.random.Generator, across: np.ndarray, along: np.ndarray, layer: Layer, most: float = _MOST_PERIODS
+) -> np.ndarray:
+    frequency = _frequency(rng, layer, most)
     return _sharpen(np.sin(across * frequency) * np.sin(along * frequency), layer, frequency)
 
 
-def _dots(rng: np.random.Generator, across: np.ndarray, along: np.ndarray, layer: Layer) -> np.ndarray:
-    frequency = _frequency(rng, layer)
+def _dots(
+    rng: np.random.Generator, across: np.ndarray, along: np.ndarray, layer: Layer, most: float = _MOST_PERIODS
+) -> np.ndarray:
+    frequency = _frequency(rng, layer, most)
     return _sharpen(np.cos(across * frequency) + np.cos(along * frequency) - 0.8, layer, frequency)
 
 
@@ -138,4 +147,14 @@ def _outline(rng: np.random.Generator, across: np.ndarray, along: np.ndarray, la
     return 1 - inner * np.float32(1 / SAMPLES**2)
 
 
-TEXTURES: tuple[_Texture, ...] = (_plain, _stripes, _checker, _dots, _gradient, _marble, _speckle, _outline)
+_FEW_PERIODS = 5.0  # coarse enough to be named in a small image
+
+NAMED_TEXTURES: dict[str, Texture] = {
+    "plain": _plain,
+    "striped": partial(_stripes, most=_FEW_PERIODS),
+    "checkered": partial(_checker, most=_FEW_PERIODS),
+    "dotted": partial(_dots, most=_FEW_PERIODS),
+}
+"""Textures that captions name."""
+
+TEXTURES: tuple[Texture, ...] = (_plain, _stripes, _checker, _dots, _gradient, _marble, _speckle, _outline)

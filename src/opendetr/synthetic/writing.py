@@ -1,21 +1,24 @@
-"""Writes scenes as a dataset in the COCO layout, with instance and panoptic annotations."""
+"""Writes scenes as a dataset in the COCO layout: with instance and panoptic annotations, or with captions."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from PIL import Image
 
 from opendetr.data import DataError, write_map
 from opendetr.files import write_atomically
 from opendetr.synthetic.config import CATEGORIES, DEFAULT_CONFIG, SceneConfig
+from opendetr.synthetic.described import DescribedConfig, DescribedScene, draw_described_scene
 from opendetr.synthetic.drawing import Scene, draw_scene
 from opendetr.synthetic.labels import Segment
+from opendetr.synthetic.language import Caption, Mention, Question
 from opendetr.synthetic.polygons import mask_to_polygons, mask_to_rle
 
 DEFAULT_COUNTS: Mapping[str, int] = MappingProxyType({"train": 2000, "val": 300})
@@ -23,6 +26,8 @@ DEFAULT_COUNTS: Mapping[str, int] = MappingProxyType({"train": 2000, "val": 300}
 
 _GENERATOR = "OpenDETR scenes 1"
 _MARKER = "scenes.json"
+_KINDS = ("instances", "panoptic", "captions")  # of JSON files
+Drawn = TypeVar("Drawn")  # what is drawn for an index
 
 
 def write_scenes(
@@ -51,15 +56,61 @@ def write_scenes(
     Raises:
         DataError: the folder contains other files, or a split has an invalid name or count.
     """
-    folder = Path(folder)
+    root = Path(folder)
+    things = [record for record in CATEGORIES if record["isthing"] and record["name"] in config.classes]
+
+    def new_writer(split: str, info: dict[str, Any]) -> _SceneWriter:
+        return _SceneWriter(root / split, root / "annotations", info, things)
+
+    def draw(index: int, split: str) -> Scene:
+        return draw_scene(index, split=split, seed=seed, config=config)
+
+    _write(root, counts, {"seed": seed, "config": asdict(config)}, new_writer, draw, progress)
+
+
+def write_captioned_scenes(
+    folder: str | Path,
+    *,
+    counts: Mapping[str, int] = DEFAULT_COUNTS,
+    seed: int = 0,
+    config: DescribedConfig | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Write a dataset of described scenes in MDETR's layout: COCO with a caption per image.
+
+    The files of the split "train" are ``folder/train/000000.png`` ... and ``folder/annotations/captions_train.json``. A
+    scene has three entries in the JSON file: a referring expression, a caption that names several objects, and a
+    question with its answer. Each has the objects that it names, with the characters of their words. The arguments and
+    errors are those of :func:`write_scenes`.
+    """
+    root, config = Path(folder), config or DescribedConfig()
+
+    def new_writer(split: str, info: dict[str, Any]) -> _CaptionWriter:
+        return _CaptionWriter(root / split, root / "annotations", info)
+
+    def draw(index: int, split: str) -> DescribedScene:
+        return draw_described_scene(index, split=split, seed=seed, config=config)
+
+    _write(root, counts, {"seed": seed, "config": asdict(config)}, new_writer, draw, progress)
+
+
+def _write(
+    folder: Path,
+    counts: Mapping[str, int],
+    info: dict[str, Any],
+    new_writer: Callable[[str, dict[str, Any]], _SplitWriter[Drawn]],
+    draw: Callable[[int, str], Drawn],
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    """Write the splits, each with its own writer, into a folder that is checked first."""
     _check_counts(counts)
     _claim(folder)
-    info = {"description": _GENERATOR, "seed": seed, "config": asdict(config)}
-    writers = {split: _SplitWriter(folder, split, info | {"split": split}, config) for split in counts}
+    info = {"description": _GENERATOR} | info
+    writers = {split: new_writer(split, info | {"split": split}) for split in counts}
     done, total = 0, sum(counts.values())
     for split, count in counts.items():
         for index in range(count):
-            writers[split].add(index, draw_scene(index, split=split, seed=seed, config=config))
+            writers[split].add(index, draw(index, split))
             done += 1
             if progress is not None:
                 progress(done, total)
@@ -115,50 +166,131 @@ def _claim(folder: Path) -> None:
     (folder / _MARKER).write_text(json.dumps({"description": _GENERATOR}) + "\n")
 
 
-class _SplitWriter:
-    """Writes the images of a split one by one and its COCO files at the end."""
+class _SplitWriter(ABC, Generic[Drawn]):
+    """Writes the images of a split one by one and its JSON files at the end.
 
-    def __init__(self, folder: Path, split: str, info: dict[str, Any], config: SceneConfig) -> None:
-        self._images = folder / split
-        self._annotations = folder / "annotations"
-        self._split = split
-        images: list[dict[str, Any]] = []
-        categories = [record for record in CATEGORIES if not record["isthing"] or record["name"] in config.classes]
-        of_things = [record for record in categories if record["isthing"]]
-        things = [{key: record[key] for key in ("id", "name", "supercategory")} for record in of_things]
-        self._instances: dict[str, Any] = {"info": info, "images": images, "annotations": [], "categories": things}
-        self._panoptic: dict[str, Any] = {"info": info, "images": images, "annotations": [], "categories": categories}
+    Args:
+        images: the folder of the images; its name is that of the split.
+        annotations: the folder of the JSON files.
+    """
+
+    def __init__(self, images: Path, annotations: Path) -> None:
+        self._images = images
+        self._annotations = annotations
+        self._split = images.name
         self._clear()
 
     def _clear(self) -> None:
-        """Create and empty the folders, JSON files first. So an interrupted write never looks complete."""
-        for name in self._files():
-            (self._annotations / name).unlink(missing_ok=True)
-        for folder in (self._images, self._annotations / f"panoptic_{self._split}"):
+        """Create and empty the folders, JSON files first. So an interrupted write never looks complete.
+
+        The files of other kinds of scenes are removed as well: their images are replaced.
+        """
+        for kind in _KINDS:
+            (self._annotations / f"{kind}_{self._split}.json").unlink(missing_ok=True)
+        for folder in (self._images, self._annotations):
             folder.mkdir(parents=True, exist_ok=True)
+        for folder in (self._images, self._maps):
             for image in folder.glob("*.png"):
                 image.unlink()
+        if self._maps.is_dir():
+            self._maps.rmdir()
 
-    def _files(self) -> dict[str, dict[str, Any]]:
-        """The contents of the COCO files by name."""
-        return {f"instances_{self._split}.json": self._instances, f"panoptic_{self._split}.json": self._panoptic}
+    @property
+    def _maps(self) -> Path:
+        return self._annotations / f"panoptic_{self._split}"
 
-    def add(self, index: int, scene: Scene) -> None:
-        """Write the image and the panoptic map of a scene, and add its labels."""
+    def _save_image(self, index: int, scene: Scene) -> dict[str, Any]:
+        """Write the image of a scene. Returns its entry in a JSON file, without an id."""
         name = f"{index:06d}.png"
         Image.fromarray(scene.image).save(self._images / name, compress_level=1)
-        write_map(self._annotations / f"panoptic_{self._split}" / name, scene.segments)
         height, width = scene.segments.shape
-        self._instances["images"].append({"id": index, "file_name": name, "width": width, "height": height})
-        annotations = self._instances["annotations"]
-        for label in scene.objects:
-            # Ids start at 1: COCO's evaluation treats a match with annotation id 0 as no match.
-            ids = {"id": len(annotations) + 1, "image_id": index}
-            annotations.append(ids | _instance_record(scene, label))
-        segments_info = [_segment_record(label) for label in scene.objects + scene.stuff]
-        self._panoptic["annotations"].append({"image_id": index, "file_name": name, "segments_info": segments_info})
+        return {"file_name": name, "width": width, "height": height}
+
+    @abstractmethod
+    def _files(self) -> dict[str, dict[str, Any]]:
+        """The contents of the JSON files by kind, one of `_KINDS`."""
+
+    @abstractmethod
+    def add(self, index: int, drawn: Drawn) -> None:
+        """Write the image of a scene and add its annotations."""
 
     def finish(self) -> None:
-        """Write the COCO files, each completely or not at all."""
-        for name, content in self._files().items():
-            write_atomically(self._annotations / name, json.dumps(content, separators=(",", ":")))
+        """Write the JSON files, each completely or not at all."""
+        for kind, content in self._files().items():
+            path = self._annotations / f"{kind}_{self._split}.json"
+            write_atomically(path, json.dumps(content, separators=(",", ":")))
+
+
+class _SceneWriter(_SplitWriter[Scene]):
+    """Writes scenes with instance and panoptic annotations."""
+
+    def __init__(self, images: Path, annotations: Path, info: dict[str, Any], things: list[dict[str, Any]]) -> None:
+        super().__init__(images, annotations)
+        self._maps.mkdir()
+        stuff = [record for record in CATEGORIES if not record["isthing"]]
+        common: dict[str, Any] = {"info": info, "images": []}
+        self._instances: dict[str, Any] = common | {"annotations": [], "categories": _plain_categories(things)}
+        self._panoptic: dict[str, Any] = common | {"annotations": [], "categories": things + stuff}
+
+    def _files(self) -> dict[str, dict[str, Any]]:
+        return {"instances": self._instances, "panoptic": self._panoptic}
+
+    def add(self, index: int, drawn: Scene) -> None:
+        """Write the image and the panoptic map of a scene, and add its labels."""
+        row = {"id": index} | self._save_image(index, drawn)
+        write_map(self._maps / row["file_name"], drawn.segments)
+        self._instances["images"].append(row)
+        annotations = self._instances["annotations"]
+        for label in drawn.objects:
+            # Ids start at 1: COCO's evaluation treats a match with annotation id 0 as no match.
+            ids = {"id": len(annotations) + 1, "image_id": index}
+            annotations.append(ids | _instance_record(drawn, label))
+        segments_info = [_segment_record(label) for label in drawn.objects + drawn.stuff]
+        entry = {"image_id": index, "file_name": row["file_name"], "segments_info": segments_info}
+        self._panoptic["annotations"].append(entry)
+
+
+class _CaptionWriter(_SplitWriter[DescribedScene]):
+    """Writes described scenes, with an entry per text."""
+
+    def __init__(self, images: Path, annotations: Path, info: dict[str, Any]) -> None:
+        super().__init__(images, annotations)
+        things = _plain_categories([record for record in CATEGORIES if record["isthing"]])
+        self._content: dict[str, Any] = {"info": info, "images": [], "annotations": [], "categories": things}
+
+    def _files(self) -> dict[str, dict[str, Any]]:
+        return {"captions": self._content}
+
+    def add(self, index: int, drawn: DescribedScene) -> None:
+        """Write the image of a scene, and add its expression, its caption and its question."""
+        row = self._save_image(index, drawn.scene) | {"original_id": index}
+        expression, caption, question = drawn.expression, drawn.caption, drawn.question
+        target = Caption(text=expression.text, mentions=(Mention(expression.span, (expression.target,)),))
+        self._add_text(row | {"dataset_name": "scenes_refexp", "expression_kind": expression.kind}, drawn, target)
+        phrases = [[list(mention.span)] for mention in caption.mentions]
+        self._add_text(row | {"dataset_name": "scenes_captions", "tokens_positive_eval": phrases}, drawn, caption)
+        self._add_text(row | {"dataset_name": "scenes_qa"} | _answer(question, index), drawn, question)
+
+    def _add_text(self, row: dict[str, Any], drawn: DescribedScene, text: Caption) -> None:
+        """Add a text with the objects that it names. An object has all spans that name it."""
+        images, annotations = self._content["images"], self._content["annotations"]
+        image_id = len(images)
+        whole = [[0, len(text.text)]]
+        images.append({"id": image_id} | row | {"caption": text.text, "tokens_negative": whole})
+        spans: dict[int, list[list[int]]] = {}
+        for mention in text.mentions:
+            for thing in mention.things:
+                spans.setdefault(thing, []).append(list(mention.span))
+        for thing, positive in spans.items():
+            record = _instance_record(drawn.scene, drawn.scene.objects[thing])
+            ids = {"id": len(annotations) + 1, "image_id": image_id}
+            annotations.append(ids | record | {"tokens_positive": positive})
+
+
+def _answer(question: Question, index: int) -> dict[str, Any]:
+    """The fields of a question, named as in GQA's file."""
+    return {"questionId": str(index), "question_type": question.type, "answer": question.answer}
+
+
+def _plain_categories(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{key: record[key] for key in ("id", "name", "supercategory")} for record in records]
