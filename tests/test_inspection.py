@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from golden_tracking import state_for
 from opendetr.models.conditional import ConditionalAttention, QueryAttention
 from opendetr.models.detector import Detector
 from opendetr.models.masks import MaskAttention, MaskedDetector
@@ -59,8 +60,11 @@ def padded_images() -> ImageBatch:
 def run(model: Detector) -> list[Tensor]:
     """All outputs of a forward pass with dropout from seed 5; a model with masks computes some of either image."""
     torch.manual_seed(5)
-    output = model(padded_images())
-    outputs = [tensor for layer in output.layers for tensor in (layer.logits, layer.boxes)]
+    batch = padded_images()
+    state = state_for(model, batch)
+    output = model(batch) if state is None else model(batch, state)
+    layers = (*output.layers, *getattr(output, "tracks", ()))
+    outputs = [tensor for layer in layers for tensor in (layer.logits, layer.boxes)]
     if isinstance(model, MaskedDetector):
         outputs.append(model.masks(output, torch.tensor([1, 0, 1]), torch.tensor([3, 0, 1])))
     return outputs
@@ -176,7 +180,7 @@ def plain_deformable(module: DeformableAttention, a: Arguments) -> tuple[Tensor,
     locations = torch.empty_like(offsets)
     for level, (h, w) in enumerate(a["shapes"]):
         reference = a["reference"][:, :, level].double()[:, :, None, None]
-        unit = torch.tensor([1 / w, 1 / h]).double()
+        unit = torch.tensor([1 / h, 1 / w] if module.swap_offsets else [1 / w, 1 / h]).double()
         if reference.shape[-1] == 4:
             unit = reference[..., 2:] / 2 / module.num_points
         locations[:, :, :, level] = reference[..., :2] + offsets[:, :, :, level] * unit
@@ -246,8 +250,9 @@ def test_every_attention_module_is_collected_and_its_weights_sum_to_one(name):
     with collect_attention(model) as attention:
         run(model)
     transformer = preset.model.transformer
+    of_tracks = [key for key in attention if any(part in key for part in ("track_", "interaction"))]
     expected = transformer.encoder_layers + 2 * transformer.decoder_layers + (preset.has_masks)
-    assert len(attention) == expected
+    assert len(attention) == expected + len(of_tracks)
     modules = dict(model.named_modules())
     assert attention.keys() == {key for key, module in modules.items() if "Attention" in type(module).__name__}
     for key, calls in attention.items():
@@ -271,7 +276,7 @@ def test_padding_has_no_weight(name):
         for weights, (arguments, _) in zip(attention[key], calls, strict=True)
         if arguments.get("padding") is not None and isinstance(weights, Tensor)
     ]
-    assert padded or "deformable" in name
+    assert padded or "deformable" in name or "transtrack" in name
     for weights, padding in padded:
         assert padding.any()
         hidden = padding[:, None, None] if padding.dim() == 2 else padding  # the mask attention sees one image

@@ -168,7 +168,7 @@ def test_public_names_resolve_and_are_listed() -> None:
 
 # Where a member may be told from others: its own files.
 OF_MEMBERS = ("models", "presets")
-OF_FAMILIES = ("conditional", "deformable", "detr", "masks")  # of weights/
+OF_FAMILIES = ("conditional", "deformable", "detr", "masks", "motr", "transtrack")  # of weights/
 MAY_NAME_MODELS = ("bench", "cli")  # in help texts and benchmarks
 OTHER_USES = {"data/augmentation.py": {"detr"}}  # an augmentation has this name
 SUFFIXES = {"-panoptic", "-dc5", "-tiny", "-masks", "-two-stage", "-refine"}  # of names in the catalogue

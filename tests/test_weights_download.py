@@ -409,7 +409,7 @@ def test_the_catalogue_of_weights():
     names = presets.list_models()
     for name, weights in published_files().items():
         assert name in names
-        assert 0.3 < weights.ap < 0.5
+        assert weights.ap is None or 0.3 < weights.ap < 0.5
         assert weights.is_checked == name.startswith("detr-")
         assert not weights.is_checked or weights.place.endswith(weights.file)
     assert len({weights.path for weights in published_files().values()}) == len(published_files())

@@ -116,7 +116,8 @@ def _explanation(row: Mapping[str, Any]) -> str:
 
     name, weights, family = row["name"], row["weights"], FAMILIES.get(row["family"])
     encoder, decoder = row["layers"].split("+")
-    metrics = [f"{key} {_percent(weights[key])}" for key in ("AP", "mask AP", "PQ") if weights.get(key)]
+    metrics = [f"{key} {_percent(value)}" for key, value in weights.get("results", {}).items()]
+    dataset = " on COCO val2017" if weights.get("AP") else ""
     relative = row["relative_time"]
     facts = {
         "backbone": row["backbone"],
@@ -125,7 +126,7 @@ def _explanation(row: Mapping[str, Any]) -> str:
         "parameters": f"{row['parameters'] / 1e6:.1f} M",
         "image size": f"{row['image_size']} pixels on the short side",
         "time": "not measured" if relative is None else f"{relative:g} times that of detr-r50, for one image on a CPU",
-        "published": f"{', '.join(metrics)} on COCO val2017" if metrics else "no metrics",
+        "published": f"{', '.join(metrics)}{dataset}" if metrics else "no metrics",
         "weights": ", ".join(filter(None, (_origin(weights), weights.get("licence")))),
     }
     if weights.get("origin") == "manual" and not weights["cached"]:
@@ -187,6 +188,7 @@ def _weights(name: str) -> dict[str, Any]:
         "AP": published.ap,
         "mask AP": published.mask_ap,
         "PQ": published.pq,
+        "results": published.results,
         "cached": published.path.is_file(),
     }
 

@@ -6,8 +6,10 @@ from opendetr.losses.dense import DenseConfig, DenseSupervision
 from opendetr.losses.masks import MaskCriterionConfig, MaskLoss
 from opendetr.losses.matcher import MatcherConfig, match
 from opendetr.losses.term import LossTerm, Normaliser
+from opendetr.losses.tracks import ANONYMOUS, TrackCriterion, inherited
 
 __all__ = [
+    "ANONYMOUS",
     "ClassTerm",
     "CriterionConfig",
     "DenseConfig",
@@ -21,6 +23,8 @@ __all__ = [
     "SetCriterion",
     "SigmoidFocalClassification",
     "SoftmaxClassification",
+    "TrackCriterion",
+    "inherited",
     "match",
     "of_matches",
 ]

@@ -70,6 +70,8 @@ class Detector(nn.Module):
         query_rows: names of the tensors with one row per learned query.
         has_masks: whether the output has `masks`, which computes the masks of queries.
         has_proposals: whether the output has `proposals`, boxes of the encoder with their own loss.
+        recomputes_whole: whether activation checkpointing recomputes the whole model instead of each of its blocks. A
+            video model runs once per frame, so it stores only the images and the state of each frame.
         first_level: the backbone stage (0 to 3) of the finest projected features.
         parameter_rates: learning rates that differ from that of the recipe. By default the backbone and learned
             position encodings have that of the backbone, as published, and sampling points of deformable attention have
@@ -85,6 +87,7 @@ class Detector(nn.Module):
     detector_part: str | None = None
     has_masks: bool = False
     has_proposals: bool = False
+    recomputes_whole: bool = False
     first_level: int = 3
     parameter_rates: tuple[ParameterRate, ...] = (
         ParameterRate(names=frozenset({"backbone", "position"}), rate=lambda recipe: recipe.backbone_learning_rate),

@@ -42,6 +42,20 @@ FAMILIES = {
         "cells. This makes fine features affordable, which helps to detect small objects. Training takes about a tenth "
         "of DETR's epochs.",
     ),
+    "transtrack": Family(
+        "TransTrack",
+        "Sun et al., 2020",
+        "A Deformable DETR for video with two decoders. One detects the objects of a frame. The other starts from the "
+        "boxes and queries of the frame before and predicts where these objects are now. Boxes of both that overlap "
+        "belong to one track. It learns from still images, too, which it shifts.",
+    ),
+    "motr": Family(
+        "MOTR",
+        "Zeng et al., 2022",
+        "A Deformable DETR for video. A query that finds an object follows it from frame to frame and is updated in "
+        "between, while further queries find new objects. There is no matching of boxes between frames. It learns from "
+        "clips with track ids.",
+    ),
 }
 """The families by the name in `Detector.family`."""
 

@@ -33,6 +33,7 @@ from opendetr.presets.deformable import (
     deformable_detr_tiny,
 )
 from opendetr.presets.detr import detr_r18, detr_r50, detr_r50_dc5, detr_r101, detr_r101_dc5, detr_tiny
+from opendetr.presets.motr import motr_r50, motr_tiny
 from opendetr.presets.panoptic import (
     deformable_detr_tiny_panoptic,
     detr_r50_dc5_panoptic,
@@ -41,6 +42,7 @@ from opendetr.presets.panoptic import (
     detr_tiny_panoptic,
 )
 from opendetr.presets.preset import Preset, build_model, build_task
+from opendetr.presets.transtrack import transtrack_r50, transtrack_tiny
 from opendetr.tasks import Task
 from opendetr.weights import WeightsError, is_remote, load_weights, local_file, published_files
 
@@ -69,6 +71,10 @@ _PRESETS: dict[str, Callable[[], Preset]] = {
         deformable_detr_r50_two_stage,
         deformable_detr_tiny,
         deformable_detr_tiny_panoptic,
+        transtrack_r50,
+        transtrack_tiny,
+        motr_r50,
+        motr_tiny,
     )
 }
 

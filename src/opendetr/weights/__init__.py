@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from opendetr.weights import conditional, deformable, detr, masks
+from opendetr.weights import conditional, deformable, detr, masks, motr, transtrack
 from opendetr.weights.card import ModelCard, read_card, save_weights
 from opendetr.weights.download import download
 from opendetr.weights.errors import WeightsError, naming
@@ -66,7 +66,7 @@ __all__ = [
 ]
 
 _OWN = (detr.FAMILY, conditional.FAMILY, deformable.FAMILY)
-for _family in _OWN:
+for _family in (*_OWN, transtrack.FAMILY, motr.FAMILY):
     register_family(_family)
 register_family(masks.DETR)
 # transformers' ConditionalDetrForSegmentation predicts boxes without the reference points, so it cannot be used.

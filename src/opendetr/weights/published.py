@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from opendetr.files import cache_folder
@@ -17,10 +18,11 @@ class PublishedWeights:
     Attributes:
         file: file name in the cache.
         place: URL of the file, or of a page to download it from manually if there is no hash to check it.
-        licence: SPDX identifier.
-        ap: box AP on COCO val2017 as published, in 0..1.
+        licence: SPDX identifier, or "not stated" if no source states it.
+        ap: box AP on COCO val2017 as published, in 0..1; None for models of other datasets.
         mask_ap: mask AP on COCO val2017, in 0..1; None without masks.
         pq: panoptic quality on COCO panoptic val2017, in 0..1; None without masks.
+        figures: further published results by name, in 0..1.
         megabytes: size in MiB; None if not published.
         hub: name of the Hugging Face repository with the same weights, if the authors give one.
         is_checked: whether the file name contains the hash. Only then the file is downloaded.
@@ -29,12 +31,19 @@ class PublishedWeights:
     file: str
     place: str
     licence: str
-    ap: float
+    ap: float | None = None
     mask_ap: float | None = None
     pq: float | None = None
+    figures: Mapping[str, float] = field(default_factory=dict)
     megabytes: int | None = None
     hub: str | None = None
     is_checked: bool = False
+
+    @property
+    def results(self) -> dict[str, float]:
+        """The published results by name, in 0..1."""
+        on_coco = {"AP": self.ap, "mask AP": self.mask_ap, "PQ": self.pq}
+        return {name: value for name, value in on_coco.items() if value is not None} | dict(self.figures)
 
     @property
     def path(self) -> Path:

@@ -1,0 +1,34 @@
+"""What the presets of video models have in common."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from opendetr.losses import DenseSupervision
+from opendetr.models import TrackerConfig
+from opendetr.presets.preset import Preset
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingPreset(Preset):
+    """The configuration of a model that tracks objects through a video.
+
+    Attributes:
+        tracker: when a track begins, continues and ends.
+
+    Raises:
+        ValueError: it has a mask head.
+    """
+
+    tracker: TrackerConfig = field(default_factory=lambda: TrackerConfig(birth=0.4, keep=0.4, patience=32))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.has_masks:
+            raise ValueError(f"{self.name}: a tracker has no mask head; leave masks.enabled false")
+
+    def _dense(self, num_classes: int) -> DenseSupervision | None:
+        """Dense supervision of the encoder, if it is enabled."""
+        if not self.dense.weight > 0:
+            return None
+        return DenseSupervision(self.dense, self.model.transformer.width, num_classes)
