@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,6 +42,7 @@ from opendetr.structures import FeatureMap, Output, Predictions, Scoring
 
 _PRIOR = 0.01  # initial class probability, low because most queries match no object
 _EPSILON = 1e-5  # as in the original, for the logits of references
+_QUERY_PARTS, _PROPOSAL_PARTS = ("queries.", "reference_points."), ("proposal_",)  # of one and of two stages
 _PROPOSAL_SIZE = 0.05  # side of a proposal on the finest level; it doubles with each coarser level
 _PROPOSAL_MARGIN = 0.01  # proposals closer to an edge of the image are excluded
 
@@ -312,6 +313,14 @@ class DeformableDETR(Detector):
     def num_queries(self) -> int:
         """Q."""
         return self.queries.num_embeddings
+
+    def completed(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """As `Detector.completed`. For a two-stage detector, learned queries replace the proposals."""
+        proposals = {name for name in state if name.startswith(_PROPOSAL_PARTS)}
+        if not proposals:
+            return super().completed(state)
+        queries = {name: value for name, value in self.state_dict().items() if name.startswith(_QUERY_PARTS)}
+        return super().completed(queries | {name: state[name] for name in state.keys() - proposals})
 
     def project_features(
         self, features: tuple[FeatureMap, ...], padding: Tensor | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import Field
 from typing import Any, ClassVar, Protocol
 
@@ -68,6 +69,8 @@ class Detector(nn.Module):
         class_rows: names of the tensors with one row per class.
         objectness_rows: names of tensors with as many rows, of which only the first is used, for "any object".
         query_rows: names of the tensors with one row per learned query.
+        added_parts: names of submodules, at any depth, that the detector lacks on which the model builds. The model can
+            start from the weights of such a detector; see `completed`.
         has_masks: whether the output has `masks`, which computes the masks of queries.
         has_proposals: whether the output has `proposals`, boxes of the encoder with their own loss.
         recomputes_whole: whether activation checkpointing recomputes the whole model instead of each of its blocks. A
@@ -85,6 +88,7 @@ class Detector(nn.Module):
     objectness_rows: tuple[str, ...] = ()
     query_rows: tuple[str, ...] = ("queries.weight",)
     detector_part: str | None = None
+    added_parts: frozenset[str] = frozenset()
     has_masks: bool = False
     has_proposals: bool = False
     recomputes_whole: bool = False
@@ -128,6 +132,11 @@ class Detector(nn.Module):
     @abstractmethod
     def decode(self, memory: tuple[FeatureMap, ...], features: tuple[FeatureMap, ...] = ()) -> Output:
         """Memory -> predictions of every decoder layer. `features` become part of the output."""
+
+    def completed(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The weights of a detector without `added_parts`, in our layout -> the same with those of this model."""
+        added = {name: value for name, value in self.state_dict().items() if self.added_parts & set(name.split("."))}
+        return added | dict(state)
 
     def from_features(self, features: tuple[FeatureMap, ...], padding: Tensor | None = None) -> Output:
         """Backbone features -> predictions of every decoder layer; `padding` as in `project_features`."""

@@ -177,6 +177,7 @@ class MOTR(DeformableDETR):
     family = "motr"
     decoder_layer = TrackDecoderLayer
     recomputes_whole = True
+    added_parts = frozenset({"interaction", "track_attention", "track_attention_residual"})
 
     def __init__(self, config: MOTRConfig, num_logits: int, scoring: Scoring) -> None:
         super().__init__(config, num_logits, scoring)

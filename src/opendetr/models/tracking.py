@@ -121,7 +121,8 @@ class QueryLifetime:
 
     def follow(self, memory: QueryMemory, scores: Tensor, ids: Tensor) -> tuple[QueryMemory, Tensor]:
         """Scores (R,) and the tracks (R,) that the queries follow -> the memory, and the tracks after this frame."""
-        is_sure, is_missed = scores >= self.config.birth, (scores < self.config.keep) & (ids >= 0)
+        # Rows that only fill up a batch have score 0, and no threshold makes tracks of them.
+        is_sure, is_missed = (scores >= self.config.birth) & (scores > 0), (scores < self.config.keep) & (ids >= 0)
         is_new = is_sure & (ids < 0)
         alive = torch.where(is_new, memory.next_id - 1 + is_new.long().cumsum(0), ids)
         missed = {track: memory.missed[track] for track in ids[~is_sure].tolist() if track in memory.missed}
@@ -190,10 +191,8 @@ class BoxAssociation:
         scores = self.config.scores(output.final)[video]
         predicted = output.tracks[-1].boxes[video]
         memory = self.associate(memory, scores, cxcywh_to_xyxy(output.final.boxes[video]), cxcywh_to_xyxy(predicted))
-        ids = torch.full_like(output.track_ids[video], -1)
-        for track in memory.tracks:
-            if track.query is not None:
-                ids[track.query] = track.id
+        queries = {track.query: track.id for track in memory.tracks if track.query is not None}
+        ids = torch.tensor([queries.get(query, -1) for query in range(len(scores))], device=output.track_ids.device)
         return memory, ids, ids
 
     def associate(self, memory: BoxMemory, scores: Tensor, boxes: Tensor, predicted: Tensor | None = None) -> BoxMemory:
@@ -207,6 +206,7 @@ class BoxAssociation:
                 same unit. By default they stay where they were.
         """
         scores, boxes = scores.detach().cpu(), boxes.detach().float().cpu()
+        predicted = None if predicted is None else predicted.detach().float().cpu()
         kept = (scores >= self.config.keep).nonzero()[:, 0].tolist()
         candidates = [self._moved(track, predicted) for track in memory.tracks]
         pairs, rejected = self._pairs(boxes[kept], candidates)

@@ -9,6 +9,7 @@ Shape letters: B batch, Q queries, L decoder layers, D width, h w cells of a lev
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -74,6 +75,7 @@ class TransTrack(DeformableDETR):
     """The TransTrack model; its arguments are those of `DeformableDETR`."""
 
     family = "transtrack"
+    added_parts = frozenset({"track_decoder", "combine"})
 
     def __init__(self, config: TransTrackConfig, num_logits: int, scoring: Scoring) -> None:
         super().__init__(config, num_logits, scoring)
@@ -154,6 +156,14 @@ class TransTrack(DeformableDETR):
         return TransTrackOutput(
             output.layers, output.queries, features, output.memory, state=state, track_ids=ids, tracks=tracks
         )
+
+    def completed(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """As `Detector.completed`. The track decoder is a copy of the decoder, and the previous frame has no weight."""
+        whole, width = super().completed(state), len(self.combine.weight)
+        whole |= {f"track_{name}": value for name, value in state.items() if name.startswith("decoder.")}
+        whole["combine.weight"] = torch.eye(width, 2 * width)[..., None, None]
+        whole["combine.bias"] = torch.zeros(width)
+        return whole
 
     def update(self, output: TrackingOutput, ids: Tensor) -> Movable:
         """The state for the next frame. It does not depend on `ids`, the tracks (B, Q) of the queries."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Self, cast
 
 from opendetr.losses import DenseSupervision
-from opendetr.models import TrackerConfig
+from opendetr.models import DeformableDETRConfig, TrackerConfig
 from opendetr.presets.preset import Preset
 
 
@@ -27,8 +28,23 @@ class TrackingPreset(Preset):
         if self.has_masks:
             raise ValueError(f"{self.name}: a tracker has no mask head; leave masks.enabled false")
 
+    def can_start_from(self, other: Preset) -> bool:
+        """Whether the other model is a Deformable DETR with refinement."""
+        return isinstance(other.model, DeformableDETRConfig) and other.model.refine and not _is_tracker(other)
+
+    def like_trained(self, other: Preset) -> Self:
+        """The preset with the architecture of the weights that it starts from."""
+        if _is_tracker(other):
+            return replace(self, model=other.model)
+        model, detector = cast(DeformableDETRConfig, self.model), cast(DeformableDETRConfig, other.model)
+        return replace(self, model=replace(model, backbone=detector.backbone, transformer=detector.transformer))
+
     def _dense(self, num_classes: int) -> DenseSupervision | None:
         """Dense supervision of the encoder, if it is enabled."""
         if not self.dense.weight > 0:
             return None
         return DenseSupervision(self.dense, self.model.transformer.width, num_classes)
+
+
+def _is_tracker(preset: Preset) -> bool:
+    return isinstance(preset, TrackingPreset)

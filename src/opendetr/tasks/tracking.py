@@ -215,9 +215,7 @@ class MOTRTask(Task[Batch, MOTROutput]):
         seeds = batch.seeds if isinstance(batch, ClipBatch) else ()
         is_random = self.training and (self.config.random_drop > 0 or self.config.false_positives > 0)
         if not seeds and is_random and len(_frames(batch)) > 1:
-            raise ValueError(
-                "ClipBatch.seeds: MOTR draws at random which tracks it drops; collate with a seed per clip"
-            )
+            raise ValueError("ClipBatch.seeds: MOTR drops tracks at random; collate the clips with a seed each")
         return seeds or [0] * len(batch)
 
     def match(self, output: MOTROutput, targets: Sequence[Target]) -> Matches:

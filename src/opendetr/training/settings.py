@@ -73,7 +73,7 @@ def set_up(
     name = _same_name(model, record.get("name"), f"{config}: contains the settings of {record.get('name')}")
     choice = weights_choice(name or DEFAULT_MODEL, weights)
     requested = name or _model_of(choice)
-    if choice in list_models() and name_without_masks(requested or choice) != name_without_masks(choice):
+    if choice in list_models() and not _can_start_from(requested or choice, choice):
         raise ConfigError(f"the weights of {choice} do not fit {requested}; leave the model out, or give other weights")
     origin = starting_point(name or DEFAULT_MODEL, choice)
     card = read_card(origin) if isinstance(origin, Path) else None
@@ -82,9 +82,10 @@ def set_up(
         preset = trained_from_nothing(preset)
     elif card is not None:
         card_preset = preset_from_dict(card.config)
-        is_detector_of_card = preset.name == card_preset.without_masks
-        masks = card_preset.masks if card_preset.has_masks and not is_detector_of_card else preset.masks
-        preset = replace(preset, model=card_preset.model, masks=masks, data=_sizes_of(card_preset.data, preset.data))
+        without_masks = preset.name == card_preset.without_masks or preset.can_start_from(card_preset)
+        masks = card_preset.masks if card_preset.has_masks and not without_masks else preset.masks
+        sizes = _sizes_of(card_preset.data, preset.data)
+        preset = replace(preset.like_trained(card_preset), masks=masks, data=sizes)
         if freeze_detector:
             if card_preset.has_masks:
                 preset = replace(preset, data=replace(preset.data, masks=card_preset.data.masks))
@@ -106,6 +107,12 @@ def _model_of(choice: str) -> str | None:
     return choice if choice in list_models() else None
 
 
+def _can_start_from(name: str, other: str) -> bool:
+    """Whether a model can start from the weights of another: with or without masks, or of the detector it builds on."""
+    is_variant = name_without_masks(name) == name_without_masks(other)
+    return is_variant or get_preset(name).can_start_from(get_preset(other))
+
+
 def _sizes_of(trained: DataConfig, data: DataConfig) -> DataConfig:
     """`data` with the image size of a trained detector, whose predictions are worse at other sizes."""
     return replace(data, image_size=trained.image_size, max_size=trained.max_size, side_multiple=trained.side_multiple)
@@ -118,7 +125,7 @@ def _model_name(name: str | None, card: ModelCard | None, origin: str | Path, *,
     variant with a mask head.
     """
     card_name = str(card.config.get("name")) if card else None
-    if name and card_name and name_without_masks(name) == name_without_masks(card_name):
+    if name and card_name and _can_start_from(name, card_name):
         chosen = name
     else:
         chosen = _same_name(name, card_name, f"{origin}: holds {card_name}") or DEFAULT_MODEL
