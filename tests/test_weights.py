@@ -287,7 +287,8 @@ def test_models_say_where_weights_come_from(tmp_path, monkeypatch):
     assert rows["detr-r50"] == {
         "origin": "download", "file": "detr-r50-e632da11.pth", "hub": None, "MiB": 159, "licence": "Apache-2.0",
         "address": "https://dl.fbaipublicfiles.com/detr/detr-r50-e632da11.pth", "AP": 0.42,
-        "mask AP": None, "PQ": None, "cached": False, "path": str(tmp_path / "detr-r50-e632da11.pth"),
+        "mask AP": None, "PQ": None, "results": {"AP": 0.42}, "cached": False,
+        "path": str(tmp_path / "detr-r50-e632da11.pth"),
     }  # fmt: skip
     assert rows["detr-r101"]["cached"] and rows["detr-r18"] == {}
     assert rows["deformable-detr-r50"]["origin"] == "manual"
