@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from golden_tracking import normalised
+from opendetr import Predictor, distributed
 from opendetr.categories import Categories, coco_categories
 from opendetr.models import (
     MOTR,
@@ -38,11 +44,13 @@ from opendetr.structures import Batch, ClipBatch, ImageBatch, Predictions, Targe
 from opendetr.tasks import COUNT, Task
 from opendetr.tasks.tracking import shifted
 from opendetr.training.activation_checkpointing import recompute_blocks
+from opendetr.training.callbacks import MetricsFile, read_metrics
 from opendetr.training.events import Callback
 from opendetr.training.settings import set_up
 from opendetr.training.starting_weights import load_start
 from opendetr.training.trainer import STATE, Trainer
 from opendetr.weights import WeightsError, transfer
+from test_processes import ENVIRONMENT, in_processes, needs_fork
 
 NUM_CLASSES = 3
 TRACKERS = [name for name in list_models() if hasattr(get_preset(name), "tracker")]
@@ -257,40 +265,77 @@ def test_an_anonymous_object_has_a_class_loss_alone_and_begins_no_track(name):
 
 
 class Clips:
-    """A loader of the same clips in every epoch."""
+    """A loader of the same clips in every epoch, and of the share of a process in them."""
 
     def __len__(self) -> int:
         return 2
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[ClipBatch]:
-        yield from [replace(CLIP, seed=seed) for seed in range(len(self))][start:]
+        share = CLIP.split(distributed.world_size())[distributed.rank()]
+        yield from [replace(share, seed=seed) for seed in range(len(self))][start:]
+
+
+def train(name: str, folder: Path, *, resume: bool = False, callbacks: Sequence[Any] = ()) -> None:
+    """Two steps, or what is left of them."""
+    torch.set_num_threads(1)
+    preset, task = small(name, min_iou=0.0) if name in MOTRS else small(name)
+    recipe = replace(preset.recipe, batch_size=2, max_steps=2, precision="fp32", warmup_steps=0)
+    Trainer(task, Clips(), recipe, folder, callbacks=callbacks, device="cpu").train(resume=resume)
 
 
 class StopAfterOne(Callback):
     def on_step(self, event: Any) -> None:
         if event.step == 1:
-            import os
-            import signal
-
             os.kill(os.getpid(), signal.SIGINT)
 
 
 @each_family
 def test_two_steps_learn_and_resume_to_the_same_bits(name, tmp_path):
-    def train(folder: Path, *, resume: bool = False, callbacks: Sequence[Any] = ()) -> dict[str, Tensor]:
-        preset, task = small(name, min_iou=0.0) if name in MOTRS else small(name)
-        recipe = replace(preset.recipe, batch_size=2, max_steps=2, precision="fp32", warmup_steps=0)
-        Trainer(task, Clips(), recipe, folder, callbacks=callbacks, device="cpu").train(resume=resume)
-        return load_file(folder / "last" / STATE)
-
-    torch.set_num_threads(1)
-    whole = train(tmp_path / "whole")
-    train(tmp_path / "stopped", callbacks=[StopAfterOne()])
-    resumed = train(tmp_path / "stopped", resume=True)
+    train(name, tmp_path / "whole")
+    train(name, tmp_path / "stopped", callbacks=[StopAfterOne()])
+    train(name, tmp_path / "stopped", resume=True)
+    whole, resumed = (load_file(tmp_path / folder / "last" / STATE) for folder in ("whole", "stopped"))
     assert whole.keys() == resumed.keys()
     assert not [key for key in whole if not torch.equal(whole[key], resumed[key])]
     before = small(name)[1].state_dict()
     assert sum(not torch.equal(value, whole[f"task/{key}"]) for key, value in before.items()) > 50
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    command = [sys.executable, __file__, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=ENVIRONMENT)
+    assert done.returncode == 0 and json.loads(done.stdout) == [0] * 6, done.stderr
+    return folder
+
+
+@needs_fork
+@each_family
+def test_two_processes_equal_one(name, runs):
+    """Each has a clip; the second step supervises the other decoder of TransTrack."""
+    one, two = ([row for row in read_metrics(runs / f"{name}-{n}") if row["kind"] == "step"] for n in (1, 2))
+    assert len(one) == len(two) == 2
+    for ours, theirs in zip(one, two, strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
+        # The gradient of a random backbone without norms is rough in float32; in float64 the clips add up exactly.
+        assert ours["gradient_norm"] == pytest.approx(theirs["gradient_norm"], rel=5e-3)
+        assert ours["losses"].keys() == theirs["losses"].keys()
+        for term, values in ours["losses"].items():
+            assert theirs["losses"][term] == pytest.approx(values, rel=1e-3, abs=1e-5), term
+
+
+def main(folder: Path) -> None:
+    """Train both in one and in two processes, and print the exit codes."""
+    codes = []
+    for name in ("transtrack-tiny", "motr-tiny"):
+        for count in (1, 2):
+
+            def work(name: str = name, count: int = count) -> None:
+                train(name, folder / f"{name}-{count}", callbacks=[MetricsFile()])
+
+            codes += in_processes(count, work)
+    print(json.dumps(codes))
 
 
 @each_family
@@ -472,3 +517,18 @@ def test_settings_of_a_preset_that_cannot_be(name):
     field, value = ("random_drop", 2.0) if name in MOTRS else ("max_shift", 0)
     with pytest.raises(ValueError, match=f"tracking.{field}: expected"):
         replace(preset.tracking, **{field: value})
+
+
+@everyone
+def test_a_tracker_detects_in_single_images(name):
+    """Batches of any number; nothing of one reaches the next."""
+    preset, task = small(name)
+    predictor = Predictor(task.model, preset, Categories.from_names("abc"), device="cpu")
+    images = [(255 * torch.rand(3, 48, 64)).byte().permute(1, 2, 0).numpy() for _ in range(3)]
+    first = predictor.predict(images[0], min_score=0.0)
+    together = list(predictor.predict(images, min_score=0.0))
+    torch.testing.assert_close(together[0].boxes, first.boxes, atol=1e-3, rtol=0)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
