@@ -17,9 +17,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+import opendetr
 from golden_tracking import normalised
 from opendetr import Predictor, distributed
 from opendetr.categories import Categories, coco_categories
+from opendetr.export import export_official
 from opendetr.models import (
     MOTR,
     BoxAssociation,
@@ -36,6 +38,7 @@ from opendetr.presets import (
     get_preset,
     list_models,
     miniature,
+    registry,
     shipped_weights,
     trained_from_nothing,
 )
@@ -467,6 +470,20 @@ def test_a_tiny_tracker_starts_from_the_weights_of_the_package(name, tmp_path):
     model = build_model(setup.preset, 2)
     report = load_start(model, origin, setup.preset, Categories.from_names(["disc", "other"]))
     assert "1 kept (disc), 1 new (other)" in report and "queries" in report and "proposal_class_head" in report
+
+
+@pytest.mark.parametrize("name", ["motr-r50", "transtrack-r50"])
+def test_a_published_file_is_loaded_by_the_name_of_its_model(name, tmp_path, monkeypatch):
+    preset = miniature(name)
+    monkeypatch.setitem(registry._PRESETS, name, lambda: preset)
+    model = build_model(preset, len(preset.published_categories()))
+    export_official(model, preset, tmp_path / "published.pth")
+    predictor = opendetr.load(tmp_path / "published.pth", model=name, device="cpu")
+    assert predictor.categories == preset.published_categories()
+    names = [name for name, used in zip(predictor.categories.names, predictor.categories.used, strict=True) if used]
+    assert names == ["person"]
+    # Weights of a detector have the classes of COCO.
+    assert preset.categories_of(build_model(miniature("deformable-detr-r50"), 91).state_dict()) == coco_categories()
 
 
 # --------------------------------------------------------------------------------------------------------------- errors

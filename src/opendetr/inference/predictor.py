@@ -61,7 +61,6 @@ from opendetr.weights import (
     read_card,
     read_state,
     require_classes,
-    usual_categories,
 )
 
 DETECTION_SCORE = 0.5
@@ -632,7 +631,7 @@ def load(
         preset = preset if model in (None, preset.name) else detector_alone(preset)
     elif model is not None:
         preset = get_preset(model)
-        known = categories or usual_categories(state)
+        known = categories or preset.categories_of(state)
     else:
         raise WeightsError(f"{path}: does not name its model; give --model (in Python model=...), such as detr-r50")
     network = build_model(preset, preset.num_classes(known), strict_no_object=strict_no_object)

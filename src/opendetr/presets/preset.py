@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Self, cast
+
+from torch import Tensor
 
 from opendetr.categories import Categories, coco_categories, coco_panoptic_categories
 from opendetr.config import ConfigError
@@ -31,6 +34,7 @@ from opendetr.models import (
 from opendetr.recipe import Recipe
 from opendetr.structures import Batch
 from opendetr.tasks import DetectionTask, MaskHeadTask, Task
+from opendetr.weights import usual_categories
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +106,10 @@ class Preset:
     def published_categories(self) -> Categories:
         """The classes of the published weights: COCO panoptic with a mask head, else COCO."""
         return coco_panoptic_categories() if self.has_masks else coco_categories()
+
+    def categories_of(self, state: Mapping[str, Tensor]) -> Categories:
+        """The classes of weights in any layout that do not name their classes."""
+        return usual_categories(state)
 
     def build_model(self, num_classes: int, *, strict_no_object: bool = False) -> Detector:
         """The model, randomly initialised; see the function `build_model`."""

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Self, cast
 
+from torch import Tensor
+
+from opendetr.categories import Categories
 from opendetr.losses import DenseSupervision
 from opendetr.models import DeformableDETRConfig, TrackerConfig
 from opendetr.presets.preset import Preset
@@ -27,6 +31,12 @@ class TrackingPreset(Preset):
         super().__post_init__()
         if self.has_masks:
             raise ValueError(f"{self.name}: a tracker has no mask head; leave masks.enabled false")
+
+    def categories_of(self, state: Mapping[str, Tensor]) -> Categories:
+        """The published classes for as many class rows; else those of the detector that the tracker starts from."""
+        published = self.published_categories()
+        rows = {len(value) for name, value in state.items() if name.startswith(("class_embed.", "class_heads."))}
+        return published if rows == {len(published)} else super().categories_of(state)
 
     def can_start_from(self, other: Preset) -> bool:
         """Whether the other model is a Deformable DETR with refinement."""

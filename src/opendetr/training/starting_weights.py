@@ -30,7 +30,6 @@ from opendetr.weights import (
     read_state,
     require_classes,
     transfer,
-    usual_categories,
 )
 
 NOTHING, IMAGENET, PUBLISHED = "none", "imagenet", "published"
@@ -119,7 +118,7 @@ def load_transferred(model: Detector, path: Path, preset: Preset, categories: Ca
     """Load the weights of a detector, with classes matched by name. Returns one line about the classes."""
     card = read_card(path)
     state = read_state(path)
-    known = card.categories if card else usual_categories(state)
+    known = card.categories if card else preset.categories_of(state)
     with naming(path):
         part = in_our_layout(model, fitting_part(model, state))
     require_classes(path, model, part, len(known), num_others=model.num_logits - len(categories))
