@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from opendetr.models import Detector
+from opendetr.models import MOTR, Detector, TrackQueries, TransTrack, TransTrackState
 from opendetr.structures import Batch, CaptionBatch, ImageBatch, Output, PatchBatch, Target
 
 PATCH_SIZE = 32
@@ -26,8 +26,14 @@ def further_inputs(model: Detector, num_images: int, start: int = 0) -> tuple[An
     return (CAPTIONS[start : start + num_images],) if model.takes_text else ()
 
 
-def run_model(model: Detector, images: ImageBatch) -> Output:
-    """The output of a model for images and its further inputs."""
+def run_model(model: Detector, images: ImageBatch, *, continued: bool = False) -> Output:
+    """The output of a model for images and its further inputs.
+
+    If `continued`, a tracker gets a state of the frame before, too. By default the images are first frames.
+    """
+    state = _state_for(model, images) if continued else None
+    if state is not None:
+        return model(images, state)
     return model(images, *further_inputs(model, len(images)))
 
 
@@ -72,3 +78,24 @@ def _caption_batch(
         for target in targets
     )
     return CaptionBatch(images, with_tokens, names, captions=captions, tokens=tokens)
+
+
+def _state_for(model: Detector, images: ImageBatch) -> TransTrackState | TrackQueries | None:
+    """A state of the frame before, of random numbers; None for other models. Calls only the backbone."""
+    if not isinstance(model, TransTrack | MOTR):
+        return None
+    generator = torch.Generator().manual_seed(3)
+    count, width = len(images), model.queries.embedding_dim // 2
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(count, *shape, generator=generator)
+
+    if isinstance(model, TransTrack):
+        return TransTrackState(
+            model.backbone(images)[-3:], random(model.num_queries, width), random(model.num_queries, 4).sigmoid()
+        )
+    ids = torch.arange(3).repeat(count, 1)
+    padding = torch.zeros(count, 3, dtype=torch.bool)
+    padding[0, -1] = True
+    ids = ids.masked_fill(padding, -1)
+    return TrackQueries(random(3, width), random(3, width), random(3, width), random(3, 2).sigmoid(), ids, padding)

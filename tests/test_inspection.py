@@ -60,8 +60,9 @@ def padded_images() -> ImageBatch:
 def run(model: Detector) -> list[Tensor]:
     """All outputs of a forward pass with dropout from seed 5; a model with masks computes some of either image."""
     torch.manual_seed(5)
-    output = run_model(model, padded_images())
-    outputs = [tensor for layer in output.layers for tensor in (layer.logits, layer.boxes)]
+    output = run_model(model, padded_images(), continued=True)
+    layers = (*output.layers, *getattr(output, "tracks", ()))
+    outputs = [tensor for layer in layers for tensor in (layer.logits, layer.boxes)]
     if isinstance(model, MaskedDetector):
         outputs.append(model.masks(output, torch.tensor([1, 0, 1]), torch.tensor([3, 0, 1])))
     return outputs
@@ -183,7 +184,7 @@ def plain_deformable(module: DeformableAttention, a: Arguments) -> tuple[Tensor,
     locations = torch.empty_like(offsets)
     for level, (h, w) in enumerate(a["shapes"]):
         reference = a["reference"][:, :, level].double()[:, :, None, None]
-        unit = torch.tensor([1 / w, 1 / h]).double()
+        unit = torch.tensor([1 / h, 1 / w] if module.swap_offsets else [1 / w, 1 / h]).double()
         if reference.shape[-1] == 4:
             unit = reference[..., 2:] / 2 / module.num_points
         locations[:, :, :, level] = reference[..., :2] + offsets[:, :, :, level] * unit
@@ -254,7 +255,8 @@ def test_every_attention_module_is_collected_and_its_weights_sum_to_one(name):
         run(model)
     transformer = preset.model.transformer
     of_text = sum(isinstance(module, AttentionModule) for each, module in model.named_modules() if "text." in each)
-    expected = transformer.encoder_layers + 2 * transformer.decoder_layers + preset.has_masks + of_text
+    of_tracks = sum(any(part in key for part in ("track_", "interaction")) for key in attention)
+    expected = transformer.encoder_layers + 2 * transformer.decoder_layers + preset.has_masks + of_text + of_tracks
     assert len(attention) == expected
     modules = dict(model.named_modules())
     own = {key: type(module) for key, module in modules.items() if type(module).__module__.startswith("opendetr")}
@@ -281,7 +283,7 @@ def test_padding_has_no_weight(name):
         for weights, (arguments, _) in zip(attention[key], calls, strict=True)
         if arguments.get("padding") is not None and isinstance(weights, Tensor)
     ]
-    assert padded or "deformable" in name
+    assert padded or "deformable" in name or "transtrack" in name
     for weights, padding in padded:
         assert padding.any()
         hidden = padding[:, None, None] if padding.dim() == 2 else padding  # the mask attention sees one image

@@ -168,7 +168,7 @@ def test_public_names_resolve_and_are_listed() -> None:
 
 # Where a member may be told from others: its own files.
 OF_MEMBERS = ("models", "presets")
-OF_FAMILIES = ("conditional", "deformable", "detr", "masks", "mdetr", "up_detr")  # of weights/
+OF_FAMILIES = ("conditional", "deformable", "detr", "masks", "mdetr", "motr", "transtrack", "up_detr")  # of weights/
 MAY_NAME_MODELS = ("bench", "cli")  # in help texts and benchmarks
 # An augmentation has this name.
 OTHER_USES = {path: {"detr"} for path in ("data/augmentation.py", "data/captions.py", "data/patches.py")}

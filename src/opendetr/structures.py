@@ -216,13 +216,18 @@ class Batch(Movable):
     seed: int = field(default=0, kw_only=True)
 
     def __post_init__(self) -> None:
-        for each in fields(self):
-            if each.name in self._per_image() and not (each.name == "names" and not self.names):
-                _expect_entries(getattr(self, each.name), len(self), f"{type(self).__name__}.{each.name}")
+        for name in self._per_image():
+            value = getattr(self, name)
+            if not (name in self._may_be_empty() and value == ()):
+                _expect_entries(value, len(self), f"{type(self).__name__}.{name}")
 
     def _per_image(self) -> list[str]:
         """The names of the fields with one entry per image."""
         return [each.name for each in fields(self)]
+
+    def _may_be_empty(self) -> tuple[str, ...]:
+        """The names of the fields that may be empty."""
+        return ("names",)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -323,9 +328,12 @@ class ClipBatch(Batch):
         images, targets, names: those of the last frame.
         seed: as in `Batch`. All frames get it.
         frames: T batches of B images each, first to last; the i-th images of all frames form one clip.
+        seeds: one seed per clip, for what a task draws at random for it; a function of (seed, epoch, index of the
+            sample). Empty for clips that are not trained on.
     """
 
     frames: tuple[Batch, ...] = ()
+    seeds: tuple[int, ...] = field(default=(), kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -337,13 +345,16 @@ class ClipBatch(Batch):
     def _per_image(self) -> list[str]:
         return [name for name in super()._per_image() if name != "frames"]
 
+    def _may_be_empty(self) -> tuple[str, ...]:
+        return ("names", "seeds")
+
     @classmethod
     def of(cls, frames: Sequence[Batch], **extras: Any) -> Self:
         """The clips of these frames, with the seed of the last one.
 
         Args:
             frames: T batches of B images each.
-            extras: further fields by name: those of a subclass, or another `seed`.
+            extras: further fields by name: `seeds`, those of a subclass, or another `seed`.
         """
         last = frames[-1]
         return cls(last.images, last.targets, last.names, frames=tuple(frames), **{"seed": last.seed, **extras})
@@ -640,6 +651,23 @@ class GroundingOutput(Output):
     answers: Mapping[str, Tensor] = field(default_factory=dict, kw_only=True)
     image_feature: Tensor | None = field(default=None, kw_only=True)
     caption_feature: Tensor | None = field(default=None, kw_only=True)
+
+
+@dataclass(frozen=True)
+class TrackingOutput(Output):
+    """The output of a video model for one frame of each of B videos.
+
+    Attributes:
+        state: what the model needs for the next frame: `model(images, state)`. Its type depends on the model.
+        track_ids: (B, Q) int64, the track of each query, or -1. The model gives the tracks that its queries follow; a
+            session gives those that are reported in this frame.
+        tracks: the predictions of a second decoder for the queries of the frame before, one per layer; empty for
+            models that have one decoder.
+    """
+
+    state: Movable = field(kw_only=True)
+    track_ids: Tensor = field(kw_only=True)
+    tracks: tuple[Predictions, ...] = field(default=(), kw_only=True)
 
 
 @dataclass(frozen=True)

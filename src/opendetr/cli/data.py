@@ -45,21 +45,38 @@ def _data() -> None:
 
 @command
 def make(
-    folder: Annotated[Path, typer.Argument(help="The folder to write: empty, new, or with scenes made before.")],
+    folder: Annotated[Path, typer.Argument(help="The folder to write: empty, new, or made by this command before.")],
     train: Annotated[int, typer.Option(min=0, help="Number of training scenes.")] = 2000,
-    val: Annotated[int, typer.Option(min=0, help="Number of validation scenes.")] = 300,
+    val: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Number of validation scenes or videos. [default: 300 scenes, a fifth of the videos]",
+            show_default=False,
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same bytes.")] = 0,
     size: Annotated[int, typer.Option(min=32, help="Height and width in pixels.")] = 256,
-    hard: Annotated[bool, typer.Option("--hard", help="More objects per image, up to 40, and smaller ones.")] = False,
+    hard: Annotated[
+        bool,
+        typer.Option("--hard", help="More and smaller objects, up to 40; in videos, sudden turns and look-alikes."),
+    ] = False,
     captions: Annotated[
         bool, typer.Option("--captions", help="Describe the scenes: expressions, captions, questions with answers.")
     ] = False,
+    videos: Annotated[
+        int | None, typer.Option(min=1, help="Make this number of training videos instead.", show_default=False)
+    ] = None,
+    frames: Annotated[int, typer.Option(min=1, help="Number of frames of a video.")] = 40,
     as_json: JsonOption = False,
 ) -> None:
     """Make a dataset of drawn scenes, in COCO format with boxes, polygons and panoptic masks.
 
     With --captions, the scenes have a text per entry instead, in MDETR's format: an expression that refers to one
     object, a caption that names several objects, and a question with its answer.
+
+    With --videos, objects move, hide each other, leave and return. The videos are in MOTChallenge format: their frames,
+    and for every object of a frame its id, box, class, and how much of it is visible.
 
     Examples:
 
@@ -68,11 +85,24 @@ def make(
         opendetr data make scenes-hard --hard --train 500 --val 100 --seed 7
 
         opendetr data make described --captions
+
+        opendetr data make videos --videos 200 --frames 40
     """
-    from opendetr.synthetic import DescribedConfig, SceneConfig, write_captioned_scenes, write_scenes
+    from opendetr.synthetic import (
+        DescribedConfig,
+        SceneConfig,
+        VideoConfig,
+        write_captioned_scenes,
+        write_scenes,
+        write_videos,
+    )
     from opendetr.visualize import progress_bar
 
-    counts = {split: count for split, count in {"train": train, "val": val}.items() if count}
+    if captions and videos:
+        raise typer.BadParameter("a dataset has captions or videos, not both; choose one", param_hint="--videos")
+    num_train = train if videos is None else videos
+    num_val = val if val is not None else 300 if videos is None else math.ceil(videos / 5)
+    counts = {split: count for split, count in {"train": num_train, "val": num_val}.items() if count}
     if not counts:
         raise typer.BadParameter("--train and --val are both 0: there is nothing to draw")
     if hard and captions:
@@ -80,18 +110,21 @@ def make(
             "--hard scenes have too many small objects to describe; choose one", param_hint="--captions"
         )
     with progress_bar("drawing") as progress:
-        if captions:
+        if videos:
+            moving = VideoConfig(frames=frames, size=size, hard=hard)
+            write_videos(folder, counts=counts, seed=seed, config=moving, progress=progress)
+        elif captions:
             described = DescribedConfig(size=size)
             write_captioned_scenes(folder, counts=counts, seed=seed, config=described, progress=progress)
         else:
             config = replace(SceneConfig.hard() if hard else SceneConfig(), size=size)
             write_scenes(folder, counts=counts, seed=seed, config=config, progress=progress)
+    kind = "videos" if videos else "scenes"
     if as_json:
-        print_json(
-            {"folder": str(folder), "images": counts, "seed": seed, "hard": hard, "captions": captions, "size": size}
-        )
+        made = {"videos": counts, "frames": frames} if videos else {"images": counts, "captions": captions}
+        print_json({"folder": str(folder), **made, "seed": seed, "hard": hard, "size": size})
     else:
-        print(f"{sum(counts.values()):,} scenes: {folder}")
+        print(f"{sum(counts.values()):,} {kind}: {folder}")
 
 
 @command

@@ -15,6 +15,7 @@ from opendetr.evaluation.panoptic import PANOPTIC_METRICS, PanopticEvaluator
 from opendetr.evaluation.patches import PATCH_METRICS, PatchEvaluation, PatchEvaluator
 from opendetr.evaluation.report import write_report
 from opendetr.evaluation.thresholds import OperatingPoint, OperatingPoints, match_boxes
+from opendetr.evaluation.tracking import TRACKING_METRICS, TrackingMetrics, TrackingReport, Tracks, TrueTracks
 
 __all__ = [
     "CLASS_PREFIX",
@@ -22,6 +23,7 @@ __all__ = [
     "GROUNDING_METRICS",
     "PANOPTIC_METRICS",
     "PATCH_METRICS",
+    "TRACKING_METRICS",
     "CocoEvaluator",
     "DetectionEvaluator",
     "Evaluation",
@@ -35,6 +37,10 @@ __all__ = [
     "PanopticEvaluator",
     "PatchEvaluation",
     "PatchEvaluator",
+    "TrackingMetrics",
+    "TrackingReport",
+    "Tracks",
+    "TrueTracks",
     "describe_metric",
     "grounding_metrics",
     "headline_names",

@@ -51,7 +51,7 @@ from opendetr.presets import (
 )
 from opendetr.results import Answer, Detections, Panoptic
 from opendetr.scoring import ScoreThresholds
-from opendetr.structures import Batch, ImageBatch
+from opendetr.structures import Batch, ImageBatch, Output
 from opendetr.weights import (
     WeightsError,
     fitting_part,
@@ -372,7 +372,7 @@ class Predictor:
         The function resizes the masks to the original image if the model has a mask head.
         """
         images, sizes = self._batch(batch)
-        output = self.session.step(images)
+        output = self._output(images)
         detected = detect_with_queries(output.final, sizes, self.categories, min_score=thresholds)
         results = [_with_image(item.image, result) for item, (result, _) in zip(batch, detected, strict=True)]
         if not self.has_masks:
@@ -415,7 +415,7 @@ class Predictor:
     def _panoptic(self, batch: Sequence[_Prepared], thresholds: Tensor, merge: Merge) -> list[Callable[[], Panoptic]]:
         """Run the model on a batch; return for each image a function that returns its panoptic map."""
         images, sizes = self._batch(batch)
-        output = self.session.step(images)
+        output = self._output(images)
         chosen = candidates(output.final, self.categories, min_score=thresholds, merge=merge)
 
         def finish(image: SourceImage, masks: ImageMasks) -> Panoptic:
@@ -423,6 +423,11 @@ class Predictor:
 
         masks = image_masks(output, images, sizes, found=chosen)
         return [partial(finish, item.image, item_masks) for item, item_masks in zip(batch, masks, strict=True)]
+
+    def _output(self, images: ImageBatch) -> Output:
+        """The output of the model for images that do not belong to a video."""
+        self.session.reset()
+        return self.session.step(images)
 
     def _batch(self, batch: Sequence[_Prepared]) -> tuple[ImageBatch, Tensor]:
         """The model input, and the original sizes (B, 2), height and width in pixels."""

@@ -21,8 +21,10 @@ from opendetr.losses.masks import MaskCriterionConfig, MaskLoss
 from opendetr.losses.matcher import MatcherConfig, match
 from opendetr.losses.reconstruction import FeatureReconstruction, ReconstructionConfig
 from opendetr.losses.term import LossTerm, Normaliser
+from opendetr.losses.tracks import ANONYMOUS, TrackCriterion, inherited
 
 __all__ = [
+    "ANONYMOUS",
     "AlignmentLoss",
     "AnswerLoss",
     "ClassTerm",
@@ -45,6 +47,8 @@ __all__ = [
     "SigmoidFocalClassification",
     "SoftTokenClassification",
     "SoftmaxClassification",
+    "TrackCriterion",
+    "inherited",
     "match",
     "of_matches",
 ]

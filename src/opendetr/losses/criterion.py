@@ -72,6 +72,10 @@ class SetCriterion:
         costs = pair_costs(output, targets, self.class_term, self.config.matcher)
         return match_within_groups(costs, targets, group_size)
 
+    def boxed(self, targets: Sequence[Target], matches: Matches) -> Matches:
+        """The matches that have box losses: all."""
+        return matches
+
     def normaliser(self, object_counts: Sequence[int], num_queries: int) -> Normaliser:
         """The divisors of a step, from the number of objects of each image in all micro-batches and processes."""
         return Normaliser(max(float(sum(object_counts)), 1.0), self.class_term.normaliser(object_counts, num_queries))
@@ -85,9 +89,10 @@ class SetCriterion:
         """
         logits = torch.stack([layer.logits for layer in output.layers])
         boxes = torch.stack([layer.boxes for layer in output.layers])
-        predicted = boxes[matches.layer, matches.image, matches.query]
-        target_boxes = of_matches(targets, matches, "boxes")
-        counts = matches.counts(len(output.layers))
+        boxed = self.boxed(targets, matches)
+        predicted = boxes[boxed.layer, boxed.image, boxed.query]
+        target_boxes = of_matches(targets, boxed, "boxes")
+        counts = boxed.counts(len(output.layers))
         return {
             "class": self.class_term.loss(logits, targets, matches) / normaliser.classes,
             "l1": layer_sums(box_l1(predicted, target_boxes), counts) / normaliser.objects,

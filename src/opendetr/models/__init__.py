@@ -14,7 +14,10 @@ from opendetr.models.detector import Detector, ModelConfig, TransformerSizes
 from opendetr.models.detr import DETR, DETRConfig
 from opendetr.models.masks import INSIDE, WITH_MASKS, MaskedDetector, MaskHeadConfig
 from opendetr.models.mdetr import ANSWER_HEADS, MDETR, AnswerHead, EncodedText, GroundingSession, MDETRConfig
+from opendetr.models.motr import MOTR, MOTRConfig, MOTROutput, QueryInteraction, TrackQueries
 from opendetr.models.session import ControlledPatches, ImageSession, PatchSession, Session
+from opendetr.models.tracking import BoxAssociation, QueryLifetime, TrackerConfig, TrackingRules, TrackingSession
+from opendetr.models.transtrack import TransTrack, TransTrackConfig, TransTrackOutput, TransTrackState
 from opendetr.models.up_detr import UPDETR, ControlledOutput, PatchOutput, UPDETRConfig
 
 __all__ = [
@@ -22,9 +25,11 @@ __all__ = [
     "DETR",
     "INSIDE",
     "MDETR",
+    "MOTR",
     "UPDETR",
     "WITH_MASKS",
     "AnswerHead",
+    "BoxAssociation",
     "ConditionalDETR",
     "ConditionalDETRConfig",
     "ControlledOutput",
@@ -40,12 +45,24 @@ __all__ = [
     "ImageSession",
     "LayerStack",
     "MDETRConfig",
+    "MOTRConfig",
+    "MOTROutput",
     "MaskHeadConfig",
     "MaskedDetector",
     "ModelConfig",
     "PatchOutput",
     "PatchSession",
+    "QueryInteraction",
+    "QueryLifetime",
     "Session",
+    "TrackQueries",
+    "TrackerConfig",
+    "TrackingRules",
+    "TrackingSession",
+    "TransTrack",
+    "TransTrackConfig",
+    "TransTrackOutput",
+    "TransTrackState",
     "TransformerSizes",
     "TwoStageDETR",
     "TwoStageDETRConfig",

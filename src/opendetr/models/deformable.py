@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +42,7 @@ from opendetr.structures import FeatureMap, Output, Predictions, Scoring
 
 _PRIOR = 0.01  # initial class probability, low because most queries match no object
 _EPSILON = 1e-5  # as in the original, for the logits of references
+_QUERY_PARTS, _PROPOSAL_PARTS = ("queries.", "reference_points."), ("proposal_",)  # of one and of two stages
 _PROPOSAL_SIZE = 0.05  # side of a proposal on the finest level; it doubles with each coarser level
 _PROPOSAL_MARGIN = 0.01  # proposals closer to an edge of the image are excluded
 
@@ -57,6 +59,8 @@ class DeformableTransformerConfig:
         dropout: probability, after attention, in and after the feed-forward blocks, in the decoder's self-attention.
         num_levels: L. 1 uses the backbone's last level and 3 its last three; 4 and 5 add coarser levels.
         num_points: sampled points per head and level.
+        swap_offsets: whether offsets from a point are divided by (height, width) of the level instead of (width,
+            height). The published weights of TransTrack need it. Predictions then depend on the amount of padding.
     """
 
     width: int = 256
@@ -67,6 +71,13 @@ class DeformableTransformerConfig:
     dropout: float = 0.1
     num_levels: int = 4
     num_points: int = 4
+    swap_offsets: bool = False
+
+    def attention(self) -> DeformableAttention:
+        """A deformable attention of these sizes."""
+        return DeformableAttention(
+            self.width, self.num_heads, self.num_levels, self.num_points, swap_offsets=self.swap_offsets
+        )
 
     def __post_init__(self) -> None:
         if self.num_levels not in (1, 3, 4, 5):
@@ -130,7 +141,7 @@ class EncoderLayer(nn.Module):
 
     def __init__(self, config: DeformableTransformerConfig) -> None:
         super().__init__()
-        self.attention = DeformableAttention(config.width, config.num_heads, config.num_levels, config.num_points)
+        self.attention = config.attention()
         self.attention_residual = Residual(config.width, config.dropout, norm_first=False)
         self.feed_forward = FeedForward(config.width, config.ffn_width, config.dropout)
         self.feed_forward_residual = Residual(config.width, config.dropout, norm_first=False)
@@ -153,7 +164,7 @@ class DecoderLayer(nn.Module):
         super().__init__()
         self.self_attention = MultiHeadAttention(config.width, config.num_heads, config.dropout)
         self.self_attention_residual = Residual(config.width, config.dropout, norm_first=False)
-        self.cross_attention = DeformableAttention(config.width, config.num_heads, config.num_levels, config.num_points)
+        self.cross_attention = config.attention()
         self.cross_attention_residual = Residual(config.width, config.dropout, norm_first=False)
         self.feed_forward = FeedForward(config.width, config.ffn_width, config.dropout)
         self.feed_forward_residual = Residual(config.width, config.dropout, norm_first=False)
@@ -166,6 +177,7 @@ class DecoderLayer(nn.Module):
         memory: Tensor,
         shapes: Shapes,
         padding: Tensor | None,
+        query_padding: Tensor | None = None,
     ) -> Tensor:
         """Update the content of the queries.
 
@@ -176,6 +188,7 @@ class DecoderLayer(nn.Module):
             memory: (B, N, D), the encoder's output.
             shapes: h and w of each level.
             padding: (B, N) bool, True where the memory is padding, or None.
+            query_padding: (B, Q) bool, True for queries that the others do not attend to, or None.
 
         Returns:
             (B, Q, D).
@@ -183,7 +196,7 @@ class DecoderLayer(nn.Module):
 
         def self_attention(x: Tensor) -> Tensor:
             query = x + query_position
-            return self.self_attention(query, query, x)
+            return self.self_attention(query, query, x, query_padding)
 
         def cross_attention(x: Tensor) -> Tensor:
             return self.cross_attention(x + query_position, reference, memory, shapes, padding)
@@ -265,6 +278,7 @@ class DeformableDETR(Detector):
     """
 
     family = "deformable-detr"
+    decoder_layer: type[DecoderLayer] = DecoderLayer
 
     def __init__(self, config: DeformableDETRConfig, num_logits: int, scoring: Scoring) -> None:
         super().__init__()
@@ -277,7 +291,7 @@ class DeformableDETR(Detector):
         self.projections = nn.ModuleList(_projections(self.backbone.num_channels, transformer.num_levels, width))
         self.level_embedding = nn.Parameter(torch.randn(transformer.num_levels, width))
         self.encoder = LayerStack(EncoderLayer(transformer) for _ in range(transformer.encoder_layers))
-        self.decoder = LayerStack(DecoderLayer(transformer) for _ in range(transformer.decoder_layers))
+        self.decoder = LayerStack(self.decoder_layer(transformer) for _ in range(transformer.decoder_layers))
         num_heads = transformer.decoder_layers if config.refine else 1  # without refinement, all layers share one head
         class_head, box_head = _heads(width, num_logits)
         self.class_heads = nn.ModuleList(copy.deepcopy(class_head) for _ in range(num_heads))
@@ -299,6 +313,14 @@ class DeformableDETR(Detector):
     def num_queries(self) -> int:
         """Q."""
         return self.queries.num_embeddings
+
+    def completed(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """As `Detector.completed`. For a two-stage detector, learned queries replace the proposals."""
+        proposals = {name for name in state if name.startswith(_PROPOSAL_PARTS)}
+        if not proposals:
+            return super().completed(state)
+        queries = {name: value for name, value in self.state_dict().items() if name.startswith(_QUERY_PARTS)}
+        return super().completed(queries | {name: state[name] for name in state.keys() - proposals})
 
     def project_features(
         self, features: tuple[FeatureMap, ...], padding: Tensor | None = None
@@ -379,6 +401,7 @@ class DeformableDETR(Detector):
         *,
         decoder: LayerStack,
         refine: bool,
+        **options: Any,
     ) -> tuple[tuple[Predictions, ...], Tensor]:
         """Decode queries with another decoder, which shares the heads of the model.
 
@@ -389,11 +412,12 @@ class DeformableDETR(Detector):
             reference: (B, Q, 2 or 4), initial reference points or boxes, in 0..1 of the unpadded image.
             decoder: at most as many `DecoderLayer` as the model has heads, if it refines boxes.
             refine: whether every layer starts from the boxes of the previous layer, and not from `reference`.
+            options: further arguments of the layers.
 
         Returns:
             The predictions of every layer and the decoder output, (L, B, Q, D).
         """
-        return self._decode(_Tokens.of(memory), position, content, reference, decoder, refine)
+        return self._decode(_Tokens.of(memory), position, content, reference, decoder, refine, **options)
 
     def _decode(
         self,
@@ -403,12 +427,13 @@ class DeformableDETR(Detector):
         reference: Tensor,
         decoder: LayerStack,
         refine: bool,
+        **options: Any,
     ) -> tuple[tuple[Predictions, ...], Tensor]:
         """As `decode_queries`, for tokens of the memory."""
         predictions, queries = [], []
         for index, layer in enumerate(decoder.layers):
             placed = tokens.on_levels(reference)
-            content = layer(content, position, placed, tokens.values, tokens.shapes, tokens.padding)
+            content = layer(content, position, placed, tokens.values, tokens.shapes, tokens.padding, **options)
             class_head = self.class_heads[min(index, len(self.class_heads) - 1)]
             box_head = self.box_heads[min(index, len(self.box_heads) - 1)]
             with torch.autocast(content.device.type, enabled=False):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import Field
 from typing import Any, ClassVar, Protocol
 
@@ -68,10 +69,14 @@ class Detector(nn.Module):
         class_rows: names of the tensors with one row per class.
         objectness_rows: names of tensors with as many rows, of which only the first is used, for "any object".
         query_rows: names of the tensors with one row per learned query.
+        added_parts: names of submodules, at any depth, that the detector lacks on which the model builds. The model can
+            start from the weights of such a detector; see `completed`.
         has_masks: whether the output has `masks`, which computes the masks of queries.
         has_proposals: whether the output has `proposals`, boxes of the encoder with their own loss.
         max_patches: the largest number of patches that the model locates in an image; 0 if it takes no patches.
         takes_text: whether the model takes a caption with each image.
+        recomputes_whole: whether activation checkpointing recomputes the whole model instead of each of its blocks. A
+            video model runs once per frame, so it stores only the images and the state of each frame.
         first_level: the backbone stage (0 to 3) of the finest projected features.
         parameter_rates: learning rates that differ from that of the recipe. By default the backbone and learned
             position encodings have that of the backbone, as published, and sampling points of deformable attention have
@@ -85,10 +90,12 @@ class Detector(nn.Module):
     objectness_rows: tuple[str, ...] = ()
     query_rows: tuple[str, ...] = ("queries.weight",)
     detector_part: str | None = None
+    added_parts: frozenset[str] = frozenset()
     has_masks: bool = False
     has_proposals: bool = False
     max_patches: int = 0
     takes_text: bool = False
+    recomputes_whole: bool = False
     first_level: int = 3
     parameter_rates: tuple[ParameterRate, ...] = (
         ParameterRate(names=frozenset({"backbone", "position"}), rate=lambda recipe: recipe.backbone_learning_rate),
@@ -129,6 +136,11 @@ class Detector(nn.Module):
     @abstractmethod
     def decode(self, memory: tuple[FeatureMap, ...], features: tuple[FeatureMap, ...] = ()) -> Output:
         """Memory -> predictions of every decoder layer. `features` become part of the output."""
+
+    def completed(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The weights of a detector without `added_parts`, in our layout -> the same with those of this model."""
+        added = {name: value for name, value in self.state_dict().items() if self.added_parts & set(name.split("."))}
+        return added | dict(state)
 
     def from_features(self, features: tuple[FeatureMap, ...], padding: Tensor | None = None) -> Output:
         """Backbone features -> predictions of every decoder layer; `padding` as in `project_features`."""

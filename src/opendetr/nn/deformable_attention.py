@@ -288,13 +288,17 @@ class DeformableAttention(AttentionModule):
     Args:
         width: D, features of queries, memory and output.
         num_heads, num_levels, num_points: H, L, P.
+        swap_offsets: divide offsets from a point by (h, w) of the level instead of (w, h), as TransTrack does.
 
     Raises:
         ValueError: `num_heads` does not divide `width`.
     """
 
-    def __init__(self, width: int, num_heads: int, num_levels: int, num_points: int) -> None:
+    def __init__(
+        self, width: int, num_heads: int, num_levels: int, num_points: int, *, swap_offsets: bool = False
+    ) -> None:
         super().__init__()
+        self.swap_offsets = swap_offsets
         if width % num_heads:
             raise ValueError(f"attention: width {width} is not a multiple of num_heads {num_heads}")
         self.num_heads, self.num_levels, self.num_points = num_heads, num_levels, num_points
@@ -362,7 +366,8 @@ class DeformableAttention(AttentionModule):
         reference = reference.to(offsets.dtype)[:, :, None, :, None].expand(-1, -1, -1, -1, self.num_points, -1)
         centre = reference[..., :2].flatten(3)  # (B, Q, 1, L P 2)
         if reference.shape[-1] == 2:
-            sizes = torch.tensor([(w, h) for h, w in shapes], dtype=offsets.dtype, device=offsets.device)
+            sides = [(h, w) if self.swap_offsets else (w, h) for h, w in shapes]
+            sizes = torch.tensor(sides, dtype=offsets.dtype, device=offsets.device)
             unit = offsets.flatten(3) / sizes[:, None].expand(-1, self.num_points, -1).flatten()
         else:
             unit = offsets.flatten(3) * (reference[..., 2:] * (0.5 / self.num_points)).flatten(3)

@@ -56,6 +56,20 @@ FAMILIES = {
         "text together. A query predicts a box, and instead of a class the tokens that name its object. So the classes "
         "are not fixed: a phrase of the text stands for each detection.",
     ),
+    "transtrack": Family(
+        "TransTrack",
+        "Sun et al., 2020",
+        "A Deformable DETR for video with two decoders. One detects the objects of a frame. The other starts from the "
+        "boxes and queries of the frame before and predicts where these objects are now. Boxes of both that overlap "
+        "belong to one track. It learns from still images, too, which it shifts.",
+    ),
+    "motr": Family(
+        "MOTR",
+        "Zeng et al., 2022",
+        "A Deformable DETR for video. A query that finds an object follows it from frame to frame and is updated in "
+        "between, while further queries find new objects. There is no matching of boxes between frames. It learns from "
+        "clips with track ids.",
+    ),
 }
 """The families by the name in `Detector.family`."""
 

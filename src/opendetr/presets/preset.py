@@ -92,6 +92,14 @@ class Preset:
         """The catalogue's name of the detector without its mask head."""
         return self.without_masks or self.name
 
+    def can_start_from(self, other: Preset) -> bool:
+        """Whether the model can start from the weights of another one, of another family."""
+        return False
+
+    def like_trained(self, other: Preset) -> Self:
+        """The preset with the architecture of the weights that it starts from."""
+        return replace(self, model=other.model)
+
     def num_classes(self, categories: Categories) -> int:
         """K for a dataset, the number of classes that the model distinguishes."""
         return len(categories)

@@ -43,6 +43,7 @@ from opendetr.presets.mdetr import (
     mdetr_r101_phrasecut,
     mdetr_tiny,
 )
+from opendetr.presets.motr import motr_r50, motr_tiny
 from opendetr.presets.panoptic import (
     deformable_detr_tiny_panoptic,
     detr_r50_dc5_panoptic,
@@ -51,6 +52,7 @@ from opendetr.presets.panoptic import (
     detr_tiny_panoptic,
 )
 from opendetr.presets.preset import Preset, build_model, build_task, trained_from_nothing
+from opendetr.presets.transtrack import transtrack_r50, transtrack_tiny
 from opendetr.presets.up_detr import up_detr_r50, up_detr_r50_finetuned, up_detr_tiny
 from opendetr.tasks import Task
 from opendetr.weights import WeightsError, is_remote, load_weights, local_file, published_files
@@ -91,6 +93,10 @@ _PRESETS: dict[str, Callable[[], Preset]] = {
         mdetr_r101_gqa,
         mdetr_r18_clevr,
         mdetr_tiny,
+        transtrack_r50,
+        transtrack_tiny,
+        motr_r50,
+        motr_tiny,
     )
 }
 

@@ -7,6 +7,8 @@ texture, aspect ratio and rotation are independent of it.
 A *described* scene shows 3 to 8 things with named colours, textures and sizes. It has a referring expression whose
 target is unique, a caption that names several things, and a question with its answer.
 
+A *video* shows 4 to 12 things that move, turn, hide each other, leave the image and return.
+
 A scene is a pure function of ``(seed, split, index, config)``. Its layout, which determines the labels, and its look
 come from two separate random streams. The layout is rounded to integers before it is rasterised, and the rasteriser
 uses integers only, so the labels are the same on every machine.
@@ -22,6 +24,8 @@ from opendetr.synthetic.drawing import Scene, draw_scene
 from opendetr.synthetic.labels import Segment
 from opendetr.synthetic.language import ANSWERS, QUESTION_TYPES, vocabulary
 from opendetr.synthetic.polygons import mask_to_polygons, mask_to_rle
+from opendetr.synthetic.video_writing import write_videos
+from opendetr.synthetic.videos import Frame, TrackedObject, VideoConfig, draw_video, label_video
 from opendetr.synthetic.writing import DEFAULT_COUNTS, write_captioned_scenes, write_scenes
 
 __all__ = [
@@ -31,14 +35,20 @@ __all__ = [
     "QUESTION_TYPES",
     "DescribedConfig",
     "DescribedScene",
+    "Frame",
     "Scene",
     "SceneConfig",
     "Segment",
+    "TrackedObject",
+    "VideoConfig",
     "draw_described_scene",
     "draw_scene",
+    "draw_video",
+    "label_video",
     "mask_to_polygons",
     "mask_to_rle",
     "vocabulary",
     "write_captioned_scenes",
     "write_scenes",
+    "write_videos",
 ]

@@ -30,14 +30,18 @@ def paint_scene(
         layers: the objects, from back to front.
         looks: the colour and texture of each object; random ones by default.
     """
-    canvas = _paint_ground(rng, ground)
+    canvas = paint_ground(rng, ground)
     for index, layer in enumerate(layers):
-        _cast_shadow(canvas, layer)
-        _paint_object(rng, canvas, layer, looks[index] if looks else None)
+        blend(canvas, layer, paint_object(rng, layer, looks[index] if looks else None))
+    return finished(canvas)
+
+
+def finished(canvas: np.ndarray) -> np.ndarray:
+    """The image (H, W, 3) uint8 of a canvas, which is changed."""
     return np.ascontiguousarray(np.clip(canvas, 0, 255, out=canvas).astype(np.uint8).transpose(1, 2, 0))
 
 
-def _paint_ground(rng: np.random.Generator, ground: np.ndarray) -> np.ndarray:
+def paint_ground(rng: np.random.Generator, ground: np.ndarray) -> np.ndarray:
     """Paint every stuff class with its own texture and two colours, under the same light for the whole scene.
 
     Returns:
@@ -58,6 +62,24 @@ def _paint_ground(rng: np.random.Generator, ground: np.ndarray) -> np.ndarray:
     return palette.reshape(3, -1).take(shade, axis=1)
 
 
+def paint_object(rng: np.random.Generator, layer: Layer, look: Look | None = None) -> np.ndarray:
+    """The colours (3, h, w) of a textured and shaded object over its window. No look: a random one."""
+    first, second = look.colours(rng) if look else _choose_colours(rng)
+    across, along = _object_frame(rng, layer)
+    texture = look.paint if look else TEXTURES[integer(rng, 0, len(TEXTURES) - 1)]
+    paint = texture(rng, across, along, layer) * (second - first)[:, None, None]
+    paint += first[:, None, None]
+    paint *= 1 + np.float32(uniform(rng, -0.25, 0.25)) * across
+    return paint
+
+
+def blend(canvas: np.ndarray, layer: Layer, paint: np.ndarray) -> None:
+    """Blend an object with the colours ``paint`` (3, h, w) and its shadow into the canvas, in place."""
+    _cast_shadow(canvas, layer)
+    region = canvas[:, *layer.window]
+    region += (paint - region) * (layer.coverage * np.float32(1 / SAMPLES**2))
+
+
 def _cast_shadow(canvas: np.ndarray, layer: Layer) -> None:
     """Darken the canvas to the lower right of the object, in place."""
     shift = max(1, round(0.02 * layer.shape.side))
@@ -65,20 +87,6 @@ def _cast_shadow(canvas: np.ndarray, layer: Layer) -> None:
     behind = canvas[:, rows.start + shift : rows.stop + shift, columns.start + shift : columns.stop + shift]
     height, width = behind.shape[1:]
     behind *= 1 - layer.coverage[:height, :width] * np.float32(0.35 / SAMPLES**2)
-
-
-def _paint_object(rng: np.random.Generator, canvas: np.ndarray, layer: Layer, look: Look | None) -> None:
-    """Blend the textured and shaded object into the canvas by its coverage, in place. No look: a random one."""
-    first, second = look.colours(rng) if look else _choose_colours(rng)
-    across, along = _object_frame(rng, layer)
-    texture = look.paint if look else TEXTURES[integer(rng, 0, len(TEXTURES) - 1)]
-    paint = texture(rng, across, along, layer) * (second - first)[:, None, None]
-    paint += first[:, None, None]
-    paint *= 1 + np.float32(uniform(rng, -0.25, 0.25)) * across
-    region = canvas[:, *layer.window]
-    paint -= region
-    paint *= layer.coverage * np.float32(1 / SAMPLES**2)
-    region += paint
 
 
 def _choose_colours(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

@@ -103,8 +103,8 @@ def _write(
     progress: Callable[[int, int], None] | None,
 ) -> None:
     """Write the splits, each with its own writer, into a folder that is checked first."""
-    _check_counts(counts)
-    _claim(folder)
+    check_counts(counts)
+    claim_folder(folder)
     info = {"description": _GENERATOR} | info
     writers = {split: new_writer(split, info | {"split": split}) for split in counts}
     done, total = 0, sum(counts.values())
@@ -145,7 +145,7 @@ def _segment_record(label: Segment) -> dict[str, Any]:
     }
 
 
-def _check_counts(counts: Mapping[str, int]) -> None:
+def check_counts(counts: Mapping[str, int]) -> None:
     """Raise DataError for an invalid split name or count."""
     for split, count in counts.items():
         if not split.isidentifier() or split == "annotations":
@@ -156,7 +156,7 @@ def _check_counts(counts: Mapping[str, int]) -> None:
             raise DataError(f"counts[{split!r}]={count}: must be 0 or more")
 
 
-def _claim(folder: Path) -> None:
+def claim_folder(folder: Path) -> None:
     """Create the folder and its marker file. Raises DataError if the folder contains other files."""
     if folder.exists() and not folder.is_dir():
         raise DataError(f"{folder} is a file: choose a folder that is empty or does not exist")

@@ -5,13 +5,18 @@ from opendetr.tasks.detection import DetectionTask
 from opendetr.tasks.grounding import GroundingMaskTask, GroundingTask
 from opendetr.tasks.masks import MaskHeadTask
 from opendetr.tasks.pretraining import PretrainingTask
+from opendetr.tasks.tracking import ClipConfig, MOTRTask, PairConfig, TransTrackTask
 
 __all__ = [
     "COUNT",
+    "ClipConfig",
     "DetectionTask",
     "GroundingMaskTask",
     "GroundingTask",
+    "MOTRTask",
     "MaskHeadTask",
+    "PairConfig",
     "PretrainingTask",
     "Task",
+    "TransTrackTask",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import ClassVar, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +40,7 @@ class Task(nn.Module, Generic[BatchT, OutputT]):
             several processes, all other parameters must have one.
     """
 
-    optional_parameters: ClassVar[tuple[str, ...]] = ()
+    optional_parameters: tuple[str, ...] = ()
 
     def __init__(self, model: Detector, criterion: SetCriterion, terms: Mapping[str, LossTerm]) -> None:
         super().__init__()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -14,16 +15,27 @@ def recompute_blocks(module: nn.Module) -> int:
     """Store only the inputs of each repeated block, and compute its activations again in the backward pass.
 
     A block is one of several consecutive modules of the same type, such as the layers of an encoder or the blocks of a
-    ResNet stage. Blocks with a trained batch norm stay as they are, because their running statistics would count every
-    batch twice. Names and weights do not change.
+    ResNet stage, or a module whose `recomputes_whole` is True, such as a model that runs once per frame of a clip.
+    Blocks with a trained batch norm stay as they are, because their running statistics would count every batch twice.
+    Names and weights do not change.
 
     Returns:
         The number of blocks.
     """
-    blocks = [block for part in module.modules() for block in _repeated_blocks(part) if not _trains_batch_norm(block)]
+    blocks = list(_blocks(module))
     for block in blocks:
         block.__dict__["forward"] = functools.partial(_checkpointed_forward, block)
     return len(blocks)
+
+
+def _blocks(part: nn.Module) -> Iterator[nn.Module]:
+    """The blocks of a module. A block that is recomputed as a whole has no blocks inside."""
+    if getattr(part, "recomputes_whole", False) and not _trains_batch_norm(part):
+        yield part
+        return
+    yield from (block for block in _repeated_blocks(part) if not _trains_batch_norm(block))
+    for child in part.children():
+        yield from _blocks(child)
 
 
 def _repeated_blocks(part: nn.Module) -> list[nn.Module]:

@@ -114,9 +114,10 @@ def set_up(
         if is_pretrained:
             card_preset = fine_tuning(card_preset)
             preset = replace(preset, dense=card_preset.dense, recipe=card_preset.recipe)
-        is_detector_of_card = preset.name == card_preset.without_masks
-        masks = card_preset.masks if card_preset.has_masks and not is_detector_of_card else preset.masks
-        preset = replace(preset, model=card_preset.model, masks=masks, data=preset.data.sized_like(card_preset.data))
+        without_masks = preset.name == card_preset.without_masks or preset.can_start_from(card_preset)
+        masks = card_preset.masks if card_preset.has_masks and not without_masks else preset.masks
+        sizes = preset.data.sized_like(card_preset.data)
+        preset = replace(preset.like_trained(card_preset), masks=masks, data=sizes)
         if freeze_detector:
             if card_preset.has_masks:
                 preset = replace(preset, data=replace(preset.data, masks=card_preset.data.masks))
@@ -146,9 +147,12 @@ def _can_start_from(name: str, other: str) -> bool:
     """Whether a model can start from the weights of another.
 
     A model with a mask head can start from the weights of its detector, and a detector from those of its variant with a
-    mask head. Both can start from the weights of the detector's pre-training.
+    mask head. Both can start from the weights of the detector's pre-training. A tracker can start from the weights of
+    the detector on which it builds.
     """
-    return name_without_masks(name) in (name_without_masks(other), fine_tuned_name(other))
+    if name_without_masks(name) in (name_without_masks(other), fine_tuned_name(other)):
+        return True
+    return get_preset(name).can_start_from(get_preset(other))
 
 
 def _model_name(name: str | None, card: ModelCard | None, origin: str | Path, *, with_masks: bool) -> str:

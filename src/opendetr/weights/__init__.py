@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from opendetr.weights import conditional, deformable, detr, masks, mdetr, up_detr
+from opendetr.weights import conditional, deformable, detr, masks, mdetr, motr, transtrack, up_detr
 from opendetr.weights.card import ModelCard, read_card, save_weights
 from opendetr.weights.download import download
 from opendetr.weights.errors import WeightsError, naming
@@ -69,7 +69,7 @@ __all__ = [
 ]
 
 _OWN = (detr.FAMILY, conditional.FAMILY, deformable.FAMILY)
-for _family in _OWN:
+for _family in (*_OWN, transtrack.FAMILY, motr.FAMILY):
     register_family(_family)
 register_family(masks.DETR)
 for _family in (up_detr.FAMILY, mdetr.FAMILY, mdetr.MASKS):

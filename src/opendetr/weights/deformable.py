@@ -28,17 +28,20 @@ DEFORMABLE_HEADS: Rows = (
     ("bbox_embed.{n}.", "proposal_box_head."),
     ("bbox_embed.{n}.", "box_heads.0."),
 )
+DECODER_LAYER: Rows = (
+    ("self_attn.", "self_attention."),
+    ("cross_attn.", "cross_attention."),
+    ("linear", "feed_forward.linear"),
+    ("norm1.", "cross_attention_residual.norm."),
+    ("norm2.", "self_attention_residual.norm."),
+    ("norm3.", "feed_forward_residual.norm."),
+)
 
 
 OFFICIAL: Rows = (
     *BACKBONE,
     *ENCODER,
-    ("transformer.decoder.layers.{n}.self_attn.", "decoder.layers.{n}.self_attention."),
-    ("transformer.decoder.layers.{n}.cross_attn.", "decoder.layers.{n}.cross_attention."),
-    ("transformer.decoder.layers.{n}.linear", "decoder.layers.{n}.feed_forward.linear"),
-    ("transformer.decoder.layers.{n}.norm1.", "decoder.layers.{n}.cross_attention_residual.norm."),
-    ("transformer.decoder.layers.{n}.norm2.", "decoder.layers.{n}.self_attention_residual.norm."),
-    ("transformer.decoder.layers.{n}.norm3.", "decoder.layers.{n}.feed_forward_residual.norm."),
+    *below("transformer.decoder.layers.{n}.", "decoder.layers.{n}.", DECODER_LAYER),
     *below("transformer.", "", DEFORMABLE_PARTS),
     *DEFORMABLE_HEADS,
     *below("transformer.decoder.", "", DEFORMABLE_HEADS),

@@ -12,6 +12,7 @@ from opendetr.categories import Categories
 from opendetr.models import Detector
 from opendetr.weights.loading import fitting_part, in_our_layout, load_weights
 
+_USUAL_OBJECT = "person"  # the class that published trackers follow
 _SPLIT_NOISE = 0.01  # standard deviation of the noise on a split query, relative to that of the queries
 
 
@@ -54,6 +55,10 @@ def transfer(model: Detector, state: Mapping[str, Tensor], old: Categories, new:
     classes stay random. For a class head of which only the first row is used, that row is copied. If the number of
     learned queries differs, the first ones are kept, and further ones are noisy copies.
 
+    A tracker accepts the weights of the detector on which it builds. The parts that the detector lacks start as its
+    `completed` says. If the tracker has one class, and the detector does not know it, its rows are those of "person",
+    as published.
+
     A model with a mask head accepts the weights of a detector without one. The mask head then stays random. A detector
     accepts the weights of a model with a mask head, which is skipped.
 
@@ -66,13 +71,24 @@ def transfer(model: Detector, state: Mapping[str, Tensor], old: Categories, new:
         WeightsError: other names or shapes do not match.
     """
     part = fitting_part(model, state)
-    left_out = () if part is state else ("the mask head",)
+    left_out: tuple[str, ...] = () if part is state else ("the mask head",)
     state, own = in_our_layout(model, part), model.state_dict()
     state, new_parts = _with_mask_head(model, state)
+    is_base = _is_base(model, state)
+    if is_base:
+        whole = model.completed(state)
+        added = sorted(whole.keys() - state.keys())
+        derived = _parts((name for name in added if not torch.equal(whole[name], own[name])), model.added_parts)
+        new_parts = tuple(part for part in _parts(added, model.added_parts) if part not in derived)
+        left_out += _parts(sorted(state.keys() - whole.keys()), model.added_parts)
+        state = whole
     kept = [name for name in new.names if name in old.names]
+    pairs = [(name, name) for name in kept]
+    if is_base and len(new) == 1 and not kept and _USUAL_OBJECT in old.names:
+        pairs = [(_USUAL_OBJECT, new.names[0])]
     num_others = model.num_logits - len(new)
-    of = [old.label_of_name(name) for name in kept] + [len(old) + other for other in range(num_others)]
-    to = [new.label_of_name(name) for name in kept] + [len(new) + other for other in range(num_others)]
+    of = [old.label_of_name(name) for name, _ in pairs] + [len(old) + other for other in range(num_others)]
+    to = [new.label_of_name(name) for _, name in pairs] + [len(new) + other for other in range(num_others)]
     for names, from_rows, to_rows in ((model.class_rows, of, to), (model.objectness_rows, [0], [0])):
         for name in names:
             if name not in state or state[name].shape != (len(old) + num_others, *own[name].shape[1:]):
@@ -122,9 +138,15 @@ def transfer_pretrained(model: Detector, state: Mapping[str, Tensor], new: Categ
     )
 
 
-def _parts(names: Iterable[str]) -> tuple[str, ...]:
-    """The names of the modules that hold some tensors."""
-    return tuple(dict.fromkeys(name.partition(".")[0] for name in names))
+def _is_base(model: Detector, state: Mapping[str, Tensor]) -> bool:
+    """Whether these weights, in our layout, are those of a detector on which the model builds."""
+    return bool(model.added_parts) and not any(model.added_parts.intersection(name.split(".")) for name in state)
+
+
+def _parts(names: Iterable[str], added: frozenset[str] = frozenset()) -> tuple[str, ...]:
+    """The names of the modules that hold some tensors: the outermost one in `added`, else the outermost one."""
+    paths = [name.split(".") for name in names]
+    return tuple(dict.fromkeys(next((part for part in path if part in added), path[0]) for path in paths))
 
 
 def _with_mask_head(model: Detector, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
