@@ -323,7 +323,7 @@ def test_what_is_written_is_read_back(tmp_path):
 
 def test_too_few_images_to_divide(tmp_path):
     write_coco_folder(tmp_path, {"train": coco_content(1)})
-    with pytest.raises(DataError, match="too few to select a validation split"):
+    with pytest.raises(DataError, match="too few for a validation split"):
         open_data(tmp_path)
     assert len(open_data(tmp_path, val_split="train")["val"]) == 1
     with pytest.raises(DataError, match="between 0 and 1"):

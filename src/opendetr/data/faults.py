@@ -55,6 +55,8 @@ class FaultKind(StrEnum):
     REPEATED_SEGMENT = "repeated_segment"
     SPAN_OUTSIDE = "span_outside"
     EMPTY_SPAN = "empty_span"
+    REPEATED_TRACK = "repeated_track"
+    OUTSIDE_VIDEO = "outside_video"
     OUT_OF_IMAGE = "out_of_image"
     UNLISTED_SEGMENT = "unlisted_segment"
     SEGMENT_AREA = "segment_area"
@@ -64,6 +66,10 @@ class FaultKind(StrEnum):
     BAD_AREA = "bad_area"
     TURNED_IMAGE = "turned_image"
     ANIMATED_IMAGE = "animated_image"
+    VIDEO_SIZE = "video_size"
+    MISSING_FRAME = "missing_frame"
+    CLASS_CHANGE = "class_change"
+    SHORT_TRACK = "short_track"
     CROWD = "crowd"
     UNLABELLED_IMAGE = "unlabelled_image"
     OMITTED_IMAGE = "omitted_image"
@@ -206,6 +212,10 @@ _DESCRIPTIONS = {
     ),
     FaultKind.SPAN_OUTSIDE: _Description(Effect.SKIPS, "span", "outside the caption", "skipped", fixable=True),
     FaultKind.EMPTY_SPAN: _Description(Effect.SKIPS, "span", "without a word", "skipped", fixable=True),
+    FaultKind.REPEATED_TRACK: _Description(
+        Effect.SKIPS, "row", "with an id that its frame has already", "skipped", fixable=True
+    ),
+    FaultKind.OUTSIDE_VIDEO: _Description(Effect.SKIPS, "row", "of a frame outside its video", "skipped", fixable=True),
     FaultKind.OUT_OF_IMAGE: _Description(
         Effect.ADJUSTS, "box", "extending outside the image", "clipped for training", fixable=True
     ),
@@ -239,6 +249,14 @@ _DESCRIPTIONS = {
     FaultKind.ANIMATED_IMAGE: _Description(
         Effect.ADJUSTS, "image", "with several frames", "only the first frame is used"
     ),
+    FaultKind.VIDEO_SIZE: _Description(
+        Effect.ADJUSTS, "video", "whose size differs from seqinfo.ini", "the size of the images is used"
+    ),
+    FaultKind.MISSING_FRAME: _Description(
+        Effect.KEEPS, "video", "without some of its frames", "the others are used in their order"
+    ),
+    FaultKind.CLASS_CHANGE: _Description(Effect.KEEPS, "track", "whose class changes", "kept"),
+    FaultKind.SHORT_TRACK: _Description(Effect.KEEPS, "track", "of a single frame", "kept"),
     FaultKind.CROWD: _Description(
         Effect.KEEPS, "crowd region", "evaluated by COCO's crowd rule", "not used in training"
     ),

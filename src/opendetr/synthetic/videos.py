@@ -367,7 +367,7 @@ def _label(placed: list[tuple[Layer, int]], size: int) -> tuple[TrackedObject, .
         rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
         x0, y0 = layer.left + int(columns[0]), layer.top + int(rows[0])
         x1, y1 = layer.left + int(columns[-1]) + 1, layer.top + int(rows[-1]) + 1
-        visibility = np.count_nonzero(owners[layer.window] == number) / full_area
+        visibility = int(np.count_nonzero(owners[layer.window] == number)) / full_area
         category_id = layer.shape.category_id
         objects.append(TrackedObject(id=number, category_id=category_id, box=(x0, y0, x1, y1), visibility=visibility))
     return tuple(objects)

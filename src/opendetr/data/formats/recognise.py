@@ -11,7 +11,7 @@ from typing import Any
 
 from opendetr.categories import Categories
 from opendetr.data.config import Masks
-from opendetr.data.faults import Effect
+from opendetr.data.faults import Effect, count_noun
 from opendetr.data.formats.captions import is_captioned, read_captions, with_sources
 from opendetr.data.formats.coco import CocoFile, NotCocoError, parse_coco, read_coco
 from opendetr.data.formats.coco_panoptic import (
@@ -22,6 +22,7 @@ from opendetr.data.formats.coco_panoptic import (
     panoptic_files,
     read_panoptic,
 )
+from opendetr.data.formats.mot import find_videos, parse_mot, read_mot
 from opendetr.data.formats.splits import SINGLE_SPLIT, SPLIT_SPELLINGS, chance, usual_split
 from opendetr.data.formats.table import TABLE_SUFFIXES, find_tables, parse_tables, read_table
 from opendetr.data.formats.voc import parse_voc, read_voc
@@ -45,7 +46,8 @@ VAL_NAMES = ("val",)
 _NAMES_TO_LOOK_FOR = 20  # images of a COCO file that are searched for to find its folder of images
 _EXPECTED = (
     "expected COCO (annotations/instances_*.json, or a JSON file next to the images), Pascal VOC (Annotations/*.xml "
-    "and JPEGImages/), YOLO (data.yaml, or images/ and labels/*.txt) or a CSV table of images and boxes"
+    "and JPEGImages/), YOLO (data.yaml, or images/ and labels/*.txt), MOTChallenge (videos with img1/ and gt/gt.txt) "
+    "or a CSV table of images and boxes"
 )
 
 
@@ -56,6 +58,7 @@ class Format(StrEnum):
     VOC = "voc"
     YOLO = "yolo"
     TABLE = "csv"
+    MOT = "mot"
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ def open_data(
     strict: bool = False,
     masks: Masks = "none",
 ) -> dict[str, DetectionData]:
-    """All splits of a dataset, in COCO, Pascal VOC or YOLO format, or as a table.
+    """All splits of a dataset, in COCO, Pascal VOC, YOLO or MOTChallenge format, or as a table.
 
     Args:
         folder: the dataset, or the YAML file or CSV table that describes it.
@@ -221,8 +224,13 @@ def _without_maps(folder: Path, log: FaultLog) -> Source:
     described = described_files(folder)
     if described:
         return _coco_source(folder if folder.is_dir() else folder.parent, described, log)
-    if is_file(folder):
-        return _source_of_file(folder, log)
+    return _source_of_file(folder, log) if is_file(folder) else _source_of_folder(folder, log)
+
+
+def _source_of_folder(folder: Path, log: FaultLog) -> Source:
+    """A dataset given by its folder, without a file that describes it."""
+    if find_videos(folder):
+        return _mot_source(folder, log)
     if (folder / "Annotations").is_dir() and any((folder / "Annotations").glob("*.xml")):
         return _voc_source(folder, log)
     files = _usual_coco_files(folder)
@@ -258,6 +266,11 @@ def _table_source(folder: Path, files: Mapping[str, Path], log: FaultLog) -> Sou
     return Source(
         Format.TABLE, tuple(table.splits), lambda splits: {split: read_table(table, split, log) for split in splits}
     )
+
+
+def _mot_source(folder: Path, log: FaultLog) -> Source:
+    mot = parse_mot(folder, log)
+    return Source(Format.MOT, tuple(mot.splits), lambda splits: {split: read_mot(mot, split, log) for split in splits})
 
 
 def _voc_source(folder: Path, log: FaultLog) -> Source:
@@ -381,18 +394,27 @@ def _chosen(wanted: str | None, usual: tuple[str, ...], splits: tuple[str, ...],
 
 
 def _divide(data: DetectionData, val_fraction: float, seed: int) -> tuple[DetectionData, DetectionData]:
-    """Divide the images into training and validation images, by a hash of seed and file name."""
+    """Divide the images into training and validation images, by a hash of seed and file name.
 
-    def rank(image: ImageRecord) -> tuple[bytes, str]:
-        return chance(seed, image.path.name), data.file_name(image)
+    The frames of a video stay together, because consecutive frames are nearly the same image. So do all entries of an
+    image file, such as its captions.
+    """
+    groups: dict[str, list[ImageRecord]] = {}
+    for image in data.images:
+        groups.setdefault(image.extras.get("video") or data.file_name(image), []).append(image)
 
-    num_val = max(1, round(len(data) * val_fraction))
-    # All entries of an image file, such as its captions, are in the same split.
-    chosen = {image.path for image in sorted(data.images, key=rank)[:num_val]}
-    val = data.subset([image for image in data.images if image.path in chosen], "val")
-    train = data.subset([image for image in data.images if image.path not in chosen], "train")
-    if not len(train):
-        raise DataError(f"{data.folder}: {len(data)} images are too few to select a validation split; name one")
+    def rank(name: str) -> tuple[bytes, str]:
+        return chance(seed, Path(name).name), name
+
+    num_val = max(1, round(len(groups) * val_fraction))
+    if num_val >= len(groups):
+        noun = "video" if "video" in data.images[0].extras else "image"
+        raise DataError(
+            f"{data.folder}: too few for a validation split ({count_noun(len(groups), noun)}); name a split"
+        )
+    chosen = {image.id for name in sorted(groups, key=rank)[:num_val] for image in groups[name]}
+    val = data.subset([image for image in data.images if image.id in chosen], "val")
+    train = data.subset([image for image in data.images if image.id not in chosen], "train")
     image_kinds = {fault.kind for image in data.images for fault in image.faults}
     without_image = tuple(entry for entry in data.fault_counts if entry.kind not in image_kinds)
     return replace(train, fault_counts=without_image + train.fault_counts), val

@@ -1,0 +1,380 @@
+"""Read videos in the MOTChallenge format, and its variant that CVAT exports.
+
+A video is a folder with `img1/` (its frames), `gt/gt.txt` (a row for every object of a frame) and, in MOTChallenge,
+`seqinfo.ini`. A row is `frame, id, left, top, width, height, flag, class, visibility`; columns after the sixth may be
+missing. Frames count from 1. The splits are the folders that contain the videos, such as `train/` and `test/`.
+
+`gt/labels.txt` names the classes, one per line, as CVAT writes it. Without it, the classes are those of MOTChallenge:
+pedestrians are the objects. Rows of the classes that look like pedestrians are distractors, and those of other classes
+are not read.
+
+An object that is not evaluated, because its flag is 0 or because it is a distractor, is a crowd region for detection:
+it is not trained on and never counts as missed.
+
+Objects have the extras "track" (the id), "visibility" (0..1; 1 if not given) and "distractor"; images have "video" (the
+name) and "frame" (from 1). Images are ordered by video and frame, and have ids from 1.
+"""
+
+from __future__ import annotations
+
+import configparser
+import math
+import os
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from opendetr.categories import Categories
+from opendetr.data.formats.splits import SINGLE_SPLIT, SPLIT_SPELLINGS
+from opendetr.data.images import ImageFileError, image_size
+from opendetr.data.records import (
+    RAISE_FAULTS,
+    DataError,
+    DataFault,
+    DetectionData,
+    FaultError,
+    FaultKind,
+    FaultLog,
+    ImageRecord,
+    ObjectRecord,
+    usable_objects,
+)
+from opendetr.data.text import read_text
+from opendetr.files import IMAGE_SUFFIXES
+
+_PEDESTRIAN = "pedestrian"
+_PEDESTRIAN_CLASSES = (1, -1)  # -1: MOT15, which has no classes
+_DISTRACTOR_CLASSES = (
+    2,
+    6,
+    7,
+    8,
+    12,
+)  # person on vehicle, non-motorised vehicle, static person, distractor, reflection
+_OTHER_CLASSES = (3, 4, 5, 9, 10, 11, 13)
+_MIN_COLUMNS = 6
+
+
+class _Row(NamedTuple):
+    """One object of a frame: its line, frame, id, box x, y, width, height in pixels, flag, class and visibility."""
+
+    line: int
+    frame: int
+    track: int
+    box: tuple[float, float, float, float]
+    flag: bool
+    category: int
+    visibility: float
+
+
+@dataclass(frozen=True)
+class _Video:
+    """One video.
+
+    Attributes:
+        name: unique in the dataset.
+        folder: contains `img1` and `gt`.
+        frames: frame number, from 1 -> image file.
+        size: height and width of the first image; None if it cannot be read.
+        rows: the objects.
+        labels: the class names of `gt/labels.txt`; None if there is no such file.
+        faults: faults and warnings about the video.
+    """
+
+    name: str
+    folder: Path
+    frames: Mapping[int, Path]
+    size: tuple[int, int] | None
+    rows: tuple[_Row, ...]
+    labels: tuple[str, ...] | None
+    faults: tuple[DataFault, ...]
+
+    @property
+    def truth(self) -> Path:
+        """The file of the objects."""
+        return self.folder / "gt" / "gt.txt"
+
+
+@dataclass(frozen=True)
+class MotFolder:
+    """A parsed folder of videos.
+
+    Attributes:
+        folder: the dataset.
+        categories: the classes of all videos.
+        splits: name -> its videos.
+    """
+
+    folder: Path
+    categories: Categories
+    splits: Mapping[str, tuple[_Video, ...]]
+
+
+def find_videos(folder: Path) -> dict[str, list[Path]]:
+    """Split name -> the folders of its videos; empty if `folder` has none."""
+    if _is_video(folder):
+        return {SINGLE_SPLIT: [folder]}
+    folders = _folders(folder)
+    videos = [path for path in folders if _is_video(path)]
+    if videos:
+        return {SINGLE_SPLIT: videos}
+    splits = {}
+    for path in folders:
+        inside = [video for video in _folders(path) if _is_video(video)]
+        if inside:
+            splits[SPLIT_SPELLINGS.get(path.name.lower(), path.name)] = inside
+    return splits
+
+
+def _folders(folder: Path) -> list[Path]:
+    """The folders inside a folder, sorted by name."""
+    with os.scandir(folder) as entries:  # does not ask the system about each of many files
+        return sorted(folder / entry.name for entry in entries if entry.is_dir())
+
+
+def _is_video(folder: Path) -> bool:
+    return (folder / "gt" / "gt.txt").is_file()
+
+
+def parse_mot(folder: Path, log: FaultLog = RAISE_FAULTS) -> MotFolder:
+    """Read all videos of a folder. Raises DataError that names the fault and its place.
+
+    Args:
+        folder: contains the videos, or folders of videos; or one video.
+        log: what to do at an unusable video or row.
+    """
+    splits = find_videos(folder)
+    if not splits:
+        raise DataError(f"{folder}: contains no videos; a video is a folder with gt/gt.txt and img1/")
+    parsed: dict[str, tuple[_Video, ...]] = {}
+    for split, paths in splits.items():
+        videos = []
+        for path in paths:
+            with log:
+                videos.append(_parse_video(path, path.name if len(splits) == 1 else f"{split}/{path.name}", log))
+        parsed[split] = tuple(videos)
+    return MotFolder(folder, _categories(parsed), parsed)
+
+
+def read_mot(mot: MotFolder, split: str, log: FaultLog = RAISE_FAULTS) -> DetectionData:
+    """One split, in the order of its videos and frames. Raises DataError for an unknown split."""
+    if split not in mot.splits:
+        raise DataError(f"{mot.folder}: no split '{split}'; it has {', '.join(mot.splits)}")
+    images: list[ImageRecord] = []
+    faults: list[DataFault] = []
+    first_image = first_object = 1
+    for name, videos in mot.splits.items():
+        for video in videos:
+            if name == split:
+                with log:
+                    images += _image_records(video, mot.categories, first_image, first_object, faults)
+            first_image += len(video.frames)
+            first_object += len(video.rows)
+    return DetectionData.from_records(split, mot.folder, mot.categories, images, faults)
+
+
+# --------------------------------------------------------------------------------------------------------------- videos
+
+
+def _parse_video(folder: Path, name: str, log: FaultLog) -> _Video:
+    faults: list[DataFault] = []
+    info = _read_info(folder / "seqinfo.ini", log)
+    truth = folder / "gt" / "gt.txt"
+    rows = _parse_rows(truth, log)
+    frames = _find_frames(folder / info.get("imdir", "img1"), rows, truth)
+    length = info.get("seqlength", "")
+    num_frames = int(length) if length.isascii() and length.isdigit() else max(frames)
+    missing = sorted(set(range(1, num_frames + 1)) - frames.keys())
+    if missing:
+        detail = f"{len(missing)} of {num_frames} frames, the first is {missing[0]}"
+        faults.append(DataFault(FaultKind.MISSING_FRAME, str(folder), "", detail))
+    try:
+        size = image_size(next(iter(frames.values())))
+    except ImageFileError as error:
+        size = None
+        faults.append(error.fault)
+    stated = tuple(info.get(key, "") for key in ("imheight", "imwidth"))
+    if size and all(stated) and stated != tuple(map(str, size)):
+        detail = f"{stated[1]} x {stated[0]}; the images have {size[1]} x {size[0]} pixels"
+        faults.append(DataFault(FaultKind.VIDEO_SIZE, str(folder / "seqinfo.ini"), "", detail))
+    kept = _checked(rows, truth, num_frames, faults)
+    return _Video(name, folder, frames, size, kept, _read_labels(folder / "gt" / "labels.txt"), tuple(faults))
+
+
+def _read_info(path: Path, log: FaultLog) -> dict[str, str]:
+    """The values of `seqinfo.ini`, with names in lower case. Empty if the file is missing or skipped as faulty."""
+    values: dict[str, str] = {}
+    if path.is_file():
+        with log:
+            parser = configparser.ConfigParser(interpolation=None, strict=False)
+            try:
+                parser.read_string(read_text(path))
+                values = dict(parser["Sequence"])
+            except (configparser.Error, KeyError):
+                detail = "has no section [Sequence] with rows like seqLength=600"
+                raise FaultError(FaultKind.BROKEN_FILE, path, "", detail) from None
+    return values
+
+
+def _find_frames(folder: Path, rows: list[_Row], truth: Path) -> dict[int, Path]:
+    """Frame number, from 1 -> image file.
+
+    The number is that in the file name if all names have different ones. It is moved so that frames count from 1, if
+    the annotations do. Otherwise the frames are the files in the order of their names.
+    """
+    paths = [path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES] if folder.is_dir() else []
+    if not paths:
+        detail = f"its frames are missing; put them into {folder}, as 000001.jpg and so on"
+        raise FaultError(FaultKind.MISSING_IMAGE, truth, "", detail)
+    found = {path: re.findall(r"\d+", path.stem) for path in paths}
+    numbers = {int(digits[-1]): path for path, digits in found.items() if digits}
+    if len(numbers) < len(paths):
+        ordered = sorted(paths, key=lambda path: [(len(part), part) for part in re.split(r"(\d+)", path.stem)])
+        return dict(enumerate(ordered, start=1))
+    first = min(numbers)
+    annotated = min((row.frame for row in rows), default=1)
+    shift = 1 - first if first == 0 or annotated < first else 0
+    return {number + shift: numbers[number] for number in sorted(numbers)}
+
+
+def _read_labels(path: Path) -> tuple[str, ...] | None:
+    if not path.is_file():
+        return None
+    return tuple(line.strip() for line in read_text(path).splitlines() if line.strip())
+
+
+def _parse_rows(path: Path, log: FaultLog) -> list[_Row]:
+    rows = []
+    for line, text in enumerate(read_text(path).split("\n"), start=1):
+        if text.strip():
+            with log:
+                rows.append(_parse_row(text, line, path))
+    return rows
+
+
+def _parse_row(text: str, line: int, path: Path) -> _Row:
+    at = f"line {line}"
+    cells = [cell.strip() for cell in text.split("," if "," in text else None)]
+    if len(cells) < _MIN_COLUMNS:
+        detail = f"{len(cells)} columns; expected frame, id, left, top, width, height"
+        raise FaultError(FaultKind.INVALID_ROW, path, at, detail)
+    try:
+        values = [float(cell) for cell in cells]
+    except ValueError:
+        raise FaultError(FaultKind.INVALID_ROW, path, at, f"{text[:80]!r} are not numbers") from None
+    frame, track, x, y, width, height = values[:_MIN_COLUMNS]
+    flag, category, visibility = (*values[_MIN_COLUMNS:], *(1.0, -1.0, 1.0)[len(values) - _MIN_COLUMNS :])[:3]
+    if not all(map(float.is_integer, (frame, track, category))):  # also False for NaN and infinity
+        raise FaultError(FaultKind.INVALID_ROW, path, at, f"{text[:80]!r}: frame, id and class must be whole numbers")
+    if track < 0:
+        detail = f"the id is {int(track)}: these are detections without ids; tracking needs the ground truth with ids"
+        raise FaultError(FaultKind.INVALID_ROW, path, at, detail)
+    visible = visibility if 0 <= visibility <= 1 else 1.0
+    return _Row(line, int(frame), int(track), (x, y, width, height), flag != 0, int(category), visible)
+
+
+def _checked(rows: list[_Row], path: Path, num_frames: int, faults: list[DataFault]) -> tuple[_Row, ...]:
+    """The rows that can be used, in the order of their frames and lines. Adds faults about the others, and warnings."""
+    kept: dict[tuple[int, int], _Row] = {}
+    for row in rows:
+        at = f"line {row.line}"
+        first = kept.get((row.frame, row.track))
+        if not 1 <= row.frame <= num_frames:
+            detail = f"frame {row.frame}; the video has the frames 1 to {num_frames}"
+            faults.append(DataFault(FaultKind.OUTSIDE_VIDEO, str(path), at, detail))
+        elif first:
+            detail = f"id {row.track} in frame {row.frame} is in line {first.line} too"
+            faults.append(DataFault(FaultKind.REPEATED_TRACK, str(path), at, detail))
+        else:
+            kept[row.frame, row.track] = row
+    tracks: dict[int, list[_Row]] = defaultdict(list)
+    for row in kept.values():
+        tracks[row.track].append(row)
+    for track, of_track in tracks.items():
+        changed = next((row for row in of_track if row.category != of_track[0].category), None)
+        if changed:
+            detail = f"id {track} has class {changed.category}, and class {of_track[0].category} in {_at(of_track[0])}"
+            faults.append(DataFault(FaultKind.CLASS_CHANGE, str(path), _at(changed), detail))
+        if len(of_track) == 1 and num_frames > 1:
+            faults.append(DataFault(FaultKind.SHORT_TRACK, str(path), _at(of_track[0]), f"id {track}"))
+    return tuple(sorted(kept.values(), key=lambda row: (row.frame, row.line)))
+
+
+def _at(row: _Row) -> str:
+    return f"line {row.line}"
+
+
+# -------------------------------------------------------------------------------------------------------------- records
+
+
+def _categories(splits: Mapping[str, tuple[_Video, ...]]) -> Categories:
+    """The classes of all videos. Raises FaultError if two videos have different ones, or a row's class has no name."""
+    videos = [video for each in splits.values() for video in each]
+    labelled = next((video for video in videos if video.labels is not None), None)
+    for video in videos:
+        if labelled and video.labels not in (None, labelled.labels):
+            detail = f"differs from {labelled.folder / 'gt' / 'labels.txt'}; all videos need the same classes"
+            raise FaultError(FaultKind.BAD_CLASSES, video.folder / "gt" / "labels.txt", "", detail)
+    if labelled is None or labelled.labels is None:
+        known = {*_PEDESTRIAN_CLASSES, *_DISTRACTOR_CLASSES, *_OTHER_CLASSES}
+        categories = Categories.from_names([_PEDESTRIAN])
+    else:
+        known = set(range(1, len(labelled.labels) + 1))
+        categories = Categories.from_names(labelled.labels)
+    for video in videos:
+        for row in video.rows:
+            if row.category not in known:
+                where = "gt/labels.txt" if labelled else "MOTChallenge's list; write gt/labels.txt with a name per line"
+                detail = f"class {row.category} is not in {where}"
+                raise FaultError(FaultKind.UNKNOWN_CLASS, video.truth, _at(row), detail)
+    return categories
+
+
+def _image_records(
+    video: _Video, categories: Categories, first_image: int, first_object: int, faults: list[DataFault]
+) -> list[ImageRecord]:
+    """The records of the frames of a video. Adds the faults about the video as a whole."""
+    faults += video.faults
+    if video.size is None:
+        return []
+    by_frame: dict[int, list[ObjectRecord]] = defaultdict(list)
+    for id_, row in enumerate(video.rows, start=first_object):
+        record = _object_record(row, id_, has_labels=video.labels is not None, categories=categories)
+        if record is not None:
+            by_frame[row.frame].append(record)
+    height, width = video.size
+    source, records = str(video.truth), []
+    for id_, (frame, path) in enumerate(video.frames.items(), start=first_image):
+        usable, object_faults = usable_objects(by_frame[frame], height, width, source, f"frame {frame}")
+        records.append(
+            ImageRecord(
+                id=id_,
+                path=path,
+                height=height,
+                width=width,
+                objects=usable,
+                faults=object_faults,
+                source=source,
+                extras={"video": video.name, "frame": frame},
+            )
+        )
+    return records
+
+
+def _object_record(row: _Row, id_: int, *, has_labels: bool, categories: Categories) -> ObjectRecord | None:
+    """The record of a row; None for a class that is neither evaluated nor a distractor."""
+    distractor = not has_labels and row.category in _DISTRACTOR_CLASSES
+    if not has_labels and not distractor and row.category not in _PEDESTRIAN_CLASSES:
+        return None
+    return ObjectRecord(
+        id=id_,
+        category_id=categories.ids[row.category - 1 if has_labels else 0],
+        box=row.box,
+        area=math.prod(row.box[2:]),
+        crowd=distractor or not row.flag,
+        at=_at(row),
+        extras={"track": row.track, "visibility": row.visibility, "distractor": distractor},
+    )
