@@ -26,7 +26,7 @@ from opendetr.data.formats.recognise import Format
 from opendetr.data.images import read_map, write_map
 from opendetr.data.tools.convert import convert
 
-COCO, VOC, YOLO, CSV = FORMATS = ("COCO", "VOC", "YOLO", "CSV")
+COCO, VOC, YOLO, CSV, MOT = FORMATS = ("COCO", "VOC", "YOLO", "CSV", "MOT")
 HEIGHT, WIDTH = 96, 128
 PAGE = Path(__file__).parents[1] / "docs" / "data.md"
 _BEGIN, _END = "<!-- faults: made by `python tests/faults.py` -->", "<!-- end of faults -->"
@@ -65,12 +65,18 @@ class DataSet:
             path = self.image(index)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(_png(index))
-        {COCO: self._write_coco, VOC: self._write_voc, YOLO: self._write_yolo, CSV: self._write_csv}[self.format]()
+        getattr(self, f"_write_{self.format.lower()}")()
 
     def image(self, index: int) -> Path:
         """The file of an image."""
         image = self.images[index]
-        folders = {COCO: "images", VOC: "JPEGImages", YOLO: f"images/{image.split}", CSV: "images"}
+        folders = {
+            COCO: "images",
+            VOC: "JPEGImages",
+            YOLO: f"images/{image.split}",
+            CSV: "images",
+            MOT: f"{image.split}/video-{image.split}/img1",
+        }
         return self.folder / folders[self.format] / image.name
 
     def annotations(self, index: int = 0) -> Path:
@@ -81,12 +87,17 @@ class DataSet:
             VOC: f"Annotations/{Path(image.name).stem}.xml",
             YOLO: f"labels/{image.split}/{Path(image.name).stem}.txt",
             CSV: "boxes.csv",
+            MOT: f"{image.split}/video-{image.split}/gt/gt.txt",
         }
         return self.folder / names[self.format]
 
     def place(self, index: int, number: int) -> Place:
         """Where a fault of an object is to be: COCO's name the image, and the annotation by its id."""
         before = sum(len(image.things) for image in self.images[:index]) + number
+        if self.format == MOT:
+            split = self.images[index].split
+            in_video = number + sum(len(image.things) for image in self.images[:index] if image.split == split)
+            return Place(self.annotations(index), f"line {in_video + 1}")
         if self.format == COCO:
             return Place(self.image(index), f"annotation {before + 1}")
         at = {VOC: f"object {number + 1}", YOLO: f"line {number + 1}", CSV: f"line {before + 2}"}
@@ -142,6 +153,22 @@ class DataSet:
             for image in self.images:
                 rows = [[thing.name, *thing.box] for thing in image.things] or [["", "", "", "", ""]]
                 writer.writerows([image.name, image.split, *row] for row in rows)
+
+    def _write_mot(self) -> None:
+        """A video per split. Object number n of every image belongs to the track n, from 1."""
+        for split in dict.fromkeys(image.split for image in self.images):
+            images = [image for image in self.images if image.split == split]
+            truth = self.annotations(self.images.index(images[0]))
+            truth.parent.mkdir(parents=True, exist_ok=True)
+            truth.with_name("labels.txt").write_text("\n".join(self.classes))
+            rows = [
+                f"{frame},{track},{','.join(map(str, thing.box))},1,{1 + self.classes.index(thing.name)},1\n"
+                for frame, image in enumerate(images, start=1)
+                for track, thing in enumerate(image.things, start=1)
+            ]
+            truth.write_text("".join(rows))
+            size = f"imWidth={WIDTH}\nimHeight={HEIGHT}"
+            (truth.parents[1] / "seqinfo.ini").write_text(f"[Sequence]\nseqLength={len(images)}\n{size}\n")
 
 
 @cache
@@ -361,7 +388,7 @@ def _no_val_objects(data: DataSet) -> Place:
 
 def _no_objects(data: DataSet) -> Place:
     data.images[1].things.clear()
-    at = data.place(1, 0).at if data.format == CSV else ""
+    at = {CSV: data.place(1, 0).at, MOT: "frame 2"}.get(data.format, "")
     return Place(data.image(1) if data.format == COCO else data.annotations(1), at)
 
 
@@ -504,6 +531,29 @@ def _climbing_voc(data: DataSet) -> Place:
     return Place(path)
 
 
+def _headless_seqinfo(data: DataSet) -> Place:
+    return Place(put(data.annotations(0).parents[1] / "seqinfo.ini", "seqLength=4\n"))
+
+
+def _other_seqinfo(data: DataSet) -> Place:
+    return Place(put(data.annotations(0).parents[1] / "seqinfo.ini", "[Sequence]\nimWidth=640\nimHeight=480\n"))
+
+
+def _other_labels(data: DataSet) -> Place:
+    return Place(put(data.annotations(4).with_name("labels.txt"), "dog\ncat\n"))
+
+
+def _without_frames(data: DataSet) -> Place:
+    truth = data.folder / "val" / "video-lost" / "gt" / "gt.txt"
+    shutil.copytree(data.annotations(4).parent, truth.parent)
+    return Place(truth)
+
+
+def _without_frame(data: DataSet) -> Place:
+    data.image(1).unlink()
+    return Place(data.image(1).parents[1])
+
+
 def _alike(data: DataSet) -> Place:
     if data.format in (VOC, CSV):  # their classes are sorted by name
         _third_class(data, "Dog", [0, 1, 2, 3])
@@ -524,7 +574,9 @@ def _long(data: DataSet) -> Place:
         text(f"<width>{WIDTH}</width><height>{HEIGHT}</height>", "<width>1000</width><height>40</height>")(data)
     else:
         data.write()
-    save(40, 1000)(data.image(1))
+    # All frames of a video have one size.
+    for index in range(4) if data.format == MOT else [1]:
+        save(40, 1000)(data.image(index))
     return Place(data.image(1))
 
 
@@ -632,6 +684,7 @@ FAULTS = (
             VOC: text("</annotation>", "", "line 8, column 1"),
             YOLO: described(lambda content: "train: images/train\nnames: [cat\n", "line 3, column 1"),
             CSV: after(_endless_field),
+            MOT: after(_headless_seqinfo),
         },
     ),
     Fault(
@@ -645,10 +698,11 @@ FAULTS = (
     ),
     Fault(
         FaultKind.BAD_CLASSES,
-        "two classes with one id, a number of classes that is not that of the names",
+        "two classes with one id, a number of classes that is not that of the names, videos with different classes",
         {
             COCO: coco(set_at("categories", 1, "id", 1), "categories"),
             YOLO: described(lambda content: content + "nc: 7\n", "'nc'"),
+            MOT: after(_other_labels),
         },
     ),
     Fault(
@@ -670,7 +724,11 @@ FAULTS = (
     Fault(
         FaultKind.INVALID_ROW,
         "a text where a number belongs",
-        {YOLO: row(2, "0 0.5 x 0.1 0.1"), CSV: row(9, "1.png,train,cat,1,x,3,4")},
+        {
+            YOLO: row(2, "0 0.5 x 0.1 0.1"),
+            CSV: row(9, "1.png,train,cat,1,x,3,4"),
+            MOT: row(8, "2,2,44,x,30,36,1,2,1"),
+        },
     ),
     Fault(FaultKind.PIXEL_ROW, "`0 44 5 30 36`", {YOLO: row(2, "0 44 5 30 36")}),
     Fault(
@@ -683,8 +741,11 @@ FAULTS = (
     ),
     Fault(
         FaultKind.UNKNOWN_CLASS,
-        "`category_id` of no category",
-        {COCO: coco(set_at("annotations", 2, "category_id", 99), "annotations[2] (id 3)")},
+        "`category_id` of no category; class 7 of 2",
+        {
+            COCO: coco(set_at("annotations", 2, "category_id", 99), "annotations[2] (id 3)"),
+            MOT: row(8, "2,2,44,5,30,36,1,7,1"),
+        },
     ),
     Fault(FaultKind.UNLISTED_CLASS, "class 7 of 2", {YOLO: row(2, "7 0.5 0.5 0.1 0.1")}),
     Fault(
@@ -698,7 +759,11 @@ FAULTS = (
     Fault(
         FaultKind.MISSING_IMAGE,
         "no such file",
-        {**everywhere(after(_missing_image), COCO, VOC, CSV), YOLO: after(_missing_in_list)},
+        {
+            **everywhere(after(_missing_image), COCO, VOC, CSV),
+            YOLO: after(_missing_in_list),
+            MOT: after(_without_frames),
+        },
     ),
     Fault(FaultKind.MISSING_ANNOTATION, "a list names an image without XML", {VOC: after(_unknown_list_entry)}),
     Fault(
@@ -707,7 +772,9 @@ FAULTS = (
         everywhere(image(save(HEIGHT // 2, WIDTH // 2)), COCO, VOC),
     ),
     Fault(
-        FaultKind.NO_LABELS, "the validation split has no object", everywhere(before(_no_val_objects), COCO, VOC, YOLO)
+        FaultKind.NO_LABELS,
+        "the validation split has no object",
+        everywhere(before(_no_val_objects), COCO, VOC, YOLO, MOT),
     ),
     Fault(FaultKind.EMPTY_FILE, "0 bytes", everywhere(image(lambda path: path.write_bytes(b"")))),
     Fault(FaultKind.UNREADABLE_IMAGE, "cut off", everywhere(image(_cut_off))),
@@ -767,6 +834,12 @@ FAULTS = (
             )
         },
     ),
+    Fault(FaultKind.REPEATED_TRACK, "id 1 twice in a frame", {MOT: row(8, "2,1,44,5,30,36,1,2,1")}),
+    Fault(FaultKind.OUTSIDE_VIDEO, "frame 9 of 4", {MOT: row(8, "9,2,44,5,30,36,1,2,1")}),
+    Fault(FaultKind.VIDEO_SIZE, "`imWidth=640`, frames of 128 pixels", {MOT: after(_other_seqinfo)}),
+    Fault(FaultKind.MISSING_FRAME, "frames 1, 3 and 4", {MOT: after(_without_frame)}),
+    Fault(FaultKind.CLASS_CHANGE, "a dog in one frame, a cat in the next", {MOT: row(8, "2,2,44,5,30,36,1,1,1")}),
+    Fault(FaultKind.SHORT_TRACK, "id 9 in one frame only", {MOT: row(8, "2,9,44,5,30,36,1,2,1")}),
     Fault(FaultKind.OUT_OF_IMAGE, "10 pixels too far to the right", everywhere(box(84, 5, 54, 36))),
     Fault(FaultKind.NAMELESS_CLASS, "`nc: 2` without `names`", {YOLO: after(_nameless)}),
     Fault(FaultKind.STALE_EXTRA, "a label file edited after `data convert`", {YOLO: _stale, VOC: _stale}),
@@ -783,7 +856,11 @@ FAULTS = (
     ),
     Fault(FaultKind.TURNED_IMAGE, "annotated in a tool that ignores EXIF", everywhere(image(_turned), COCO, VOC)),
     Fault(FaultKind.ANIMATED_IMAGE, "an animated PNG", everywhere(image(_animated))),
-    Fault(FaultKind.CROWD, "`iscrowd: 1`", {COCO: _crowd}),
+    Fault(
+        FaultKind.CROWD,
+        "`iscrowd: 1`; a row with the flag 0",
+        {COCO: _crowd, MOT: row(9, "2,3,84,5,30,36,0,1,1")},
+    ),
     Fault(FaultKind.UNLABELLED_IMAGE, "no label file", {YOLO: after(_without_labels)}),
     Fault(FaultKind.OMITTED_IMAGE, "no label file, `skip_if_label_file_missing: true`", {YOLO: after(_omitted)}),
     Fault(FaultKind.NO_OBJECTS, "an image without annotations", everywhere(before(_no_objects))),
@@ -814,7 +891,7 @@ FAULTS = (
     Fault(FaultKind.NO_SPAN, "a box that no word names", {COCO: captions([], "annotation 3")}),
     Fault(FaultKind.REPEATED_BOX, "annotated twice", everywhere(repeat("cat"))),
     Fault(FaultKind.TWO_CLASSES, "annotated as a cat and as a dog", everywhere(repeat("dog"))),
-    Fault(FaultKind.NORMALISED_BOXES, "`[0.1, 0.2, 0.5, 0.4]`", everywhere(before(_normalised), COCO, VOC, CSV)),
+    Fault(FaultKind.NORMALISED_BOXES, "`[0.1, 0.2, 0.5, 0.4]`", everywhere(before(_normalised), COCO, VOC, CSV, MOT)),
     Fault(FaultKind.SMALL_OBJECT, "2x2 pixels", everywhere(box(84, 5, 2, 2))),
     Fault(FaultKind.THIN_BOX, "40x1 pixels", everywhere(box(84, 5, 40, 1))),
     Fault(FaultKind.LONG_IMAGE, "1000x40 pixels", everywhere(_long)),
@@ -828,7 +905,7 @@ FAULTS = (
     Fault(
         FaultKind.UNUSED_CLASS,
         "listed, and nowhere annotated",
-        everywhere(before(_cow_in()), COCO, YOLO),
+        everywhere(before(_cow_in()), COCO, YOLO, MOT),
     ),
     Fault(FaultKind.ALIKE_NAMES, "`dog` and `Dog`", everywhere(before(_alike))),
     Fault(FaultKind.TINY_IMAGE, "an icon of 16x16 pixels", {}),  # see test_unlabelled.py

@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 
 from opendetr.data import DataError, FaultKind
-from opendetr.data.formats import Format, open_data, read_splits, recognise
+from opendetr.data.formats import Format, open_data, read_splits, recognise, stratified
 from opendetr.data.records import FaultLog
+from opendetr.data.tools.convert import convert
 from opendetr.synthetic import VideoConfig, label_video, write_videos
 
 ROWS = ["1,1,2,3,10,12,1,1,1", "2,1,4,3,10,12,1,1,0.25", "2,7,20,3,10,12,1,1,1", "3,7,22,3,10,12,0,1,0"]
@@ -44,9 +45,9 @@ def test_objects_have_their_tracks(tmp_path):
     data = read(write_video(tmp_path / "a"))
     assert data.categories.names == ("pedestrian",)
     assert [(image.id, dict(image.extras)) for image in data.images] == [
-        (number, {"video": "a", "frame": number}) for number in (1, 2, 3)
+        (number, {"video": "a", "frame_id": number}) for number in (1, 2, 3)
     ]
-    objects = [[(obj.extras["track"], obj.box, obj.crowd) for obj in image.objects] for image in data.images]
+    objects = [[(obj.extras["track_id"], obj.box, obj.crowd) for obj in image.objects] for image in data.images]
     assert objects == [
         [(1, (2, 3, 10, 12), False)],
         [(1, (4, 3, 10, 12), False), (7, (20, 3, 10, 12), False)],
@@ -65,7 +66,7 @@ def test_synthetic_videos_are_read_exactly(tmp_path):
     frames = [list(label_video(index, config=config)) for index in range(2)]
     for image, objects in zip(splits["train"].images, frames[0] + frames[1], strict=True):
         read_back = [
-            (obj.extras["track"], obj.box, obj.category_id, obj.crowd, obj.extras["visibility"])
+            (obj.extras["track_id"], obj.box, obj.category_id, obj.crowd, obj.extras["visibility"])
             for obj in image.objects
         ]
         expected = []
@@ -94,13 +95,13 @@ def test_synthetic_videos_are_read_exactly(tmp_path):
 )
 def test_variants_of_rows(tmp_path, rows, expected):
     (obj,) = read(write_video(tmp_path / "a", rows)).images[0].objects
-    assert (obj.extras["track"], obj.crowd, obj.extras["visibility"]) == expected
+    assert (obj.extras["track_id"], obj.crowd, obj.extras["visibility"]) == expected
     assert obj.extras["distractor"] == obj.crowd
 
 
 def test_cars_of_mot_challenge_are_not_read(tmp_path):
     data = read(write_video(tmp_path / "a", ["1,4,0,0,9,9,1,3,1", "1,5,0,0,9,9,1,1,1"]))
-    assert [obj.extras["track"] for obj in data.images[0].objects] == [5]
+    assert [obj.extras["track_id"] for obj in data.images[0].objects] == [5]
 
 
 def test_labels_name_the_classes(tmp_path):
@@ -127,7 +128,7 @@ def test_labels_name_the_classes(tmp_path):
 )
 def test_frames_are_found_by_their_numbers(tmp_path, names, rows, expected):
     data = read(write_video(tmp_path / "a", rows, names=names, info=None))
-    assert [(image.path.stem, image.extras["frame"]) for image in data.images] == list(
+    assert [(image.path.stem, image.extras["frame_id"]) for image in data.images] == list(
         zip(expected, (1, 2, 3), strict=True)
     )
 
@@ -135,7 +136,7 @@ def test_frames_are_found_by_their_numbers(tmp_path, names, rows, expected):
 def test_frame_numbers_of_a_part_of_a_video_are_kept(tmp_path):
     names = ("000008", "000009", "000010")
     data = read(write_video(tmp_path / "a", ["9,1,0,0,5,5,1,1,1"], names=names, info="seqLength=10"))
-    assert [image.extras["frame"] for image in data.images] == [8, 9, 10]
+    assert [image.extras["frame_id"] for image in data.images] == [8, 9, 10]
     assert [len(image.objects) for image in data.images] == [0, 1, 0]
 
 
@@ -185,3 +186,31 @@ def test_a_validation_split_consists_of_whole_videos(tmp_path):
     assert len(videos["val"]) == 1 and len(videos["train"]) == 3 and not videos["val"] & videos["train"]
     with pytest.raises(DataError, match=r"too few for a validation split \(1 video\)"):
         open_data(tmp_path / "a")
+
+
+def test_a_video_stays_in_one_part(tmp_path):
+    for name in "abcd":
+        write_video(tmp_path / name)
+    parts = stratified(read(tmp_path).images, {"train": 0.5, "val": 0.5}, seed=0)
+    videos = {name: {image.extras["video"] for image in images} for name, images in parts.items()}
+    assert sorted(map(len, videos.values())) == [2, 2] and not videos["train"] & videos["val"]
+    assert [len(images) for images in parts.values()] == [6, 6]
+
+
+def test_videos_written_as_coco_are_read_back(tmp_path):
+    write_videos(tmp_path / "videos", counts={"train": 2, "val": 2}, config=VideoConfig(frames=4, size=64))
+    notes = convert(tmp_path / "videos", tmp_path / "coco", Format.COCO)
+    assert notes == (
+        "16 images under a new name",
+        "frame rates of the videos, and rows of classes that are not read, were not written",
+    )
+    original, written = read_splits(tmp_path / "videos"), read_splits(tmp_path / "coco")
+    assert recognise(tmp_path / "coco").format is Format.COCO
+    for split, data in original.items():
+        assert written[split].categories == data.categories
+        for image, copy in zip(data.images, written[split].images, strict=True):
+            assert (copy.id, copy.extras, copy.objects) == (image.id, image.extras, image.objects)
+            assert copy.path.read_bytes() == image.path.read_bytes()
+            assert copy.path.name == f"{Path(image.extras['video']).name}_{image.path.name}"
+    notes = convert(tmp_path / "coco", tmp_path / "yolo", Format.YOLO)
+    assert "4 videos written as single images without track ids: the format does not support videos" in notes

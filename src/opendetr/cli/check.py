@@ -102,12 +102,14 @@ def _demands(model: str, image_size: int | None) -> Demands:
 
 
 def _write_copy(report: DataReport, folder: Path) -> None:
-    from opendetr.data.tools import write_fixed
+    from opendetr.data.tools import notes_on_source, write_fixed
     from opendetr.visualize import progress_bar
 
     with progress_bar("writing") as progress:
         splits = write_fixed(report, folder, progress)
     images = {image.path for data in splits.values() for image in data.images}
+    for note in notes_on_source(report.folder, splits):
+        say(note)
     say(f"{len(images)} images in {len(splits)} splits: {folder}")
 
 

@@ -25,7 +25,9 @@ _HELP = "Make, show, check, convert and split datasets."
 
 app = typer.Typer(cls=Group, help=_HELP, no_args_is_help=True, rich_markup_mode=None)
 
-SourceArgument = Annotated[Path, typer.Argument(help="The dataset: COCO, Pascal VOC, YOLO, or a CSV table.")]
+SourceArgument = Annotated[
+    Path, typer.Argument(help="The dataset: COCO, Pascal VOC, YOLO, a CSV table, or MOTChallenge videos.")
+]
 TargetArgument = Annotated[Path, typer.Argument(help="The folder to write, empty or new.")]
 LinkOption = Annotated[bool, typer.Option("--link", help="Link to the images instead of copying them.")]
 
@@ -216,8 +218,8 @@ def split(
 ) -> Exit:
     """Split a dataset anew, with about the same fractions of every class.
 
-    The images of all its splits are pooled first. The result has the format of the dataset; a CSV table
-    becomes COCO.
+    The images of all its splits are pooled first. The result has the format of the dataset; a CSV table and
+    MOTChallenge videos become COCO. The frames of a video stay together.
 
     Examples:
 
@@ -241,14 +243,14 @@ def _write(
 ) -> Exit:
     """Write splits of the dataset `source`. Prints their classes, and notes on what could not be kept as it was."""
     from opendetr.data import FaultKind
-    from opendetr.data.tools import note_unwritten_maps, write_data
+    from opendetr.data.tools import notes_on_source, write_data
     from opendetr.visualize import progress_bar
 
     for name, data in splits.items():
         say(f"{name}: {data.summary()}")
     with progress_bar("writing images") as progress:
         notes = write_data(splits, folder, to, link=link, progress=progress)
-    notes += note_unwritten_maps(source, splits)
+    notes += notes_on_source(source, splits)
     rows = [row for data in splits.values() for row in _class_counts(data)]
     if as_json:
         print_json({"folder": str(folder), "format": str(to), "classes": rows, "notes": notes})

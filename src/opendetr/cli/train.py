@@ -40,7 +40,7 @@ class TrainOptions(RunOptions):
 
 @command
 def train(options: TrainOptions) -> Exit:
-    """Train a detector on a folder of images and boxes: COCO, Pascal VOC, YOLO, or a CSV table.
+    """Train a detector on a folder of images and boxes: COCO, Pascal VOC, YOLO, a CSV table, or MOTChallenge videos.
 
     Examples:
 

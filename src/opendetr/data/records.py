@@ -33,6 +33,8 @@ _STRICT_FAULTS = frozenset(
         FaultKind.MASK_SIZE,
         FaultKind.UNREADABLE_MAP,
         FaultKind.REPEATED_SEGMENT,
+        FaultKind.REPEATED_TRACK,
+        FaultKind.OUTSIDE_VIDEO,
         FaultKind.SPAN_OUTSIDE,
         FaultKind.EMPTY_SPAN,
     }

@@ -47,6 +47,10 @@ class MOTRPreset(TrackingPreset):
         criterion = TrackCriterion(self.criterion)
         return MOTRTask(cast(MOTR, model), criterion, self.tracking, self._dense(num_classes))
 
+    def untrained(self) -> str:
+        """Training uses single images, in which no object can be followed."""
+        return "it is trained on single images: it learns to detect, but not to follow objects from frame to frame"
+
     def session(self, model: Detector) -> Session:
         """The session that follows the objects of a video."""
         return TrackingSession(cast(MOTR, model), QueryLifetime(self.tracker))

@@ -42,9 +42,9 @@ class Preset:
     """The configuration of a model and its training, as one tree.
 
     A family member that differs in more than settings has a subclass. It overrides `build_model`, `build_task`,
-    `categories_of` and `trained_from_nothing`, `trained_into` (pre-training), `session`, `prompt` and `starts_sequence`
-    (inference), `evaluator`, `metrics`, `headlines` and `draws_predictions` (evaluation; without `metrics`, a run is
-    not evaluated), or `miniature`, if its model config has other fields.
+    `categories_of` and `trained_from_nothing`, `untrained` and `trained_into` (training), `session`, `prompt` and
+    `starts_sequence` (inference), `evaluator`, `metrics`, `headlines` and `draws_predictions` (evaluation; without
+    `metrics`, a run is not evaluated), or `miniature`, if its model config has other fields.
 
     Attributes:
         name: the catalogue's name of the model.
@@ -157,6 +157,10 @@ class Preset:
 
         None for a model that is itself trained on annotated images.
         """
+        return None
+
+    def untrained(self) -> str | None:
+        """What the training of this preset does not teach the model, as a sentence for the user; None if nothing."""
         return None
 
     @property

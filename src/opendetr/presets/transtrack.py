@@ -49,6 +49,10 @@ class TransTrackPreset(TrackingPreset):
         criterion = SetCriterion(self.criterion)
         return TransTrackTask(cast(TransTrack, model), criterion, self.tracking, self._dense(num_classes))
 
+    def untrained(self) -> str:
+        """Training uses single images without the shifted copies of `PairConfig`."""
+        return "it is trained on single images: it learns to detect, but its track decoder sees nothing move"
+
     def session(self, model: Detector) -> Session:
         """The session that follows the objects of a video."""
         return TrackingSession(cast(TransTrack, model), BoxAssociation(self.tracker))

@@ -144,7 +144,8 @@ def train(
     model. Ctrl-C and SIGTERM save a checkpoint and end the run.
 
     Args:
-        data: a COCO, Pascal VOC or YOLO folder, or a CSV table. Classes and splits are read from it.
+        data: a COCO, Pascal VOC or YOLO folder, a CSV table, or MOTChallenge videos. Classes and splits are read
+            from it.
         model: a name of the catalogue. Default: the model of `config` or of the weights, else the default model.
         weights: the initial weights. "published": the model's own, with classes matched by name; "imagenet": a
             pretrained backbone; "none": random weights, and the whole backbone is trained; or a run folder, a weights

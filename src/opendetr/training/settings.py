@@ -194,7 +194,7 @@ def fit_to_data(setup: Setup, num_images: int) -> Setup:
 
 
 def check_settings(preset: Preset, splits: Mapping[str, DetectionData]) -> list[str]:
-    """Refuse settings that prevent learning. Returns a warning for each setting that limits the result.
+    """Refuse settings that prevent learning. Returns a warning for everything that limits the result.
 
     Raises:
         SettingError: the learning rate is 0, or the images are smaller than a cell of the features.
@@ -210,12 +210,16 @@ def check_settings(preset: Preset, splits: Mapping[str, DetectionData]) -> list[
         )
     counts = [len(image.objects) for image in splits["train"].images]
     num_queries, exceeding = preset.model.num_queries, sum(count > preset.model.num_queries for count in counts)
-    if not exceeding:
-        return []
-    return [
-        f"warning: {count_noun(exceeding, 'training image')} with more than {num_queries} objects, the number of "
-        f"queries; the other objects cannot be detected; give --num-queries {max(counts)}"
-    ]
+    warnings = []
+    if exceeding:
+        warnings.append(
+            f"warning: {count_noun(exceeding, 'training image')} with more than {num_queries} objects, the number of "
+            f"queries; the other objects cannot be detected; give --num-queries {max(counts)}"
+        )
+    untrained = preset.untrained()
+    if untrained is not None:
+        warnings.append(f"warning: {preset.name}: {untrained}")
+    return warnings
 
 
 def check_mask_settings(preset: Preset, origin: str | Path) -> None:

@@ -11,8 +11,8 @@ are not read.
 An object that is not evaluated, because its flag is 0 or because it is a distractor, is a crowd region for detection:
 it is not trained on and never counts as missed.
 
-Objects have the extras "track" (the id), "visibility" (0..1; 1 if not given) and "distractor"; images have "video" (the
-name) and "frame" (from 1). Images are ordered by video and frame, and have ids from 1.
+The extras of images and objects are those of `data.formats.coco_videos`. Images are ordered by video and frame, and
+have ids from 1.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ import math
 import os
 import re
 from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from opendetr.categories import Categories
+from opendetr.data.formats.coco_videos import DISTRACTOR, FRAME, TRACK, VIDEO, VISIBILITY
 from opendetr.data.formats.splits import SINGLE_SPLIT, SPLIT_SPELLINGS
 from opendetr.data.images import ImageFileError, image_size
 from opendetr.data.records import (
@@ -47,13 +48,8 @@ from opendetr.files import IMAGE_SUFFIXES
 
 _PEDESTRIAN = "pedestrian"
 _PEDESTRIAN_CLASSES = (1, -1)  # -1: MOT15, which has no classes
-_DISTRACTOR_CLASSES = (
-    2,
-    6,
-    7,
-    8,
-    12,
-)  # person on vehicle, non-motorised vehicle, static person, distractor, reflection
+# Person on vehicle, non-motorised vehicle, static person, distractor, reflection.
+_DISTRACTOR_CLASSES = (2, 6, 7, 8, 12)
 _OTHER_CLASSES = (3, 4, 5, 9, 10, 11, 13)
 _MIN_COLUMNS = 6
 
@@ -156,7 +152,10 @@ def parse_mot(folder: Path, log: FaultLog = RAISE_FAULTS) -> MotFolder:
             with log:
                 videos.append(_parse_video(path, path.name if len(splits) == 1 else f"{split}/{path.name}", log))
         parsed[split] = tuple(videos)
-    return MotFolder(folder, _categories(parsed), parsed)
+    labelled = _labelled(video for videos in parsed.values() for video in videos)
+    known = {split: tuple(_known_rows(video, labelled, log) for video in videos) for split, videos in parsed.items()}
+    names = [_PEDESTRIAN] if labelled is None or labelled.labels is None else labelled.labels
+    return MotFolder(folder, Categories.from_names(names), known)
 
 
 def read_mot(mot: MotFolder, split: str, log: FaultLog = RAISE_FAULTS) -> DetectionData:
@@ -183,7 +182,7 @@ def _parse_video(folder: Path, name: str, log: FaultLog) -> _Video:
     faults: list[DataFault] = []
     info = _read_info(folder / "seqinfo.ini", log)
     truth = folder / "gt" / "gt.txt"
-    rows = _parse_rows(truth, log)
+    rows = _parse_rows(truth, faults)
     frames = _find_frames(folder / info.get("imdir", "img1"), rows, truth)
     length = info.get("seqlength", "")
     num_frames = int(length) if length.isascii() and length.isdigit() else max(frames)
@@ -246,12 +245,15 @@ def _read_labels(path: Path) -> tuple[str, ...] | None:
     return tuple(line.strip() for line in read_text(path).splitlines() if line.strip())
 
 
-def _parse_rows(path: Path, log: FaultLog) -> list[_Row]:
+def _parse_rows(path: Path, faults: list[DataFault]) -> list[_Row]:
+    """The rows that can be read. Adds a fault about each of the others."""
     rows = []
     for line, text in enumerate(read_text(path).split("\n"), start=1):
         if text.strip():
-            with log:
+            try:
                 rows.append(_parse_row(text, line, path))
+            except FaultError as error:
+                faults.append(error.fault)
     return rows
 
 
@@ -310,27 +312,38 @@ def _at(row: _Row) -> str:
 # -------------------------------------------------------------------------------------------------------------- records
 
 
-def _categories(splits: Mapping[str, tuple[_Video, ...]]) -> Categories:
-    """The classes of all videos. Raises FaultError if two videos have different ones, or a row's class has no name."""
-    videos = [video for each in splits.values() for video in each]
-    labelled = next((video for video in videos if video.labels is not None), None)
+def _labelled(videos: Iterable[_Video]) -> _Video | None:
+    """The first video that names its classes. Raises FaultError if another one has different classes."""
+    first = None
     for video in videos:
-        if labelled and video.labels not in (None, labelled.labels):
-            detail = f"differs from {labelled.folder / 'gt' / 'labels.txt'}; all videos need the same classes"
+        first = first or (video if video.labels is not None else None)
+        if first and video.labels not in (None, first.labels):
+            detail = f"differs from {first.folder / 'gt' / 'labels.txt'}; all videos need the same classes"
             raise FaultError(FaultKind.BAD_CLASSES, video.folder / "gt" / "labels.txt", "", detail)
+    return first
+
+
+def _known_rows(video: _Video, labelled: _Video | None, log: FaultLog) -> _Video:
+    """The video without the rows whose class has no name.
+
+    Args:
+        video: the video.
+        labelled: the video that names the classes; None for the classes of MOTChallenge.
+        log: what to do at such a row.
+    """
     if labelled is None or labelled.labels is None:
         known = {*_PEDESTRIAN_CLASSES, *_DISTRACTOR_CLASSES, *_OTHER_CLASSES}
-        categories = Categories.from_names([_PEDESTRIAN])
+        where = "MOTChallenge's list; write gt/labels.txt with a name per line"
     else:
-        known = set(range(1, len(labelled.labels) + 1))
-        categories = Categories.from_names(labelled.labels)
-    for video in videos:
-        for row in video.rows:
+        known, where = set(range(1, len(labelled.labels) + 1)), "gt/labels.txt"
+    rows = []
+    for row in video.rows:
+        with log:
             if row.category not in known:
-                where = "gt/labels.txt" if labelled else "MOTChallenge's list; write gt/labels.txt with a name per line"
                 detail = f"class {row.category} is not in {where}"
                 raise FaultError(FaultKind.UNKNOWN_CLASS, video.truth, _at(row), detail)
-    return categories
+            rows.append(row)
+    return replace(video, rows=tuple(rows))
 
 
 def _image_records(
@@ -358,7 +371,7 @@ def _image_records(
                 objects=usable,
                 faults=object_faults,
                 source=source,
-                extras={"video": video.name, "frame": frame},
+                extras={VIDEO: video.name, FRAME: frame},
             )
         )
     return records
@@ -376,5 +389,5 @@ def _object_record(row: _Row, id_: int, *, has_labels: bool, categories: Categor
         area=math.prod(row.box[2:]),
         crowd=distractor or not row.flag,
         at=_at(row),
-        extras={"track": row.track, "visibility": row.visibility, "distractor": distractor},
+        extras={TRACK: row.track, VISIBILITY: row.visibility, DISTRACTOR: distractor},
     )

@@ -22,6 +22,7 @@ from opendetr.data.formats.coco_panoptic import (
     panoptic_files,
     read_panoptic,
 )
+from opendetr.data.formats.coco_videos import VIDEO, has_videos, read_videos
 from opendetr.data.formats.mot import find_videos, parse_mot, read_mot
 from opendetr.data.formats.splits import SINGLE_SPLIT, SPLIT_SPELLINGS, chance, usual_split
 from opendetr.data.formats.table import TABLE_SUFFIXES, find_tables, parse_tables, read_table
@@ -295,6 +296,8 @@ def _coco_source(folder: Path, files: Mapping[str, CocoPaths], log: FaultLog, *,
                     reader = partial(read_panoptic, maps_folder=files[split].maps, masks=masks)
                 elif is_captioned(coco):
                     reader = read_captions
+                elif has_videos(coco):
+                    reader = read_videos
                 data[split] = reader(coco, images, split=split, folder=folder, categories=categories, log=log)
         return data
 
@@ -401,14 +404,14 @@ def _divide(data: DetectionData, val_fraction: float, seed: int) -> tuple[Detect
     """
     groups: dict[str, list[ImageRecord]] = {}
     for image in data.images:
-        groups.setdefault(image.extras.get("video") or data.file_name(image), []).append(image)
+        groups.setdefault(image.extras.get(VIDEO) or data.file_name(image), []).append(image)
 
     def rank(name: str) -> tuple[bytes, str]:
         return chance(seed, Path(name).name), name
 
     num_val = max(1, round(len(groups) * val_fraction))
     if num_val >= len(groups):
-        noun = "video" if "video" in data.images[0].extras else "image"
+        noun = "video" if VIDEO in data.images[0].extras else "image"
         raise DataError(
             f"{data.folder}: too few for a validation split ({count_noun(len(groups), noun)}); name a split"
         )

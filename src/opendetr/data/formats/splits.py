@@ -11,6 +11,7 @@ from itertools import count
 from pathlib import Path
 
 from opendetr.config import SettingError
+from opendetr.data.formats.coco_videos import VIDEO
 from opendetr.data.records import DataError, DetectionData, ImageRecord
 
 SINGLE_SPLIT = "all"  # the only split of a dataset without splits
@@ -58,7 +59,7 @@ def stratified(
     This is iterative stratification (Sechidis, Tsoumakas and Vlahavas, 2011, algorithm 1). It starts with the rarest
     class. Each image of the class goes to the part that lacks most images of it.
 
-    Entries of one image file, such as its captions, are in the same part.
+    The frames of a video are in the same part, and so are the entries of one image file, such as its captions.
 
     Args:
         images: the images to divide.
@@ -69,18 +70,18 @@ def stratified(
     and DataError when a part gets no image.
     """
     _check_fractions(fractions)
-    by_path: dict[Path, list[ImageRecord]] = {}
+    groups: dict[str, list[ImageRecord]] = {}
     for image in images:
-        by_path.setdefault(image.path, []).append(image)
-    if len(by_path) < len(images):
+        groups.setdefault(_group(image), []).append(image)
+    if len(groups) < len(images):
         whole = [
-            replace(own[0], objects=tuple(obj for image in own for obj in image.objects)) for own in by_path.values()
+            replace(own[0], objects=tuple(obj for image in own for obj in image.objects)) for own in groups.values()
         ]
         parts = stratified(whole, fractions, seed)
-        return {part: [image for one in chosen for image in by_path[one.path]] for part, chosen in parts.items()}
+        return {part: [image for one in chosen for image in groups[_group(one)]] for part, chosen in parts.items()}
     category_sets = [{obj.category_id for obj in image.objects} for image in images]
     classes = {index: category_ids or {_NO_OBJECTS} for index, category_ids in enumerate(category_sets)}
-    unassigned = sorted(classes, key=lambda index: chance(seed, images[index].path.name))
+    unassigned = sorted(classes, key=lambda index: chance(seed, Path(_group(images[index])).name))
     remaining = Counter(label for labels in classes.values() for label in labels)
     wanted = {
         part: {label: fraction * count for label, count in remaining.items()} for part, fraction in fractions.items()
@@ -104,6 +105,11 @@ def stratified(
             detail = f"'{part}' would get none; increase its fraction, or omit it"
             raise DataError(f"{len(images)} images are too few: {detail}")
     return {part: [images[index] for index in sorted(indices)] for part, indices in assigned_to.items()}
+
+
+def _group(image: ImageRecord) -> str:
+    """What stays in one part: the video of an image, or its file."""
+    return image.extras.get(VIDEO) or str(image.path)
 
 
 def _check_fractions(fractions: Mapping[str, float]) -> None:

@@ -1,7 +1,7 @@
 """Tools for datasets: check, fix, convert, split."""
 
 from opendetr.data.tools.check import SIZE_LIMITS, DataReport, Demands, check_data
-from opendetr.data.tools.convert import WRITTEN_FORMATS, note_unwritten_maps, write_data
+from opendetr.data.tools.convert import WRITTEN_FORMATS, notes_on_source, write_data
 from opendetr.data.tools.fix import write_fixed
 
 __all__ = [
@@ -10,7 +10,7 @@ __all__ = [
     "DataReport",
     "Demands",
     "check_data",
-    "note_unwritten_maps",
+    "notes_on_source",
     "write_data",
     "write_fixed",
 ]

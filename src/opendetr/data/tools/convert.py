@@ -3,8 +3,8 @@
 Everything that a record holds is kept: boxes to the last bit, classes with their ids, ids of images and objects, areas,
 crowd regions, `difficult`, polygons and RLE, images without objects, and splits. VOC and YOLO have no fields
 for some of these. Their values are written to `opendetr.json` in the same folder (see `data.formats.sidecar`).
-Captions with their spans, questions and answers are written as COCO only. Other fields of annotation files are not in
-the records and are lost: keypoints, licences, poses, parts.
+Captions with their spans, questions and answers, and tracks of videos are written as COCO only. Other fields of
+annotation files are not in the records and are lost: keypoints, licences, poses, parts, frame rates.
 
 VOC corners are written without the offset of one pixel of the original challenge, whose coordinates begin at 1.
 Crowd regions are not written as rows of VOC and YOLO, because other programs would use them as objects. A YOLO label
@@ -30,6 +30,8 @@ import yaml
 
 from opendetr.categories import Categories
 from opendetr.data.faults import count_noun
+from opendetr.data.formats.coco_videos import VIDEO
+from opendetr.data.formats.mot import find_videos
 from opendetr.data.formats.recognise import Format, find_panoptic, read_splits
 from opendetr.data.formats.sidecar import FILE_NAME, Extras, image_extra, write_extras
 from opendetr.data.formats.splits import SPLIT_SPELLINGS
@@ -96,14 +98,21 @@ def convert(
     """Write a dataset in another format. Arguments, result and errors are those of `write_data`."""
     splits = read_splits(source)
     notes = write_data(splits, folder, to, link=link, progress=progress)
-    return (*notes, *note_unwritten_maps(source, splits))
+    return (*notes, *notes_on_source(source, splits))
 
 
-def note_unwritten_maps(source: str | Path, splits: Mapping[str, DetectionData]) -> tuple[str, ...]:
-    """A note if the dataset has panoptic maps that were not written, otherwise nothing."""
-    if any(image.panoptic_map for data in splits.values() for image in data.images) or not find_panoptic(source):
-        return ()
-    return ("panoptic maps of the dataset were not written",)
+def notes_on_source(source: str | Path, splits: Mapping[str, DetectionData]) -> tuple[str, ...]:
+    """A note for each part of a dataset that is not in its records, so that it was not written.
+
+    Args:
+        source: the dataset.
+        splits: its splits as read.
+    """
+    with_maps = any(image.panoptic_map for data in splits.values() for image in data.images)
+    maps = () if with_maps or not find_panoptic(source) else ("panoptic maps of the dataset were not written",)
+    if not Path(source).is_dir() or not find_videos(Path(source)):
+        return maps
+    return (*maps, "frame rates of the videos, and rows of classes that are not read, were not written")
 
 
 def write_data(
@@ -196,10 +205,10 @@ def _content(splits: Mapping[str, DetectionData], to: Format) -> _Content:
 def _unique_names(images: Sequence[_OutputImage], to: Format) -> list[str]:
     """Unique file names for the images.
 
-    An image keeps its file name if no other image has it. Otherwise the name of its folder is put in front. If that is
-    not unique either, a number is appended. Names that differ only in case count as equal, because on many disks they
-    are the same file. In VOC, all images are in one folder. In VOC and YOLO, annotation files are named after the image
-    without its suffix.
+    An image keeps its file name if no other image has it. Otherwise the name of its video or folder is put in front. If
+    that is not unique either, a number is appended. Names that differ only in case count as equal, because on many
+    disks they are the same file. In VOC, all images are in one folder. In VOC and YOLO, annotation files are named
+    after the image without its suffix.
     """
 
     def key(image: _OutputImage, name: str) -> tuple[str, str]:
@@ -219,7 +228,8 @@ def _unique_names(images: Sequence[_OutputImage], to: Format) -> list[str]:
         if frequency[key(image, name)] == 1:
             names.append(name)
             continue
-        longer = Path(_FORBIDDEN_IN_FILE_NAMES.sub("_", f"{image.record.path.parent.name}_{name}"))
+        folder = Path(image.record.extras.get(VIDEO) or image.record.path.parent).name
+        longer = Path(_FORBIDDEN_IN_FILE_NAMES.sub("_", f"{folder}_{name}"))
         numbered = (f"{longer.stem}-{number}{longer.suffix}" for number in count(2))
         names.append(next(new for new in chain([longer.name], numbered) if key(image, new) not in taken))
         taken.add(key(image, names[-1]))
@@ -418,7 +428,9 @@ def _notes(splits: Mapping[str, DetectionData], content: _Content, written: _Res
     kept = f"kept in {FILE_NAME}, which other programs do not read"
     maps = sum(image.record.panoptic_map is not None for image in content.images) if written.extras.names else 0
     captions = sum("caption" in image.record.extras for image in content.images) if written.extras.names else 0
+    videos = {image.record.extras.get(VIDEO) for image in content.images} - {None} if written.extras.names else ()
     counts = (
+        (len(videos), "video", "written as single images without track ids: the format does not support videos"),
         (captions, "caption", "with its spans not written: the format does not support captions"),
         (maps, "panoptic map", "not written: the format does not support panoptic maps"),
         (len(splits) - len(content.splits), "split", "without images, skipped"),

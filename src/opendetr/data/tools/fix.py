@@ -11,9 +11,10 @@ from opendetr.data.faults import FaultKind
 from opendetr.data.formats.recognise import Format
 from opendetr.data.records import DetectionData, ImageRecord, ObjectRecord
 from opendetr.data.tools.check import DataReport, Progress, repeated_boxes, train_split
-from opendetr.data.tools.convert import write_data
+from opendetr.data.tools.convert import WRITTEN_FORMATS, write_data
 
 _UNUSABLE = (
+    FaultKind.EMPTY_FILE,
     FaultKind.UNREADABLE_IMAGE,
     FaultKind.OVERSIZED_IMAGE,
     FaultKind.SIZE_MISMATCH,
@@ -26,11 +27,11 @@ _UNUSABLE_OBJECTS = (FaultKind.INVALID_OUTLINE, FaultKind.EMPTY_MASK, FaultKind.
 def write_fixed(report: DataReport, folder: str | Path, progress: Progress | None = None) -> dict[str, DetectionData]:
     """Write the splits that `fixed` returns, completely or not at all.
 
-    The copy has the format of the dataset; a table is written as COCO. Returns the splits that were written. Raises
-    DataError when no image is left, or when `folder` is not empty.
+    The copy has the format of the dataset; tables and videos are written as COCO. Returns the splits that were
+    written. Raises DataError when no image is left, or when `folder` is not empty.
     """
     splits = fixed(report)
-    to = Format.COCO if report.format in (None, Format.TABLE) else report.format
+    to = report.format if report.format in WRITTEN_FORMATS else Format.COCO
     write_data(splits, folder, to, progress=progress)
     return splits
 
