@@ -535,6 +535,14 @@ def _headless_seqinfo(data: DataSet) -> Place:
     return Place(put(data.annotations(0).parents[1] / "seqinfo.ini", "seqLength=4\n"))
 
 
+def _climbing_seqinfo(data: DataSet) -> Place:
+    """A further video whose frames are outside the dataset."""
+    truth = data.annotations(4)
+    folder = data.folder / "val" / "video-climbing"
+    shutil.copytree(truth.parent, folder / "gt")
+    return Place(put(folder / "seqinfo.ini", "[Sequence]\nimDir=../../../secret\n"), "imDir")
+
+
 def _other_seqinfo(data: DataSet) -> Place:
     return Place(put(data.annotations(0).parents[1] / "seqinfo.ini", "[Sequence]\nimWidth=640\nimHeight=480\n"))
 
@@ -754,6 +762,7 @@ FAULTS = (
         {
             COCO: coco(set_at("images", 1, "file_name", "../../secret.png"), "images[1]"),
             VOC: after(_climbing_voc),
+            MOT: after(_climbing_seqinfo),
         },
     ),
     Fault(

@@ -147,6 +147,7 @@ def test_frame_numbers_of_a_part_of_a_video_are_kept(tmp_path):
         (["1,1,0,0,5,5", "4,1,0,0,5,5", "2,1,0,0,5,5"], "", FaultKind.OUTSIDE_VIDEO),
         (["0,1,0,0,5,5", "1,1,0,0,5,5", "2,1,0,0,5,5"], "", FaultKind.OUTSIDE_VIDEO),
         (ROWS, "seqLength=5", FaultKind.MISSING_FRAME),
+        (ROWS, f"seqLength={10**8}", FaultKind.MISSING_FRAME),
         (ROWS, "imWidth=50\nimHeight=32", FaultKind.VIDEO_SIZE),
         (["1,1,0,0,5,5,1,1,1", "2,1,0,0,5,5,1,2,1"], "", FaultKind.CLASS_CHANGE),
         (["1,1,0,0,5,5", "2,1,0,0,5,0"], "", FaultKind.NO_AREA),
@@ -157,6 +158,7 @@ def test_frame_numbers_of_a_part_of_a_video_are_kept(tmp_path):
         (["1,nan,0,0,5,5"], "", FaultKind.INVALID_ROW),
         (["1,-1,0,0,5,5"], "", FaultKind.INVALID_ROW),
         (["1,1,0,0,5,5,1,99,1"], "", FaultKind.UNKNOWN_CLASS),
+        (ROWS, "imDir=../../secret", FaultKind.UNSAFE_NAME),
     ],
 )
 def test_faults_are_named(tmp_path, rows, info, kind):

@@ -46,7 +46,8 @@ def folders(tmp_path_factory) -> dict[str, Path]:
 
 
 def annotation_files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.suffix in (".json", ".xml", ".txt", ".yaml", ".csv"))
+    suffixes = (".json", ".xml", ".txt", ".yaml", ".csv", ".ini")
+    return sorted(path for path in folder.rglob("*") if path.suffix in suffixes)
 
 
 def require_order(folder: Path, written: Path | None = None) -> None:
@@ -141,7 +142,7 @@ def change_json(content: Any, place: int, value: Any, change: str) -> None:
 CELLS = st.sampled_from([*TOKENS, "0.png", "1.png", "4.png", "cat", "train", "5", "0.25"])
 
 
-@pytest.mark.parametrize(("name", "separator"), [("YOLO", " "), ("CSV", ",")])
+@pytest.mark.parametrize(("name", "separator"), [("YOLO", " "), ("CSV", ","), ("MOT", ",")])
 def test_rows_of_random_fields(folders, name, separator):
     path = next(path for path in annotation_files(folders[name]) if path.suffix in (".csv", ".txt"))
     original = path.read_bytes()

@@ -18,6 +18,7 @@ have ids from 1.
 from __future__ import annotations
 
 import configparser
+import itertools
 import math
 import os
 import re
@@ -31,6 +32,7 @@ from opendetr.categories import Categories
 from opendetr.data.formats.coco_videos import DISTRACTOR, FRAME, TRACK, VIDEO, VISIBILITY
 from opendetr.data.formats.splits import SINGLE_SPLIT, SPLIT_SPELLINGS
 from opendetr.data.images import ImageFileError, image_size
+from opendetr.data.paths import inside
 from opendetr.data.records import (
     RAISE_FAULTS,
     DataError,
@@ -180,15 +182,17 @@ def read_mot(mot: MotFolder, split: str, log: FaultLog = RAISE_FAULTS) -> Detect
 
 def _parse_video(folder: Path, name: str, log: FaultLog) -> _Video:
     faults: list[DataFault] = []
-    info = _read_info(folder / "seqinfo.ini", log)
+    info_file = folder / "seqinfo.ini"
+    info = _read_info(info_file, log)
     truth = folder / "gt" / "gt.txt"
     rows = _parse_rows(truth, faults)
-    frames = _find_frames(folder / info.get("imdir", "img1"), rows, truth)
+    frames = _find_frames(inside(folder, info.get("imdir") or "img1", info_file, "imDir"), rows, truth)
     length = info.get("seqlength", "")
-    num_frames = int(length) if length.isascii() and length.isdigit() else max(frames)
-    missing = sorted(set(range(1, num_frames + 1)) - frames.keys())
+    num_frames = int(length) if re.fullmatch(r"[0-9]{1,9}", length) else max(frames)
+    missing = num_frames - sum(1 <= frame <= num_frames for frame in frames)
     if missing:
-        detail = f"{len(missing)} of {num_frames} frames, the first is {missing[0]}"
+        first = next(frame for frame in itertools.count(1) if frame not in frames)
+        detail = f"{missing} of {num_frames} frames, the first is {first}"
         faults.append(DataFault(FaultKind.MISSING_FRAME, str(folder), "", detail))
     try:
         size = image_size(next(iter(frames.values())))
@@ -198,7 +202,7 @@ def _parse_video(folder: Path, name: str, log: FaultLog) -> _Video:
     stated = tuple(info.get(key, "") for key in ("imheight", "imwidth"))
     if size and all(stated) and stated != tuple(map(str, size)):
         detail = f"{stated[1]} x {stated[0]}; the images have {size[1]} x {size[0]} pixels"
-        faults.append(DataFault(FaultKind.VIDEO_SIZE, str(folder / "seqinfo.ini"), "", detail))
+        faults.append(DataFault(FaultKind.VIDEO_SIZE, str(info_file), "", detail))
     kept = _checked(rows, truth, num_frames, faults)
     return _Video(name, folder, frames, size, kept, _read_labels(folder / "gt" / "labels.txt"), tuple(faults))
 
