@@ -411,7 +411,7 @@ def _divide(data: DetectionData, val_fraction: float, seed: int) -> tuple[Detect
 
     num_val = max(1, round(len(groups) * val_fraction))
     if num_val >= len(groups):
-        noun = "video" if VIDEO in data.images[0].extras else "image"
+        noun = "video" if any(VIDEO in image.extras for image in data.images) else "image"
         raise DataError(
             f"{data.folder}: too few for a validation split ({count_noun(len(groups), noun)}); name a split"
         )
