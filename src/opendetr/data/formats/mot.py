@@ -32,7 +32,7 @@ from opendetr.categories import Categories
 from opendetr.data.formats.coco_videos import DISTRACTOR, FRAME, TRACK, VIDEO, VISIBILITY
 from opendetr.data.formats.splits import SINGLE_SPLIT, SPLIT_SPELLINGS
 from opendetr.data.images import ImageFileError, image_size
-from opendetr.data.paths import inside
+from opendetr.data.paths import inside, is_file
 from opendetr.data.records import (
     RAISE_FAULTS,
     DataError,
@@ -128,13 +128,23 @@ def find_videos(folder: Path) -> dict[str, list[Path]]:
 
 
 def _folders(folder: Path) -> list[Path]:
-    """The folders inside a folder, sorted by name."""
-    with os.scandir(folder) as entries:  # does not ask the system about each of many files
-        return sorted(folder / entry.name for entry in entries if entry.is_dir())
+    """The folders inside a folder, sorted by name; none if it cannot be read."""
+    try:
+        with os.scandir(folder) as entries:  # does not ask the system about each of many files
+            return sorted(folder / entry.name for entry in entries if _is_folder(entry))
+    except OSError:
+        return []
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def _is_video(folder: Path) -> bool:
-    return (folder / "gt" / "gt.txt").is_file()
+    return is_file(folder / "gt" / "gt.txt")
 
 
 def parse_mot(folder: Path, log: FaultLog = RAISE_FAULTS) -> MotFolder:
