@@ -30,10 +30,10 @@ train my-data --model yolov8n
 2 error: 'yolov8n' is not a model of the catalogue; OpenDETR has models of the DETR family: `opendetr models` lists them
 
 train my-data --model detr-resnet-50x
-2 error: 'detr-resnet-50x' is not a model of the catalogue; did you mean detr-r50 or mdetr-r50 or detr-r101? `opendetr models` lists them
+2 error: 'detr-resnet-50x' is not a model of the catalogue; did you mean detr-r50 or detr-r101 or detr-r50-dc5? `opendetr models` lists them
 
 eval my-data --weights detr-r50x
-1 error: detr-r50x: no such file or model; did you mean detr-r50 or mdetr-r50 or detr-r101?
+1 error: detr-r50x: no such file or model; did you mean detr-r50 or detr-r101 or detr-r50-dc5?
 
 predict image.jpg --weights detr_resnet50
 1 error: detr_resnet50: no such file or model; did you mean detr-r50?
