@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 import torch
-from captioned import CAPTIONS
 from safetensors.torch import load_file
 from torch import nn
 
+from inputs import CAPTIONS
 from opendetr import distributed, open_data
 from opendetr.data import train_loader
 from opendetr.nn import new_tokenizer
