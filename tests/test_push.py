@@ -169,6 +169,7 @@ def test_what_is_pushed_loads_from_the_hub(tmp_path, hub, weights):
             torch.testing.assert_close(state[name], value, atol=0, rtol=0)
 
 
+@pytest.mark.parametrize("weights", ["deformable-detr-tiny-panoptic"], indirect=True)
 def test_refusals_are_one_line(tmp_path, hub, weights):
     for words, token, expected in (
         (("anna/cells",), "hf_theirs", "log in"),
