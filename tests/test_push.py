@@ -123,7 +123,7 @@ def hub(tmp_path):
     server.server_close()
 
 
-@pytest.fixture(params=["detr-r50", "deformable-detr-tiny-panoptic"])
+@pytest.fixture(params=[pytest.param("detr-r50", marks=pytest.mark.slow), "deformable-detr-tiny-panoptic"])
 def weights(tmp_path, request):
     torch.manual_seed(0)
     preset = miniature(request.param)
