@@ -503,7 +503,7 @@ def test_what_puts_boxes_together_is_refused_with_masks():
         with pytest.raises(ValueError, match="does not support masks; with masks give detr or colour") as error:
             replace(CONFIG, augment=augment)
         one_line(error.value)
-    with pytest.raises(ValueError, match="masks is 'all'; give one of none, auto, instances, panoptic"):
+    with pytest.raises(ValueError, match=r"data\.masks: expected one of none, auto, instances, panoptic, got 'all'"):
         replace(CONFIG, masks="all")
 
 

@@ -57,7 +57,11 @@ IMAGES = (
     "my-table/images/b.jpg",
 )
 PATCHES = ("crop.jpg", "other-crop.jpg")
-MADE_BY_PAGE = {"quickstart.md": ("my-data", "runs/mine"), "training.md": ("runs/mine",)}
+MADE_BY_PAGE = {
+    "quickstart.md": ("my-data", "runs/mine"),
+    "training.md": ("runs/mine",),
+    "up-detr.md": ("runs/pretrained",),
+}
 SLOW = ("torchrun", "--processes")
 NEEDED = {"--log tensorboard": "tensorboard", ".mp4": "av"}  # part of a command -> package without which it is left out
 _EXIT_CODE = re.compile(r"\s*# exit code (\d)$")

@@ -178,15 +178,15 @@ def kept(row: dict) -> dict:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.parametrize("num_kills", [2, pytest.param(10, marks=pytest.mark.slow)])
-def test_kills_change_nothing(tmp_path, num_kills):
-    command = [sys.executable, __file__, str(tmp_path), str(num_kills), "0"]
+@pytest.mark.slow
+def test_kills_change_nothing(tmp_path):
+    command = [sys.executable, __file__, str(tmp_path), "10", "0"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
-    assert told["kills"] == num_kills, told
-    assert num_kills < 10 or (told["in_epoch"] >= 3 and told["in_save"] >= 2), told
+    assert told["kills"] == 10, told
+    assert told["in_epoch"] >= 3 and told["in_save"] >= 2, told
     assert told["steps"][-1] == STEPS_PER_EPOCH * EPOCHS
 
     whole, killed = (load_checkpoint(tmp_path / name / "last") for name in ("whole", "killed"))

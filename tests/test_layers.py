@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 
@@ -182,6 +183,7 @@ def model_classes() -> set[str]:
     return classes - {"Detector"}
 
 
+@cache
 def output_fields() -> set[str]:
     """The fields that the outputs of single members have in addition."""
     trees = [ast.parse(path.read_text(encoding="utf-8")) for path in (PACKAGE / "models").glob("*.py")]
@@ -206,7 +208,7 @@ def special_cases(tree: ast.AST, classes: set[str], names: set[str]) -> list[str
     found, further = [], output_fields()
     for node in ast.walk(tree):
         asked = parts_that_ask(node)
-        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("hasattr", "getattr"):
+        if isinstance(node, ast.Call) and called_name(node) in ("hasattr", "getattr"):
             field = node.args[1].value if isinstance(node.args[1], ast.Constant) else None
             found += [f"line {node.lineno}: the field {field}"] if field in further else []
         parts = [each for part in asked for each in ast.walk(part)]
@@ -216,6 +218,12 @@ def special_cases(tree: ast.AST, classes: set[str], names: set[str]) -> list[str
         found += [f"line {asked[0].lineno}: the class {name}" for name in sorted((used | constants) & classes)]
         found += [f"line {asked[0].lineno}: the name {name}" for name in sorted(constants & (names | SUFFIXES))]
     return found
+
+
+def called_name(node: ast.Call) -> str:
+    """The last name of what is called: "isinstance", or "startswith" of a string's method."""
+    function = node.func
+    return function.id if isinstance(function, ast.Name) else getattr(function, "attr", "")
 
 
 def parts_that_ask(node: ast.AST) -> list[ast.expr]:
@@ -229,7 +237,7 @@ def parts_that_ask(node: ast.AST) -> list[ast.expr]:
     if isinstance(node, ast.MatchValue):
         return [node.value]
     if isinstance(node, ast.Call):
-        called = ast.unparse(node.func)
+        called = called_name(node)
         return [node] if called in ("isinstance", "issubclass") or called.endswith(("with", "suffix", "prefix")) else []
     return []
 

@@ -102,6 +102,7 @@ def test_without_a_home_sampling_goes_on(unbuilt, monkeypatch):
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_a_library_that_was_cut_off_is_built_again(tmp_path):
     environment = {**os.environ, "OPENDETR_CACHE": str(tmp_path)}
     for _ in range(2):

@@ -123,7 +123,7 @@ def hub(tmp_path):
     server.server_close()
 
 
-@pytest.fixture(params=["detr-r50", "deformable-detr-tiny-panoptic"])
+@pytest.fixture(params=[pytest.param("detr-r50", marks=pytest.mark.slow), "deformable-detr-tiny-panoptic"])
 def weights(tmp_path, request):
     torch.manual_seed(0)
     preset = miniature(request.param)
@@ -169,6 +169,7 @@ def test_what_is_pushed_loads_from_the_hub(tmp_path, hub, weights):
             torch.testing.assert_close(state[name], value, atol=0, rtol=0)
 
 
+@pytest.mark.parametrize("weights", ["deformable-detr-tiny-panoptic"], indirect=True)
 def test_refusals_are_one_line(tmp_path, hub, weights):
     for words, token, expected in (
         (("anna/cells",), "hf_theirs", "log in"),

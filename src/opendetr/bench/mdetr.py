@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +31,7 @@ WIDTH, HEADS, FFN_WIDTH, LAYERS, QUERIES, LOGITS = 256, 8, 2048, 6, 100, 256
 class _EncoderLayer(nn.TransformerEncoderLayer):
     """torch's layer with positions in queries and keys."""
 
-    def forward(self, src: Tensor, position: Tensor) -> Tensor:  # type: ignore[override]
+    def encode(self, src: Tensor, position: Tensor) -> Tensor:
         query = src + position
         src = self.norm1(src + self.self_attn(query, query, src, need_weights=False)[0])
         return self.norm2(src + self.linear2(self.activation(self.linear1(src))))
@@ -40,7 +40,7 @@ class _EncoderLayer(nn.TransformerEncoderLayer):
 class _DecoderLayer(nn.TransformerDecoderLayer):
     """torch's layer with positions in queries and keys."""
 
-    def forward(self, tgt: Tensor, memory: Tensor, keys: Tensor, position: Tensor) -> Tensor:  # type: ignore[override]
+    def decode(self, tgt: Tensor, memory: Tensor, keys: Tensor, position: Tensor) -> Tensor:
         query = tgt + position
         tgt = self.norm1(tgt + self.self_attn(query, query, tgt, need_weights=False)[0])
         tgt = self.norm2(tgt + self.multihead_attn(tgt + position, keys, memory, need_weights=False)[0])
@@ -78,12 +78,12 @@ class _Assembled(nn.Module):
         memory = torch.cat((features.flatten(2).mT, text), 1)
         image_position = self.position(FeatureMap(features)).flatten(2).mT
         position = torch.cat((image_position, torch.zeros_like(text)), 1)
-        for layer in self.encoder:
-            memory = layer(memory, position)
+        for layer in cast("list[_EncoderLayer]", self.encoder):
+            memory = layer.encode(memory, position)
         keys, query_position = memory + position, self.queries.weight[None]
         content, outputs = torch.zeros_like(query_position), []
-        for layer in self.decoder:
-            content = layer(content, memory, keys, query_position)
+        for each in cast("list[_DecoderLayer]", self.decoder):
+            content = each.decode(content, memory, keys, query_position)
             outputs.append(self.norm(content))
         queries = torch.stack(outputs)
         tokens = nn.functional.normalize(self.align_tokens(memory[:, -ids.shape[1] :]), dim=-1)

@@ -18,6 +18,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from opendetr.config import SettingError
 from opendetr.files import write_atomically
 
 WeightsOption = Annotated[
@@ -138,8 +139,8 @@ def command(function: Callable[..., Any]) -> Callable[..., None]:
             _discard_lost_output()
             raise typer.Exit(Exit.FAILED) from None
         except Exception as error:
-            if not debug and (argument := getattr(error, "argument", "")):  # of a SettingError
-                raise wrong_value(argument, error.text) from None  # type: ignore[attr-defined]
+            if isinstance(error, SettingError) and error.argument and not debug:
+                raise wrong_value(error.argument, error.text) from None
             line = _explained(_full_disk(error, options.get("out") or options.get("folder")) or error)
             _discard_lost_output()
             if debug or line is None:

@@ -285,9 +285,10 @@ class MDETR(DETR):
         num_queries = position.shape[1]
         if self.answer_queries is not None:
             position = torch.cat((position, self.answer_queries.weight.expand(batch_size, -1, -1)), 1)
-        keys, key_positions = _joined([level.values for level in memory]), [level.position for level in memory]
-        assert all(each is not None for each in key_positions)
-        decoded = self.decoder(position, keys, _joined(key_positions), _joined_padding(memory))  # type: ignore[arg-type]
+        keys = _joined([level.values for level in memory])
+        key_positions = [level.position for level in memory if level.position is not None]
+        assert len(key_positions) == len(memory)
+        decoded = self.decoder(position, keys, _joined(key_positions), _joined_padding(memory))
         with torch.autocast(decoded.device.type, enabled=False):  # a box needs more digits than bfloat16 has
             decoded = decoded.to(weights_dtype(self.class_head))
             queries = decoded[:, :, :num_queries]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -109,11 +109,12 @@ class Task(nn.Module, Generic[BatchT, OutputT]):
             losses = {name: values / divisor for name, values in losses.items()}
         return losses
 
-    def normaliser(self, object_counts: Sequence[int]) -> Normaliser | None:
+    def normaliser(self, object_counts: Sequence[Any]) -> Normaliser | None:
         """The divisors of a step.
 
         Args:
-            object_counts: number of objects of each image, over all micro-batches and processes.
+            object_counts: `Batch.loss_counts` of all micro-batches and processes: by default the number of objects of
+                each image.
 
         Returns:
             The divisors, or None if they are known only after the forward pass. In that case `forward` returns sums

@@ -71,14 +71,14 @@ class _WithCaptions(Task[CaptionBatch, GroundingOutput]):
             normaliser = self.normaliser([(len(target), tuple(target.answers or ())) for target in targets])
         return super().losses(output, targets, normaliser, matches)
 
-    def normaliser(self, counts: Sequence[tuple[int, tuple[str, ...]]]) -> Normaliser:  # type: ignore[override]
+    def normaliser(self, object_counts: Sequence[tuple[int, tuple[str, ...]]]) -> Normaliser:
         """The divisors of a step; see `Task.normaliser`.
 
         Args:
-            counts: number of objects of each image, and the answer heads that its question concerns.
+            object_counts: number of objects of each image, and the answer heads that its question concerns.
         """
-        plain = self.criterion.normaliser([count for count, _ in counts], self.model.num_queries)
-        return GroundingNormaliser.of(plain, [heads for _, heads in counts])
+        plain = self.criterion.normaliser([count for count, _ in object_counts], self.model.num_queries)
+        return GroundingNormaliser.of(plain, [heads for _, heads in object_counts])
 
 
 class GroundingTask(_WithCaptions):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
@@ -33,10 +33,11 @@ class WeightAverage:
             decay: the final d, below 1.
         """
         decay = min(decay, (1 + step) / (10 + step))
-        ours, theirs = list(self.task.parameters()), [parameter.detach() for parameter in task.parameters()]
+        ours: list[Tensor] = list(self.task.parameters())
+        theirs = [parameter.detach() for parameter in task.parameters()]
         for averaged, current in zip(self.task.buffers(), task.buffers(), strict=True):
             if current.is_floating_point():
-                ours.append(averaged)  # type: ignore[arg-type]
+                ours.append(averaged)
                 theirs.append(current)
             else:
                 averaged.copy_(current)

@@ -130,12 +130,12 @@ def _draw_legend(
     for name, curve in curves.items():
         value = "" if curve.last is None else _value_text(curve.last)
         longest = width - 2 * MARGIN - _SAMPLE - 12 - font.getlength(value)
-        name = fitted(name, font, longest)  # noqa: PLW2901
-        length = _SAMPLE + 8 + font.getlength(f"{name} {value}") + 4
+        shown = fitted(name, font, longest)
+        length = _SAMPLE + 8 + font.getlength(f"{shown} {value}") + 4
         if x > MARGIN and x + length > width - MARGIN:
             x, top = MARGIN, top + 22
         samples.append((x, top + 8))
-        draw.text((x + _SAMPLE + 8, top + 8), name, INK, font, anchor="lm")
+        draw.text((x + _SAMPLE + 8, top + 8), shown, INK, font, anchor="lm")
         draw.text((x + length, top + 8), value, FAINT_INK, font, anchor="rm")
         x += round(length) + 24
     return samples, top + 28 if curves else top
