@@ -97,8 +97,8 @@ class Preset:
         return False
 
     def like_trained(self, other: Preset) -> Self:
-        """The preset with the architecture of the weights that it starts from."""
-        return replace(self, model=other.model)
+        """The preset with the architecture and the image size of the weights that it starts from."""
+        return replace(self, model=other.model, data=self.data.sized_like(other.data))
 
     def num_classes(self, categories: Categories) -> int:
         """K for a dataset, the number of classes that the model distinguishes."""

@@ -43,11 +43,12 @@ class TrackingPreset(Preset):
         return isinstance(other.model, DeformableDETRConfig) and other.model.refine and not _is_tracker(other)
 
     def like_trained(self, other: Preset) -> Self:
-        """The preset with the architecture of the weights that it starts from."""
+        """The preset with the architecture and the image size of the weights that it starts from."""
         if _is_tracker(other):
-            return replace(self, model=other.model)
+            return super().like_trained(other)
         model, detector = cast(DeformableDETRConfig, self.model), cast(DeformableDETRConfig, other.model)
-        return replace(self, model=replace(model, backbone=detector.backbone, transformer=detector.transformer))
+        model = replace(model, backbone=detector.backbone, transformer=detector.transformer)
+        return replace(self, model=model, data=self.data.sized_like(other.data))
 
     def _dense(self, num_classes: int) -> DenseSupervision | None:
         """Dense supervision of the encoder, if it is enabled."""

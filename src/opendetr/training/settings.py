@@ -116,8 +116,7 @@ def set_up(
             preset = replace(preset, dense=card_preset.dense, recipe=card_preset.recipe)
         without_masks = preset.name == card_preset.without_masks or preset.can_start_from(card_preset)
         masks = card_preset.masks if card_preset.has_masks and not without_masks else preset.masks
-        sizes = preset.data.sized_like(card_preset.data)
-        preset = replace(preset.like_trained(card_preset), masks=masks, data=sizes)
+        preset = replace(preset.like_trained(card_preset), masks=masks)
         if freeze_detector:
             if card_preset.has_masks:
                 preset = replace(preset, data=replace(preset.data, masks=card_preset.data.masks))
