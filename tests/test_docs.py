@@ -63,6 +63,7 @@ MADE_BY_PAGE = {
     "up-detr.md": ("runs/pretrained",),
 }
 SLOW = ("torchrun", "--processes")
+LONG_PAGES = ("training.md", "up-detr.md")  # whose blocks train several times
 NEEDED = {"--log tensorboard": "tensorboard", ".mp4": "av"}  # part of a command -> package without which it is left out
 _EXIT_CODE = re.compile(r"\s*# exit code (\d)$")
 
@@ -178,7 +179,14 @@ def workplace(things, tmp_path, monkeypatch) -> Path:
 
 
 @posix
-@pytest.mark.parametrize("page", [page for page in PAGES if page != "add-a-variant.md"])
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=[pytest.mark.slow] if page in LONG_PAGES else [])
+        for page in PAGES
+        if page != "add-a-variant.md"
+    ],
+)
 def test_every_block_runs(page, workplace, tmp_path, address):
     environment = environment_with_programs(tmp_path)
     for folder in MADE_BY_PAGE.get(page, ()):
