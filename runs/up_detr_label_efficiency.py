@@ -18,6 +18,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,7 @@ def train_all(options: argparse.Namespace) -> None:
             raise SystemExit("the time is over; repeat the command to continue")
         labelled = _labelled(options.folder / f"{name}-{percent}-{seed}", data, percent, seed)
         weights = pretrained if start == PRETRAINED else "none"
-        run = clock.run(lambda: _fine_tune(options, labelled, weights, options.folder / label, seed))  # noqa: B023
+        run = clock.run(partial(_fine_tune, options, labelled, weights, options.folder / label, seed))
         facts = {"data": name, "percent": percent, "start": start, "seed": seed, "steps": options.steps}
         facts |= {"images": sum(1 for _ in open_data(labelled)["train"].images)}
         facts |= {metric: run.result.metrics.get(metric) for metric in METRICS} | {"seconds": run.result.seconds}

@@ -25,14 +25,14 @@ class TrackingGolden(Golden):
         keys, tied, scale = self["keys"], self["tied"], self["scale"]
         return {name: rule(tied.get(name, name), shape) * scale.get(name, 1.0) for name, shape in keys.items()}
 
-    def pictures(self, key: str) -> list[Tensor]:
+    def images(self, key: str) -> list[Tensor]:
         """The images (3, h, w) that an input lists."""
         calls = (re.fullmatch(r"image\('(\w+)', (\d+), (\d+), salt\)", text) for text in self["inputs"][key])
         return [image(call[1], int(call[2]), int(call[3])) for call in calls if call]
 
     def frames(self, key: str) -> list[ImageBatch]:
         """The same as batches of one image each."""
-        return [ImageBatch.from_images([picture]) for picture in self.pictures(key)]
+        return [ImageBatch.from_images([image]) for image in self.images(key)]
 
     def preset(self, name: str) -> Preset:
         """The preset with the sizes of the golden."""

@@ -66,7 +66,7 @@ def _caption_batch(
 ) -> CaptionBatch:
     """Captions, random tokens of each object, and answers."""
     captions = CAPTIONS[: len(images)]
-    tokens = model.get_submodule(model.detector_part or "").tokenizer(captions)  # type: ignore[operator]
+    tokens = model.get_submodule(model.detector_part or "").tokenizer(captions)
     generator = torch.Generator().manual_seed(len(targets[0]))
     with_tokens = tuple(
         replace(

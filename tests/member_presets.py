@@ -75,7 +75,7 @@ class AroundPixels(Around):
     """The same for prediction."""
 
     def pixels(self, image: Any) -> Tensor:
-        return self.plain.pixels(image)  # type: ignore[attr-defined]
+        return self.plain.pixels(image)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +106,7 @@ class TokenRecall(MeanEvaluator):
     def results(self, output: Output, images: ImageBatch, batch: Batch) -> Iterator[float]:
         predicted = output.final.logits[..., :-1].softmax(-1).amax(1)  # (B, T)
         for row, target in zip(predicted, batch.targets, strict=True):
-            expected = target.word_map.any(0)  # type: ignore[attr-defined]
+            expected = target.word_map.any(0)
             yield float((row[expected] > 1 / VOCABULARY).float().mean())
 
 
@@ -131,7 +131,7 @@ class CaptionPreset(Preset):
         return PromptSession(model)  # type: ignore[arg-type]
 
     def prompt(self, batch: Batch) -> Tokens:
-        return batch.tokens  # type: ignore[attr-defined]
+        return batch.tokens
 
     def evaluator(self, categories: Categories, data: DetectionData, **options: Any) -> TokenRecall:
         return TokenRecall("token_recall")

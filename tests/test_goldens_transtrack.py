@@ -133,7 +133,7 @@ def test_association(run):
 
 def clip_of(golden: TrackingGolden) -> ClipBatch:
     """The two frames before, with the shifts that the original drew, and the frame itself."""
-    images, inputs = ImageBatch.from_images(golden.pictures("images")), golden["inputs"]
+    images, inputs = ImageBatch.from_images(golden.images("images")), golden["inputs"]
     calls = [re.search(r"targets\('([\w/]+)', (\d+), (\d+), salt\)", text) for text in inputs["targets"]]
     targets = tuple(
         replace(target(*objects(call[1], int(call[2]), int(call[3]))), size=tuple(size))

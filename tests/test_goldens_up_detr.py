@@ -54,7 +54,7 @@ class PatchGolden(Golden):
 
     def images(self) -> ImageBatch:
         """The padded batch."""
-        return ImageBatch.from_images([picture("image_0", 96, 128), picture("image_1", 128, 104)])
+        return ImageBatch.from_images([cell_image("image_0", 96, 128), cell_image("image_1", 128, 104)])
 
     @property
     def num_patches(self) -> int:
@@ -63,7 +63,7 @@ class PatchGolden(Golden):
 
     def patches(self) -> Tensor:
         """(B, M, 3, 128, 128)."""
-        rows = [[picture(f"patch_{b}_{p}", 128, 128) for p in range(self.num_patches)] for b in range(2)]
+        rows = [[cell_image(f"patch_{b}_{p}", 128, 128) for p in range(self.num_patches)] for b in range(2)]
         return torch.stack([torch.stack(row) for row in rows])
 
     def targets(self) -> list[Target]:
@@ -82,7 +82,7 @@ class PatchGolden(Golden):
         )
 
 
-def picture(name: str, height: int, width: int) -> Tensor:
+def cell_image(name: str, height: int, width: int) -> Tensor:
     """A noisy image of 4 x 4 coloured cells."""
     rows, columns = (torch.arange(length) * 4 // length for length in (height, width))
     return 0.5 * image(name, height, width) + 1.5 * image(f"{name}/coarse", 4, 4)[:, rows][:, :, columns]

@@ -59,7 +59,7 @@ def test_words_have_the_characters_of_their_tokens():
     assert tokens.ids[0, [0, 6, 7]].tolist() == [0, 3, 2]  # start, unknown, end
     assert tokens.ids[1].tolist() == [0, tokens.ids[0, 3], 2, 1, 1, 1, 1, 1]
     assert new_tokenizer("words")(["a RED disc"]).ids.tolist() == new_tokenizer("words")(["A red Disc"]).ids.tolist()
-    ids = list(new_tokenizer("words")._ids.values())  # type: ignore[attr-defined]
+    ids = list(new_tokenizer("words")._ids.values())
     assert len(ids) == len(set(ids)) and max(ids) < get_preset("mdetr-tiny").model.text.vocabulary
 
 

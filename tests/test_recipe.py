@@ -168,6 +168,12 @@ def test_plan_of_time_accounts_for_evaluations_and_checkpoints():
     assert partial.total_steps == 20 + int((900 - 5 * 10 - 40) / 2)  # the last one is made on the part and on all
 
 
+def test_an_interval_that_ends_shortly_before_the_end_is_not_evaluated():
+    assert evaluations(Plan(123, 117)) == [123]  # the plan has grown from 117 steps
+    assert evaluations(Plan(176, 117)) == [117, 176]
+    assert evaluations(Plan(91, 10)) == [10, 20, 30, 40, 50, 60, 70, 80, 91]
+
+
 def test_plan_of_a_time_that_is_over_still_has_a_step():
     assert plan_time(Recipe(time=10), 5, pace(50, 1, image=1, save=1), Evaluations(1)).total_steps == 6
 

@@ -601,11 +601,20 @@ def test_the_time_of_a_run_includes_the_start_of_callbacks(tmp_path):
     assert result.seconds > 0.5
 
 
+class Pausing(Callback):
+    """Gives the thread that draws the bar the time to draw the state of one step."""
+
+    def on_step(self, event: StepTaken) -> None:
+        if event.step == 7:
+            time.sleep(0.5)
+
+
 @pytest.mark.parametrize("terminal", [False, True])
 def test_progress_says_what_matters(tmp_path, terminal):
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=terminal, width=200)
-    run(tmp_path, callbacks=[Progress(console, interval=0, metric="AP", headline_metrics=["AP"])])
+    progress = Progress(console, interval=0, metric="AP", headline_metrics=["AP"])
+    run(tmp_path, callbacks=[progress, Pausing()])
     said = screen.getvalue()
     for part in (
         "5 steps per epoch",

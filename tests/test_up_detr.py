@@ -55,7 +55,7 @@ def pretraining(name: str = "up-detr-tiny") -> PretrainingPreset:
 def model_of(preset: Preset, num_classes: int = 2, seed: int = 0) -> UPDETR:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return build_model(preset, num_classes)  # type: ignore[return-value]
+        return build_model(preset, num_classes)
 
 
 def images(count: int = 2) -> ImageBatch:
@@ -184,7 +184,7 @@ def test_from_nothing_the_backbone_is_trained_and_the_target_detached():
 
 def build_on_meta(preset: Preset) -> UPDETR:
     with torch.device("meta"):
-        return build_model(preset, 2)  # type: ignore[return-value]
+        return build_model(preset, 2)
 
 
 # --------------------------------------------------------------------------------------------- from pre-trained weights

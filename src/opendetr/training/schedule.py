@@ -59,8 +59,12 @@ class Plan:
     ema_decay: float = 0.0
 
     def evaluates_after(self, step: int) -> bool:
-        """Whether the run is evaluated after `step` steps."""
-        return step > 0 and (step % self.evaluate_every == 0 or step >= self.total_steps)
+        """Whether the run is evaluated after `step` steps: at every interval, but not shortly before the end.
+
+        The end of a timed run moves with its speed. An interval that ends just before it would repeat the evaluation.
+        """
+        left = self.total_steps - step
+        return step > 0 and (left <= 0 or (step % self.evaluate_every == 0 and 2 * left >= self.evaluate_every))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,7 +203,7 @@ def revise_plan(plan: Plan, recipe: Recipe, step: int, pace: Pace, evaluations: 
         evaluations: the evaluations of the whole run.
     """
     assert recipe.time is not None
-    num_left = math.ceil(plan.total_steps / plan.evaluate_every) - step // plan.evaluate_every
+    num_left = round(plan.total_steps / plan.evaluate_every) - step // plan.evaluate_every
     left = recipe.time - pace.used - pace.evaluation_seconds(evaluations, max(num_left, 1))
     affordable = max(_steps_in(left, recipe, pace, num_left), 0 if step else 1)
     if abs(plan.total_steps - step - affordable) * pace.step <= _TOLERANCE * recipe.time:
