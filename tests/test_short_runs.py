@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from opendetr.categories import Categories
 from opendetr.config import ConfigError
-from opendetr.presets import get_preset
+from opendetr.presets import get_preset, shipped_weights
 from opendetr.synthetic import SceneConfig, write_scenes
 from opendetr.training import load_checkpoint, train
 from opendetr.training.callbacks import read_metrics
 from opendetr.training.settings import Setup, fit_to_data
+from opendetr.training.starting_weights import predicts_classes
 
 SCENES = SceneConfig(size=160, min_objects=1, max_objects=3, min_scale=0.3)
 DATA = {"data": {"num_workers": 0}}
@@ -96,3 +100,43 @@ def test_too_few_queries_and_too_few_steps_are_named(scenes, tmp_path, capfd):
     (line,) = [line for line in lines if "queries" in line and line.startswith("warning")]
     assert "--num-queries " in line
     assert "warning: the model learns very little in 2 steps" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("weights", "known", "given", "size"),
+    [
+        ("published", True, (), 320),  # the weights of the package
+        ("published", False, (), 256),
+        ("deformable-detr-tiny-panoptic", False, (), 256),
+        ("published", False, ("image_size",), 320),
+        ("runs/one", False, (), 320),
+        ("https://example.org/one.safetensors", False, (), 320),
+    ],
+)
+def test_weights_of_the_catalogue_set_the_image_size_if_a_class_is_kept(weights, known, given, size):
+    preset = get_preset("deformable-detr-tiny")
+    preset = replace(preset, data=preset.data.resized(320), recipe=replace(preset.recipe, fit_to_data=True))
+    fitted = fit_to_data(Setup(preset, Path("data"), weights, frozenset(given), predicts_classes=known), 160)
+    assert fitted.preset.data.image_size == size
+    assert fitted.preset.data.max_size == preset.data.resized(size).max_size
+
+
+def test_weights_predict_classes_that_they_share_with_the_dataset(tmp_path):
+    detector, path = get_preset("deformable-detr-tiny"), shipped_weights("deformable-detr-tiny")
+    shared, other = Categories.from_names(["cat", "disc"]), Categories.from_names(["cat"])
+    assert path is not None
+    assert predicts_classes(path, detector, shared) and not predicts_classes(path, detector, other)
+    assert not predicts_classes("none", detector, shared)
+    assert predicts_classes(path, get_preset("mdetr-tiny"), other)  # its classes are the tokens of the captions
+
+
+def test_initial_weights_without_a_class_of_the_dataset_are_not_evaluated(scenes, tmp_path):
+    renamed = tmp_path / "data"
+    shutil.copytree(scenes, renamed)
+    for path in renamed.rglob("*.json"):
+        record = json.loads(path.read_text())
+        for number, category in enumerate(record.get("categories", ())):
+            category["name"] = f"class {number}"
+        path.write_text(json.dumps(record))
+    run = train(renamed, out=tmp_path / "run", max_steps=1, changes=DATA, device="cpu", say=lambda line: None)
+    assert [row["step"] for row in read_metrics(run.folder) if row["kind"] == "evaluation"] == [1]

@@ -61,7 +61,7 @@ from opendetr.training.settings import (
     with_options,
     write_config,
 )
-from opendetr.training.starting_weights import NOTHING, is_path, load_start, starting_point
+from opendetr.training.starting_weights import NOTHING, is_path, load_start, predicts_classes, starting_point
 from opendetr.training.thresholds import CurrentThresholds
 from opendetr.training.trainer import RunResult, Trainer
 from opendetr.weights import ModelCard, save_weights
@@ -239,11 +239,13 @@ def train(
         )
         check_mask_settings(setup.preset, origin)
         splits = _open_splits(setup, say)
+        categories = splits["train"].categories
+        setup = replace(setup, predicts_classes=predicts_classes(origin, setup.preset, categories))
         setup = fit_to_data(setup, len(splits["train"]))
         preset = setup.preset
         for warning in check_settings(preset, splits):
             say(warning)
-        task = _initial_task(preset, origin, splits["train"].categories, say)
+        task = _initial_task(preset, origin, categories, say)
     folder = from_main(_unused_folder(preset.name) if out is None else Path(out))
     trainer, loader = _trainer(setup, task, splits, folder, own_device, callbacks)
     trainer.state.seconds = clock.perf_counter() - began  # the time of a timed run includes this preparation
@@ -315,6 +317,7 @@ def resume(
             Path(about["data"]),
             str(about["weights"]),
             is_pretrained=bool(about.get("pretrained")),
+            predicts_classes=bool(about.get("predicts_classes")),
         )
         preset = setup.preset
         splits = _open_splits(setup, say)
@@ -485,7 +488,7 @@ def _trainer(
             folder,
             evaluate=evaluate if preset.metrics(val) else None,
             num_images=len(val),
-            evaluate_start=setup.starts_from_detector and not preset.freeze_detector,
+            evaluate_start=setup.predicts_classes and not preset.freeze_detector,
             save_model=save,
             callbacks=callbacks,
             device=str(device),

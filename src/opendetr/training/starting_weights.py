@@ -120,6 +120,17 @@ def load_start(model: Detector, origin: str | Path, preset: Preset, categories: 
     return f"{count}, the backbone's from {path.name}"
 
 
+def predicts_classes(origin: str | Path, preset: Preset, categories: Categories) -> bool:
+    """Whether the initial weights predict a class of the dataset without training."""
+    if not isinstance(origin, Path) or (is_pretraining(state := read_state(origin)) and preset.uses_annotations):
+        return False
+    if preset.num_classes(categories) != len(categories):  # the outputs of the class head do not depend on the dataset
+        return True
+    card = read_card(origin)
+    known = card.categories if card else preset.categories_of(state)
+    return not set(known.names).isdisjoint(categories.names)
+
+
 def load_transferred(model: Detector, path: Path, preset: Preset, categories: Categories) -> str:
     """Load the weights of a detector, with classes matched by name. Returns one line about the classes."""
     card = read_card(path)
