@@ -551,6 +551,6 @@ if __name__ == "__main__":
 @pytest.mark.parametrize("name", list_models())
 def test_training_on_single_images_warns_that_nothing_is_followed(name):
     data = DetectionData(categories=coco_categories(), images=(), split="train", folder=Path())
-    warnings = check_settings(get_preset(name), {"train": data})
+    warnings = check_settings(get_preset(name), {"train": data, "val": data})
     assert len(warnings) == (name in TRACKERS)
     assert all(f"{name}: it is trained on single images" in warning for warning in warnings)

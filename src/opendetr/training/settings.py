@@ -229,6 +229,12 @@ def check_settings(preset: Preset, splits: Mapping[str, DetectionData]) -> list[
             f"warning: {count_noun(exceeding, 'training image')} with more than {num_queries} objects, the number of "
             f"queries; the other objects cannot be detected; give --num-queries {max(counts)}"
         )
+    shared = {image.path for image in splits["train"].images} & {image.path for image in splits["val"].images}
+    if shared:
+        warnings.append(
+            f"warning: validation images that are training images too: {len(shared)}, such as {min(shared)}; "
+            "the metrics do not show how well the model detects objects in new images"
+        )
     untrained = preset.untrained()
     if untrained is not None:
         warnings.append(f"warning: {preset.name}: {untrained}")
