@@ -215,9 +215,9 @@ def check_settings(preset: Preset, splits: Mapping[str, DetectionData]) -> list[
             f"warning: {count_noun(exceeding, 'training image')} with more than {num_queries} objects, the number of "
             f"queries; the other objects cannot be detected; give --num-queries {max(counts)}"
         )
-    untrained = preset.untrained()
-    if untrained is not None:
-        warnings.append(f"warning: {preset.name}: {untrained}")
+    advice = preset.advice(splits["train"])
+    if advice is not None:
+        warnings.append(f"warning: {preset.name}: {advice}")
     return warnings
 
 
