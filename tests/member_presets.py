@@ -160,9 +160,9 @@ class VideoData(ClipData):
         return super(ClipData, self).collate(samples, shape, device)
 
     def evaluation_groups(
-        self, indices: Sequence[int], shapes: Mapping[int, tuple[int, int]], batch_size: int
+        self, data: DetectionData, shapes: Mapping[int, tuple[int, int]], batch_size: int
     ) -> list[list[tuple[int, ...]]]:
-        return [[(index,) for index in indices[start : start + FRAMES]] for start in range(0, len(indices), FRAMES)]
+        return [[(start + number,) for number in range(FRAMES)] for start in range(0, len(data), FRAMES)]
 
 
 class KeptTracks(MeanEvaluator):
@@ -209,9 +209,6 @@ class ClipPreset(Preset):
 
     def session(self, model: Detector) -> Session:
         return CountingSession(model)  # type: ignore[arg-type]
-
-    def starts_sequence(self, batch: Batch) -> bool:
-        return (batch.targets[0].image_id - 1) % FRAMES == 0
 
     def evaluator(self, categories: Categories, data: DetectionData, **options: Any) -> KeptTracks:
         return KeptTracks("kept")

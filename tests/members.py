@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from opendetr import distributed, open_data
 from opendetr.boxes import cxcywh_to_xyxy
-from opendetr.data import DataConfig, LabelledImage, Transform, collate_samples, train_loader
+from opendetr.data import DataConfig, DetectionData, LabelledImage, Transform, collate_samples, train_loader
 from opendetr.losses import CriterionConfig, Normaliser, SetCriterion, SigmoidFocalClassification, of_matches
 from opendetr.models import (
     DETR,
@@ -95,7 +95,7 @@ class PatchOutput(Output):
 class PatchData(DataConfig):
     """Random patches of the image are what is to be found in it."""
 
-    def training_transform(self) -> Transform:
+    def training_transform(self, data: DetectionData | None = None) -> Transform:
         return Around(super().training_transform(), _with_patches)
 
     def collate(self, samples: Sequence[Sample], shape: tuple[int, int], device: torch.device) -> PatchBatch:
@@ -202,7 +202,7 @@ class CaptionBatch(Batch):
 class CaptionData(DataConfig):
     """The caption of an image lists the classes of its objects, a token each."""
 
-    def training_transform(self) -> Transform:
+    def training_transform(self, data: DetectionData | None = None) -> Transform:
         return Around(super().training_transform(), _with_caption)
 
     def collate(self, samples: Sequence[Sample], shape: tuple[int, int], device: torch.device) -> CaptionBatch:
@@ -293,7 +293,7 @@ class ClipData(DataConfig):
 
     num_frames: int = 3
 
-    def training_transform(self) -> Transform:
+    def training_transform(self, data: DetectionData | None = None) -> Transform:
         def add(
             sample: Sample, image: LabelledImage, rng: np.random.Generator, others: Sequence[LabelledImage]
         ) -> Sample:

@@ -21,7 +21,6 @@ import opendetr
 from golden_tracking import normalised
 from opendetr import Predictor, distributed
 from opendetr.categories import Categories, coco_categories
-from opendetr.data import DetectionData
 from opendetr.export import export_official
 from opendetr.models import (
     MOTR,
@@ -50,7 +49,7 @@ from opendetr.tasks.tracking import shifted
 from opendetr.training.activation_checkpointing import recompute_blocks
 from opendetr.training.callbacks import MetricsFile, read_metrics
 from opendetr.training.events import Callback
-from opendetr.training.settings import check_settings, set_up
+from opendetr.training.settings import set_up
 from opendetr.training.starting_weights import load_start
 from opendetr.training.trainer import STATE, Trainer
 from opendetr.weights import WeightsError, transfer
@@ -546,11 +545,3 @@ def test_a_tracker_detects_in_single_images(name):
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
-
-
-@pytest.mark.parametrize("name", list_models())
-def test_training_on_single_images_warns_that_nothing_is_followed(name):
-    data = DetectionData(categories=coco_categories(), images=(), split="train", folder=Path())
-    warnings = check_settings(get_preset(name), {"train": data, "val": data})
-    assert len(warnings) == (name in TRACKERS)
-    assert all(f"{name}: it is trained on single images" in warning for warning in warnings)

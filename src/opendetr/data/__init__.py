@@ -2,9 +2,11 @@
 
 from opendetr.data.answers import ANSWER_WORDS, AnswerWords, Questions, encode_answer, gqa_decoder
 from opendetr.data.captions import CAUTIOUS, CaptionDataConfig
+from opendetr.data.clips import ClipDataConfig, PairDataConfig, VideoDataConfig, Videos, has_tracks
 from opendetr.data.collate import collate_samples
 from opendetr.data.config import AugmentationConfig, DataConfig, Masks
 from opendetr.data.faults import Effect, FaultKind, count_noun
+from opendetr.data.formats.coco_videos import DISTRACTOR, TRACK
 from opendetr.data.formats.recognise import open_data
 from opendetr.data.formats.unlabelled import open_images
 from opendetr.data.images import ImageError, read_image, read_record, write_map
@@ -23,16 +25,19 @@ from opendetr.data.masks import (
 from opendetr.data.patches import PatchAugmentationConfig, PatchDataConfig, PatchEvaluationBatch
 from opendetr.data.paths import require_folder, require_new
 from opendetr.data.pixels import to_pixels
-from opendetr.data.records import DataError, DataFault, DetectionData, ImageRecord
+from opendetr.data.records import DataError, DataFault, DetectionData, ImageRecord, spread
 from opendetr.data.statistics import DataStatistics
 from opendetr.data.transforms import LabelledImage, Transform, denormalise, evaluation_transform
 
 __all__ = [
     "ANSWER_WORDS",
     "CAUTIOUS",
+    "DISTRACTOR",
+    "TRACK",
     "AnswerWords",
     "AugmentationConfig",
     "CaptionDataConfig",
+    "ClipDataConfig",
     "DataConfig",
     "DataError",
     "DataFault",
@@ -44,6 +49,7 @@ __all__ = [
     "ImageRecord",
     "LabelledImage",
     "Masks",
+    "PairDataConfig",
     "PatchAugmentationConfig",
     "PatchDataConfig",
     "PatchEvaluationBatch",
@@ -51,6 +57,8 @@ __all__ = [
     "TrainLoader",
     "Transform",
     "TrueSegment",
+    "VideoDataConfig",
+    "Videos",
     "coco_truth",
     "collate_samples",
     "count_noun",
@@ -60,6 +68,7 @@ __all__ = [
     "evaluation_transform",
     "files_matching",
     "gqa_decoder",
+    "has_tracks",
     "images_in",
     "is_pattern",
     "known_masks",
@@ -73,6 +82,7 @@ __all__ = [
     "require_folder",
     "require_new",
     "require_scorable",
+    "spread",
     "thing_outlines",
     "to_pixels",
     "train_loader",

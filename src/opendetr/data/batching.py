@@ -8,10 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle, islice
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from opendetr.data.records import DetectionData
 
 Shapes = Mapping[int, tuple[int, int]]
 Batches = list[tuple[int, ...]]
-Groups = Callable[[Sequence[int], Shapes, int], list[Batches]]
+Groups = Callable[["DetectionData", Shapes, int], list[Batches]]
 
 
 def equal_batches(indices: Sequence[int], shapes: Shapes, batch_size: int) -> list[tuple[int, ...]]:

@@ -23,6 +23,7 @@ from opendetr.data.transforms import Flip, LabelledImage, as_column
 from opendetr.structures import CaptionBatch, Sample, Tokens
 
 if TYPE_CHECKING:
+    from opendetr.data.records import DetectionData
     from opendetr.data.transforms import EvaluationTransform, TrainingTransform
 
 _REFERENCE_MAX_SIZE = 1333
@@ -56,7 +57,7 @@ class CaptionDataConfig(DataConfig):
     def tokenize(self, captions: Sequence[str]) -> Tokens:
         """The tokens of B captions, as the model takes them."""
 
-    def training_transform(self) -> TrainingTransform:
+    def training_transform(self, data: DetectionData | None = None) -> TrainingTransform:
         """The transform from images to training samples with captions."""
         from opendetr.data.augmentation import training_transform
 

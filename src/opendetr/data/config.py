@@ -182,8 +182,12 @@ class DataConfig:
 
         return open_split(folder, split, val_fraction=self.val_fraction, strict=self.strict, masks=masks or self.masks)
 
-    def training_transform(self) -> Transform:
-        """The transform from images to training samples."""
+    def training_transform(self, data: DetectionData | None = None) -> Transform:
+        """The transform from images to training samples.
+
+        Args:
+            data: the split that it is applied to. A transform that uses several images of a split needs it.
+        """
         from opendetr.data.augmentation import training_transform
 
         return training_transform(self)
@@ -194,17 +198,35 @@ class DataConfig:
 
         return evaluation_transform(self)
 
-    def evaluation_groups(self, indices: Sequence[int], shapes: Shapes, batch_size: int) -> list[Batches]:
-        """The evaluation batches, in groups that one process evaluates in order. A group can be a video.
+    def evaluation_groups(self, data: DetectionData, shapes: Shapes, batch_size: int) -> list[Batches]:
+        """The evaluation batches, in groups that one process evaluates in order.
+
+        A group can be a video: the session of the model is reset at the beginning of each group.
 
         Args:
-            indices: the images of the split.
+            data: the split.
             shapes: height and width of each image after the evaluation transform.
             batch_size: maximum number of images in a batch.
         """
         from opendetr.data.batching import same_shape_groups
 
-        return same_shape_groups(indices, shapes, batch_size)
+        return same_shape_groups(range(len(data)), shapes, batch_size)
+
+    def evaluation_subset(self, data: DetectionData, num_images: int) -> DetectionData:
+        """At most `num_images` images of a split, for an evaluation that takes less time."""
+        from opendetr.data.records import spread
+
+        return data.subset(spread(data.images, num_images), data.split)
+
+    # What changes during a run.
+
+    def at_progress(self, batch: Batch, progress: float) -> Batch:
+        """The part of a training batch that is used after a fraction of the run: by default the whole batch."""
+        return batch
+
+    def work(self, progress: float) -> float:
+        """The relative duration of a train step after a fraction of the run."""
+        return 1.0
 
     def collate(self, samples: Sequence[Sample], shape: tuple[int, int], device: torch.device) -> Batch:
         """Make a batch of samples; see `data.collate.Collate`."""

@@ -17,6 +17,8 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import groupby
+from operator import itemgetter
 from types import FrameType
 from typing import Any, ClassVar, NamedTuple, overload
 
@@ -33,7 +35,6 @@ from opendetr.data.batching import (
     equal_batches,
     padded_pixels,
     repeat_or_drop,
-    same_shape_groups,
 )
 from opendetr.data.collate import Collate, collate_samples
 from opendetr.data.config import DataConfig
@@ -63,12 +64,14 @@ class _BatchPlan(NamedTuple):
         indices: indices of the images in the data.
         shape: height and width to pad the images to. The batch is larger if a substituted image is.
         seed: seed of the random choices that a task makes once per batch.
+        group: the number of the group of evaluation batches that it belongs to.
     """
 
     epoch: int
     indices: tuple[int, ...]
     shape: tuple[int, int]
     seed: int = 0
+    group: int = 0
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ class _LoadedBatch:
     Attributes:
         samples: the packed samples; None if no image could be read.
         shape: height and width to pad to.
-        seed: as in `_BatchPlan`.
+        seed, group: as in `_BatchPlan`.
         unreadable: image id and message of each image that could not be read.
         empty_masks: image id and message of each image with objects whose mask has no pixels.
         error: the message of a fault that makes the dataset unusable, or None.
@@ -87,6 +90,7 @@ class _LoadedBatch:
     samples: Packed | None = None
     shape: tuple[int, int] = (0, 0)
     seed: int = 0
+    group: int = 0
     unreadable: tuple[tuple[int, str], ...] = ()
     empty_masks: tuple[tuple[int, str], ...] = ()
     error: str | None = None
@@ -182,7 +186,7 @@ class _Samples(Dataset[_LoadedBatch]):
         empty_masks = tuple(self._empty_masks.items())
         self._empty_masks.clear()
         packed = pack(samples) if samples else None
-        return _LoadedBatch(packed, plan.shape, plan.seed, tuple(unreadable.items()), empty_masks)
+        return _LoadedBatch(packed, plan.shape, plan.seed, plan.group, tuple(unreadable.items()), empty_masks)
 
     def __len__(self) -> int:
         return len(self._records)
@@ -334,8 +338,8 @@ class _Loader:
             generator=torch.Generator(),
         )
 
-    def _iterate(self, plans: Sequence[_BatchPlan]) -> Iterator[Batch]:
-        """Yield the batches of the plans.
+    def _iterate(self, plans: Sequence[_BatchPlan]) -> Iterator[tuple[int, Batch]]:
+        """Yield the group and the batch of each plan. Plans without a readable image have none.
 
         All passes use the same loader processes, so an earlier iterator raises RuntimeError after a new call.
         """
@@ -355,7 +359,7 @@ class _Loader:
                 raise
             batch = self._unpack(arrived)
             if batch is not None:
-                yield batch
+                yield arrived.group, batch
 
     def _own_part(self, plan: _BatchPlan) -> _BatchPlan:
         """The part of a batch that this process loads."""
@@ -423,7 +427,8 @@ class TrainLoader(_Loader):
         """
         plans = self._plans(epoch)
         seeds = np.random.SeedSequence([self._seed, epoch], spawn_key=(2,)).generate_state(len(plans))
-        return self._iterate([plan._replace(seed=int(seed)) for plan, seed in zip(plans, seeds, strict=True)][start:])
+        seeded = [plan._replace(seed=int(seed)) for plan, seed in zip(plans, seeds, strict=True)]
+        return map(itemgetter(1), self._iterate(seeded[start:]))
 
     def _plans(self, epoch: int) -> list[_BatchPlan]:
         rng = self._order_rng(epoch)
@@ -502,11 +507,9 @@ class EvalLoader(_Loader):
 
     _substitutes = False
 
-    def __init__(
-        self, data: DetectionData, transform: Transform, *, groups: Groups = same_shape_groups, **options: Any
-    ):
+    def __init__(self, data: DetectionData, transform: Transform, *, groups: Groups | None = None, **options: Any):
         super().__init__(data, transform, **options)
-        self._groups = groups
+        self._groups = groups or DataConfig().evaluation_groups
 
     def __len__(self) -> int:
         """Batches of this process in one pass."""
@@ -514,14 +517,18 @@ class EvalLoader(_Loader):
 
     def __iter__(self) -> Iterator[Batch]:
         """One pass over the images. The errors are those of `TrainLoader.epoch`."""
-        return self._iterate(self._plans())
+        return map(itemgetter(1), self._iterate(self._plans()))
+
+    def groups(self) -> Iterator[Iterator[Batch]]:
+        """One pass over the images as in `__iter__`, group by group."""
+        for _, group in groupby(self._iterate(self._plans()), key=itemgetter(0)):
+            yield map(itemgetter(1), group)
 
     def _plans(self) -> list[_BatchPlan]:
-        indices = range(len(self._data))
-        shapes = self._shapes(0, indices)
+        shapes = self._shapes(0, range(len(self._data)))
         number, count = self._share
-        groups = self._groups(indices, shapes, self._batch_size)
-        return [_plan(0, batch, shapes) for group in groups[number::count] for batch in group]
+        groups = self._groups(self._data, shapes, self._batch_size)[number::count]
+        return [_plan(0, batch, shapes, group) for group, batches in enumerate(groups) for batch in batches]
 
     def _own_part(self, plan: _BatchPlan) -> _BatchPlan:
         return plan
@@ -557,7 +564,7 @@ def train_loader(
             f"{data.folder}: a batch of {size} images is too small for {share[1]} processes; use a larger batch size, "
             "or fewer processes"
         )
-    transform = config.training_transform()
+    transform = config.training_transform(data)
     options = {**_options(config), "batch_size": batch_size, "seed": seed, "share": share, "device": device,
                "masks": config.masks != "none"}  # fmt: skip
     if config.batch_pixels is None:
@@ -612,9 +619,9 @@ def sample_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence([seed, epoch, index]))
 
 
-def _plan(epoch: int, indices: tuple[int, ...], shapes: Shapes) -> _BatchPlan:
+def _plan(epoch: int, indices: tuple[int, ...], shapes: Shapes, group: int = 0) -> _BatchPlan:
     height, width = (max(shapes[index][side] for index in indices) for side in (0, 1))
-    return _BatchPlan(epoch, indices, (height, width))
+    return _BatchPlan(epoch, indices, (height, width), group=group)
 
 
 def _start_iterator(loader: DataLoader[_LoadedBatch]) -> Iterator[_LoadedBatch]:

@@ -177,7 +177,7 @@ class PatchDataConfig(DataConfig):
             raise DataError(f"{folder}: no split '{split}'; it has {', '.join(splits)}")
         return splits[split]
 
-    def training_transform(self) -> PatchTransform:
+    def training_transform(self, data: DetectionData | None = None) -> PatchTransform:
         """Resizes an image, and cuts changed patches from it."""
         return PatchTransform(training_transform(self), self.num_patches, self.patch_size, self.patch_augmentation)
 

@@ -381,3 +381,9 @@ def _kinds(obj: ObjectRecord, height: int, width: int) -> set[FaultKind]:
     if max(-x, -y, x + w - width, y + h - height) > _ROUNDING:
         kinds.add(FaultKind.OUT_OF_IMAGE)
     return kinds
+
+
+def spread(images: Sequence[ImageRecord], count: int) -> list[ImageRecord]:
+    """At most `count` images, evenly spread over all of them."""
+    count = min(count, len(images))
+    return [images[index * len(images) // count] for index in range(count)]

@@ -378,6 +378,12 @@ class TrainingTransform:
 
     def __call__(self, image: LabelledImage, rng: np.random.Generator, others: Sequence[LabelledImage] = ()) -> Sample:
         """The sample, with the objects that remain after cropping; there may be none."""
+        return self.make_sample(self.transformed(image, rng, others))
+
+    def transformed(
+        self, image: LabelledImage, rng: np.random.Generator, others: Sequence[LabelledImage] = ()
+    ) -> LabelledImage:
+        """The image of which the sample is made. Images of one size and generators in one state give the same steps."""
         height, width = image.pixels.shape[:2]
         steps = self.plan(height, width, rng)
         first = next(step for step in steps if isinstance(step, Resize))
@@ -385,7 +391,7 @@ class TrainingTransform:
             image = augment(image, others, (first.height, first.width), rng)
         for step in steps:
             image = step.apply(image)
-        return self.make_sample(image)
+        return image
 
 
 class PredictionTransform(Transform, Protocol):

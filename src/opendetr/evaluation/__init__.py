@@ -16,6 +16,14 @@ from opendetr.evaluation.patches import PATCH_METRICS, PatchEvaluation, PatchEva
 from opendetr.evaluation.report import write_report
 from opendetr.evaluation.thresholds import OperatingPoint, OperatingPoints, match_boxes
 from opendetr.evaluation.tracking import TRACKING_METRICS, TrackingMetrics, TrackingReport, Tracks, TrueTracks
+from opendetr.evaluation.videos import (
+    TrackingEvaluation,
+    TrackingEvaluator,
+    VideoTracks,
+    tracking_metric_names,
+    tracks_of,
+    true_tracks,
+)
 
 __all__ = [
     "CLASS_PREFIX",
@@ -37,14 +45,20 @@ __all__ = [
     "PanopticEvaluator",
     "PatchEvaluation",
     "PatchEvaluator",
+    "TrackingEvaluation",
+    "TrackingEvaluator",
     "TrackingMetrics",
     "TrackingReport",
     "Tracks",
     "TrueTracks",
+    "VideoTracks",
     "describe_metric",
     "grounding_metrics",
     "headline_names",
     "match_boxes",
     "metric_names",
+    "tracking_metric_names",
+    "tracks_of",
+    "true_tracks",
     "write_report",
 ]

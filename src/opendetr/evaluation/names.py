@@ -6,6 +6,7 @@ from opendetr.evaluation.coco import DETECTION_METRICS
 from opendetr.evaluation.grounding import GROUNDING_METRICS
 from opendetr.evaluation.panoptic import PANOPTIC_METRICS
 from opendetr.evaluation.patches import PATCH_METRICS
+from opendetr.evaluation.tracking import TRACKING_METRICS
 
 MASK_PREFIX = "mask_"
 """Prefix of COCO metrics that are computed from masks."""
@@ -18,9 +19,9 @@ def describe_metric(metric: str) -> str:
 
     Args:
         metric: a key of `DETECTION_METRICS`, with or without `MASK_PREFIX`, or a key of `PANOPTIC_METRICS` or
-            `PATCH_METRICS` or `GROUNDING_METRICS`.
+            `PATCH_METRICS`, `GROUNDING_METRICS` or `TRACKING_METRICS`.
     """
-    others = {**PANOPTIC_METRICS, **PATCH_METRICS, **GROUNDING_METRICS}
+    others = {**PANOPTIC_METRICS, **PATCH_METRICS, **GROUNDING_METRICS, **TRACKING_METRICS}
     if metric in others:
         return others[metric]
     description = DETECTION_METRICS.get(metric.removeprefix(MASK_PREFIX), "")

@@ -579,13 +579,13 @@ class Predictor:
             loader = eval_loader(
                 data, preset.data, batch_size=batch_size, share=share, device=self.device, logged=logged
             )
-            for batch in loader:
-                if preset.starts_sequence(batch):
-                    self.session.reset()
-                evaluator.update(batch, watch.timed(self._results(evaluator, batch)))
-                done += len(batch)
-                if progress:  # the other processes are about as far
-                    progress(min(done * share[1], len(data)), len(data))
+            for group in loader.groups():
+                self.session.reset()
+                for batch in group:
+                    evaluator.update(batch, watch.timed(self._results(evaluator, batch)))
+                    done += len(batch)
+                    if progress:  # the other processes are about as far
+                        progress(min(done * share[1], len(data)), len(data))
             evaluator.leave_out(loader.unreadable)
         evaluator.gather()
         loader.gather_skipped()

@@ -16,7 +16,15 @@ from opendetr.models.masks import INSIDE, WITH_MASKS, MaskedDetector, MaskHeadCo
 from opendetr.models.mdetr import ANSWER_HEADS, MDETR, AnswerHead, EncodedText, GroundingSession, MDETRConfig
 from opendetr.models.motr import MOTR, MOTRConfig, MOTROutput, QueryInteraction, TrackQueries
 from opendetr.models.session import ControlledPatches, ImageSession, PatchSession, Session
-from opendetr.models.tracking import BoxAssociation, QueryLifetime, TrackerConfig, TrackingRules, TrackingSession
+from opendetr.models.tracking import (
+    BoxAssociation,
+    QueryLifetime,
+    RulesSweep,
+    TrackerConfig,
+    TrackingRules,
+    TrackingSession,
+    VideoModel,
+)
 from opendetr.models.transtrack import TransTrack, TransTrackConfig, TransTrackOutput, TransTrackState
 from opendetr.models.up_detr import UPDETR, ControlledOutput, PatchOutput, UPDETRConfig
 
@@ -54,6 +62,7 @@ __all__ = [
     "PatchSession",
     "QueryInteraction",
     "QueryLifetime",
+    "RulesSweep",
     "Session",
     "TrackQueries",
     "TrackerConfig",
@@ -67,4 +76,5 @@ __all__ = [
     "TwoStageDETR",
     "TwoStageDETRConfig",
     "UPDETRConfig",
+    "VideoModel",
 ]

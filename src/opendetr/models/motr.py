@@ -175,6 +175,7 @@ class MOTR(DeformableDETR):
     """
 
     family = "motr"
+    state_has_tracks = True
     decoder_layer = TrackDecoderLayer
     recomputes_whole = True
     added_parts = frozenset({"interaction", "track_attention", "track_attention_residual"})
@@ -277,8 +278,15 @@ class MOTR(DeformableDETR):
             images: the current frame of each video.
             state: `state` of the output for the previous frames, or that of `update`; None for first frames.
         """
+        memory, features = self.encode_frames(images)
+        return self.decode(memory, features, state=state)
+
+    def encode_frames(
+        self, images: ImageBatch, state: TrackQueries | None = None
+    ) -> tuple[tuple[FeatureMap, ...], tuple[FeatureMap, ...]]:
+        """The memory and the backbone features of the current frames. They do not depend on the state."""
         features = self.backbone(images)
-        return self.decode(self.encode(self.project_features(features, images.padding)), features, state=state)
+        return self.encode(self.project_features(features, images.padding)), features
 
 
 def rows_of(kept: Tensor) -> Tensor:

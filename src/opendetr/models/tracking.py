@@ -8,7 +8,7 @@ Shape letters: B videos, R queries, C class logits, n detections, m candidates.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -18,7 +18,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from opendetr.boxes import cxcywh_to_xyxy, giou
-from opendetr.structures import ImageBatch, Movable, Predictions, TrackingOutput
+from opendetr.structures import FeatureMap, ImageBatch, Movable, Predictions, TrackingOutput
 
 _WORST_COST = 1.2  # as published: a detection and a track with a GIoU below -0.2 are not the same object
 
@@ -250,10 +250,28 @@ class BoxAssociation:
 
 
 class VideoModel(Protocol):
-    """The interface of a model with a state that `TrackingSession` uses."""
+    """The interface of a model with a state that the sessions use.
+
+    Attributes:
+        state_has_tracks: whether the state depends on the tracks that queries carry.
+    """
+
+    state_has_tracks: bool
 
     def __call__(self, images: ImageBatch, state: Any = None) -> TrackingOutput:
         """The output for the next frame of B videos; `state` is None for first frames."""
+        ...
+
+    def encode_frames(
+        self, images: ImageBatch, state: Any = None
+    ) -> tuple[tuple[FeatureMap, ...], tuple[FeatureMap, ...]]:
+        """The memory and the backbone features of the next frames."""
+        ...
+
+    def decode(
+        self, memory: tuple[FeatureMap, ...], features: tuple[FeatureMap, ...] = (), *, state: Any = None
+    ) -> TrackingOutput:
+        """The output for the next frames; `state` is None for first frames."""
         ...
 
     def update(self, output: TrackingOutput, ids: Tensor) -> Movable:
@@ -295,3 +313,49 @@ class TrackingSession:
     def reset(self) -> None:
         """Discard the tracks. The next images begin new videos."""
         self.memories, self._state = (), None
+
+
+class RulesSweep:
+    """Follows one video with several rules at once, to compare them. Each frame is encoded once.
+
+    Args:
+        model: the model, in evaluation mode.
+        rules: R rules.
+    """
+
+    def __init__(self, model: VideoModel, rules: Sequence[TrackingRules]) -> None:
+        self._model, self._rules = model, rules
+        self._memories = [each.start() for each in rules]
+        self._state: Movable | None = None
+
+    @torch.inference_mode()
+    def step(self, image: ImageBatch) -> Iterator[TrackingOutput]:
+        """Yield the output for the next frame of the video with each of the rules, as `TrackingSession.step`."""
+        model, count = self._model, len(self._rules) if self._model.state_has_tracks else 1
+        memory, features = model.encode_frames(image, self._state)
+        output = model.decode(tuple(_repeated(level, count) for level in memory), features, state=self._state)
+        alive = []
+        for number, (rules, known) in enumerate(zip(self._rules, self._memories, strict=True)):
+            video = number if count > 1 else 0
+            self._memories[number], carried, reported = rules.step(known, output, video)
+            alive.append(carried)
+            yield replace(_of_video(output, video), track_ids=reported[None])
+        self._state = model.update(output, torch.stack(alive[:count]))
+
+
+def _repeated(level: FeatureMap, count: int) -> FeatureMap:
+    """A level of one image, `count` times, without a copy."""
+
+    def expanded(values: Tensor | None) -> Tensor | None:
+        return values if values is None or count == 1 else values.expand(count, *values.shape[1:])
+
+    values = expanded(level.values)
+    assert values is not None
+    return FeatureMap(values, expanded(level.padding), expanded(level.position))
+
+
+def _of_video(output: TrackingOutput, video: int) -> TrackingOutput:
+    """The output with the predictions of the last layer for one video only."""
+    final = output.final
+    one = replace(final, logits=final.logits[video, None], boxes=final.boxes[video, None])
+    return replace(output, layers=(one,))

@@ -75,6 +75,7 @@ class TransTrack(DeformableDETR):
     """The TransTrack model; its arguments are those of `DeformableDETR`."""
 
     family = "transtrack"
+    state_has_tracks = False
     added_parts = frozenset({"track_decoder", "combine"})
 
     def __init__(self, config: TransTrackConfig, num_logits: int, scoring: Scoring) -> None:
@@ -176,7 +177,7 @@ class TransTrack(DeformableDETR):
             images: the current frame of each video.
             state: `state` of the output for the previous frames; None for first frames.
         """
-        memory, features = self._encode_frames(images, None if state is None else state.features)
+        memory, features = self.encode_frames(images, state)
         return self.decode(memory, features, state=state)
 
     def detect(self, images: ImageBatch, previous: tuple[FeatureMap, ...] | None = None) -> TransTrackOutput:
@@ -187,6 +188,12 @@ class TransTrack(DeformableDETR):
         """The predictions of the track decoder alone, as `layers`."""
         memory, features = self._encode_frames(images, state.features)
         return self.decode_tracks(memory, state, features)
+
+    def encode_frames(
+        self, images: ImageBatch, state: TransTrackState | None = None
+    ) -> tuple[tuple[FeatureMap, ...], tuple[FeatureMap, ...]]:
+        """The memory and the backbone features of the current frames; the arguments are those of `forward`."""
+        return self._encode_frames(images, None if state is None else state.features)
 
     def _encode_frames(
         self, images: ImageBatch, previous: tuple[FeatureMap, ...] | None

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import cast
 
 from opendetr.categories import Categories
+from opendetr.data import AugmentationConfig, ClipDataConfig, DetectionData, has_tracks
 from opendetr.losses import CriterionConfig, TrackCriterion
 from opendetr.models import (
     MOTR,
@@ -13,9 +14,7 @@ from opendetr.models import (
     Detector,
     MOTRConfig,
     QueryLifetime,
-    Session,
     TrackerConfig,
-    TrackingSession,
 )
 from opendetr.presets.deformable import deformable_detr_tiny
 from opendetr.presets.preset import FOCAL_CRITERION
@@ -31,9 +30,11 @@ class MOTRPreset(TrackingPreset):
     Attributes:
         model: architecture.
         tracking: what is done with the queries of tracks in training.
+        data: image sizes, augmentation, and the frames of clips.
     """
 
     model: MOTRConfig = field(default_factory=MOTRConfig)
+    data: ClipDataConfig = field(default_factory=ClipDataConfig)
     criterion: CriterionConfig = FOCAL_CRITERION
     tracking: ClipConfig = field(default_factory=ClipConfig)
     tracker: TrackerConfig = field(default_factory=lambda: TrackerConfig(birth=0.7, keep=0.6, patience=5))
@@ -47,13 +48,19 @@ class MOTRPreset(TrackingPreset):
         criterion = TrackCriterion(self.criterion)
         return MOTRTask(cast(MOTR, model), criterion, self.tracking, self._dense(num_classes))
 
-    def untrained(self) -> str:
-        """Training uses single images, in which no object can be followed."""
-        return "it is trained on single images: it learns to detect, but not to follow objects from frame to frame"
+    def rules(self, tracker: TrackerConfig) -> QueryLifetime:
+        """The rules by which queries become tracks."""
+        return QueryLifetime(tracker)
 
-    def session(self, model: Detector) -> Session:
-        """The session that follows the objects of a video."""
-        return TrackingSession(cast(MOTR, model), QueryLifetime(self.tracker))
+    def advice(self, data: DetectionData) -> str | None:
+        """The objects of still images only move together."""
+        if has_tracks(data):
+            return None
+        return (
+            "the training images are no frames of videos with tracks, so it learns from shifted copies of them, in "
+            "which all objects move together; give videos in MOTChallenge format, or COCO with video, frame_id and "
+            "track_id, for objects that move by themselves"
+        )
 
 
 def motr_r50() -> MOTRPreset:
@@ -65,9 +72,10 @@ def motr_r50() -> MOTRPreset:
         batch_size=8,
         epochs=200,
         step_at=100 / 200,
+        best_by="auto",
     )
-    preset = MOTRPreset(name="motr-r50", recipe=recipe)
-    return replace(preset, data=replace(preset.data, max_size=1536))
+    augmentation = AugmentationConfig(scales=tuple(range(608, 993, 32)))
+    return MOTRPreset(name="motr-r50", recipe=recipe, data=ClipDataConfig(max_size=1536, augmentation=augmentation))
 
 
 def motr_tiny() -> MOTRPreset:
@@ -78,4 +86,7 @@ def motr_tiny() -> MOTRPreset:
         transformer=cast(DeformableTransformerConfig, tiny.model.transformer),
         num_queries=tiny.model.num_queries,
     )
-    return MOTRPreset(name="motr-tiny", model=model, data=tiny.data, recipe=tiny.recipe)
+    data = ClipDataConfig(**vars(tiny.data), max_shift=16)  # as large as 50 pixels in an image of 800
+    recipe = replace(tiny.recipe, best_by="auto")
+    tracker = TrackerConfig(birth=0.4, keep=0.3, patience=5)
+    return MOTRPreset(name="motr-tiny", model=model, data=data, recipe=recipe, tracker=tracker, fit_tracker=True)

@@ -42,9 +42,9 @@ class Preset:
     """The configuration of a model and its training, as one tree.
 
     A family member that differs in more than settings has a subclass. It overrides `build_model`, `build_task`,
-    `categories_of` and `trained_from_nothing`, `untrained` and `trained_into` (training), `session`, `prompt` and
-    `starts_sequence` (inference), `evaluator`, `metrics`, `headlines` and `draws_predictions` (evaluation; without
-    `metrics`, a run is not evaluated), or `miniature`, if its model config has other fields.
+    `categories_of` and `trained_from_nothing`, `advice`, `fitted` and `trained_into` (training), `session` and `prompt`
+    (inference), `evaluator`, `metrics`, `headlines` and `draws_predictions` (evaluation; without `metrics`, a run is
+    not evaluated), or `miniature`, if its model config has other fields.
 
     Attributes:
         name: the catalogue's name of the model.
@@ -159,9 +159,21 @@ class Preset:
         """
         return None
 
-    def untrained(self) -> str | None:
-        """What the training of this preset does not teach the model, as a sentence for the user; None if nothing."""
+    def advice(self, data: DetectionData) -> str | None:
+        """What the model cannot learn from this training data, and what to do, for the user; None if nothing."""
         return None
+
+    def fitted(self, model: Detector, data: DetectionData, num_images: int | None = None) -> Self:
+        """The preset with the settings of inference that suit the weights of a model, chosen on training data.
+
+        A run calls it before each evaluation, in all processes together. By default there are no such settings.
+
+        Args:
+            model: the model in evaluation mode, on its device.
+            data: the training data.
+            num_images: maximum number of images to use; None for as many as needed.
+        """
+        return self
 
     @property
     def uses_annotations(self) -> bool:
@@ -184,10 +196,6 @@ class Preset:
             ConfigError: the model answers no questions.
         """
         raise ConfigError(f"{self.name} answers no questions; use a model that does, such as mdetr-r101-gqa")
-
-    def starts_sequence(self, batch: Batch) -> bool:
-        """Whether an evaluation batch does not continue the one before, so that the session is reset."""
-        return True
 
     def evaluator(self, categories: Categories, data: DetectionData, **options: Any) -> Evaluator:
         """The evaluator of the model on a dataset; see `DetectionEvaluator` for the options."""

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 from opendetr.categories import Categories
+from opendetr.data import DetectionData, PairDataConfig, has_tracks
 from opendetr.losses import CriterionConfig, SetCriterion
 from opendetr.models import (
     BoxAssociation,
     DeformableTransformerConfig,
     Detector,
-    Session,
     TrackerConfig,
-    TrackingSession,
     TransTrack,
     TransTrackConfig,
 )
@@ -33,9 +32,11 @@ class TransTrackPreset(TrackingPreset):
     Attributes:
         model: architecture.
         tracking: how it learns from still images.
+        data: image sizes, augmentation, and the frames of clips.
     """
 
     model: TransTrackConfig = field(default_factory=TransTrackConfig)
+    data: PairDataConfig = field(default_factory=PairDataConfig)
     criterion: CriterionConfig = FOCAL_CRITERION
     tracking: PairConfig = field(default_factory=PairConfig)
 
@@ -49,13 +50,18 @@ class TransTrackPreset(TrackingPreset):
         criterion = SetCriterion(self.criterion)
         return TransTrackTask(cast(TransTrack, model), criterion, self.tracking, self._dense(num_classes))
 
-    def untrained(self) -> str:
-        """Training uses single images without the shifted copies of `PairConfig`."""
-        return "it is trained on single images: it learns to detect, but its track decoder sees nothing move"
+    def rules(self, tracker: TrackerConfig) -> BoxAssociation:
+        """The rules by which queries become tracks."""
+        return BoxAssociation(tracker)
 
-    def session(self, model: Detector) -> Session:
-        """The session that follows the objects of a video."""
-        return TrackingSession(cast(TransTrack, model), BoxAssociation(self.tracker))
+    def advice(self, data: DetectionData) -> str | None:
+        """Still images have no motion of objects."""
+        if has_tracks(data):
+            return None
+        return (
+            "the training images are no frames of videos with tracks, so it learns motion from shifted copies of them; "
+            "give videos in MOTChallenge format, or COCO with video, frame_id and track_id, for the motion of objects"
+        )
 
 
 def transtrack_r50() -> TransTrackPreset:
@@ -67,6 +73,7 @@ def transtrack_r50() -> TransTrackPreset:
         batch_size=16,
         epochs=150,
         step_at=100 / 150,
+        best_by="auto",
     )
     return TransTrackPreset(name="transtrack-r50", recipe=recipe)
 
@@ -82,8 +89,8 @@ def transtrack_tiny() -> TransTrackPreset:
     return TransTrackPreset(
         name="transtrack-tiny",
         model=model,
-        data=tiny.data,
-        recipe=tiny.recipe,
-        tracker=TrackerConfig(birth=0.4, keep=0.4, patience=32),
+        data=PairDataConfig(**vars(tiny.data)),
+        recipe=replace(tiny.recipe, best_by="auto"),
+        fit_tracker=True,
         tracking=PairConfig(max_shift=32),  # as large as 100 pixels in an image of 800
     )

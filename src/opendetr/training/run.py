@@ -33,6 +33,7 @@ from opendetr.data import (
     map_hashes,
     require_folder,
     require_scorable,
+    spread,
     train_loader,
 )
 from opendetr.distributed import from_main, is_main, join_processes, rank, together, world_size
@@ -362,7 +363,7 @@ def _open_splits(setup: Setup, say: Say) -> dict[str, DetectionData]:
 
 
 def _fingerprint(splits: Mapping[str, DetectionData]) -> str:
-    """A hash of the annotations that a run uses: classes, file names and boxes; with masks also outlines and maps."""
+    """A hash of the annotations that a run uses: classes, file names, boxes, captions, tracks, outlines and maps."""
     digest = hashlib.sha256()
     for role in ("train", "val"):
         split = splits[role]
@@ -370,6 +371,9 @@ def _fingerprint(splits: Mapping[str, DetectionData]) -> str:
         for image in split.images:
             objects = [(obj.category_id, obj.box, obj.crowd) for obj in image.objects]
             digest.update(repr((image.id, split.file_name(image), objects)).encode())
+            extras = [sorted(image.extras.items()), *(sorted(obj.extras.items()) for obj in image.objects)]
+            if any(extras):
+                digest.update(repr(extras).encode())
         if split.masks != "none":
             for image, map_hash in zip(split.images, map_hashes(split.images), strict=True):
                 outlines = [(obj.segmentation, obj.segment) for obj in image.objects]
@@ -439,12 +443,15 @@ def _trainer(
     logged: set[str] = set()  # an unreadable image is logged in the first evaluation only
 
     def predictor(trained: nn.Module) -> Predictor:
-        best = thresholds.current
-        return Predictor(trained.model, uncached, categories, device=str(device), thresholds=best)  # type: ignore[arg-type]
+        best, fitted = thresholds.current, thresholds.preset or uncached
+        return Predictor(trained.model, fitted, categories, device=str(device), thresholds=best)  # type: ignore[arg-type]
 
     def evaluate(trained: nn.Module, num_images: int | None = None) -> dict[str, Any]:
         loader.gather_skipped()  # reports skipped images during the run
-        data = val if num_images is None else val.subset(_spread(val.images, num_images), val.split)
+        with together():
+            fitted = uncached.fitted(trained.model, splits["train"], num_images)  # type: ignore[arg-type]
+        thresholds.preset = from_main(fitted)
+        data = val if num_images is None else preset.data.evaluation_subset(val, num_images)
         evaluator = preset.evaluator(categories, data)
         predictor(trained).run(
             evaluator,
@@ -457,7 +464,9 @@ def _trainer(
         return {name: value for name, value in evaluator.compute().items() if value is not None}
 
     def save(path: Path, trained: nn.Module) -> None:
-        save_weights(path, trained.model, replace(card, thresholds=thresholds.current))  # type: ignore[arg-type]
+        config = to_dict(preset if thresholds.preset is None else replace(thresholds.preset, data=preset.data))
+        described = replace(card, config=config, thresholds=thresholds.current)
+        save_weights(path, trained.model, described)  # type: ignore[arg-type]
 
     def draw(trained: nn.Module) -> Iterator[tuple[str, Image.Image]]:
         for record, image in compare(predictor(trained), val, drawn):
@@ -489,6 +498,7 @@ def _trainer(
             evaluate=evaluate if preset.metrics(val) else None,
             num_images=len(val),
             evaluate_start=setup.predicts_classes and not preset.freeze_detector,
+            curriculum=preset.data,
             save_model=save,
             callbacks=callbacks,
             device=str(device),
@@ -526,10 +536,4 @@ def best_by(preset: Preset, val: DetectionData) -> str:
 
 def _images_to_draw(images: Sequence[ImageRecord]) -> list[ImageRecord]:
     """A few images with objects, evenly spread over the data."""
-    return _spread([image for image in images if image.objects], _NUM_IMAGES_DRAWN)
-
-
-def _spread(images: Sequence[ImageRecord], count: int) -> list[ImageRecord]:
-    """At most `count` images, evenly spread over the data."""
-    count = min(count, len(images))
-    return [images[index * len(images) // count] for index in range(count)]
+    return spread([image for image in images if image.objects], _NUM_IMAGES_DRAWN)

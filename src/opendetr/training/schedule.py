@@ -214,7 +214,7 @@ def revise_plan(plan: Plan, recipe: Recipe, step: int, pace: Pace, evaluations: 
 
 
 class StepSpeed:
-    """The mean duration of a step. The first steps are slower, so they do not count.
+    """The mean duration of a step of work 1. The first steps are slower, so they do not count.
 
     Args:
         before: an earlier measurement in seconds. The mean moves from it to the new steps by a fourth, because the
@@ -229,14 +229,17 @@ class StepSpeed:
         self._before = before
         self._num_steps = 0
         self._seconds = self._skipped_seconds = 0.0
+        self._work = self._skipped_work = 0.0
 
-    def add(self, seconds: float) -> None:
-        """Add the duration of a step."""
+    def add(self, seconds: float, work: float = 1.0) -> None:
+        """Add the duration of a step, and its work, to which the duration is proportional."""
         self._num_steps += 1
         if self._num_steps <= self._SKIPPED:
             self._skipped_seconds += seconds
+            self._skipped_work += work
         else:
             self._seconds += seconds
+            self._work += work
 
     @property
     def seconds(self) -> float:
@@ -245,11 +248,10 @@ class StepSpeed:
 
     @property
     def step_seconds(self) -> float:
-        """The mean duration of a step in seconds. The first steps count only if there are no others."""
+        """The mean duration of a step of work 1 in seconds. The first steps count only if there are no others."""
         if self._num_steps == 0:
             return self._before
-        num_measured = self._num_steps - self._SKIPPED
-        mean = self._seconds / num_measured if num_measured > 0 else self._skipped_seconds / self._num_steps
+        mean = self._seconds / self._work if self._work else self._skipped_seconds / self._skipped_work
         return self._before + self._NEW_WEIGHT * (mean - self._before) if self._before else mean
 
     @property

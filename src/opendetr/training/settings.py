@@ -235,9 +235,9 @@ def check_settings(preset: Preset, splits: Mapping[str, DetectionData]) -> list[
             f"warning: validation images that are training images too: {len(shared)}, such as {min(shared)}; "
             "the metrics do not show how well the model detects objects in new images"
         )
-    untrained = preset.untrained()
-    if untrained is not None:
-        warnings.append(f"warning: {preset.name}: {untrained}")
+    advice = preset.advice(splits["train"])
+    if advice is not None:
+        warnings.append(f"warning: {preset.name}: {advice}")
     return warnings
 
 

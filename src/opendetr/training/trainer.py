@@ -26,6 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from opendetr.data import DataConfig
 from opendetr.distributed import (
     best_device,
     copy_buffers,
@@ -81,6 +82,7 @@ STATE, MODEL = "training.safetensors", "model.safetensors"
 _SPEED_IMAGES = (4, 16)  # numbers of images that measure the speed of an evaluation
 _SPEED_SHARE = 0.03  # fraction of the time of a run that the second of these measurements may take
 _REVISION_STEPS, _REVISION_SHARE = 5, 0.02  # interval between revisions of a plan: steps, fraction of the time
+_WORK_SAMPLES = 100  # points of the remaining run at which the duration of a step is sampled
 _REPORTED_CHANGE = 0.2  # smallest relative change of the number of steps that callbacks receive
 
 
@@ -96,6 +98,18 @@ class Loader(Protocol):
 
         With several processes, each loader returns the part of every batch that belongs to its rank.
         """
+        ...
+
+
+class Curriculum(Protocol):
+    """What changes in the batches during a run; see `DataConfig`. Both methods depend on nothing else."""
+
+    def at_progress(self, batch: Batch, progress: float) -> Batch:
+        """The part of a batch that is used after a fraction of the run, the same part in all processes."""
+        ...
+
+    def work(self, progress: float) -> float:
+        """The relative duration of a step after a fraction of the run."""
         ...
 
 
@@ -158,6 +172,7 @@ class Trainer:
             argument limits the number of images. Default: no evaluation.
         num_images: number of validation images that `evaluate` uses without this limit.
         evaluate_start: also evaluate the initial weights, which may be the best ones.
+        curriculum: what changes in the batches during the run. Default: nothing.
         save_model: writes the weights of the deployed task to a path, for `model.safetensors`. Default: all tensors of
             the task.
         callbacks: receive every event, in the order of the list, in the main process only.
@@ -178,6 +193,7 @@ class Trainer:
         evaluate: Callable[..., Mapping[str, Any]] | None = None,
         num_images: int = 1,
         evaluate_start: bool = False,
+        curriculum: Curriculum | None = None,
         save_model: Callable[[Path, nn.Module], object] | None = None,
         callbacks: Sequence[Callback] = (),
         device: str = "auto",
@@ -193,6 +209,7 @@ class Trainer:
         self.evaluate = evaluate
         self.num_images = num_images
         self.evaluate_start = evaluate_start and evaluate is not None
+        self.curriculum = curriculum or DataConfig()
         self.save_model = save_model or _save_tensors
         self.callbacks = callbacks if is_main() else ()
         groups = parameter_groups(self.task, recipe)
@@ -302,12 +319,24 @@ class Trainer:
                     if not isinstance(error, ValueError):
                         raise
                     failure = error
+            if batch is not None:
+                batch = self.curriculum.at_progress(batch, self._progress())
             own = None if batch is None else (batch.extent, batch.loss_counts)
             shares = [other for other in gather(own, failure) if other is not None]
             if batch is None or len(shares) < world_size():
                 return
             extent = tuple(max(lengths) for lengths in zip(*(extent for extent, _ in shares), strict=True))
             yield _Share(batch.pad_to(*extent), [count for _, counts in shares for count in counts])
+
+    def _progress(self) -> float:
+        """The fraction of the run that is over; 0 while a timed run is not planned yet."""
+        return 0.0 if self.state.plan is None else min(self.state.step / self.state.plan.total_steps, 1.0)
+
+    def _step_seconds(self) -> float:
+        """The mean duration of the remaining steps, from that of the measured ones."""
+        begin, count = self._progress(), _WORK_SAMPLES
+        work = [self.curriculum.work(begin + (1 - begin) * (index + 0.5) / count) for index in range(count)]
+        return self._speed.step_seconds * sum(work) / count
 
     def _finished(self) -> bool:
         plan, patience = self.state.plan, self.recipe.patience
@@ -404,7 +433,7 @@ class Trainer:
         self._save()
         self.state.plan = from_main(plan_time(self.recipe, self.state.step, self._pace(), self.state.evaluations))
         self._save()
-        self._report_plan(self._speed.step_seconds)
+        self._report_plan(self._step_seconds())
         self._speed = StepSpeed(self._speed.step_seconds)
 
     def _revise_plan(self) -> None:
@@ -420,7 +449,7 @@ class Trainer:
             if state.plan != before:
                 self._save()
             if abs(state.plan.total_steps - self._reported_steps) > _REPORTED_CHANGE * self._reported_steps:
-                self._report_plan(self._speed.step_seconds)
+                self._report_plan(self._step_seconds())
             self._speed = StepSpeed(self._speed.step_seconds)
 
     def _report_plan(self, step_seconds: float | None) -> None:
@@ -432,7 +461,7 @@ class Trainer:
     def _pace(self) -> Pace:
         return Pace(
             used=time.perf_counter() - self._started,
-            step=self._speed.step_seconds,
+            step=self._step_seconds(),
             image=self.state.image_seconds,
             evaluation=self.state.evaluation_seconds,
             save=self.state.save_seconds,
@@ -443,7 +472,7 @@ class Trainer:
         """Take one optimizer step. `wait_started` is the time at which the wait for the batch began."""
         started = time.perf_counter()
         state, recipe = self.state, self.recipe
-        epoch = state.step // len(self.loader)
+        epoch, progress = state.step // len(self.loader), self._progress()
         total_steps = state.plan.total_steps if state.plan else None
         factor = learning_rate_factor(state.step, state.plan, recipe)
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
@@ -474,7 +503,7 @@ class Trainer:
             self.average.update(self.task, state.step, decay)
         state.step += 1
         seconds = time.perf_counter() - wait_started
-        self._speed.add(seconds)
+        self._speed.add(seconds, self.curriculum.work(progress))
         self._notify(
             StepTaken(
                 step=state.step,
