@@ -14,6 +14,7 @@ from opendetr.evaluation.names import CLASS_PREFIX, describe_metric
 from opendetr.evaluation.panoptic import PANOPTIC_METRICS, PanopticEvaluator
 from opendetr.evaluation.patches import PATCH_METRICS, PatchEvaluation, PatchEvaluator
 from opendetr.evaluation.report import write_report
+from opendetr.evaluation.switches import REASONS, Switch, explain_switches
 from opendetr.evaluation.thresholds import OperatingPoint, OperatingPoints, match_boxes
 from opendetr.evaluation.tracking import TRACKING_METRICS, TrackingMetrics, TrackingReport, Tracks, TrueTracks
 
@@ -23,6 +24,7 @@ __all__ = [
     "GROUNDING_METRICS",
     "PANOPTIC_METRICS",
     "PATCH_METRICS",
+    "REASONS",
     "TRACKING_METRICS",
     "CocoEvaluator",
     "DetectionEvaluator",
@@ -37,11 +39,13 @@ __all__ = [
     "PanopticEvaluator",
     "PatchEvaluation",
     "PatchEvaluator",
+    "Switch",
     "TrackingMetrics",
     "TrackingReport",
     "Tracks",
     "TrueTracks",
     "describe_metric",
+    "explain_switches",
     "grounding_metrics",
     "headline_names",
     "match_boxes",

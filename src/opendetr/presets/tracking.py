@@ -50,6 +50,22 @@ class TrackingPreset(Preset):
         model = replace(model, backbone=detector.backbone, transformer=detector.transformer)
         return replace(self, model=model, data=self.data.sized_like(other.data))
 
+    @property
+    def follows_objects(self) -> bool:
+        """Whether the session gives the objects of a video ids: True."""
+        return True
+
+    def with_tracker(self, config: TrackerConfig) -> Self:
+        """The preset with other thresholds for tracks."""
+        return replace(self, tracker=config)
+
+    def of_classes(self, categories: Categories) -> Self:
+        """The preset that tracks the used classes only, as the published trackers do, unless classes are chosen."""
+        if self.tracker.classes or all(categories.used):
+            return self
+        used = tuple(label for label, is_used in enumerate(categories.used) if is_used)
+        return replace(self, tracker=replace(self.tracker, classes=used))
+
     def _dense(self, num_classes: int) -> DenseSupervision | None:
         """Dense supervision of the encoder, if it is enabled."""
         if not self.dense.weight > 0:
