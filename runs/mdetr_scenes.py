@@ -27,7 +27,7 @@ from opendetr.categories import Categories
 from opendetr.config import to_dict
 from opendetr.data import DetectionData, open_data
 from opendetr.inference import Predictor
-from opendetr.presets import build_model, get_preset, shipped_weights, trained_from_nothing
+from opendetr.presets import build_model, get_preset, shipped_weights
 from opendetr.synthetic import write_captioned_scenes
 from opendetr.training import resume
 from opendetr.weights import ModelCard, read_state, save_weights
@@ -42,6 +42,8 @@ CHANGES = (
     "data.augmentation.crop=false",
     "data.num_workers=1",
     "dense.weight=1",
+    "recipe.learning_rate=5e-4",
+    "recipe.backbone_learning_rate=2e-4",
 )
 NUM_VAL, NUM_TEST = 100, 300
 PREFIXES = ("detector.backbone.", "backbone.")
@@ -57,7 +59,7 @@ def make_data(folder: Path, count: int) -> dict[str, DetectionData]:
 def write_start(path: Path) -> None:
     """Write the initial weights: the backbone of the shipped detector in a model that answers questions."""
     torch.manual_seed(0)
-    preset = trained_from_nothing(get_preset(MODEL))
+    preset = get_preset(MODEL)
     preset = replace(preset, model=replace(preset.model, questions="scenes"))
     model = build_model(preset, preset.num_classes(Categories.from_names(["object"])))
     shipped = shipped_weights(BACKBONE_OF)
