@@ -182,7 +182,7 @@ def test_a_plan_follows_the_speed():
     recipe, plan, ten = Recipe(time=1000, schedule="cosine"), Plan(1000, 100, 7, 0.9), Evaluations(10)
     assert revise_plan(plan, recipe, 500, pace(500, 1.01), ten) is plan  # 5 s, below 1 %
     slower = revise_plan(plan, recipe, 500, pace(500, 2), ten)
-    assert slower == Plan(750, 100, 7, 0.9)
+    assert slower == Plan(750, 100, 7, 0.9, revised_at=500, decayed=(500 - 7) / (1000 - 7))
     dearer = revise_plan(plan, recipe, 500, pace(500, 2, image=0.5, save=5), ten)
     left = 500 - 5 * 20
     assert dearer.total_steps == 500 + int((left - 5 * 5) / 2)
@@ -190,9 +190,28 @@ def test_a_plan_follows_the_speed():
     assert revise_plan(plan, recipe, 500, pace(1100, 2), ten).total_steps == 500  # the time is over
 
 
+@pytest.mark.parametrize("lengths", [(150, 400), (700, 600), (17, 27, 33), (120, 101, 1000)])
+def test_a_revised_cosine_neither_jumps_nor_rises(lengths):
+    """Every plan but the first one is made after 80 % of the steps of the plan before."""
+    recipe, first = Recipe(time=1, schedule="cosine"), lengths[0]
+    plan, rates, step = Plan(first, 10, warmup_steps=5), [], 0
+    for length in lengths[1:]:
+        end = plan.total_steps * 4 // 5
+        rates += factors(recipe, plan, range(step, end))
+        step = end
+        seconds = 1 / (length - step)  # per step, so that as many steps fit the time of the run
+        revised = revise_plan(plan, recipe, step, pace(0, seconds), Evaluations(1))
+        assert abs(revised.total_steps - length) <= 1
+        assert learning_rate_factor(step, revised, recipe) == pytest.approx(learning_rate_factor(step, plan, recipe))
+        plan = revised
+    rates += factors(recipe, plan, range(step, plan.total_steps + 1))
+    assert all(after <= before for before, after in itertools.pairwise(rates[5:]))
+    assert rates[-1] == pytest.approx(0.0, abs=1e-9)
+
+
 def test_a_learning_rate_that_was_stepped_down_stays_down():
     recipe, plan = Recipe(time=1000, schedule="step"), Plan(600, 100)
-    assert revise_plan(plan, recipe, 300, pace(500, 1), Evaluations(6)) == Plan(800, 100)
+    assert revise_plan(plan, recipe, 300, pace(500, 1), Evaluations(6)).total_steps == 800
     assert revise_plan(plan, recipe, 400, pace(500, 1), Evaluations(6)) is plan
 
 

@@ -51,12 +51,25 @@ class Plan:
         evaluate_every: number of steps from one evaluation to the next. The last one is always at the end.
         warmup_steps: number of steps in which the learning rate first rises.
         ema_decay: final decay of the EMA of the weights; 0 for no EMA.
+        revised_at: number of steps before which the length was last changed; 0 if it was not.
+        decayed: the fraction of the cosine schedule that was over then.
     """
 
     total_steps: int
     evaluate_every: int
     warmup_steps: int = 0
     ema_decay: float = 0.0
+    revised_at: int = 0
+    decayed: float = 0.0
+
+    def decay_progress(self, step: int) -> float:
+        """The fraction of the cosine schedule that is over after `step` steps, from 0 after the warm-up to 1.
+
+        A change of the length continues from the fraction at that step, so the learning rate does not jump.
+        """
+        start = max(self.warmup_steps, self.revised_at)
+        share = (step - start) / max(self.total_steps - start, 1)
+        return self.decayed + (1 - self.decayed) * min(max(share, 0.0), 1.0)
 
     def evaluates_after(self, step: int) -> bool:
         """Whether the run is evaluated after `step` steps: at every interval, but not shortly before the end.
@@ -208,7 +221,8 @@ def revise_plan(plan: Plan, recipe: Recipe, step: int, pace: Pace, evaluations: 
     affordable = max(_steps_in(left, recipe, pace, num_left), 0 if step else 1)
     if abs(plan.total_steps - step - affordable) * pace.step <= _TOLERANCE * recipe.time:
         return plan
-    new = replace(plan, total_steps=step + affordable)
+    progress = plan.decay_progress(step)
+    new = replace(plan, total_steps=step + affordable, revised_at=step, decayed=progress)
     before, after = learning_rate_factor(step, plan, recipe), learning_rate_factor(step, new, recipe)
     return plan if recipe.schedule == "step" and after > before else new
 
@@ -281,5 +295,5 @@ def learning_rate_factor(step: int, plan: Plan | None, recipe: Recipe) -> float:
         return 1.0
     if recipe.schedule == "step":
         return STEP_FACTOR if step >= round(recipe.step_at * plan.total_steps) else 1.0
-    progress = (step - warmup) / max(plan.total_steps - warmup, 1)
-    return recipe.floor + (1 - recipe.floor) * (1 + math.cos(math.pi * min(progress, 1.0))) / 2
+    progress = plan.decay_progress(step)
+    return recipe.floor + (1 - recipe.floor) * (1 + math.cos(math.pi * progress)) / 2
