@@ -204,33 +204,39 @@ def test_padding_of_captions_changes_no_prediction():
 
 
 def test_dense_supervision_of_tokens_by_hand():
-    """Two cells and three tokens with one feature each; the first cell is in the object, which the second token names.
+    """Four cells, of which the first two are in the object, and four tokens, of which the last is padding.
 
-    The third token is padding.
+    The second and the third token name the object.
     """
-    supervision = GroundingSupervision(DenseSupervision(DenseConfig(weight=3.0, class_weight=0.7), 1, 1), 1)
+    supervision = GroundingSupervision(DenseSupervision(DenseConfig(weight=3.0), 2, 1), 2)
     with torch.no_grad():
-        for layer in (supervision.align_cells, supervision.align_tokens):
-            layer.weight.fill_(1.0)
+        for layer in (*supervision.align_cells, *supervision.align_tokens):
+            layer.weight.copy_(torch.eye(64, 2))
             layer.bias.zero_()
-        supervision.bias.fill_(-1.0)
-    cells, tokens = torch.tensor([0.5, -0.25]), torch.tensor([1.0, 2.0, 4.0])
-    memory = (
-        FeatureMap(cells.view(1, 1, 1, 2)),
-        FeatureMap(tokens.view(1, 1, 1, 3), torch.tensor([[[False, False, True]]])),
-    )
-    target = Target(torch.tensor([4]), torch.tensor([[0.25, 0.5, 0.2, 0.2]]), (8, 8), (8, 8), 0,
-                    token_map=torch.tensor([[False, True, False]]))  # fmt: skip
-    output = replace(new_task("mdetr-tiny").output(caption_batch()), memory=memory)
+    generator = torch.Generator().manual_seed(0)
+    levels = [
+        (torch.randn(1, 2, 1, 4, generator=generator), torch.randn(1, 2, 1, 4, generator=generator)) for _ in "ab"
+    ]
+    padding = torch.tensor([[[False, False, False, True]]])
+    inputs, memory = ((FeatureMap(image), FeatureMap(text, padding)) for image, text in levels)
+    target = Target(torch.tensor([4]), torch.tensor([[0.25, 0.5, 0.5, 0.5]]), (8, 8), (8, 8), 0,
+                    token_map=torch.tensor([[False, True, True, False]]))  # fmt: skip
+    output = replace(new_task("mdetr-tiny").output(caption_batch()), inputs=inputs, memory=memory)
     matches = Matches(*(torch.zeros(0, dtype=torch.int64) for _ in range(4)))
-    loss = supervision(output, [target], matches, Normaliser(2.0, 1.0))["dense_tokens"].item()
-    expected = 0.0
-    for row, cell in enumerate(cells.tolist()):
-        for column, token in enumerate(tokens.tolist()[:2]):
-            p = 1 / (1 + math.exp(1.0 - 64 * cell * token / 8))
-            is_named = (row, column) == (0, 1)
-            expected -= 0.25 * (1 - p) ** 2 * math.log(p) if is_named else 0.75 * p**2 * math.log(1 - p)
-    assert loss == pytest.approx(3.0 * 0.7 * expected / 2.0, rel=1e-5)
+    with torch.no_grad():
+        losses = supervision(output, [target], matches, Normaliser(2.0, 1.0))["dense_tokens"].tolist()
+    for loss, (image, text) in zip(losses, levels, strict=True):
+        angles = [[math.atan2(y, x) for x, y in level[0, :, 0].T.tolist()] for level in (image, text)]
+        similar = [[math.cos(cell - token) / 0.07 for token in angles[1][:3]] for cell in angles[0]]
+
+        def nats(chosen: float, values: Sequence[float]) -> float:
+            return math.log(sum(math.exp(value - chosen) for value in values))
+
+        of_cells = [sum(nats(row[token], row) for token in (1, 2)) / 2 for row in similar[:2]]
+        columns = [[row[token] for row in similar] for token in (1, 2)]
+        of_tokens = [sum(nats(column[cell], column) for cell in (0, 1)) / 2 for column in columns]
+        assert loss == pytest.approx((sum(of_cells) / 2 + sum(of_tokens)) / 2 / 2.0, rel=1e-4)
+    assert supervision.weights == {"dense": 1.0, "dense_tokens": 3.0}
 
 
 # --------------------------------------------------------------------------------------------------------------- files

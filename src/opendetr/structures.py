@@ -642,6 +642,7 @@ class GroundingOutput(Output):
         answers: logits of the answers to a question, by the name of the answer head: (B, K), or (B,) for yes and no.
         image_feature, caption_feature: (B, E), close to each other for an image and its caption; None without such a
             loss.
+        inputs: the levels that the encoder takes, with the shapes of those of the memory: image, text, and so on.
     """
 
     tokens: Tokens = field(kw_only=True)
@@ -651,6 +652,7 @@ class GroundingOutput(Output):
     answers: Mapping[str, Tensor] = field(default_factory=dict, kw_only=True)
     image_feature: Tensor | None = field(default=None, kw_only=True)
     caption_feature: Tensor | None = field(default=None, kw_only=True)
+    inputs: tuple[FeatureMap, ...] = field(default=(), kw_only=True)
 
 
 @dataclass(frozen=True)

@@ -151,11 +151,18 @@ class DenseSupervision(nn.Module):
         return config.weight * (class_loss + (share * box_loss).sum())
 
 
+def _projected(projection: nn.Module, level: FeatureMap) -> Tensor:
+    """The tokens of a level, projected and with unit length, (B, N, E) float32."""
+    tokens = projection(_tokens(level).to(weights_dtype(projection)))
+    return F.normalize(full_precision(tokens), dim=-1)
+
+
 class GroundingSupervision(nn.Module):
     """Dense supervision of the image's cells of the memory, which does not tell objects apart, and of the tokens.
 
-    A cell inside an object also predicts the tokens that name the object. This trains the encoder to compare image and
-    text from the first step on, while only one query in ten is matched. Its weight is that of the class in `dense`.
+    A contrast also makes the cells inside an object similar to the tokens that name it, and different from the others,
+    before and after the encoder. This trains the encoder to compare image and text from the first step on. With the
+    other losses alone, a model learns for long only where objects are, and not which of them a text names.
 
     Args:
         dense: the supervision, for one class.
@@ -163,42 +170,55 @@ class GroundingSupervision(nn.Module):
     """
 
     _NUM_FEATURES: ClassVar[int] = 64
+    _TEMPERATURE: ClassVar[float] = 0.07  # as of the alignment of queries and tokens
 
     def __init__(self, dense: DenseSupervision, width: int) -> None:
         super().__init__()
         self.dense = dense
-        self.align_cells = nn.Linear(width, self._NUM_FEATURES)
-        self.align_tokens = nn.Linear(width, self._NUM_FEATURES)
-        self.bias = nn.Parameter(torch.tensor(_PRIOR_LOGIT))
+        # One projection for the levels before the encoder, and one for those after it.
+        self.align_cells = nn.ModuleList(nn.Linear(width, self._NUM_FEATURES) for _ in range(2))
+        self.align_tokens = nn.ModuleList(nn.Linear(width, self._NUM_FEATURES) for _ in range(2))
 
     @property
     def weights(self) -> Mapping[str, float]:
-        """That of dense supervision, and 1 for "dense_tokens", because the loss already includes its weight."""
-        return {**self.dense.weights, "dense_tokens": 1.0}
+        """That of dense supervision, and the same for "dense_tokens"."""
+        return {**self.dense.weights, "dense_tokens": self.dense.config.weight}
 
     def forward(
         self, output: GroundingOutput, targets: Sequence[Target], matches: Matches, normaliser: Normaliser
     ) -> dict[str, Tensor]:
-        """ "dense" and "dense_tokens", (1,) each; see `LossTerm`."""
+        """ "dense" (1,) and "dense_tokens" (2,), before and after the encoder; see `LossTerm`."""
         objects = [replace(target, labels=torch.zeros_like(target.labels)) for target in targets]
         losses = self.dense(output, objects, matches, normaliser)
-        tokens = self._tokens_loss(output, targets) / normaliser.objects
-        return {**losses, "dense_tokens": tokens[None]}
+        share = self._share(output.memory[0], output.memory[1], targets)
+        places = zip((output.inputs, output.memory), self.align_cells, self.align_tokens, strict=True)
+        with torch.autocast(share.device.type, enabled=False):
+            contrasts = [
+                self._contrast(_projected(cells, levels[0]), _projected(tokens, levels[1]), share, levels[1].padding)
+                for levels, cells, tokens in places
+            ]
+        return {**losses, "dense_tokens": torch.stack(contrasts) / normaliser.objects}
 
-    def _tokens_loss(self, output: GroundingOutput, targets: Sequence[Target]) -> Tensor:
-        """Focal loss of the similarities of cells (B, N, D) and tokens (B, T, D), summed over all but the padding."""
-        image, text = output.memory[0], output.memory[1]
-        with torch.autocast(image.values.device.type, enabled=False):
-            dtype = weights_dtype(self.align_cells)
-            cells = self.align_cells(_tokens(image).to(dtype))
-            tokens = self.align_tokens(_tokens(text).to(dtype))
-            logits = full_precision(cells @ tokens.mT) / self._NUM_FEATURES**0.5 + self.bias  # (B, N, T)
-            truth = torch.zeros_like(logits)
-            for index, (target, assigned) in enumerate(zip(targets, self.dense.assign(image, targets), strict=True)):
-                assert target.token_map is not None
-                inside = assigned >= 0
-                truth[index, inside] = target.token_map[assigned[inside]].to(truth)
-            each, config = sigmoid_focal(logits, truth), self.dense.config
-            if text.padding is not None:
-                each = each.masked_fill(text.padding, 0.0)
-            return config.weight * config.class_weight * each.sum()
+    def _share(self, image: FeatureMap, text: FeatureMap, targets: Sequence[Target]) -> Tensor:
+        """(B, N, T): for each cell and each token that names its object, 1 / the number of cells of the object."""
+        assigned = self.dense.assign(image, targets)
+        share = torch.zeros(*assigned.shape, text.values.shape[-1], device=assigned.device)
+        for index, target in enumerate(targets):
+            assert target.token_map is not None
+            inside = assigned[index] >= 0
+            chosen = assigned[index, inside]
+            share[index, inside] = target.token_map[chosen] / torch.bincount(chosen)[chosen][:, None]
+        return share
+
+    def _contrast(self, cells: Tensor, tokens: Tensor, share: Tensor, padding: Tensor | None) -> Tensor:
+        """Cells (B, N, E) and tokens (B, T, E) with `share` and the padding (B, 1, T) of the tokens -> a sum of losses.
+
+        A cell is compared with all tokens, and a token with all cells. The cells of an object count as one.
+        """
+        similarity = cells @ tokens.mT / self._TEMPERATURE
+        if padding is not None:
+            similarity = similarity.masked_fill(padding, -1 / self._TEMPERATURE)
+        positive = share > 0
+        of_cell = -similarity.log_softmax(2).masked_fill(~positive, 0.0).sum(2) / positive.sum(2).clamp(min=1)
+        of_token = -(similarity.log_softmax(1) * share).sum(1) / share.sum(1).clamp(min=1.0)
+        return ((of_cell * share.amax(2)).sum() + of_token.sum()) / 2

@@ -253,7 +253,7 @@ class MDETR(DETR):
             if self.pair_token is not None:
                 token = self.pair_token.weight.expand(len(text), -1)[:, :, None, None]
                 levels = (*levels, FeatureMap(token, None))
-        return self.decode(self.encode(levels), features, text=text)
+        return replace(self.decode(self.encode(levels), features, text=text), inputs=levels)
 
     def encode(self, projected: tuple[FeatureMap, ...]) -> tuple[FeatureMap, ...]:
         """The image's level (B, D, h, w), and those of the text (B, D, 1, T) -> memory of the same shapes."""
