@@ -190,6 +190,13 @@ def test_the_patch_norm_standardises_in_training_and_keeps_its_statistics_for_ev
         one, two = model.encode_patches(patches), model.encode_patches(patches[:1])
     torch.testing.assert_close(one[:1], two, atol=1e-4, rtol=1e-4)  # whatever else is in the batch
     assert (one.std() - 1).abs() < 0.2
+    before = model.patch_norm.running_mean.clone()
+    alone = model.train()(images(1), patches[:1, :1]).patch_features  # a single patch has no statistics of its own
+    assert alone.isfinite().all() and torch.equal(model.patch_norm.running_mean, before)
+    assert model.patch_norm.training
+    for dtype in (torch.bfloat16, torch.float64):
+        features = model.to(dtype).eval().encode_patches(patches.to(dtype))
+        assert features.dtype == torch.promote_types(dtype, torch.float32) and features.isfinite().all()
 
 
 def test_the_pairs_of_an_image_are_those_of_its_own_patches_one_after_another():

@@ -12,6 +12,7 @@ Shape letters: B batch, Q queries, L decoder layers, M patches of an image, D wi
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -219,9 +220,15 @@ class UPDETR(DETR):
             top = self.backbone(ImageBatch(flat, None, sizes))[-1].values
         features = full_precision(top).mean((2, 3))
         if self.patch_norm is not None:
-            with torch.autocast(features.device.type, enabled=False):
-                features = self.patch_norm(features)
+            features = self._standardise(self.patch_norm, features)
         return features.unflatten(0, patches.shape[:2])
+
+    @staticmethod
+    def _standardise(norm: nn.BatchNorm1d, features: Tensor) -> Tensor:
+        """Features (N, F) -> (N, F). A single patch has no statistics of its own; it gets the running ones."""
+        statistics = fixed_norms(norm) if len(features) == 1 else nullcontext()
+        with statistics, torch.autocast(features.device.type, enabled=False):
+            return full_precision(norm(features.to(next(norm.buffers()).dtype)))
 
     def query_content(self, patch_features: Tensor, kept: Tensor | None = None) -> Tensor:
         """Patch features (B, M, F) -> what each query gets of them (B, Q, D); `kept` as in `forward`."""
