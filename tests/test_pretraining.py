@@ -24,7 +24,7 @@ from folders import one_line, write_image
 from opendetr.boxes import xyxy_to_cxcywh
 from opendetr.categories import patch_categories
 from opendetr.cli.main import app
-from opendetr.config import SettingError, to_dict
+from opendetr.config import SettingError, replaced, to_dict
 from opendetr.data.loader import eval_loader
 from opendetr.data.patches import PatchDataConfig, PatchEvaluationBatch
 from opendetr.data.records import DataError
@@ -34,6 +34,7 @@ from opendetr.models.up_detr import ControlledOutput
 from opendetr.presets import build_model, build_task, get_preset, miniature
 from opendetr.scoring import SoftmaxNoObject
 from opendetr.structures import ImageBatch, Predictions, Target
+from opendetr.synthetic import SceneConfig, write_scenes
 from opendetr.training import events, pretrain, resume
 from opendetr.training.callbacks import read_metrics
 from opendetr.training.trainer import STATE
@@ -340,10 +341,37 @@ def test_patches_leave_the_running_statistics_to_the_images_and_have_gradients(i
     assert norms and all(norm.training for norm in norms)
 
 
+@pytest.mark.slow
+def test_the_tiny_model_learns_to_locate_the_patches_of_eight_images(tmp_path):
+    """By what the patches show: those of other images are not located. A fixed box locates a quarter of the patches."""
+    write_scenes(tmp_path, counts={"train": 8, "val": 1}, config=SceneConfig(size=96))
+    sizes = {"image_size": 96, "max_size": 96, "num_patches": 5, "patch_size": 32, "num_workers": 0}
+    preset = replaced(get_preset("up-detr-tiny"), {"model": {"num_patches": 5}, "data": sizes}).trained_from_nothing()
+    torch.manual_seed(0)
+    model = build_model(preset, 2)
+    task = build_task(preset, model, 2).train()
+    optimizer = torch.optim.AdamW(task.parameters(), lr=preset.recipe.learning_rate)
+    loader = opendetr.data.train_loader(preset.data.open_splits(tmp_path)["train"], preset.data, batch_size=8, seed=0)
+    batch = next(loader.epoch(0))
+    for _ in range(150):
+        optimizer.zero_grad()
+        task.total(task(batch)).backward()
+        torch.nn.utils.clip_grad_norm_(task.parameters(), preset.recipe.clip_norm)
+        optimizer.step()
+    with torch.no_grad():
+        output = model.eval().controlled(batch.images, batch.patches, batch.patches.roll(1, 0))
+    evaluator = PatchEvaluator(_Images(8))
+    evaluator.update(batch, evaluator.results(output, batch.images, batch))
+    metrics = evaluator.compute()
+    assert metrics["found"] > 0.8 and metrics["found_control"] < 0.5
+
+
 def test_the_presets():
     assert get_preset("up-detr-tiny").own_queries and not get_preset("up-detr-r50").own_queries
     assert get_preset("up-detr-r50").data == PatchDataConfig()
-    assert get_preset("up-detr-tiny").data.patch_size == 64
+    assert get_preset("up-detr-r50").dense.weight == 0
+    tiny = get_preset("up-detr-tiny")
+    assert tiny.data.patch_size == 64 and not tiny.data.augmentation.multi_scale and tiny.model.patch_content
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from opendetr.config import ConfigError, SettingError, parse_assignment, replace
 from opendetr.data import DataError
 from opendetr.export import export_official
 from opendetr.inference import Predictor, load
-from opendetr.losses import FeatureReconstruction, ReconstructionConfig
+from opendetr.losses import DenseConfig, FeatureReconstruction, Normaliser, PatchSupervision, ReconstructionConfig
 from opendetr.models import UPDETR
 from opendetr.presets import (
     Preset,
@@ -37,7 +38,7 @@ from opendetr.presets import (
     trained_from_nothing,
 )
 from opendetr.presets.up_detr import PretrainingPreset
-from opendetr.structures import ImageBatch, Target
+from opendetr.structures import FeatureMap, ImageBatch, Target
 from opendetr.synthetic import SceneConfig, write_scenes
 from opendetr.training.settings import set_up
 from opendetr.training.starting_weights import load_start
@@ -115,7 +116,6 @@ def test_other_patches_are_one_line(patches):
         ("model.query_dropout=1", "below 1"),
         ("reconstruction.weight=-1", "at least 0"),
         ("masks.enabled=true", "set masks.enabled for detr-tiny instead"),
-        ("dense.weight=1", "leave it at 0"),
     ],
 )
 def test_settings_that_do_not_fit_are_one_line(assignment, message):
@@ -142,10 +142,10 @@ def test_dropped_queries_do_not_get_their_patch_and_none_is_drawn_in_evaluation(
     model = model_of(replaced(pretraining(), {"model": {"query_dropout": 0.5}}))
     features = torch.randn(1, 2, 256)
     kept = torch.arange(12) % 3 > 0
-    queries, plain = model.patch_queries(features, kept[None]), model.queries.weight
+    queries, plain = model.patch_queries(model.query_content(features, kept[None])), model.queries.weight
     assert torch.equal((queries[0] == plain).all(-1), ~kept)
     order = torch.arange(12).flip(0)[None]
-    assert torch.equal(model.patch_queries(torch.zeros(1, 2, 256), kept[None] & False, order)[0], plain.flip(0))
+    assert torch.equal(model.patch_queries(torch.zeros(1, 12, plain.shape[1]), order)[0], plain.flip(0))
     task = build_task(pretraining(), model, 2)
     batch = batch_for(model, images(), targets(2))
     losses = [task.train(mode)(batch)["class"] for mode in (True, True, False)]
@@ -153,6 +153,94 @@ def test_dropped_queries_do_not_get_their_patch_and_none_is_drawn_in_evaluation(
     assert torch.equal(losses[0], losses[1])
     assert not torch.equal(losses[0], losses[2])
     assert torch.equal(task.eval()(without)["class"], losses[2])
+
+
+@torch.no_grad()
+def test_the_content_of_a_query_starts_with_its_patch_or_with_zeros():
+    given = []
+    for patch_content in (True, False):
+        model = model_of(replaced(pretraining(), {"model": {"patch_content": patch_content}})).eval()
+        model.decoder.layers[0].register_forward_pre_hook(lambda _module, inputs: given.append(inputs[0]))
+        features, kept = torch.randn(2, 2, 256), torch.arange(12).expand(2, -1) % 3 > 0
+        memory, _ = model.encode_images(images())
+        model.locate(features, memory, kept=kept)
+        model.locate(features[:, :1], memory)
+        assert torch.equal(given[0], model.query_content(features, kept)) == patch_content
+        assert not given[0][~kept].any() and bool(given[0][kept].any()) == patch_content
+        assert given[1].shape == (2, 6, 32) and bool(given[1].any()) == patch_content
+        given.clear()
+
+
+# ------------------------------------------------------------------------------------------------- patch norm and dense
+
+
+def test_the_patch_norm_standardises_in_training_and_keeps_its_statistics_for_evaluation():
+    model = model_of(trained_from_nothing(pretraining()))
+    batch = images(8)
+    patches = torch.randn(8, 2, 3, 32, 32) * torch.rand(8, 2, 3, 1, 1)
+    model.train()
+    for _ in range(80):  # until the running statistics are those of this batch
+        with torch.no_grad():
+            features = model(batch, patches).patch_features
+    torch.testing.assert_close(features.mean((0, 1)), torch.zeros(256), atol=1e-4, rtol=0)
+    standard_deviation = features.flatten(0, 1).std(0, unbiased=False)
+    assert ((standard_deviation - 1).abs() < 0.05).float().mean() > 0.9  # the others hardly vary
+    model.eval()
+    with torch.no_grad():
+        one, two = model.encode_patches(patches), model.encode_patches(patches[:1])
+    torch.testing.assert_close(one[:1], two, atol=1e-4, rtol=1e-4)  # whatever else is in the batch
+    assert (one.std() - 1).abs() < 0.2
+    before = model.patch_norm.running_mean.clone()
+    alone = model.train()(images(1), patches[:1, :1]).patch_features  # a single patch has no statistics of its own
+    assert alone.isfinite().all() and torch.equal(model.patch_norm.running_mean, before)
+    assert model.patch_norm.training
+    for dtype in (torch.bfloat16, torch.float64):
+        features = model.to(dtype).eval().encode_patches(patches.to(dtype))
+        assert features.dtype == torch.promote_types(dtype, torch.float32) and features.isfinite().all()
+
+
+def test_the_pairs_of_an_image_are_those_of_its_own_patches_one_after_another():
+    supervision = PatchSupervision(DenseConfig(weight=1.0), 8, 16)
+    generator = torch.Generator().manual_seed(0)
+    memory, features = torch.randn(2, 8, 3, 4, generator=generator), torch.randn(2, 3, 16, generator=generator)
+    padding = torch.zeros(2, 3, 4, dtype=torch.bool)
+    padding[1, :, 3:] = True
+    pairs = supervision.pairs(FeatureMap(memory, padding), features)
+    assert pairs.values.shape == (6, 8, 3, 4) and torch.equal(pairs.padding, padding.repeat_interleave(3, 0))
+    for image, patch in ((0, 2), (1, 0)):
+        alone = supervision.pairs(FeatureMap(memory[[image]]), features[[image], patch : patch + 1])
+        torch.testing.assert_close(pairs.values[3 * image + patch], alone.values[0])
+
+
+@pytest.mark.parametrize("count", [3, 2, 0])
+def test_the_dense_loss_of_patches_sums_over_the_patches(count):
+    """A patch without an object is nowhere: its cells predict that, and no box."""
+    supervision = PatchSupervision(DenseConfig(weight=2.0), 8, 16)
+    output = SimpleNamespace(memory=(FeatureMap(torch.randn(2, 8, 3, 4)),), patch_features=torch.randn(2, 3, 16))
+    truth = targets(count)
+    loss = supervision(output, truth, None, Normaliser(5.0, 1.0))["dense"]
+    assert loss.shape == (1,)
+    expected = 0.0
+    for image, patch in [(image, patch) for image in range(2) for patch in range(3)]:
+        pair = supervision.pairs(
+            FeatureMap(output.memory[0].values[[image]]), output.patch_features[[image], patch : patch + 1]
+        )
+        box = truth[image].boxes[patch : patch + 1]
+        own = Target(torch.zeros(len(box), dtype=torch.int64), box, (64, 48), (64, 48), 0)
+        expected += supervision.dense.loss(pair, [own], 5.0)
+    torch.testing.assert_close(loss[0], expected)
+
+
+def test_dense_supervision_reaches_the_backbone_through_images_and_patches():
+    preset = trained_from_nothing(pretraining())
+    model = model_of(preset)
+    task = build_task(preset, model, 2)
+    output = model(images(), *further_inputs(model, 2))
+    loss = task.losses(output, targets(2))["dense"]
+    assert task.dense.weights == {"dense": 1.0}
+    for tensor in (output.patch_features, output.memory[0].values, model.backbone.body.conv1.weight):
+        assert torch.autograd.grad(loss.sum(), tensor, retain_graph=True)[0].any()
+    assert "dense" not in build_task(pretraining(), model, 2).terms
 
 
 # ------------------------------------------------------------------------------------------------------- reconstruction
@@ -179,7 +267,9 @@ def test_from_nothing_the_backbone_is_trained_and_the_target_detached():
     for preset in (trained_from_nothing(published), trained_from_nothing(tiny)):
         assert all(p.requires_grad for p in build_on_meta(preset).parameters())
         assert preset.reconstruction.detach_target
-        assert preset.dense.weight == 0
+        assert preset.dense.weight == 1 and preset.model.patch_norm
+    for preset in (published, tiny):
+        assert preset.dense.weight == 0 and not preset.model.patch_norm
 
 
 def build_on_meta(preset: Preset) -> UPDETR:

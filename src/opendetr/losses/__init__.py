@@ -19,6 +19,7 @@ from opendetr.losses.grounding import (
 )
 from opendetr.losses.masks import MaskCriterionConfig, MaskLoss
 from opendetr.losses.matcher import MatcherConfig, match
+from opendetr.losses.patches import PatchSupervision
 from opendetr.losses.reconstruction import FeatureReconstruction, ReconstructionConfig
 from opendetr.losses.term import LossTerm, Normaliser
 from opendetr.losses.tracks import ANONYMOUS, TrackCriterion, inherited
@@ -42,6 +43,7 @@ __all__ = [
     "MatcherConfig",
     "Normaliser",
     "PairLoss",
+    "PatchSupervision",
     "ProposalLoss",
     "ReconstructionConfig",
     "SetCriterion",

@@ -10,7 +10,7 @@ Shape letters: B batch, Q queries, L decoder layers, C class logits, D width, H 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -119,7 +119,16 @@ class DETR(Detector):
             query_position: (Q, D) or (B, Q, D), the object queries. By default the learned ones.
         """
         query_position = self.queries.weight if query_position is None else query_position
-        queries = self.decode_queries(memory[0], query_position)
+        return self.predict(self.decode_queries(memory[0], query_position), query_position, memory, features)
+
+    def predict(
+        self,
+        queries: Tensor,
+        query_position: Tensor,
+        memory: tuple[FeatureMap, ...],
+        features: tuple[FeatureMap, ...] = (),
+    ) -> Output:
+        """The decoder's output (L, B, Q, D) -> predictions of every layer; the other arguments as in `decode`."""
         with torch.autocast(queries.device.type, enabled=False):  # a box needs more digits than bfloat16 has
             queries = queries.to(weights_dtype(self.class_head))
             logits = full_precision(self.class_head(queries))
@@ -127,7 +136,7 @@ class DETR(Detector):
         layers = tuple(Predictions(*layer, self.scoring) for layer in zip(logits, boxes, strict=True))
         return Output(layers, queries, features, memory)
 
-    def decode_queries(self, memory: FeatureMap, query_position: Tensor, **options: int) -> Tensor:
+    def decode_queries(self, memory: FeatureMap, query_position: Tensor, **options: Any) -> Tensor:
         """Memory (B, D, h, w) and object queries (Q, D) or (B, Q, D) -> the decoder's output, (L, B, Q, D).
 
         `options` are further arguments of the decoder.

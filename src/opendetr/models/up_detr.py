@@ -12,7 +12,9 @@ Shape letters: B batch, Q queries, L decoder layers, M patches of an image, D wi
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,12 +34,19 @@ class UPDETRConfig(DETRConfig):
         query_shuffle: whether the learned queries of an image are permuted at random in training. The authors found no
             benefit.
         reconstruct: whether the model reconstructs the features of the patches.
+        patch_content: whether the features of its patch are also the initial content of a query, which is 0 as
+            published. Then the decoder can compare the patch with what it attends to. Otherwise the patch only decides
+            what it attends to.
+        patch_norm: whether the features of the patches are standardised by a batch norm without parameters. The
+            features of a randomly initialised backbone hardly differ between patches; most of them is their mean.
     """
 
     num_patches: int = 10
     query_dropout: float = 0.1
     query_shuffle: bool = False
     reconstruct: bool = True
+    patch_content: bool = False
+    patch_norm: bool = False
 
     def __post_init__(self) -> None:
         if self.num_patches < 1:
@@ -68,7 +77,8 @@ class PatchOutput(Output):
     """The output of a UP-DETR. The queries belong to the patches in equal groups, in the order of the patches.
 
     Attributes:
-        patch_features: (B, M, F) float32, the mean of the backbone features of each patch.
+        patch_features: (B, M, F) float32, the mean of the backbone features of each patch; standardised if the model
+            has a patch norm.
         reconstruction: (L, B, Q, F), the features of its patch that each query predicts; None without reconstruction.
     """
 
@@ -98,6 +108,8 @@ class UPDETR(DETR):
         self.max_patches = config.num_patches
         self.query_dropout = config.query_dropout
         self.query_shuffle = config.query_shuffle
+        self.patch_content = config.patch_content
+        self.patch_norm = nn.BatchNorm1d(num_channels, affine=False) if config.patch_norm else None
         self.patch_projection = nn.Linear(num_channels, width)
         self.feature_head = MLP(width, width, num_channels, num_layers=2) if config.reconstruct else None
 
@@ -172,7 +184,11 @@ class UPDETR(DETR):
         order: Tensor | None = None,
     ) -> PatchOutput:
         """Patch features (B, M, F) and memory -> predictions; `kept` and `order` as in `forward`."""
-        output = self.decode(memory, features, self.patch_queries(patch_features, kept, order))
+        content = self.query_content(patch_features, kept)
+        position = self.patch_queries(content, order)
+        initial = content if self.patch_content else None
+        queries = self.decode_queries(memory[0], position, content=initial)
+        output = self.predict(queries, position, memory, features)
         reconstruction = None if self.feature_head is None else self.feature_head(output.queries)
         return PatchOutput(
             output.layers,
@@ -202,19 +218,30 @@ class UPDETR(DETR):
         sizes = torch.tensor(flat.shape[-2:], device=flat.device).expand(len(flat), 2)
         with fixed_norms(self.backbone):
             top = self.backbone(ImageBatch(flat, None, sizes))[-1].values
-        return full_precision(top).mean((2, 3)).unflatten(0, patches.shape[:2])
+        features = full_precision(top).mean((2, 3))
+        if self.patch_norm is not None:
+            features = self._standardise(self.patch_norm, features)
+        return features.unflatten(0, patches.shape[:2])
 
-    def patch_queries(self, patch_features: Tensor, kept: Tensor | None = None, order: Tensor | None = None) -> Tensor:
-        """Patch features (B, M, F) -> object queries (B, Q, D); `kept` and `order` as in `forward`."""
+    @staticmethod
+    def _standardise(norm: nn.BatchNorm1d, features: Tensor) -> Tensor:
+        """Features (N, F) -> (N, F). A single patch has no statistics of its own; it gets the running ones."""
+        statistics = fixed_norms(norm) if len(features) == 1 else nullcontext()
+        with statistics, torch.autocast(features.device.type, enabled=False):
+            return full_precision(norm(features.to(next(norm.buffers()).dtype)))
+
+    def query_content(self, patch_features: Tensor, kept: Tensor | None = None) -> Tensor:
+        """Patch features (B, M, F) -> what each query gets of them (B, Q, D); `kept` as in `forward`."""
         content = self.patch_projection(patch_features.to(self.patch_projection.weight.dtype))
         content = content.repeat_interleave(self.queries_per_patch, 1)
-        count = content.shape[1]
-        if kept is not None:
-            content = content * kept[:, :count, None]
-        learned = self.queries.weight if order is None else self.queries.weight[order]
-        return learned[..., :count, :] + content
+        return content if kept is None else content * kept[:, : content.shape[1], None]
 
-    def decode_queries(self, memory: FeatureMap, query_position: Tensor, **options: int) -> Tensor:
+    def patch_queries(self, content: Tensor, order: Tensor | None = None) -> Tensor:
+        """The result (B, Q, D) of `query_content` -> object queries (B, Q, D); `order` as in `forward`."""
+        learned = self.queries.weight if order is None else self.queries.weight[order]
+        return learned[..., : content.shape[1], :] + content
+
+    def decode_queries(self, memory: FeatureMap, query_position: Tensor, **options: Any) -> Tensor:
         """As in `DETR`. A query attends only to the queries of the same patch."""
         num_groups = query_position.shape[-2] // self.queries_per_patch
         return super().decode_queries(memory, query_position, num_groups=num_groups, **options)

@@ -134,13 +134,23 @@ class Decoder(nn.Module):
         memory: Tensor,
         position: Tensor,
         padding: Tensor | None,
+        content: Tensor | None = None,
         num_groups: int = 1,
     ) -> Tensor:
-        """Object queries (B, Q, D), memory and its positions (B, N, D), padding (B, N) or None -> (L, B, Q, D).
+        """Decode the object queries.
 
-        `num_groups` is the number of equal groups of queries; a query attends only to those of its group.
+        Args:
+            query_position: (B, Q, D), the object queries.
+            memory: (B, N, D), the encoder's output.
+            position: (B, N, D), the position encoding of the memory.
+            padding: (B, N) bool, True where the memory is padding, or None.
+            content: (B, Q, D), the content of the queries before the first layer; by default zeros.
+            num_groups: number of equal groups of queries; a query attends only to those of its group.
+
+        Returns:
+            (L, B, Q, D), the content after every layer, normalised.
         """
-        content = torch.zeros_like(query_position)
+        content = torch.zeros_like(query_position) if content is None else content
         keys = memory + position
         outputs = []
         for layer in self.layers:

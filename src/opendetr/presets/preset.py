@@ -247,7 +247,7 @@ def trained_from_nothing(preset: Preset) -> Preset:
     """Adapt a preset to training from scratch, with a randomly initialised backbone.
 
     The backbone gets trainable batch norm, no frozen stages and the full learning rate. Dense supervision of the
-    encoder is switched on, if the model is trained on objects.
+    encoder is switched on.
     """
     return preset.trained_from_nothing()
 

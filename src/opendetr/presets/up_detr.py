@@ -12,7 +12,7 @@ from opendetr.categories import Categories, patch_categories
 from opendetr.config import ConfigError
 from opendetr.data import DetectionData, PatchDataConfig, PatchEvaluationBatch
 from opendetr.evaluation import PATCH_METRICS, PatchEvaluator
-from opendetr.losses import ReconstructionConfig, SetCriterion
+from opendetr.losses import PatchSupervision, ReconstructionConfig, SetCriterion
 from opendetr.models import (
     UPDETR,
     ControlledPatches,
@@ -52,8 +52,6 @@ class PretrainingPreset(Preset):
         super().__post_init__()
         if self.has_masks:
             raise ValueError(f"{self.name}: is trained without masks; set masks.enabled for {self.fine_tuned} instead")
-        if self.dense.weight:
-            raise ValueError(f"{self.name}: dense.weight is for training on objects; leave it at 0")
         if self.data.num_patches > self.model.num_patches:
             raise ValueError(
                 f"data.num_patches: {self.data.num_patches} patches of an image are more than the "
@@ -74,16 +72,22 @@ class PretrainingPreset(Preset):
 
     def build_task(self, model: Detector, num_classes: int) -> Task:
         """The model with its losses, ready for the trainer."""
-        criterion = SetCriterion(self.criterion)
-        return PretrainingTask(cast(UPDETR, model), criterion, self.reconstruction, own_queries=self.own_queries)
+        criterion, updetr, dense = SetCriterion(self.criterion), cast(UPDETR, model), None
+        if self.dense.weight > 0:
+            dense = PatchSupervision(self.dense, self.model.transformer.width, updetr.patch_projection.in_features)
+        return PretrainingTask(updetr, criterion, self.reconstruction, dense, own_queries=self.own_queries)
 
     def trained_from_nothing(self) -> Self:
-        """The preset with a backbone that is trained from scratch. The reconstruction target is detached."""
+        """The preset with a backbone that is trained from scratch.
+
+        The features of the patches are standardised, and the reconstruction target is detached. Dense supervision of
+        the encoder is switched on.
+        """
+        preset = super().trained_from_nothing()
         return replace(
-            self,
-            model=replace(self.model, backbone=self.model.backbone.trained_from_nothing()),
-            reconstruction=replace(self.reconstruction, detach_target=True),
-            recipe=replace(self.recipe, backbone_learning_rate=self.recipe.learning_rate),
+            preset,
+            model=replace(preset.model, patch_norm=True),
+            reconstruction=replace(preset.reconstruction, detach_target=True),
         )
 
     def session(self, model: Detector) -> Session:
@@ -154,8 +158,18 @@ def up_detr_tiny() -> PretrainingPreset:
     model = cast(DETRConfig, tiny.model)
     return PretrainingPreset(
         name="up-detr-tiny",
-        model=UPDETRConfig(backbone=model.backbone, transformer=model.transformer, num_queries=model.num_queries),
-        data=PatchDataConfig(side_multiple=tiny.data.side_multiple, patch_size=64).resized(tiny.data.image_size),
+        model=UPDETRConfig(
+            backbone=model.backbone,
+            transformer=model.transformer,
+            num_queries=model.num_queries,
+            patch_content=True,
+        ),
+        # Patches already have all sizes relative to their image, and the smallest images would have few cells.
+        data=PatchDataConfig(
+            side_multiple=tiny.data.side_multiple,
+            patch_size=64,
+            augmentation=replace(PatchDataConfig().augmentation, multi_scale=False),
+        ).resized(tiny.data.image_size),
         recipe=replace(tiny.recipe, best_by="auto"),
         fine_tuned=tiny.name,
         own_queries=True,

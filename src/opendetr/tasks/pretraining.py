@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from opendetr.losses import FeatureReconstruction, LossTerm, Normaliser, ReconstructionConfig, SetCriterion
+from opendetr.losses import (
+    FeatureReconstruction,
+    LossTerm,
+    Normaliser,
+    PatchSupervision,
+    ReconstructionConfig,
+    SetCriterion,
+)
 from opendetr.models import UPDETR, PatchOutput
 from opendetr.structures import Matches, PatchBatch, Target
 from opendetr.tasks.base import Task
@@ -17,6 +24,7 @@ class PretrainingTask(Task[PatchBatch, PatchOutput]):
         model: images and patches -> PatchOutput.
         criterion: set loss.
         reconstruction: settings of the feature reconstruction.
+        dense: dense supervision of the encoder's output, or None.
         own_queries: match a patch only with the queries that were given it. If False, any query may be matched with any
             patch of its image, as published. Then the loss also falls if the queries spread over the image without
             using the patches, and many more steps are needed until they do.
@@ -29,12 +37,15 @@ class PretrainingTask(Task[PatchBatch, PatchOutput]):
         model: UPDETR,
         criterion: SetCriterion,
         reconstruction: ReconstructionConfig,
+        dense: PatchSupervision | None = None,
         *,
         own_queries: bool = False,
     ) -> None:
         terms: dict[str, LossTerm] = {"set": criterion}
         if model.feature_head is not None:
             terms["reconstruction"] = FeatureReconstruction(reconstruction)
+        if dense is not None:
+            terms["dense"] = dense
         super().__init__(model, criterion, terms)
         self.own_queries = own_queries
 

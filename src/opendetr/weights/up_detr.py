@@ -12,7 +12,7 @@ from opendetr.weights.name_maps import Rows
 from opendetr.weights.published import PublishedWeights
 
 # The parts of the pre-training model that a detector does not have: ours, and the authors' names.
-_PATCH_LAYERS = ("patch_projection.", "feature_head.", "patch2query.", "feature_align.")
+_PATCH_LAYERS = ("patch_projection.", "patch_norm.", "feature_head.", "patch2query.", "feature_align.")
 
 OFFICIAL: Rows = (
     *detr.OFFICIAL,
