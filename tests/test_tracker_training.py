@@ -20,6 +20,7 @@ import opendetr
 from miniature_runs import train_miniature, write_blocks
 from opendetr.categories import Categories
 from opendetr.cli.main import app
+from opendetr.config import ConfigError
 from opendetr.data import (
     TRACK,
     ClipDataConfig,
@@ -207,12 +208,11 @@ def test_a_timed_run_knows_that_longer_clips_take_longer():
 
 
 @pytest.mark.parametrize("name", list_models())
-def test_trackers_say_what_still_images_do_not_teach(name, train, tmp_path):
-    stills = open_data(write_blocks(tmp_path, train=1, val=1))["train"]
-    warnings = check_settings(get_preset(name), {"train": stills})
+def test_trackers_say_what_still_images_do_not_teach(name, videos, tmp_path):
+    warnings = check_settings(get_preset(name), open_data(write_blocks(tmp_path, train=1, val=1)))
     assert len(warnings) == (name in TRACKERS)
     assert all("give videos in MOTChallenge format" in warning for warning in warnings)
-    assert check_settings(get_preset(name), {"train": train}) == []
+    assert check_settings(get_preset(name), open_data(videos)) == []
 
 
 def test_the_fingerprint_of_the_data_includes_the_tracks(train):
@@ -309,6 +309,14 @@ def test_still_images_are_evaluated_as_for_a_detector(tmp_path, train):
         assert (preset.metrics(stills)[0], preset.metrics(train)[0]) == ("AP", "HOTA")
         assert not isinstance(preset.evaluator(stills.categories, stills), TrackingEvaluator)
         assert set(preset.headlines(train)) <= set(preset.metrics(train))
+
+
+@pytest.mark.parametrize("name", TRACKERS)
+def test_without_trackeval_a_run_on_videos_is_refused_in_one_line(name, train, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda package: None)
+    for use in (get_preset(name).metrics, lambda data: get_preset(name).evaluator(data.categories, data)):
+        with pytest.raises(ConfigError, match=r"with trackeval: pip install 'opendetr\[track\]'"):
+            use(train)
 
 
 # ----------------------------------------------------------------------------------------------------------- thresholds
