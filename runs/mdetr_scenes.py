@@ -4,7 +4,7 @@
 
 WORK/data gets the scenes, WORK/run the run. The script continues an interrupted run from its checkpoint; the minutes
 are those of the whole training. The backbone starts with the weights of the detector of the package, everything else
-with random ones.
+with random ones. With `--weights RUN`, all of the model starts with the weights of another run.
 
 The results are those on 300 scenes that were neither trained on nor used to choose a checkpoint, with one referring
 expression each: precision of the best box (P@1, IoU 0.5), by kind of expression, with the true captions and with blank
@@ -27,7 +27,7 @@ from opendetr.categories import Categories
 from opendetr.config import to_dict
 from opendetr.data import DetectionData, open_data
 from opendetr.inference import Predictor
-from opendetr.presets import build_model, get_preset, shipped_weights, trained_from_nothing
+from opendetr.presets import build_model, get_preset, shipped_weights
 from opendetr.synthetic import write_captioned_scenes
 from opendetr.training import resume
 from opendetr.weights import ModelCard, read_state, save_weights
@@ -42,6 +42,8 @@ CHANGES = (
     "data.augmentation.crop=false",
     "data.num_workers=1",
     "dense.weight=1",
+    "recipe.learning_rate=5e-4",
+    "recipe.backbone_learning_rate=2e-4",
 )
 NUM_VAL, NUM_TEST = 100, 300
 PREFIXES = ("detector.backbone.", "backbone.")
@@ -57,7 +59,7 @@ def make_data(folder: Path, count: int) -> dict[str, DetectionData]:
 def write_start(path: Path) -> None:
     """Write the initial weights: the backbone of the shipped detector in a model that answers questions."""
     torch.manual_seed(0)
-    preset = trained_from_nothing(get_preset(MODEL))
+    preset = get_preset(MODEL)
     preset = replace(preset, model=replace(preset.model, questions="scenes"))
     model = build_model(preset, preset.num_classes(Categories.from_names(["object"])))
     shipped = shipped_weights(BACKBONE_OF)
@@ -69,14 +71,15 @@ def write_start(path: Path) -> None:
     save_weights(path, model, ModelCard(to_dict(preset), preset.published_categories(), {}))
 
 
-def train_model(data: Path, folder: Path, minutes: float) -> Predictor:
+def train_model(data: Path, folder: Path, minutes: float, weights: Path | None) -> Predictor:
     """Train until the minutes are over, or continue an interrupted run, and load the best checkpoint."""
     start, run = folder / "start.safetensors", folder / "run"
     if (run / "config.yaml").is_file():
         resume(run, say=print)
     else:
-        write_start(start)
-        train(data, model=MODEL, weights=start, out=run, time=60 * minutes, changes=CHANGES, say=print)
+        if weights is None:
+            write_start(start)
+        train(data, model=MODEL, weights=weights or start, out=run, time=60 * minutes, changes=CHANGES, say=print)
     return load(run)
 
 
@@ -93,11 +96,11 @@ def measure(predictor: Predictor, test: DetectionData) -> dict[str, Any]:
     return results
 
 
-def main(folder: Path, minutes: float, count: int, results: Path | None) -> None:
+def main(folder: Path, minutes: float, count: int, weights: Path | None, results: Path | None) -> None:
     """Make the data, train, measure, and write the results."""
     folder.mkdir(parents=True, exist_ok=True)
     splits = make_data(folder / "data", count)
-    predictor = train_model(folder / "data", folder, minutes)
+    predictor = train_model(folder / "data", folder, minutes, weights)
     record = {"model": MODEL, "scenes": count, "minutes": minutes, **measure(predictor, splits["test"])}
     text = json.dumps(record, indent=1)
     print(text)
@@ -111,6 +114,7 @@ if __name__ == "__main__":
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=100)
     parser.add_argument("--scenes", type=int, default=8000)
+    parser.add_argument("--weights", type=Path, help="a run folder or a weights file to start from")
     parser.add_argument("--results", type=Path, help="a JSON file to write")
     options = parser.parse_args()
-    main(options.folder, options.minutes, options.scenes, options.results)
+    main(options.folder, options.minutes, options.scenes, options.weights, options.results)

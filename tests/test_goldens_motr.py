@@ -61,7 +61,7 @@ def test_the_preset_holds_the_published_configuration():
     recipe = preset.recipe
     assert (recipe.learning_rate, recipe.backbone_learning_rate, recipe.sampling_rate_factor) == (2e-4, 2e-5, 0.1)
     assert (recipe.batch_size, recipe.epochs, recipe.step_at * recipe.epochs, recipe.clip_norm) == (8, 200, 100, 0.1)
-    assert preset.tracker == TrackerConfig(birth=0.7, keep=0.6, patience=5)
+    assert preset.tracker == TrackerConfig(birth=0.7, keep=0.6, patience=5, min_area=100)
     with torch.device("meta"):
         model = create(NAME)
     assert sum(value.numel() for value in model.state_dict().values()) == 44_241_632

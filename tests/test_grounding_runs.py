@@ -39,6 +39,13 @@ def run(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
+def test_a_run_from_weights_says_nothing_about_classes(run: Path, scenes: Path, tmp_path: Path) -> None:
+    lines: list[str] = []
+    train(scenes, weights=run, max_steps=1, out=tmp_path / "run", device="cpu", say=lines.append)
+    start = next(line for line in lines if "million parameters" in line)
+    assert start.endswith(f"million parameters, from {run / 'best' / 'model.safetensors'}")
+
+
 def evaluate(*options: Any) -> Any:
     return CliRunner().invoke(app, ["eval", *map(str, options), "--device", "cpu"])
 

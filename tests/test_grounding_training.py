@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -20,10 +21,11 @@ from torch import nn
 from inputs import CAPTIONS
 from opendetr import distributed, open_data
 from opendetr.data import train_loader
+from opendetr.losses import DenseConfig, DenseSupervision, GroundingSupervision, Normaliser
 from opendetr.nn import new_tokenizer
 from opendetr.presets import Preset, build_model, build_task, miniature
 from opendetr.recipe import Recipe
-from opendetr.structures import CaptionBatch, ImageBatch, Target
+from opendetr.structures import CaptionBatch, FeatureMap, ImageBatch, Matches, Target
 from opendetr.synthetic import write_captioned_scenes
 from opendetr.synthetic.described import DescribedConfig
 from opendetr.tasks import Task
@@ -199,6 +201,36 @@ def test_padding_of_captions_changes_no_prediction():
     torch.testing.assert_close(plain.final.logits, padded.final.logits, atol=1e-5, rtol=0)
     torch.testing.assert_close(plain.final.logits[1:], alone.final.logits, atol=1e-5, rtol=0)
     torch.testing.assert_close(plain.answers["attr"][1:], alone.answers["attr"], atol=1e-5, rtol=0)
+
+
+def test_dense_supervision_of_tokens_by_hand():
+    """Two cells and three tokens with one feature each; the first cell is in the object, which the second token names.
+
+    The third token is padding.
+    """
+    supervision = GroundingSupervision(DenseSupervision(DenseConfig(weight=3.0, class_weight=0.7), 1, 1), 1)
+    with torch.no_grad():
+        for layer in (supervision.align_cells, supervision.align_tokens):
+            layer.weight.fill_(1.0)
+            layer.bias.zero_()
+        supervision.bias.fill_(-1.0)
+    cells, tokens = torch.tensor([0.5, -0.25]), torch.tensor([1.0, 2.0, 4.0])
+    memory = (
+        FeatureMap(cells.view(1, 1, 1, 2)),
+        FeatureMap(tokens.view(1, 1, 1, 3), torch.tensor([[[False, False, True]]])),
+    )
+    target = Target(torch.tensor([4]), torch.tensor([[0.25, 0.5, 0.2, 0.2]]), (8, 8), (8, 8), 0,
+                    token_map=torch.tensor([[False, True, False]]))  # fmt: skip
+    output = replace(new_task("mdetr-tiny").output(caption_batch()), memory=memory)
+    matches = Matches(*(torch.zeros(0, dtype=torch.int64) for _ in range(4)))
+    loss = supervision(output, [target], matches, Normaliser(2.0, 1.0))["dense_tokens"].item()
+    expected = 0.0
+    for row, cell in enumerate(cells.tolist()):
+        for column, token in enumerate(tokens.tolist()[:2]):
+            p = 1 / (1 + math.exp(1.0 - 64 * cell * token / 8))
+            is_named = (row, column) == (0, 1)
+            expected -= 0.25 * (1 - p) ** 2 * math.log(p) if is_named else 0.75 * p**2 * math.log(1 - p)
+    assert loss == pytest.approx(3.0 * 0.7 * expected / 2.0, rel=1e-5)
 
 
 # --------------------------------------------------------------------------------------------------------------- files

@@ -73,6 +73,8 @@ def test_one_model_is_explained(name):
     assert f"opendetr {train} --model {name} " in text
     usable = presets.shipped_weights(name) or (name in published_files() and published_files()[name].is_checked)
     text_option = ' --text "a man with an umbrella"' if name.startswith("mdetr-") else ""
+    if name in ("mdetr-r101-gqa", "mdetr-r18-clevr"):
+        text_option = ' --ask "how many dogs are there?"'
     expected = name if usable else f"runs/{name}"
     assert f"opendetr predict photo.jpg --weights {expected}{patch}{text_option}\n" in text
     published = published_files().get(name)

@@ -415,8 +415,14 @@ def test_the_command_locates_patches_and_skips_smaller_images(detector, tmp_path
         assert "--patch" in refused.stderr
 
 
-def test_train_refers_to_pretrain():
-    result = CliRunner().invoke(app, ["train", "my-data", "--model", "up-detr-tiny"])
+def test_train_refers_to_pretrain(tmp_path):
+    write_scenes(tmp_path / "data", counts={"train": 4, "val": 2}, config=SceneConfig(size=64))
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(to_dict(get_preset("up-detr-tiny"))))
+    advice = "up-detr-tiny is trained on images without annotations: opendetr pretrain IMAGES --model up-detr-tiny"
+    for chosen in ({"model": "up-detr-tiny"}, {"config": tmp_path / "config.yaml"}):
+        with pytest.raises(ConfigError, match=advice):
+            opendetr.train(tmp_path / "data", **chosen, out=tmp_path / "run")
+    result = CliRunner().invoke(app, ["train", str(tmp_path / "data"), "--model", "up-detr-tiny"])
     assert result.exit_code == 2
-    words = " ".join(result.stderr.split())
-    assert "up-detr-tiny is trained on images without annotations: opendetr pretrain IMAGES" in words
+    assert advice in " ".join(result.stderr.split())
+    assert not (tmp_path / "run").exists()

@@ -250,7 +250,7 @@ def test_transformers_reads_what_is_written(tmp_path, kind):
 
 def check_same(detector: Predictor, pixels: np.ndarray, raw: Any, found: dict[str, Tensor]) -> None:
     """Query by query before the post-processing; after it in any order, since scores may be as good as equal."""
-    batch = ImageBatch.from_images([detector._prepare(pixels).input])
+    batch = ImageBatch.from_images([detector.prepare(pixels).input])
     with torch.no_grad():
         output = detector.model(batch)
     close(output.final.logits, raw.logits)
@@ -272,7 +272,7 @@ def test_the_image_processor_resizes_as_we_do(tmp_path):
     export_huggingface(model, preset, CLASSES, tmp_path / "out")
     pixels = _make_image(100, 130)
     inputs = transformers.AutoImageProcessor.from_pretrained(tmp_path / "out")(images=pixels, return_tensors="pt")
-    ours = opendetr.load(tmp_path / "out", device="cpu")._prepare(pixels).input
+    ours = opendetr.load(tmp_path / "out", device="cpu").prepare(pixels).input
     assert inputs["pixel_values"].shape[-2:] == ours.shape[-2:]
     assert (inputs["pixel_values"][0] - ours).abs().max() < 0.02  # a step of 8 bits
 
@@ -356,7 +356,7 @@ def test_a_folder_of_transformers_says_all_that_is_needed(theirs):
     assert set(detector.predict(_make_image(64, 96), min_score=0).names) <= {"cat", "dog"}
     _, _, found = _theirs(theirs, _make_image(64, 96))
     sizes = torch.tensor([[64, 96]])
-    batch = ImageBatch.from_images([detector._prepare(_make_image(64, 96)).input])
+    batch = ImageBatch.from_images([detector.prepare(_make_image(64, 96)).input])
     with torch.no_grad():
         (raw,) = detect(detector.model(batch).final, sizes, detector.categories, raw=True)
     close(raw.scores.sort().values, found["scores"].sort().values, 1e-5)

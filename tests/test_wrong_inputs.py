@@ -311,6 +311,12 @@ train my-data --lr inf
 train my-data --image-size 10
 2 Error: Invalid value for '--image-size': 10 pixels are too few to detect anything; give at least 32
 
+data check my-data --image-size 10
+2 Error: Invalid value for '--image-size': 10 pixels are too few to detect anything; give at least 32
+
+train my-data --model up-detr-tiny
+2 error: up-detr-tiny is trained on images without annotations: opendetr pretrain IMAGES --model up-detr-tiny
+
 train my-data --accumulate 50
 2 Error: Invalid value for '--accumulate': expected at most the batch size, 4, got 50
 
@@ -343,6 +349,9 @@ train my-data --config image.jpg
 
 train my-data --config wrong.yaml
 1 error: wrong.yaml: recipe.epochs: expected at least 1, got 0
+
+predict notes.txt --weights runs/mine
+1 error: notes.txt: not an image in a supported format; convert it to JPEG or PNG, or leave it out
 
 train my-data --weights notes.txt
 1 error: notes.txt: is a text file, not a file of weights; give a run folder or a weights file

@@ -17,6 +17,7 @@ from opendetr.version import __version__
 _MODULES = {
     "load": "inference",
     "Predictor": "inference",
+    "Tracker": "inference",
     "create": "presets",
     "create_task": "presets",
     "list_models": "presets",
@@ -53,6 +54,7 @@ __all__ = [
     "Panoptic",
     "Predictor",
     "ProcessError",
+    "Tracker",
     "WeightsError",
     "__version__",
     "create",
@@ -71,7 +73,7 @@ if TYPE_CHECKING:
     from opendetr.config import ConfigError
     from opendetr.data import DataError, ImageError, open_data, open_images
     from opendetr.distributed import DeviceError, ProcessError
-    from opendetr.inference import Predictor, load
+    from opendetr.inference import Predictor, Tracker, load
     from opendetr.presets import create, create_task, list_models
     from opendetr.results import Detections, Panoptic
     from opendetr.structures import ImageBatch, NonFiniteError

@@ -162,7 +162,7 @@ _COCO_STUFF = {
 _COCO_PANOPTIC_ROWS = 250
 
 
-def _spread_colour(index: int) -> tuple[int, int, int]:
+def spread_colour(index: int) -> tuple[int, int, int]:
     """An RGB colour (0..255) for a label. Hues are a golden angle apart, so neighbouring labels look different."""
     red, green, blue = colorsys.hsv_to_rgb(index * 0.618034 % 1.0, 0.65 + 0.25 * (index % 2), 0.95)
     return round(red * 255), round(green * 255), round(blue * 255)
@@ -200,7 +200,7 @@ class Categories:
         defaults = {
             "isthing": (True,) * count,
             "used": (True,) * count,
-            "colours": tuple(_spread_colour(index) for index in range(count)),
+            "colours": tuple(spread_colour(index) for index in range(count)),
         }
         for name, default in defaults.items():
             object.__setattr__(self, name, tuple(getattr(self, name)) or default)
@@ -224,7 +224,7 @@ class Categories:
     def from_coco(cls, records: Iterable[dict[str, Any]]) -> Categories:
         """Make categories from those of a COCO file (`id`, `name`, optionally `isthing`, `color`), sorted by id."""
         rows = sorted(records, key=lambda record: record["id"])
-        colours = [tuple(row["color"]) if "color" in row else _spread_colour(i) for i, row in enumerate(rows)]
+        colours = [tuple(row["color"]) if "color" in row else spread_colour(i) for i, row in enumerate(rows)]
         return cls(
             tuple(str(row["name"]) for row in rows),
             tuple(int(row["id"]) for row in rows),

@@ -540,6 +540,8 @@ def draw_detections(
 ) -> Image.Image:
     """Draw the name, the score, and the mask (or the box without masks) of every detection on the image.
 
+    Tracked objects have the colour and the number of their track.
+
     Args:
         detections: the detections of one image.
         image: the image to draw on: its path, a PIL image, an array or a tensor; `detections.image` by default.
@@ -556,6 +558,10 @@ def draw_detections(
     shown = detections[detections.scores >= min_score]
     captions = [f"{name} {score:.2f}" for name, score in zip(shown.names, shown.scores.tolist(), strict=True)]
     colours = [shown.categories.colours[label] for label in shown.labels.tolist()]
+    if shown.track_ids is not None:
+        ids = shown.track_ids.tolist()
+        captions = [f"{id_} {caption}" for id_, caption in zip(ids, captions, strict=True)]
+        colours = [visualize.track_colour(id_) for id_ in ids]
     masks = None if shown.masks is None else shown.masks.cpu().numpy()
     boxes = shown.boxes.detach().cpu().numpy()
     return visualize.draw_boxes(canvas, boxes, captions, colours, masks=masks, scale=scale, text=text)

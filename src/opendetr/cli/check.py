@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 
 from opendetr.cli.output import Exit, JsonOption, command, print_json, say, table
+from opendetr.config import SettingError
 from opendetr.recipe import DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -92,6 +93,10 @@ def _demands(model: str, image_size: int | None) -> Demands:
 
     preset = get_preset(model)
     config = preset.data if image_size is None else preset.data.resized(image_size)
+    try:
+        config.require_trainable_size()
+    except SettingError as error:
+        raise error.naming({"data.image_size": "image_size"}) from None
     return Demands(
         image_size=config.image_size,
         max_size=config.max_size,

@@ -16,6 +16,7 @@ from opendetr.cli.models import models
 from opendetr.cli.predict import predict
 from opendetr.cli.pretrain import pretrain
 from opendetr.cli.push import push
+from opendetr.cli.track import track
 from opendetr.cli.train import train
 from opendetr.cli.usage import Command, Group
 
@@ -35,6 +36,7 @@ app.command(cls=Command)(train)
 app.command(cls=Command)(pretrain)
 app.command("eval", cls=Command)(evaluate)
 app.command(cls=Command)(predict)
+app.command(cls=Command)(track)
 app.add_typer(data.app, name="data")
 app.command(cls=Command)(doctor)
 app.command(cls=Command)(export)

@@ -135,15 +135,22 @@ def _explanation(row: Mapping[str, Any]) -> str:
     usable = (weights and weights["origin"] != "manual") or weights.get("cached")
     out = f"runs/{name}"
     train, data = ("train", "my-data") if row["uses_annotations"] else ("pretrain", "photos")
-    text = ' --text "a man with an umbrella"' if row["takes_text"] else ""
-    prompt = " --patch crop.jpg" if row["patches"] else text
     commands = {
         train: f"opendetr {train} {data} --model {name} --out {out}",
-        "predict": f"opendetr predict photo.jpg --weights {name if usable else out}{prompt}",
+        "predict": f"opendetr predict photo.jpg --weights {name if usable else out}{_prompt(row)}",
     }
     about = textwrap.fill(family.architecture, _WIDTH) if family else ""
     parts = [f"{name}: {row['description']}", about, table(list(facts.items())), table(list(commands.items()))]
     return "\n\n".join(part for part in parts if part)
+
+
+def _prompt(row: Mapping[str, Any]) -> str:
+    """The options that say what a model finds or answers, for an example."""
+    if row["patches"]:
+        return " --patch crop.jpg"
+    if row["answers_questions"]:
+        return ' --ask "how many dogs are there?"'
+    return ' --text "a man with an umbrella"' if row["takes_text"] else ""
 
 
 def _row(name: str) -> dict[str, Any]:
@@ -168,6 +175,7 @@ def _row(name: str) -> dict[str, Any]:
         "uses_annotations": preset.uses_annotations,
         "image_size": preset.data.image_size,
         "takes_text": model.takes_text,
+        "answers_questions": bool(model.answer_names),
         "relative_time": RELATIVE_TIME.get(name),
         "weights": _weights(name),
     }

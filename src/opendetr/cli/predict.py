@@ -175,12 +175,12 @@ def predict(options: PredictOptions) -> Exit:
     """
     options.require_consistent()
     min_score, class_min_scores = _min_scores(options.min_score or [])
-    sources = _sources(options.sources)
+    sources = named_sources(options.sources)
     if options.ask is None:
         if options.draw or options.crops:
-            _refuse_overwriting_inputs(options.out, sources)
+            refuse_overwriting_inputs(options.out, sources)
         if not options.overwrite:
-            _require_empty(options.out)
+            require_empty(options.out, "predictions.json", "panoptic.json")
 
     from opendetr.inference import load
     from opendetr.training import StopSignal
@@ -254,7 +254,7 @@ def _min_scores(options: Iterable[str]) -> tuple[float | None, dict[str, float]]
     return min_score, by_class
 
 
-def _sources(names: Sequence[str]) -> list[Source]:
+def named_sources(names: Sequence[str]) -> list[Source]:
     """The sources, with a number for a camera. Raises BadParameter for a camera among others, or a model.
 
     Raises DataError if the only source is a file that does not exist.
@@ -286,12 +286,17 @@ def _say_what_it_knows(detector: Predictor) -> None:
         )
 
 
-def _require_empty(out: Path) -> None:
-    """Raise DataError if the folder has files, which could be overwritten. Hidden files are ignored."""
+def require_empty(out: Path, *results: str) -> None:
+    """Raise DataError if the folder has files, which could be overwritten. Hidden files are ignored.
+
+    Args:
+        out: the output folder.
+        results: names of files by which the results of another run are recognised.
+    """
     from opendetr.data import DataError
 
     if out.is_dir() and any(not path.name.startswith(".") for path in out.iterdir()):
-        has_results = any((out / name).exists() for name in ("predictions.json", "panoptic.json"))
+        has_results = any((out / name).exists() for name in results)
         what = "has the results of another run" if has_results else "is not empty"
         raise DataError(f"{out}: {what}; choose another --out, or replace files of equal name with --overwrite")
 
@@ -307,7 +312,7 @@ def _require_existing(name: str) -> None:
             raise DataError(f"{name}: no such file{near_path(Path(name))}")
 
 
-def _refuse_overwriting_inputs(out: Path, sources: Sequence[Source]) -> None:
+def refuse_overwriting_inputs(out: Path, sources: Sequence[Source]) -> None:
     """Raise DataError if drawings would overwrite the images that are read."""
     from opendetr.data import DataError
     from opendetr.inference.sources import folders_of

@@ -63,13 +63,7 @@ def train(options: TrainOptions) -> Exit:
         opendetr train --resume runs/deformable-detr-tiny
     """
     from opendetr import training
-    from opendetr.presets import get_preset
 
-    name = options.model
-    if name is not None and not get_preset(name).uses_annotations:
-        raise typer.BadParameter(
-            f"{name} is trained on images without annotations: opendetr pretrain IMAGES --model {name}"
-        )
     return execute(options, training.train, _next_commands)
 
 

@@ -6,11 +6,12 @@ from opendetr.data.clips import ClipDataConfig, PairDataConfig, VideoDataConfig,
 from opendetr.data.collate import collate_samples
 from opendetr.data.config import AugmentationConfig, DataConfig, Masks
 from opendetr.data.faults import Effect, FaultKind, count_noun
-from opendetr.data.formats.coco_videos import DISTRACTOR, TRACK
+from opendetr.data.formats.coco_videos import DISTRACTOR, FRAME, TRACK, VIDEO, VISIBILITY
+from opendetr.data.formats.mot import VideoFolder, open_video
 from opendetr.data.formats.recognise import open_data
 from opendetr.data.formats.unlabelled import open_images
-from opendetr.data.images import ImageError, read_image, read_record, write_map
-from opendetr.data.listing import files_matching, images_in, is_pattern
+from opendetr.data.images import ImageError, image_size, read_image, read_record, write_map
+from opendetr.data.listing import files_matching, images_in, is_pattern, number_frames
 from opendetr.data.loader import TrainLoader, eval_loader, train_loader
 from opendetr.data.masks import (
     TrueSegment,
@@ -33,7 +34,10 @@ __all__ = [
     "ANSWER_WORDS",
     "CAUTIOUS",
     "DISTRACTOR",
+    "FRAME",
     "TRACK",
+    "VIDEO",
+    "VISIBILITY",
     "AnswerWords",
     "AugmentationConfig",
     "CaptionDataConfig",
@@ -58,6 +62,7 @@ __all__ = [
     "Transform",
     "TrueSegment",
     "VideoDataConfig",
+    "VideoFolder",
     "Videos",
     "coco_truth",
     "collate_samples",
@@ -69,12 +74,15 @@ __all__ = [
     "files_matching",
     "gqa_decoder",
     "has_tracks",
+    "image_size",
     "images_in",
     "is_pattern",
     "known_masks",
     "map_hashes",
+    "number_frames",
     "open_data",
     "open_images",
+    "open_video",
     "panoptic_truth",
     "read_image",
     "read_masks",

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, Self, get_args
 
+from opendetr.config import SettingError
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -21,6 +23,7 @@ Masks = Literal["none", "auto", "instances", "panoptic"]
 
 # DETR's published lengths are for this short side. They are scaled for other image sizes.
 _REFERENCE_SIZE = 800
+_MIN_IMAGE_SIZE = 32  # pixels; the size of a cell of the coarsest features
 _REFERENCE_MAX_SIZE = 1333
 SINGLE_IMAGE_AUGMENTS = ("detr", "colour")
 """Values of `augment` that do not mix images. Masks and captions need one of them."""
@@ -153,6 +156,14 @@ class DataConfig:
         """A copy for another short side. The maximum long side is 1333 / 800 of it, as in DETR."""
         max_size = round(image_size * _REFERENCE_MAX_SIZE / _REFERENCE_SIZE)
         return replace(self, image_size=image_size, max_size=max_size)
+
+    def require_trainable_size(self) -> None:
+        """Raise SettingError if images of this size are too small to train on."""
+        if self.image_size < _MIN_IMAGE_SIZE:
+            raise SettingError(
+                f"{self.image_size} pixels are too few to detect anything; give at least {_MIN_IMAGE_SIZE}",
+                setting="data.image_size",
+            )
 
     def sized_like(self, trained: DataConfig) -> Self:
         """A copy with the image size of a trained model, whose predictions are worse at other sizes."""

@@ -208,7 +208,7 @@ def _file_error(path: Path, error: Exception) -> ImageFileError:
     if path.stat().st_size == 0:
         kind, detail = FaultKind.EMPTY_FILE, "the file is empty; replace it"
     elif isinstance(error, Image.UnidentifiedImageError):
-        detail = "not an image in a supported format; replace it"
+        detail = "not an image in a supported format; convert it to JPEG or PNG, or leave it out"
     else:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         detail = f"the image cannot be read ({reason}); replace it"

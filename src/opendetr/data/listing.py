@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from opendetr.data.records import DataError
@@ -83,6 +84,21 @@ def _holds(check: Callable[[], bool]) -> bool:
 def is_image_name(name: str) -> bool:
     """Whether a file name has the suffix of an image."""
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122  creating a Path for each name is slow
+
+
+def number_frames(paths: Iterable[Path]) -> dict[int, Path]:
+    """Frame number -> image file, in ascending order.
+
+    The number is the last one in the file name, if all names have different ones. Otherwise the frames are the files in
+    the order of their names, numbered from 1.
+    """
+    paths = list(paths)
+    found = {path: re.findall(r"\d+", path.stem) for path in paths}
+    numbers = {int(digits[-1]): path for path, digits in found.items() if digits}
+    if len(numbers) < len(paths):
+        ordered = sorted(paths, key=lambda path: [(len(part), part) for part in re.split(r"(\d+)", path.stem)])
+        return dict(enumerate(ordered, start=1))
+    return dict(sorted(numbers.items()))
 
 
 def files_matching(pattern: str) -> list[str]:

@@ -14,6 +14,7 @@ from opendetr.evaluation.names import CLASS_PREFIX, describe_metric
 from opendetr.evaluation.panoptic import PANOPTIC_METRICS, PanopticEvaluator
 from opendetr.evaluation.patches import PATCH_METRICS, PatchEvaluation, PatchEvaluator
 from opendetr.evaluation.report import write_report
+from opendetr.evaluation.switches import REASONS, Switch, explain_switches
 from opendetr.evaluation.thresholds import OperatingPoint, OperatingPoints, match_boxes
 from opendetr.evaluation.tracking import TRACKING_METRICS, TrackingMetrics, TrackingReport, Tracks, TrueTracks
 from opendetr.evaluation.videos import (
@@ -31,6 +32,7 @@ __all__ = [
     "GROUNDING_METRICS",
     "PANOPTIC_METRICS",
     "PATCH_METRICS",
+    "REASONS",
     "TRACKING_METRICS",
     "CocoEvaluator",
     "DetectionEvaluator",
@@ -45,6 +47,7 @@ __all__ = [
     "PanopticEvaluator",
     "PatchEvaluation",
     "PatchEvaluator",
+    "Switch",
     "TrackingEvaluation",
     "TrackingEvaluator",
     "TrackingMetrics",
@@ -53,6 +56,7 @@ __all__ = [
     "TrueTracks",
     "VideoTracks",
     "describe_metric",
+    "explain_switches",
     "grounding_metrics",
     "headline_names",
     "match_boxes",

@@ -32,7 +32,8 @@ TRACKING_METRICS = {
 }
 """The names of the metrics, each with a description. The first six are fractions, the others are counts."""
 
-_MATCHED_IOU = 0.5 - np.finfo(np.float64).eps  # an object that matches a distractor is removed
+MATCHED_IOU = 0.5 - np.finfo(np.float64).eps
+"""The lowest IoU of a match."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -161,7 +162,7 @@ def _sequence(num_frames: int, truth: TrueTracks, predicted: Tracks) -> dict[str
     for frame in range(num_frames):
         true_rows = np.flatnonzero(truth.frames == frame)
         rows = np.flatnonzero(predicted.frames == frame)
-        iou = _iou(truth.boxes[true_rows], predicted.boxes[rows])
+        iou = box_ious(truth.boxes[true_rows], predicted.boxes[rows])
         removed = _matched_to(truth.distractors[true_rows], iou)
         evaluated = ~(truth.ignored | truth.distractors)[true_rows]
         kept_truth.append(true_rows[evaluated])
@@ -181,7 +182,7 @@ def _sequence(num_frames: int, truth: TrueTracks, predicted: Tracks) -> dict[str
     }
 
 
-def _iou(true_boxes: NDArray[np.float64], boxes: NDArray[np.float64]) -> NDArray[np.float64]:
+def box_ious(true_boxes: NDArray[np.float64], boxes: NDArray[np.float64]) -> NDArray[np.float64]:
     """IoU of all pairs, (g, r), from (g, 4) and (r, 4). Boxes are continuous; those without area have IoU 0."""
     low = np.maximum(true_boxes[:, None, :2], boxes[None, :, :2])
     high = np.minimum(true_boxes[:, None, 2:], boxes[None, :, 2:])
@@ -201,7 +202,7 @@ def _matched_to(chosen: NDArray[np.bool_], iou: NDArray[np.float64]) -> NDArray[
     """
     if not chosen.any():
         return np.zeros(0, np.int64)
-    gated = np.where(iou < _MATCHED_IOU, 0.0, iou)
+    gated = np.where(iou < MATCHED_IOU, 0.0, iou)
     true, matched = linear_sum_assignment(-gated)
     return matched[(gated[true, matched] > np.finfo(np.float64).eps) & chosen[true]]
 

@@ -1,10 +1,15 @@
-"""Inference: predict detections and panoptic maps from images."""
+"""Inference: predict detections and panoptic maps from images, and follow objects through videos."""
 
 from opendetr.inference.comparison import compare, comparisons
+from opendetr.inference.history import Explanation, TrackHistory
 from opendetr.inference.predictor import Predictor, load
+from opendetr.inference.tracker import Tracker
 
 __all__ = [
+    "Explanation",
     "Predictor",
+    "TrackHistory",
+    "Tracker",
     "compare",
     "comparisons",
     "load",

@@ -9,8 +9,8 @@ import difflib
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -74,7 +74,7 @@ Drawn = TypeVar("Drawn", Detections, Panoptic)
 
 
 @dataclass(frozen=True)
-class _Prepared:
+class Prepared:
     """An image and the model input made from it, (3, h, w) normalised."""
 
     image: SourceImage
@@ -295,9 +295,9 @@ class Predictor:
         decode = self.preset.answer_decoder()
         read_texts(self.model, self.preset.name, question, None)
 
-        def run_batch(batch: Sequence[_Prepared]) -> list[Callable[[], Answer]]:
+        def run_batch(batch: Sequence[Prepared]) -> list[Callable[[], Answer]]:
             with torch.inference_mode():
-                found = answers(self.session, self._batch(batch)[0], question, decode)
+                found = answers(self.session, self.batch(batch)[0], question, decode)
             return [
                 partial(replace, answer, source=item.image.source, frame=item.image.frame)
                 for item, answer in zip(batch, found, strict=True)
@@ -328,13 +328,13 @@ class Predictor:
     def _predict(
         self,
         source: Source | Iterable[Source],
-        run_batch: Callable[[Sequence[_Prepared]], list[Callable[[], Result]]],
+        run_batch: Callable[[Sequence[Prepared]], list[Callable[[], Result]]],
         batch_size: int,
         on_unreadable: Callable[[str], None] | None,
         check: Callable[[SourceImage], None] | None = None,
     ) -> Result | Iterator[Result]:
         """Run a function on batches of images; `check` raises ImageError for an image that cannot be used."""
-        prepare = partial(self._prepare, check=check)
+        prepare = partial(self.prepare, check=check)
         plain = plain_source(source)
         if is_one_image(plain):
             (finish,) = run_batch([prepare(plain)])  # type: ignore[arg-type]
@@ -346,32 +346,29 @@ class Predictor:
     def _stream(
         self,
         sources: Iterator[Source],
-        prepare: Callable[[Source], _Prepared],
-        run_batch: Callable[[Sequence[_Prepared]], list[Callable[[], Result]]],
+        prepare: Callable[[Source], Prepared],
+        run_batch: Callable[[Sequence[Prepared]], list[Callable[[], Result]]],
         batch_size: int,
         on_unreadable: Callable[[str], None] | None,
     ) -> Iterator[Result]:
-        with (
-            ThreadPoolExecutor(_NUM_READERS, "read") as pool,
-            closing(in_order(pool, prepare, sources, batch_size)) as prepared,
-        ):
-            images = _readable(prepared, on_unreadable)
+        with closing(prefetched(prepare, sources, batch_size, on_unreadable)) as images:
             while batch := list(islice(images, batch_size)):
                 yield from _by_shape(batch, run_batch)
 
-    def _prepare(self, source: Source, check: Callable[[SourceImage], None] | None = None) -> _Prepared:
+    def prepare(self, source: Source, check: Callable[[SourceImage], None] | None = None) -> Prepared:
+        """Load an image and make the input of the model from it. Raises ImageError."""
         image = read_source(source)
         if check is not None:
             check(image)
-        return _Prepared(image, self._transform.pixels(image.pixels))
+        return Prepared(image, self._transform.pixels(image.pixels))
 
     @torch.inference_mode()
-    def _detect(self, batch: Sequence[_Prepared], thresholds: Tensor) -> list[Callable[[], Detections]]:
+    def _detect(self, batch: Sequence[Prepared], thresholds: Tensor) -> list[Callable[[], Detections]]:
         """Run the model on a batch; return for each image a function that returns its detections.
 
         The function resizes the masks to the original image if the model has a mask head.
         """
-        images, sizes = self._batch(batch)
+        images, sizes = self.batch(batch)
         output = self._output(images)
         detected = detect_with_queries(output.final, sizes, self.categories, min_score=thresholds)
         results = [_with_image(item.image, result) for item, (result, _) in zip(batch, detected, strict=True)]
@@ -396,9 +393,9 @@ class Predictor:
         return replace(found, inputs=found.inputs.to(self.device))
 
     @torch.inference_mode()
-    def _locate(self, batch: Sequence[_Prepared], patches: Patches, min_score: float) -> list[Callable[[], Detections]]:
+    def _locate(self, batch: Sequence[Prepared], patches: Patches, min_score: float) -> list[Callable[[], Detections]]:
         """Run the model on a batch; return for each image a function that returns the places of the patches."""
-        images, sizes = self._batch(batch)
+        images, sizes = self.batch(batch)
         output = self.session.step(images, patches.inputs)
         located = locate(output.final, sizes, patches.categories, min_score=min_score)
         return [
@@ -406,15 +403,15 @@ class Predictor:
         ]
 
     @torch.inference_mode()
-    def _ground(self, batch: Sequence[_Prepared], texts: Texts, min_score: float) -> list[Callable[[], Detections]]:
+    def _ground(self, batch: Sequence[Prepared], texts: Texts, min_score: float) -> list[Callable[[], Detections]]:
         """Run the model on a batch and each text; return for each image a function that returns its detections."""
-        finish = ground(self.session, *self._batch(batch), texts, min_score)
+        finish = ground(self.session, *self.batch(batch), texts, min_score)
         return [partial(_finished, item.image, own) for item, own in zip(batch, finish, strict=True)]
 
     @torch.inference_mode()
-    def _panoptic(self, batch: Sequence[_Prepared], thresholds: Tensor, merge: Merge) -> list[Callable[[], Panoptic]]:
+    def _panoptic(self, batch: Sequence[Prepared], thresholds: Tensor, merge: Merge) -> list[Callable[[], Panoptic]]:
         """Run the model on a batch; return for each image a function that returns its panoptic map."""
-        images, sizes = self._batch(batch)
+        images, sizes = self.batch(batch)
         output = self._output(images)
         chosen = candidates(output.final, self.categories, min_score=thresholds, merge=merge)
 
@@ -429,7 +426,7 @@ class Predictor:
         self.session.reset()
         return self.session.step(images)
 
-    def _batch(self, batch: Sequence[_Prepared]) -> tuple[ImageBatch, Tensor]:
+    def batch(self, batch: Sequence[Prepared]) -> tuple[ImageBatch, Tensor]:
         """The model input, and the original sizes (B, 2), height and width in pixels."""
         images = ImageBatch.from_images([item.input for item in batch]).to(self.device)
         return images, torch.tensor([item.image.pixels.shape[:2] for item in batch])
@@ -657,7 +654,7 @@ def _require_finite(model: nn.Module) -> None:
 
 
 def _by_shape(
-    batch: Sequence[_Prepared], run_batch: Callable[[Sequence[_Prepared]], list[Callable[[], Result]]]
+    batch: Sequence[Prepared], run_batch: Callable[[Sequence[Prepared]], list[Callable[[], Result]]]
 ) -> Iterator[Result]:
     """The results of a batch, in its order. Each forward pass takes inputs of one shape only."""
     groups: dict[torch.Size, list[int]] = {}
@@ -686,14 +683,34 @@ def _with_image(image: SourceImage, result: Drawn) -> Drawn:
     return replace(result, image=image.pixels, source=image.source, frame=image.frame, time=image.time)
 
 
-def _readable(futures: Iterable[Future[_Prepared]], on_unreadable: Callable[[str], None] | None) -> Iterator[_Prepared]:
-    for future in futures:
-        try:
-            yield future.result()
-        except ImageError as error:
-            if on_unreadable is None:
-                raise
-            on_unreadable(str(error))
+def prefetched(
+    prepare: Callable[[Source], Prepared],
+    sources: Iterator[Source],
+    ahead: int,
+    on_unreadable: Callable[[str], None] | None,
+) -> Generator[Prepared]:
+    """Yield the images of the sources in order, while threads prepare the next ones.
+
+    Args:
+        prepare: loads an image; see `Predictor.prepare`.
+        sources: the images.
+        ahead: number of images to prefetch.
+        on_unreadable: called with a one-line message for each image that cannot be read. Without it, ImageError is
+            raised.
+    """
+    with (
+        ThreadPoolExecutor(_NUM_READERS, "read") as pool,
+        closing(in_order(pool, prepare, sources, ahead)) as futures,
+    ):
+        for future in futures:
+            try:
+                image = future.result()
+            except ImageError as error:
+                if on_unreadable is None:
+                    raise
+                on_unreadable(str(error))
+            else:
+                yield image
 
 
 def load(
@@ -757,4 +774,4 @@ def load(
     with naming(path):
         load_weights(network, state)
     thresholds = card.thresholds if card else None
-    return Predictor(network, preset, known, device=device, thresholds=thresholds)
+    return Predictor(network, preset.of_classes(known), known, device=device, thresholds=thresholds)

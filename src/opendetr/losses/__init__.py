@@ -8,7 +8,7 @@ from opendetr.losses.class_terms import (
     of_matches,
 )
 from opendetr.losses.criterion import CriterionConfig, ProposalLoss, SetCriterion
-from opendetr.losses.dense import DenseConfig, DenseSupervision
+from opendetr.losses.dense import DenseConfig, DenseSupervision, GroundingSupervision
 from opendetr.losses.grounding import (
     AlignmentLoss,
     AnswerLoss,
@@ -35,6 +35,7 @@ __all__ = [
     "FinalLoss",
     "GroundingLossConfig",
     "GroundingNormaliser",
+    "GroundingSupervision",
     "LossTerm",
     "MaskCriterionConfig",
     "MaskLoss",

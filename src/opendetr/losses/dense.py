@@ -5,14 +5,15 @@ matches change from step to step. Here the memory cells inside an object also pr
 the encoder from the first step on. The assignment is that of FCOS (Tian et al. 2019, section 3.1). Co-DETR (Zong et
 al., 2023) uses such heads as collaborative heads. The heads are not part of the detector and not used in prediction.
 
-Shape letters: B batch, D width, K classes, h w cells of the memory, N = h w, n objects.
+Shape letters: B batch, D width, K classes, h w cells of the memory, N = h w, n objects, T tokens of a caption.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +23,10 @@ from opendetr.losses.boxes import box_giou, box_l1
 from opendetr.losses.class_terms import sigmoid_focal
 from opendetr.losses.term import Normaliser
 from opendetr.nn import MLP, full_precision, weights_dtype
-from opendetr.structures import FeatureMap, Matches, Output, Target
+from opendetr.structures import FeatureMap, GroundingOutput, Matches, Output, Target
 
 _PRIOR = 0.01  # initial class probability, low because most cells contain no object
+_PRIOR_LOGIT = math.log(_PRIOR / (1 - _PRIOR))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +73,11 @@ def assign_cells(boxes: Tensor, height: int, width: int, valid: tuple[int, int],
     return index.masked_fill(smallest.isinf(), -1)
 
 
+def _tokens(level: FeatureMap) -> Tensor:
+    """The values of a level (B, D, h, w) as (B, N, D)."""
+    return level.values.flatten(2).transpose(1, 2)
+
+
 def _valid_cells(memory: FeatureMap, image: int) -> tuple[int, int]:
     if memory.padding is None:
         return memory.values.shape[-2], memory.values.shape[-1]
@@ -92,7 +99,7 @@ class DenseSupervision(nn.Module):
         self.config = config
         self.class_head = nn.Linear(width, num_classes)
         self.box_head = MLP(width, width, 4, num_layers=3)
-        nn.init.constant_(self.class_head.bias, math.log(_PRIOR / (1 - _PRIOR)))
+        nn.init.constant_(self.class_head.bias, _PRIOR_LOGIT)
 
     @property
     def weights(self) -> Mapping[str, float]:
@@ -114,15 +121,18 @@ class DenseSupervision(nn.Module):
             num_objects: divisor, the number of objects in the whole step.
         """
         with torch.autocast(memory.values.device.type, enabled=False):
-            tokens = memory.values.to(weights_dtype(self.class_head)).flatten(2).transpose(1, 2)
-            height, width = memory.values.shape[-2:]
-            assigned = torch.stack(
-                [
-                    assign_cells(target.boxes, height, width, _valid_cells(memory, image), self.config.reach)
-                    for image, target in enumerate(targets)
-                ]
-            )
+            tokens = _tokens(memory).to(weights_dtype(self.class_head))
+            assigned = self.assign(memory, targets)
             return self._loss(tokens, assigned, targets) / num_objects
+
+    def assign(self, memory: FeatureMap, targets: Sequence[Target]) -> Tensor:
+        """The object of each cell of a level (B, D, h, w): (B, N) int64, see `assign_cells`."""
+        height, width = memory.values.shape[-2:]
+        objects = [
+            assign_cells(target.boxes, height, width, _valid_cells(memory, image), self.config.reach)
+            for image, target in enumerate(targets)
+        ]
+        return torch.stack(objects)
 
     def _loss(self, tokens: Tensor, assigned: Tensor, targets: Sequence[Target]) -> Tensor:
         """Tokens (B, N, D) and assigned objects (B, N) -> focal loss of all cells plus box loss of assigned cells."""
@@ -139,3 +149,56 @@ class DenseSupervision(nn.Module):
         box_loss = config.l1_weight * box_l1(boxes, target_boxes) + config.giou_weight * box_giou(boxes, target_boxes)
         class_loss = config.class_weight * sigmoid_focal(logits, truth).sum()
         return config.weight * (class_loss + (share * box_loss).sum())
+
+
+class GroundingSupervision(nn.Module):
+    """Dense supervision of the image's cells of the memory, which does not tell objects apart, and of the tokens.
+
+    A cell inside an object also predicts the tokens that name the object. This trains the encoder to compare image and
+    text from the first step on, while only one query in ten is matched. Its weight is that of the class in `dense`.
+
+    Args:
+        dense: the supervision, for one class.
+        width: D.
+    """
+
+    _NUM_FEATURES: ClassVar[int] = 64
+
+    def __init__(self, dense: DenseSupervision, width: int) -> None:
+        super().__init__()
+        self.dense = dense
+        self.align_cells = nn.Linear(width, self._NUM_FEATURES)
+        self.align_tokens = nn.Linear(width, self._NUM_FEATURES)
+        self.bias = nn.Parameter(torch.tensor(_PRIOR_LOGIT))
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """That of dense supervision, and 1 for "dense_tokens", because the loss already includes its weight."""
+        return {**self.dense.weights, "dense_tokens": 1.0}
+
+    def forward(
+        self, output: GroundingOutput, targets: Sequence[Target], matches: Matches, normaliser: Normaliser
+    ) -> dict[str, Tensor]:
+        """ "dense" and "dense_tokens", (1,) each; see `LossTerm`."""
+        objects = [replace(target, labels=torch.zeros_like(target.labels)) for target in targets]
+        losses = self.dense(output, objects, matches, normaliser)
+        tokens = self._tokens_loss(output, targets) / normaliser.objects
+        return {**losses, "dense_tokens": tokens[None]}
+
+    def _tokens_loss(self, output: GroundingOutput, targets: Sequence[Target]) -> Tensor:
+        """Focal loss of the similarities of cells (B, N, D) and tokens (B, T, D), summed over all but the padding."""
+        image, text = output.memory[0], output.memory[1]
+        with torch.autocast(image.values.device.type, enabled=False):
+            dtype = weights_dtype(self.align_cells)
+            cells = self.align_cells(_tokens(image).to(dtype))
+            tokens = self.align_tokens(_tokens(text).to(dtype))
+            logits = full_precision(cells @ tokens.mT) / self._NUM_FEATURES**0.5 + self.bias  # (B, N, T)
+            truth = torch.zeros_like(logits)
+            for index, (target, assigned) in enumerate(zip(targets, self.dense.assign(image, targets), strict=True)):
+                assert target.token_map is not None
+                inside = assigned >= 0
+                truth[index, inside] = target.token_map[assigned[inside]].to(truth)
+            each, config = sigmoid_focal(logits, truth), self.dense.config
+            if text.padding is not None:
+                each = each.masked_fill(text.padding, 0.0)
+            return config.weight * config.class_weight * each.sum()

@@ -259,6 +259,10 @@ class ConditionalDETR(DETR):
 
     def predict_boxes(self, queries: Tensor, query_position: Tensor) -> Tensor:
         """The decoder's output (L, B, Q, D) -> boxes (L, B, Q, 4), with centres relative to the reference points."""
-        reference = torch.logit(self.decoder.reference_points(query_position), eps=_EPSILON)
-        boxes = full_precision(self.box_head(queries))
-        return torch.cat((boxes[..., :2] + reference, boxes[..., 2:]), -1).sigmoid()
+        return boxes_at(self.decoder.reference_points(query_position), full_precision(self.box_head(queries)))
+
+
+def boxes_at(reference_points: Tensor, offsets: Tensor) -> Tensor:
+    """Outputs of a box head (L, B, Q, 4) -> boxes, with centres relative to the reference points (B, Q, 2)."""
+    reference = torch.logit(reference_points, eps=_EPSILON)
+    return torch.cat((offsets[..., :2] + reference, offsets[..., 2:]), -1).sigmoid()

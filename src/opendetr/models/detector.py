@@ -75,6 +75,7 @@ class Detector(nn.Module):
         has_proposals: whether the output has `proposals`, boxes of the encoder with their own loss.
         max_patches: the largest number of patches that the model locates in an image; 0 if it takes no patches.
         takes_text: whether the model takes a caption with each image.
+        answer_names: names of the heads that answer questions; empty if the model answers none.
         recomputes_whole: whether activation checkpointing recomputes the whole model instead of each of its blocks. A
             video model runs once per frame, so it stores only the images and the state of each frame.
         first_level: the backbone stage (0 to 3) of the finest projected features.
@@ -95,6 +96,7 @@ class Detector(nn.Module):
     has_proposals: bool = False
     max_patches: int = 0
     takes_text: bool = False
+    answer_names: tuple[str, ...] = ()
     recomputes_whole: bool = False
     first_level: int = 3
     parameter_rates: tuple[ParameterRate, ...] = (

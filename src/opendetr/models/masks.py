@@ -229,6 +229,7 @@ class MaskedDetector(Detector):
         self.first_level = detector.first_level
         self.has_proposals = detector.has_proposals
         self.takes_text = detector.takes_text
+        self.answer_names = detector.answer_names
         self.class_rows = _inside(detector.class_rows)
         self.objectness_rows = _inside(detector.objectness_rows)
         self.query_rows = _inside(detector.query_rows)

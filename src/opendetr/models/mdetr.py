@@ -12,12 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from opendetr.models.conditional import ConditionalDecoder, boxes_at
 from opendetr.models.detector import Detector, tokens_of
 from opendetr.models.detr import DETR, DETRConfig
 from opendetr.nn import MLP, AnyTextConfig, RobertaTextConfig, Tokenizer, full_precision, new_tokenizer, weights_dtype
@@ -85,6 +86,7 @@ class MDETRConfig(DETRConfig):
         pair_width: features for the contrast of whole images and captions; 0 for none, as published.
         predict_final: predict for each query whether the caption as a whole refers to its object.
         questions: the kind of questions that the model answers.
+        conditional: the decoder of Conditional DETR instead of the published one. It learns from fewer images.
     """
 
     text: AnyTextConfig = field(default_factory=RobertaTextConfig)
@@ -94,10 +96,11 @@ class MDETRConfig(DETRConfig):
     pair_width: int = 0
     predict_final: bool = False
     questions: QuestionKind = "none"
+    conditional: bool = False
 
     def build(self, num_logits: int, scoring: Scoring) -> MDETR:
         """The model, randomly initialised."""
-        return MDETR(self, num_logits, scoring)
+        return (ConditionalMDETR if self.conditional else MDETR)(self, num_logits, scoring)
 
 
 @dataclass(frozen=True)
@@ -333,6 +336,22 @@ class MDETR(DETR):
             logits = full_precision(head(query))
             answers[name] = logits[:, 0] if logits.shape[1] == 1 else logits
         return answers
+
+
+class ConditionalMDETR(MDETR):
+    """MDETR with the decoder and the reference points of Conditional DETR; the arguments are those of `MDETR`."""
+
+    decoder_type: ClassVar = ConditionalDecoder
+    decoder: ConditionalDecoder
+
+    def __init__(self, config: MDETRConfig, num_logits: int, scoring: Scoring) -> None:
+        super().__init__(config, num_logits, scoring)
+        for parameter in self.box_head.layers[-1].parameters():
+            nn.init.zeros_(parameter)  # so boxes are initially centred at the reference points
+
+    def predict_boxes(self, queries: Tensor, query_position: Tensor) -> Tensor:
+        """The decoder's output (L, B, Q, D) -> boxes (L, B, Q, 4), with centres relative to the reference points."""
+        return boxes_at(self.decoder.reference_points(query_position), full_precision(self.box_head(queries)))
 
 
 def _new_head(width: int, head: AnswerHead) -> nn.Module:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ class TrackerConfig:
         keep: lowest score with which a track continues.
         patience: number of frames without a continuation after which a track ends.
         classes: labels of the classes that are tracked. Empty for all.
+        min_area: boxes that are not larger are not reported, in pixels of the original image. Their tracks go on.
 
     Raises:
         ValueError: a field is out of its range.
@@ -41,6 +42,7 @@ class TrackerConfig:
     keep: float
     patience: int
     classes: tuple[int, ...] = ()
+    min_area: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("birth", "keep"):
@@ -52,6 +54,8 @@ class TrackerConfig:
             raise ValueError(f"tracker.patience: expected at least 1 frame, got {self.patience}")
         if any(label < 0 for label in self.classes):
             raise ValueError(f"tracker.classes: expected labels from 0 on, got {min(self.classes)}")
+        if not self.min_area >= 0:
+            raise ValueError(f"tracker.min_area: expected at least 0 pixels, got {self.min_area}")
 
     def scores(self, predictions: Predictions) -> Tensor:
         """(B, R), the score of the best tracked class of each query."""
@@ -61,7 +65,19 @@ class TrackerConfig:
 
 
 class TrackingRules(Protocol):
-    """Decides which query carries which track. Implementations are frozen dataclasses without a state."""
+    """Decides which query carries which track. Implementations are frozen dataclasses without a state.
+
+    Attributes:
+        config: when a track begins, continues and ends.
+        first_id: the number of the first track of a video.
+    """
+
+    first_id: ClassVar[int]
+
+    @property
+    def config(self) -> TrackerConfig:
+        """When a track begins, continues and ends."""
+        ...
 
     def start(self) -> Any:
         """The memory of a new video."""
@@ -108,6 +124,7 @@ class QueryLifetime:
     """
 
     config: TrackerConfig
+    first_id: ClassVar[int] = 0
 
     def start(self) -> QueryMemory:
         """The memory of a new video."""
@@ -181,6 +198,7 @@ class BoxAssociation:
     """
 
     config: TrackerConfig
+    first_id: ClassVar[int] = 1
 
     def start(self) -> BoxMemory:
         """The memory of a new video."""

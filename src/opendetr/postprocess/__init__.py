@@ -13,6 +13,7 @@ from opendetr.postprocess.grounding import (
 from opendetr.postprocess.masks import MaskFrame, Merge, instance_masks, mask_frames, mask_logits
 from opendetr.postprocess.panoptic import Candidates, candidates, panoptic_map
 from opendetr.postprocess.patches import best_of_patches, locate
+from opendetr.postprocess.tracks import tracked_objects
 
 __all__ = [
     "Candidates",
@@ -35,4 +36,5 @@ __all__ = [
     "phrases",
     "published_masks",
     "referred_scores",
+    "tracked_objects",
 ]

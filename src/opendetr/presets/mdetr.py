@@ -207,6 +207,7 @@ def mdetr_tiny() -> GroundingPreset:
         text=WordTextConfig(),
         text_dropout=0.0,
         own_text_rate=False,
+        conditional=True,
     )
     # Scenes name sides only with "left" and "right", so flipped captions stay true.
     augmentation = replace(CAUTIOUS, flip=True)

@@ -37,7 +37,9 @@ class MOTRPreset(TrackingPreset):
     data: ClipDataConfig = field(default_factory=ClipDataConfig)
     criterion: CriterionConfig = FOCAL_CRITERION
     tracking: ClipConfig = field(default_factory=ClipConfig)
-    tracker: TrackerConfig = field(default_factory=lambda: TrackerConfig(birth=0.7, keep=0.6, patience=5))
+    tracker: TrackerConfig = field(
+        default_factory=lambda: TrackerConfig(birth=0.7, keep=0.6, patience=5, min_area=100.0)
+    )
 
     def published_categories(self) -> Categories:
         """The classes of the published weights: a person."""

@@ -30,6 +30,7 @@ from opendetr.models import (
     MaskHeadConfig,
     ModelConfig,
     Session,
+    TrackerConfig,
 )
 from opendetr.recipe import Recipe
 from opendetr.structures import Batch
@@ -42,9 +43,10 @@ class Preset:
     """The configuration of a model and its training, as one tree.
 
     A family member that differs in more than settings has a subclass. It overrides `build_model`, `build_task`,
-    `categories_of` and `trained_from_nothing`, `advice`, `fitted` and `trained_into` (training), `session` and `prompt`
-    (inference), `evaluator`, `metrics`, `headlines` and `draws_predictions` (evaluation; without `metrics`, a run is
-    not evaluated), or `miniature`, if its model config has other fields.
+    `categories_of` and `trained_from_nothing`, `advice`, `fitted` and `trained_into` (training), `session`, `prompt`,
+    `starts_sequence`, `follows_objects` and `of_classes` (inference), `evaluator`, `metrics`, `headlines` and
+    `draws_predictions` (evaluation; without `metrics`, a run is not evaluated), or `miniature`, if its model config has
+    other fields.
 
     Attributes:
         name: the catalogue's name of the model.
@@ -151,6 +153,19 @@ class Preset:
     def session(self, model: Detector) -> Session:
         """The session that runs the model at inference."""
         return ImageSession(model)
+
+    @property
+    def follows_objects(self) -> bool:
+        """Whether the session of the model gives the objects of a video ids, so that `session` is a TrackingSession."""
+        return False
+
+    def with_tracker(self, config: TrackerConfig) -> Self:
+        """The preset with other thresholds for tracks. Raises ConfigError if the model follows no objects."""
+        raise ConfigError(f"{self.name}: is a detector, which follows no objects")
+
+    def of_classes(self, categories: Categories) -> Self:
+        """The preset for a model of these classes."""
+        return self
 
     def trained_into(self) -> tuple[str, ModelConfig] | None:
         """The name and the architecture of the detector that is trained from the weights of this model.

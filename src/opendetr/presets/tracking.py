@@ -115,6 +115,22 @@ class TrackingPreset(Preset):
         """The names of the metrics shown in progress lines and curves."""
         return ("HOTA", "DetA", "AssA", "AP") if has_tracks(data) else super().headlines(data)
 
+    @property
+    def follows_objects(self) -> bool:
+        """Whether the session gives the objects of a video ids: True."""
+        return True
+
+    def with_tracker(self, config: TrackerConfig) -> Self:
+        """The preset with other thresholds for tracks."""
+        return replace(self, tracker=config)
+
+    def of_classes(self, categories: Categories) -> Self:
+        """The preset that tracks the used classes only, as the published trackers do, unless classes are chosen."""
+        if self.tracker.classes or all(categories.used):
+            return self
+        used = tuple(label for label, is_used in enumerate(categories.used) if is_used)
+        return replace(self, tracker=replace(self.tracker, classes=used))
+
     def _dense(self, num_classes: int) -> DenseSupervision | None:
         """Dense supervision of the encoder, if it is enabled."""
         if not self.dense.weight > 0:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import cast
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from opendetr.losses import (
     AlignmentLoss,
@@ -16,6 +14,7 @@ from opendetr.losses import (
     FinalLoss,
     GroundingLossConfig,
     GroundingNormaliser,
+    GroundingSupervision,
     LossTerm,
     MaskLoss,
     Normaliser,
@@ -26,30 +25,6 @@ from opendetr.models import MDETR, Detector
 from opendetr.structures import CaptionBatch, GroundingOutput, Matches, Target
 from opendetr.tasks.base import Task
 from opendetr.tasks.masks import MaskHeadTask
-
-
-class ObjectSupervision(nn.Module):
-    """Dense supervision of the image's cells of the memory, which does not tell objects apart.
-
-    Args:
-        dense: the supervision, for one class.
-    """
-
-    def __init__(self, dense: DenseSupervision) -> None:
-        super().__init__()
-        self.dense = dense
-
-    @property
-    def weights(self) -> Mapping[str, float]:
-        """Those of dense supervision."""
-        return self.dense.weights
-
-    def forward(
-        self, output: GroundingOutput, targets: Sequence[Target], matches: Matches, normaliser: Normaliser
-    ) -> dict[str, Tensor]:
-        """ "dense", (1,); see `LossTerm`."""
-        objects = [replace(target, labels=torch.zeros_like(target.labels)) for target in targets]
-        return self.dense(output, objects, matches, normaliser)
 
 
 class _WithCaptions(Task[CaptionBatch, GroundingOutput]):
@@ -102,7 +77,7 @@ class GroundingTask(_WithCaptions):
     ) -> None:
         terms: dict[str, LossTerm] = {"set": criterion}
         if dense is not None:
-            terms["dense"] = ObjectSupervision(dense)
+            terms["dense"] = GroundingSupervision(dense, dense.class_head.in_features)
         terms |= _further_terms(cast(MDETR, model.get_submodule(model.detector_part or "")), config)
         if masks is not None:
             terms["masks"] = masks

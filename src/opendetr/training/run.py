@@ -15,6 +15,7 @@ import hashlib
 import sys
 import time as clock
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ParamSpec
@@ -68,6 +69,9 @@ from opendetr.training.trainer import RunResult, Trainer
 from opendetr.weights import ModelCard, save_weights
 
 _NUM_IMAGES_DRAWN = 4
+
+# Whether `train` was called by `pretrain`, with a model that is trained on images without annotations.
+_pretraining = ContextVar("_pretraining", default=False)
 
 Say = Callable[[str], object]
 _Arguments = ParamSpec("_Arguments")
@@ -226,6 +230,11 @@ def train(
         if out is not None:
             _require_empty(Path(out))
         setup, origin = set_up(Path(data), model, weights, config, freeze_detector=freeze_detector)
+        if not (setup.preset.uses_annotations or _pretraining.get()):
+            name = setup.preset.name
+            raise SettingError(
+                f"{name} is trained on images without annotations: opendetr pretrain IMAGES --model {name}"
+            )
         setup = apply_changes(
             setup,
             changes,
@@ -283,7 +292,11 @@ def pretrain(data: str | Path, *, model: str | None = None, **options: Any) -> R
     if name is None or get_preset(str(name)).uses_annotations:
         known = " or ".join(name for name in list_models() if not get_preset(name).uses_annotations)
         raise SettingError(f"{name}: is trained on annotated images, by `opendetr train`; choose {known}")
-    return train(data, model=model, **options)
+    token = _pretraining.set(True)
+    try:
+        return train(data, model=model, **options)
+    finally:
+        _pretraining.reset(token)
 
 
 def resume(

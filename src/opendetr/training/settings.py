@@ -60,7 +60,6 @@ ARGUMENTS = {
     "model.num_queries": "num_queries",
 }
 """Settings that are arguments of `train` and options of `opendetr train`: name of the setting -> argument."""
-_MIN_IMAGE_SIZE = 32  # pixels; the size of a cell of the coarsest features
 
 
 @dataclass(frozen=True)
@@ -212,15 +211,12 @@ def check_settings(preset: Preset, splits: Mapping[str, DetectionData]) -> list[
     Raises:
         SettingError: the learning rate is 0, or the images are smaller than a cell of the features.
     """
-    recipe, size = preset.recipe, preset.data.image_size
+    recipe = preset.recipe
     if recipe.learning_rate == 0:
         raise SettingError(
             "0 changes no weight; leave it out for the default of the model", setting="recipe.learning_rate"
         )
-    if size < _MIN_IMAGE_SIZE:
-        raise SettingError(
-            f"{size} pixels are too few to detect anything; give at least {_MIN_IMAGE_SIZE}", setting="data.image_size"
-        )
+    preset.data.require_trainable_size()
     counts = [len(image.objects) for image in splits["train"].images]
     num_queries, exceeding = preset.model.num_queries, sum(count > preset.model.num_queries for count in counts)
     warnings = []

@@ -105,7 +105,8 @@ def load_start(model: Detector, origin: str | Path, preset: Preset, categories: 
     if isinstance(origin, Path):
         shipped = origin in (shipped_weights(preset.name), shipped_weights(preset.detector_name))
         source = "the weights of the package" if shipped else origin
-        return f"{count}, from {source}; {load_transferred(model, origin, preset, categories)}"
+        report = load_transferred(model, origin, preset, categories)
+        return f"{count}, from {source}" + (f"; {report}" if report else "")
     backbone = preset.model.backbone
     url = backbone.imagenet_url()
     if url is None:
@@ -132,7 +133,7 @@ def predicts_classes(origin: str | Path, preset: Preset, categories: Categories)
 
 
 def load_transferred(model: Detector, path: Path, preset: Preset, categories: Categories) -> str:
-    """Load the weights of a detector, with classes matched by name. Returns one line about the classes."""
+    """Load the weights of a detector, with classes matched by name. Returns one line, or ""."""
     card = read_card(path)
     state = read_state(path)
     if is_pretraining(state) and preset.uses_annotations:

@@ -9,6 +9,7 @@ terminal and in notebooks.
 
 from __future__ import annotations
 
+from opendetr.visualize.carriers import draw_carriers
 from opendetr.visualize.charts import draw_curves
 from opendetr.visualize.drawing import (
     TruthObject,
@@ -23,6 +24,7 @@ from opendetr.visualize.drawing import (
 )
 from opendetr.visualize.progress import StatusBar, progress_bar
 from opendetr.visualize.statistics import draw_statistics
+from opendetr.visualize.trails import draw_tracks, track_colour
 
 __all__ = [
     "StatusBar",
@@ -30,12 +32,15 @@ __all__ = [
     "as_image",
     "contact_sheet",
     "draw_boxes",
+    "draw_carriers",
     "draw_curves",
     "draw_segments",
     "draw_statistics",
+    "draw_tracks",
     "draw_truth",
     "progress_bar",
     "require_format",
     "save_image",
+    "track_colour",
     "truth_sheet",
 ]

@@ -93,11 +93,11 @@ def draw_boxes(
         ValueError: a box is not finite, the lengths differ, or the masks do not have the size of the image.
     """
     canvas = as_image(image)
-    scale = _legible_scale(canvas) if scale is None else scale
+    scale = legible_scale(canvas) if scale is None else scale
     if masks is not None and masks.shape != (len(captions), canvas.height, canvas.width):
         expected = (len(captions), canvas.height, canvas.width)
         raise ValueError(f"draw_boxes: expected masks of {expected}, got {masks.shape}")
-    canvas = _enlarged(canvas, scale)
+    canvas = enlarge(canvas, scale)
     corners = _drawable(np.asarray(boxes, dtype=np.float64).reshape(-1, 4) * scale, canvas.size)
     if not len(corners) == len(captions) == len(colours):
         raise ValueError(f"draw_boxes: {len(corners)} boxes, {len(captions)} captions, {len(colours)} colours")
@@ -147,8 +147,8 @@ def draw_segments(
     if segments.shape != (canvas.height, canvas.width):
         expected = (canvas.height, canvas.width)
         raise ValueError(f"draw_segments: expected a map of {expected}, got {segments.shape}")
-    scale = _legible_scale(canvas) if scale is None else scale
-    canvas = _enlarged(canvas, scale)
+    scale = legible_scale(canvas) if scale is None else scale
+    canvas = enlarge(canvas, scale)
     present, index = np.unique(segments, return_inverse=True)
     index = index.reshape(segments.shape)
     known = [position for position, number in enumerate(present.tolist()) if number in labels]
@@ -246,7 +246,7 @@ def as_image(image: Any) -> Image.Image:
     return image.convert("RGB")
 
 
-def _enlarged(image: Image.Image, scale: float) -> Image.Image:
+def enlarge(image: Image.Image, scale: float) -> Image.Image:
     """The image enlarged by the factor `scale`."""
     if scale == 1:
         return image
@@ -264,7 +264,7 @@ def _line_width(font: ImageFont.FreeTypeFont) -> int:
     return round(1 + font.size / 7)
 
 
-def _legible_scale(image: Image.Image) -> int:
+def legible_scale(image: Image.Image) -> int:
     """The integer factor, 1 to 8, that brings the longer side of a small image near 720 pixels."""
     return min(8, max(1, round(720 / max(image.size))))
 

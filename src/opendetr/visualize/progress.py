@@ -107,6 +107,21 @@ class _Bar:
             widget.close()
 
 
+def _rate_column(noun: str) -> ProgressColumn:
+    """A column with the number per second."""
+    from rich.progress import ProgressColumn, Task
+    from rich.text import Text
+
+    class RateColumn(ProgressColumn):
+        """Shows the speed of a task."""
+
+        def render(self, task: Task) -> Text:
+            speed = task.finished_speed or task.speed
+            return Text("" if speed is None else f"{speed:.1f} {noun}/s")
+
+    return RateColumn()
+
+
 def _is_live(console: Console) -> bool:
     """Whether the console is a terminal that can rewrite a line."""
     return console.is_terminal and not console.is_dumb_terminal
@@ -125,7 +140,9 @@ def _fitted(parts: Sequence[str], width: int) -> str:
 
 
 @contextmanager
-def progress_bar(label: str, *, in_bytes: bool = False) -> Iterator[Callable[[int, int | None], None]]:
+def progress_bar(
+    label: str, *, in_bytes: bool = False, rate_of: str = ""
+) -> Iterator[Callable[[int, int | None], None]]:
     """Show a progress bar on standard error or in the notebook, and remove it at the end.
 
     Without a terminal and a notebook, nothing is shown.
@@ -136,6 +153,7 @@ def progress_bar(label: str, *, in_bytes: bool = False) -> Iterator[Callable[[in
     Args:
         label: the text before the bar.
         in_bytes: the numbers are bytes. They are shown in KiB and MiB, with the speed.
+        rate_of: what is counted, such as "frames", to show its number per second.
     """
     from rich import progress
     from rich.console import Console
@@ -143,6 +161,8 @@ def progress_bar(label: str, *, in_bytes: bool = False) -> Iterator[Callable[[in
     counts: tuple[progress.ProgressColumn, ...] = (progress.MofNCompleteColumn(),)
     if in_bytes:
         counts = (progress.DownloadColumn(binary_units=True), progress.TransferSpeedColumn())
+    if rate_of:
+        counts += (_rate_column(rate_of),)
     columns = (
         progress.TextColumn("{task.description}", markup=False),
         progress.BarColumn(30),

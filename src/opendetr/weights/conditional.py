@@ -33,6 +33,12 @@ CONDITIONAL_PROJECTIONS: Rows = (
     ("ca_kpos_proj.", "cross_attention.key_place."),
     ("ca_v_proj.", "cross_attention.value."),
 )
+CONDITIONAL_DECODER: Rows = (
+    *below("transformer.decoder.layers.{n}.", "decoder.layers.{n}.", CONDITIONAL_PROJECTIONS),
+    ("transformer.decoder.ref_point_head.", "decoder.reference_head."),
+    ("transformer.decoder.query_scale.", "decoder.query_scale."),
+)
+"""What the decoder has besides that of DETR."""
 
 OFFICIAL: Rows = (
     *BACKBONE,
@@ -40,9 +46,7 @@ OFFICIAL: Rows = (
     *ENCODER,
     *DECODER,
     ("transformer.decoder.layers.{n}.cross_attn.", "decoder.layers.{n}.cross_attention."),
-    *below("transformer.decoder.layers.{n}.", "decoder.layers.{n}.", CONDITIONAL_PROJECTIONS),
-    ("transformer.decoder.ref_point_head.", "decoder.reference_head."),
-    ("transformer.decoder.query_scale.", "decoder.query_scale."),
+    *CONDITIONAL_DECODER,
     *SINGLE_HEADS,
 )
 HUGGING_FACE: Rows = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from opendetr.weights.conditional import CONDITIONAL_DECODER
 from opendetr.weights.family import WeightFamily
 from opendetr.weights.masks import with_masks
 from opendetr.weights.name_maps import BACKBONE, ENCODER, SINGLE_HEADS, Rows
@@ -19,6 +20,7 @@ OFFICIAL: Rows = (
     ("transformer.decoder.layers.{n}.norm3.", "decoder.layers.{n}.cross_attention_residual.norm."),
     ("transformer.decoder.layers.{n}.norm4.", "decoder.layers.{n}.feed_forward_residual.norm."),
     ("transformer.decoder.norm.", "decoder.norm."),
+    *CONDITIONAL_DECODER,  # of a model with `conditional`, which the authors' code does not have
     ("transformer.CLS.", "pair_token."),
     ("transformer.text_encoder.", "text.body."),
     ("transformer.text_encoder.", "text."),  # an encoder that is not RoBERTa

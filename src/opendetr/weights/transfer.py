@@ -27,6 +27,7 @@ class TransferReport:
         new_parts: parts of the new model only. They are random.
         left_out: parts of the old model only.
         kept_parts: parts whose weights were copied, for weights of a pre-training model, which have no classes.
+        has_classes: whether the model has rows for classes. Without them, nothing is kept, new or dropped.
     """
 
     kept: tuple[str, ...]
@@ -35,17 +36,20 @@ class TransferReport:
     new_parts: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
     kept_parts: tuple[str, ...] = ()
+    has_classes: bool = True
 
     def __str__(self) -> str:
+        """What was kept, added and dropped, in one line; empty if there is nothing to say."""
         skipped = f"; skipped: {', '.join(self.left_out)}" if self.left_out else ""
         if self.kept_parts:
             return f"pre-trained: {', '.join(self.kept_parts)}; new and random: {', '.join(self.new_parts)}{skipped}"
-        parts = [
+        counts = [
             f"{len(names)} {kind}" + (f" ({', '.join(names[:8])}{', ...' if len(names) > 8 else ''})" if names else "")
             for kind, names in (("kept", self.kept), ("new", self.new), ("dropped", self.dropped))
         ]
+        classes = "; classes: " + ", ".join(counts) if self.has_classes else ""
         added = f"; new and random: {', '.join(self.new_parts)}" if self.new_parts else ""
-        return "classes: " + ", ".join(parts) + added + skipped
+        return (classes + added + skipped).removeprefix("; ")
 
 
 def transfer(model: Detector, state: Mapping[str, Tensor], old: Categories, new: Categories) -> TransferReport:
@@ -97,6 +101,8 @@ def transfer(model: Detector, state: Mapping[str, Tensor], old: Categories, new:
             rows[to_rows] = state[name][from_rows].to(rows)
             state[name] = rows
     _load(model, state)
+    if not model.class_rows:
+        return TransferReport((), (), (), new_parts, left_out, has_classes=False)
     return TransferReport(
         tuple(kept),
         tuple(name for name in new.names if name not in old.names),

@@ -32,6 +32,7 @@ from opendetr.categories import Categories
 from opendetr.data.formats.coco_videos import DISTRACTOR, FRAME, TRACK, VIDEO, VISIBILITY
 from opendetr.data.formats.splits import SINGLE_SPLIT, SPLIT_SPELLINGS
 from opendetr.data.images import ImageFileError, image_size
+from opendetr.data.listing import number_frames
 from opendetr.data.paths import inside, is_file
 from opendetr.data.records import (
     RAISE_FAULTS,
@@ -109,6 +110,44 @@ class MotFolder:
     folder: Path
     categories: Categories
     splits: Mapping[str, tuple[_Video, ...]]
+
+
+@dataclass(frozen=True)
+class VideoFolder:
+    """The frames of one video in a folder.
+
+    Attributes:
+        frames: frame number, from 1 -> image file, in ascending order.
+        frame_rate: frames per second; None if it is not known.
+        annotations: the annotated frames; None if there are no annotations that can be read.
+    """
+
+    frames: Mapping[int, Path]
+    frame_rate: float | None = None
+    annotations: DetectionData | None = None
+
+
+def open_video(folder: Path) -> VideoFolder | None:
+    """The video in a folder: one in the MOTChallenge format, with or without annotations, or only images.
+
+    Faults of the annotations are skipped. None if the folder has neither `img1/` nor images of its own.
+
+    Raises:
+        DataError: an annotation file leads out of the folder.
+    """
+    log = FaultLog(raises=False)
+    info_file, truth = folder / "seqinfo.ini", folder / "gt" / "gt.txt"
+    info = _read_info(info_file, log)
+    inner = inside(folder, info.get("imdir") or "img1", info_file, "imDir")
+    rows = _parse_rows(truth, []) if is_file(truth) else []
+    images = inner if inner.is_dir() else folder
+    if not any(path.suffix.lower() in IMAGE_SUFFIXES for path in images.iterdir()):
+        return None
+    frames = _find_frames(images, rows, truth)
+    annotations = read_mot(parse_mot(folder, log), SINGLE_SPLIT, log) if rows and images == inner else None
+    rate = info.get("framerate", "")
+    is_rate = re.fullmatch(r"\d{1,4}(\.\d{1,6})?", rate) is not None and float(rate) > 0
+    return VideoFolder(frames, float(rate) if is_rate else None, annotations or None)
 
 
 def find_videos(folder: Path) -> dict[str, list[Path]]:
@@ -235,22 +274,17 @@ def _read_info(path: Path, log: FaultLog) -> dict[str, str]:
 def _find_frames(folder: Path, rows: list[_Row], truth: Path) -> dict[int, Path]:
     """Frame number, from 1 -> image file.
 
-    The number is that in the file name if all names have different ones. It is moved so that frames count from 1, if
-    the annotations do. Otherwise the frames are the files in the order of their names.
+    The numbers are those of `number_frames`, moved so that frames count from 1, if the annotations do.
     """
     paths = [path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES] if folder.is_dir() else []
     if not paths:
         detail = f"its frames are missing; put them into {folder}, as 000001.jpg and so on"
         raise FaultError(FaultKind.MISSING_IMAGE, truth, "", detail)
-    found = {path: re.findall(r"\d+", path.stem) for path in paths}
-    numbers = {int(digits[-1]): path for path, digits in found.items() if digits}
-    if len(numbers) < len(paths):
-        ordered = sorted(paths, key=lambda path: [(len(part), part) for part in re.split(r"(\d+)", path.stem)])
-        return dict(enumerate(ordered, start=1))
+    numbers = number_frames(paths)
     first = min(numbers)
     annotated = min((row.frame for row in rows), default=1)
     shift = 1 - first if first == 0 or annotated < first else 0
-    return {number + shift: numbers[number] for number in sorted(numbers)}
+    return {number + shift: path for number, path in numbers.items()}
 
 
 def _read_labels(path: Path) -> tuple[str, ...] | None:

@@ -17,13 +17,13 @@ from torch import Tensor
 from opendetr.data import DataError, ImageError, files_matching, images_in, is_pattern, read_image, to_pixels
 from opendetr.files import IMAGE_SUFFIXES
 from opendetr.inference.sources.prefetch import read_ahead
-from opendetr.inference.sources.source_image import SourceImage
+from opendetr.inference.sources.source_image import FrameFile, SourceImage
 from opendetr.inference.sources.url import read_url
-from opendetr.inference.sources.video import camera_frames, is_video, video_frames
+from opendetr.inference.sources.video import VideoError, camera_frames, frames_and_faults, is_video
 from opendetr.network import is_url
 
-Source = str | Path | int | np.ndarray | Tensor | Image.Image | SourceImage
-"""A path, URL, folder, pattern, video, camera index, array, tensor or PIL image."""
+Source = str | Path | int | np.ndarray | Tensor | Image.Image | SourceImage | FrameFile
+"""A path, URL, folder, pattern, video, camera index, array, tensor, PIL image or frame of a video."""
 
 Report = Callable[[str], None]
 _FRAMES_AHEAD = 8
@@ -54,7 +54,7 @@ def plain_source(source: Any) -> Source | Iterable[Source]:
 
 def is_one_image(source: Any) -> bool:
     """Whether a source is one image, not a collection such as a folder or a video."""
-    if isinstance(source, np.ndarray | Tensor | Image.Image | SourceImage):
+    if isinstance(source, np.ndarray | Tensor | Image.Image | SourceImage | FrameFile):
         return True
     return isinstance(source, str | Path) and (is_url(source) or _is_file_of_one(str(source)))
 
@@ -121,7 +121,7 @@ def _pieces(source: Source, report: Report | None, skip: Path | None) -> Iterato
     if _is_folder(path):
         return _folder(path, report, skip)
     if is_video(path):
-        return _reported(read_ahead(video_frames(path), _FRAMES_AHEAD), report)
+        return _reported(read_ahead(frames_and_faults(path), _FRAMES_AHEAD), report)
     return _pieces_of_all(files_matching(str(source)), report, skip)
 
 
@@ -133,9 +133,16 @@ def _folder(path: Path, report: Report | None, skip: Path | None) -> Iterator[Pa
     return chain((first,), images)
 
 
-def _reported(frames: Iterator[SourceImage], report: Report | None) -> Iterator[SourceImage]:
+def _reported(frames: Iterator[SourceImage | VideoError], report: Report | None) -> Iterator[SourceImage]:
+    """The frames. Errors, yielded or raised, are reported, or raised without `report`."""
     try:
-        yield from frames
+        for item in frames:
+            if not isinstance(item, VideoError):
+                yield item
+            elif report is None:
+                raise item
+            else:
+                report(str(item))
     except ImageError as error:
         if report is None:
             raise
@@ -179,6 +186,8 @@ def read_source(source: Source) -> SourceImage:
     """
     if isinstance(source, SourceImage):
         return source
+    if isinstance(source, FrameFile):
+        return SourceImage(_file(source.path), str(source.path), source.frame, source.time)
     if isinstance(source, str | Path):
         return SourceImage(read_url(str(source)) if is_url(source) else _file(Path(source)), str(source))
     return SourceImage(to_pixels(source))

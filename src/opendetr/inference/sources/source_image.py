@@ -1,8 +1,9 @@
-"""A loaded image and its origin."""
+"""A loaded image and its origin, and a frame that is not loaded yet."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -22,3 +23,18 @@ class SourceImage:
     source: str | None = None
     frame: int | None = None
     time: float | None = None
+
+
+@dataclass(frozen=True)
+class FrameFile:
+    """An image file that is a frame of a video.
+
+    Attributes:
+        path: the file.
+        frame: its index in the video, from 0.
+        time: seconds since the start of the video.
+    """
+
+    path: Path
+    frame: int
+    time: float

@@ -31,7 +31,20 @@ def video_frames(path: Path) -> Iterator[SourceImage]:
     """Yield the frames of the first video stream of a file, rotated as its metadata says.
 
     Raises:
-        VideoError: PyAV is missing, the file is not a video, or it breaks off. The frames before that are yielded.
+        VideoError: PyAV is missing, the file is not a video, or a frame cannot be decoded. The frames before that are
+            yielded.
+    """
+    for item in frames_and_faults(path):
+        if isinstance(item, VideoError):
+            raise item
+        yield item
+
+
+def frames_and_faults(path: Path) -> Iterator[SourceImage | VideoError]:
+    """As `video_frames`, but yield an error in the place of frames that cannot be decoded, and go on after them.
+
+    Raises:
+        VideoError: PyAV is missing, the file is not a video, or no frame can be decoded.
     """
     if not path.is_file():
         raise VideoError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
@@ -40,21 +53,61 @@ def video_frames(path: Path) -> Iterator[SourceImage]:
         container = av.open(str(path.absolute()))
     except (av.FFmpegError, OSError, ValueError) as error:
         raise VideoError(f"{path}: not a video that can be read ({_reason(error)})") from None
-    number = 0
+    number = broken = 0  # frames, those that cannot be decoded included; the latest of these in a row
+    reason, is_empty = "", True
     with container:
         if not container.streams.video:
             raise VideoError(f"{path}: holds no moving images, or is cut off; replace it")
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
         rate = float(stream.average_rate or _ASSUMED_RATE)
+        for item in _decoded(av, container, stream):
+            if isinstance(item, str):
+                number, broken, reason = number + 1, broken + 1, item
+                continue
+            if broken:
+                yield _undecodable(path, number, broken, reason)
+            seconds = number / rate if item.time is None else float(item.time)
+            yield SourceImage(_upright(item), str(path), number, seconds)
+            number, broken, is_empty = number + 1, 0, False
+        if is_empty:
+            why = f" ({reason})" if broken else ""
+            raise VideoError(f"{path}: holds no moving images, or is cut off{why}; replace it")
+        if broken:
+            yield _undecodable(path, number, broken, reason)
+
+
+def _decoded(av: Any, container: Any, stream: Any) -> Iterator[Any]:
+    """The frames of a stream; for a frame that cannot be decoded, the reason."""
+    packets = container.demux(stream)
+    while True:
         try:
-            for number, frame in enumerate(container.decode(stream), start=1):
-                seconds = (number - 1) / rate if frame.time is None else float(frame.time)
-                yield SourceImage(_upright(frame), str(path), number - 1, seconds)
+            packet = next(packets, None)
+        except (av.FFmpegError, OSError, ValueError) as error:  # the file breaks off
+            yield _reason(error)
+            return
+        if packet is None:
+            return
+        try:
+            yield from packet.decode()
         except (av.FFmpegError, OSError, ValueError) as error:
-            raise VideoError(f"{path}: the video breaks off after {number} frames ({_reason(error)})") from None
-        if number == 0:
-            raise VideoError(f"{path}: holds no moving images, or is cut off; replace it")
+            yield _reason(error)
+
+
+def _undecodable(path: Path, number: int, count: int, reason: str) -> VideoError:
+    """The error for the last `count` of the first `number` frames. Messages count frames from 1."""
+    frames = f"frame {number}" if count == 1 else f"frames {number - count + 1} to {number}"
+    return VideoError(f"{path}: {frames} cannot be decoded ({reason})")
+
+
+def count_frames(path: Path) -> int | None:
+    """The number of frames that a video file states; None if it states none or cannot be read."""
+    try:
+        av = library("av", "av", str(path))
+        with av.open(str(path.absolute())) as container:
+            return (container.streams.video[0].frames or None) if container.streams.video else None
+    except (VideoError, OSError, ValueError):  # reading the frames says what is wrong
+        return None
 
 
 def _upright(frame: Any) -> np.ndarray:

@@ -98,8 +98,8 @@ def coco_json(path: Path, categories: Categories, *, draw: bool) -> Iterator[Sin
         categories: the categories of the detector.
         draw: whether each image is also drawn; its row then names the drawing.
     """
-    rows = [{"id": row["id"], "name": row["name"]} for row in _used_rows(categories)]
-    with _coco_tables(path, rows) as (images, annotations):
+    rows = [{"id": row["id"], "name": row["name"]} for row in used_rows(categories)]
+    with coco_tables(path, rows) as (images, annotations):
 
         def add(entry: Entry[Detections]) -> None:
             images.add(_image_row(entry, draw))
@@ -121,7 +121,7 @@ def panoptic_json(
         draw: whether each image is also drawn; its row then names the drawing.
         map_name: returns the name of the PNG file of a panoptic map.
     """
-    with _coco_tables(path, list(_used_rows(categories))) as (images, annotations):
+    with coco_tables(path, list(used_rows(categories))) as (images, annotations):
 
         def add(entry: Entry[Panoptic]) -> None:
             images.add(_image_row(entry, draw))
@@ -131,7 +131,7 @@ def panoptic_json(
         yield add
 
 
-def _used_rows(categories: Categories) -> Iterator[dict[str, Any]]:
+def used_rows(categories: Categories) -> Iterator[dict[str, Any]]:
     """The COCO rows of the used categories."""
     rows = zip(categories.ids, categories.names, categories.isthing, categories.colours, categories.used, strict=True)
     for id_, name, isthing, colour, used in rows:
@@ -140,7 +140,7 @@ def _used_rows(categories: Categories) -> Iterator[dict[str, Any]]:
 
 
 @contextmanager
-def _coco_tables(path: Path, categories: list[dict[str, Any]]) -> Iterator[tuple[Rows, Rows]]:
+def coco_tables(path: Path, categories: list[dict[str, Any]]) -> Iterator[tuple[Rows, Rows]]:
     """The rows of `images` and `annotations`. The file is written when the context ends without an error."""
     with naming(path), Rows(path.parent) as images, Rows(path.parent) as annotations:
         yield images, annotations
