@@ -121,9 +121,8 @@ def follow(tracker: Tracker, data: DetectionData, collectors: Iterable[VideoTrac
         tracker.reset()
         for index in frames:
             found = tracker.step(data.images[index].path)
-            assert found.track_ids is not None
             for collector in collectors:
-                collector.add(data.images[index].id, found.track_ids.numpy(), found.boxes.numpy())
+                collector.add(data.images[index].id, found)
 
 
 def metrics_of(tracker: Tracker, data: DetectionData, kinds: Sequence[str] = ()) -> dict[str, dict[str, float]]:

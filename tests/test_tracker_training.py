@@ -47,6 +47,7 @@ from opendetr.training.run import _fingerprint
 from opendetr.training.schedule import StepSpeed
 from opendetr.training.settings import check_settings
 from opendetr.training.trainer import STATE
+from opendetr.visualize import track_colour
 from test_data_mot import write_video
 from test_trackers import StopAfterOne, small
 
@@ -55,6 +56,7 @@ each_family = pytest.mark.parametrize("name", ["transtrack-tiny", "motr-tiny"])
 FRAMES = 6
 CLIPS = replace(ClipDataConfig(num_workers=0).resized(64), max_shift=8)
 PAIRS = PairDataConfig(num_workers=0).resized(64)
+RULES = QueryLifetime(TrackerConfig(birth=0.5, keep=0.5, patience=5))
 
 
 @pytest.fixture(scope="module")
@@ -262,7 +264,7 @@ def output_of(final: Predictions, ids: torch.Tensor) -> TrackingOutput:
 
 
 def evaluated(data: DetectionData, categories: Categories, ids_of) -> TrackingEvaluator:
-    evaluator = TrackingEvaluator(categories, data)
+    evaluator = TrackingEvaluator(categories, data, RULES)
     for index, record in enumerate(data.images):
         own = [obj.extras[TRACK] for obj in record.objects if not obj.crowd]
         target = SimpleNamespace(image_id=record.id, original_size=(record.height, record.width))
@@ -297,8 +299,8 @@ def test_one_class_is_the_one_class_of_the_dataset(tmp_path):
     data = read_splits(write_video(tmp_path / "train" / "a").parent.parent)["train"]
     person = Categories(("N/A", "person"), (0, 1), used=(False, True))
     with pytest.raises(opendetr.data.DataError, match="no class in common"):
-        TrackingEvaluator(Categories.from_names(["cat", "dog"]), data)
-    evaluator = TrackingEvaluator(person, data)
+        TrackingEvaluator(Categories.from_names(["cat", "dog"]), data, RULES)
+    evaluator = TrackingEvaluator(person, data, RULES)
     assert evaluator._detection.things.tolist() == [-1, 0]
 
 
@@ -428,3 +430,17 @@ def test_motr_learns_from_still_images(name, tmp_path):
 def test_a_batch_of_evaluation_has_single_images(train):
     batch = next(iter(eval_loader(train, CLIPS, batch_size=3)))
     assert type(batch) is Batch and len(batch) == 1
+
+
+# -------------------------------------------------------------------------------------------------------------- drawing
+
+
+def test_a_contact_sheet_of_videos_has_a_colour_per_track(videos, train, tmp_path):
+    """Each row is a video, and the trails of its tracks have their colours."""
+    out = tmp_path / "sheet.png"
+    result = CliRunner().invoke(app, ["data", "show", str(videos), "--images", "4", "--out", str(out), "--json"])
+    assert (result.exit_code, json.loads(result.stdout)["images"]) == (0, 4)
+    sheet = np.asarray(Image.open(out)).reshape(-1, 3)
+    ids = {obj.extras[TRACK] for image in train.images for obj in image.objects}
+    found = [track for track in ids if (sheet == track_colour(track)).all(1).sum() > 50]
+    assert len(found) > 2 and len({track_colour(track) for track in ids}) == len(ids)
