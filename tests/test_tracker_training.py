@@ -20,6 +20,7 @@ import opendetr
 from miniature_runs import train_miniature, write_blocks
 from opendetr.categories import Categories
 from opendetr.cli.main import app
+from opendetr.config import ConfigError
 from opendetr.data import (
     TRACK,
     ClipDataConfig,
@@ -46,6 +47,7 @@ from opendetr.training.run import _fingerprint
 from opendetr.training.schedule import StepSpeed
 from opendetr.training.settings import check_settings
 from opendetr.training.trainer import STATE
+from opendetr.visualize import track_colour
 from test_data_mot import write_video
 from test_trackers import StopAfterOne, small
 
@@ -54,6 +56,7 @@ each_family = pytest.mark.parametrize("name", ["transtrack-tiny", "motr-tiny"])
 FRAMES = 6
 CLIPS = replace(ClipDataConfig(num_workers=0).resized(64), max_shift=8)
 PAIRS = PairDataConfig(num_workers=0).resized(64)
+RULES = QueryLifetime(TrackerConfig(birth=0.5, keep=0.5, patience=5))
 
 
 @pytest.fixture(scope="module")
@@ -207,12 +210,11 @@ def test_a_timed_run_knows_that_longer_clips_take_longer():
 
 
 @pytest.mark.parametrize("name", list_models())
-def test_trackers_say_what_still_images_do_not_teach(name, train, tmp_path):
-    stills = open_data(write_blocks(tmp_path, train=1, val=1))["train"]
-    warnings = check_settings(get_preset(name), {"train": stills})
+def test_trackers_say_what_still_images_do_not_teach(name, videos, tmp_path):
+    warnings = check_settings(get_preset(name), open_data(write_blocks(tmp_path, train=1, val=1)))
     assert len(warnings) == (name in TRACKERS)
     assert all("give videos in MOTChallenge format" in warning for warning in warnings)
-    assert check_settings(get_preset(name), {"train": train}) == []
+    assert check_settings(get_preset(name), open_data(videos)) == []
 
 
 def test_the_fingerprint_of_the_data_includes_the_tracks(train):
@@ -262,7 +264,7 @@ def output_of(final: Predictions, ids: torch.Tensor) -> TrackingOutput:
 
 
 def evaluated(data: DetectionData, categories: Categories, ids_of) -> TrackingEvaluator:
-    evaluator = TrackingEvaluator(categories, data)
+    evaluator = TrackingEvaluator(categories, data, RULES)
     for index, record in enumerate(data.images):
         own = [obj.extras[TRACK] for obj in record.objects if not obj.crowd]
         target = SimpleNamespace(image_id=record.id, original_size=(record.height, record.width))
@@ -297,8 +299,8 @@ def test_one_class_is_the_one_class_of_the_dataset(tmp_path):
     data = read_splits(write_video(tmp_path / "train" / "a").parent.parent)["train"]
     person = Categories(("N/A", "person"), (0, 1), used=(False, True))
     with pytest.raises(opendetr.data.DataError, match="no class in common"):
-        TrackingEvaluator(Categories.from_names(["cat", "dog"]), data)
-    evaluator = TrackingEvaluator(person, data)
+        TrackingEvaluator(Categories.from_names(["cat", "dog"]), data, RULES)
+    evaluator = TrackingEvaluator(person, data, RULES)
     assert evaluator._detection.things.tolist() == [-1, 0]
 
 
@@ -309,6 +311,14 @@ def test_still_images_are_evaluated_as_for_a_detector(tmp_path, train):
         assert (preset.metrics(stills)[0], preset.metrics(train)[0]) == ("AP", "HOTA")
         assert not isinstance(preset.evaluator(stills.categories, stills), TrackingEvaluator)
         assert set(preset.headlines(train)) <= set(preset.metrics(train))
+
+
+@pytest.mark.parametrize("name", TRACKERS)
+def test_without_trackeval_a_run_on_videos_is_refused_in_one_line(name, train, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda package: None)
+    for use in (get_preset(name).metrics, lambda data: get_preset(name).evaluator(data.categories, data)):
+        with pytest.raises(ConfigError, match=r"with trackeval: pip install 'opendetr\[track\]'"):
+            use(train)
 
 
 # ----------------------------------------------------------------------------------------------------------- thresholds
@@ -420,3 +430,17 @@ def test_motr_learns_from_still_images(name, tmp_path):
 def test_a_batch_of_evaluation_has_single_images(train):
     batch = next(iter(eval_loader(train, CLIPS, batch_size=3)))
     assert type(batch) is Batch and len(batch) == 1
+
+
+# -------------------------------------------------------------------------------------------------------------- drawing
+
+
+def test_a_contact_sheet_of_videos_has_a_colour_per_track(videos, train, tmp_path):
+    """Each row is a video, and the trails of its tracks have their colours."""
+    out = tmp_path / "sheet.png"
+    result = CliRunner().invoke(app, ["data", "show", str(videos), "--images", "4", "--out", str(out), "--json"])
+    assert (result.exit_code, json.loads(result.stdout)["images"]) == (0, 4)
+    sheet = np.asarray(Image.open(out)).reshape(-1, 3)
+    ids = {obj.extras[TRACK] for image in train.images for obj in image.objects}
+    found = [track for track in ids if (sheet == track_colour(track)).all(1).sum() > 50]
+    assert len(found) > 2 and len({track_colour(track) for track in ids}) == len(ids)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from enum import StrEnum
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,7 +18,12 @@ from opendetr.cli.output import Exit, JsonOption, command, file_to_write, print_
 from opendetr.cli.usage import Command, Group
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from opendetr.data import DetectionData, ImageRecord
+
+_SIDE = 480  # longer side of an image on a contact sheet, in pixels
+_FRAME_STEP = 3  # from one shown frame of a video to the next
 
 _HELP = "Make, show, check, convert and split datasets."
 
@@ -170,15 +174,20 @@ def show(
 ) -> Exit:
     """Draw a contact sheet of a dataset: images with the masks of their objects, or else the boxes, and captions.
 
+    A row of a dataset of videos is a few frames of a video, a few frames apart. Each track has its own colour, and a
+    trail since the first frame of the row.
+
     Examples:
 
         opendetr data show my-data
 
+        opendetr data show my-videos --images 9
+
         opendetr data show my-data --split val --images 36 --seed 1 --out val.png
     """
-    from opendetr.data import DataError
+    from opendetr.data import DataError, has_tracks
     from opendetr.data.formats import TRAIN_NAMES, recognise
-    from opendetr.visualize import save_image, truth_sheet
+    from opendetr.visualize import contact_sheet, save_image
 
     require_image_name(out, "--out")
     dataset = recognise(source)
@@ -187,19 +196,18 @@ def show(
         raise DataError(f"{source}: no split '{chosen}'; it has {', '.join(dataset.splits)}")
     data = dataset.read((chosen,))[chosen]
     say(f"{chosen}: {data.summary()}")
-    records = _sampled(data.images, images, seed)
     failures: list[str] = []
-    readable = _readable(records, failures)
-    first = next(readable, None)
-    if first is None:
+    columns = math.ceil(math.sqrt(min(images, len(data))))
+    drawn = (_drawn_tracks if has_tracks(data) else _drawn_truth)(data, images, columns, seed, failures)
+    titles, pictures = zip(*drawn, strict=True) if drawn else ((), ())
+    if not drawn:
         raise DataError(f"{source}: the split '{chosen}' has no image that can be shown")
-    columns = math.ceil(math.sqrt(len(records)))
-    sheet = truth_sheet(chain([first], readable), data.categories, columns=columns)
+    sheet = contact_sheet(pictures, columns, titles)
     out.parent.mkdir(parents=True, exist_ok=True)
     save_image(sheet, out)
     for failure in failures:
         say(f"skipped: {failure}")
-    shown = len(records) - len(failures)
+    shown = len(drawn)
     if as_json:
         print_json({"out": str(out), "split": chosen, "images": shown, "failed": failures})
     else:
@@ -284,20 +292,64 @@ def _sampled(images: Iterable[ImageRecord], number: int, seed: int) -> list[Imag
     return [candidates[index] for index in sorted(chosen)]
 
 
-def _readable(records: Iterable[ImageRecord], failures: list[str]) -> Iterator[tuple[str, Any, Any, Any]]:
-    """Yield the title, image, objects and masks of each record. Errors of unreadable ones are added to `failures`.
+def _drawn_truth(
+    data: DetectionData, number: int, columns: int, seed: int, failures: list[str]
+) -> list[tuple[str, Image]]:
+    """Title and drawing of some images. Errors of unreadable ones are added to `failures`.
 
     The title is the caption, for a question with its answer, or else the name of the file.
     """
     from opendetr.data import DataError, known_masks, read_record
+    from opendetr.visualize import draw_truth
 
-    for record in records:
+    drawn = []
+    for record in _sampled(data.images, number, seed):
         try:
             texts = (record.extras.get(name) for name in ("caption", "answer"))
             title = " ".join(text for text in texts if isinstance(text, str)) or record.path.name
-            yield title, read_record(record), record.objects, known_masks(record)
+            image, masks = read_record(record), known_masks(record)
+            scale = _SIDE / max(image.shape[:2])
+            drawn.append((title, draw_truth(image, record.objects, data.categories, masks=masks, scale=scale)))
         except DataError as error:
             failures.append(str(error))
+    return drawn
+
+
+def _drawn_tracks(
+    data: DetectionData, number: int, columns: int, seed: int, failures: list[str]
+) -> list[tuple[str, Image]]:
+    """Title and drawing of some frames of some videos, `columns` of each. Errors are added to `failures`."""
+    import numpy as np
+
+    from opendetr.data import TRACK, DataError, Videos, read_record
+    from opendetr.visualize import draw_tracks
+
+    drawn: list[tuple[str, Image]] = []
+    rng, videos = random.Random(seed), Videos(data)
+    for video in sorted(rng.sample(range(len(videos)), min(len(videos), math.ceil(number / columns)))):
+        frames = videos.frames[video]
+        step = max(1, min(_FRAME_STEP, (len(frames) - 1) // max(columns - 1, 1)))
+        start = rng.randint(0, max(0, len(frames) - 1 - step * (columns - 1)))
+        trails: dict[int, list[tuple[float, float]]] = {}
+        for position, index in enumerate(frames[start : start + step * (columns - 1) + 1]):
+            record = data.images[index]
+            ids = [int(obj.extras[TRACK]) for obj in record.objects]
+            boxes = np.array([obj.box for obj in record.objects], np.float64).reshape(-1, 4)
+            for track, (x, y, width, height) in zip(ids, boxes.tolist(), strict=True):
+                trails.setdefault(track, []).append((x + width / 2, y + height / 2))
+            if position % step == 0 and len(drawn) < number:
+                boxes[:, 2:] += boxes[:, :2]
+                names = [data.categories.names[data.categories.label_of_id(obj.category_id)] for obj in record.objects]
+                try:
+                    image = read_record(record)
+                except DataError as error:
+                    failures.append(str(error))
+                    continue
+                seen = {track: trails[track] for track in ids}
+                scale = _SIDE / max(image.shape[:2])
+                title = f"{videos.names[video]}, frame {record.extras['frame_id']}"
+                drawn.append((title, draw_tracks(image, boxes, ids, names, seen, scale=scale)))
+    return drawn
 
 
 def _shares(text: str) -> dict[str, float]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from bisect import bisect_right
 from collections.abc import Sequence
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -297,19 +296,20 @@ class ClipTransform:
 
     def __call__(self, image: LabelledImage, rng: np.random.Generator, others: Sequence[LabelledImage] = ()) -> Sample:
         """The last frame as a sample; `extras` has the samples of the frames before it, and a seed for the task."""
-        same = deepcopy(rng)
+        state = rng.bit_generator.state
         transformed = self.plain.transformed(image, rng, others)
         indices = self.sampling.draw(image.index, rng)
         if indices is None:
             frames = self._shifted(transformed, rng)
         else:
-            frames = []
+            frames, same = [], np.random.default_rng()
             for index in indices:
                 if index == image.index:
                     frames.append(transformed)
                 else:
                     frame = self._frame(index, image, others)
-                    frames.append(self.plain.transformed(frame, deepcopy(same), others))
+                    same.bit_generator.state = state
+                    frames.append(self.plain.transformed(frame, same, others))
         *before, last = map(self.plain.make_sample, frames)
         return replace(last, extras={_FRAMES: tuple(before), _SEED: int(rng.integers(2**63))})
 

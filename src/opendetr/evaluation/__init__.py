@@ -22,7 +22,6 @@ from opendetr.evaluation.videos import (
     TrackingEvaluator,
     VideoTracks,
     tracking_metric_names,
-    tracks_of,
     true_tracks,
 )
 
@@ -62,7 +61,6 @@ __all__ = [
     "match_boxes",
     "metric_names",
     "tracking_metric_names",
-    "tracks_of",
     "true_tracks",
     "write_report",
 ]

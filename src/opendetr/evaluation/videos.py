@@ -11,9 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from opendetr.boxes import cxcywh_to_xyxy
 from opendetr.categories import Categories
 from opendetr.data import DISTRACTOR, TRACK, DetectionData, ImageRecord, Videos, has_tracks
 from opendetr.distributed import gather
@@ -25,6 +23,9 @@ from opendetr.evaluation.tracking import (
     Tracks,
     TrueTracks,
 )
+from opendetr.models import TrackingRules
+from opendetr.postprocess import tracked_objects
+from opendetr.results import Detections
 from opendetr.scoring import ScoreThresholds
 from opendetr.structures import Batch, ImageBatch, Output, TrackingOutput
 
@@ -43,15 +44,10 @@ class VideoTracks:
         self._data, self._videos = data, Videos(data)
         self._frames: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
-    def add(self, image_id: int, ids: np.ndarray, boxes: np.ndarray) -> None:
-        """Add the tracks of a frame.
-
-        Args:
-            image_id: the image.
-            ids: (n,) integers, each at most once.
-            boxes: (n, 4) x0, y0, x1, y1 in pixels of the original image.
-        """
-        self._frames[image_id] = (np.asarray(ids, np.int64), np.asarray(boxes, np.float64).reshape(-1, 4))
+    def add(self, image_id: int, objects: Detections) -> None:
+        """Add the objects of a frame, which have track ids."""
+        assert objects.track_ids is not None
+        self._frames[image_id] = (objects.track_ids.numpy(), objects.boxes.double().numpy())
 
     def gather(self) -> None:
         """Combine the tracks that all processes have collected."""
@@ -126,14 +122,12 @@ class FrameResult:
     """The results of a tracker on one frame.
 
     Attributes:
-        detections: the detections, as for an image.
-        ids: (n,) the reported tracks.
-        boxes: (n, 4) theirs, x0, y0, x1, y1 in pixels of the original image.
+        image: the detections, as for a single image.
+        objects: the objects with track ids.
     """
 
-    detections: ImageResult
-    ids: np.ndarray
-    boxes: np.ndarray
+    image: ImageResult
+    objects: Detections
 
 
 class TrackingEvaluator:
@@ -145,6 +139,7 @@ class TrackingEvaluator:
     Args:
         categories: the categories of the model's labels.
         data: the ground truth; see `data.has_tracks`.
+        rules: the rules of the session.
         options: those of `DetectionEvaluator`.
 
     Raises:
@@ -152,26 +147,24 @@ class TrackingEvaluator:
         ImportError: the extra `track` is not installed.
     """
 
-    def __init__(self, categories: Categories, data: DetectionData, **options: Any) -> None:
-        self._detection = DetectionEvaluator(_paired(categories, data.categories), data, **options)
-        self._tracks = VideoTracks(data)
+    def __init__(self, categories: Categories, data: DetectionData, rules: TrackingRules, **options: Any) -> None:
+        self._categories = _paired(categories, data.categories)
+        self._detection = DetectionEvaluator(self._categories, data, **options)
+        self._tracks, self._rules = VideoTracks(data), rules
 
     def results(self, output: Output, images: ImageBatch, batch: Batch) -> Iterator[FrameResult]:
         """Yield the result of each frame. `output` is that of a `TrackingSession`."""
-        ids = cast(TrackingOutput, output).track_ids
-        labels = output.final.scoring.best(output.final.logits)[1]
-        for index, detections in enumerate(self._detection.results(output, images, batch)):
-            height, width = batch.targets[index].original_size
-            known = self._detection.things.to(labels.device)[labels[index]] >= 0
-            chosen = (ids[index] >= 0) & known
-            yield FrameResult(detections, *tracks_of(output, index, ids[index], chosen, (height, width)))
+        sizes = torch.tensor([target.original_size for target in batch.targets])
+        tracked = tracked_objects(cast(TrackingOutput, output), sizes, self._categories, self._rules)
+        for image, (objects, _) in zip(self._detection.results(output, images, batch), tracked, strict=True):
+            yield FrameResult(image, objects[self._detection.things[objects.labels] >= 0])
 
     def update(self, batch: Batch, results: Iterable[FrameResult]) -> None:
         """Add the results of a batch."""
         found = list(results)
-        self._detection.update(batch, [result.detections for result in found])
+        self._detection.update(batch, [result.image for result in found])
         for result, target in zip(found, batch.targets, strict=True):
-            self._tracks.add(target.image_id, result.ids, result.boxes)
+            self._tracks.add(target.image_id, result.objects)
 
     def leave_out(self, image_ids: Iterable[int]) -> None:
         """Count unreadable frames as frames without tracks."""
@@ -196,24 +189,6 @@ class TrackingEvaluator:
         detection = self._detection.evaluation(seconds_per_image, unreadable)
         own = {**vars(detection), "metrics": {**metrics, **detection.metrics}}
         return TrackingEvaluation(**own, sequences=sequences)
-
-
-def tracks_of(
-    output: Output, index: int, ids: Tensor, chosen: Tensor, size: tuple[int, int]
-) -> tuple[np.ndarray, np.ndarray]:
-    """The ids and boxes of the chosen queries of a frame.
-
-    Args:
-        output: of the model.
-        index: of the image in the batch.
-        ids: (R,) the track of each query.
-        chosen: (R,) bool.
-        size: height and width of the original image, in pixels.
-    """
-    height, width = size
-    boxes = cxcywh_to_xyxy(output.final.boxes[index, chosen].double())
-    pixels = boxes * torch.tensor([width, height] * 2, dtype=boxes.dtype, device=boxes.device)
-    return ids[chosen].cpu().numpy(), pixels.cpu().numpy()
 
 
 def tracking_metric_names(data: DetectionData) -> list[str]:

@@ -11,8 +11,9 @@ from dataclasses import replace
 import torch
 
 from opendetr.data import DataConfig, DetectionData, Videos, eval_loader
-from opendetr.evaluation import VideoTracks, tracks_of
+from opendetr.evaluation import VideoTracks
 from opendetr.models import RulesSweep, TrackerConfig, TrackingRules, VideoModel
+from opendetr.postprocess import tracked_objects
 
 _NUM_VIDEOS, _NUM_FRAMES = 4, 48  # of training videos: an evaluation in a run should not take much longer
 _MIN_FRAMES = 17  # an evaluation of fewer images measures the speed, and its result does not count
@@ -39,7 +40,7 @@ def fit_tracker(
         model: the model, in evaluation mode.
         rules: makes the rules of thresholds.
         default: the thresholds for data without tracks, and the other fields of the result.
-        data: the training videos.
+        data: the training videos, with the classes of the model.
         config: how their frames are loaded.
         num_images: number of images of the evaluation for which the thresholds are chosen; None for all.
         device: the device of the model.
@@ -75,14 +76,15 @@ def _best(
     config: DataConfig,
     device: torch.device | str,
 ) -> TrackerConfig:
-    found = [VideoTracks(data) for _ in candidates]
+    found, every = [VideoTracks(data) for _ in candidates], [rules(candidate) for candidate in candidates]
     for video in eval_loader(data, config, batch_size=1, device=device).groups():
-        sweep = RulesSweep(model, [rules(candidate) for candidate in candidates])
+        sweep = RulesSweep(model, every)
         for batch in video:
             (target,) = batch.targets
-            for tracks, output in zip(found, sweep.step(batch.images), strict=True):
-                ids = output.track_ids[0]
-                tracks.add(target.image_id, *tracks_of(output, 0, ids, ids >= 0, target.original_size))
+            sizes = torch.tensor([target.original_size])
+            for tracks, own, output in zip(found, every, sweep.step(batch.images), strict=True):
+                ((objects, _),) = tracked_objects(output, sizes, data.categories, own)
+                tracks.add(target.image_id, objects)
     reports = [tracks.report() for tracks in found]
     scores = [-1.0 if report is None else report.combined["HOTA"] for report in reports]
     return candidates[scores.index(max(scores))]

@@ -98,7 +98,7 @@ class TrackingPreset(Preset):
         if not has_tracks(data):
             return super().evaluator(categories, data, **options)
         _require_trackeval(self.name)
-        return TrackingEvaluator(categories, data, **options)
+        return TrackingEvaluator(categories, data, self.rules(self.tracker), **options)
 
     def metrics(self, data: DetectionData) -> list[str]:
         """The names of the metrics, the main one first: HOTA for videos, else AP.

@@ -20,7 +20,6 @@ from opendetr.visualize.drawing import (
     draw_truth,
     require_format,
     save_image,
-    truth_sheet,
 )
 from opendetr.visualize.progress import StatusBar, progress_bar
 from opendetr.visualize.statistics import draw_statistics
@@ -42,5 +41,4 @@ __all__ = [
     "require_format",
     "save_image",
     "track_colour",
-    "truth_sheet",
 ]

@@ -213,32 +213,6 @@ def contact_sheet(images: Sequence[Image.Image], columns: int, titles: Sequence[
     return sheet
 
 
-def truth_sheet(
-    images: Iterable[tuple[str, Any, Iterable[TruthObject], np.ndarray | None]],
-    categories: Categories,
-    *,
-    columns: int,
-    side: int = 480,
-) -> Image.Image:
-    """A contact sheet of annotated images with the boxes or masks of their objects and the class names.
-
-    Args:
-        images: title, image, objects and masks of each image, as in `draw_truth`.
-        categories: the names and colours of the category ids.
-        columns: number of images per row.
-        side: longer side of each image on the sheet, in pixels.
-
-    Raises:
-        ValueError: there are no images.
-    """
-    titles, drawn = [], []
-    for title, image, objects, masks in images:
-        titles.append(title)
-        scale = side / max(np.asarray(image).shape[:2])
-        drawn.append(draw_truth(image, objects, categories, masks=masks, scale=scale))
-    return contact_sheet(drawn, columns, titles)
-
-
 def as_image(image: Any) -> Image.Image:
     """Convert an array or a PIL image of any mode to an RGB PIL image."""
     if not isinstance(image, Image.Image):
