@@ -1,4 +1,4 @@
-"""Renders a long video, tracks its objects, and measures the peak memory of `opendetr track`.
+"""Renders a long video and tracks its objects; measures the peak memory of tracking.
 
     python runs/track_video.py follow WORK --frames 2000 --weights deformable-detr-tiny --association bytetrack
     python runs/track_video.py memory --few 500 --many 10000
@@ -6,8 +6,8 @@
 `follow` draws a video with its ground truth, writes it as a video file and as a folder of frames, runs `opendetr track`
 on the file, and prints the metrics of the ids. Frames of the output at ten places are written to WORK/places.png.
 
-`memory` runs the command with its default options on videos of 64x64 pixels that a miniature tracks, and prints the
-peak resident memory of each run. Expected: a ratio of at most 1.02.
+`memory` tracks a video of small frames with a miniature, writes everything that the command writes, and prints the peak
+resident memory after some and after many frames. Expected: a ratio of at most 1.02.
 """
 
 from __future__ import annotations
@@ -23,12 +23,14 @@ import numpy as np
 import torch
 from PIL import Image
 
+from opendetr import Tracker
 from opendetr.categories import Categories
 from opendetr.config import to_dict
 from opendetr.data import open_video
 from opendetr.evaluation import TrackingMetrics, Tracks
 from opendetr.inference.history import true_tracks
 from opendetr.inference.sources.video import video_frames
+from opendetr.inference.writers import tracks_folder
 from opendetr.inference.writers.video import video_writer
 from opendetr.presets import build_model, miniature
 from opendetr.synthetic import VideoConfig, write_videos
@@ -86,7 +88,7 @@ def write_miniature(path: Path, name: str) -> Path:
     return path
 
 
-def write_noise(path: Path, frames: int, side: int = 64) -> Path:
+def write_noise(path: Path, frames: int, side: int) -> Path:
     """A video of a texture that moves."""
     texture = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
     with video_writer(path) as writer:
@@ -95,31 +97,30 @@ def write_noise(path: Path, frames: int, side: int = 64) -> Path:
     return path
 
 
-def peak_memory(video: Path, weights: Path, out: Path) -> float:
-    """Peak resident memory of the command in MiB (Linux)."""
-    code = (
-        "import atexit, pathlib, sys; "
-        "atexit.register(lambda: print(pathlib.Path('/proc/self/status').read_text(), file=sys.stderr)); "
-        "from opendetr.cli.main import main; main()"
-    )
-    options = ["track", video, "--weights", weights, "--out", out, "--device", "cpu", "--birth", "0", "--keep", "0"]
-    done = subprocess.run([sys.executable, "-c", code, *map(str, options)], check=True, capture_output=True, text=True)
-    print(done.stdout.strip(), flush=True)
-    line = next(line for line in done.stderr.splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) / 2**10
+def peak_memory() -> float:
+    """The peak resident memory of this process in MiB (Linux)."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 2**10
 
 
-def memory(few: int, many: int, model: str) -> None:
+def memory(few: int, many: int, model: str, side: int) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        weights = write_miniature(folder / "miniature.safetensors", model)
-        peaks = {}
-        for number in (few, many):
-            began = time.perf_counter()
-            video = write_noise(folder / f"{number}.mp4", number)
-            peaks[number] = peak_memory(video, weights, folder / str(number))
-            print(f"{number} frames: {peaks[number]:.0f} MiB peak, {time.perf_counter() - began:.0f} s", flush=True)
-    print(f"ratio {peaks[many] / peaks[few]:.3f}")
+        video = write_noise(folder / "noise.mp4", many, side)
+        tracker = Tracker(write_miniature(folder / "miniature.safetensors", model), birth=0, keep=0, device="cpu")
+        began, peaks, objects = time.perf_counter(), {}, 0
+        categories = tracker.predictor.categories
+        with tracks_folder(folder / "out", categories) as begin, begin(str(video)) as (_, write):
+            for number, detections in enumerate(tracker.track(video), start=1):
+                write(detections)
+                objects += len(detections)
+                if number in (few, many):
+                    peaks[number] = peak_memory()
+                    seconds = time.perf_counter() - began
+                    print(
+                        f"{number} frames, {objects} objects, {seconds:.0f} s: peak {peaks[number]:.1f} MiB", flush=True
+                    )
+    print(f"ratio {peaks[many] / peaks[few]:.4f}")
 
 
 def main() -> None:
@@ -132,10 +133,11 @@ def main() -> None:
     of_memory = commands.add_parser("memory")
     of_memory.add_argument("--few", type=int, default=500)
     of_memory.add_argument("--many", type=int, default=10_000)
-    of_memory.add_argument("--model", default="motr-tiny")
+    of_memory.add_argument("--model", default="transtrack-tiny")
+    of_memory.add_argument("--side", type=int, default=16, help="height and width of the frames in pixels")
     options, further = parser.parse_known_args()
     if options.command == "memory":
-        memory(options.few, options.many, options.model)
+        memory(options.few, options.many, options.model, options.side)
     else:
         follow(options.folder, options.frames, options.size, further)
 

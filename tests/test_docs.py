@@ -43,6 +43,7 @@ SMALL = (
     (r"--(time|epochs|max-steps|batch-size|image-size) \S+", ""),
     (r'(time="\w+"|epochs=\d+)', "max_steps=2, batch_size=4, image_size=64"),
     (r"--train \d+ --val \d+", "--train 12 --val 4 --size 64"),
+    (r"--videos \d+ --frames \d+", "--videos 4 --frames 6 --size 64"),
     (r"(?<=opendetr demo)\b", " --images 2"),
     (r"(?<![\w-])detr-r50(?![\w-])", DEFAULT_MODEL),
     (r"my-data/JPEGImages/\w+\.jpg", "my-data/val/000000.png"),
@@ -63,7 +64,7 @@ MADE_BY_PAGE = {
     "up-detr.md": ("runs/pretrained",),
 }
 SLOW = ("torchrun", "--processes")
-LONG_PAGES = ("training.md", "up-detr.md")  # whose blocks train several times
+LONG_PAGES = ("tracking.md", "training.md", "up-detr.md")  # whose blocks train several times
 NEEDED = {"--log tensorboard": "tensorboard", ".mp4": "av"}  # part of a command -> package without which it is left out
 _EXIT_CODE = re.compile(r"\s*# exit code (\d)$")
 
@@ -271,6 +272,7 @@ def test_the_interfaces_of_the_page_are_those_of_the_miniature_members():
         ("training.md", "train"),
         ("prediction.md", "predict"),
         ("prediction.md", "eval"),
+        ("tracking.md", "track"),
         ("models.md", "export"),
         ("training.md", "doctor"),
     ],

@@ -183,10 +183,8 @@ class _Run:
                 for note in clip.notes:
                     say(f"note: {note}")
                 try:
-                    for _ in self._track_clip(clip, folder):
+                    for _ in self._track_clip(clip, folder, stop):
                         progress(self.num_frames + self.num_failed, total)
-                        if stop.requested:
-                            break
                 except DataError as error:
                     if len(self._clips) == 1:
                         raise
@@ -199,8 +197,11 @@ class _Run:
             raise DataError(several if self.num_failed > 1 else self._unsaid[0])
         self._say_failures()
 
-    def _track_clip(self, clip: Clip, folder: ExitStack) -> Iterator[None]:
-        """Track and write a clip; yields after each frame. The files are opened at its first frame."""
+    def _track_clip(self, clip: Clip, folder: ExitStack, stop: StopSignal) -> Iterator[None]:
+        """Track and write a clip until its end or a stop; yields after each frame.
+
+        The files are opened at its first frame. They are complete only if the generator is exhausted.
+        """
         from opendetr.inference import TrackHistory
         from opendetr.inference.writers import tracks_folder
 
@@ -223,6 +224,8 @@ class _Run:
                 self.num_frames += 1
                 self._say_failures()
                 yield
+                if stop.requested:
+                    break
         if result is not None and history is not None:
             result.explain(history, self._options.out)
 

@@ -17,7 +17,7 @@ from opendetr.evaluation.tracking import MATCHED_IOU, Tracks, TrueTracks, box_io
 
 Reason = Literal["lost", "taken", "occluded"]
 REASONS = {
-    "lost": "lost: its score was too low",
+    "lost": "lost while visible",
     "taken": "taken by another",
     "occluded": "hidden or outside the image",
 }

@@ -70,7 +70,7 @@ class Explanation:
         """The chart of carriers over frames, with one colour per object."""
         places = np.stack((self.frames, self.carriers), 1)
         points = {int(number): places[self.objects == number] for number in np.unique(self.objects) if number >= 0}
-        marks = [(switch.frame, float(self.carriers[switch.row]), switch.reason) for switch in self.switches]
+        marks = [(each.frame, float(self.carriers[each.row]), each.object, each.reason) for each in self.switches]
         return draw_carriers(points, places[self.objects < 0], marks, REASONS, title, y_label=self.carrier)
 
 

@@ -11,7 +11,7 @@ from opendetr.visualize.axes import MARGIN, Frame, Ticks, draw_axes, draw_axis_n
 from opendetr.visualize.style import INK, PAPER, SMOOTH, Colour, fitted, font_of
 from opendetr.visualize.trails import track_colour
 
-_LINE, _POINT, _MARK = 3.0, 2.2, 5.5  # width of lines, radius of points and of marks in pixels
+_LINE, _POINT, _MARK = 3.0, 2.2, 6.0  # width of lines, radius of points and of marks in pixels
 _UNMATCHED: Colour = (190, 194, 201)
 _NUM_NAMED = 24  # objects in the legend
 # Corners of the marks of the first, second and third reason, in units of the radius.
@@ -25,7 +25,7 @@ _SHAPES = (
 def draw_carriers(
     points: Mapping[int, np.ndarray],
     unmatched: np.ndarray,
-    switches: Iterable[tuple[float, float, str]],
+    switches: Iterable[tuple[float, float, int, str]],
     reasons: Mapping[str, str],
     title: str = "",
     *,
@@ -37,7 +37,7 @@ def draw_carriers(
     Args:
         points: id of an object -> (n, 2), the frames in ascending order and the query that carries it in each.
         unmatched: (m, 2), frames and queries of predictions without an object, in grey.
-        switches: frame, query and reason of each change of an id. The mark is at the new query.
+        switches: frame, query, object and reason of each change of an id. The mark is at the new query.
         reasons: at most three reasons -> their texts in the legend.
         title: text above the chart.
         y_label: what carries the objects.
@@ -60,18 +60,18 @@ def draw_carriers(
     large = chart.resize((chart.width * SMOOTH, chart.height * SMOOTH), Image.Resampling.NEAREST)
     _draw_points(ImageDraw.Draw(large), frame, points, unmatched)
     pen = ImageDraw.Draw(large)
-    for column, row, reason in switches:
+    for column, row, number, reason in switches:
         ((mark_x, mark_y),) = frame.place(np.array(((column, row),)))
-        _draw_mark(pen, list(reasons).index(reason), mark_x, mark_y)
+        _draw_mark(pen, list(reasons).index(reason), mark_x, mark_y, track_colour(number))
     for reason, (sample_x, sample_y) in samples.items():
-        _draw_mark(pen, list(reasons).index(reason), sample_x, sample_y)
+        _draw_mark(pen, list(reasons).index(reason), sample_x, sample_y, PAPER)
     return large.reduce(SMOOTH)
 
 
 def _draw_legend(
     draw: ImageDraw.ImageDraw,
     objects: Sequence[int],
-    switches: Sequence[tuple[float, float, str]],
+    switches: Sequence[tuple[float, float, int, str]],
     reasons: Mapping[str, str],
     top: int,
     width: int,
@@ -97,7 +97,7 @@ def _draw_legend(
     draw.text((x, top + 8), f"switches: {len(switches)}", INK, font, anchor="lm")
     x += font.getlength(f"switches: {len(switches)}") + 24
     for reason, text in reasons.items():
-        count = sum(each == reason for _, _, each in switches)
+        count = sum(each == reason for *_, each in switches)
         samples[reason] = (x + 6, top + 8.0)
         draw.text((x + 18, top + 8), f"{text}: {count}", INK, font, anchor="lm")
         x += font.getlength(f"{text}: {count}") + 42
@@ -126,6 +126,6 @@ def _draw_dot(draw: ImageDraw.ImageDraw, x: float, y: float, radius: float, colo
     draw.ellipse((x - reach, y - reach, x + reach, y + reach), colour)
 
 
-def _draw_mark(draw: ImageDraw.ImageDraw, shape: int, x: float, y: float) -> None:
+def _draw_mark(draw: ImageDraw.ImageDraw, shape: int, x: float, y: float, colour: Colour) -> None:
     corners = (np.array(_SHAPES[shape]) * _MARK + (x + 0.5, y + 0.5)) * SMOOTH
-    draw.polygon([*map(tuple, corners)], INK, PAPER, SMOOTH)
+    draw.polygon([*map(tuple, corners)], colour, INK, round(1.4 * SMOOTH))

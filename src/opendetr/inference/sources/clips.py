@@ -21,9 +21,9 @@ from opendetr.data import (
 )
 from opendetr.data import open_video as open_folder
 from opendetr.files import IMAGE_SUFFIXES, near_path
-from opendetr.inference.sources.reading import Report, Source, each_image, is_one_image, plain_source
+from opendetr.inference.sources.reading import Report, Source, each_image, is_one_image, plain_source, reported
 from opendetr.inference.sources.source_image import FrameFile
-from opendetr.inference.sources.video import VIDEO_SUFFIXES, count_frames, is_video
+from opendetr.inference.sources.video import VIDEO_SUFFIXES, camera_frames, count_frames, is_video
 
 _ASSUMED_RATE = 25.0  # frames per second, for a folder that does not state them
 _NEEDED = "tracking needs a video, a folder of frames or a camera"
@@ -66,7 +66,7 @@ def find_clips(source: Source | Iterable[Source], *, skip: Path | None = None) -
     """
     plain: Any = plain_source(source)
     if isinstance(plain, int):
-        return [Clip(f"camera {plain}", lambda report: each_image(plain, report), is_live=True)]
+        return [Clip(f"camera {plain}", lambda report: reported(camera_frames(plain), report), is_live=True)]
     if not isinstance(plain, str | Path):
         images = [plain] if isinstance(plain, Source) else plain
         return [Clip("images", lambda report: each_image(images, report))]

@@ -121,7 +121,7 @@ def _pieces(source: Source, report: Report | None, skip: Path | None) -> Iterato
     if _is_folder(path):
         return _folder(path, report, skip)
     if is_video(path):
-        return _reported(read_ahead(frames_and_faults(path), _FRAMES_AHEAD), report)
+        return reported(read_ahead(frames_and_faults(path), _FRAMES_AHEAD), report)
     return _pieces_of_all(files_matching(str(source)), report, skip)
 
 
@@ -133,7 +133,7 @@ def _folder(path: Path, report: Report | None, skip: Path | None) -> Iterator[Pa
     return chain((first,), images)
 
 
-def _reported(frames: Iterator[SourceImage | VideoError], report: Report | None) -> Iterator[SourceImage]:
+def reported(frames: Iterator[SourceImage | VideoError], report: Report | None) -> Iterator[SourceImage]:
     """The frames. Errors, yielded or raised, are reported, or raised without `report`."""
     try:
         for item in frames:
