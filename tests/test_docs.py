@@ -64,7 +64,8 @@ MADE_BY_PAGE = {
 }
 SLOW = ("torchrun", "--processes")
 LONG_PAGES = ("training.md", "up-detr.md")  # whose blocks train several times
-NEEDED = {"--log tensorboard": "tensorboard", ".mp4": "av", "motr-tiny": "trackeval"}  # part of a command -> package without which it is left out
+# Part of a command -> package without which it is left out.
+NEEDED = {"--log tensorboard": "tensorboard", ".mp4": "av", "motr-tiny": "trackeval"}
 _EXIT_CODE = re.compile(r"\s*# exit code (\d)$")
 
 posix = pytest.mark.skipif(os.name != "posix", reason="the blocks are for a POSIX shell")
