@@ -65,7 +65,8 @@ MADE_BY_PAGE = {
 }
 SLOW = ("torchrun", "--processes")
 LONG_PAGES = ("tracking.md", "training.md", "up-detr.md")  # whose blocks train several times
-NEEDED = {"--log tensorboard": "tensorboard", ".mp4": "av"}  # part of a command -> package without which it is left out
+# Part of a command -> package without which it is left out.
+NEEDED = {"--log tensorboard": "tensorboard", ".mp4": "av", "motr-tiny": "trackeval"}
 _EXIT_CODE = re.compile(r"\s*# exit code (\d)$")
 
 posix = pytest.mark.skipif(os.name != "posix", reason="the blocks are for a POSIX shell")

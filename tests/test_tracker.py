@@ -255,7 +255,7 @@ def test_every_model_tracks_or_says_why_not(name):
         ("detr-tiny", {"association": "ocsort", "keep": 0.2}, "keep: ocsort has one threshold"),
         ("motr-tiny", {"birth": 1.5}, "birth: expected a number from 0 to 1, got 1.5"),
         ("motr-tiny", {"birth": "high"}, "birth: 'high' is not a number"),
-        ("motr-tiny", {"keep": 0.9}, "keep: expected at most tracker.birth, 0.7, got 0.9"),
+        ("motr-tiny", {"keep": 0.9}, "keep: expected at most tracker.birth, 0.4, got 0.9"),
         ("detr-tiny", {"association": "sort", "patience": 0}, "patience: expected at least 1 frame"),
     ],
 )

@@ -74,9 +74,10 @@ class VideoTracks:
         )
 
 
-def true_tracks(records: Sequence[ImageRecord]) -> TrueTracks:
-    """The ground truth of a video, given its frames in their order."""
-    objects = [(frame, obj) for frame, record in enumerate(records) for obj in record.objects]
+def true_tracks(records: Sequence[ImageRecord], numbers: Sequence[int] | None = None) -> TrueTracks:
+    """The ground truth of a video, given its frames in their order. Their default `numbers` are 0, 1, ..."""
+    numbers = range(len(records)) if numbers is None else numbers
+    objects = [(number, obj) for number, record in zip(numbers, records, strict=True) for obj in record.objects]
     boxes = np.array([obj.box for _, obj in objects], np.float64).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
     distractors = np.array([bool(obj.extras.get(DISTRACTOR)) for _, obj in objects], bool)

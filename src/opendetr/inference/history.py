@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from opendetr.data import DISTRACTOR, FRAME, TRACK, VISIBILITY, DetectionData
-from opendetr.evaluation import REASONS, Switch, Tracks, TrueTracks, explain_switches
+from opendetr.data import FRAME, VISIBILITY, DetectionData
+from opendetr.evaluation import REASONS, Switch, Tracks, explain_switches, true_tracks
 from opendetr.results import Detections
 from opendetr.visualize import draw_carriers
 
@@ -39,7 +39,10 @@ class TrackHistory:
         """Match the tracks with the annotations."""
         rows = np.concatenate([*self._rows, np.zeros((0, 7))])
         predicted = Tracks(frames=rows[:, 0].astype(np.int64), ids=rows[:, 1].astype(np.int64), boxes=rows[:, 3:])
-        objects, switches = explain_switches(*true_tracks(self._annotations), predicted)
+        records = self._annotations.images
+        truth = true_tracks(records, [record.extras[FRAME] for record in records])
+        visible = np.array([obj.extras[VISIBILITY] for record in records for obj in record.objects], dtype=np.float64)
+        objects, switches = explain_switches(truth, visible, predicted)
         return Explanation(rows[:, 0], rows[:, 2], objects, switches, "query" if self._has_queries else "track")
 
 
@@ -72,18 +75,3 @@ class Explanation:
         points = {int(number): places[self.objects == number] for number in np.unique(self.objects) if number >= 0}
         marks = [(each.frame, float(self.carriers[each.row]), each.object, each.reason) for each in self.switches]
         return draw_carriers(points, places[self.objects < 0], marks, REASONS, title, y_label=self.carrier)
-
-
-def true_tracks(data: DetectionData) -> tuple[TrueTracks, np.ndarray]:
-    """The objects of annotated frames, and the visible fraction of each."""
-    rows = [(record.extras[FRAME], obj) for record in data.images for obj in record.objects]
-    boxes = np.array([obj.box for _, obj in rows], dtype=np.float64).reshape(-1, 4)
-    distractors = np.array([obj.extras[DISTRACTOR] for _, obj in rows], dtype=bool)
-    truth = TrueTracks(
-        frames=np.array([frame for frame, _ in rows], dtype=np.int64),
-        ids=np.array([obj.extras[TRACK] for _, obj in rows], dtype=np.int64),
-        boxes=np.concatenate((boxes[:, :2], boxes[:, :2] + boxes[:, 2:]), 1),
-        ignored=np.array([obj.crowd for _, obj in rows], dtype=bool) & ~distractors,
-        distractors=distractors,
-    )
-    return truth, np.array([obj.extras[VISIBILITY] for _, obj in rows], dtype=np.float64)
