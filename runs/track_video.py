@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +70,7 @@ def follow(folder: Path, frames: int, size: int, options: list[str]) -> None:
     assert found is not None and found.annotations is not None
     truth, _ = true_tracks(found.annotations)
     metrics = TrackingMetrics()
-    metrics.add("clip", frames, truth, tracks_in(folder / "tracks" / "clip.txt"))
+    metrics.add("clip", frames, replace(truth, frames=truth.frames - 1), tracks_in(folder / "tracks" / "clip.txt"))
     print({name: round(value, 3) for name, value in metrics.compute().combined.items()})
     places = {round(place) for place in np.linspace(0.02 * frames, frames - 1, 10)}
     shown = {

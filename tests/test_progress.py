@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import time
 import warnings
 from pathlib import Path
 
@@ -32,6 +33,17 @@ def test_a_terminal_shows_what_is_done(monkeypatch, capsys, in_bytes, shown):
     assert "reading" in said.err and shown in said.err
     assert said.err.endswith("\x1b[2K")  # the line is cleared
     assert said.out == ""
+
+
+def test_a_terminal_shows_the_speed(monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    with progress_bar("tracking", rate_of="frames") as advance:
+        for done in range(3):
+            advance(done, 10)
+            time.sleep(0.02)
+    assert re.search(r"[1-9][\d.]* frames/s", capsys.readouterr().err)
 
 
 def test_a_file_shows_nothing(monkeypatch, capsys):
