@@ -103,7 +103,7 @@ class TrackingEvaluation(Evaluation):
     def tables(self) -> Iterator[list[tuple[str | float | None, ...]]]:
         """Yield tables to print: the metrics; the videos; then the tables about detections of `Evaluation`."""
         metrics, *others = super().tables()
-        yield [(name, _cell(str(name), value), text) for name, value, text in metrics]  # type: ignore[arg-type]
+        yield [(name, _cell(str(name), value), text) for name, value, text in metrics]
         names = [name for name in TRACKING_METRICS if name in self.metrics]
         rows: dict[str, Mapping[str, float | None]] = {**self.sequences, "all videos": self.metrics}
         yield [
@@ -113,9 +113,9 @@ class TrackingEvaluation(Evaluation):
         yield from others
 
 
-def _cell(name: str, value: float | None) -> str | float | None:
+def _cell(name: str, value: str | float | None) -> str | float | None:
     """A metric of a table: counts are whole numbers."""
-    return f"{int(value):,}" if _is_count(name) and value is not None else value
+    return f"{int(value):,}" if _is_count(name) and isinstance(value, (int, float)) else value
 
 
 @dataclass(frozen=True)

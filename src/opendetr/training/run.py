@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import Any, ParamSpec, cast
 
 import torch
 from PIL import Image
@@ -39,6 +39,7 @@ from opendetr.data import (
 )
 from opendetr.distributed import from_main, is_main, join_processes, rank, together, world_size
 from opendetr.inference import Predictor, compare
+from opendetr.models import Detector
 from opendetr.presets import Preset, build_model, build_task, get_preset, list_models, preset_from_dict
 from opendetr.recipe import DEFAULT_PRETRAINING_MODEL
 from opendetr.tasks import Task
@@ -457,12 +458,12 @@ def _trainer(
 
     def predictor(trained: nn.Module) -> Predictor:
         best, fitted = thresholds.current, thresholds.preset or uncached
-        return Predictor(trained.model, fitted, categories, device=str(device), thresholds=best)  # type: ignore[arg-type]
+        return Predictor(_model_of(trained), fitted, categories, device=str(device), thresholds=best)
 
     def evaluate(trained: nn.Module, num_images: int | None = None) -> dict[str, Any]:
         loader.gather_skipped()  # reports skipped images during the run
         with together():
-            fitted = uncached.fitted(trained.model, splits["train"], num_images)  # type: ignore[arg-type]
+            fitted = uncached.fitted(_model_of(trained), splits["train"], num_images)
         thresholds.preset = from_main(fitted)
         data = val if num_images is None else preset.data.evaluation_subset(val, num_images)
         evaluator = preset.evaluator(categories, data)
@@ -479,7 +480,7 @@ def _trainer(
     def save(path: Path, trained: nn.Module) -> None:
         config = to_dict(preset if thresholds.preset is None else replace(thresholds.preset, data=preset.data))
         described = replace(card, config=config, thresholds=thresholds.current)
-        save_weights(path, trained.model, described)  # type: ignore[arg-type]
+        save_weights(path, _model_of(trained), described)
 
     def draw(trained: nn.Module) -> Iterator[tuple[str, Image.Image]]:
         for record, image in compare(predictor(trained), val, drawn):
@@ -517,6 +518,11 @@ def _trainer(
             device=str(device),
         )
     return trainer, loader
+
+
+def _model_of(trained: nn.Module) -> Detector:
+    """The model of a task."""
+    return cast(Task, trained).model
 
 
 def _finish(setup: Setup, folder: Path, trainer: Trainer, loader: TrainLoader, result: RunResult, say: Say) -> Run:
