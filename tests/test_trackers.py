@@ -20,7 +20,9 @@ from torch import Tensor
 import opendetr
 from golden_tracking import normalised
 from opendetr import Predictor, distributed
+from opendetr.boxes import iou
 from opendetr.categories import Categories, coco_categories
+from opendetr.data import open_data
 from opendetr.export import export_official
 from opendetr.models import (
     MOTR,
@@ -44,6 +46,7 @@ from opendetr.presets import (
 )
 from opendetr.scoring import Sigmoid
 from opendetr.structures import Batch, ClipBatch, ImageBatch, Predictions, Target
+from opendetr.synthetic import write_scenes
 from opendetr.tasks import COUNT, Task
 from opendetr.tasks.tracking import shifted
 from opendetr.training.activation_checkpointing import recompute_blocks
@@ -462,6 +465,9 @@ def test_a_tracker_starts_from_a_detector_with_refinement(name):
         transfer(tracker, state, coco_categories(), Categories.from_names(["pedestrian"]))
 
 
+GRID = torch.tensor([0.2, 0.5, 0.8])
+
+
 @pytest.mark.parametrize("name", ["motr-tiny", "transtrack-tiny"])
 def test_a_tiny_tracker_starts_from_the_weights_of_the_package(name, tmp_path):
     setup, origin = set_up(tmp_path, name, "deformable-detr-tiny", None, freeze_detector=False)
@@ -469,7 +475,21 @@ def test_a_tiny_tracker_starts_from_the_weights_of_the_package(name, tmp_path):
     assert not setup.preset.has_masks
     model = build_model(setup.preset, 2)
     report = load_start(model, origin, setup.preset, Categories.from_names(["disc", "other"]))
-    assert "1 kept (disc), 1 new (other)" in report and "queries" in report and "proposal_class_head" in report
+    assert "1 kept (disc), 1 new (other)" in report and "proposal_class_head" in report
+    assert "queries" not in report and "reference_points" not in report  # these are not random
+    points = model.reference_of(model.queries.weight.chunk(2, 1)[0])
+    assert all(((points - corner).abs().amax(1) < 0.15).any() for corner in torch.cartesian_prod(*2 * [GRID]))
+    # Its boxes are on objects before any training. With random queries, hardly any are.
+    write_scenes(tmp_path / "scenes", counts={"train": 1, "val": 6})
+    val = open_data(tmp_path / "scenes")["val"]
+    predictor = Predictor(model, setup.preset, Categories.from_names(["disc", "other"]), device="cpu")
+    ious = []
+    for record in val.images:
+        found = predictor.predict(record.path, min_score=0)
+        boxes = torch.tensor([obj.box for obj in record.objects], dtype=torch.float32)
+        boxes[:, 2:] += boxes[:, :2]
+        ious += iou(boxes[:, None], found.boxes[None]).amax(1).tolist()
+    assert sum(value > 0.5 for value in ious) > 0.15 * len(ious)
 
 
 @pytest.mark.parametrize("name", ["motr-r50", "transtrack-r50"])

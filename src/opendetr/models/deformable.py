@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from opendetr.models.detector import Detector, tokens_of
 from opendetr.nn import (
@@ -42,7 +43,8 @@ from opendetr.structures import FeatureMap, Output, Predictions, Scoring
 
 _PRIOR = 0.01  # initial class probability, low because most queries match no object
 _EPSILON = 1e-5  # as in the original, for the logits of references
-_QUERY_PARTS, _PROPOSAL_PARTS = ("queries.", "reference_points."), ("proposal_",)  # of one and of two stages
+_PROPOSAL_PARTS = ("proposal_",)  # of two stages; one stage has queries and reference points instead
+_GRID_BOX = 0.2  # side of the boxes that learned queries stand for if they replace proposals
 _PROPOSAL_SIZE = 0.05  # side of a proposal on the finest level; it doubles with each coarser level
 _PROPOSAL_MARGIN = 0.01  # proposals closer to an edge of the image are excluded
 
@@ -315,12 +317,37 @@ class DeformableDETR(Detector):
         return self.queries.num_embeddings
 
     def completed(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """As `Detector.completed`. For a two-stage detector, learned queries replace the proposals."""
+        """As `Detector.completed`. For a two-stage detector, learned queries replace the proposals.
+
+        They are those that the detector would compute from proposals on a grid.
+        """
         proposals = {name for name in state if name.startswith(_PROPOSAL_PARTS)}
         if not proposals:
             return super().completed(state)
-        queries = {name: value for name, value in self.state_dict().items() if name.startswith(_QUERY_PARTS)}
-        return super().completed(queries | {name: state[name] for name in state.keys() - proposals})
+        kept = {name: state[name] for name in state.keys() - proposals}
+        return super().completed(kept | self._queries_on_grid(state))
+
+    def _queries_on_grid(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weights with which learned queries start as proposals of a two-stage detector, evenly spread over the image.
+
+        The queries give points and not boxes, so the first layer adds the size of the proposals.
+        """
+        centres = _spread_points(self.num_queries)
+        boxes = torch.cat((centres, torch.full_like(centres, _GRID_BOX)), 1)
+        embedded = embed_coordinates(boxes, self.queries.weight.shape[1] // 4)
+        made = F.linear(embedded, state["proposal_query.weight"].float(), state["proposal_query.bias"].float())
+        norm = state["proposal_query_norm.weight"].float(), state["proposal_query_norm.bias"].float()
+        queries = F.layer_norm(made, made.shape[1:], *norm)
+        position = queries.chunk(2, 1)[0]
+        points = torch.linalg.lstsq(position, centres.logit()).solution
+        sizes = "box_heads.0.layers.2.bias"  # of the last layer
+        offset = torch.tensor([0.0, 0.0, 1.0, 1.0]) * math.log(_GRID_BOX / (1 - _GRID_BOX))
+        return {
+            "queries.weight": queries,
+            "reference_points.weight": points.T.contiguous(),
+            "reference_points.bias": torch.zeros(2),
+            sizes: state[sizes].float() + offset,
+        }
 
     def project_features(
         self, features: tuple[FeatureMap, ...], padding: Tensor | None = None
@@ -523,6 +550,13 @@ class TwoStageDETR(DeformableDETR):
         """Scores (B, N) and boxes (B, N, 4) -> the boxes of the Q best tokens (B, Q, 4), fewer if N < Q."""
         chosen = scores.topk(min(self.num_queries, scores.shape[1]), dim=1).indices
         return boxes.gather(1, chosen[..., None].expand(-1, -1, 4))
+
+
+def _spread_points(count: int) -> Tensor:
+    """(count, 2) points that cover the unit square evenly for every count (the R2 sequence)."""
+    ratio = 1.32471795724474602596  # the real root of x^3 = x + 1
+    steps = torch.tensor([1 / ratio, 1 / ratio**2], dtype=torch.float64)
+    return ((0.5 + torch.arange(1, count + 1, dtype=torch.float64)[:, None] * steps) % 1).float()
 
 
 def _per_image(queries: Tensor, tokens: _Tokens) -> Tensor:
