@@ -193,8 +193,8 @@ def _flow(values: dict[str, Any]) -> str:
         ({"model": "no-such-model"}, "not a model of the catalogue"),
         ({"freeze_detector": True}, "freeze_detector: applies to annotated images"),
         ({"augment": "mosaic"}, "augment: applies to annotated images"),
-        ({"num_queries": 51}, "51 queries cannot be divided equally among 10 patches"),
-        ({"changes": ["data.num_patches=11"]}, "11 patches of an image are more than the 10"),
+        ({"num_queries": 51}, "51 queries cannot be divided equally among 50 patches"),
+        ({"changes": ["data.num_patches=51"]}, "51 patches of an image are more than the 50"),
         ({"changes": ["data.masks=auto"]}, "masks is 'auto'"),
         ({"best_by": "AP"}, "no metric of the validation data is called 'AP'"),
     ],
@@ -346,7 +346,7 @@ def test_the_tiny_model_learns_to_locate_the_patches_of_eight_images(tmp_path):
     """By what the patches show: those of other images are not located. A fixed box locates a quarter of the patches."""
     write_scenes(tmp_path, counts={"train": 8, "val": 1}, config=SceneConfig(size=96))
     sizes = {"image_size": 96, "max_size": 96, "num_patches": 5, "patch_size": 32, "num_workers": 0}
-    preset = replaced(get_preset("up-detr-tiny"), {"model": {"num_patches": 5}, "data": sizes}).trained_from_nothing()
+    preset = replaced(get_preset("up-detr-tiny"), {"data": sizes}).trained_from_nothing()
     torch.manual_seed(0)
     model = build_model(preset, 2)
     task = build_task(preset, model, 2).train()

@@ -111,7 +111,7 @@ def test_other_patches_are_one_line(patches):
 @pytest.mark.parametrize(
     ("assignment", "message"),
     [
-        ("model.num_queries=55", "55 queries cannot be divided equally among 10 patches"),
+        ("model.num_queries=55", "55 queries cannot be divided equally among 50 patches"),
         ("model.num_patches=0", "at least 1"),
         ("model.query_dropout=1", "below 1"),
         ("reconstruction.weight=-1", "at least 0"),
