@@ -81,6 +81,22 @@ _SYNONYMS = tuple(
     )
 )
 
+# The extra of each optional package, as in pyproject.toml.
+_EXTRAS = {
+    "av": "video",
+    "opencv-python-headless": "video",
+    "transformers": "text",
+    "tokenizers": "text",
+    "timm": "text",
+    "tensorboard": "log",
+    "wandb": "log",
+    "mlflow": "log",
+    "ipywidgets": "notebook",
+    "supervision": "supervision",
+    "trackeval": "track",
+    "trackers": "track",
+}
+
 
 class ConfigError(ValueError):
     """A configuration cannot be used. The message is one line."""
@@ -104,6 +120,29 @@ class SettingError(ConfigError):
         """The same error with the argument that gave the value, if the setting is in `arguments`: setting -> name."""
         name = arguments.get(self.setting)
         return SettingError(self.text, setting=self.setting, argument=name) if name else self
+
+
+class MissingPackageError(ConfigError, ImportError):
+    """An optional package is not installed. The message is one line with the command that installs it.
+
+    Args:
+        what: what needs the package.
+        package: its name in a registry of packages.
+
+    Attributes:
+        what, package: the arguments.
+        needs: the message without `what`.
+    """
+
+    def __init__(self, what: str, package: str) -> None:
+        self.what, self.package, self.needs = what, package, needs_package(package)
+        super().__init__(f"{what}: {self.needs}")
+
+
+def needs_package(package: str) -> str:
+    """An ending for a message: a package is needed, and the command that installs it with the others of its extra."""
+    what = f"'opendetr[{_EXTRAS[package]}]'" if package in _EXTRAS else package
+    return f"needs {package}; install it with `python -m pip install {what}`"
 
 
 def to_dict(tree: Any) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from opendetr import visualize
 from opendetr.categories import Categories
+from opendetr.config import needs_package
 from opendetr.data import read_image, to_pixels
 from opendetr.structures import Movable, expect_shape
 
@@ -264,10 +265,8 @@ class Detections(Drawable, Movable):
         except ModuleNotFoundError as error:
             if error.name != "supervision":
                 raise
-            raise ModuleNotFoundError(
-                "to_supervision needs supervision; install it with `python -m pip install 'opendetr[supervision]'`",
-                name="supervision",
-            ) from None
+            text = f"to_supervision: {needs_package('supervision')}"
+            raise ModuleNotFoundError(text, name="supervision") from None
 
         return supervision.Detections(
             xyxy=self.boxes.detach().cpu().numpy(),
@@ -335,7 +334,7 @@ def _data_frame(result: Detections | Panoptic, columns: dict[str, Any]) -> Any:
     try:
         import pandas
     except ImportError:
-        raise ImportError("to_pandas: needs pandas; install it with `python -m pip install pandas`") from None
+        raise ImportError(f"to_pandas: {needs_package('pandas')}") from None
     frame = pandas.DataFrame(columns)
     frame.insert(0, "file_name", result.source)
     frame.insert(1, "frame", result.frame)
