@@ -287,7 +287,7 @@ def test_bad_weights_are_one_line(run, scenes, tmp_path, monkeypatch):
         (["--weights", plain, "--model", "detr-tiny"], "is an empty file, not a file of weights"),
         (["--weights", run / "best" / "model.safetensors.gone"], "no such file"),
         (["--weights", scenes], "contains no weights"),
-        (["--weights", "detr-r18"], "no weights of it are published"),
+        (["--weights", "detr-r18"], "detr-r18: has no published weights"),
     ):
         assert words in failure("predict", image, "--out", tmp_path / "out", *options)
     assert not (tmp_path / "run-by-a-pickle").exists()

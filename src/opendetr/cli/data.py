@@ -176,7 +176,7 @@ def show(
 
         opendetr data show my-data --split val --images 36 --seed 1 --out val.png
     """
-    from opendetr.data import DataError
+    from opendetr.data import DataError, unknown_split
     from opendetr.data.formats import TRAIN_NAMES, recognise
     from opendetr.visualize import save_image, truth_sheet
 
@@ -184,7 +184,7 @@ def show(
     dataset = recognise(source)
     chosen = split or next((name for name in TRAIN_NAMES if name in dataset.splits), dataset.splits[0])
     if chosen not in dataset.splits:
-        raise DataError(f"{source}: no split '{chosen}'; it has {', '.join(dataset.splits)}")
+        raise unknown_split(source, chosen, dataset.splits)
     data = dataset.read((chosen,))[chosen]
     say(f"{chosen}: {data.summary()}")
     records = _sampled(data.images, images, seed)
