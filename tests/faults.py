@@ -478,6 +478,19 @@ def _normalised(data: DataSet) -> Place:
     return Place(data.folder, "split 'val'")
 
 
+def _enlarged(data: DataSet) -> Place:
+    for drawn in data.images[4:]:
+        drawn.things = [Thing(name, (40, 40, 130 + n, 100)) for n, name in enumerate(data.classes)]
+    return Place(data.folder, "split 'val'")
+
+
+def _shifted(data: DataSet) -> Place:
+    for path in sorted((data.folder / "labels").rglob("*.txt")):
+        rows = (line.split(" ", 1) for line in path.read_text().splitlines())
+        path.write_text("".join(f"{int(label) + 1} {numbers}\n" for label, numbers in rows))
+    return Place(data.folder / "data.yaml", "'names'")
+
+
 def _third_class(data: DataSet, name: str, images: Iterable[int]) -> Place:
     data.classes.append(name)
     for index in images:
@@ -901,6 +914,8 @@ FAULTS = (
     Fault(FaultKind.REPEATED_BOX, "annotated twice", everywhere(repeat("cat"))),
     Fault(FaultKind.TWO_CLASSES, "annotated as a cat and as a dog", everywhere(repeat("dog"))),
     Fault(FaultKind.NORMALISED_BOXES, "`[0.1, 0.2, 0.5, 0.4]`", everywhere(before(_normalised), COCO, VOC, CSV, MOT)),
+    Fault(FaultKind.FOREIGN_SCALE, "annotated at three times the size", everywhere(before(_enlarged))),
+    Fault(FaultKind.SHIFTED_CLASSES, "classes 1 and 2 of 2", {YOLO: after(_shifted)}),
     Fault(FaultKind.SMALL_OBJECT, "2x2 pixels", everywhere(box(84, 5, 2, 2))),
     Fault(FaultKind.THIN_BOX, "40x1 pixels", everywhere(box(84, 5, 40, 1))),
     Fault(FaultKind.LONG_IMAGE, "1000x40 pixels", everywhere(_long)),

@@ -171,6 +171,28 @@ def test_the_exit_code_says_what_training_does(tmp_path):
     assert run(tmp_path / "copy")[0] == 0
 
 
+@pytest.mark.parametrize("kind", [FaultKind.NORMALISED_BOXES, FaultKind.FOREIGN_SCALE, FaultKind.SHIFTED_CLASSES])
+def test_data_that_are_probably_misread_are_a_serious_fault(tmp_path, kind):
+    fault = next(fault for fault in FAULTS if fault.kind is kind)
+    maker = next(iter(fault.makers))
+    place = fault.makers[maker](DataSet(maker, tmp_path))
+    code, text, errors = run(tmp_path)
+    assert (code, errors) == (3, "")
+    block = next(block for block in text.split("\n\n") if block.startswith("Training probably misreads\n"))
+    assert kind.describe(1) in block and place.at in block
+    assert "training uses every image" not in text
+
+
+def test_boxes_without_area_alone_stop_training(tmp_path):
+    data = DataSet("COCO", tmp_path)
+    for drawn in data.images:
+        drawn.things = [thing._replace(box=(5, 5, 0, 0)) for thing in drawn.things]
+    data.write()
+    code, text, errors = run(tmp_path)
+    assert code == 1 and errors.endswith("training cannot start: 1 split without any object\n"), errors
+    assert "36 boxes without area" in text
+
+
 def test_what_only_training_with_masks_skips_is_said(tmp_path):
     fault = next(fault for fault in FAULTS if fault.kind is FaultKind.INVALID_OUTLINE)
     place = fault.makers["COCO"](DataSet("COCO", tmp_path))

@@ -21,6 +21,7 @@ from typer.testing import CliRunner, Result
 from folders import coco_content, write_coco_folder, write_image, write_voc_folder
 from opendetr import presets
 from opendetr.cli.main import app
+from opendetr.cli.output import torchvision_fault
 from opendetr.config import to_dict
 from opendetr.inference.predictor import load
 from opendetr.synthetic import write_scenes
@@ -286,7 +287,7 @@ def test_bad_weights_are_one_line(run, scenes, tmp_path, monkeypatch):
         (["--weights", plain, "--model", "detr-tiny"], "is an empty file, not a file of weights"),
         (["--weights", run / "best" / "model.safetensors.gone"], "no such file"),
         (["--weights", scenes], "contains no weights"),
-        (["--weights", "detr-r18"], "no weights of it are published"),
+        (["--weights", "detr-r18"], "detr-r18: has no published weights"),
     ):
         assert words in failure("predict", image, "--out", tmp_path / "out", *options)
     assert not (tmp_path / "run-by-a-pickle").exists()
@@ -342,8 +343,19 @@ def test_torch_and_torchvision_that_do_not_fit(tmp_path):
         (package / "__init__.py").write_text(f"raise {error}")
         done = _process(["models"], PYTHONPATH=f"{package.parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
         assert done.returncode == 1
-        assert "pip install --upgrade --force-reinstall torch torchvision" in done.stderr
+        assert re.search(r"error: torch [\d.+\w]+ and torchvision [\d.+\w]+ do not match \(", done.stderr)
+        assert re.search(r"Error: (operator torchvision::nms does not exist|torchvision is broken)\); fix", done.stderr)
         assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(("torch", "index"), [("2.6.0", ""), ("2.6.0a0+git12", ""), ("2.6.0+cpu", "cpu"),
+                                              ("2.6.0+cu126", "cu126"), (None, "")])  # fmt: skip
+def test_the_fix_of_torchvision_keeps_the_build_of_torch(torch, index):
+    """CPU packages are not replaced by gigabytes of CUDA, and other packages are not reinstalled."""
+    line = torchvision_fault(ImportError("broken"), torch, None)
+    option = f" --index-url https://download.pytorch.org/whl/{index}" if index else ""
+    assert line.endswith(f"pip install --upgrade torch torchvision{option}`")
+    assert "torchvision (missing) do not match (ImportError: broken)" in line and "--force" not in line
 
 
 # ---------------------------------------------------------------------------------------------------------------- usage

@@ -9,6 +9,7 @@ import pytest
 
 from folders import one_line, write_image
 from opendetr.data.formats.recognise import Format, open_data, open_split, recognise
+from opendetr.data.formats.splits import split_folders
 from opendetr.data.formats.yolo import find_description, polygon_area
 from opendetr.data.records import DataError, FaultKind
 from opendetr.files import IMAGE_SUFFIXES
@@ -157,6 +158,25 @@ def test_splits_with_their_own_images_and_labels(tmp_path):
             (tmp_path / "y" / name).mkdir(parents=True, exist_ok=True)
             shutil.move(tmp_path / "x" / kind / split, tmp_path / "y" / name / kind)
     assert {name: part.num_objects for name, part in open_data(tmp_path / "y").items()} == {"train": 4, "val": 4}
+
+
+@pytest.mark.parametrize("inner", [True, False])
+def test_folders_with_a_year_are_splits(tmp_path, inner):
+    """As in COCO, without data.yaml: images/train2017 and labels/train2017, or train2017/images and so on."""
+    for name in ("train2017", "val2017", "test_2017"):
+        places = [tmp_path / kind / name if inner else tmp_path / name / kind for kind in ("images", "labels")]
+        write_image(places[0] / "1.png")
+        places[1].mkdir(parents=True)
+        (places[1] / "1.txt").write_text(ROWS)
+    assert set(recognise(tmp_path).splits) == {"train", "val", "test"}
+    assert open_data(tmp_path)["val"].num_objects == 2
+
+
+def test_which_folders_are_splits():
+    names = ["train2014", "train2017", "val", "val2017", "train station", "bus stop", "TEST-2007"]
+    expected = {"train2014": "train2014", "train2017": "train2017", "val": "val", "val2017": "val2017",
+                "train station": "train station", "bus stop": "bus stop", "TEST-2007": "test"}  # fmt: skip
+    assert split_folders(names) == expected
 
 
 def test_labels_may_lie_beside_the_images(tmp_path):

@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 from folders import one_line, write_image
+from opendetr import distributed
 from opendetr.categories import Categories
 from opendetr.config import SettingError
 from opendetr.data import loader as loader_module
@@ -601,3 +602,15 @@ def test_an_unreadable_image_is_replaced_where_images_are_mixed(damaged, augment
     loader = train_loader(damaged, replace(CONFIG, augment=augment), batch_size=13, seed=0)
     assert len(list(loader.epoch(0))) == 2
     assert sorted(loader.unreadable) == [105, 106]
+
+
+@pytest.mark.parametrize(("cpus", "limit", "expected"), [(1, "max 100000", 1), (3, "50000 100000", 1), (3, "", 2)])
+def test_there_are_no_more_processes_than_usable_cpus(data, tmp_path, monkeypatch, recwarn, cpus, limit, expected):
+    """Neither the affinity nor the limit of a container is exceeded, and torch does not warn."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _process: set(range(cpus)), raising=False)
+    (tmp_path / "cpu.max").write_text(limit)
+    monkeypatch.setattr(distributed, "_CPU_LIMIT", tmp_path / "cpu.max")
+    config = replace(CONFIG, num_workers=2)
+    for loader in (train_loader(data, config, batch_size=4, seed=0), eval_loader(data, config, batch_size=4)):
+        assert loader._loader.num_workers == expected
+    assert not [warning for warning in recwarn if "worker" in str(warning.message)]

@@ -173,7 +173,9 @@ def test_a_tool_that_is_not_installed_is_one_line_and_nothing_is_written(tool, t
     arguments = ["train", str(tmp_path / "scenes"), "--out", str(tmp_path / "run"), "--weights", "none"]
     result = CliRunner().invoke(app, [*arguments, "--model", "detr-tiny", "--device", "cpu", "--log", tool])
     assert result.exit_code == 1
-    assert result.stderr.splitlines()[-1] == (f"error: {tool} is not installed; install it with `pip install {tool}`")
+    assert result.stderr.splitlines()[-1] == (
+        f"error: log {tool}: needs {tool}; install it with `python -m pip install 'opendetr[log]'`"
+    )
     assert not (tmp_path / "run").exists()
 
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 import functools
 import json
 import re
+import subprocess
+import sys
+import tomllib
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from opendetr import presets
+from opendetr import config, presets
 from opendetr.cli import models as module
 from opendetr.cli.main import app
 from opendetr.presets import FAMILIES, RELATIVE_TIME, get_preset, list_models
@@ -94,3 +98,59 @@ def test_an_unknown_name_gets_the_nearest():
 def test_times_are_those_of_models_relative_to_detr_r50():
     assert RELATIVE_TIME.keys() <= set(list_models()) and RELATIVE_TIME["detr-r50"] == 1
     assert RELATIVE_TIME["deformable-detr-tiny"] < RELATIVE_TIME["detr-r18"] < RELATIVE_TIME["detr-r101-dc5"]
+
+
+PYPROJECT = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())
+EXTRAS = {
+    re.split("[<>=]", requirement)[0]: extra
+    for extra, requirements in PYPROJECT["project"]["optional-dependencies"].items()
+    if extra not in ("docs", "dev")
+    for requirement in requirements
+}
+
+
+def test_the_extra_of_every_optional_package_is_known():
+    assert config._EXTRAS == EXTRAS
+
+
+def test_the_catalogue_needs_no_extra():
+    """Every way through the catalogue, in an environment in which no optional package can be imported."""
+    code = f"""
+import sys
+for name in {[*EXTRAS, "cv2"]}:
+    sys.modules[name.replace("-", "_")] = None
+import functools, json
+from typer.testing import CliRunner
+import opendetr
+from opendetr.cli import models as module
+from opendetr.cli.main import app
+from opendetr.presets import list_models
+module._row = functools.cache(module._row)
+def run(*arguments):
+    result = CliRunner().invoke(app, arguments)
+    assert isinstance(result.exception, SystemExit | None), result.exception
+    return result.exit_code, result.stdout, result.stderr
+code, text, error = run("models")
+assert (code, error) == (0, "") and all(name in text for name in list_models()), error
+assert "needs transformers; install it with" in text.replace("\\n", " "), text
+assert max(map(len, text.splitlines())) <= 100
+assert run("models", "--details")[0] == 0
+code, text, error = run("models", "--json")
+rows = {{row["name"]: row for row in json.loads(text)["models"]}}
+assert [name for name in rows if rows[name]["missing"]] == [name for name in rows if rows[name]["parameters"] is None]
+assert rows["mdetr-r101-gqa"]["answers_questions"] and rows["mdetr-enb3"]["takes_text"]
+assert rows["mdetr-r101-phrasecut"]["family"] == "mdetr"
+assert all("MDETR" in run("models", name)[1] for name in rows if name.startswith("mdetr-"))
+assert "did you mean mdetr-r50" in run("models", "mdetr-r50x")[2]
+assert "did you mean mdetr-r50" in run("predict", sys.executable, "--weights", "mdetr-r50x")[2]
+opendetr.create("mdetr-tiny")
+for name, package in {{"mdetr-r50": "transformers", "mdetr-enb3": "timm"}}.items():
+    try:
+        opendetr.create(name)
+    except opendetr.ConfigError as fault:
+        assert f"needs {{package}}; install it with `python -m pip install 'opendetr[text]'`" in str(fault), fault
+    else:
+        raise AssertionError(name)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -452,7 +452,9 @@ def test_a_playlist_that_calls_itself_a_video_reaches_no_server(tmp_path, server
 def test_without_pyav_the_line_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
     (tmp_path / "a.mp4").touch()
-    with pytest.raises(VideoError, match="python -m pip install av"):
+    with pytest.raises(
+        VideoError, match=r"a.mp4: needs av; install it with `python -m pip install 'opendetr\[video\]'`"
+    ):
         next(video_frames(tmp_path / "a.mp4"))
 
 

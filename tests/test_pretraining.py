@@ -112,10 +112,14 @@ def test_more_held_out_images_have_a_control_and_the_progress_shows_it(images, t
         assert describe_metric(name)
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one(images, whole, tmp_path):
+def test_a_resumed_run_equals_an_uninterrupted_one(images, whole, tmp_path, capfd):
     folder, _ = whole
-    first = run(images, tmp_path / "run", callbacks=[StopAfterOne()], ema=0.5)
+    lines: list[str] = []
+    first = run(images, tmp_path / "run", callbacks=[StopAfterOne()], ema=0.5, say=lines.append)
     assert (first.result.step, first.result.interrupted) == (1, True)
+    command = f"opendetr pretrain --resume {tmp_path / 'run'}"
+    assert lines[-1] == f"error: interrupted after 1 step, and saved; continue with `{command}`"
+    assert "interrupted" not in capfd.readouterr().err, "said twice"
     second = resume(tmp_path / "run", device="cpu", say=lambda _line: None)
     assert second.result.step == 3
     ours, theirs = tensors_of(tmp_path / "run"), tensors_of(folder)
@@ -147,7 +151,8 @@ def train_in_processes(images: Path, folder: Path) -> None:
     assert in_processes(2, lambda: work("two")) == [0, 0]
 
 
-def test_the_command_pretrains_and_says_what_comes_next(images, tmp_path):
+def test_the_command_pretrains_and_says_what_comes_next(images, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules[opendetr.training.Run.__module__], "FAILED_BELOW", -1)  # one step learns nothing
     small = [f"--set={branch}={{{_flow(SETTINGS[branch])}}}" for branch in ("model", "data", "recipe")]
     arguments = ["pretrain", str(images), "--out", str(tmp_path / "run"), "--max-steps", "1", *small]
     result = CliRunner().invoke(app, arguments)
@@ -155,7 +160,7 @@ def test_the_command_pretrains_and_says_what_comes_next(images, tmp_path):
     assert result.stdout.strip() == str(tmp_path / "run")
     assert f"opendetr train DATA --weights {tmp_path / 'run'}" in result.stderr
     again = CliRunner().invoke(app, ["pretrain", "--resume", str(tmp_path / "run")])
-    assert again.exit_code == 0 and "had already ended after 1 steps" in again.stderr
+    assert again.exit_code == 0 and "had already ended after 1 step; to train longer" in again.stderr.splitlines()[0]
 
 
 def test_a_pretrained_model_is_evaluated_by_the_command(images, whole, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import os
 import subprocess
@@ -10,6 +11,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -233,3 +235,34 @@ def test_examples_of_the_pages_pass_mypy_strict(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
     errors = [line for line in done.stdout.splitlines() if ": error: " in line]
     assert errors and all(line.startswith("wrong.py:3: ") for line in errors), done.stdout + done.stderr
+
+
+def test_habits_from_other_tools_get_the_right_name(tmp_path):
+    """Unknown arguments and attributes, from the table of the command line."""
+    detector = opendetr.load(device="cpu")  # the default of the command line
+    assert detector.preset.name == DEFAULT_MODEL
+    image = np.zeros((64, 64, 3), dtype=np.uint8)
+    calls = {
+        "predict has no argument 'conf'; did you mean min_score?": lambda: detector(image, conf=0.1),
+        "predict has no argument 'threshold'; did you mean min_score?": lambda: detector.predict(image, threshold=0.1),
+        "predict has no argument 'iou'; DETR needs no non-maximum": lambda: detector(image, iou=0.5),
+        "train has no argument 'imgsz'; did you mean image_size?": lambda: opendetr.train("data", imgsz=3),
+        "train has no argument 'learning_rate'; did you mean lr?": lambda: opendetr.train("data", learning_rate=1),
+        "train has no argument 'dataset'; did you mean data?": lambda: opendetr.train(dataset="data"),
+        "train has no argument 'batch'; did you mean batch_size?": lambda: opendetr.pretrain("data", batch=2),
+        "load has no argument 'cuda'; did you mean device?": lambda: opendetr.load(cuda=True),
+        "create has no argument 'pretrained'; did you mean weights?": lambda: opendetr.create("detr-r50", pretrained=1),
+    }
+    for text, call in calls.items():
+        with pytest.raises(TypeError) as fault:
+            call()
+        assert text in str(fault.value)
+    found = detector(image, min_score=0)
+    for name, near in {"xyxy": "boxes", "conf": "scores", "cls": "labels", "to_panda": "to_pandas"}.items():
+        with pytest.raises(AttributeError, match=f"Detections has no attribute '{name}'; did you mean {near}?"):
+            getattr(found, name)
+    assert copy.deepcopy(found).size == found.size and not hasattr(found, "__array__")
+    with pytest.raises(ValueError, match=r"write d\[\[name == 'RBC' for name in d.names\]\]"):
+        found["RBC"]
+    with pytest.raises(opendetr.ConfigError, match="0 is not the name of a class; give names, such as 'disc'"):
+        detector(image, class_min_scores={0: 0.9})

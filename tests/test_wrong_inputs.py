@@ -33,10 +33,40 @@ train my-data --model detr-resnet-50x
 2 error: 'detr-resnet-50x' is not a model of the catalogue; did you mean detr-r50 or detr-r101 or detr-r50-dc5? `opendetr models` lists them
 
 eval my-data --weights detr-r50x
-1 error: detr-r50x: no such file or model; did you mean detr-r50 or detr-r101 or detr-r50-dc5?
+1 error: detr-r50x: no such file or model; did you mean detr-r50 or detr-r101 or detr-r50-dc5? `opendetr models` lists them
 
 predict image.jpg --weights detr_resnet50
-1 error: detr_resnet50: no such file or model; did you mean detr-r50?
+1 error: detr_resnet50: no such file or model; did you mean detr-r50? `opendetr models` lists them
+
+predict image.jpg --weights yolov8n.pt
+1 error: yolov8n.pt: no such file or model; OpenDETR has models of the DETR family: `opendetr models` lists them
+
+predict image.jpg --weights yolov8n
+1 error: yolov8n: no such file or model; OpenDETR has models of the DETR family: `opendetr models` lists them
+
+predict image.jpg --model detr-tiny --weights published
+1 error: detr-tiny: has no published weights; train it first, or give a weights file
+
+predict image.jpg --weights imagenet
+1 error: imagenet: is for training only; give a model of the catalogue, a run folder or a weights file
+
+predict image.jpg --weights runs/mine --min-score CAT=0.3
+1 error: min score of 'CAT': the detector has no such class; did you mean 'cat'?
+
+predict image.jpg --weights runs/mine --min-score zebra=0.3
+1 error: min score of 'zebra': the detector has no such class; it has cat, dog
+
+train --data other.yaml
+2 Error: no option --data; give it as an argument: opendetr train other.yaml
+
+train --data=other.yaml --imgsz 640
+2 Error: no option --data; give it as an argument: opendetr train other.yaml
+
+train my-data --cfg-options a=b
+2 Error: no option --cfg-options; did you mean --set?
+
+train my-data --train-split trian
+1 error: my-data: no split 'trian'; it has train, val; did you mean train?
 
 predict image.jpg --weights runs/mien
 1 error: runs/mien: no such file; did you mean runs/mine?
@@ -189,7 +219,7 @@ train my-dta
 1 error: my-dta: no such folder; did you mean my-data?
 
 train my-data --val-split vla
-1 error: my-data: no split 'vla'; it has train, val: name one of them as the val split
+1 error: my-data: no split 'vla'; it has train, val; did you mean val?
 
 train --resume runs
 1 error: runs: contains several runs; choose one of runs/copy, runs/mine, runs/other
@@ -219,7 +249,7 @@ predict source=image.jpg
 2 Error: Invalid value: source=image.jpg: arguments have no name: write image.jpg
 
 predict --source image.jpg
-2 Error: no option --source; give it as an argument: opendetr predict photo.jpg
+2 Error: no option --source; give it as an argument: opendetr predict image.jpg
 
 predict image.jpg --save-txt
 2 Error: no option --save-txt; did you mean --yolo?
@@ -246,7 +276,7 @@ eval --data my-data
 2 Error: no option --data; give it as an argument: opendetr eval my-data
 
 eval my-data --split vall
-1 error: my-data: no split 'vall'; it has train, val
+1 error: my-data: no split 'vall'; it has train, val; did you mean val?
 
 eval my-data --masks instance
 2 Error: Invalid value for '--masks': 'instance' is not one of none, auto, instances, panoptic; did you mean instances?
@@ -261,7 +291,7 @@ data convert my-data out --format yolo
 2 Error: no option --format; did you mean --to?
 
 data show my-data --split vall
-1 error: my-data: no split 'vall'; it has train, val
+1 error: my-data: no split 'vall'; it has train, val; did you mean val?
 
 data split my-data out --fractions 1
 2 Error: Invalid value for '--fractions': '1': write it as train=0.8,val=0.2
@@ -282,7 +312,7 @@ detect image.jpg
 2 Error: no command 'detect'; did you mean predict?
 
 bench detrs
-2 error: bench: no benchmark 'detrs'; choose from panoptic, panoptic-quality, deformable-attention, training-step, mdetr
+2 error: bench: no benchmark 'detrs'; choose from panoptic, panoptic-quality, deformable-attention, training-step, mdetr, track
 
 models --verbose
 2 Error: no option --verbose; `opendetr models --help` lists all options
@@ -327,7 +357,7 @@ train my-data --val-fraction 2
 2 Error: Invalid value for '--val-fraction': expected a fraction between 0 and 1, got 2.0
 
 train my-data --batch-pixels 100
-2 Error: Invalid value for '--batch-pixels': 100 is too small: an image can have 320x512 pixels; give at least 163,840, for one image per process, or make the images smaller
+2 Error: Invalid value for '--batch-pixels': 100 is too small: an image can have 256x416 pixels; give at least 106,496, for one image per process, or make the images smaller
 
 train my-data --augment mosaic --model detr-tiny-panoptic
 2 Error: Invalid value for '--augment': 'mosaic' does not support masks; with masks give detr or colour
@@ -487,10 +517,20 @@ def test_a_hundred_wrong_inputs_are_tested():
 def test_the_way_on_after_a_finished_run(place):
     result = invoke(place, ["train", "--resume", "runs/mine"])
     assert result.exit_code == 0
-    assert result.stderr.splitlines()[-1] == (
-        "the run had already ended after 1 steps; to train longer, start from its weights: "
-        "opendetr train DATA --weights runs/mine"
+    first, *others = result.stderr.splitlines()  # before the dataset is read
+    assert first == (
+        "the run had already ended after 1 step; to train longer, start from its weights: "
+        f"opendetr train {place / 'my-data'} --weights runs/mine"
     )
+    assert others[0].startswith("train: ")
+
+
+def test_a_run_that_learned_nothing_ends_with_the_probable_cause(place):
+    """Its weights are not recommended, and its state is said once."""
+    result = invoke(place, ["train", "--resume", "runs/mine"])
+    assert "next:" not in result.stderr and "best weights" not in result.stderr
+    assert "probable cause" in "".join(result.stderr.splitlines()[-3:])
+    assert result.stderr.count("1 steps in") == 1
 
 
 def test_clean_data_is_said_to_be_clean(place):

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
+import inspect
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, TypeVar, get_type_hints
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar, cast, get_type_hints
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
 Tree = TypeVar("Tree")
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 # Words of one meaning, one row for each: our options and settings, and the words of other tools.
 _SYNONYMS = tuple(
@@ -33,6 +36,15 @@ _SYNONYMS = tuple(
         "weights checkpoint ckpt pretrained pretrained-weights model-path init-weights load-from finetune",
         "model arch architecture network model-name",
         "config cfg config-file yaml hyp",
+        "set changes cfg-options opt opts override overrides",
+        "data dataset data-path data-dir dataset-dir dataset-file coco-path root",
+        "source sources src input inputs image images img-path video videos folder",
+        "boxes xyxy bbox bboxes xyxyn xywh",
+        "scores score conf confidence confidences probs",
+        "labels cls class-id class-ids pred-classes",
+        "names class-names",
+        "masks mask segmentation",
+        "track-ids id ids tracker-id track-id",
         "out name project output output-dir out-dir save-dir work-dir save-path o run-name exist-ok",
         "workers num-workers nw dataloader-num-workers",
         "processes gpus num-gpus nproc nproc-per-node devices world-size",
@@ -81,6 +93,33 @@ _SYNONYMS = tuple(
     )
 )
 
+# What to do instead of an option of other tools that does not exist here: message -> names of the option.
+_NOTES = {
+    "DETR needs no non-maximum suppression, so there is no IoU threshold": "iou nms iou-thres iou-threshold nms-thres "
+    "agnostic-nms",
+    "the classes are those of the dataset or of the weights": "classes class names nc num-classes single-cls",
+    "only training has a precision: opendetr train my-data --precision bf16": "half fp16 bf16 amp precision dtype",
+    "images are resized as in training, where --image-size sets the size": "imgsz img img-size imgs size input-size "
+    "resolution resize image-size",
+    "--set recipe.optimizer=sgd replaces AdamW": "optimizer optim momentum",
+}
+
+# The extra of each optional package, as in pyproject.toml.
+_EXTRAS = {
+    "av": "video",
+    "opencv-python-headless": "video",
+    "transformers": "text",
+    "tokenizers": "text",
+    "timm": "text",
+    "tensorboard": "log",
+    "wandb": "log",
+    "mlflow": "log",
+    "ipywidgets": "notebook",
+    "supervision": "supervision",
+    "trackeval": "track",
+    "trackers": "track",
+}
+
 
 class ConfigError(ValueError):
     """A configuration cannot be used. The message is one line."""
@@ -104,6 +143,29 @@ class SettingError(ConfigError):
         """The same error with the argument that gave the value, if the setting is in `arguments`: setting -> name."""
         name = arguments.get(self.setting)
         return SettingError(self.text, setting=self.setting, argument=name) if name else self
+
+
+class MissingPackageError(ConfigError, ImportError):
+    """An optional package is not installed. The message is one line with the command that installs it.
+
+    Args:
+        what: what needs the package.
+        package: its name in a registry of packages.
+
+    Attributes:
+        what, package: the arguments.
+        needs: the message without `what`.
+    """
+
+    def __init__(self, what: str, package: str) -> None:
+        self.what, self.package, self.needs = what, package, needs_package(package)
+        super().__init__(f"{what}: {self.needs}")
+
+
+def needs_package(package: str) -> str:
+    """An ending for a message: a package is needed, and the command that installs it with the others of its extra."""
+    what = f"'opendetr[{_EXTRAS[package]}]'" if package in _EXTRAS else package
+    return f"needs {package}; install it with `python -m pip install {what}`"
 
 
 def to_dict(tree: Any) -> dict[str, Any]:
@@ -188,6 +250,18 @@ def unknown(value: Any, choices: Iterable[str]) -> str:
     return f"{value!r} is not one of {', '.join(choices)}" + (f"; did you mean {near[0]}?" if near else "")
 
 
+def near_name(word: str, names: Iterable[str]) -> str | None:
+    """The name that is nearest to a word by spelling, without regard to capitals; None if none is near."""
+    by_plain = {name.casefold(): name for name in names}
+    near = difflib.get_close_matches(word.casefold(), by_plain, n=1)
+    return by_plain[near[0]] if near else None
+
+
+def some_of(names: Sequence[str], count: int = 5) -> str:
+    """The first names as text; it ends in "..." if there are more."""
+    return ", ".join(names[:count]) + (", ..." if len(names) > count else "")
+
+
 def suggestions(word: str, names: Iterable[str]) -> list[str]:
     """The names that the user may have meant: those of equal meaning, else the nearest by spelling; often none.
 
@@ -206,6 +280,36 @@ def synonyms(word: str, names: Iterable[str]) -> list[str]:
     alike = frozenset().union(*(row for row in _SYNONYMS if wanted in row))
     equal = [name for name in names if _plain_name(name) == wanted]
     return equal + [name for name in names if name not in equal and _plain_name(name) in alike]
+
+
+def habit_note(word: str) -> str | None:
+    """What to do instead of an option of other tools that does not exist here; None for another word."""
+    return next((note for note, words in _NOTES.items() if _plain_name(word) in words.split()), None)
+
+
+def hint(word: str, names: Sequence[str]) -> str:
+    """What to use instead of an unknown name: one of `names`, or what `habit_note` says."""
+    near = synonyms(word, names)
+    note = None if near else habit_note(word)
+    near = near or suggestions(word, names)
+    return note or (f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}")
+
+
+def suggesting(function: Function) -> Function:
+    """A decorator that explains unknown keyword arguments, which may be habits from other tools.
+
+    The function then raises TypeError with the nearest argument, or with what to do instead.
+    """
+    parameters = inspect.signature(function).parameters
+    names = [name for name in parameters if name != "self"]
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        for name in kwargs.keys() - parameters.keys():
+            raise TypeError(f"{function.__name__} has no argument {name!r}; {hint(name, names)}")
+        return function(*args, **kwargs)
+
+    return cast(Function, call)
 
 
 def _plain_name(name: str) -> str:

@@ -7,11 +7,13 @@ file, its clock), all processes agree on it. Otherwise the others would wait for
 from __future__ import annotations
 
 import atexit
+import math
 import os
 import platform
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -19,6 +21,8 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 Value = TypeVar("Value")
+# The CPU time of a container in microseconds, and the period that it is for.
+_CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")
 
 
 class DeviceError(ValueError):
@@ -27,6 +31,17 @@ class DeviceError(ValueError):
 
 class ProcessError(ValueError):
     """Another process of the run has failed. The main process reports the message."""
+
+
+def usable_cpus() -> int:
+    """The number of CPU cores that this process may use: those of its affinity, within the limit of its container."""
+    # macOS and Windows have no affinity in Python.
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = _CPU_LIMIT.read_text(encoding="ascii").split()
+        return max(1, min(count, math.ceil(int(quota) / int(period))))
+    except (OSError, ValueError):  # there is no such file, or its quota is "max"
+        return count
 
 
 def best_device(name: str = "auto") -> torch.device:

@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from opendetr import visualize
 from opendetr.categories import Categories
+from opendetr.config import hint, needs_package
 from opendetr.data import read_image, to_pixels
 from opendetr.structures import Movable, expect_shape
 
@@ -36,6 +37,16 @@ class Drawable(ABC):
     """Base class of results that can be drawn on their image: shows and saves the drawing."""
 
     image: Any
+
+    if not TYPE_CHECKING:  # a type checker would take it for a class with any attribute
+
+        def __getattr__(self, name: str) -> Any:
+            """Raise AttributeError for an unknown attribute, with the nearest one."""
+            text = f"{type(self).__name__} has no attribute {name!r}"
+            if not name.startswith("_"):
+                own = [each for each in dir(type(self)) if not each.startswith("_")]
+                text += f"; {hint(name, [*self.__dataclass_fields__, *own])}"
+            raise AttributeError(text)
 
     @abstractmethod
     def plot(self, image: Any = None, *, scale: float | None = 1) -> Image.Image:
@@ -264,10 +275,8 @@ class Detections(Drawable, Movable):
         except ModuleNotFoundError as error:
             if error.name != "supervision":
                 raise
-            raise ModuleNotFoundError(
-                "to_supervision needs supervision; install it with `python -m pip install 'opendetr[supervision]'`",
-                name="supervision",
-            ) from None
+            text = f"to_supervision: {needs_package('supervision')}"
+            raise ModuleNotFoundError(text, name="supervision") from None
 
         return supervision.Detections(
             xyxy=self.boxes.detach().cpu().numpy(),
@@ -285,6 +294,11 @@ def _selected(chosen: Any, count: int) -> Tensor:
         return torch.tensor(range(count)[chosen], dtype=torch.int64)
     if isinstance(chosen, tuple):
         raise ValueError(f"detections[{', '.join(map(repr, chosen))}]: detections have one dimension; give a list")
+    if isinstance(chosen, str):
+        raise ValueError(
+            f"detections[{chosen!r}]: detections are selected by numbers; write "
+            f"d[[name == {chosen!r} for name in d.names]]"
+        )
     array = _index_array(chosen)
     if array.dtype == bool and array.shape == (count,):
         return torch.from_numpy(np.flatnonzero(array))
@@ -335,7 +349,7 @@ def _data_frame(result: Detections | Panoptic, columns: dict[str, Any]) -> Any:
     try:
         import pandas
     except ImportError:
-        raise ImportError("to_pandas: needs pandas; install it with `python -m pip install pandas`") from None
+        raise ImportError(f"to_pandas: {needs_package('pandas')}") from None
     frame = pandas.DataFrame(columns)
     frame.insert(0, "file_name", result.source)
     frame.insert(1, "frame", result.frame)

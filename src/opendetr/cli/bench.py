@@ -65,14 +65,12 @@ def bench(
 
 def _measure(name: str, repeats: int) -> Iterator[Figure]:
     from opendetr.bench import load_benchmark
-    from opendetr.config import ConfigError
+    from opendetr.config import MissingPackageError
 
     try:
         yield from load_benchmark(name).measure(repeats)
     except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"bench {name}: compares with {error.name}, which `pip install {error.name}` installs"
-        ) from None
+        raise MissingPackageError(f"bench {name}", str(error.name)) from None
 
 
 def _format_result(value: float, unit: str) -> str:

@@ -24,6 +24,7 @@ _SHOWN_CLASSES = 20
 _IN_HEADING = ("training stops", "skipped")
 _HEADINGS = {
     "stops": "Training stops at",
+    "misreads": "Training probably misreads",
     "skips": "Training skips",
     "adjusts": "Training adjusts",
     "keeps": "Training uses unchanged",
@@ -47,8 +48,8 @@ def check(
 ) -> Exit:
     """Check a dataset for faults: where each fault is, and what training does with it.
 
-    The exit code is 0 if training uses everything, 3 if training, or training with masks, skips something, and 1 if
-    training cannot start. With --fix, the exit code is that of the copy.
+    The exit code is 0 if training uses everything, 3 if training, or training with masks, skips something or probably
+    misreads it, and 1 if training cannot start. With --fix, the exit code is that of the copy.
 
     Examples:
 
@@ -145,7 +146,7 @@ def _verdict(report: DataReport, fix: Path | None) -> Exit:
         faults = ", ".join(kind.describe(len(report.faults[kind])) for kind in stopping)
         _show(f"error: {report.folder}: training cannot start: {faults}", sys.stderr)
         return Exit.FAILED
-    return Exit.SOME_FAILED if any(kind.effect is Effect.SKIPS for kind in kinds) else Exit.DONE
+    return Exit.SOME_FAILED if any(kind.effect in (Effect.SKIPS, Effect.MISREADS) for kind in kinds) else Exit.DONE
 
 
 def _record(report: DataReport) -> dict[str, Any]:

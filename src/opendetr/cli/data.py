@@ -185,7 +185,7 @@ def show(
 
         opendetr data show my-data --split val --images 36 --seed 1 --out val.png
     """
-    from opendetr.data import DataError, has_tracks
+    from opendetr.data import DataError, has_tracks, unknown_split
     from opendetr.data.formats import TRAIN_NAMES, recognise
     from opendetr.visualize import contact_sheet, save_image
 
@@ -193,7 +193,7 @@ def show(
     dataset = recognise(source)
     chosen = split or next((name for name in TRAIN_NAMES if name in dataset.splits), dataset.splits[0])
     if chosen not in dataset.splits:
-        raise DataError(f"{source}: no split '{chosen}'; it has {', '.join(dataset.splits)}")
+        raise unknown_split(source, chosen, dataset.splits)
     data = dataset.read((chosen,))[chosen]
     say(f"{chosen}: {data.summary()}")
     failures: list[str] = []

@@ -26,8 +26,10 @@ def run(num_processes: int) -> Exit:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    from opendetr.distributed import usable_cpus
+
     logging.disable(logging.CRITICAL)  # the launcher's report: the processes print their own errors
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_processes)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cpus() // num_processes)))
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from opendetr.cli.output import JsonOption, command, print_json, table
+
+if TYPE_CHECKING:
+    from opendetr.models import Detector
+    from opendetr.presets import Preset
 
 _WIDTH = 100  # characters of a line of text
 _LEGEND = (
@@ -67,7 +71,9 @@ def _list(rows: list[dict[str, Any]], *, details: bool) -> str:
     for row, line in zip(rows, lines, strict=True):
         families.setdefault(_title(row), [head]).append(line)
     blocks = ["\n".join((title, *members)) for title, members in families.items()]
-    notes = [textwrap.fill(text, _WIDTH) for text in (_LEGEND, _ADVICE)]
+    missing = dict.fromkeys(row["missing"] for row in rows if row["missing"])
+    legends = [_LEGEND, *(f'"-" for params: the model {text}.' for text in missing), _ADVICE]
+    notes = [textwrap.fill(text, _WIDTH, break_long_words=False, break_on_hyphens=False) for text in legends]
     return "\n\n".join((*blocks, *notes))
 
 
@@ -79,6 +85,10 @@ def _title(row: Mapping[str, Any]) -> str:
     return f"{family.title} ({family.paper})" if family else row["family"]
 
 
+def _millions(count: int | None) -> str:
+    return "-" if count is None else f"{count / 1e6:.1f} M"
+
+
 def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f}"
 
@@ -86,7 +96,7 @@ def _percent(value: float | None) -> str:
 # The columns of the list, and of the list with --details: name -> function that returns the cell of a row.
 _SHORT = {
     "name": lambda row: row["name"],
-    "params": lambda row: f"{row['parameters'] / 1e6:.1f} M",
+    "params": lambda row: _millions(row["parameters"]),
     "size": lambda row: str(row["image_size"]),
     "AP": lambda row: _percent(row["weights"].get("AP")),
     "PQ": lambda row: _percent(row["weights"].get("PQ")),
@@ -123,12 +133,13 @@ def _explanation(row: Mapping[str, Any]) -> str:
         "backbone": row["backbone"],
         "transformer": f"{encoder} encoder and {decoder} decoder layers of width {row['width']}",
         "queries": f"{row['queries']}, the maximum number of objects in an image",
-        "parameters": f"{row['parameters'] / 1e6:.1f} M",
+        "parameters": _millions(row["parameters"]),
         "image size": f"{row['image_size']} pixels on the short side",
         "time": "not measured" if relative is None else f"{relative:g} times that of detr-r50, for one image on a CPU",
         "published": f"{', '.join(metrics)}{dataset}" if metrics else "no metrics",
         "weights": ", ".join(filter(None, (_origin(weights), weights.get("licence")))),
     }
+    facts |= {"missing": row["missing"]} if row["missing"] else {}
     if weights.get("origin") == "manual" and not weights["cached"]:
         facts |= {"download from": weights["address"], "save as": weights["path"]}
         facts |= {"or use": f"--weights hf:{weights['hub']}"} if weights["hub"] else {}
@@ -154,19 +165,16 @@ def _prompt(row: Mapping[str, Any]) -> str:
 
 
 def _row(name: str) -> dict[str, Any]:
-    import torch
-
-    from opendetr.presets import RELATIVE_TIME, create, describe, get_preset
+    from opendetr.presets import RELATIVE_TIME, describe, get_preset
 
     preset = get_preset(name)
-    with torch.device("meta"):
-        model = create(name)
+    model, missing = _built(preset)
     backbone, transformer = preset.model.backbone, preset.model.transformer
     return {
         "name": name,
         "family": (model.get_submodule(model.detector_part) if model.detector_part else model).family,
         "description": describe(name),
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "parameters": None if missing else sum(parameter.numel() for parameter in model.parameters()),
         "backbone": backbone.describe(),
         "layers": f"{transformer.encoder_layers}+{transformer.decoder_layers}",
         "width": transformer.width,
@@ -177,8 +185,27 @@ def _row(name: str) -> dict[str, Any]:
         "takes_text": model.takes_text,
         "answers_questions": bool(model.answer_names),
         "relative_time": RELATIVE_TIME.get(name),
+        "missing": missing,
         "weights": _weights(name),
     }
+
+
+def _built(preset: Preset) -> tuple[Detector, str | None]:
+    """The model without storage for its weights, and what is missing to build it.
+
+    If an optional package is missing, other parts take the place of those that need it, so that the facts about the
+    inputs of the model are known nevertheless.
+    """
+    import torch
+
+    from opendetr.config import MissingPackageError
+
+    with torch.device("meta"):
+        num_classes = preset.num_classes(preset.published_categories())
+        try:
+            return preset.build_model(num_classes), None
+        except MissingPackageError as error:
+            return preset.without_extras().build_model(num_classes), error.needs
 
 
 def _weights(name: str) -> dict[str, Any]:

@@ -221,17 +221,37 @@ def _full_disk(error: BaseException | None, folder: Path | None) -> OSError | No
 def _explained(error: Exception) -> str | None:
     """One line for an error that a user can cause, None for a bug."""
     if isinstance(error, ImportError | RuntimeError) and "torchvision" in str(error):
-        return (
-            "the installed versions of torch and torchvision do not match; fix it with "
-            "`python -m pip install --upgrade --force-reinstall torch torchvision`, and give --index-url again if you "
-            "installed them with it"
-        )
+        return one_line(torchvision_fault(error, _installed("torch"), _installed("torchvision")))
     loaded = [(sys.modules[module], name) for module, name in _USER_ERRORS.items() if module in sys.modules]
     kinds = tuple(getattr(module, name) for module, name in loaded if hasattr(module, name))
     if isinstance(error, OSError) and error.strerror:
         name = "" if error.filename is None else f"{error.filename}: "
         return one_line(f"{name}{error.strerror[0].lower()}{error.strerror[1:]}")
     return one_line(str(error)) if isinstance(error, (OSError, *kinds)) else None
+
+
+def torchvision_fault(error: Exception, torch: str | None, torchvision: str | None) -> str:
+    """The message for a torchvision that cannot be imported, with the versions of both packages, None if missing.
+
+    The command keeps the build of torch, so that CPU packages are not replaced by CUDA's, and reinstalls nothing else.
+    """
+    build = re.fullmatch(r".*\+(cpu|cu\d+|rocm[\d.]+|xpu)", torch or "")
+    index = f" --index-url https://download.pytorch.org/whl/{build[1]}" if build else ""
+    return (
+        f"torch {torch or '(missing)'} and torchvision {torchvision or '(missing)'} do not match "
+        f"({type(error).__name__}: {error}); fix it with `python -m pip uninstall -y torchvision && "
+        f"python -m pip install --upgrade torch torchvision{index}`"
+    )
+
+
+def _installed(package: str) -> str | None:
+    """The installed version of a package; None if it is missing."""
+    from importlib import metadata
+
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def one_line(text: str) -> str:

@@ -191,7 +191,6 @@ def execute(options: RunOptions, start: Callable[..., Run], next_commands: Calla
     from opendetr import training
     from opendetr.distributed import ProcessError, is_main
 
-    before = None if options.resume is None else _steps_taken(options.resume)
     try:
         if options.resume is None:
             run = start(**options.of_python(), say=say)
@@ -203,26 +202,11 @@ def execute(options: RunOptions, start: Callable[..., Run], next_commands: Calla
         return Exit.FAILED
     if is_main():
         _report(run, options, next_commands)
-        if run.result.step == before and not run.result.interrupted:
-            say(
-                f"the run had already ended after {before} steps; to train longer, start from its weights: "
-                f"opendetr {options.command} DATA --weights {run.folder}"
-            )
     return Exit.FAILED if run.result.interrupted else Exit.DONE
 
 
-def _steps_taken(folder: Path) -> int | None:
-    """The number of steps at the last checkpoint of a run; None if there is no valid one."""
-    from opendetr.training import CheckpointError, load_checkpoint
-
-    try:
-        return int(load_checkpoint(folder / "last").facts["step"])
-    except CheckpointError:
-        return None
-
-
 def _report(run: Run, options: RunOptions, next_commands: Callable[[Run], Sequence[str]]) -> None:
-    """Print the result, and how to resume an interrupted run."""
+    """Print the result. After an interrupted or failed run, the lines that the run has said are the last."""
     result = run.result
     if options.as_json:
         print_json(
@@ -237,13 +221,8 @@ def _report(run: Run, options: RunOptions, next_commands: Callable[[Run], Sequen
         )
     else:
         print(run.folder)
-    if not result.interrupted:
+    if not (result.interrupted or run.failed):
         _summarise(run, next_commands(run))
-    if result.interrupted:
-        say(
-            f"error: interrupted after {result.step} steps; continue with "
-            f"`opendetr {options.command} --resume {run.folder}`"
-        )
 
 
 def _summarise(run: Run, next_commands: Sequence[str]) -> None:

@@ -6,6 +6,7 @@ For an unknown option or command, the message suggests the nearest one. For an i
 from __future__ import annotations
 
 import re
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,12 +19,8 @@ _UsageError: Any = typer.BadParameter.__mro__[1]  # the base class of all errors
 _errors = sys.modules[_UsageError.__module__]
 _UnknownOption, _MissingParameter = _errors.NoSuchOption, _errors.MissingParameter
 
-# Names that other tools use for options which are arguments here.
-_INPUTS = (
-    *("data", "dataset", "data-path", "data-dir", "dataset-dir", "dataset-file", "coco-path", "root"),
-    *("source", "sources", "src", "input", "inputs", "image", "images", "img-path", "video", "videos", "folder"),
-    *("weights", "model-path", "checkpoint"),
-)
+# Arguments that are options in other tools; the table of synonyms has their names there.
+_INPUTS = ("data", "source", "weights")
 # An example for each argument.
 _EXAMPLES = {
     "data": "my-data",
@@ -35,16 +32,6 @@ _EXAMPLES = {
     "out": "out",
     "repository": "anna/blood-cells",
     "run": "runs/mine",
-}
-# Messages about options of other tools that do not exist here: message -> names of the options.
-_NOTES = {
-    "DETR needs no non-maximum suppression, so there is no IoU threshold": "iou nms iou-thres iou-threshold nms-thres "
-    "agnostic-nms",
-    "the classes are those of the dataset or of the weights": "classes class names nc num-classes single-cls",
-    "only training has a precision: opendetr train my-data --precision bf16": "half fp16 bf16 amp precision dtype",
-    "images are resized as in training, where --image-size sets the size": "imgsz img img-size imgs size input-size "
-    "resolution resize image-size",
-    "--set recipe.optimizer=sgd replaces AdamW": "optimizer optim momentum",
 }
 
 
@@ -92,7 +79,7 @@ def _reword(error: Any, command: Command, ctx: Any, given: list[str]) -> None:
     option, missing = getattr(error, "option_name", None), getattr(error, "param", None)
     if isinstance(error, _UnknownOption):
         error.possibilities = None
-        error.message = f"no option {option}; {_hint(str(option), command, ctx)}"
+        error.message = f"no option {option}; {_hint(str(option), command, ctx, _value(str(option), given))}"
     elif isinstance(error, _MissingParameter) and missing is not None:
         message = _example(command, ctx) if _is_argument(missing) else " ".join(error.format_message().split())
         raise _UsageError(message, ctx=ctx) from None
@@ -134,20 +121,29 @@ def _name(ctx: Any) -> str:
     return str(ctx.command_path).partition(" ")[2]
 
 
-def _hint(option: str, command: Command, ctx: Any) -> str:
-    """Say what to use instead of an unknown option."""
-    from opendetr.config import setting_names, suggestions, synonyms
+def _value(option: str, given: Sequence[str]) -> str | None:
+    """The value that the user gave an unknown option; None if there is none."""
+    for text, following in zip(given, [*given[1:], "-"], strict=True):
+        name, equals, value = text.partition("=")
+        if name == option and (equals or not following.startswith("-")):
+            return value if equals else following
+    return None
+
+
+def _hint(option: str, command: Command, ctx: Any, value: str | None = None) -> str:
+    """Say what to use instead of an unknown option, which has a value if the user gave one."""
+    from opendetr.config import habit_note, setting_names, suggestions, synonyms
 
     word, name = option.lstrip("-").replace("_", "-").lower(), _name(ctx)
     names = [name for parameter in command.params for name in parameter.opts if name.startswith("--")]
     if synonym := synonyms(word, names):
         return f"did you mean {synonym[0]}?"
     argument = next((parameter.name for parameter in command.params if _is_argument(parameter)), None)
-    if word in _INPUTS and argument is not None:
-        return f"give it as an argument: opendetr {name} {_EXAMPLES.get(argument, argument.upper())}"
-    for note, words in _NOTES.items():
-        if word in words.split():
-            return note
+    if argument is not None and synonyms(word, _INPUTS):
+        example = _EXAMPLES.get(argument, argument.upper()) if value is None else shlex.quote(value)
+        return f"give it as an argument: opendetr {name} {example}"
+    if note := habit_note(word):
+        return note
     near = suggestions(word, names)
     if not near and "--set" in names:
         from opendetr.presets import DEFAULT_MODEL, get_preset
@@ -169,6 +165,8 @@ def _positional(command: Command, ctx: Any) -> Iterator[str]:
 
 def _refuse_assignment(text: str, command: Command, ctx: Any) -> None:
     """Raise BadParameter for an argument such as "imgsz=640", unless it is the name of a file."""
+    from opendetr.config import synonyms
+
     match = re.fullmatch(r"([A-Za-z][\w-]*)=(.*)", text)
     if match is None or Path(text).exists():
         return
@@ -176,6 +174,6 @@ def _refuse_assignment(text: str, command: Command, ctx: Any) -> None:
     if option in {name for parameter in command.params for name in parameter.opts}:
         raise typer.BadParameter(f"{text}: options are written as {option} {match[2]}", ctx=ctx)
     arguments = list(filter(_is_argument, command.params))
-    if any(parameter.name == match[1] for parameter in arguments) or match[1] in _INPUTS:
+    if any(parameter.name == match[1] for parameter in arguments) or synonyms(match[1], _INPUTS[:2]):
         raise typer.BadParameter(f"{text}: arguments have no name: write {match[2]}", ctx=ctx)
     raise typer.BadParameter(f"{text}: options are written as --name value; {_hint(option, command, ctx)}", ctx=ctx)

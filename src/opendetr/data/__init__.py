@@ -26,7 +26,7 @@ from opendetr.data.masks import (
 from opendetr.data.patches import PatchAugmentationConfig, PatchDataConfig, PatchEvaluationBatch
 from opendetr.data.paths import require_folder, require_new
 from opendetr.data.pixels import to_pixels
-from opendetr.data.records import DataError, DataFault, DetectionData, ImageRecord, spread
+from opendetr.data.records import DataError, DataFault, DetectionData, ImageRecord, spread, unknown_split
 from opendetr.data.statistics import DataStatistics
 from opendetr.data.transforms import LabelledImage, Transform, denormalise, evaluation_transform
 
@@ -94,5 +94,6 @@ __all__ = [
     "thing_outlines",
     "to_pixels",
     "train_loader",
+    "unknown_split",
     "write_map",
 ]

@@ -100,8 +100,8 @@ class DataConfig:
         train_split: the split to train on; by default "train", "trainval" or the only split.
         val_split: the split to evaluate on during training; by default "val".
         val_fraction: fraction of the training images to hold out if the dataset has no validation split.
-        num_workers: number of loader processes. 0 loads in the calling process. The batches are the same
-            for every number.
+        num_workers: maximum number of loader processes; there is at most one for each usable CPU core. 0 loads in the
+            calling process. The batches are the same for every number.
         cache: "ram" decodes every image once, when the run starts, and keeps it in memory: height x width x 3 bytes
             each. It is an error if they need more than half of the machine's memory. Forked loader processes (Linux)
             share the cache; spawned ones (Windows, macOS) have a copy each.

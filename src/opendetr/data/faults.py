@@ -9,11 +9,13 @@ from typing import NamedTuple
 class Effect(StrEnum):
     """What training does about a fault or warning.
 
-    STOPS: training does not start. SKIPS: the image, object or annotation is skipped. ADJUSTS: the data is used after a
-    change. KEEPS: training does nothing about it; the warning is for the user.
+    STOPS: training does not start. MISREADS: the annotations are used as they are, which is probably not what they
+    mean. SKIPS: the image, object or annotation is skipped. ADJUSTS: the data is used after a change. KEEPS: training
+    does nothing about it; the warning is for the user.
     """
 
     STOPS = "stops"
+    MISREADS = "misreads"
     SKIPS = "skips"
     ADJUSTS = "adjusts"
     KEEPS = "keeps"
@@ -37,6 +39,9 @@ class FaultKind(StrEnum):
     SIZE_MISMATCH = "size_mismatch"
     NO_LABELS = "no_labels"
     BYTE_SPANS = "byte_spans"
+    NORMALISED_BOXES = "normalised_boxes"
+    FOREIGN_SCALE = "foreign_scale"
+    SHIFTED_CLASSES = "shifted_classes"
     EMPTY_FILE = "empty_file"
     UNREADABLE_IMAGE = "unreadable_image"
     OVERSIZED_IMAGE = "oversized_image"
@@ -82,7 +87,6 @@ class FaultKind(StrEnum):
     REPEATED_ID = "repeated_id"
     REPEATED_BOX = "repeated_box"
     TWO_CLASSES = "two_classes"
-    NORMALISED_BOXES = "normalised_boxes"
     SMALL_OBJECT = "small_object"
     THIN_BOX = "thin_box"
     LONG_IMAGE = "long_image"
@@ -175,6 +179,24 @@ _DESCRIPTIONS = {
     FaultKind.NO_LABELS: _Description(Effect.STOPS, "split", "without any object", _STOPPED),
     FaultKind.BYTE_SPANS: _Description(
         Effect.STOPS, "annotation file", "whose spans count bytes instead of characters", _STOPPED
+    ),
+    FaultKind.NORMALISED_BOXES: _Description(
+        Effect.MISREADS,
+        "split",
+        "whose boxes all lie within 0..1",
+        "read as pixels; multiply them by the width and height of the image",
+    ),
+    FaultKind.FOREIGN_SCALE: _Description(
+        Effect.MISREADS,
+        "split",
+        "with most boxes extending far outside the image",
+        "clipped; scale them to the size of the image files",
+    ),
+    FaultKind.SHIFTED_CLASSES: _Description(
+        Effect.MISREADS,
+        "list of classes",
+        "whose numbers are probably off by one",
+        "read from 0; subtract 1 from the class numbers of the label files",
     ),
     FaultKind.EMPTY_FILE: _Description(Effect.SKIPS, "image file", "of zero bytes", "skipped", fixable=True),
     FaultKind.UNREADABLE_IMAGE: _Description(Effect.SKIPS, "image", "that cannot be read", "skipped", fixable=True),
@@ -285,9 +307,6 @@ _DESCRIPTIONS = {
         Effect.KEEPS, "box", "repeating another box of the same class", "kept as two objects", fixable=True
     ),
     FaultKind.TWO_CLASSES: _Description(Effect.KEEPS, "box", "repeating a box of another class", "kept as two objects"),
-    FaultKind.NORMALISED_BOXES: _Description(
-        Effect.KEEPS, "split", "whose boxes all lie within 0..1", "read as pixels, which is probably wrong"
-    ),
     FaultKind.SMALL_OBJECT: _Description(Effect.KEEPS, "object", "smaller than 8 pixels at the image size", "kept"),
     FaultKind.THIN_BOX: _Description(Effect.KEEPS, "box", "with an aspect ratio above 20", "kept"),
     FaultKind.LONG_IMAGE: _Description(

@@ -43,7 +43,7 @@ from opendetr.data.masks import empty_mask, read_masks
 from opendetr.data.packing import Packed, pack, unpack
 from opendetr.data.records import DataError, DetectionData, ImageRecord
 from opendetr.data.transforms import LabelledImage, Transform
-from opendetr.distributed import gather
+from opendetr.distributed import gather, usable_cpus
 from opendetr.structures import Batch
 
 # Images of similar shape are grouped within a pool of this many batches, or of half an epoch if that is less. A pool is
@@ -272,7 +272,8 @@ class _Loader:
         transform: makes samples of images.
         batch_size: images per batch.
         seed: seed of everything random.
-        num_workers: number of loader processes; 0 loads in this process. The batches are the same.
+        num_workers: number of loader processes, at most one for each usable CPU core; 0 loads in this process. The
+            batches are the same.
         skip_unreadable: skip unreadable images, with one warning each in the main process; otherwise raise ImageError.
         cache: decode every image once and keep it in memory.
         share: rank of this process, and number of processes. Each process loads its part of every batch. The batches
@@ -330,7 +331,7 @@ class _Loader:
             _Samples(data, transform, read, seed, substitute=self._substitutes, masks=masks),
             batch_size=None,
             sampler=self._sampler,
-            num_workers=num_workers,
+            num_workers=min(num_workers, usable_cpus()),  # more would only take turns, and torch would warn
             collate_fn=_identity,
             worker_init_fn=_start_worker,
             persistent_workers=num_workers > 0,

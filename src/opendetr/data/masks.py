@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -24,8 +23,9 @@ from opendetr.categories import Categories
 from opendetr.data.faults import FaultKind
 from opendetr.data.images import ImageFileError, read_map
 from opendetr.data.records import DataError, DataFault, DetectionData, ImageRecord, ObjectRecord, count_faults
+from opendetr.distributed import usable_cpus
 
-_NUM_READERS = min(8, os.cpu_count() or 1)
+_NUM_READERS = min(8, usable_cpus())
 _POINT_NUMBERS, _FEWEST_NUMBERS = 2, 6
 _OUTLINE_FAULTS = frozenset({FaultKind.INVALID_OUTLINE, FaultKind.NO_OUTLINE, FaultKind.MASK_SIZE})
 # Faults with which a metric would not measure what is annotated.

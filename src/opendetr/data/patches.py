@@ -19,7 +19,7 @@ from opendetr.boxes import xyxy_to_cxcywh
 from opendetr.data.augmentation import training_transform
 from opendetr.data.collate import collate_samples
 from opendetr.data.config import AugmentationConfig, DataConfig
-from opendetr.data.records import DataError
+from opendetr.data.records import unknown_split
 from opendetr.data.transforms import (
     LabelledImage,
     PredictionTransform,
@@ -174,7 +174,7 @@ class PatchDataConfig(DataConfig):
 
         splits = open_images(folder, val_fraction=self.val_fraction, strict=self.strict)
         if split not in splits:
-            raise DataError(f"{folder}: no split '{split}'; it has {', '.join(splits)}")
+            raise unknown_split(folder, split, splits)
         return splits[split]
 
     def training_transform(self, data: DetectionData | None = None) -> PatchTransform:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from opendetr.categories import Categories
+from opendetr.config import near_name
 from opendetr.data.faults import FaultKind, count_noun
 
 # Pixels by which a box may extend outside the image without a warning: many files round coordinates to two decimals.
@@ -344,6 +345,14 @@ class DetectionData:
     def summary(self) -> str:
         """One line: "205 images, 3,100 objects, 3 classes; 2 boxes without area ... (first: ...)"."""
         return "; ".join((self.size(), *map(str, self.fault_counts)))
+
+
+def unknown_split(place: object, wanted: str, splits: Iterable[str]) -> DataError:
+    """The error for a split that a dataset does not have, with the nearest name or all."""
+    names = list(splits)
+    near = near_name(wanted, names)
+    hint = f"; did you mean {near}?" if near else ""
+    return DataError(f"{place}: no split '{wanted}'; it has {', '.join(names) or 'none'}{hint}")
 
 
 def usable_objects(

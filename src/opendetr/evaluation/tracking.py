@@ -17,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
+from opendetr.config import MissingPackageError
+
 TRACKING_METRICS = {
     "HOTA": "higher order tracking accuracy: sqrt(DetA * AssA), mean over IoU thresholds 0.05 to 0.95",
     "DetA": "detection accuracy: TP / (TP + FN + FP), mean over the thresholds",
@@ -97,12 +99,12 @@ class TrackingMetrics:
         >>> metrics.compute().combined["HOTA"]
 
     Raises:
-        ImportError: the extra `track` is not installed.
+        MissingPackageError: the extra `track` is not installed.
     """
 
     def __init__(self) -> None:
         if not importlib.util.find_spec("trackeval"):
-            raise ImportError("tracking metrics need trackeval: pip install 'opendetr[track]'")
+            raise MissingPackageError("tracking metrics", "trackeval")
         from trackeval.metrics import CLEAR, HOTA, Count, Identity
 
         quiet = {"PRINT_CONFIG": False}

@@ -145,7 +145,7 @@ class TrackingEvaluator:
 
     Raises:
         DataError: model and dataset have no class in common.
-        ImportError: the extra `track` is not installed.
+        MissingPackageError: the extra `track` is not installed.
     """
 
     def __init__(self, categories: Categories, data: DetectionData, rules: TrackingRules, **options: Any) -> None:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from opendetr.config import ConfigError, SettingError, unknown
+from opendetr.config import MissingPackageError, SettingError, unknown
 from opendetr.models import TrackerConfig
 
 _LOW = 0.1  # ByteTrack: objects above the birth threshold minus this are associated first
@@ -68,7 +68,7 @@ class Association:
             and `patience` the number of frames without a box after which a track ends.
 
     Raises:
-        ConfigError: the package `trackers` is not installed.
+        MissingPackageError: the package `trackers` is not installed.
     """
 
     def __init__(self, name: str, config: TrackerConfig) -> None:
@@ -76,9 +76,7 @@ class Association:
             import supervision
             import trackers
         except ImportError:
-            raise ConfigError(
-                f"association {name}: needs trackers; install it with `python -m pip install 'opendetr[track]'`"
-            ) from None
+            raise MissingPackageError(f"association {name}", "trackers") from None
         self._make_detections = supervision.Detections
         self._tracker = _METHODS[name].build(trackers, config)
 

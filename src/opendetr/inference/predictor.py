@@ -5,9 +5,7 @@ Shape letters: B batch, H W image.
 
 from __future__ import annotations
 
-import difflib
 import math
-import os
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,9 +24,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from opendetr.categories import Categories
-from opendetr.config import ConfigError, require_range
+from opendetr.config import ConfigError, near_name, require_range, some_of, suggesting
 from opendetr.data import DetectionData, ImageError, Masks, PatchDataConfig, eval_loader
-from opendetr.distributed import best_device, rank, together, world_size
+from opendetr.distributed import best_device, rank, together, usable_cpus, world_size
 from opendetr.evaluation import Evaluation, Evaluator
 from opendetr.export import export_huggingface, export_official
 from opendetr.inference.evaluate import Stopwatch
@@ -49,6 +47,7 @@ from opendetr.presets import (
     published_weights,
     weights_at,
 )
+from opendetr.recipe import DEFAULT_MODEL
 from opendetr.results import Answer, Detections, Panoptic
 from opendetr.scoring import ScoreThresholds
 from opendetr.structures import Batch, ImageBatch, Output
@@ -67,7 +66,8 @@ from opendetr.weights import (
 DETECTION_SCORE = 0.5
 """The threshold of `Predictor.predict` for a model without stored thresholds."""
 
-_NUM_READERS = min(4, os.cpu_count() or 1)
+_TRAINING_ONLY = ("published", "imagenet", "none")  # what training can start from, besides weights files
+_NUM_READERS = min(4, usable_cpus())
 
 Result = TypeVar("Result", Detections, Panoptic, Answer)
 Drawn = TypeVar("Drawn", Detections, Panoptic)
@@ -193,6 +193,7 @@ class Predictor:
         batch_size: int = 8,
         on_unreadable: Callable[[str], None] | None = None,
     ) -> Iterator[Panoptic]: ...
+    @suggesting
     def predict(
         self,
         source: Source | Iterable[Source],
@@ -274,6 +275,7 @@ class Predictor:
 
     __call__ = predict
 
+    @suggesting
     def ask(
         self,
         source: Source | Iterable[Source],
@@ -445,11 +447,14 @@ class Predictor:
             )
         for name, threshold in by_class.items():
             if not isinstance(name, str):
-                raise ConfigError(f"class_min_scores: {name!r} is not the name of a class; give {self._named(name)}")
+                raise ConfigError(
+                    f"class_min_scores: {name!r} is not the name of a class; give names, such as {self._named(name)}"
+                )
             labels = [label for label, known in enumerate(self.categories.names) if known == name]
             if not labels:
-                near = difflib.get_close_matches(name, self.categories.names, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(self.categories.names[:5])} ..."
+                names = [known for known, used in zip(self.names, self.categories.used, strict=True) if used]
+                near = near_name(name, names)
+                hint = f"did you mean {near!r}?" if near else f"it has {some_of(names)}"
                 raise ConfigError(f"min score of {name!r}: the detector has no such class; {hint}")
             thresholds[labels] = _score(f"class_min_scores[{name!r}]", threshold)
         return thresholds
@@ -490,6 +495,7 @@ class Predictor:
         known = isinstance(label, int) and not isinstance(label, bool) and 0 <= label < len(self.names)
         return repr(self.names[label if known else 0])
 
+    @suggesting
     def evaluate(
         self,
         data: DetectionData | str | Path,
@@ -713,8 +719,18 @@ def prefetched(
                 yield image
 
 
+def _without_training_words(source: str | Path, model: str | None) -> str | Path:
+    """The source, or the model for "published". Raises WeightsError for other words that only training knows."""
+    if str(source) not in _TRAINING_ONLY or Path(source).exists():
+        return source
+    if source == "published" and model is not None:
+        return model
+    raise WeightsError(f"{source}: is for training only; give a model of the catalogue, a run folder or a weights file")
+
+
+@suggesting
 def load(
-    source: str | Path,
+    source: str | Path = DEFAULT_MODEL,
     *,
     model: str | None = None,
     categories: Categories | None = None,
@@ -725,7 +741,8 @@ def load(
 
     Args:
         source: a catalogue name (its weights are part of the package or are downloaded once), a run folder, a
-            .safetensors or .pth file, a folder that transformers can load, an http(s) URL, or "hf:owner/name".
+            .safetensors or .pth file, a folder that transformers can load, an http(s) URL, or "hf:owner/name". The
+            default is that of the command line, a detector of the package that knows drawn shapes.
         model: the catalogue name, for a weights file that does not name its model. For weights with a mask head, the
             name of the detector alone drops the mask head.
         categories: the categories, for a weights file that does not contain them. The default is COCO's 91
@@ -741,12 +758,13 @@ def load(
         >>> detector.categories.names[:3]
         ('disc', 'ring', 'crescent')
     """
+    source = _without_training_words(source, model)
     if str(source) in list_models():
         if model not in (None, str(source)):
             raise ConfigError(f"{source}: is a model of the catalogue, not {model}; leave the model out")
         published, model = published_weights(str(source)), str(source)
         if published is None:
-            raise WeightsError(f"{source}: no weights of it are published; train it first, or give a weights file")
+            raise WeightsError(f"{source}: has no published weights; train it first, or give a weights file")
         path = published
     else:
         path = weights_at(source)

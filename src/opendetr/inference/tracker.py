@@ -14,7 +14,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor
 
-from opendetr.config import ConfigError, SettingError, replaced
+from opendetr.config import ConfigError, SettingError, replaced, suggesting
 from opendetr.data import DataError, ImageError
 from opendetr.inference.association import ASSOCIATIONS, Association, published_config
 from opendetr.inference.predictor import Predictor, Prepared, load, prefetched
@@ -55,6 +55,7 @@ class Tracker:
         ...     print(detections.frame, detections.track_ids, detections.boxes)
     """
 
+    @suggesting
     def __init__(
         self,
         weights: str | Path | Predictor,
@@ -98,6 +99,7 @@ class Tracker:
         self._follower.reset()
         self._size, self._next_frame = None, 0
 
+    @suggesting
     def track(
         self, source: Source | Iterable[Source] | Clip, *, on_unreadable: Callable[[str], None] | None = None
     ) -> Generator[Detections]:

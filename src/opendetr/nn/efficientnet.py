@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from opendetr.config import ConfigError
+from opendetr.config import MissingPackageError
 from opendetr.nn.backbone import Backbone, resize_padding
 from opendetr.nn.layers import weights_dtype
 from opendetr.structures import FeatureMap, ImageBatch
@@ -38,7 +38,7 @@ class EfficientNetConfig:
     norm: Literal["frozen", "batch"] = "frozen"
 
     def build(self) -> EfficientNetBackbone:
-        """The backbone, randomly initialised. Raises ConfigError without the extra `text`."""
+        """The backbone, randomly initialised. Raises MissingPackageError without the extra `text`."""
         return EfficientNetBackbone(self)
 
     def describe(self) -> str:
@@ -90,10 +90,7 @@ class EfficientNetBackbone(Backbone):
         try:
             import timm
         except ModuleNotFoundError:
-            raise ConfigError(
-                "EfficientNet needs the packages of the extra `text`; install them with "
-                "`python -m pip install 'opendetr[text]'`"
-            ) from None
+            raise MissingPackageError("EfficientNet", "timm") from None
         body: Any = timm.create_model(_NAMES[config.variant], features_only=True, out_indices=(1, 2, 3, 4))
         self.body = body
         self.num_channels = tuple(body.feature_info.channels())

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from opendetr.config import ConfigError
+from opendetr.config import ConfigError, MissingPackageError
 from opendetr.files import cache_folder
 from opendetr.nn.transformer import Encoder, TransformerConfig
 from opendetr.structures import Tokens
@@ -113,7 +113,7 @@ def new_tokenizer(name: TokenizerName) -> Tokenizer:
     try:
         from tokenizers import Tokenizer as FastTokenizer
     except ModuleNotFoundError:
-        raise _needs_extra() from None
+        raise MissingPackageError("RoBERTa", "tokenizers") from None
     try:
         return RobertaTokenizer(FastTokenizer.from_file(str(path)))
     except Exception as error:  # the library raises nothing more specific
@@ -135,12 +135,6 @@ def lost_text(text: str, tokenizer: Tokenizer, max_tokens: int) -> str:
     if tokens.num_tokens <= max_tokens:
         return ""
     return text[int(tokens.spans[0, max_tokens - 2, 1]) :].strip()
-
-
-def _needs_extra() -> ConfigError:
-    return ConfigError(
-        "RoBERTa needs the packages of the extra `text`; install them with `python -m pip install 'opendetr[text]'`"
-    )
 
 
 class TextEncoder(nn.Module):
@@ -219,7 +213,7 @@ class RobertaTextConfig:
         return self.max_positions - PAD - 1
 
     def build(self) -> RobertaEncoder:
-        """The text encoder, randomly initialised. Raises ConfigError without the extra `text`."""
+        """The text encoder, randomly initialised. Raises MissingPackageError without the extra `text`."""
         return RobertaEncoder(self)
 
     def miniature(self) -> RobertaTextConfig:
@@ -237,7 +231,7 @@ class RobertaEncoder(TextEncoder):
         try:
             from transformers import RobertaConfig, RobertaModel
         except ModuleNotFoundError:
-            raise _needs_extra() from None
+            raise MissingPackageError("RoBERTa", "transformers") from None
         self.width = config.width
         self.max_tokens = config.max_tokens
         self.body = RobertaModel(

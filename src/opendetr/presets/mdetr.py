@@ -72,6 +72,10 @@ class GroundingPreset(Preset):
             dense = DenseSupervision(self.dense, self.model.transformer.width, num_classes=1)
         return GroundingTask(model, criterion, self.grounding, dense, masks)
 
+    def without_extras(self) -> Self:
+        """The preset with a text encoder and a backbone in place of those that need an optional package."""
+        return replace(self, model=replace(self.model, text=WordTextConfig(), backbone=BackboneConfig()))
+
     def session(self, model: Detector) -> Session:
         """The session that runs the model at inference."""
         return GroundingSession(model)

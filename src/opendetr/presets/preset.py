@@ -9,7 +9,7 @@ from typing import Any, Self, cast
 from torch import Tensor
 
 from opendetr.categories import Categories, coco_categories, coco_panoptic_categories
-from opendetr.config import ConfigError
+from opendetr.config import ConfigError, MissingPackageError
 from opendetr.data import DataConfig, DetectionData
 from opendetr.evaluation import DetectionEvaluator, Evaluator, headline_names, metric_names
 from opendetr.losses import (
@@ -43,10 +43,10 @@ class Preset:
     """The configuration of a model and its training, as one tree.
 
     A family member that differs in more than settings has a subclass. It overrides `build_model`, `build_task`,
-    `categories_of` and `trained_from_nothing`, `advice`, `fitted` and `trained_into` (training), `session`, `prompt`,
-    `starts_sequence`, `follows_objects` and `of_classes` (inference), `evaluator`, `metrics`, `headlines` and
-    `draws_predictions` (evaluation; without `metrics`, a run is not evaluated), or `miniature`, if its model config has
-    other fields.
+    `categories_of`, `without_extras`, `trained_from_nothing`, `advice`, `fitted` and `trained_into` (training),
+    `session`, `prompt`, `starts_sequence`, `follows_objects` and `of_classes` (inference), `evaluator`, `metrics`,
+    `headlines` and `draws_predictions` (evaluation; without `metrics`, a run is not evaluated), or `miniature`, if its
+    model config has other fields.
 
     Attributes:
         name: the catalogue's name of the model.
@@ -127,6 +127,8 @@ class Preset:
             if not self.has_masks:
                 return self.model.build(num_logits, scoring)
             return self.masks.build(self.model, num_logits, scoring)
+        except MissingPackageError as error:
+            raise MissingPackageError(f"{self.name}: {error.what}", error.package) from None
         except ValueError as error:
             raise ConfigError(f"{self.name}: {error}") from None
 
@@ -149,6 +151,10 @@ class Preset:
             dense=replace(self.dense, weight=1.0),
             recipe=replace(self.recipe, backbone_learning_rate=self.recipe.learning_rate),
         )
+
+    def without_extras(self) -> Self:
+        """The preset with other parts in place of those that need an optional package. It has the same inputs."""
+        return self
 
     def session(self, model: Detector) -> Session:
         """The session that runs the model at inference."""

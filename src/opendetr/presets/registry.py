@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from opendetr.categories import Categories
-from opendetr.config import ConfigError, SettingError, replaced
+from opendetr.config import ConfigError, SettingError, replaced, suggesting
 from opendetr.files import near_path
 from opendetr.models import Detector
 from opendetr.presets.conditional import (
@@ -162,9 +162,7 @@ def get_preset(name: str) -> Preset:
         SettingError: the name is unknown. The message suggests similar names.
     """
     if name not in _PRESETS:
-        near = near_models(name)
-        hint = f"did you mean {' or '.join(near)}?" if near else "OpenDETR has models of the DETR family:"
-        raise SettingError(f"{name!r} is not a model of the catalogue; {hint} `opendetr models` lists them")
+        raise SettingError(f"{name!r} is not a model of the catalogue; {_model_hint(near_models(name))}")
     return _PRESETS[name]()
 
 
@@ -192,11 +190,16 @@ def weights_at(source: str | Path) -> Path:
         WeightsError: there are no such weights. If the source could be a misspelt name, similar names are suggested.
     """
     path = Path(source)
-    if not is_remote(source) and not path.exists() and not path.suffix and not near_path(path):
-        near = near_models(path.name)
-        if near:
-            raise WeightsError(f"{source}: no such file or model; did you mean {' or '.join(near)}?")
+    if not is_remote(source) and not path.exists() and not near_path(path) and path.parent == Path():
+        near = near_models(path.stem)
+        raise WeightsError(f"{source}: no such file or model; {_model_hint(near)}")
     return local_file(source)
+
+
+def _model_hint(near: Sequence[str]) -> str:
+    """What to do after a name that is not a model of the catalogue, with the names that are similar."""
+    hint = f"did you mean {' or '.join(near)}?" if near else "OpenDETR has models of the DETR family:"
+    return f"{hint} `opendetr models` lists them"
 
 
 def preset_from_dict(record: Mapping[str, Any]) -> Preset:
@@ -279,6 +282,7 @@ def miniature(name: str) -> Preset:
     return get_preset(name).miniature()
 
 
+@suggesting
 def create(
     name: str, weights: str | Path | Mapping[str, Tensor] | None = None, num_classes: int | None = None
 ) -> Detector:
@@ -306,6 +310,7 @@ def create(
     return model
 
 
+@suggesting
 def create_task(name: str, model: Detector | None = None, num_classes: int | None = None) -> Task:
     """A model with its published losses. If `model` is omitted, a new one is created; `num_classes` as in `create`."""
     preset = get_preset(name)

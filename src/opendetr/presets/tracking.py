@@ -11,7 +11,7 @@ from typing import Any, Self, cast
 from torch import Tensor
 
 from opendetr.categories import Categories
-from opendetr.config import ConfigError
+from opendetr.config import MissingPackageError
 from opendetr.data import DetectionData, VideoDataConfig, has_tracks
 from opendetr.evaluation import Evaluator, TrackingEvaluator, tracking_metric_names
 from opendetr.losses import DenseSupervision
@@ -93,7 +93,7 @@ class TrackingPreset(Preset):
         """The evaluator of tracks and detections; without videos, that of a detector.
 
         Raises:
-            ConfigError: the extra `track` is not installed.
+            MissingPackageError: the extra `track` is not installed.
         """
         if not has_tracks(data):
             return super().evaluator(categories, data, **options)
@@ -104,7 +104,7 @@ class TrackingPreset(Preset):
         """The names of the metrics, the main one first: HOTA for videos, else AP.
 
         Raises:
-            ConfigError: the extra `track` is not installed.
+            MissingPackageError: the extra `track` is not installed.
         """
         names = tracking_metric_names(data)
         if names:
@@ -144,7 +144,7 @@ def _as_video_model(model: Detector) -> VideoModel:
 
 def _require_trackeval(name: str) -> None:
     if not importlib.util.find_spec("trackeval"):
-        raise ConfigError(f"{name}: is evaluated on videos with trackeval: pip install 'opendetr[track]'")
+        raise MissingPackageError(f"{name}: evaluation on videos", "trackeval")
 
 
 def _is_tracker(preset: Preset) -> bool:

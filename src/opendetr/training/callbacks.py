@@ -142,10 +142,10 @@ class Progress(Callback):
         outcomes = {
             "finished": "done",
             "early": "ended early, because the last evaluations gave no new best result",
-            "interrupted": "interrupted and saved",
             "failed": "stopped by an error",
         }
-        self._print(f"{outcomes[event.outcome]}: {event.step} steps in {_duration(event.seconds)}")
+        if event.outcome in outcomes:  # the run itself says that it was interrupted, and how to continue
+            self._print(f"{outcomes[event.outcome]}: {event.step} steps in {_duration(event.seconds)}")
 
     def _note_metric(self, metrics: Mapping[str, Any], step: int) -> None:
         """Remember the metric, with its step: it is that of an earlier state of the model."""

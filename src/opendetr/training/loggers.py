@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from opendetr.config import ConfigError
+from opendetr.config import ConfigError, MissingPackageError
 from opendetr.evaluation import CLASS_PREFIX
 from opendetr.files import write_atomically
 from opendetr.training.checkpoint import writing
@@ -30,11 +30,11 @@ def loggers(names: Sequence[str]) -> list[Callback]:
     """The callbacks of `recipe.log`.
 
     Raises:
-        ConfigError: the package of a tool is not installed.
+        MissingPackageError: the package of a tool is not installed.
     """
     for name in names:
         if not importlib.util.find_spec(name):
-            raise ConfigError(f"{name} is not installed; install it with `pip install {name}`")
+            raise MissingPackageError(f"log {name}", name)
     return [_LOGGERS[name]() for name in dict.fromkeys(names)]
 
 

@@ -25,12 +25,13 @@ from PIL import Image
 from torch import nn
 
 from opendetr.categories import Categories
-from opendetr.config import ConfigError, SettingError, suggestions, to_dict
+from opendetr.config import ConfigError, SettingError, suggesting, suggestions, to_dict
 from opendetr.data import (
     DataError,
     DetectionData,
     ImageRecord,
     TrainLoader,
+    count_noun,
     map_hashes,
     require_folder,
     require_scorable,
@@ -44,11 +45,12 @@ from opendetr.presets import Preset, build_model, build_task, get_preset, list_m
 from opendetr.recipe import DEFAULT_PRETRAINING_MODEL
 from opendetr.tasks import Task
 from opendetr.training.callbacks import Curves, MetricsFile, MetricsTable, Progress, ValidationImages
-from opendetr.training.checkpoint import find_checkpoint
+from opendetr.training.checkpoint import CheckpointError, find_checkpoint, load_checkpoint
 from opendetr.training.data_images import DataImages
 from opendetr.training.diagnosis import FAILED_BELOW, diagnose_run
 from opendetr.training.events import Callback
 from opendetr.training.loggers import loggers
+from opendetr.training.run_state import RunState
 from opendetr.training.settings import (
     ARGUMENTS,
     CONFIG_FILE,
@@ -92,6 +94,11 @@ class Run:
     data: Path
     result: RunResult
 
+    @property
+    def failed(self) -> bool:
+        """Whether the run has learned nothing: it has ended, and its main metric stayed below 0.01."""
+        return not self.result.interrupted and self.result.best.get(self.result.metric, 0.0) < FAILED_BELOW
+
 
 def _names_arguments(function: Callable[_Arguments, Run]) -> Callable[_Arguments, Run]:
     """Make errors about settings name the arguments that gave their values."""
@@ -107,6 +114,7 @@ def _names_arguments(function: Callable[_Arguments, Run]) -> Callable[_Arguments
     return call
 
 
+@suggesting
 @_names_arguments
 def train(
     data: str | Path,
@@ -300,6 +308,7 @@ def pretrain(data: str | Path, *, model: str | None = None, **options: Any) -> R
         _pretraining.reset(token)
 
 
+@suggesting
 def resume(
     folder: str | Path, *, device: str = "auto", callbacks: Sequence[Callback] = (), say: Say | None = None
 ) -> Run:
@@ -335,6 +344,7 @@ def resume(
             predicts_classes=bool(about.get("predicts_classes")),
         )
         preset = setup.preset
+        _say_if_ended(folder, setup, say)
         splits = _open_splits(setup, say)
         if _fingerprint(splits) != about["fingerprint"]:
             raise DataError(f"{setup.data}: the data has changed since the run started; start a new run")
@@ -347,6 +357,24 @@ def resume(
             task = _initial_task(preset, starting_point(preset.name, setup.weights), categories, say)
     trainer, loader = _trainer(setup, task, splits, folder, own_device, callbacks)
     return _finish(setup, folder, trainer, loader, trainer.train(resume=has_checkpoint), say)
+
+
+def _say_if_ended(folder: Path, setup: Setup, say: Say) -> None:
+    """Say that a run has nothing left to do, and how to train longer, before its data is read."""
+    try:
+        state = RunState.from_facts(load_checkpoint(folder / "last").facts)
+    except CheckpointError:  # the trainer reports it
+        return
+    if state.is_finished(setup.preset.recipe.patience) and not state.is_evaluation_due:
+        say(
+            f"the run had already ended after {count_noun(state.step, 'step')}; to train longer, start from its "
+            f"weights: opendetr {_command(setup)} {setup.data} --weights {folder}"
+        )
+
+
+def _command(setup: Setup) -> str:
+    """The command that starts and resumes such a run."""
+    return "train" if setup.preset.uses_annotations else "pretrain"
 
 
 def _in_main_process(say: Say | None) -> Say:
@@ -526,13 +554,20 @@ def _model_of(trained: nn.Module) -> Detector:
 
 
 def _finish(setup: Setup, folder: Path, trainer: Trainer, loader: TrainLoader, result: RunResult, say: Say) -> Run:
-    """Report skipped images, and the probable causes if the run has learned nothing. Returns the run."""
-    if not result.interrupted:  # else processes must end quickly: the one that started them kills them after a while
-        loader.gather_skipped()
-    if is_main() and not result.interrupted and result.best.get(trainer.recipe.best_by, 0.0) < FAILED_BELOW:
+    """Report skipped images, and the probable causes if the run has learned nothing. Returns the run.
+
+    For an interrupted run, say how to continue it.
+    """
+    run = Run(folder, setup.data, result)
+    if result.interrupted:  # no more work: the process that started this one kills it after a while
+        steps, command = count_noun(result.step, "step"), f"opendetr {_command(setup)} --resume {folder}"
+        say(f"error: interrupted after {steps}, and saved; continue with `{command}`")
+        return run
+    loader.gather_skipped()
+    if is_main() and run.failed:
         for line in diagnose_run(folder, device=str(trainer.device)):
             say(line)
-    return Run(folder, setup.data, result)
+    return run
 
 
 def best_by(preset: Preset, val: DetectionData) -> str:

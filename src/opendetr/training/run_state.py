@@ -45,6 +45,15 @@ class RunState:
     overhead_seconds: float = 0.0
     scaler: dict[str, Any] = field(default_factory=dict)
 
+    def is_finished(self, patience: int) -> bool:
+        """Whether all steps are taken, or `patience` evaluations in a row gave no new best result; 0 for no limit."""
+        return (self.plan is not None and self.step >= self.plan.total_steps) or 0 < patience <= self.worse
+
+    @property
+    def is_evaluation_due(self) -> bool:
+        """Whether the plan has an evaluation after the latest step that has not been made yet."""
+        return self.plan is not None and self.plan.evaluates_after(self.step) and self.evaluated != self.step
+
     @classmethod
     def from_facts(cls, facts: Mapping[str, Any]) -> RunState:
         """The inverse of `dataclasses.asdict`. Further keys of `facts` are ignored.

@@ -339,8 +339,7 @@ class Trainer:
         return self._speed.step_seconds * sum(work) / count
 
     def _finished(self) -> bool:
-        plan, patience = self.state.plan, self.recipe.patience
-        return (plan is not None and self.state.step >= plan.total_steps) or 0 < patience <= self.state.worse
+        return self.state.is_finished(self.recipe.patience)
 
     def _stopped_early(self) -> bool:
         plan = self.state.plan
@@ -352,9 +351,7 @@ class Trainer:
         return "early" if self._stopped_early() else "finished"
 
     def _evaluation_due(self) -> bool:
-        state = self.state
-        due = state.plan is not None and state.plan.evaluates_after(state.step) and state.evaluated != state.step
-        return due and self.evaluate is not None
+        return self.state.is_evaluation_due and self.evaluate is not None
 
     def _between_steps(self, stop: StopSignal) -> None:
         """Plan a timed run, evaluate or save a checkpoint if it is due."""

@@ -30,7 +30,7 @@ from typing import NamedTuple
 
 from opendetr.categories import Categories
 from opendetr.data.formats.coco_videos import DISTRACTOR, FRAME, TRACK, VIDEO, VISIBILITY
-from opendetr.data.formats.splits import SINGLE_SPLIT, SPLIT_SPELLINGS
+from opendetr.data.formats.splits import SINGLE_SPLIT, split_folders
 from opendetr.data.images import ImageFileError, image_size
 from opendetr.data.listing import number_frames
 from opendetr.data.paths import inside, is_file
@@ -44,6 +44,7 @@ from opendetr.data.records import (
     FaultLog,
     ImageRecord,
     ObjectRecord,
+    unknown_split,
     usable_objects,
 )
 from opendetr.data.text import read_text
@@ -158,12 +159,9 @@ def find_videos(folder: Path) -> dict[str, list[Path]]:
     videos = [path for path in folders if _is_video(path)]
     if videos:
         return {SINGLE_SPLIT: videos}
-    splits = {}
-    for path in folders:
-        inside = [video for video in _folders(path) if _is_video(video)]
-        if inside:
-            splits[SPLIT_SPELLINGS.get(path.name.lower(), path.name)] = inside
-    return splits
+    videos_in = {path.name: [video for video in _folders(path) if _is_video(video)] for path in folders}
+    splits = split_folders(name for name, own in videos_in.items() if own)
+    return {split: videos_in[name] for name, split in splits.items()}
 
 
 def _folders(folder: Path) -> list[Path]:
@@ -212,7 +210,7 @@ def parse_mot(folder: Path, log: FaultLog = RAISE_FAULTS) -> MotFolder:
 def read_mot(mot: MotFolder, split: str, log: FaultLog = RAISE_FAULTS) -> DetectionData:
     """One split, in the order of its videos and frames. Raises DataError for an unknown split."""
     if split not in mot.splits:
-        raise DataError(f"{mot.folder}: no split '{split}'; it has {', '.join(mot.splits)}")
+        raise unknown_split(mot.folder, split, mot.splits)
     images: list[ImageRecord] = []
     faults: list[DataFault] = []
     first_image = first_object = 1

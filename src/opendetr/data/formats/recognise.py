@@ -40,6 +40,7 @@ from opendetr.data.records import (
     FaultLog,
     ImageRecord,
     count_faults,
+    unknown_split,
 )
 
 TRAIN_NAMES = ("train", "trainval", SINGLE_SPLIT)
@@ -164,7 +165,7 @@ def open_split(
             data.require_no_faults()
         return data
     if split not in ("train", "val"):
-        raise DataError(f"{folder}: no split '{split}'; it has {', '.join(source.splits)}")
+        raise unknown_split(folder, split, source.splits)
     return open_data(folder, val_fraction=val_fraction, seed=seed, strict=strict, masks=masks)[split]
 
 
@@ -391,8 +392,11 @@ def _chosen(wanted: str | None, usual: tuple[str, ...], splits: tuple[str, ...],
     candidates = usual if wanted is None else (wanted,)
     chosen = next((name for name in candidates if name in splits), None)
     if chosen is None:
-        problem = f"no split '{wanted}'" if wanted is not None else f"no split to use as '{role}'"
-        raise DataError(f"{folder}: {problem}; it has {', '.join(splits)}: name one of them as the {role} split")
+        if wanted is not None:
+            raise unknown_split(folder, wanted, splits)
+        raise DataError(
+            f"{folder}: no split to use as '{role}'; it has {', '.join(splits)}: name one of them as the {role} split"
+        )
     return chosen
 
 

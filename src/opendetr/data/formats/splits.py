@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -25,6 +25,27 @@ def usual_split(name: str) -> str:
     """The split that a file or folder name stands for: "train" for "instances_train2017"; else the name itself."""
     words = re.split(r"[\W_]+", re.sub(r"\d{4}$", "", name).lower())
     return next((SPLIT_SPELLINGS[word] for word in words if word in SPLIT_SPELLINGS), name)
+
+
+def folder_split(name: str) -> str | None:
+    """The split that a folder is named after, perhaps with a year: "train" for "train2017"; None for other names."""
+    return SPLIT_SPELLINGS.get(re.sub(r"[\W_]*\d{4}$", "", name).lower())
+
+
+def split_folders(names: Iterable[str]) -> dict[str, str]:
+    """Folder name -> the split that it holds: "train" for "train" or "train2017"; else its own name.
+
+    If several folders stand for one split, that without a year has it, and the others keep their names.
+    """
+    by_split: dict[str, list[str]] = {}
+    for name in names:
+        by_split.setdefault(folder_split(name) or name, []).append(name)
+    found: dict[str, str] = {}
+    for split, folders in by_split.items():
+        without_year = [name for name in folders if name.lower() in SPLIT_SPELLINGS]
+        own = folders if len(folders) == 1 else without_year[:1]
+        found |= {name: split if name in own else name for name in folders}
+    return found
 
 
 def chance(seed: int, name: str) -> bytes:

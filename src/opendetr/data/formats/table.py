@@ -33,13 +33,13 @@ from opendetr.data.images import ImageFileError, image_size
 from opendetr.data.paths import file_length, is_file
 from opendetr.data.records import (
     RAISE_FAULTS,
-    DataError,
     DataFault,
     DetectionData,
     FaultError,
     FaultLog,
     ImageRecord,
     ObjectRecord,
+    unknown_split,
     usable_objects,
 )
 from opendetr.data.text import pixels, read_text
@@ -161,7 +161,7 @@ def parse_tables(folder: Path, files: Mapping[str, Path], log: FaultLog = RAISE_
 def read_table(table: TableFolder, split: str, log: FaultLog = RAISE_FAULTS) -> DetectionData:
     """One split of a table, in the order of the image names. Raises DataError for an unknown split."""
     if split not in table.splits:
-        raise DataError(f"{table.folder}: no split '{split}'; it has {', '.join(table.splits) or 'none'}")
+        raise unknown_split(table.folder, split, table.splits)
     images, faults = [], list(table.faults)
     first_object = 1
     for image_id, image in enumerate(table.images, start=1):

@@ -32,6 +32,7 @@ from opendetr.data.records import (
     FaultLog,
     ImageRecord,
     ObjectRecord,
+    unknown_split,
     usable_objects,
 )
 from opendetr.data.text import pixels
@@ -130,7 +131,7 @@ def read_voc(voc: str | Path | VocFolder, split: str, log: FaultLog = RAISE_FAUL
     """
     voc = voc if isinstance(voc, VocFolder) else parse_voc(Path(voc))
     if split not in voc.splits:
-        raise DataError(f"{voc.folder}: no split '{split}'; it has {', '.join(voc.splits)}")
+        raise unknown_split(voc.folder, split, voc.splits)
     wanted = set(voc.splits[split])
     images: list[ImageRecord] = []
     faults: list[DataFault] = []

@@ -29,7 +29,7 @@ from opendetr.categories import Categories
 from opendetr.data.faults import FaultKind
 from opendetr.data.formats.links import Place, find_place, through_text_links
 from opendetr.data.formats.sidecar import Extras, read_extras
-from opendetr.data.formats.splits import SINGLE_SPLIT, SPLIT_SPELLINGS
+from opendetr.data.formats.splits import SINGLE_SPLIT, SPLIT_SPELLINGS, folder_split, split_folders
 from opendetr.data.images import ImageFileError, image_size
 from opendetr.data.paths import file_length, is_file
 from opendetr.data.records import (
@@ -41,6 +41,7 @@ from opendetr.data.records import (
     FaultLog,
     ImageRecord,
     ObjectRecord,
+    unknown_split,
     usable_objects,
 )
 from opendetr.data.text import pixels, read_text
@@ -228,7 +229,7 @@ def read_yolo(yolo: str | Path | YoloFolder, split: str, log: FaultLog = RAISE_F
     """
     yolo = yolo if isinstance(yolo, YoloFolder) else parse_yolo(Path(yolo))
     if split not in yolo.splits:
-        raise DataError(f"{yolo.folder}: no split '{split}'; it has {', '.join(yolo.splits)}")
+        raise unknown_split(yolo.folder, split, yolo.splits)
     wanted = set(yolo.splits[split])
     images, faults = [], list(yolo.faults)
     image_id, first_object = yolo.extras.next_image_id, yolo.extras.next_object_id
@@ -367,16 +368,14 @@ def _bare_splits(folder: Path) -> dict[str, Place]:
     """
     images = through_text_links(folder / "images")
     if images is not None and images.is_dir() and _holds_text(folder / "labels"):
-        parts = {
-            SPLIT_SPELLINGS[sub.name.lower()]: sub for sub in _folders(images) if sub.name.lower() in SPLIT_SPELLINGS
+        splits = split_folders(sub.name for sub in _folders(images))
+        named = {
+            name: Place(images / sub, folder / "images" / sub) for sub, name in splits.items() if folder_split(sub)
         }
-        named = {name: Place(sub, folder / "images" / sub.name) for name, sub in parts.items()}
         return named or {SINGLE_SPLIT: Place(images, folder / "images")}
-    return {
-        SPLIT_SPELLINGS.get(sub.name.lower(), sub.name): Place(sub / "images", sub / "images")
-        for sub in _folders(folder)
-        if (sub / "images").is_dir() and _holds_text(sub / "labels")
-    }
+    parts = [sub for sub in _folders(folder) if (sub / "images").is_dir() and _holds_text(sub / "labels")]
+    splits = split_folders(sub.name for sub in parts)
+    return {splits[sub.name]: Place(sub / "images", sub / "images") for sub in parts}
 
 
 def _folders(folder: Path) -> list[Path]:
@@ -393,7 +392,7 @@ def _holds_text(folder: Path) -> bool:
 def _class_names(
     content: Mapping[str, Any], description: Path | None, folder: Path, labels: Mapping[_Image, _Labels]
 ) -> tuple[dict[int, str], tuple[DataFault, ...]]:
-    """Class number -> name, in the order of the numbers; and a fault for each class that has no name."""
+    """Class number -> name, in the order of the numbers; and faults: classes without a name, and shifted numbers."""
     place = description or folder
     names = _stated_names(content.get("names"), place) or _listed_names(folder)
     count = _stated_count(content.get("nc"), place)
@@ -405,7 +404,16 @@ def _class_names(
         numbers = sorted(used) if count is None else range(count)
         names = {number: f"class_{number}" for number in numbers}
         return names, tuple(DataFault(FaultKind.NAMELESS_CLASS, str(place), f"class {number}") for number in names)
-    return dict(sorted(names.items())), ()
+    return dict(sorted(names.items())), _shifted_classes(names, place, labels)
+
+
+def _shifted_classes(names: Mapping[int, str], place: Path, labels: Mapping[_Image, _Labels]) -> tuple[DataFault, ...]:
+    """A fault if the class numbers of all rows are 1 to N, where 0 to N - 1 are listed."""
+    used = {row.label for content in labels.values() for row in content.rows}
+    if not used or sorted(names) != list(range(len(names))) or max(used) != len(names) or 0 in used:
+        return ()
+    detail = f"{len(names)} are listed, from 0 to {len(names) - 1}; no object has 0, and some have {len(names)}"
+    return (DataFault(FaultKind.SHIFTED_CLASSES, str(place), "'names'", detail),)
 
 
 def _stated_names(value: Any, place: Path) -> dict[int, str]:

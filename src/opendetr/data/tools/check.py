@@ -29,6 +29,7 @@ from opendetr.data.images import image_size, is_animated, read_record
 from opendetr.data.masks import empty_mask, map_faults, outline_area, outline_faults, panoptic_map, segment_areas
 from opendetr.data.records import DataFault, DetectionData, FaultError, FaultLog, ImageRecord, ObjectRecord
 from opendetr.data.transforms import resized_shape
+from opendetr.distributed import usable_cpus
 from opendetr.files import IMAGE_SUFFIXES
 
 # Limits of the ranges of object sizes. A size is the square root of the area of the resized box, in pixels.
@@ -37,6 +38,8 @@ _REPEATED_IOU = 0.95
 _THIN_RATIO = 20
 _LONG_RATIO = 4
 _FEW_OBJECTS = 10
+_FAR = 0.1  # of the side of the image
+_MOST = 0.5
 _MAX_PAIRS = 1_000_000  # pairs of boxes compared at once; limits the memory for an image of very many boxes
 _IMAGES_AT_ONCE = 256
 _MAP_KINDS = frozenset(
@@ -197,7 +200,7 @@ def _panoptic_images(
 
 def _maps_faults(images: Sequence[ImageRecord]) -> Iterator[DataFault]:
     """Differences between panoptic maps and their annotations."""
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as executor:
+    with ThreadPoolExecutor(min(8, usable_cpus())) as executor:
         for start in range(0, len(images), _IMAGES_AT_ONCE):
             for faults in executor.map(_map_faults, images[start : start + _IMAGES_AT_ONCE]):
                 yield from faults
@@ -299,8 +302,20 @@ def _resized_sides(image: ImageRecord, demands: Demands) -> Iterator[tuple[float
 
 def _split_faults(data: DetectionData) -> Iterator[DataFault]:
     boxes = [obj.box for image in data.images for obj in image.objects]
+    place = (str(data.folder), f"split '{data.split}'")
     if boxes and all(x + w <= 1 and y + h <= 1 for x, y, w, h in boxes):
-        yield DataFault(FaultKind.NORMALISED_BOXES, str(data.folder), f"split '{data.split}'")
+        yield DataFault(FaultKind.NORMALISED_BOXES, *place)
+    # The reader has left out the boxes beside the image.
+    beside = sum(entry.count for entry in data.fault_counts if entry.kind is FaultKind.NO_AREA)
+    outside = sum(_is_far_outside(obj, image) for image in data.images for obj in image.objects)
+    if outside and outside + beside > _MOST * (len(boxes) + beside):
+        yield DataFault(FaultKind.FOREIGN_SCALE, *place, f"{outside + beside:,} of {len(boxes) + beside:,} boxes")
+
+
+def _is_far_outside(obj: ObjectRecord, image: ImageRecord) -> bool:
+    """Whether a box extends outside the image by more than a rounding error or a truncated object explains."""
+    x, y, w, h = obj.box
+    return max(-x, x + w - image.width) > _FAR * image.width or max(-y, y + h - image.height) > _FAR * image.height
 
 
 def train_split(splits: Mapping[str, DetectionData]) -> str | None:
@@ -378,7 +393,7 @@ def _read_all(
     records = list({(image.path, image.height, image.width): image for image in images}.values())
     digests: dict[Path, bytes] = {}
     faults: list[DataFault] = []
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as executor:
+    with ThreadPoolExecutor(min(8, usable_cpus())) as executor:
         for start in range(0, len(records), _IMAGES_AT_ONCE):
             chunk = records[start : start + _IMAGES_AT_ONCE]
             for done, (record, (digest, file_faults)) in enumerate(

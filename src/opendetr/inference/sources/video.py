@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from opendetr.config import needs_package
 from opendetr.data import ImageError
 from opendetr.inference.sources.source_image import SourceImage
 
@@ -146,7 +147,7 @@ def library(module: str, package: str, name: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError:
-        raise VideoError(f"{name}: needs {package}; install it with `python -m pip install {package}`") from None
+        raise VideoError(f"{name}: {needs_package(package)}") from None
 
 
 def _reason(error: Exception) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path, PurePath
 from typing import TypeVar
 
 from opendetr.categories import Categories
+from opendetr.distributed import usable_cpus
 from opendetr.inference.writers.background import Background
 from opendetr.inference.writers.images import crops, drawn_images, panoptic_map_name, panoptic_maps
 from opendetr.inference.writers.names import OutputNames
@@ -20,7 +20,7 @@ from opendetr.results import Detections, Panoptic
 COCO_FILE = "predictions.json"
 CSV_FILE = "predictions.csv"
 PANOPTIC_FILE, PANOPTIC_FOLDER = "panoptic.json", "panoptic"
-_NUM_WRITERS = min(4, os.cpu_count() or 1)
+_NUM_WRITERS = min(4, usable_cpus())
 
 Result = TypeVar("Result", Detections, Panoptic)
 

@@ -6,7 +6,6 @@ Memory use does not grow with the number of frames.
 from __future__ import annotations
 
 import csv
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -17,6 +16,7 @@ import numpy as np
 
 from opendetr.categories import Categories
 from opendetr.data import FRAME, TRACK, VIDEO
+from opendetr.distributed import usable_cpus
 from opendetr.files import atomic_path
 from opendetr.inference.writers.background import Background
 from opendetr.inference.writers.names import OutputNames
@@ -28,7 +28,7 @@ from opendetr.visualize import draw_tracks
 TRACKS_FILE, TRACKS_CSV = "tracks.json", "tracks.csv"
 _CSV_HEAD = ("video", "frame_id", "track_id", *CSV_HEAD[3:])
 _TRAIL_FRAMES = 30
-_NUM_WRITERS = min(4, os.cpu_count() or 1)
+_NUM_WRITERS = min(4, usable_cpus())
 
 Write = Callable[[Detections], None]
 BeginClip = Callable[[str], AbstractContextManager[tuple[PurePath, Write]]]
