@@ -248,6 +248,7 @@ def test_habits_from_other_tools_get_the_right_name(tmp_path):
         "predict has no argument 'iou'; DETR needs no non-maximum": lambda: detector(image, iou=0.5),
         "train has no argument 'imgsz'; did you mean image_size?": lambda: opendetr.train("data", imgsz=3),
         "train has no argument 'learning_rate'; did you mean lr?": lambda: opendetr.train("data", learning_rate=1),
+        "given as changes, such as changes=['recipe.": lambda: opendetr.train("data", weight_decay=1),
         "train has no argument 'dataset'; did you mean data?": lambda: opendetr.train(dataset="data"),
         "train has no argument 'batch'; did you mean batch_size?": lambda: opendetr.pretrain("data", batch=2),
         "load has no argument 'cuda'; did you mean device?": lambda: opendetr.load(cuda=True),

@@ -292,7 +292,11 @@ def hint(word: str, names: Sequence[str]) -> str:
     near = synonyms(word, names)
     note = None if near else habit_note(word)
     near = near or suggestions(word, names)
-    return note or (f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}")
+    if note or near:
+        return note or f"did you mean {near[0]}?"
+    if "changes" in names:
+        return "other settings are given as changes, such as changes=['recipe.weight_decay=0.001']"
+    return f"there are {', '.join(names)}"
 
 
 def suggesting(function: Function) -> Function:
