@@ -86,7 +86,7 @@ REFUSED = {
     "bytes that may be a mask": (torch.tensor([0, 1, 1, 0], dtype=torch.uint8), "uint8 of shape (4,) (a mask or"),
     "two dimensions": (np.zeros((4, 1), dtype=int), "int64 of shape (4, 1)"),
     "lists of different lengths": ([[0], [1, 2]], "list does not select"),
-    "a name": ("cat", "str does not select"),
+    "a name": ("cat", "detections are selected by numbers; write d[[name == 'cat' for name in d.names]]"),
     "names": (["cat"], "of shape (1,)"),
     "a set": ({1, 2}, "set does not select"),
     "a dict": ({0: True}, "dict does not select"),

@@ -317,7 +317,7 @@ def test_still_images_are_evaluated_as_for_a_detector(tmp_path, train):
 def test_without_trackeval_a_run_on_videos_is_refused_in_one_line(name, train, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda package: None)
     for use in (get_preset(name).metrics, lambda data: get_preset(name).evaluator(data.categories, data)):
-        with pytest.raises(ConfigError, match=r"with trackeval: pip install 'opendetr\[track\]'"):
+        with pytest.raises(ConfigError, match=r"on videos: needs trackeval; .*'opendetr\[track\]'"):
             use(train)
 
 

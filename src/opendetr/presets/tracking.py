@@ -144,7 +144,7 @@ def _as_video_model(model: Detector) -> VideoModel:
 
 def _require_trackeval(name: str) -> None:
     if not importlib.util.find_spec("trackeval"):
-        raise MissingPackageError(f"{name}: evaluation on videos", "trackeval")
+        raise MissingPackageError(f"evaluation of {name} on videos", "trackeval")
 
 
 def _is_tracker(preset: Preset) -> bool:
