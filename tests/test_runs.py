@@ -30,13 +30,22 @@ class ParsedError(Exception):
 
 @pytest.mark.parametrize(("script", "arguments"), shown_commands())
 def test_a_command_that_is_shown_is_taken(monkeypatch, script, arguments):
-    parse = argparse.ArgumentParser.parse_args
+    depth = 0
 
-    def parse_alone(self, *given):
-        parse(self, *given)
-        raise ParsedError
+    def alone(parse):
+        def parse_alone(*given, **named):
+            nonlocal depth
+            depth += 1
+            result = parse(*given, **named)
+            depth -= 1
+            if depth == 0:  # the call of the script, which also calls the other function and parses subcommands
+                raise ParsedError
+            return result
 
-    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_alone)
+        return parse_alone
+
+    for name in ("parse_args", "parse_known_args"):
+        monkeypatch.setattr(argparse.ArgumentParser, name, alone(getattr(argparse.ArgumentParser, name)))
     monkeypatch.setattr(sys, "argv", [script, *shlex.split(arguments)])
     with pytest.raises(ParsedError):
         runpy.run_path(str(ROOT / "runs" / script), run_name="__main__")

@@ -278,7 +278,7 @@ def test_export_and_use(tmp_path):
 
 def test_export_in_one_line(tmp_path):
     assert "contains no weights" in _opendetr("export", tmp_path, tmp_path / "o", "--format", "official", code=1).stderr
-    assert "no weights of it" in _opendetr("export", "detr-r18", tmp_path, "--format", "official", code=1).stderr
+    assert "no published weights" in _opendetr("export", "detr-r18", tmp_path, "--format", "official", code=1).stderr
     _opendetr("export", "detr-r18", tmp_path, "--format", "other", code=2)
     _opendetr("export", "detr-r18", tmp_path, code=2)
 
