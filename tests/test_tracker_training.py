@@ -435,6 +435,14 @@ def test_a_batch_of_evaluation_has_single_images(train):
 # -------------------------------------------------------------------------------------------------------------- drawing
 
 
+@pytest.mark.parametrize("number", [1, 5, 7])
+def test_a_contact_sheet_of_a_single_video_has_the_requested_frames(number, tmp_path):
+    write_videos(tmp_path / "one", counts={"train": 1, "val": 1}, config=VideoConfig(frames=8))
+    show = ["data", "show", str(tmp_path / "one"), "--images", str(number), "--out", str(tmp_path / "a.png"), "--json"]
+    result = CliRunner().invoke(app, show)
+    assert (result.exit_code, json.loads(result.stdout)["images"]) == (0, number)
+
+
 def test_a_contact_sheet_of_videos_has_a_colour_per_track(videos, train, tmp_path):
     """Each row is a video, and the trails of its tracks have their colours."""
     out = tmp_path / "sheet.png"

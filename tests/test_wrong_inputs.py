@@ -380,6 +380,9 @@ train my-data --config image.jpg
 train my-data --config wrong.yaml
 1 error: wrong.yaml: recipe.epochs: expected at least 1, got 0
 
+pretrain empty
+1 error: empty: the folder is empty; pass a folder with images
+
 predict notes.txt --weights runs/mine
 1 error: notes.txt: not an image in a supported format; convert it to JPEG or PNG, or leave it out
 

@@ -174,8 +174,8 @@ def show(
 ) -> Exit:
     """Draw a contact sheet of a dataset: images with the masks of their objects, or else the boxes, and captions.
 
-    A row of a dataset of videos is a few frames of a video, a few frames apart. Each track has its own colour, and a
-    trail since the first frame of the row.
+    In a dataset of videos, the images are frames of a few videos, some frames apart. Each track has its own colour, and
+    a trail since the first frame of the video that is shown.
 
     Examples:
 
@@ -199,10 +199,10 @@ def show(
     failures: list[str] = []
     columns = math.ceil(math.sqrt(min(images, len(data))))
     drawn = (_drawn_tracks if has_tracks(data) else _drawn_truth)(data, images, columns, seed, failures)
-    titles, pictures = zip(*drawn, strict=True) if drawn else ((), ())
+    titles, drawings = zip(*drawn, strict=True) if drawn else ((), ())
     if not drawn:
         raise DataError(f"{source}: the split '{chosen}' has no image that can be shown")
-    sheet = contact_sheet(pictures, columns, titles)
+    sheet = contact_sheet(drawings, columns, titles)
     out.parent.mkdir(parents=True, exist_ok=True)
     save_image(sheet, out)
     for failure in failures:
@@ -318,7 +318,10 @@ def _drawn_truth(
 def _drawn_tracks(
     data: DetectionData, number: int, columns: int, seed: int, failures: list[str]
 ) -> list[tuple[str, Image]]:
-    """Title and drawing of some frames of some videos, `columns` of each. Errors are added to `failures`."""
+    """Title and drawing of some frames of some videos. Errors are added to `failures`.
+
+    A video fills one row of `columns` frames, or more if there are fewer videos than rows.
+    """
     import numpy as np
 
     from opendetr.data import TRACK, DataError, Videos, read_record
@@ -326,12 +329,15 @@ def _drawn_tracks(
 
     drawn: list[tuple[str, Image]] = []
     rng, videos = random.Random(seed), Videos(data)
-    for video in sorted(rng.sample(range(len(videos)), min(len(videos), math.ceil(number / columns)))):
+    num_rows = math.ceil(number / columns)
+    chosen = sorted(rng.sample(range(len(videos)), min(len(videos), num_rows)))
+    length = columns * math.ceil(num_rows / len(chosen))
+    for video in chosen:
         frames = videos.frames[video]
-        step = max(1, min(_FRAME_STEP, (len(frames) - 1) // max(columns - 1, 1)))
-        start = rng.randint(0, max(0, len(frames) - 1 - step * (columns - 1)))
+        step = max(1, min(_FRAME_STEP, (len(frames) - 1) // max(length - 1, 1)))
+        start = rng.randint(0, max(0, len(frames) - 1 - step * (length - 1)))
         trails: dict[int, list[tuple[float, float]]] = {}
-        for position, index in enumerate(frames[start : start + step * (columns - 1) + 1]):
+        for position, index in enumerate(frames[start : start + step * (length - 1) + 1]):
             record = data.images[index]
             ids = [int(obj.extras[TRACK]) for obj in record.objects]
             boxes = np.array([obj.box for obj in record.objects], np.float64).reshape(-1, 4)

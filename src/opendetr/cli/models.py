@@ -193,8 +193,7 @@ def _row(name: str) -> dict[str, Any]:
 def _built(preset: Preset) -> tuple[Detector, str | None]:
     """The model without storage for its weights, and what is missing to build it.
 
-    If an optional package is missing, other parts take the place of those that need it, so that the facts about the
-    inputs of the model are known nevertheless.
+    If an optional package is missing, other parts replace those that need it. The model still has the same inputs.
     """
     import torch
 

@@ -233,7 +233,7 @@ def _explained(error: Exception) -> str | None:
 def torchvision_fault(error: Exception, torch: str | None, torchvision: str | None) -> str:
     """The message for a torchvision that cannot be imported, with the versions of both packages, None if missing.
 
-    The command keeps the build of torch, so that CPU packages are not replaced by CUDA's, and reinstalls nothing else.
+    The command keeps the build of torch, such as that for CPUs, and reinstalls nothing else.
     """
     build = re.fullmatch(r".*\+(cpu|cu\d+|rocm[\d.]+|xpu)", torch or "")
     index = f" --index-url https://download.pytorch.org/whl/{build[1]}" if build else ""

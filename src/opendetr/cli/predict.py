@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import glob
 import json
-import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -31,6 +30,7 @@ from opendetr.cli.output import (
     table,
     wrong_value,
 )
+from opendetr.cli.skipped import Skipped
 from opendetr.cli.usage import existing_path, exists
 from opendetr.recipe import DEFAULT_MODEL
 
@@ -204,7 +204,7 @@ def predict(options: PredictOptions) -> Exit:
         if stop.requested and not isinstance(sources[0], int):
             say(f"error: interrupted after {run.num_images} images; their results are in {options.out}")
             return Exit.FAILED
-        return Exit.SOME_FAILED if run.num_failed else Exit.DONE
+        return Exit.SOME_FAILED if run.skipped.count else Exit.DONE
 
 
 def _answer(detector: Predictor, sources: list[Source], options: PredictOptions) -> Exit:
@@ -325,15 +325,11 @@ class _Run:
     """Predicts and writes the results; counts the images and those that could not be read."""
 
     def __init__(self, detector: Predictor, sources: Sequence[Source], options: PredictOptions) -> None:
-        from opendetr.inference.writers import Rows
-
         self._detector = detector
         self._sources = sources
         self._options = options
         self._out = options.out
-        self._failures = Rows()
-        self._unsaid: list[str] = []
-        self.num_failed = 0
+        self.skipped = Skipped("images")
         self.num_images = 0
         self._counts = _Counts()
 
@@ -341,14 +337,13 @@ class _Run:
         return self
 
     def __exit__(self, *_error: object) -> None:
-        self._failures.close()
+        self.skipped.close()
 
     def predict(self, stop: StopSignal, given: Mapping[str, Any]) -> None:
         """Predict with arguments of `Predictor.predict` until the end, or until `stop` is requested.
 
         Raises DataError when no image could be read.
         """
-        from opendetr.data import DataError
         from opendetr.visualize import progress_bar
 
         total = self._total()
@@ -359,14 +354,13 @@ class _Run:
                     write = stack.enter_context(self._folder())
                 write(result)
                 self.num_images += 1
-                self._say_failures()
+                self.skipped.say()
                 self._counts.add(result)
-                progress(self.num_images + self.num_failed, total)
+                progress(self.num_images + self.skipped.count, total)
                 if stop.requested:
                     break
         if not self.num_images:
-            several = f"none of {self.num_failed} images can be read"
-            raise DataError(several if self.num_failed > 1 else self._unsaid[0])
+            raise self.skipped.error()
 
     def _folder(self) -> AbstractContextManager[Callable[[Any], None]]:
         """Open the output folder. Yields a function that writes the result of an image."""
@@ -395,23 +389,11 @@ class _Run:
         if isinstance(only, str) and is_one_image(only):
             yield self._detector.predict(only, **options)
         elif isinstance(only, int):
-            yield from self._detector.predict(only, **options, on_unreadable=self._failed)
+            yield from self._detector.predict(only, **options, on_unreadable=self.skipped.add)
         else:
-            images = each_image(self._sources if only is None else only, self._failed, skip=self._out)
+            images = each_image(self._sources if only is None else only, self.skipped.add, skip=self._out)
             distinct = images if only is not None else _distinct(images)
-            yield from self._detector.predict(distinct, **options, on_unreadable=self._failed)
-
-    def _failed(self, line: str) -> None:
-        self._failures.add(line)
-        self._unsaid.append(line)
-        self.num_failed += 1
-        if self.num_images or self.num_failed > 1:  # the only failure of all is the error that ends the command
-            self._say_failures()
-
-    def _say_failures(self) -> None:
-        for line in self._unsaid:
-            say(f"skipped: {line}")
-        self._unsaid.clear()
+            yield from self._detector.predict(distinct, **options, on_unreadable=self.skipped.add)
 
     def _total(self) -> int | None:
         """The number of images for a progress bar that is shown; None if it is not known in advance."""
@@ -430,15 +412,11 @@ class _Run:
             say("nothing reaches the minimum score; try a lower one, such as --min-score 0.2")
 
     def print_json(self) -> None:
-        """Print the result as JSON, copied in pieces from the files to keep memory flat."""
+        """Print the result as JSON."""
         from opendetr.inference.writers import COCO_FILE, PANOPTIC_FILE
 
-        sys.stdout.write(f'{{"out": {json.dumps(str(self._out))}, "failed": ')
-        self._failures.copy_to(sys.stdout)
         file = PANOPTIC_FILE if self._options.panoptic else COCO_FILE
-        with (self._out / file).open(encoding="utf-8") as stream:
-            sys.stdout.write(",\n" + stream.readline().removeprefix("{"))
-            shutil.copyfileobj(stream, sys.stdout)
+        self.skipped.print_json({"out": str(self._out)}, self._out / file)
 
 
 class _Counts:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
@@ -27,6 +24,7 @@ from opendetr.cli.output import (
     table,
 )
 from opendetr.cli.predict import named_sources, refuse_overwriting_inputs, require_empty
+from opendetr.cli.skipped import Skipped
 
 if TYPE_CHECKING:
     from opendetr.inference import Tracker, TrackHistory
@@ -143,32 +141,28 @@ def track(options: TrackOptions) -> Exit:
         if stop.requested and not clips[0].is_live:
             say(f"error: interrupted after {run.num_frames} frames; their tracks are in {options.out}")
             return Exit.FAILED
-        return Exit.SOME_FAILED if run.num_failed else Exit.DONE
+        return Exit.SOME_FAILED if run.skipped.count else Exit.DONE
 
 
 class _Run:
     """Tracks and writes; counts frames and those that could not be read."""
 
     def __init__(self, tracker: Tracker, clips: Sequence[Clip], roots: Sequence[Path], options: TrackOptions) -> None:
-        from opendetr.inference.writers import Rows
-
         self._tracker = tracker
         self._clips = clips
         self._roots = roots
         self._options = options
-        self._failures = Rows()
-        self._unsaid: list[str] = []
         self._results: list[_Result] = []
         self._begin: BeginClip | None = None
         self._seconds = 0.0
-        self.num_failed = 0
+        self.skipped = Skipped("frames")
         self.num_frames = 0
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_error: object) -> None:
-        self._failures.close()
+        self.skipped.close()
 
     def track(self, stop: StopSignal) -> None:
         """Track all clips, or until `stop` is requested. Raises DataError when no frame could be read."""
@@ -184,18 +178,17 @@ class _Run:
                     say(f"note: {note}")
                 try:
                     for _ in self._track_clip(clip, folder, stop):
-                        progress(self.num_frames + self.num_failed, total)
+                        progress(self.num_frames + self.skipped.count, total)
                 except DataError as error:
                     if len(self._clips) == 1:
                         raise
-                    self._failed(str(error))
+                    self.skipped.add(str(error))
                 if stop.requested:
                     break
         self._seconds = time.monotonic() - began
         if not self.num_frames:
-            several = f"none of {self.num_failed} frames can be read"
-            raise DataError(several if self.num_failed > 1 else self._unsaid[0])
-        self._say_failures()
+            raise self.skipped.error()
+        self.skipped.say()
 
     def _track_clip(self, clip: Clip, folder: ExitStack, stop: StopSignal) -> Iterator[None]:
         """Track and write a clip until its end or a stop; yields after each frame.
@@ -208,7 +201,7 @@ class _Run:
         result = None
         history = None if clip.annotations is None else TrackHistory(clip.annotations)
         with ExitStack() as stack:
-            for detections in stack.enter_context(closing(self._tracker.track(clip, on_unreadable=self._failed))):
+            for detections in stack.enter_context(closing(self._tracker.track(clip, on_unreadable=self.skipped.add))):
                 if self._begin is None:
                     categories, roots = self._tracker.predictor.categories, self._roots
                     opened = tracks_folder(self._options.out, categories, draw=self._options.draw, roots=roots)
@@ -222,24 +215,12 @@ class _Run:
                     history.add(detections, self._tracker.queries)
                 result.add(detections)
                 self.num_frames += 1
-                self._say_failures()
+                self.skipped.say()
                 yield
                 if stop.requested:
                     break
         if result is not None and history is not None:
             result.explain(history, self._options.out)
-
-    def _failed(self, line: str) -> None:
-        self._failures.add(line)
-        self._unsaid.append(line)
-        self.num_failed += 1
-        if self.num_frames or self.num_failed > 1:  # the only failure of all is the error that ends the command
-            self._say_failures()
-
-    def _say_failures(self) -> None:
-        for line in self._unsaid:
-            say(f"skipped: {line}")
-        self._unsaid.clear()
 
     def print_summary(self) -> None:
         """Print the numbers of frames and tracks of the first clips, the speed and the output folder."""
@@ -254,19 +235,15 @@ class _Run:
             say(f"nothing was tracked; try a lower score, such as --birth {lower:.2f}")
 
     def print_json(self) -> None:
-        """Print the result as JSON, copied in pieces from the file to keep memory flat."""
+        """Print the result as JSON."""
         from opendetr.inference.writers import TRACKS_FILE
 
-        videos = [result.to_dict() for result in self._results]
-        sys.stdout.write(f'{{"out": {json.dumps(str(self._options.out))}, "videos": {json.dumps(videos)}, "failed": ')
-        self._failures.copy_to(sys.stdout)
-        with (self._options.out / TRACKS_FILE).open(encoding="utf-8") as stream:
-            sys.stdout.write(",\n" + stream.readline().removeprefix("{"))
-            shutil.copyfileobj(stream, sys.stdout)
+        out, videos = self._options.out, [result.to_dict() for result in self._results]
+        self.skipped.print_json({"out": str(out), "videos": videos}, out / TRACKS_FILE)
 
 
 class _Result:
-    """What is told about a clip.
+    """The printed facts about a clip.
 
     Attributes:
         name: its name in the output folder, without a suffix.

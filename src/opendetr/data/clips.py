@@ -18,7 +18,7 @@ from opendetr.data.batching import same_shape_groups
 from opendetr.data.collate import collate_samples
 from opendetr.data.config import SINGLE_IMAGE_AUGMENTS, DataConfig
 from opendetr.data.formats.coco_videos import FRAME, TRACK, VIDEO
-from opendetr.data.transforms import Crop, LabelledImage, Resize
+from opendetr.data.transforms import Crop, LabelledImage, Resize, TransformAround
 from opendetr.structures import Batch, ClipBatch, Sample
 
 if TYPE_CHECKING:
@@ -126,9 +126,9 @@ class VideoDataConfig(DataConfig):
         return [*in_order, *(same_shape_groups(stills, shapes, batch_size) if stills else ())]
 
     def evaluation_subset(self, data: DetectionData, num_images: int) -> DetectionData:
-        """Whole videos, evenly spread over the data, and the first frames of one more, so that there are `num_images`.
+        """Select `num_images` frames: whole videos, evenly spread over the data, and the first frames of one more.
 
-        If even one video has more frames than that, its first frames.
+        If every video has more frames than that, they are the first frames of one video.
         """
         videos = Videos(data)
         if sum(map(len, videos.frames)) < len(data):
@@ -233,8 +233,8 @@ class ClipSampling:
         length: T.
         max_interval: see `VideoDataConfig`.
         max_shift: see `ClipDataConfig`; None: a still image is a clip of one frame.
-        ends_with_image: whether the image is the last frame of its clip. Otherwise its place in the clip is random, and
-            the clip is moved and its interval reduced so that it fits into the video.
+        ends_with_image: whether the image is the last frame of its clip. Otherwise its place in the clip is random. A
+            clip that does not fit into the video is moved, and has a smaller interval.
     """
 
     videos: Videos
@@ -274,7 +274,7 @@ class ClipSampling:
 
 
 @dataclass(frozen=True)
-class ClipTransform:
+class ClipTransform(TransformAround):
     """Makes a clip of an image of a video, or of a still image.
 
     Attributes:
@@ -284,15 +284,6 @@ class ClipTransform:
 
     plain: TrainingTransform
     sampling: ClipSampling
-
-    @property
-    def largest_shape(self) -> tuple[int, int]:
-        """Short and long side of the largest possible frame, in pixels."""
-        return self.plain.largest_shape
-
-    def output_shape(self, height: int, width: int, rng: np.random.Generator) -> tuple[int, int]:
-        """Height and width of the frames, given a generator in the same state."""
-        return self.plain.output_shape(height, width, rng)
 
     def __call__(self, image: LabelledImage, rng: np.random.Generator, others: Sequence[LabelledImage] = ()) -> Sample:
         """The last frame as a sample; `extras` has the samples of the frames before it, and a seed for the task."""

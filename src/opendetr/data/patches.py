@@ -23,7 +23,7 @@ from opendetr.data.records import unknown_split
 from opendetr.data.transforms import (
     LabelledImage,
     PredictionTransform,
-    Transform,
+    TransformAround,
     evaluation_transform,
     normalise,
     resize,
@@ -231,7 +231,7 @@ def patch_boxes(height: int, width: int, count: int, rng: np.random.Generator) -
 
 
 @dataclass(frozen=True)
-class PatchTransform:
+class PatchTransform(TransformAround):
     """Cuts patches from a training image; they become its target.
 
     Attributes:
@@ -241,19 +241,9 @@ class PatchTransform:
         augmentation: changes of the colours of the patches.
     """
 
-    plain: Transform
     num_patches: int
     patch_size: int
     augmentation: PatchAugmentationConfig
-
-    @property
-    def largest_shape(self) -> tuple[int, int]:
-        """Short and long side of the largest possible image, in pixels."""
-        return self.plain.largest_shape
-
-    def output_shape(self, height: int, width: int, rng: np.random.Generator) -> tuple[int, int]:
-        """Height and width of the resized image, given a generator in the same state."""
-        return self.plain.output_shape(height, width, rng)
 
     def __call__(self, image: LabelledImage, rng: np.random.Generator, others: Sequence[LabelledImage] = ()) -> Sample:
         """The sample: `extras` has the patches (M, 3, h, w) uint8 and a seed for the draws of the model."""

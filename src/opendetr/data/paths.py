@@ -53,13 +53,18 @@ def is_file(path: Path) -> bool:
         return False
 
 
-def require_folder(folder: Path) -> None:
-    """Raise DataError unless `folder` is a folder that is not empty, or a file that describes a dataset."""
+def require_folder(folder: Path, contents: str = "images and annotations") -> None:
+    """Raise DataError unless `folder` is a folder that is not empty, or a file that describes a dataset.
+
+    Args:
+        folder: the dataset.
+        contents: what it needs, for the message.
+    """
     if folder.suffix.lower() in DESCRIPTION_SUFFIXES and is_file(folder):
         return
     try:
         if not any(folder.iterdir()):
-            raise DataError(f"{folder}: the folder is empty; pass a folder with images and annotations")
+            raise DataError(f"{folder}: the folder is empty; pass a folder with {contents}")
         if all((folder / name).is_file() for name in _FILES_OF_A_RUN):
             raise DataError(f"{folder}: is the folder of a run, not a dataset; give the folder of the dataset")
     except FileNotFoundError:

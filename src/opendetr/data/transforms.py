@@ -394,6 +394,26 @@ class TrainingTransform:
         return image
 
 
+@dataclass(frozen=True)
+class TransformAround:
+    """A transform that adds to what another one makes of an image, in the same size.
+
+    Attributes:
+        plain: the other transform.
+    """
+
+    plain: Transform
+
+    @property
+    def largest_shape(self) -> tuple[int, int]:
+        """As of `plain`."""
+        return self.plain.largest_shape
+
+    def output_shape(self, height: int, width: int, rng: np.random.Generator) -> tuple[int, int]:
+        """As of `plain`."""
+        return self.plain.output_shape(height, width, rng)
+
+
 class PredictionTransform(Transform, Protocol):
     """A transform without random choices, which also prepares images without ground truth."""
 

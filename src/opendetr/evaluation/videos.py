@@ -134,8 +134,8 @@ class FrameResult:
 class TrackingEvaluator:
     """Evaluates tracks and detections on the videos of a dataset; see `Evaluator`.
 
-    Tracking metrics do not distinguish classes. Tracks of classes that the dataset lacks are left out. A model with one
-    class and a dataset with one class are paired whatever the classes are called, such as "person" and "pedestrian".
+    Tracking metrics do not distinguish classes. Tracks of classes that the dataset lacks are left out. If model and
+    dataset have one class each, these are the same class, even with two names such as "person" and "pedestrian".
 
     Args:
         categories: the categories of the model's labels.

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from opendetr.losses.boxes import box_giou, box_l1
 from opendetr.losses.class_terms import sigmoid_focal
 from opendetr.losses.term import Normaliser
-from opendetr.nn import MLP, full_precision, weights_dtype
+from opendetr.nn import MLP, full_precision, tokens_of, weights_dtype
 from opendetr.structures import FeatureMap, GroundingOutput, Matches, Output, Target
 
 _PRIOR = 0.01  # initial class probability, low because most cells contain no object
@@ -73,11 +73,6 @@ def assign_cells(boxes: Tensor, height: int, width: int, valid: tuple[int, int],
     return index.masked_fill(smallest.isinf(), -1)
 
 
-def _tokens(level: FeatureMap) -> Tensor:
-    """The values of a level (B, D, h, w) as (B, N, D)."""
-    return level.values.flatten(2).transpose(1, 2)
-
-
 def _valid_cells(memory: FeatureMap, image: int) -> tuple[int, int]:
     if memory.padding is None:
         return memory.values.shape[-2], memory.values.shape[-1]
@@ -121,7 +116,7 @@ class DenseSupervision(nn.Module):
             num_objects: divisor, the number of objects in the whole step.
         """
         with torch.autocast(memory.values.device.type, enabled=False):
-            tokens = _tokens(memory).to(weights_dtype(self.class_head))
+            tokens = tokens_of(memory.values).to(weights_dtype(self.class_head))
             assigned = self.assign(memory, targets)
             return self._loss(tokens, assigned, targets) / num_objects
 
@@ -153,7 +148,7 @@ class DenseSupervision(nn.Module):
 
 def _projected(projection: nn.Module, level: FeatureMap) -> Tensor:
     """The tokens of a level, projected and with unit length, (B, N, E) float32."""
-    tokens = projection(_tokens(level).to(weights_dtype(projection)))
+    tokens = projection(tokens_of(level.values).to(weights_dtype(projection)))
     return F.normalize(full_precision(tokens), dim=-1)
 
 

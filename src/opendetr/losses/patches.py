@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from opendetr.losses.dense import DenseConfig, DenseSupervision
 from opendetr.losses.term import Normaliser
-from opendetr.nn import weights_dtype
+from opendetr.nn import tokens_of, weights_dtype
 from opendetr.structures import FeatureMap, Matches, Target
 
 
@@ -72,7 +72,7 @@ class PatchSupervision(nn.Module):
         """Memory (B, D, h, w) and patch features (B, M, F) -> (B M, D, h, w), the cells paired with each patch."""
         dtype, num_patches = weights_dtype(self), patch_features.shape[1]
         with torch.autocast(memory.values.device.type, enabled=False):
-            cells = self.cell(memory.values.to(dtype).flatten(2).transpose(1, 2))[:, None]  # (B, 1, h w, 2 D)
+            cells = self.cell(tokens_of(memory.values).to(dtype))[:, None]  # (B, 1, h w, 2 D)
             patches = self.patch(patch_features.to(dtype))[:, :, None]  # (B, M, 1, 2 D)
             (cell, cell_factor), (patch, patch_factor) = cells.chunk(2, -1), patches.chunk(2, -1)
             tokens = F.relu(cell + patch + cell_factor * patch_factor).flatten(0, 1)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from opendetr.models.detector import Detector, tokens_of
+from opendetr.models.detector import Detector
 from opendetr.nn import (
     MLP,
     AnyBackboneConfig,
@@ -36,6 +36,7 @@ from opendetr.nn import (
     full_precision,
     group_norm,
     resize_padding,
+    tokens_of,
     weights_dtype,
     xavier_initialise,
 )

@@ -151,8 +151,3 @@ class Detector(nn.Module):
     def forward(self, images: ImageBatch) -> Output:
         """Images -> predictions of every decoder layer: logits (B, Q, C), boxes (B, Q, 4) cxcywh in 0..1."""
         return self.from_features(self.backbone(images), images.padding)
-
-
-def tokens_of(features: Tensor) -> Tensor:
-    """Flatten (B, D, h, w) row by row -> (B, h w, D)."""
-    return features.flatten(2).transpose(1, 2)

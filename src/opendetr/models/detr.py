@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from opendetr.models.detector import Detector, tokens_of
+from opendetr.models.detector import Detector
 from opendetr.nn import (
     MLP,
     AnyBackboneConfig,
@@ -26,6 +26,7 @@ from opendetr.nn import (
     SinePosition,
     TransformerConfig,
     full_precision,
+    tokens_of,
     weights_dtype,
 )
 from opendetr.structures import FeatureMap, Output, Predictions, Scoring

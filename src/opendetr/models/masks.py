@@ -25,8 +25,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from opendetr.models.detector import Detector, ModelConfig, tokens_of
-from opendetr.nn import AttentionModule, Backbone, GroupNorm, full_precision
+from opendetr.models.detector import Detector, ModelConfig
+from opendetr.nn import AttentionModule, Backbone, GroupNorm, full_precision, tokens_of
 from opendetr.structures import FeatureMap, ImageBatch, LazyMasks, Output, Scoring
 
 # A detector with a mask head has its own weight family. The detector without masks is a submodule.

@@ -19,9 +19,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from opendetr.models.conditional import ConditionalDecoder, boxes_at
-from opendetr.models.detector import Detector, tokens_of
+from opendetr.models.detector import Detector
 from opendetr.models.detr import DETR, DETRConfig
-from opendetr.nn import MLP, AnyTextConfig, RobertaTextConfig, Tokenizer, full_precision, new_tokenizer, weights_dtype
+from opendetr.nn import (
+    MLP,
+    AnyTextConfig,
+    RobertaTextConfig,
+    Tokenizer,
+    full_precision,
+    new_tokenizer,
+    tokens_of,
+    weights_dtype,
+)
 from opendetr.recipe import LinearSchedule, ParameterRate
 from opendetr.structures import FeatureMap, GroundingOutput, ImageBatch, Movable, Predictions, Scoring, Tokens
 

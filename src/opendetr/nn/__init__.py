@@ -25,6 +25,7 @@ from opendetr.nn.layers import (
     convolve,
     full_precision,
     group_norm,
+    tokens_of,
     weights_dtype,
     xavier_initialise,
 )
@@ -84,6 +85,7 @@ __all__ = [
     "sample_and_sum",
     "scaled_dot_product_attention",
     "text_fault",
+    "tokens_of",
     "weights_dtype",
     "xavier_initialise",
 ]

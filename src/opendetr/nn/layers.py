@@ -120,6 +120,11 @@ def group_norm(num_channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(min(32, num_channels // 2), num_channels)
 
 
+def tokens_of(features: Tensor) -> Tensor:
+    """Flatten (B, D, h, w) row by row -> (B, h w, D)."""
+    return features.flatten(2).transpose(1, 2)
+
+
 def xavier_initialise(module: nn.Module) -> None:
     """Initialise all matrices of `module` with Xavier uniform, as in DETR's transformer. Vectors are unchanged."""
     for parameter in module.parameters():

@@ -44,7 +44,7 @@ class Preset:
 
     A family member that differs in more than settings has a subclass. It overrides `build_model`, `build_task`,
     `categories_of`, `without_extras`, `trained_from_nothing`, `advice`, `fitted` and `trained_into` (training),
-    `session`, `prompt`, `starts_sequence`, `follows_objects` and `of_classes` (inference), `evaluator`, `metrics`,
+    `session`, `prompt`, `follows_objects` and `of_classes` (inference), `evaluator`, `metrics`,
     `headlines` and `draws_predictions` (evaluation; without `metrics`, a run is not evaluated), or `miniature`, if its
     model config has other fields.
 
@@ -162,7 +162,7 @@ class Preset:
 
     @property
     def follows_objects(self) -> bool:
-        """Whether the session of the model gives the objects of a video ids, so that `session` is a TrackingSession."""
+        """Whether `session` is a TrackingSession, which gives the objects of a video ids."""
         return False
 
     def with_tracker(self, config: TrackerConfig) -> Self:

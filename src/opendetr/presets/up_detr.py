@@ -163,7 +163,7 @@ def up_detr_tiny() -> PretrainingPreset:
             transformer=model.transformer,
             num_queries=model.num_queries,
             num_patches=model.num_queries,  # one query for each: a group learns several guesses, and not which is best
-            query_shuffle=True,  # so that all queries are trained, with fewer patches than queries
+            query_shuffle=True,  # trains all queries with fewer patches than queries
             patch_content=True,
         ),
         # Patches already have all sizes relative to their image, and the smallest images would have few cells.

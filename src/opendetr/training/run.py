@@ -235,7 +235,7 @@ def train(
     }
     changes = with_options(changes, data=data_settings, recipe=recipe_settings)
     with together():
-        require_folder(Path(data))
+        require_folder(Path(data), "images" if _pretraining.get() else "images and annotations")
         if out is not None:
             _require_empty(Path(out))
         setup, origin = set_up(Path(data), model, weights, config, freeze_detector=freeze_detector)

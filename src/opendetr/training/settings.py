@@ -73,7 +73,7 @@ class Setup:
         given: names of the fields of the recipe that the user has set, and "image_size" if the user has set the size of
             the images. `fit_to_data` does not change these.
         is_pretrained: whether the initial weights are those of a pre-training model, and a detector is trained.
-        predicts_classes: whether the initial weights predict a class of the dataset, so that they can be evaluated.
+        predicts_classes: whether the initial weights predict a class of the dataset. If so, they are evaluated.
     """
 
     preset: Preset

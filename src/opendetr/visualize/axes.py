@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import ImageDraw
 
-from opendetr.visualize.style import FAINT_INK, RULE, font_of
+from opendetr.visualize.style import FAINT_INK, INK, RULE, fitted, font_of
 
 MARGIN = 24
 _FONT_SIZE = 13
@@ -90,6 +90,14 @@ def draw_axes(
             draw.line((round(column), frame.top, round(column), frame.bottom), RULE, 1)
         draw.text((column, frame.bottom + 10), text, FAINT_INK, font, anchor="ma")
     return frame
+
+
+def draw_title(draw: ImageDraw.ImageDraw, title: str, width: int) -> int:
+    """Write the title of a chart, shortened to its width. Returns the y coordinate of its end."""
+    if not title:
+        return MARGIN
+    draw.text((MARGIN, MARGIN), fitted(title, font_of(20), width - 2 * MARGIN), INK, font_of(20))
+    return MARGIN + 34
 
 
 def draw_axis_names(draw: ImageDraw.ImageDraw, x_label: str, y_label: str, top: int, size: tuple[int, int]) -> int:

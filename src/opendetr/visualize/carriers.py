@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
-from opendetr.visualize.axes import MARGIN, Frame, Ticks, draw_axes, draw_axis_names
-from opendetr.visualize.style import INK, PAPER, SMOOTH, Colour, fitted, font_of
+from opendetr.visualize.axes import MARGIN, Frame, Ticks, draw_axes, draw_axis_names, draw_title
+from opendetr.visualize.style import INK, PAPER, SMOOTH, Colour, font_of
 from opendetr.visualize.trails import track_colour
 
 _LINE, _POINT, _MARK = 3.0, 2.2, 6.0  # width of lines, radius of points and of marks in pixels
@@ -45,10 +45,7 @@ def draw_carriers(
     """
     chart = Image.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(chart)
-    top = MARGIN
-    if title:
-        draw.text((MARGIN, top), fitted(title, font_of(20), size[0] - 2 * MARGIN), INK, font_of(20))
-        top += 34
+    top = draw_title(draw, title, size[0])
     switches = list(switches)
     top, samples = _draw_legend(draw, list(points), switches, reasons, top, size[0])
     top = draw_axis_names(draw, "frame", y_label, top, size)

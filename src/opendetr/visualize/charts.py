@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw
 
-from opendetr.visualize.axes import MARGIN, Frame, Ticks, draw_axes, draw_axis_names
+from opendetr.visualize.axes import MARGIN, Frame, Ticks, draw_axes, draw_axis_names, draw_title
 from opendetr.visualize.style import FAINT_INK, INK, PALETTE, PAPER, SMOOTH, Colour, fitted, font_of
 
 _FEW_POINTS, _MANY_POINTS = 40, 200  # at most 40 points each have a marker; more than 200 get a moving average
@@ -103,10 +103,7 @@ def draw_curves(
     curves = {name: _Curve.of(points, smooth=smooth) for name, points in series.items()}
     chart = Image.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(chart)
-    top = MARGIN
-    if title:
-        draw.text((MARGIN, top), fitted(title, font_of(20), size[0] - 2 * MARGIN), INK, font_of(20))
-        top += 34
+    top = draw_title(draw, title, size[0])
     samples, top = _draw_legend(draw, curves, top, size[0])
     top = draw_axis_names(draw, x_label, y_label, top, size)
     frame = _draw_axes(draw, list(curves.values()), (top + 10, size[1] - (56 if x_label else 40)), size[0], x_range)

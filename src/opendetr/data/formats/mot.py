@@ -272,7 +272,7 @@ def _read_info(path: Path, log: FaultLog) -> dict[str, str]:
 def _find_frames(folder: Path, rows: list[_Row], truth: Path) -> dict[int, Path]:
     """Frame number, from 1 -> image file.
 
-    The numbers are those of `number_frames`, moved so that frames count from 1, if the annotations do.
+    The numbers are those of `number_frames`. If the annotations count from 1, the first frame has number 1.
     """
     paths = [path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES] if folder.is_dir() else []
     if not paths:

@@ -52,7 +52,7 @@ def open_images(
     the folder.
     """
     folder = Path(folder)
-    require_folder(folder)
+    require_folder(folder, "images")
     if not folder.is_dir():
         raise DataError(f"{folder}: a file, not a folder; pass a folder of images")
     by_split: dict[str, list[Path]] = {}

@@ -54,8 +54,8 @@ class Clip:
 def find_clips(source: Source | Iterable[Source], *, skip: Path | None = None) -> list[Clip]:
     """The clips of a source, in the order of their paths.
 
-    Every folder that has images of its own is one clip, named after the folder, or after its parent if its name is
-    `img1`. The images that a pattern matches, or those of a list, are one clip.
+    Every folder that directly contains images is one clip. It has the name of the folder, or of its parent if the
+    folder is called `img1`. The images that match a pattern are one clip, and so are those of a list.
 
     Args:
         source: a video, a folder of frames or of such folders and videos, a pattern, the index of a camera, or images.

@@ -7,7 +7,10 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple, Self
 
+from opendetr.distributed import usable_cpus
+
 _MAX_BYTES = 2**28
+_MAX_WORKERS, _PENDING_PER_WORKER = 4, 4
 
 
 class _Job(NamedTuple):
@@ -24,13 +27,14 @@ class Background:
     The functions that take the results run in the submitting thread, in the order of submission.
 
     Args:
-        workers: number of threads.
-        max_pending: number of unfinished jobs above which `submit` waits.
+        workers: number of threads; by default one for each usable CPU core, at most four.
+        max_pending: number of unfinished jobs above which `submit` waits; by default four for each thread.
     """
 
-    def __init__(self, workers: int, max_pending: int) -> None:
+    def __init__(self, workers: int | None = None, max_pending: int | None = None) -> None:
+        workers = workers or min(_MAX_WORKERS, usable_cpus())
         self._pool = ThreadPoolExecutor(workers, "write")
-        self._max_pending = max_pending
+        self._max_pending = max_pending or _PENDING_PER_WORKER * workers
         self._pending: deque[_Job] = deque()
         self._held = 0
 

@@ -9,7 +9,6 @@ from pathlib import Path, PurePath
 from typing import TypeVar
 
 from opendetr.categories import Categories
-from opendetr.distributed import usable_cpus
 from opendetr.inference.writers.background import Background
 from opendetr.inference.writers.images import crops, drawn_images, panoptic_map_name, panoptic_maps
 from opendetr.inference.writers.names import OutputNames
@@ -20,7 +19,6 @@ from opendetr.results import Detections, Panoptic
 COCO_FILE = "predictions.json"
 CSV_FILE = "predictions.csv"
 PANOPTIC_FILE, PANOPTIC_FOLDER = "panoptic.json", "panoptic"
-_NUM_WRITERS = min(4, usable_cpus())
 
 Result = TypeVar("Result", Detections, Panoptic)
 
@@ -62,7 +60,7 @@ def results_folder(
         OSError: a file cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    background = Background(_NUM_WRITERS, max_pending=4 * _NUM_WRITERS)
+    background = Background()
     with ExitStack() as stack:
         tables = coco_json(folder / COCO_FILE, categories, draw=config.draw)
         sinks: list[Sink[Detections]] = [stack.enter_context(tables)]
@@ -98,7 +96,7 @@ def panoptic_folder(
         OSError: a file cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    background = Background(_NUM_WRITERS, max_pending=4 * _NUM_WRITERS)
+    background = Background()
     with ExitStack() as stack:
         table = panoptic_json(folder / PANOPTIC_FILE, categories, draw=draw, map_name=panoptic_map_name)
         sinks: list[Sink[Panoptic]] = [stack.enter_context(table), panoptic_maps(folder / PANOPTIC_FOLDER, background)]

@@ -16,7 +16,6 @@ import numpy as np
 
 from opendetr.categories import Categories
 from opendetr.data import FRAME, TRACK, VIDEO
-from opendetr.distributed import usable_cpus
 from opendetr.files import atomic_path
 from opendetr.inference.writers.background import Background
 from opendetr.inference.writers.names import OutputNames
@@ -28,7 +27,6 @@ from opendetr.visualize import draw_tracks
 TRACKS_FILE, TRACKS_CSV = "tracks.json", "tracks.csv"
 _CSV_HEAD = ("video", "frame_id", "track_id", *CSV_HEAD[3:])
 _TRAIL_FRAMES = 30
-_NUM_WRITERS = min(4, usable_cpus())
 
 Write = Callable[[Detections], None]
 BeginClip = Callable[[str], AbstractContextManager[tuple[PurePath, Write]]]
@@ -143,7 +141,7 @@ def _video(path: Path) -> Iterator[Write]:
     """A sink that writes the frames with the objects and their trails drawn on them."""
     trails: dict[int, deque[tuple[float, float]]] = {}
     # The writer is closed after the threads have drawn all frames.
-    with video_writer(path) as writer, Background(_NUM_WRITERS, max_pending=4 * _NUM_WRITERS) as background:
+    with video_writer(path) as writer, Background() as background:
 
         def add(detections: Detections) -> None:
             _extend(trails, detections)
