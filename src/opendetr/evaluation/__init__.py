@@ -8,6 +8,7 @@ from opendetr.evaluation.grounding import (
     GroundingEvaluation,
     GroundingEvaluator,
     GroundingResult,
+    blank_expressions,
     grounding_metrics,
 )
 from opendetr.evaluation.names import CLASS_PREFIX, describe_metric
@@ -54,6 +55,7 @@ __all__ = [
     "Tracks",
     "TrueTracks",
     "VideoTracks",
+    "blank_expressions",
     "describe_metric",
     "explain_switches",
     "grounding_metrics",

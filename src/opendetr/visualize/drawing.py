@@ -40,6 +40,7 @@ def draw_truth(
     objects: Iterable[TruthObject],
     categories: Categories,
     *,
+    names: Sequence[str] | None = None,
     masks: np.ndarray | None = None,
     scale: float | None = None,
     text: float = 1,
@@ -50,16 +51,18 @@ def draw_truth(
         image: (H, W, 3) uint8 RGB or a PIL image, in the size of the annotations.
         objects: the annotated objects, with boxes as x, y, w, h in pixels.
         categories: the names and colours of the category ids.
+        names: for each object the text that is drawn instead of its class name.
         masks: (n, H, W) bool, drawn instead of the boxes. For an object with an empty mask its box is drawn.
         scale: enlargement of the image, as in `draw_boxes`.
         text: size of the labels, as in `draw_boxes`.
     """
     boxes, captions, colours = [], [], []
-    for item in objects:
+    for index, item in enumerate(objects):
         left, top, width, height = item.box
         label = categories.label_of_id(item.category_id)
         boxes.append((left, top, left + width, top + height))
-        captions.append(f"{categories.names[label]} (crowd)" if item.crowd else categories.names[label])
+        name = categories.names[label] if names is None else names[index]
+        captions.append(f"{name} (crowd)" if item.crowd else name)
         colours.append(categories.colours[label])
     return draw_boxes(image, np.array(boxes), captions, colours, masks=masks, scale=scale, text=text)
 
