@@ -8,8 +8,8 @@
 part of the images with labels, from these weights and from random ones. Both have the same images, settings and number
 of steps. Every run writes one JSON file. Runs that have one are not repeated, and an interrupted run is resumed, so
 repeat the command until it prints "complete". No run is started that would end after `--minutes`. BCCD is trained on
-"trainval" and evaluated on "test". With `--pretrained`, the weights are those of a run of `opendetr pretrain` on the same
-training images.
+"trainval" and evaluated on "test". With `--pretrained`, the weights are those of a run of `opendetr pretrain` on the
+same training images.
 """
 
 from __future__ import annotations
