@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from enum import StrEnum
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
@@ -173,14 +174,16 @@ def _given(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None and value is not False and value != []}
 
 
-def execute(options: RunOptions, start: Callable[..., Run], next_commands: Callable[[Run], Sequence[str]]) -> Exit:
+def execute(options: RunOptions, next_commands: Callable[[Run], Sequence[str]]) -> Exit:
     """Start a run or resume one, in as many processes as the options say, and report it.
+
+    The function of `opendetr.training` with the name of the command starts a run.
 
     Args:
         options: the options of the command.
-        start: starts a run; its arguments are `options.of_python()` and `say`.
         next_commands: the commands that usually follow, without "opendetr".
     """
+    began = perf_counter()
     options.require_consistent()
     if options.nodes is not None:
         print(launch.command_line(options.nodes, options.processes or 1))
@@ -193,7 +196,9 @@ def execute(options: RunOptions, start: Callable[..., Run], next_commands: Calla
 
     try:
         if options.resume is None:
-            run = start(**options.of_python(), say=say)
+            start: Callable[..., Run] = getattr(training, options.command)
+            with training.counting_from(began):
+                run = start(**options.of_python(), say=say)
         else:
             run = training.resume(options.resume, device=options.device, say=say)
     except ProcessError as error:

@@ -15,6 +15,7 @@ import hashlib
 import sys
 import time as clock
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -75,6 +76,8 @@ _NUM_IMAGES_DRAWN = 4
 
 # Whether `train` was called by `pretrain`, with a model that is trained on images without annotations.
 _pretraining = ContextVar("_pretraining", default=False)
+# When the time of a new run began, as a value of `time.perf_counter`; None for the call of `train`.
+_beginning = ContextVar[float | None]("_beginning", default=None)
 
 Say = Callable[[str], object]
 _Arguments = ParamSpec("_Arguments")
@@ -98,6 +101,19 @@ class Run:
     def failed(self) -> bool:
         """Whether the run has learned nothing: it has ended, and its main metric stayed below 0.01."""
         return not self.result.interrupted and self.result.best.get(self.result.metric, 0.0) < FAILED_BELOW
+
+
+@contextmanager
+def counting_from(began: float) -> Iterator[None]:
+    """A context in which the time of a new run counts from `began`, a value of `time.perf_counter`.
+
+    The command line counts from its start: to import torch takes seconds, or a minute on a slow machine.
+    """
+    token = _beginning.set(began)
+    try:
+        yield
+    finally:
+        _beginning.reset(token)
 
 
 def _names_arguments(function: Callable[_Arguments, Run]) -> Callable[_Arguments, Run]:
@@ -211,7 +227,7 @@ def train(
         >>> run = train("my-data", time="30m")
         >>> detector = opendetr.load(run.folder)
     """
-    began = clock.perf_counter()
+    began = _beginning.get() or clock.perf_counter()
     own_device = join_processes(device)
     say = _in_main_process(say)
     data_settings = {
