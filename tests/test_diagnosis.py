@@ -229,6 +229,22 @@ def test_training_names_the_cause_at_its_end(trained, tmp_path):
     assert not any("cause" in line for line in trained[2])
 
 
+def test_a_selecting_metric_of_zero_is_no_failure(trained, tmp_path):
+    """The run selects its weights by the AP of a class that it does not detect. It detects the others."""
+    shutil.copytree(trained[1], tmp_path / "data")
+    path = tmp_path / "data" / "annotations" / "instances_val.json"
+    content = json.loads(path.read_text())
+    for row in content["annotations"]:
+        if row["category_id"] == 3:
+            row.update(bbox=[0, 0, 4, 4], area=16)
+    path.write_text(json.dumps(content))
+    options = ["--max-steps", "1", "--best-by", "AP/blue", "--workers", "0", "--device", "cpu"]
+    arguments = ["train", tmp_path / "data", "--weights", trained[0].folder, "--out", tmp_path / "run", *options]
+    lines = CliRunner().invoke(app, [*map(str, arguments)], catch_exceptions=False).stderr.splitlines()
+    assert "AP/blue: last 0.000, best 0.000 (step 1)" in lines and not any("cause" in line for line in lines)
+    assert any("next:" in line for line in lines)
+
+
 def test_the_deployed_weights_carry_their_thresholds(trained):
     run, data, _ = trained
     detector = load(run.folder, device="cpu")

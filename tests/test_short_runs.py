@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from miniature_runs import train_miniature, write_blocks
 from opendetr.categories import Categories
 from opendetr.config import ConfigError
 from opendetr.presets import get_preset, shipped_weights
@@ -47,6 +48,19 @@ def test_a_short_run_ends_no_worse_than_it_starts(scenes, tmp_path, steps):
     assert (first["step"], last["step"]) == (0, steps)
     assert last["metrics"]["AP"] > first["metrics"]["AP"]
     assert run.result.best["AP"] >= max(first["metrics"]["AP"], last["metrics"]["AP"])
+
+
+@pytest.mark.slow
+def test_a_run_of_5000_steps_ends_no_worse_than_it_starts(tmp_path):
+    """A miniature, with the settings that a run of this length has by itself; it starts from a detector."""
+    data = write_blocks(tmp_path / "blocks", train=8, val=1)
+    start, _ = train_miniature(data, tmp_path / "start", "detr-tiny", steps=60, val_split="train")
+    run = train(data, weights=start.folder, out=tmp_path / "run", max_steps=5000, batch_size=1, val_split="train",
+                changes=DATA, device="cpu", say=lambda line: None)  # fmt: skip
+    first, *_, last = [row for row in read_metrics(run.folder) if row["kind"] == "evaluation"]
+    assert (first["step"], last["step"]) == (0, 5000)
+    assert 0.1 < first["metrics"]["AP"] < last["metrics"]["AP"]
+    assert run.result.best["AP"] >= last["metrics"]["AP"]
 
 
 def test_the_initial_weights_are_deployed_if_nothing_is_better(scenes, tmp_path):

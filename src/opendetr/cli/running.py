@@ -234,11 +234,18 @@ def _summarise(run: Run, next_commands: Sequence[str]) -> None:
     """Print what the run reached, which weights are deployed, and the commands that usually come next."""
     result, name = run.result, run.result.metric
     if not result.best:
+        reason = f"no evaluation could compute {name}" if result.metrics else "there was no evaluation"
+        say(f"{reason}: --weights {run.folder} uses the last weights; next:")
+        _say_commands(next_commands)
         return
     last, best, step = result.metrics.get(name), result.best[name], result.best["step"]
     some = f" on {result.best['images']} images" if "images" in result.best else ""
     when = "the initial weights: training has not improved them" if step == 0 else f"step {step}"
     say(f"{name}: last {'-' if last is None else f'{last:.3f}'}, best {best:.3f}{some} ({when})")
     say(f"best weights: {run.folder / 'best'}, used by --weights {run.folder}; next:")
-    for line in next_commands:
+    _say_commands(next_commands)
+
+
+def _say_commands(commands: Sequence[str]) -> None:
+    for line in commands:
         say(f"  opendetr {line}")

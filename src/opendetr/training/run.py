@@ -40,6 +40,7 @@ from opendetr.data import (
     train_loader,
 )
 from opendetr.distributed import from_main, is_main, join_processes, rank, together, world_size
+from opendetr.evaluation import DETECTION_METRICS, describe_metric
 from opendetr.inference import Predictor, compare
 from opendetr.models import Detector
 from opendetr.presets import Preset, build_model, build_task, get_preset, list_models, preset_from_dict
@@ -91,16 +92,14 @@ class Run:
         folder: the run folder; `opendetr.load(run.folder)` opens its best weights.
         data: the dataset folder.
         result: how it ended, and its metrics.
+        failed: whether the run has learned nothing: it has ended, and its main metric stayed below 0.01. The main
+            metric is that of the model and the data, such as AP, whatever metric selects the best weights.
     """
 
     folder: Path
     data: Path
     result: RunResult
-
-    @property
-    def failed(self) -> bool:
-        """Whether the run has learned nothing: it has ended, and its main metric stayed below 0.01."""
-        return not self.result.interrupted and self.result.best.get(self.result.metric, 0.0) < FAILED_BELOW
+    failed: bool = False
 
 
 @contextmanager
@@ -286,7 +285,7 @@ def train(
     trainer.state.seconds = clock.perf_counter() - began  # the time of a timed run includes this preparation
     if is_main():
         write_config(folder, setup, _fingerprint(splits))
-    return _finish(setup, folder, trainer, loader, trainer.train(), say)
+    return _finish(setup, folder, trainer, loader, trainer.train(), splits["val"], say)
 
 
 def pretrain(data: str | Path, *, model: str | None = None, **options: Any) -> Run:
@@ -372,7 +371,7 @@ def resume(
             say("the run has no checkpoint yet: it starts again")
             task = _initial_task(preset, starting_point(preset.name, setup.weights), categories, say)
     trainer, loader = _trainer(setup, task, splits, folder, own_device, callbacks)
-    return _finish(setup, folder, trainer, loader, trainer.train(resume=has_checkpoint), say)
+    return _finish(setup, folder, trainer, loader, trainer.train(resume=has_checkpoint), splits["val"], say)
 
 
 def _say_if_ended(folder: Path, setup: Setup, say: Say) -> None:
@@ -569,7 +568,15 @@ def _model_of(trained: nn.Module) -> Detector:
     return cast(Task, trained).model
 
 
-def _finish(setup: Setup, folder: Path, trainer: Trainer, loader: TrainLoader, result: RunResult, say: Say) -> Run:
+def _finish(
+    setup: Setup,
+    folder: Path,
+    trainer: Trainer,
+    loader: TrainLoader,
+    result: RunResult,
+    val: DetectionData,
+    say: Say,
+) -> Run:
     """Report skipped images, and the probable causes if the run has learned nothing. Returns the run.
 
     For an interrupted run, say how to continue it.
@@ -580,10 +587,15 @@ def _finish(setup: Setup, folder: Path, trainer: Trainer, loader: TrainLoader, r
         say(f"error: interrupted after {steps}, and saved; continue with `{command}`")
         return run
     loader.gather_skipped()
-    if is_main() and run.failed:
-        for line in diagnose_run(folder, device=str(trainer.device)):
-            say(line)
-    return run
+    main = next(iter(setup.preset.metrics(val)), None)
+    if main is None or any((metrics.get(main) or 0.0) >= FAILED_BELOW for metrics in (result.best, result.metrics)):
+        return run
+    if not is_main():
+        return replace(run, failed=True)
+    lines = diagnose_run(folder, device=str(trainer.device))
+    for line in lines:
+        say(line)
+    return replace(run, failed=bool(lines))  # no lines: an evaluation between the best and the last one was better
 
 
 def best_by(preset: Preset, val: DetectionData) -> str:
@@ -600,7 +612,11 @@ def best_by(preset: Preset, val: DetectionData) -> str:
     if name not in names:
         near = suggestions(name, names)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
-        raise SettingError(f"no metric of the validation data is called {name!r}; {hint}", setting="recipe.best_by")
+        text = f"no metric of the validation data is called {name!r}; {hint}"
+        if "AP" in names and name.removeprefix("mask_") in DETECTION_METRICS:
+            meaning = describe_metric(name)
+            text = f"{name} ({meaning}) cannot be computed from this data with this model; choose {names[0]} or another"
+        raise SettingError(text, setting="recipe.best_by")
     return name
 
 

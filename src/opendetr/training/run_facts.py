@@ -134,7 +134,7 @@ def collect_facts(folder: Path, *, device: str = "auto") -> RunFacts:
     """Collect the facts about a run from its files, its data, and predictions of its last weights for a few images.
 
     Raises:
-        ConfigError: the folder is not a run folder.
+        ConfigError: the folder is not a run folder, or the model of the run is not evaluated.
         DataError: the data of the run is missing or cannot be opened.
     """
     require_run(folder)
@@ -146,7 +146,9 @@ def collect_facts(folder: Path, *, device: str = "auto") -> RunFacts:
     rows = read_metrics(folder)
     steps = [row for row in rows if row["kind"] == "step"]
     evaluations = [row["metrics"] for row in rows if row["kind"] == "evaluation"]
-    metric = preset.metrics(splits["val"])[0]
+    metric = next(iter(preset.metrics(splits["val"])), None)
+    if metric is None:
+        raise ConfigError(f"{folder}: {preset.name} has no metrics to judge the run by; see the losses in curves.png")
     detector, rows_of_head, is_finite = _last_weights(folder, device)
     predictions: dict[str, PredictionFacts | None] = {"train": None, "val": None}
     try:
