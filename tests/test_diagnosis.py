@@ -123,6 +123,14 @@ def lines_for_boxes(run: Spoilt) -> None:
     run.boxes(lambda box: [*box[:3], 1])
 
 
+def points_for_boxes(run: Spoilt) -> None:
+    def collapse(content: dict) -> None:
+        for row in content["annotations"][:-2]:
+            row["bbox"][2] = 0
+
+    run.annotations(collapse, "train")
+
+
 def crowded(run: Spoilt) -> None:
     def repeat(content: dict) -> None:
         rows = content["annotations"]
@@ -181,6 +189,7 @@ PLANTED = {
     small_in_validation: Cause.WRONG_SCALE,
     annotated_at_another_size: Cause.WRONG_SCALE,
     lines_for_boxes: Cause.DEGENERATE_BOXES,
+    points_for_boxes: Cause.DEGENERATE_BOXES,
     crowded: Cause.TOO_MANY_OBJECTS,
     frozen: Cause.FROZEN_RANDOM_BACKBONE,
     too_large: Cause.RATE_TOO_LARGE,

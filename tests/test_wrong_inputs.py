@@ -539,7 +539,7 @@ def test_a_run_that_learned_nothing_ends_with_the_probable_cause(place):
     result = invoke(place, ["train", "--resume", "runs/mine"])
     assert "next:" not in result.stderr and "best weights" not in result.stderr
     assert "probable cause" in "".join(result.stderr.splitlines()[-3:])
-    assert result.stderr.count("1 steps in") == 1
+    assert result.stderr.count("1 step in") == 1
 
 
 def test_clean_data_is_said_to_be_clean(place):
