@@ -15,7 +15,7 @@ from opendetr.categories import Categories
 from opendetr.config import ConfigError
 from opendetr.presets import get_preset, shipped_weights
 from opendetr.synthetic import SceneConfig, write_scenes
-from opendetr.training import load_checkpoint, train
+from opendetr.training import Callback, PlanFixed, load_checkpoint, train
 from opendetr.training.callbacks import read_metrics
 from opendetr.training.settings import Setup, fit_to_data
 from opendetr.training.starting_weights import predicts_classes
@@ -116,6 +116,24 @@ def test_too_few_queries_and_too_few_steps_are_named(scenes, tmp_path, capfd):
     (line,) = [line for line in lines if "queries" in line and line.startswith("warning")]
     assert "--num-queries " in line
     assert "warning: the model learns very little in 2 steps" in capfd.readouterr().err
+
+
+class StoppedError(Exception):
+    pass
+
+
+class StoppedAtPlan(Callback):
+    def on_plan(self, event: PlanFixed) -> None:
+        raise StoppedError
+
+
+@pytest.mark.parametrize(("weights", "steps", "is_warned"), [("none", 199, True), ("none", 200, False),
+                                                             ("published", 50, False)])  # fmt: skip
+def test_from_random_weights_few_steps_are_more(scenes, tmp_path, capfd, weights, steps, is_warned):
+    with pytest.raises(StoppedError):
+        train(scenes, out=tmp_path / "run", weights=weights, max_steps=steps, image_size=64, changes=DATA,
+              device="cpu", callbacks=[StoppedAtPlan()], say=lambda line: None)  # fmt: skip
+    assert (f"warning: the model learns very little in {steps} steps; give" in capfd.readouterr().err) == is_warned
 
 
 @pytest.mark.parametrize(

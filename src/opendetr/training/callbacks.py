@@ -35,7 +35,6 @@ METRICS_FILE = "metrics.jsonl"
 TABLE_FILE = "metrics.csv"
 _MAX_CLASSES = 12
 _MAX_STEP_LINES = 5000
-_FEW_STEPS = 50
 
 
 class Progress(Callback):
@@ -46,6 +45,7 @@ class Progress(Callback):
         interval: seconds between two lines without a progress bar.
         metric: the metric of the latest evaluation that the bar or the lines show.
         headline_metrics: the metrics to print after an evaluation.
+        few_steps: a plan of fewer steps gets a warning.
     """
 
     def __init__(
@@ -55,11 +55,13 @@ class Progress(Callback):
         interval: float = 30.0,
         metric: str = "",
         headline_metrics: Sequence[str] = (),
+        few_steps: int = 0,
     ) -> None:
         self._console = console or Console(stderr=True)
         self._interval = interval
         self._metric = metric
         self._headline_metrics = headline_metrics
+        self._few_steps = few_steps
         self._bar = StatusBar(self._console)
         self._speed = _Throughput()
         self._last_line = -math.inf  # time of the latest line
@@ -94,7 +96,7 @@ class Progress(Callback):
             self._print(f"now {event.step_seconds:.2f} s per step: {enough}")
             return
         self._print(_plan_line(event, self._steps_per_epoch))
-        if steps < _FEW_STEPS:
+        if steps < self._few_steps:
             more = "more time or smaller images (--image-size)" if event.step_seconds else "more steps"
             self._print(f"warning: the model learns very little in {count_noun(steps, 'step')}; give the run {more}")
 

@@ -74,6 +74,7 @@ from opendetr.training.trainer import RunResult, Trainer
 from opendetr.weights import ModelCard, save_weights
 
 _NUM_IMAGES_DRAWN = 4
+_FEW_STEPS, _FEW_STEPS_FROM_DETECTOR = 200, 50  # runs of fewer steps learn next to nothing
 
 # Whether `train` was called by `pretrain`, with a model that is trained on images without annotations.
 _pretraining = ContextVar("_pretraining", default=False)
@@ -532,7 +533,8 @@ def _trainer(
     recipe = replace(preset.recipe, best_by=best_by(preset, val))
     with together():
         headlines = preset.headlines(val)
-        progress = Progress(metric=recipe.best_by, headline_metrics=headlines)
+        few_steps = _FEW_STEPS_FROM_DETECTOR if setup.starts_from_detector else _FEW_STEPS
+        progress = Progress(metric=recipe.best_by, headline_metrics=headlines, few_steps=few_steps)
         drawings = (Curves(tuple(dict.fromkeys((recipe.best_by, *headlines)))), DataImages(splits))
         callbacks: list[Callback] = [thresholds, progress, MetricsFile(), MetricsTable(), *drawings]
         if preset.draws_predictions:
