@@ -90,7 +90,8 @@ def test_clevr_answers(tmp_path: Path) -> None:
     data = read(write(tmp_path, *(caption("what?", answer=answer) for answer in answers)))
     assert [encode_answer("clevr", image.extras) for image in data.images] == list(answers.values())
     for answer, heads in answers.items():
-        assert ANSWER_WORDS["clevr"].decode({"binary": 0, "attr": 0, "reg": 0, **heads}) == answer
+        decoded = ANSWER_WORDS["clevr"].decode({"binary": 0, "attr": 0, "reg": 0, **heads})
+        assert decoded == (answer, tuple(heads))
     assert encode_answer("none", data.images[0].extras) is None
     with pytest.raises(DataError, match="the answer 'maybe' to 'what\\?' is not one of the questions 'clevr'"):
         encode_answer("clevr", {"caption": "what?", "answer": "maybe"})
@@ -155,6 +156,17 @@ def test_faulty_spans(tmp_path: Path, spans: list[list[int]], kind: FaultKind, d
     assert faults(folder)[kind] == [detail]
     (image,) = open_data(folder)["train"].images
     assert [obj.extras["tokens_positive"] for obj in image.objects] == [(), ((2, 5),)]
+
+
+def test_faulty_spans_of_phrases(tmp_path: Path) -> None:
+    """Those in "tokens_positive_eval", which name no object."""
+    phrases = [[[2, 5]], [[2, 9], [0, 1]], [[1, 1]]]
+    folder = write(tmp_path, caption("a dog", box(tokens_positive=[[2, 5]]), tokens_positive_eval=phrases))
+    (image,) = read(folder).images
+    assert image.extras["tokens_positive_eval"] == [((2, 5),), ((0, 1),), ()]
+    outside, empty = image.faults
+    assert (outside.kind, outside.at, outside.detail) == (FaultKind.SPAN_OUTSIDE, "images[0]", "[2, 9] of 5 characters")
+    assert (empty.kind, empty.at, empty.detail) == (FaultKind.EMPTY_SPAN, "images[0]", "[1, 1] is ''")
 
 
 def test_a_model_trains_on_data_with_faulty_spans(tmp_path: Path) -> None:
@@ -337,6 +349,15 @@ def test_presets_are_cautious() -> None:
         replace(data, augmentation=AugmentationConfig(flip_vertical=True))
 
 
+def test_clevr_has_the_sizes_of_its_authors() -> None:
+    """Its images keep their size in evaluation."""
+    config = get_preset("mdetr-r18-clevr").data
+    assert config.evaluation_transform().output_shape(320, 480, np.random.default_rng(0)) == (320, 480)
+    scaled = config.augmentation.scaled(config.image_size)
+    assert scaled.scales == (256, 288, 320, 352, 384)
+    assert (scaled.scales_before_crop, scaled.crop_sides) == ((320, 352, 384), (256, 512))
+
+
 # ------------------------------------------------------------------------------------------------------------- batches
 
 
@@ -378,4 +399,4 @@ def test_all_answers_of_scenes_fit_the_heads() -> None:
         heads = encode_answer("scenes", {"caption": "?", "answer": answer})
         assert heads is not None
         assert all(index < sizes[name] for name, index in heads.items())
-        assert ANSWER_WORDS["scenes"].decode({"binary": 0, "attr": 0, "reg": 0, **heads}) == answer
+        assert ANSWER_WORDS["scenes"].decode({"binary": 0, "attr": 0, "reg": 0, **heads}) == (answer, tuple(heads))

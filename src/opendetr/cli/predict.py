@@ -72,7 +72,8 @@ class PredictOptions:
         list[str] | None,
         typer.Option(
             help="Minimum score of a detection; NAME=SCORE for one class. May be repeated. [default: the "
-            "thresholds stored with the model, else 0.5; with --panoptic 0.85, or 0.4 for sigmoid scores]",
+            "thresholds stored with the model, else 0.5; with --panoptic 0.85, or 0.4 for sigmoid scores; with --text "
+            "and --classes 0.7; with --patch 0]",
             show_default=False,
         ),
     ] = None
@@ -134,8 +135,8 @@ class PredictOptions:
             raise typer.BadParameter("--patch locates patches: leave out --panoptic")
         if self.merge is not MergeRule.DEFAULT and not self.panoptic:
             raise typer.BadParameter("--merge applies to panoptic maps: give --panoptic, too")
-        if sum(given is not None for given in (self.text, self.classes, self.ask)) > 1:
-            raise typer.BadParameter("--text, --classes and --ask exclude each other: give one of them")
+        if sum(given is not None for given in (self.text, self.classes, self.ask, self.patch)) > 1:
+            raise typer.BadParameter("--text, --classes, --ask and --patch exclude each other: give one of them")
         if self.ask is not None and (self.min_score or self.panoptic or self.crops or self.csv or self.yolo):
             raise typer.BadParameter("--ask prints answers and writes no detections: leave out the other options")
         if (self.text or self.classes is not None) and self.panoptic:

@@ -1,6 +1,6 @@
 """Datasets: formats, records, images, masks, augmentation, and the batches made of them."""
 
-from opendetr.data.answers import ANSWER_WORDS, AnswerWords, Questions, encode_answer, gqa_decoder
+from opendetr.data.answers import ANSWER_WORDS, AnswerDecoder, AnswerWords, Questions, encode_answer, gqa_decoder
 from opendetr.data.captions import CAUTIOUS, CaptionDataConfig
 from opendetr.data.clips import ClipDataConfig, PairDataConfig, VideoDataConfig, Videos, has_tracks
 from opendetr.data.collate import collate_samples
@@ -38,6 +38,7 @@ __all__ = [
     "TRACK",
     "VIDEO",
     "VISIBILITY",
+    "AnswerDecoder",
     "AnswerWords",
     "AugmentationConfig",
     "CaptionDataConfig",
