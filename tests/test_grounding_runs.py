@@ -15,6 +15,7 @@ from opendetr import load, train
 from opendetr.cli.main import app
 from opendetr.config import ConfigError, to_dict
 from opendetr.data import DataError, open_data
+from opendetr.nn import new_tokenizer
 from opendetr.presets import miniature
 from opendetr.synthetic import write_captioned_scenes, write_scenes
 from opendetr.synthetic.config import SceneConfig
@@ -77,6 +78,17 @@ def test_blank_captions_and_options_without_effect(run: Path, scenes: Path) -> N
     assert set(predictor.metrics(blank)) == set(predictor.metrics(val))
     with pytest.raises(ConfigError, match="decoder layers are not evaluated separately; leave layers out"):
         predictor.evaluate(val, layers=True)
+
+
+def test_a_missing_vocabulary_stops_before_a_run_begins(scenes: Path, tmp_path: Path, monkeypatch) -> None:
+    preset = miniature("mdetr-r50")
+    preset = replace(preset, model=replace(preset.model, text=replace(preset.model.text, tokenizer="roberta")))
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(to_dict(preset)))
+    monkeypatch.setenv("OPENDETR_CACHE", str(tmp_path / "cache"))
+    new_tokenizer.cache_clear()
+    with pytest.raises(ConfigError, match="the vocabulary of RoBERTa is missing; download https"):
+        train(scenes, config=tmp_path / "config.yaml", weights="none", max_steps=1, out=tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run").exists()
 
 
 def test_data_without_captions_in_one_line(run: Path, tmp_path: Path) -> None:

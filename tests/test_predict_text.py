@@ -313,6 +313,8 @@ def test_the_command_writes_phrases(weights, image, tmp_path):
     answered = json.loads(run(*given, "--ask", "how many red discs are there?", "--json"))["answers"]
     assert [row["file_name"] for row in answered] == [str(tmp_path / "photo.png")]
     assert "needs a text" in run(*given, "--out", tmp_path / "a", code=1)
+    given_class = (*given, "--classes", "disc", "--min-score", "disc=0.5")
+    assert "scores of single classes do not apply" in " ".join(run(*given_class, code=2).split())
     assert "exclude each other" in run(*given, "--text", "a", "--ask", "b", code=2)
     assert "takes no text" in run(tmp_path / "photo.png", "--text", "a disc", "--out", tmp_path / "b", code=1)
     assert not (tmp_path / "a").exists()

@@ -176,6 +176,8 @@ def predict(options: PredictOptions) -> Exit:
     """
     options.require_consistent()
     min_score, class_min_scores = _min_scores(options.min_score or [])
+    if class_min_scores and (options.prompt or options.patch):
+        raise wrong_value("min_score", "scores of single classes do not apply to a text, classes or patches: give one")
     sources = named_sources(options.sources)
     if options.ask is None:
         if options.draw or options.crops:

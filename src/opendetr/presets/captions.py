@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Self
 
-from opendetr.data import CaptionDataConfig
+from opendetr.data import CaptionDataConfig, DetectionData
 from opendetr.models import MDETRConfig
 from opendetr.nn import TokenizerName, new_tokenizer
 from opendetr.structures import Tokens
@@ -30,6 +31,11 @@ class GroundingDataConfig(CaptionDataConfig):
         """The configuration with the tokenizer and the questions of a model."""
         text = model.text
         return replace(self, tokenizer=text.tokenizer, max_tokens=text.max_tokens, questions=model.questions)
+
+    def open_splits(self, folder: Path) -> dict[str, DetectionData]:
+        """As in `DataConfig`. Raises ConfigError without RoBERTa's vocabulary, if it is needed: before a run begins."""
+        new_tokenizer(self.tokenizer)
+        return super().open_splits(folder)
 
     def tokenize(self, captions: Sequence[str]) -> Tokens:
         """The tokens of B captions. Raises ConfigError without RoBERTa's vocabulary, if it is needed."""
