@@ -93,6 +93,7 @@ def test_clevr_answers(tmp_path: Path) -> None:
         decoded = ANSWER_WORDS["clevr"].decode({"binary": 0, "attr": 0, "reg": 0, **heads})
         assert decoded == (answer, tuple(heads))
     assert encode_answer("none", data.images[0].extras) is None
+    assert encode_answer("clevr", {"caption": "what?", "answer": 3}) == {"type": 2, "reg": 3}
     with pytest.raises(DataError, match="the answer 'maybe' to 'what\\?' is not one of the questions 'clevr'"):
         encode_answer("clevr", {"caption": "what?", "answer": "maybe"})
 
@@ -102,7 +103,7 @@ def test_gqa_answers(tmp_path: Path) -> None:
     asked = [caption("what?", question_type=type_, answer=answer, questionId="7") for type_, answer in questions]
     write(tmp_path, *asked, caption("a dog", box(tokens_positive=[[2, 5]])), file="finetune_gqa_{}_balanced.json")
     write(tmp_path, caption("a dog", box(tokens_positive=[[2, 5]])), file="finetune_gqa_{}_balanced.json", name="val")
-    with pytest.raises(DataError, match=r"gqa_answer2id_by_type.* are missing"):
+    with pytest.raises(DataError, match=r"lists of answers are missing; download .* gqa_answer2id_by_type.json"):
         encode_answer("gqa", open_data(tmp_path)["train"].images[0].extras)
     by_type = {f"answer_{name}": {"unknown": 0} for name in ("obj", "attr", "rel", "global", "cat")}
     by_type["answer_attr"]["red"], by_type["answer_rel"]["on"] = 17, 4
@@ -112,6 +113,8 @@ def test_gqa_answers(tmp_path: Path) -> None:
     assert [encode_answer("gqa", image.extras) for image in images] == [
         {"type": 1, "attr": 17}, {"type": 2, "rel": 4}, {"type": 4, "cat": 0}, None
     ]  # fmt: skip
+    with pytest.raises(DataError, match="the type 'count' of 'what\\?' is none of GQA's: obj, attr, rel, global, cat"):
+        encode_answer("gqa", {"caption": "what?", "answer": "2", "question_type": "count"})
     assert [encode_answer("gqa-unified", image.extras) for image in images[:2]] == [{"total": 99}, {"total": 1}]
 
 

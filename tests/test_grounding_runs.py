@@ -96,5 +96,16 @@ def test_data_without_captions_in_one_line(run: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="the split 'val' has no captions; this model needs them"):
         load(run, device="cpu").evaluate(tmp_path / "plain")
     assert evaluate(tmp_path / "plain", "--weights", run).exit_code == 1
-    with pytest.raises(DataError, match="has no caption"):
+    with pytest.raises(DataError, match="the split 'train' has no captions"):
         train(tmp_path / "plain", config=run / "config.yaml", weights="none", max_steps=1, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_answers_that_the_model_cannot_give_stop_before_a_run_begins(run: Path, scenes: Path, tmp_path: Path) -> None:
+    for questions, message in (("clevr", "is not one of the questions 'clevr'"), ("gqa", "is none of GQA's: obj")):
+        changed = {"model": {"questions": questions}}
+        with pytest.raises(DataError, match=message):
+            train(
+                scenes, config=run / "config.yaml", weights="none", changes=changed, max_steps=1, out=tmp_path / "run"
+            )
+    assert not (tmp_path / "run").exists()

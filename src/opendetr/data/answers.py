@@ -81,18 +81,23 @@ def encode_answer(questions: Questions, extras: Mapping[str, Any]) -> dict[str, 
         extras: the annotations of the image, see `data.formats.captions`.
 
     Raises:
-        DataError: the kind of questions has no such answer, or GQA's list of answers is missing.
+        DataError: the kind of questions has no such answer or type, or GQA's lists of answers are missing.
     """
-    answer = extras.get("answer")
-    if answer is None or questions == "none":
+    if extras.get("answer") is None or questions == "none":
         return None
+    answer, type_ = str(extras["answer"]), extras.get("question_type")
     if questions in ANSWER_WORDS:
         heads = ANSWER_WORDS[questions].encode(answer)
         if heads is None:
             raise DataError(f"the answer {answer!r} to {extras['caption']!r} is not one of the questions {questions!r}")
         return heads
+    if type_ not in _GQA_TYPES:
+        raise DataError(f"the type {type_!r} of {extras['caption']!r} is none of GQA's: {', '.join(_GQA_TYPES)}")
     if "answer_ids" not in extras:
-        raise DataError(f"GQA's lists of answers, {_GQA_BY_TYPE} and {_GQA_ALL}, are missing beside the annotations")
+        raise DataError(
+            f"GQA's lists of answers are missing; download the annotations from {_GQA_PLACE} and put their "
+            f"{_GQA_BY_TYPE} and {_GQA_ALL} beside the annotations of the dataset"
+        )
     unified = questions == "gqa-unified"
     return {name: index for name, index in extras["answer_ids"].items() if (name == "total") == unified}
 
@@ -102,6 +107,7 @@ def gqa_answer_ids(folder: Path, question_type: Any, answer: Any) -> dict[str, i
     if question_type not in _GQA_TYPES or not all((folder / name).is_file() for name in (_GQA_BY_TYPE, _GQA_ALL)):
         return None
     by_type, total = _gqa_lists(folder)
+    answer = str(answer)
     of_type = by_type[f"answer_{question_type}"]
     return {
         "type": _GQA_TYPES.index(question_type),

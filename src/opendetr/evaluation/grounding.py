@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from opendetr.boxes import giou, iou
-from opendetr.data import DataError, DetectionData, ImageRecord, known_masks
+from opendetr.data import DataError, DetectionData, ImageRecord, known_masks, require_captions
 from opendetr.distributed import gather
 from opendetr.postprocess import boxes_in_pixels, image_masks, phrase_scores, published_masks, referred_scores
 from opendetr.structures import Batch, CaptionBatch, GroundingOutput, ImageBatch, Output
@@ -135,8 +135,7 @@ class GroundingEvaluator:
     """
 
     def __init__(self, data: DetectionData, *, has_masks: bool = False, answers: bool = True) -> None:
-        if not any("caption" in image.extras for image in data.images):
-            raise DataError(f"{data.folder}: the split '{data.split}' has no captions; this model needs them")
+        require_captions(data)
         _require_more_than_questions(data, answers=answers)
         self._answers = answers
         self._records = {image.id: image for image in data.images}
