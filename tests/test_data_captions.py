@@ -346,9 +346,9 @@ def test_presets_are_cautious() -> None:
     assert (options.flip, options.keep_objects, options.crop_sides) == (False, True, (384, 1333))
     assert get_preset("mdetr-tiny").data.augmentation.keep_objects
     data = get_preset("mdetr-tiny").data
-    with pytest.raises(ValueError, match="augment 'mosaic' makes captions wrong; give detr or colour"):
+    with pytest.raises(ValueError, match=r"data.augment: 'mosaic' makes captions wrong; give detr or colour"):
         replace(data, augment="mosaic")
-    with pytest.raises(ValueError, match="flip_vertical makes captions wrong"):
+    with pytest.raises(ValueError, match="flip_vertical: makes captions wrong"):
         replace(data, augmentation=AugmentationConfig(flip_vertical=True))
 
 

@@ -50,10 +50,10 @@ class CaptionDataConfig(DataConfig):
         super().__post_init__()
         if self.augment not in SINGLE_IMAGE_AUGMENTS:
             raise ValueError(
-                f"data: augment {self.augment!r} makes captions wrong; give {' or '.join(SINGLE_IMAGE_AUGMENTS)}"
+                f"data.augment: {self.augment!r} makes captions wrong; give {' or '.join(SINGLE_IMAGE_AUGMENTS)}"
             )
         if self.augmentation.flip_vertical:
-            raise ValueError("data: augmentation.flip_vertical makes captions wrong; set it to false")
+            raise ValueError("data.augmentation.flip_vertical: makes captions wrong; set it to false")
 
     def open_splits(self, folder: Path) -> dict[str, DetectionData]:
         """The splits of a dataset; see `DataConfig.open_splits`.

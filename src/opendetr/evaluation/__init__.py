@@ -8,6 +8,7 @@ from opendetr.evaluation.grounding import (
     GroundingEvaluation,
     GroundingEvaluator,
     GroundingResult,
+    flickr_recall,
     grounding_metrics,
 )
 from opendetr.evaluation.names import CLASS_PREFIX, describe_metric
@@ -56,6 +57,7 @@ __all__ = [
     "VideoTracks",
     "describe_metric",
     "explain_switches",
+    "flickr_recall",
     "grounding_metrics",
     "headline_names",
     "match_boxes",

@@ -49,8 +49,6 @@ IMAGE_KEYS = (
     "expression_kind",
 )
 """Keys of an image that become its extras, under the same names."""
-OBJECT_KEYS = (SPANS, IS_FINAL)
-"""Names of the extras of objects."""
 _SOURCES = ("coco", "vg")  # values of "data_source"
 
 
