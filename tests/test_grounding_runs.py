@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 from opendetr import load, train
 from opendetr.cli.main import app
 from opendetr.config import ConfigError, to_dict
-from opendetr.data import DataError, open_data
+from opendetr.data import DataError, DetectionData, open_data
 from opendetr.nn import new_tokenizer
-from opendetr.presets import miniature
+from opendetr.presets import get_preset, miniature
 from opendetr.synthetic import write_captioned_scenes, write_scenes
 from opendetr.synthetic.config import SceneConfig
 from opendetr.synthetic.described import DescribedConfig
@@ -99,6 +99,24 @@ def test_data_without_captions_in_one_line(run: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="the split 'train' has no captions"):
         train(tmp_path / "plain", config=run / "config.yaml", weights="none", max_steps=1, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_training_says_what_the_text_encoder_cannot_take(scenes: Path) -> None:
+    preset = get_preset("mdetr-tiny")
+    data = open_data(scenes)["train"]
+    assert preset.advice(data) is None
+
+    def captioned(*captions: str) -> DetectionData:
+        images = zip(data.images, captions, strict=False)
+        return replace(data, images=tuple(replace(image, extras={"caption": caption}) for image, caption in images))
+
+    assert preset.advice(captioned("the Zyzzx left of the zyzzx", "a qrrt of the")) == (
+        "30% of the words in the captions are not in its vocabulary, such as 'zyzzx', 'qrrt', and it cannot tell them "
+        "apart; use a model with RoBERTa, such as mdetr-r50"
+    )
+    assert preset.advice(captioned("red disc " * 60, "a disc")) == (
+        "50.0% of the captions are longer than the 96 tokens that it takes, and are cut"
+    )
 
 
 def test_answers_that_the_model_cannot_give_stop_before_a_run_begins(run: Path, scenes: Path, tmp_path: Path) -> None:

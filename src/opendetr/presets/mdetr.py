@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from opendetr.categories import Categories
 from opendetr.config import ConfigError
-from opendetr.data import ANSWER_WORDS, CAUTIOUS, AnswerDecoder, DetectionData, gqa_decoder
+from opendetr.data import ANSWER_WORDS, CAUTIOUS, AnswerDecoder, DetectionData, gqa_decoder, spread
 from opendetr.evaluation import GroundingEvaluator, grounding_metrics
 from opendetr.files import cache_folder
 from opendetr.losses import (
@@ -20,7 +20,7 @@ from opendetr.losses import (
 )
 from opendetr.models import Detector, GroundingSession, MaskedDetector, MaskHeadConfig, MDETRConfig, Session
 from opendetr.nn import BackboneConfig, EfficientNetConfig, RobertaTextConfig, TransformerConfig, WordTextConfig
-from opendetr.presets.captions import GroundingDataConfig
+from opendetr.presets.captions import GroundingDataConfig, caption_advice
 from opendetr.presets.detr import detr_tiny
 from opendetr.presets.preset import Preset
 from opendetr.recipe import Recipe
@@ -30,6 +30,7 @@ from opendetr.tasks import GroundingMaskTask, GroundingTask, Task
 NUM_TOKENS = 255
 """The tokens of a caption that a query can name; K of all models of the family."""
 
+_NUM_ADVISED = 2000  # captions that `GroundingPreset.advice` reads
 _CRITERION = CriterionConfig(classification=SoftTokenClassification())
 
 
@@ -75,6 +76,11 @@ class GroundingPreset(Preset):
         if self.dense.weight > 0:
             dense = DenseSupervision(self.dense, self.model.transformer.width, num_classes=1)
         return GroundingTask(model, criterion, self.grounding, dense, masks)
+
+    def advice(self, data: DetectionData) -> str | None:
+        """What the text encoder cannot take of the captions; see `caption_advice`."""
+        captions = [image.extras["caption"] for image in spread(data.images, _NUM_ADVISED) if "caption" in image.extras]
+        return caption_advice(captions, self.data.tokenizer, self.data.max_tokens)
 
     def without_extras(self) -> Self:
         """The preset with a text encoder and a backbone in place of those that need an optional package."""
