@@ -40,6 +40,7 @@ from opendetr.config import to_dict
 from opendetr.data import DetectionData, open_data
 from opendetr.data.transforms import normalise
 from opendetr.distributed import has_bfloat16
+from opendetr.evaluation import blank_expressions
 from opendetr.inference import Predictor
 from opendetr.nn import Backbone
 from opendetr.presets import build_model, get_preset, shipped_weights, trained_from_nothing
@@ -181,8 +182,7 @@ def measure(predictor: Predictor, test: DetectionData) -> dict[str, Any]:
     """The metrics on the expressions, with true and with blank captions, and those on the questions."""
     expressions = [image for image in test.images if "expression_kind" in image.extras]
     questions = [image for image in test.images if "answer" in image.extras]
-    blank = [replace(image, extras={**image.extras, "caption": ""}) for image in expressions]
-    parts = {"expressions": expressions, "blank": blank, "questions": questions}
+    parts = {"expressions": expressions, "blank": blank_expressions(test).images, "questions": questions}
     results = {}
     for name, images in parts.items():
         metrics = predictor.metrics(replace(test, images=tuple(images)), batch_size=20)

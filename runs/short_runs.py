@@ -6,8 +6,9 @@
 SCENES and HARD are `opendetr data make SCENES --train 160 --val 40 --seed 5` and `opendetr data make HARD --hard
 --train 400 --val 100 --seed 6`; BCCD is trained on "trainval" and evaluated on "test". Every figure is a run of its own
 by `opendetr train DATA --time LENGTH` with one thread and the checkpoint that the run deploys, evaluated on all images.
-A result that exists is not repeated. To compare two versions, run each with its own label at the same time on the same
-machine; a run is as long as the clock says, so another load would favour one of them.
+A result that exists is not repeated. `show` prints the mean of the seeds, and AP of each. To compare two versions, run
+each with its own label at the same time on the same machine; a run is as long as the clock says, so another load would
+favour one of them.
 """
 
 from __future__ import annotations
@@ -18,30 +19,32 @@ import os
 import subprocess
 import sys
 import time
+from itertools import product
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 LENGTHS = ("1m", "2m", "5m", "15m")
 SPLITS = {"bccd": ("--train-split", "trainval", "--val-split", "test")}
 
 
-def train(data: dict[str, Path], folder: Path, results: Path, label: str, lengths: list[str]) -> None:
+def train(data: dict[str, Path], folder: Path, results: Path, label: str, lengths: list[str], seeds: list[int]) -> None:
     """Make the runs that have no result yet, the short ones first."""
     results.mkdir(parents=True, exist_ok=True)
-    for length in lengths:
-        for name, source in data.items():
-            path = results / f"{label}-{name}-{length}.json"
-            if not path.exists():
-                path.write_text(json.dumps(_run(source, name, folder / path.stem, length)) + "\n", encoding="utf-8")
-                print(path.read_text(encoding="utf-8").strip(), flush=True)
+    for seed, length, (name, source) in product(seeds, lengths, data.items()):
+        path = results / f"{label}-{name}-{length}-{seed}.json"
+        if not path.exists():
+            path.write_text(json.dumps(_run(source, name, folder / path.stem, length, seed)) + "\n", encoding="utf-8")
+            print(path.stem, path.read_text(encoding="utf-8").strip(), flush=True)
 
 
-def _run(source: Path, name: str, out: Path, length: str) -> dict[str, Any]:
+def _run(source: Path, name: str, out: Path, length: str, seed: int) -> dict[str, Any]:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     split = SPLITS.get(name, ())
     command = [sys.executable, "-m", "opendetr"]
     began = time.perf_counter()
     training = [*command, "train", str(source), "--time", length, "--out", str(out), "--workers", "1", *split]
+    training += ["--seed", str(seed)]
     subprocess.run(training, check=True, env=environment, capture_output=True)
     seconds = time.perf_counter() - began
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -65,13 +68,17 @@ def show(results: Path) -> None:
     rows = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob("*.json"))}
     heads = ("data", "time", "version", "steps", "seconds", "evaluating", "AP last", "AP deployed")
     print("| " + " | ".join(heads) + " |\n" + "|---" * len(heads) + "|")
-    for name in sorted({stem.split("-")[1] for stem in rows}):
-        for length in LENGTHS:
-            for label in sorted({stem.split("-")[0] for stem in rows}, reverse=True):
-                row = rows.get(f"{label}-{name}-{length}")
-                if row:
-                    cells = [name, length, label, row["steps"], f"{row['seconds']:.0f}", f"{row['evaluating']:.0f}"]
-                    print("| " + " | ".join(map(str, [*cells, f"{row['last']:.3f}", f"{row['AP']:.3f}"])) + " |")
+    labels, names, _, _ = (sorted(set(parts)) for parts in zip(*(stem.split("-") for stem in rows), strict=True))
+    for name, length, label in product(names, LENGTHS, reversed(labels)):
+        found = [row for stem, row in rows.items() if stem.startswith(f"{label}-{name}-{length}-")]
+        if found:
+            steps, seconds, evaluating, last, ap = (
+                fmean(row[key] for row in found) for key in ("steps", "seconds", "evaluating", "last", "AP")
+            )
+            each = ", ".join(f"{row['AP']:.3f}" for row in found)
+            of_each = f" ({each})" if len(found) > 1 else ""
+            cells = [name, length, label, f"{steps:.0f}", f"{seconds:.0f}", f"{evaluating:.0f}"]
+            print("| " + " | ".join([*cells, f"{last:.3f}", f"{ap:.3f}{of_each}"]) + " |")
 
 
 if __name__ == "__main__":
@@ -83,6 +90,7 @@ if __name__ == "__main__":
     training.add_argument("--results", type=Path, required=True)
     training.add_argument("--label", default="now")
     training.add_argument("--lengths", nargs="+", default=list(LENGTHS))
+    training.add_argument("--seeds", nargs="+", type=int, default=[0])
     showing = commands.add_parser("show")
     showing.add_argument("results", type=Path)
     chosen = parser.parse_args()
@@ -91,4 +99,4 @@ if __name__ == "__main__":
     else:
         named = dict(each.split("=", 1) for each in chosen.data)
         sources = {name: Path(folder) for name, folder in named.items()}
-        train(sources, chosen.folder, chosen.results, chosen.label, chosen.lengths)
+        train(sources, chosen.folder, chosen.results, chosen.label, chosen.lengths, chosen.seeds)

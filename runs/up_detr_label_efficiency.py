@@ -8,7 +8,8 @@
 part of the images with labels, from these weights and from random ones. Both have the same images, settings and number
 of steps. Every run writes one JSON file. Runs that have one are not repeated, and an interrupted run is resumed, so
 repeat the command until it prints "complete". No run is started that would end after `--minutes`. BCCD is trained on
-"trainval" and evaluated on "test".
+"trainval" and evaluated on "test". With `--pretrained`, the weights are those of a run of `opendetr pretrain` on the
+same training images.
 """
 
 from __future__ import annotations
@@ -98,8 +99,11 @@ def _scenes(folder: Path) -> Path:
 
 
 def _pretrained(options: argparse.Namespace, name: str, data: DetectionData, clock: Clock) -> Path:
-    """The run folder of the pre-training on all training images; it is made if it has no result."""
+    """The run folder of the pre-training on all training images; it is made if it has no result and none is given."""
     out, result = options.folder / f"{name}-pretrained", options.results / f"{name}-pretraining.json"
+    if options.pretrained is not None:
+        _write_pretraining(result, name, len(data), options.pretrained)
+        return Path(options.pretrained)
     images = options.folder / f"{name}-images"
     images.mkdir(parents=True, exist_ok=True)
     for image in data.images:
@@ -108,14 +112,19 @@ def _pretrained(options: argparse.Namespace, name: str, data: DetectionData, clo
             link.symlink_to(image.path.resolve())
     if not (result.exists() and out.exists()):
         changes = [{"recipe": {"num_evaluations": 10}}, *options.set]
-        run = _start_or_resume(
+        _start_or_resume(
             out, clock, lambda: pretrain(images, weights="none", out=out, time=options.pretraining, changes=changes)
         )
-        curve = [{"step": row["step"], **{metric: row["metrics"].get(metric) for metric in FOUND}}
-                 for row in read_metrics(out) if row["kind"] == "evaluation"]  # fmt: skip
-        facts = {"data": name, "images": len(data), "steps": run.result.step, "seconds": run.result.seconds}
-        _write(result, facts | {"curve": curve})
+        _write_pretraining(result, name, len(data), out)
     return out
+
+
+def _write_pretraining(result: Path, name: str, num_images: int, run: Path) -> None:
+    rows = list(read_metrics(run))
+    curve = [{"step": row["step"], **{metric: row["metrics"].get(metric) for metric in FOUND}}
+             for row in rows if row["kind"] == "evaluation"]  # fmt: skip
+    facts = {"data": name, "images": num_images, "steps": max(row["step"] for row in rows)}
+    _write(result, facts | {"seconds": sum(row["seconds"] for row in rows), "curve": curve})
 
 
 def _labelled(folder: Path, data: dict[str, DetectionData], percent: int, seed: int) -> Path:
@@ -217,6 +226,7 @@ if __name__ == "__main__":
     training.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     training.add_argument("--steps", type=int, default=4000, help="steps of every fine-tuning")
     training.add_argument("--pretraining", default="95m", help="time of the pre-training")
+    training.add_argument("--pretrained", type=Path, help="the run folder of a pre-training on the same images")
     training.add_argument("--minutes", type=float, default=95, help="start no run that would end later")
     training.add_argument("--image-size", type=int, help="short side in fine-tuning; by default that of the model")
     training.add_argument(

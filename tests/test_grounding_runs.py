@@ -9,17 +9,20 @@ from typing import Any
 
 import pytest
 import yaml
+from PIL import Image
 from typer.testing import CliRunner
 
 from opendetr import load, train
 from opendetr.cli.main import app
 from opendetr.config import ConfigError, to_dict
-from opendetr.data import DataError, DetectionData, open_data
+from opendetr.data import DataError, DetectionData, open_data, read_record
+from opendetr.inference import comparisons
 from opendetr.nn import new_tokenizer
 from opendetr.presets import get_preset, miniature
 from opendetr.synthetic import write_captioned_scenes, write_scenes
 from opendetr.synthetic.config import SceneConfig
 from opendetr.synthetic.described import DescribedConfig
+from opendetr.visualize import draw_truth
 
 
 @pytest.fixture(scope="module")
@@ -127,3 +130,40 @@ def test_answers_that_the_model_cannot_give_stop_before_a_run_begins(run: Path, 
                 scenes, config=run / "config.yaml", weights="none", changes=changed, max_steps=1, out=tmp_path / "run"
             )
     assert not (tmp_path / "run").exists()
+
+
+def test_images_show_the_caption_and_the_words_of_the_objects(run: Path, scenes: Path) -> None:
+    assert len(list((run / "images").glob("step-*.jpg"))) > 0, "a run draws its predictions"
+    predictor, val = load(run, device="cpu"), open_data(scenes)["val"]
+    expression, caption, question = val.images[:3]
+    shown = {record.extras["dataset_name"]: images for record, images in comparisons(predictor, val, val.images[:3])}
+    assert [title for title, _ in shown["scenes_refexp"]] == [expression.extras["caption"], "prediction"]
+    (title, _), (predicted, _) = shown["scenes_qa"]
+    assert title == f"{question.extras['caption']} {question.extras['answer']}"
+    answer = predictor.ask(question.path, str(question.extras["caption"])).text
+    assert predicted == f"prediction: {answer}"
+    words = [" ... ".join(str(caption.extras["caption"])[a:b] for a, b in obj.extras["tokens_positive"])
+             for obj in caption.objects]  # fmt: skip
+    drawn = draw_truth(read_record(caption), caption.objects, val.categories, names=words)
+    assert list(shown["scenes_captions"][0][1].getdata()) == list(drawn.getdata())
+
+
+def test_an_image_whose_caption_has_no_known_word_shows_no_prediction(run: Path, scenes: Path) -> None:
+    predictor, val = load(run, device="cpu"), open_data(scenes)["val"]
+    foreign = replace(val.images[0], extras={**val.images[0].extras, "caption": "zyzzx"}, objects=())
+    ((_, images),) = comparisons(predictor, val, [foreign])
+    assert [title for title, _ in images] == ["zyzzx", "prediction"]
+    assert list(images[1][1].getdata()) == list(Image.fromarray(read_record(foreign)).getdata())
+
+
+def test_the_demo_of_text_makes_one_page(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = load(run, device="cpu")
+    monkeypatch.setattr("opendetr.inference.load", lambda *_given, **_options: small)
+    result = CliRunner().invoke(app, ["demo", "--text", "--images", "2", "--out", str(tmp_path), "--json"])
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    page = Path(found["page"]).read_text(encoding="utf-8")
+    assert page.count("<figure>") == 2 * 3  # an expression, a caption and a question of each scene
+    assert "expressions found" in page and "questions answered right" in page and "AP by class" not in page
+    assert {"P@1", "R@1", "accuracy", "majority"} <= set(found["metrics"])
+    assert "P@1" in found["blank"] and "accuracy" not in found["blank"]

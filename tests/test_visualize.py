@@ -1,6 +1,6 @@
 """Images say what they should, where they should, for every kind of image."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from PIL import Image, ImageChops
 
 from opendetr.categories import Categories
 from opendetr.results import Detections, Panoptic, Segment, draw_detections, draw_panoptic
-from opendetr.visualize import contact_sheet, draw_boxes, draw_curves, draw_segments, draw_truth
+from opendetr.visualize import contact_sheet, draw_boxes, draw_curves, draw_segments, draw_truth, phrase_colour
 from opendetr.visualize.style import PALETTE
 
 RED, BLUE = (230, 40, 40), (30, 60, 230)
@@ -359,3 +359,12 @@ def test_a_marked_step_has_a_line_and_a_name():
 def test_every_series_can_be_drawn(series):
     chart = draw_curves(series, "a title that is far too long for the image " * 5, size=(640, 360))
     assert chart.size == (640, 360) and chart.mode == "RGB"
+
+
+def test_a_phrase_has_the_same_colour_in_ground_truth_and_prediction():
+    phrases = ("red star", "disc")
+    detections = replace(found([(90, 120, 190, 260), (300, 120, 400, 260)], [0.9, 0.8], [0, 0]), phrases=phrases)
+    objects = [Record(3, (90, 120, 100, 140)), Record(3, (300, 120, 100, 140))]
+    for drawn in (draw_detections(detections, grey()), draw_truth(grey(), objects, PETS, names=phrases)):
+        assert all(has(drawn, phrase_colour(phrase)) for phrase in phrases)
+    assert phrase_colour(phrases[0]) != phrase_colour(phrases[1])

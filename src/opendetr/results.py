@@ -554,7 +554,8 @@ def draw_detections(
 ) -> Image.Image:
     """Draw the name, the score, and the mask (or the box without masks) of every detection on the image.
 
-    Tracked objects have the colour and the number of their track.
+    Tracked objects have the colour and the number of their track, and objects that a text names the colour of their
+    phrase.
 
     Args:
         detections: the detections of one image.
@@ -572,6 +573,8 @@ def draw_detections(
     shown = detections[detections.scores >= min_score]
     captions = [f"{name} {score:.2f}" for name, score in zip(shown.names, shown.scores.tolist(), strict=True)]
     colours = [shown.categories.colours[label] for label in shown.labels.tolist()]
+    if shown.phrases is not None:
+        colours = [visualize.phrase_colour(phrase) for phrase in shown.phrases]
     if shown.track_ids is not None:
         ids = shown.track_ids.tolist()
         captions = [f"{id_} {caption}" for id_, caption in zip(ids, captions, strict=True)]

@@ -299,14 +299,13 @@ def _drawn_truth(
 
     The title is the caption, for a question with its answer, or else the name of the file.
     """
-    from opendetr.data import DataError, known_masks, read_record
+    from opendetr.data import DataError, known_masks, read_record, text_of
     from opendetr.visualize import draw_truth
 
     drawn = []
     for record in _sampled(data.images, number, seed):
         try:
-            texts = (record.extras.get(name) for name in ("caption", "answer"))
-            title = " ".join(text for text in texts if isinstance(text, str)) or record.path.name
+            title = text_of(record) or record.path.name
             image, masks = read_record(record), known_masks(record)
             scale = _SIDE / max(image.shape[:2])
             drawn.append((title, draw_truth(image, record.objects, data.categories, masks=masks, scale=scale)))

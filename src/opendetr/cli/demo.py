@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from opendetr.cli.output import DeviceOption, JsonOption, command, folder_to_write, number, print_json, say
 
 if TYPE_CHECKING:
-    from PIL import Image
-
-    from opendetr.data import DetectionData
+    from opendetr.data import DetectionData, ImageRecord
     from opendetr.inference import Predictor
+    from opendetr.inference.comparison import TitledImages
 
 PAGE = "index.html"
-_MODEL = "deformable-detr-tiny-panoptic"
-_SPLIT, _SEED = "val", 0  # training scenes are of another split, so the detector has not seen these scenes
-_NUM_SHOWN = 8
-_TEXT = 1.6  # labels are legible where an image of the page is 360 pixels wide, as on a phone
+_MODEL, _TEXT_MODEL = "deformable-detr-tiny-panoptic", "mdetr-tiny"
+# The scenes of other splits than "train" are not used in training, and those of "test" choose no checkpoint either.
+_SPLIT, _TEXT_SPLIT, _SEED = "val", "test", 0
+_NUM_SHOWN = 8  # scenes
+_TEXT_SHOWN = 6  # scenes, each with its expression, caption and question
+_LABELS = 1.6  # labels are legible where an image of the page is 360 pixels wide, as on a phone
 
 
 @command
@@ -30,24 +31,40 @@ def demo(
         "opendetr-demo"
     ),
     images: Annotated[int, typer.Option(min=1, help="Number of scenes to evaluate on.")] = 300,
+    text: Annotated[
+        bool, typer.Option("--text", help="Evaluate the model that detects what a text names, and answers questions.")
+    ] = False,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Evaluate the detector of the package on newly drawn scenes, and write a page with the results.
+    """Evaluate a model of the package on newly drawn scenes, and write a page with the results.
 
     Examples:
 
         opendetr demo
 
+        opendetr demo --text --out text-demo
+
         opendetr demo --out /tmp/demo --images 50 --json
     """
+    began = time.monotonic()
+    page, headline, record = (_text_demo if text else _detector_demo)(out, images, device)
+    if as_json:
+        print_json({"page": str(page), "images": images, "seconds": time.monotonic() - began, **record})
+    else:
+        print(headline)
+        print(page)
+
+
+def _detector_demo(out: Path, images: int, device: str) -> tuple[Path, str, dict[str, Any]]:
+    """Make the page of the detector. Returns its path, a line with the main results, and all results."""
+    from opendetr.data import spread
     from opendetr.data.formats import open_split
     from opendetr.evaluation import write_report
     from opendetr.inference import load
     from opendetr.synthetic import write_scenes
     from opendetr.visualize import progress_bar
 
-    began = time.monotonic()
     detector = load(_MODEL, device=device)
     with progress_bar("drawing") as progress:
         write_scenes(out / "scenes", counts={_SPLIT: images}, seed=_SEED, progress=progress)
@@ -55,39 +72,73 @@ def demo(
     say(f"{data.size()}, not used in training")
     with progress_bar("evaluating") as progress:
         scores = detector.evaluate(data, layers=True, progress=progress)
-    size = sum(parameter.numel() for parameter in detector.model.parameters())
     facts = {
-        "model": f"{_MODEL}, {size / 1e6:.1f} million parameters",
+        "model": _model(_MODEL, detector),
         "data": f"{len(data)} drawn scenes, {data.num_objects:,} objects, not used in training",
         "AP by decoder layer": ", ".join(map(number, scores.per_layer)),
         "time": f"{1000 * scores.seconds_per_image:.0f} ms per image on {detector.device}",
     }
-    images_shown = list(_images_shown(detector, data))
     quality = {name: of_class["PQ"] for name, of_class in scores.panoptic_per_class.items()}
     page = write_report(
         out / PAGE,
         "OpenDETR demo",
         scores.metrics,
         scores.per_class,
-        images_shown,
+        _images_shown(detector, data, spread(data.images, _NUM_SHOWN)),
         panoptic_per_class=quality,
         facts=facts,
     )
-    seconds = time.monotonic() - began
-    if as_json:
-        print_json({"page": str(page), "images": len(data), "seconds": seconds, "metrics": scores.metrics,
-                "per_class": scores.per_class, "per_layer": scores.per_layer,
-                "seconds_per_image": scores.seconds_per_image})  # fmt: skip
-    else:
-        shown = (f"{name} {number(scores.metrics[name])}" for name in ("AP", "AP50", "PQ") if name in scores.metrics)
-        print(f"{', '.join(shown)} on {len(data)} unseen scenes")
-        print(page)
+    names = [name for name in ("AP", "AP50", "PQ") if name in scores.metrics]
+    record = {"metrics": scores.metrics, "per_class": scores.per_class, "per_layer": scores.per_layer,
+            "seconds_per_image": scores.seconds_per_image}  # fmt: skip
+    return page, f"{_values(scores.metrics, names)} on {len(data)} unseen scenes", record
 
 
-def _images_shown(detector: Predictor, data: DetectionData) -> Iterator[tuple[str, list[tuple[str, Image.Image]]]]:
-    """Yield a caption and the images of ground truth and prediction, for scenes spread over the data."""
+def _text_demo(out: Path, images: int, device: str) -> tuple[Path, str, dict[str, Any]]:
+    """Make the page of the model that takes text; the results are those of `_detector_demo`."""
+    from opendetr.data import spread
+    from opendetr.data.formats import open_split
+    from opendetr.evaluation import blank_expressions, write_report
+    from opendetr.inference import load
+    from opendetr.synthetic import write_captioned_scenes
+    from opendetr.visualize import progress_bar
+
+    detector = load(_TEXT_MODEL, device=device)
+    with progress_bar("drawing") as progress:
+        write_captioned_scenes(out / "scenes", counts={_TEXT_SPLIT: images}, seed=_SEED, progress=progress)
+    data = open_split(out / "scenes", _TEXT_SPLIT)
+    say(f"{images} scenes with an expression, a caption and a question each, not used in training")
+    with progress_bar("evaluating") as progress:
+        scores = detector.evaluate(data, progress=progress)
+    blank = detector.metrics(blank_expressions(data))
+    facts = {
+        "model": _model(_TEXT_MODEL, detector),
+        "data": f"{images} drawn scenes with an expression, a caption and a question each, not used in training",
+        "P@1 with a blank instead of the expression": number(blank["P@1"]),
+        "time": f"{1000 * scores.seconds_per_image:.0f} ms per text on {detector.device}",
+    }
+    scenes = {record.path for record in spread(data.images, _TEXT_SHOWN)}
+    shown = _images_shown(detector, data, [record for record in data.images if record.path in scenes])
+    page = write_report(out / PAGE, "OpenDETR demo: objects from words", scores.metrics, {}, shown, facts=facts)
+    record = {"metrics": scores.metrics, "blank": blank, "seconds_per_image": scores.seconds_per_image}
+    headline = _values(scores.metrics, ["P@1", "R@1", "accuracy"])
+    return page, f"{headline} on {images} unseen scenes; P@1 with a blank text {number(blank['P@1'])}", record
+
+
+def _model(name: str, detector: Predictor) -> str:
+    size = sum(parameter.numel() for parameter in detector.model.parameters())
+    return f"{name}, {size / 1e6:.1f} million parameters"
+
+
+def _values(metrics: Mapping[str, float | None], names: Iterable[str]) -> str:
+    return ", ".join(f"{name} {number(metrics[name])}" for name in names)
+
+
+def _images_shown(
+    detector: Predictor, data: DetectionData, records: Iterable[ImageRecord]
+) -> list[tuple[str, TitledImages]]:
+    """A caption and the images of ground truth and prediction, for each record."""
     from opendetr.inference import comparisons
 
-    chosen = data.images[:: max(1, len(data) // _NUM_SHOWN)][:_NUM_SHOWN]
-    for record, images in comparisons(detector, data, chosen, text=_TEXT):
-        yield f"Scene {record.id}", images
+    shown = comparisons(detector, data, records, text=_LABELS)
+    return [(f"Scene {record.path.stem.lstrip('0') or 0}", images) for record, images in shown]

@@ -6,6 +6,7 @@ from opendetr.data.clips import ClipDataConfig, PairDataConfig, VideoDataConfig,
 from opendetr.data.collate import collate_samples
 from opendetr.data.config import AugmentationConfig, DataConfig, Masks
 from opendetr.data.faults import Effect, FaultKind, count_noun
+from opendetr.data.formats.captions import CAPTION, SPANS, text_of
 from opendetr.data.formats.coco_videos import DISTRACTOR, FRAME, TRACK, VIDEO, VISIBILITY
 from opendetr.data.formats.mot import VideoFolder, open_video
 from opendetr.data.formats.recognise import open_data
@@ -32,9 +33,11 @@ from opendetr.data.transforms import LabelledImage, Transform, denormalise, eval
 
 __all__ = [
     "ANSWER_WORDS",
+    "CAPTION",
     "CAUTIOUS",
     "DISTRACTOR",
     "FRAME",
+    "SPANS",
     "TRACK",
     "VIDEO",
     "VISIBILITY",
@@ -93,6 +96,7 @@ __all__ = [
     "require_new",
     "require_scorable",
     "spread",
+    "text_of",
     "thing_outlines",
     "to_pixels",
     "train_loader",

@@ -8,6 +8,7 @@ from opendetr.evaluation.grounding import (
     GroundingEvaluation,
     GroundingEvaluator,
     GroundingResult,
+    blank_expressions,
     flickr_recall,
     grounding_metrics,
 )
@@ -55,6 +56,7 @@ __all__ = [
     "Tracks",
     "TrueTracks",
     "VideoTracks",
+    "blank_expressions",
     "describe_metric",
     "explain_switches",
     "flickr_recall",

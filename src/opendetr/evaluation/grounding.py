@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from opendetr.boxes import giou, iou
-from opendetr.data import DataError, DetectionData, ImageRecord, known_masks, require_captions
+from opendetr.data import CAPTION, DataError, DetectionData, ImageRecord, known_masks, require_captions
 from opendetr.distributed import gather
 from opendetr.postprocess import boxes_in_pixels, image_masks, phrase_scores, published_masks, referred_scores
 from opendetr.structures import Batch, CaptionBatch, GroundingOutput, ImageBatch, Output
@@ -307,6 +307,12 @@ def _require_more_than_questions(data: DetectionData, *, answers: bool) -> None:
 def is_question(image: ImageRecord) -> bool:
     """Whether an image has a question with an answer."""
     return "answer" in image.extras
+
+
+def blank_expressions(data: DetectionData) -> DetectionData:
+    """The expressions of a dataset with blank captions. A model that uses the text finds few of their objects."""
+    blank = [replace(image, extras={**image.extras, CAPTION: ""}) for image in data.images if is_expression(image)]
+    return replace(data, images=tuple(blank))
 
 
 def is_expression(image: ImageRecord) -> bool:

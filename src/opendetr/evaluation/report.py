@@ -24,6 +24,10 @@ _HEADLINES = {
     "AR100": "recall, 100 detections",
     "mask_AP": "masks, IoU 0.50 to 0.95",
     "PQ": "panoptic quality",
+    "P@1": "expressions found, IoU 0.50",
+    "R@1": "phrases found, IoU 0.50",
+    "accuracy": "questions answered right",
+    "majority": "always the most frequent answer",
 }
 _JPEG_QUALITY = 88
 

@@ -9,11 +9,22 @@ import numpy as np
 from PIL import Image
 
 from opendetr.categories import Categories
-from opendetr.data import DetectionData, ImageError, ImageRecord, panoptic_truth, read_masks, read_record
+from opendetr.config import ConfigError
+from opendetr.data import (
+    CAPTION,
+    SPANS,
+    DetectionData,
+    ImageError,
+    ImageRecord,
+    panoptic_truth,
+    read_masks,
+    read_record,
+    text_of,
+)
 from opendetr.inference.predictor import Predictor
 from opendetr.results import Detections, Panoptic, draw_detections, draw_panoptic
 from opendetr.scoring import ScoreThresholds
-from opendetr.visualize import contact_sheet, draw_segments, draw_truth
+from opendetr.visualize import as_image, contact_sheet, draw_segments, draw_truth
 
 _SHOWN_SCORE = 0.3  # detections with a lower score are not drawn, unless the detector has its own thresholds
 
@@ -35,6 +46,9 @@ def comparisons(
 ) -> Iterator[tuple[ImageRecord, TitledImages]]:
     """Yield the ground truth and the prediction for each record, drawn on its image. Unreadable images are skipped.
 
+    A model that takes text gets the caption of the image, and objects have the words that name them. The title of the
+    ground truth is the caption. The answers to a question are in the titles.
+
     Objects are drawn as masks if both the dataset and the detector have masks, and as boxes otherwise. If both also
     have panoptic maps, the maps of ground truth and prediction follow. Stuff is drawn if the detector predicts it.
 
@@ -48,6 +62,9 @@ def comparisons(
     for record in records:
         try:
             pixels = read_record(record)
+            if detector.model.takes_text:
+                yield record, _described(detector, data, record, pixels, text=text)
+                continue
             images = _objects(detector, data, record, pixels, with_masks=with_masks, text=text)
             if with_masks and record.panoptic_map is not None:
                 images += _maps(detector, data, record, pixels, text=text)
@@ -78,6 +95,26 @@ def _objects(
         ("ground truth", draw_truth(pixels, objects, categories, masks=masks, text=text)),
         ("prediction", draw_detections(result, text=text)),
     ]
+
+
+def _described(
+    detector: Predictor, data: DetectionData, record: ImageRecord, pixels: np.ndarray, *, text: float
+) -> TitledImages:
+    """The objects that the caption names, each with its words."""
+    caption, categories = str(record.extras[CAPTION]), data.categories
+    spans = [obj.extras[SPANS] for obj in record.objects]
+    names = [" ... ".join(caption[begin:end] for begin, end in of_object) for of_object in spans]
+    truth = draw_truth(pixels, record.objects, categories, names=names, text=text)
+    title, found = "prediction", as_image(pixels)
+    try:
+        detections = detector.predict(pixels, text=caption, min_score=_SHOWN_SCORE)
+        assert isinstance(detections, Detections)  # of one image
+        found = draw_detections(detections, text=text)
+        if "answer" in record.extras:
+            title = f"prediction: {detector.ask(pixels, caption).text}"
+    except ConfigError:
+        pass  # the model knows no word of the caption, or answers no questions
+    return [(text_of(record), truth), (title, found)]
 
 
 def _with_colours_of(data: Categories, detector: Categories) -> Categories:

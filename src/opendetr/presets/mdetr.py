@@ -125,11 +125,6 @@ class GroundingPreset(Preset):
             return super().answer_decoder()
         return ANSWER_WORDS[questions].decode if questions in ANSWER_WORDS else gqa_decoder(cache_folder())
 
-    @property
-    def draws_predictions(self) -> bool:
-        """Whether a training run draws predictions for some validation images: not without their captions."""
-        return False
-
     def miniature(self) -> Self:
         """The preset with smaller sizes, for tests."""
         small = super().miniature()

@@ -203,7 +203,7 @@ class Preset:
 
     @property
     def draws_predictions(self) -> bool:
-        """Whether a training run draws predictions for some validation images, which needs no input but the image."""
+        """Whether a training run draws predictions for some validation images, from the image and its caption."""
         return True
 
     def prompt(self, batch: Batch) -> Any:

@@ -150,7 +150,7 @@ def collect_facts(folder: Path, *, device: str = "auto") -> RunFacts:
     detector, rows_of_head, is_finite = _last_weights(folder, device)
     predictions: dict[str, PredictionFacts | None] = {"train": None, "val": None}
     try:
-        if detector is not None and preset.draws_predictions:
+        if detector is not None and preset.draws_predictions and not detector.model.takes_text:
             predictions = {role: prediction_facts(detector, splits[role]) for role in predictions}
     except NonFiniteError:
         is_finite = False

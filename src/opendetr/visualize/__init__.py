@@ -18,6 +18,7 @@ from opendetr.visualize.drawing import (
     draw_boxes,
     draw_segments,
     draw_truth,
+    phrase_colour,
     require_format,
     save_image,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "draw_statistics",
     "draw_tracks",
     "draw_truth",
+    "phrase_colour",
     "progress_bar",
     "require_format",
     "save_image",

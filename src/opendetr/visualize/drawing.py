@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import compress
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from opendetr.categories import Categories
+from opendetr.categories import Categories, spread_colour
 from opendetr.files import atomic_path
 from opendetr.visualize.labels import Region, draw_label, label_options, label_places, label_size, region_options
 from opendetr.visualize.layers import FILL, coloured, masked, outlined, resized_map, shaded
@@ -40,6 +41,7 @@ def draw_truth(
     objects: Iterable[TruthObject],
     categories: Categories,
     *,
+    names: Sequence[str] | None = None,
     masks: np.ndarray | None = None,
     scale: float | None = None,
     text: float = 1,
@@ -50,18 +52,25 @@ def draw_truth(
         image: (H, W, 3) uint8 RGB or a PIL image, in the size of the annotations.
         objects: the annotated objects, with boxes as x, y, w, h in pixels.
         categories: the names and colours of the category ids.
+        names: for each object the phrase that is drawn instead of its class name, in the colour of the phrase.
         masks: (n, H, W) bool, drawn instead of the boxes. For an object with an empty mask its box is drawn.
         scale: enlargement of the image, as in `draw_boxes`.
         text: size of the labels, as in `draw_boxes`.
     """
     boxes, captions, colours = [], [], []
-    for item in objects:
+    for index, item in enumerate(objects):
         left, top, width, height = item.box
         label = categories.label_of_id(item.category_id)
         boxes.append((left, top, left + width, top + height))
-        captions.append(f"{categories.names[label]} (crowd)" if item.crowd else categories.names[label])
-        colours.append(categories.colours[label])
+        name = categories.names[label] if names is None else names[index]
+        captions.append(f"{name} (crowd)" if item.crowd else name)
+        colours.append(categories.colours[label] if names is None else phrase_colour(name))
     return draw_boxes(image, np.array(boxes), captions, colours, masks=masks, scale=scale, text=text)
+
+
+def phrase_colour(phrase: str) -> Colour:
+    """The colour of what a phrase names: the same in every image, and most often another one for another phrase."""
+    return spread_colour(zlib.crc32(phrase.encode()) % 1000)
 
 
 def draw_boxes(

@@ -52,6 +52,12 @@ IMAGE_KEYS = (
 _SOURCES = ("coco", "vg")  # values of "data_source"
 
 
+def text_of(record: ImageRecord) -> str:
+    """The caption of an image, for a question with its answer; "" without a caption."""
+    texts = (record.extras.get(name) for name in (CAPTION, "answer"))
+    return " ".join(text for text in texts if isinstance(text, str))
+
+
 def is_captioned(coco: CocoFile) -> bool:
     """Whether a COCO file has captions."""
     return any(CAPTION in row for row in coco.images)
