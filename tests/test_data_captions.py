@@ -90,8 +90,10 @@ def test_clevr_answers(tmp_path: Path) -> None:
     data = read(write(tmp_path, *(caption("what?", answer=answer) for answer in answers)))
     assert [encode_answer("clevr", image.extras) for image in data.images] == list(answers.values())
     for answer, heads in answers.items():
-        assert ANSWER_WORDS["clevr"].decode({"binary": 0, "attr": 0, "reg": 0, **heads}) == answer
+        decoded = ANSWER_WORDS["clevr"].decode({"binary": 0, "attr": 0, "reg": 0, **heads})
+        assert decoded == (answer, tuple(heads))
     assert encode_answer("none", data.images[0].extras) is None
+    assert encode_answer("clevr", {"caption": "what?", "answer": 3}) == {"type": 2, "reg": 3}
     with pytest.raises(DataError, match="the answer 'maybe' to 'what\\?' is not one of the questions 'clevr'"):
         encode_answer("clevr", {"caption": "what?", "answer": "maybe"})
 
@@ -101,7 +103,7 @@ def test_gqa_answers(tmp_path: Path) -> None:
     asked = [caption("what?", question_type=type_, answer=answer, questionId="7") for type_, answer in questions]
     write(tmp_path, *asked, caption("a dog", box(tokens_positive=[[2, 5]])), file="finetune_gqa_{}_balanced.json")
     write(tmp_path, caption("a dog", box(tokens_positive=[[2, 5]])), file="finetune_gqa_{}_balanced.json", name="val")
-    with pytest.raises(DataError, match=r"gqa_answer2id_by_type.* are missing"):
+    with pytest.raises(DataError, match=r"lists of answers are missing; download .* gqa_answer2id_by_type.json"):
         encode_answer("gqa", open_data(tmp_path)["train"].images[0].extras)
     by_type = {f"answer_{name}": {"unknown": 0} for name in ("obj", "attr", "rel", "global", "cat")}
     by_type["answer_attr"]["red"], by_type["answer_rel"]["on"] = 17, 4
@@ -111,6 +113,8 @@ def test_gqa_answers(tmp_path: Path) -> None:
     assert [encode_answer("gqa", image.extras) for image in images] == [
         {"type": 1, "attr": 17}, {"type": 2, "rel": 4}, {"type": 4, "cat": 0}, None
     ]  # fmt: skip
+    with pytest.raises(DataError, match="the type 'count' of 'what\\?' is none of GQA's: obj, attr, rel, global, cat"):
+        encode_answer("gqa", {"caption": "what?", "answer": "2", "question_type": "count"})
     assert [encode_answer("gqa-unified", image.extras) for image in images[:2]] == [{"total": 99}, {"total": 1}]
 
 
@@ -155,6 +159,17 @@ def test_faulty_spans(tmp_path: Path, spans: list[list[int]], kind: FaultKind, d
     assert faults(folder)[kind] == [detail]
     (image,) = open_data(folder)["train"].images
     assert [obj.extras["tokens_positive"] for obj in image.objects] == [(), ((2, 5),)]
+
+
+def test_faulty_spans_of_phrases(tmp_path: Path) -> None:
+    """Those in "tokens_positive_eval", which name no object."""
+    phrases = [[[2, 5]], [[2, 9], [0, 1]], [[1, 1]]]
+    folder = write(tmp_path, caption("a dog", box(tokens_positive=[[2, 5]]), tokens_positive_eval=phrases))
+    (image,) = read(folder).images
+    assert image.extras["tokens_positive_eval"] == [((2, 5),), ((0, 1),), ()]
+    outside, empty = image.faults
+    assert (outside.kind, outside.at, outside.detail) == (FaultKind.SPAN_OUTSIDE, "images[0]", "[2, 9] of 5 characters")
+    assert (empty.kind, empty.at, empty.detail) == (FaultKind.EMPTY_SPAN, "images[0]", "[1, 1] is ''")
 
 
 def test_a_model_trains_on_data_with_faulty_spans(tmp_path: Path) -> None:
@@ -331,10 +346,19 @@ def test_presets_are_cautious() -> None:
     assert (options.flip, options.keep_objects, options.crop_sides) == (False, True, (384, 1333))
     assert get_preset("mdetr-tiny").data.augmentation.keep_objects
     data = get_preset("mdetr-tiny").data
-    with pytest.raises(ValueError, match="augment 'mosaic' makes captions wrong; give detr or colour"):
+    with pytest.raises(ValueError, match=r"data.augment: 'mosaic' makes captions wrong; give detr or colour"):
         replace(data, augment="mosaic")
-    with pytest.raises(ValueError, match="flip_vertical makes captions wrong"):
+    with pytest.raises(ValueError, match="flip_vertical: makes captions wrong"):
         replace(data, augmentation=AugmentationConfig(flip_vertical=True))
+
+
+def test_clevr_has_the_sizes_of_its_authors() -> None:
+    """Its images keep their size in evaluation."""
+    config = get_preset("mdetr-r18-clevr").data
+    assert config.evaluation_transform().output_shape(320, 480, np.random.default_rng(0)) == (320, 480)
+    scaled = config.augmentation.scaled(config.image_size)
+    assert scaled.scales == (256, 288, 320, 352, 384)
+    assert (scaled.scales_before_crop, scaled.crop_sides) == ((320, 352, 384), (256, 512))
 
 
 # ------------------------------------------------------------------------------------------------------------- batches
@@ -378,4 +402,4 @@ def test_all_answers_of_scenes_fit_the_heads() -> None:
         heads = encode_answer("scenes", {"caption": "?", "answer": answer})
         assert heads is not None
         assert all(index < sizes[name] for name, index in heads.items())
-        assert ANSWER_WORDS["scenes"].decode({"binary": 0, "attr": 0, "reg": 0, **heads}) == answer
+        assert ANSWER_WORDS["scenes"].decode({"binary": 0, "attr": 0, "reg": 0, **heads}) == (answer, tuple(heads))

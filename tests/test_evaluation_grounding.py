@@ -156,6 +156,21 @@ def test_answers_by_type(tmp_path: Path) -> None:
     assert metrics["P@1"] == 0
 
 
+def test_a_model_without_answers_is_not_asked(tmp_path: Path) -> None:
+    asked = caption("why?", question_type="why", answer="yes")
+    data = read(write(tmp_path, caption("a dog", box(tokens_positive=[[2, 5]])), asked))
+    evaluator = GroundingEvaluator(data, answers=False)
+    evaluator.update(batch_of(data), [found([2, 5, 22, 35]), found([0, 0, 1, 1])])
+    names = set(evaluator.compute())
+    assert "P@1" in names
+    assert {"accuracy", "majority"}.isdisjoint(names)
+    assert names == set(grounding_metrics(data, answers=False)) == set(get_preset("mdetr-tiny").metrics(data))
+    only = replace(data, images=data.images[1:])
+    for evaluate in (GroundingEvaluator, grounding_metrics):
+        with pytest.raises(DataError, match="the split 'train' has only questions, and the model answers none"):
+            evaluate(only, answers=False)
+
+
 def test_masks_of_phrases(tmp_path: Path) -> None:
     square = [[0, 0, 20, 0, 20, 20, 0, 20]]
     boxes = box([0, 0, 20, 20], tokens_positive=[[2, 5]], segmentation=square)
@@ -198,6 +213,7 @@ def test_names_of_metrics(tmp_path: Path) -> None:
     assert set(grounding_metrics(data, has_masks=True)) == set(GROUNDING_METRICS)
     assert all(map(describe_metric, GROUNDING_METRICS))
     preset = get_preset("mdetr-tiny")
+    preset = replace(preset, model=replace(preset.model, questions="scenes"))
     assert preset.metrics(data)[0] == "P@1"
     assert preset.headlines(data) == ("P@1", "R@1", "accuracy")
     assert [row[0] for row in evaluator.evaluation().tables()[0]] == list(computed)

@@ -158,6 +158,7 @@ def test_outputs(run):
 
 def test_features_and_positions(run):
     arrays, output = run.golden.arrays, run.output
+    assert torch.equal(run.golden.images().sizes, arrays["mask_valid_hw"])
     close(output.features[-1].values[:, ::16], arrays["backbone_layer4_every16ch"], 5e-4)
     assert torch.equal(output.features[-1].padding, arrays["layer4_mask"])
     close(output.memory[0].position[:, ::16], arrays["pos_every16ch"], 5e-4)

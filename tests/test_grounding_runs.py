@@ -15,9 +15,10 @@ from typer.testing import CliRunner
 from opendetr import load, train
 from opendetr.cli.main import app
 from opendetr.config import ConfigError, to_dict
-from opendetr.data import DataError, open_data, read_record
+from opendetr.data import DataError, DetectionData, open_data, read_record
 from opendetr.inference import comparisons
-from opendetr.presets import miniature
+from opendetr.nn import new_tokenizer
+from opendetr.presets import get_preset, miniature
 from opendetr.synthetic import write_captioned_scenes, write_scenes
 from opendetr.synthetic.config import SceneConfig
 from opendetr.synthetic.described import DescribedConfig
@@ -82,13 +83,53 @@ def test_blank_captions_and_options_without_effect(run: Path, scenes: Path) -> N
         predictor.evaluate(val, layers=True)
 
 
+def test_a_missing_vocabulary_stops_before_a_run_begins(scenes: Path, tmp_path: Path, monkeypatch) -> None:
+    preset = miniature("mdetr-r50")
+    preset = replace(preset, model=replace(preset.model, text=replace(preset.model.text, tokenizer="roberta")))
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(to_dict(preset)))
+    monkeypatch.setenv("OPENDETR_CACHE", str(tmp_path / "cache"))
+    new_tokenizer.cache_clear()
+    with pytest.raises(ConfigError, match="the vocabulary of RoBERTa is missing; download https"):
+        train(scenes, config=tmp_path / "config.yaml", weights="none", max_steps=1, out=tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run").exists()
+
+
 def test_data_without_captions_in_one_line(run: Path, tmp_path: Path) -> None:
     write_scenes(tmp_path / "plain", counts={"train": 1, "val": 1}, config=SceneConfig(size=64, max_objects=3))
     with pytest.raises(DataError, match="the split 'val' has no captions; this model needs them"):
         load(run, device="cpu").evaluate(tmp_path / "plain")
     assert evaluate(tmp_path / "plain", "--weights", run).exit_code == 1
-    with pytest.raises(DataError, match="has no caption"):
+    with pytest.raises(DataError, match="the split 'train' has no captions"):
         train(tmp_path / "plain", config=run / "config.yaml", weights="none", max_steps=1, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_training_says_what_the_text_encoder_cannot_take(scenes: Path) -> None:
+    preset = get_preset("mdetr-tiny")
+    data = open_data(scenes)["train"]
+    assert preset.advice(data) is None
+
+    def captioned(*captions: str) -> DetectionData:
+        images = zip(data.images, captions, strict=False)
+        return replace(data, images=tuple(replace(image, extras={"caption": caption}) for image, caption in images))
+
+    assert preset.advice(captioned("the Zyzzx left of the zyzzx", "a qrrt of the")) == (
+        "30% of the words in the captions are not in its vocabulary, such as 'zyzzx', 'qrrt', and it cannot tell them "
+        "apart; use a model with RoBERTa, such as mdetr-r50"
+    )
+    assert preset.advice(captioned("red disc " * 60, "a disc")) == (
+        "50.0% of the captions are longer than the 96 tokens that it takes, and are cut"
+    )
+
+
+def test_answers_that_the_model_cannot_give_stop_before_a_run_begins(run: Path, scenes: Path, tmp_path: Path) -> None:
+    for questions, message in (("clevr", "is not one of the questions 'clevr'"), ("gqa", "is none of GQA's: obj")):
+        changed = {"model": {"questions": questions}}
+        with pytest.raises(DataError, match=message):
+            train(
+                scenes, config=run / "config.yaml", weights="none", changes=changed, max_steps=1, out=tmp_path / "run"
+            )
+    assert not (tmp_path / "run").exists()
 
 
 def test_images_show_the_caption_and_the_words_of_the_objects(run: Path, scenes: Path) -> None:

@@ -85,6 +85,7 @@ def test_one_model_is_explained(name):
     assert ("no metrics" in text) == (not (published and published.results))
     for metric, value in published.results.items() if published else ():
         assert f"{metric} {100 * value:.1f}" in text
+    assert ("licence not stated" in text) == (published is not None and published.licence == "not stated")
     if published and not published.is_checked and not published.path.is_file():
         assert published.place in text and str(published.path) in text
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,9 @@ from typer.testing import CliRunner
 import opendetr
 from opendetr.cli.main import app
 from opendetr.config import ConfigError, to_dict
+from opendetr.data import ANSWER_WORDS
 from opendetr.inference import Predictor
+from opendetr.inference.texts import answers
 from opendetr.nn import WordTokenizer, lost_text, new_tokenizer
 from opendetr.postprocess import phrases
 from opendetr.presets import build_model, get_preset, miniature
@@ -195,6 +198,10 @@ def test_masks_of_phrases(image):
         ({"classes": "cat"}, "classes='cat': give a list of class names"),
         ({"text": "a", "classes": ["a"]}, "mdetr-tiny takes a text or classes, not both"),
         ({"text": "a disc", "class_min_scores": {"disc": 0.5}}, "class_min_scores do not apply to a text"),
+        (
+            {"text": "a disc", "patches": [np.zeros((9, 9, 3), np.uint8)]},
+            "patches: mdetr-tiny takes a text; leave them",
+        ),
         ({"text": "a disc", "min_score": 2}, "min_score: expected a number from 0 to 1"),
     ],
 )
@@ -237,6 +244,8 @@ def test_questions_have_answers(image, tmp_path, monkeypatch):
     assert [str(each) for each in detector.ask([image, image], answer.question)] == [answer.text] * 2
     with pytest.raises(ConfigError, match="the text is empty"):
         detector.ask(image, "")
+    with pytest.raises(ConfigError, match=r"question=\['how many\?'\]: give one question as text"):
+        detector.ask(image, ["how many?"])
     monkeypatch.setenv("OPENDETR_CACHE", str(tmp_path))
     gqa = predictor_of(preset_of("mdetr-r101-gqa"))
     with pytest.raises(ConfigError, match=r"GQA's lists of answers are missing; .*gqa_answer2id_by_type.json"):
@@ -246,6 +255,24 @@ def test_questions_have_answers(image, tmp_path, monkeypatch):
     (tmp_path / "gqa_answer2id_by_type.json").write_text(json.dumps(by_type))
     (tmp_path / "gqa_answer2id.json").write_text("{}")
     assert gqa.ask(image, "is there a disc?").text.split()[0] in names
+
+
+def test_the_score_of_an_answer_is_that_of_all_heads_it_comes_from():
+    """The type of a question alone says little: a count may still be unsure."""
+
+    class Fixed:
+        def step(self, images, prompt):
+            logits = {"type": [[0.1, 0.2, 0.7], [0.9, 0.05, 0.05]], "reg": [[0.1, 0.3, 0.6], [0.2, 0.5, 0.3]]}
+            heads = {name: torch.tensor(rows).log() for name, rows in logits.items()}
+            return replace(output_of("a disc", [[1]]), answers=heads | {"binary": torch.tensor([5.0, -1.0])})
+
+        def reset(self):
+            pass
+
+    images = ImageBatch.from_images([torch.zeros(3, 8, 8)] * 2)
+    found = answers(Fixed(), images, "how many?", ANSWER_WORDS["scenes"].decode)
+    assert [answer.text for answer in found] == ["2", "no"]
+    assert [answer.score for answer in found] == pytest.approx([0.7 * 0.6, 0.9 / (1 + math.exp(-1))])
 
 
 # ------------------------------------------------------------------------------------------------------------- command
@@ -283,9 +310,11 @@ def test_the_command_writes_phrases(weights, image, tmp_path):
     given = given[:3]
     said = run(*given, "--ask", "how many red discs are there?", "--out", tmp_path / "nothing")
     assert said.startswith(f"{tmp_path / 'photo.png'}: ") and not (tmp_path / "nothing").exists()
-    answers = json.loads(run(*given, "--ask", "how many red discs are there?", "--json"))["answers"]
-    assert [row["file_name"] for row in answers] == [str(tmp_path / "photo.png")]
+    answered = json.loads(run(*given, "--ask", "how many red discs are there?", "--json"))["answers"]
+    assert [row["file_name"] for row in answered] == [str(tmp_path / "photo.png")]
     assert "needs a text" in run(*given, "--out", tmp_path / "a", code=1)
+    given_class = (*given, "--classes", "disc", "--min-score", "disc=0.5")
+    assert "scores of single classes do not apply" in " ".join(run(*given_class, code=2).split())
     assert "exclude each other" in run(*given, "--text", "a", "--ask", "b", code=2)
     assert "takes no text" in run(tmp_path / "photo.png", "--text", "a disc", "--out", tmp_path / "b", code=1)
     assert not (tmp_path / "a").exists()

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from opendetr.recipe import Recipe
 from opendetr.training import Evaluated, RunEnded, StepTaken
-from opendetr.training.callbacks import Progress
+from opendetr.training.callbacks import Progress, _decay
 from opendetr.training.events import PlanFixed, RunStarted
 from opendetr.training.schedule import Evaluations, Plan
 from opendetr.visualize import StatusBar, progress, progress_bar
@@ -193,3 +193,10 @@ def test_a_notebook_shows_a_widget():
     assert any("step 4, AP 0.5" in text and "━" in text for text in shown)
     assert any("reading" in text for text in shown)
     assert [output["output_type"] for output in second.outputs] == ["display_data"]  # that of `progress_bar`
+
+
+@pytest.mark.parametrize(
+    ("decay", "shown"), [(0.5, "0.5"), (0.9921, "0.992"), (0.9998, "0.9998"), (0.99995, "0.99995")]
+)
+def test_a_decay_close_to_1_is_not_shown_as_1(decay, shown):
+    assert _decay(decay) == shown

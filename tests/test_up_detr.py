@@ -470,13 +470,19 @@ def test_patches_are_given_in_any_form_and_encoded_once(detector, tmp_path, monk
         ([photo(61, 20)], "image: 80x60 pixels, less than patch with 20x61"),
         (["not-there.png"], "not-there.png: no such file"),
         ([3], "3: not one image"),
+        (str(Path(__file__).parent), "tests: not one image; give each patch as an image"),
     ],
-    ids=["none", "empty", "too many", "larger than the image", "missing", "a number"],
+    ids=["none", "empty", "too many", "larger than the image", "missing", "a number", "a folder"],
 )
 def test_wrong_patches_are_one_line(detector, patches, message):
     with pytest.raises((ConfigError, DataError), match=re.escape(message)) as caught:
         detector.predict(photo(), patches=patches)
     assert "\n" not in str(caught.value)
+
+
+def test_options_of_panoptic_maps_do_not_apply_to_patches(detector):
+    with pytest.raises(ConfigError, match="merge='published' applies to panoptic maps, not to patches: leave it out"):
+        detector.predict(photo(), patches=[photo(9, 9)], merge="published")
 
 
 def test_a_detector_takes_no_patches():
@@ -499,7 +505,7 @@ def test_the_command_locates_patches_and_skips_smaller_images(detector, tmp_path
     record = json.loads((tmp_path / "out" / "predictions.json").read_text())
     assert [category["name"] for category in record["categories"]] == ["patch"]
     assert len(record["annotations"]) == 1
-    for options, code in (([], 1), ([*crop, "--panoptic"], 2)):
+    for options, code in (([], 1), ([*crop, "--panoptic"], 2), ([*crop, "--text", "a disc"], 2)):
         refused = CliRunner().invoke(app, [*arguments, "--overwrite", *options])
         assert refused.exit_code == code
         assert "--patch" in refused.stderr

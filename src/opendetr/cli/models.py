@@ -137,7 +137,7 @@ def _explanation(row: Mapping[str, Any]) -> str:
         "image size": f"{row['image_size']} pixels on the short side",
         "time": "not measured" if relative is None else f"{relative:g} times that of detr-r50, for one image on a CPU",
         "published": f"{', '.join(metrics)}{dataset}" if metrics else "no metrics",
-        "weights": ", ".join(filter(None, (_origin(weights), weights.get("licence")))),
+        "weights": ", ".join(filter(None, (_origin(weights), _licence(weights)))),
     }
     facts |= {"missing": row["missing"]} if row["missing"] else {}
     if weights.get("origin") == "manual" and not weights["cached"]:
@@ -153,6 +153,12 @@ def _explanation(row: Mapping[str, Any]) -> str:
     about = textwrap.fill(family.architecture, _WIDTH) if family else ""
     parts = [f"{name}: {row['description']}", about, table(list(facts.items())), table(list(commands.items()))]
     return "\n\n".join(part for part in parts if part)
+
+
+def _licence(weights: Mapping[str, Any]) -> str | None:
+    """The licence of the weights, as a part of a sentence."""
+    licence = weights.get("licence")
+    return "licence not stated" if licence == "not stated" else licence
 
 
 def _prompt(row: Mapping[str, Any]) -> str:

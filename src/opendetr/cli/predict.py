@@ -73,7 +73,8 @@ class PredictOptions:
         list[str] | None,
         typer.Option(
             help="Minimum score of a detection; NAME=SCORE for one class. May be repeated. [default: the "
-            "thresholds stored with the model, else 0.5; with --panoptic 0.85, or 0.4 for sigmoid scores]",
+            "thresholds stored with the model, else 0.5; with --panoptic 0.85, or 0.4 for sigmoid scores; with --text "
+            "and --classes 0.7; with --patch 0]",
             show_default=False,
         ),
     ] = None
@@ -135,8 +136,8 @@ class PredictOptions:
             raise typer.BadParameter("--patch locates patches: leave out --panoptic")
         if self.merge is not MergeRule.DEFAULT and not self.panoptic:
             raise typer.BadParameter("--merge applies to panoptic maps: give --panoptic, too")
-        if sum(given is not None for given in (self.text, self.classes, self.ask)) > 1:
-            raise typer.BadParameter("--text, --classes and --ask exclude each other: give one of them")
+        if sum(given is not None for given in (self.text, self.classes, self.ask, self.patch)) > 1:
+            raise typer.BadParameter("--text, --classes, --ask and --patch exclude each other: give one of them")
         if self.ask is not None and (self.min_score or self.panoptic or self.crops or self.csv or self.yolo):
             raise typer.BadParameter("--ask prints answers and writes no detections: leave out the other options")
         if (self.text or self.classes is not None) and self.panoptic:
@@ -176,6 +177,8 @@ def predict(options: PredictOptions) -> Exit:
     """
     options.require_consistent()
     min_score, class_min_scores = _min_scores(options.min_score or [])
+    if class_min_scores and (options.prompt or options.patch):
+        raise wrong_value("min_score", "scores of single classes do not apply to a text, classes or patches: give one")
     sources = named_sources(options.sources)
     if options.ask is None:
         if options.draw or options.crops:

@@ -1,7 +1,7 @@
 """Datasets: formats, records, images, masks, augmentation, and the batches made of them."""
 
-from opendetr.data.answers import ANSWER_WORDS, AnswerWords, Questions, encode_answer, gqa_decoder
-from opendetr.data.captions import CAUTIOUS, CaptionDataConfig
+from opendetr.data.answers import ANSWER_WORDS, AnswerDecoder, AnswerWords, Questions, encode_answer, gqa_decoder
+from opendetr.data.captions import CAUTIOUS, CaptionDataConfig, require_captions
 from opendetr.data.clips import ClipDataConfig, PairDataConfig, VideoDataConfig, Videos, has_tracks
 from opendetr.data.collate import collate_samples
 from opendetr.data.config import AugmentationConfig, DataConfig, Masks
@@ -41,6 +41,7 @@ __all__ = [
     "TRACK",
     "VIDEO",
     "VISIBILITY",
+    "AnswerDecoder",
     "AnswerWords",
     "AugmentationConfig",
     "CaptionDataConfig",
@@ -90,6 +91,7 @@ __all__ = [
     "read_image",
     "read_masks",
     "read_record",
+    "require_captions",
     "require_folder",
     "require_new",
     "require_scorable",

@@ -16,6 +16,8 @@ from typing import Any, Literal
 from opendetr.config import ConfigError
 from opendetr.data.records import DataError
 
+AnswerDecoder = Callable[[Mapping[str, int]], tuple[str, tuple[str, ...]]]
+"""Turns the best output of each answer head into the answer, and the names of the heads that it comes from."""
 Questions = Literal["none", "gqa", "gqa-unified", "clevr", "scenes"]
 _GQA_TYPES = ("obj", "attr", "rel", "global", "cat")  # in the order of the type's answers
 _GQA_BY_TYPE, _GQA_ALL = "gqa_answer2id_by_type.json", "gqa_answer2id.json"
@@ -46,13 +48,17 @@ class AnswerWords:
             return {"type": 2, "reg": int(answer)}
         return None
 
-    def decode(self, heads: Mapping[str, int]) -> str:
-        """The answer of the best output of each head."""
-        if heads["type"] == 0:
-            return _YES_NO[heads["binary"]]
-        if heads["type"] == 1:
-            return self.words[heads["attr"]] if heads["attr"] < len(self.words) else _UNKNOWN
-        return str(heads["reg"])
+    def decode(self, heads: Mapping[str, int]) -> tuple[str, tuple[str, ...]]:
+        """The answer of the best output of each head, and the heads that it comes from; see `AnswerDecoder`."""
+        name = ("binary", "attr", "reg")[heads["type"]]
+        index = heads[name]
+        if name == "binary":
+            answer = _YES_NO[index]
+        elif name == "attr":
+            answer = self.words[index] if index < len(self.words) else _UNKNOWN
+        else:
+            answer = str(index)
+        return answer, ("type", name)
 
 
 ANSWER_WORDS: Mapping[Questions, AnswerWords] = {
@@ -75,18 +81,23 @@ def encode_answer(questions: Questions, extras: Mapping[str, Any]) -> dict[str, 
         extras: the annotations of the image, see `data.formats.captions`.
 
     Raises:
-        DataError: the kind of questions has no such answer, or GQA's list of answers is missing.
+        DataError: the kind of questions has no such answer or type, or GQA's lists of answers are missing.
     """
-    answer = extras.get("answer")
-    if answer is None or questions == "none":
+    if extras.get("answer") is None or questions == "none":
         return None
+    answer, type_ = str(extras["answer"]), extras.get("question_type")
     if questions in ANSWER_WORDS:
         heads = ANSWER_WORDS[questions].encode(answer)
         if heads is None:
             raise DataError(f"the answer {answer!r} to {extras['caption']!r} is not one of the questions {questions!r}")
         return heads
+    if type_ not in _GQA_TYPES:
+        raise DataError(f"the type {type_!r} of {extras['caption']!r} is none of GQA's: {', '.join(_GQA_TYPES)}")
     if "answer_ids" not in extras:
-        raise DataError(f"GQA's lists of answers, {_GQA_BY_TYPE} and {_GQA_ALL}, are missing beside the annotations")
+        raise DataError(
+            f"GQA's lists of answers are missing; download the annotations from {_GQA_PLACE} and put their "
+            f"{_GQA_BY_TYPE} and {_GQA_ALL} beside the annotations of the dataset"
+        )
     unified = questions == "gqa-unified"
     return {name: index for name, index in extras["answer_ids"].items() if (name == "total") == unified}
 
@@ -96,6 +107,7 @@ def gqa_answer_ids(folder: Path, question_type: Any, answer: Any) -> dict[str, i
     if question_type not in _GQA_TYPES or not all((folder / name).is_file() for name in (_GQA_BY_TYPE, _GQA_ALL)):
         return None
     by_type, total = _gqa_lists(folder)
+    answer = str(answer)
     of_type = by_type[f"answer_{question_type}"]
     return {
         "type": _GQA_TYPES.index(question_type),
@@ -104,8 +116,8 @@ def gqa_answer_ids(folder: Path, question_type: Any, answer: Any) -> dict[str, i
     }
 
 
-def gqa_decoder(folder: Path) -> Callable[[Mapping[str, int]], str]:
-    """The function that turns the best output of each of GQA's answer heads into an answer.
+def gqa_decoder(folder: Path) -> AnswerDecoder:
+    """The function that turns the best output of each of GQA's answer heads into an answer; see `AnswerDecoder`.
 
     Args:
         folder: where GQA's lists of answers are.
@@ -122,9 +134,11 @@ def gqa_decoder(folder: Path) -> Callable[[Mapping[str, int]], str]:
     answers = {name: {index: answer for answer, index in by_type[f"answer_{name}"].items()} for name in _GQA_TYPES}
     answers["total"] = {index: answer for answer, index in total.items()}
 
-    def decode(heads: Mapping[str, int]) -> str:
-        name = _GQA_TYPES[heads["type"]] if "type" in heads else "total"
-        return answers[name].get(heads[name], _UNKNOWN)
+    def decode(heads: Mapping[str, int]) -> tuple[str, tuple[str, ...]]:
+        if "type" not in heads:
+            return answers["total"].get(heads["total"], _UNKNOWN), ("total",)
+        name = _GQA_TYPES[heads["type"]]
+        return answers[name].get(heads[name], _UNKNOWN), ("type", name)
 
     return decode
 

@@ -23,6 +23,8 @@ from opendetr.data.transforms import Flip, LabelledImage, as_column
 from opendetr.structures import CaptionBatch, Sample, Tokens
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from opendetr.data.records import DetectionData
     from opendetr.data.transforms import EvaluationTransform, TrainingTransform
 
@@ -48,10 +50,22 @@ class CaptionDataConfig(DataConfig):
         super().__post_init__()
         if self.augment not in SINGLE_IMAGE_AUGMENTS:
             raise ValueError(
-                f"data: augment {self.augment!r} makes captions wrong; give {' or '.join(SINGLE_IMAGE_AUGMENTS)}"
+                f"data.augment: {self.augment!r} makes captions wrong; give {' or '.join(SINGLE_IMAGE_AUGMENTS)}"
             )
         if self.augmentation.flip_vertical:
-            raise ValueError("data: augmentation.flip_vertical makes captions wrong; set it to false")
+            raise ValueError("data.augmentation.flip_vertical: makes captions wrong; set it to false")
+
+    def open_splits(self, folder: Path) -> dict[str, DetectionData]:
+        """The splits of a dataset; see `DataConfig.open_splits`.
+
+        Raises DataError also if a split has no captions, or an answer that the model cannot give.
+        """
+        splits = super().open_splits(folder)
+        for role in ("train", "val"):
+            require_captions(splits[role])
+            for image in splits[role].images:
+                encode_answer(self.questions, image.extras)
+        return splits
 
     @abstractmethod
     def tokenize(self, captions: Sequence[str]) -> Tokens:
@@ -81,6 +95,12 @@ class CaptionDataConfig(DataConfig):
         return CaptionBatch(
             plain.images, targets, plain.names, captions=captions, tokens=tokens.to(device), seed=plain.seed
         )
+
+
+def require_captions(data: DetectionData) -> None:
+    """Raise DataError if no image of a split has a caption."""
+    if not any(CAPTION in image.extras for image in data.images):
+        raise DataError(f"{data.folder}: the split '{data.split}' has no captions; this model needs them")
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ class PatchAugmentationConfig:
 
     def _expect(self, name: str, fulfilled: bool, expected: str) -> None:
         if not fulfilled:
-            raise ValueError(f"data: patch_augmentation.{name} is {getattr(self, name)}; give {expected}")
+            raise ValueError(f"data.patch_augmentation.{name}: expected {expected}, got {getattr(self, name)}")
 
     def apply(self, pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """(h, w, 3) uint8 RGB -> the changed patch."""
@@ -136,14 +136,14 @@ class PatchDataConfig(DataConfig):
         super().__post_init__()
         for name in ("num_patches", "patch_size"):
             if getattr(self, name) < 1:
-                raise ValueError(f"data: {name} is {getattr(self, name)}; give 1 or more")
+                raise ValueError(f"data.{name}: expected at least 1, got {getattr(self, name)}")
         for name in ("flip", "flip_vertical", "crop"):
             if getattr(self.augmentation, name):
-                raise ValueError(f"data: augmentation.{name} is true; patches do not change with the image: set false")
+                raise ValueError(f"data.augmentation.{name}: patches do not change with the image; set it to false")
         if self.augment != "detr":
-            raise ValueError(f"data: augment is {self.augment!r}; images without annotations support 'detr' only")
+            raise ValueError(f"data.augment: images without annotations support 'detr' only, got {self.augment!r}")
         if self.masks != "none":
-            raise ValueError(f"data: masks is {self.masks!r}; images without annotations support 'none' only")
+            raise ValueError(f"data.masks: images without annotations support 'none' only, got {self.masks!r}")
 
     def resized(self, image_size: int) -> PatchDataConfig:
         """A copy for another short side. The maximum long side is 600 / 480 of it, as in UP-DETR."""

@@ -9,6 +9,7 @@ from opendetr.evaluation.grounding import (
     GroundingEvaluator,
     GroundingResult,
     blank_expressions,
+    flickr_recall,
     grounding_metrics,
 )
 from opendetr.evaluation.names import CLASS_PREFIX, describe_metric
@@ -58,6 +59,7 @@ __all__ = [
     "blank_expressions",
     "describe_metric",
     "explain_switches",
+    "flickr_recall",
     "grounding_metrics",
     "headline_names",
     "match_boxes",

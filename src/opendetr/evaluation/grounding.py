@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from opendetr.boxes import giou, iou
-from opendetr.data import CAPTION, DataError, DetectionData, ImageRecord, known_masks
+from opendetr.data import CAPTION, DataError, DetectionData, ImageRecord, known_masks, require_captions
 from opendetr.distributed import gather
 from opendetr.postprocess import boxes_in_pixels, image_masks, phrase_scores, published_masks, referred_scores
 from opendetr.structures import Batch, CaptionBatch, GroundingOutput, ImageBatch, Output
@@ -128,14 +128,16 @@ class GroundingEvaluator:
     Args:
         data: the ground truth.
         has_masks: whether the model has a mask head.
+        answers: whether the model answers questions; if not, they are not evaluated.
 
     Raises:
-        DataError: the data has no captions.
+        DataError: the data has no captions, or only questions and the model answers none.
     """
 
-    def __init__(self, data: DetectionData, *, has_masks: bool = False) -> None:
-        if not any("caption" in image.extras for image in data.images):
-            raise DataError(f"{data.folder}: the split '{data.split}' has no captions; this model needs them")
+    def __init__(self, data: DetectionData, *, has_masks: bool = False, answers: bool = True) -> None:
+        require_captions(data)
+        _require_more_than_questions(data, answers=answers)
+        self._answers = answers
         self._records = {image.id: image for image in data.images}
         self._category_id = data.categories.ids[0]
         self._wants_masks = has_masks and data.masks != "none"
@@ -196,7 +198,7 @@ class GroundingEvaluator:
 
     def _compare(self, record: ImageRecord, result: GroundingResult, answers: Mapping[str, int] | None) -> _Found:
         if is_question(record):
-            return _Found(question=answer_is_right(result.answer, answers))
+            return _Found(question=None if not self._answers else answer_is_right(result.answer, answers))
         found = _Found()
         if self._wants_masks:
             found.mask = _compare_masks(record, result.mask)
@@ -271,8 +273,12 @@ class GroundingEvaluator:
         return GroundingEvaluation(self.compute(), seconds_per_image, results, tuple(unreadable))
 
 
-def grounding_metrics(data: DetectionData, *, has_masks: bool = False) -> list[str]:
-    """The names of the metrics that `GroundingEvaluator` computes on a dataset for all images, the main one first."""
+def grounding_metrics(data: DetectionData, *, has_masks: bool = False, answers: bool = True) -> list[str]:
+    """The names of the metrics that `GroundingEvaluator` computes on a dataset for all images, the main one first.
+
+    Raises DataError if the data has only questions and the model answers none.
+    """
+    _require_more_than_questions(data, answers=answers)
     texts = [image for image in data.images if not is_question(image)]
     names: list[str] = []
     if has_masks and data.masks != "none" and texts:
@@ -281,9 +287,18 @@ def grounding_metrics(data: DetectionData, *, has_masks: bool = False) -> list[s
         names += [name for name in GROUNDING_METRICS if name.startswith("P@")]
     if any(map(true_phrases, texts)):
         names += [name for name in GROUNDING_METRICS if name.startswith(("R@", "merged_R@"))]
-    if len(texts) < len(data.images):
+    if answers and len(texts) < len(data.images):
         names += ["accuracy", "majority"]
     return names
+
+
+def _require_more_than_questions(data: DetectionData, *, answers: bool) -> None:
+    """Raise DataError if nothing is evaluated: all captions are questions, and the model answers none."""
+    if not answers and data.images and all(map(is_question, data.images)):
+        raise DataError(
+            f"{data.folder}: the split '{data.split}' has only questions, and the model answers none; set "
+            "model.questions, or use a model that answers questions"
+        )
 
 
 # ------------------------------------------------------------------------------------------------------------ the truth

@@ -60,7 +60,7 @@ def read_patches(patches: Any, prepare: Callable[[np.ndarray], Tensor], max_patc
         ConfigError: there are no patches, or too many.
     """
     plain = plain_source(patches)
-    given = [plain] if is_one_image(plain) or not isinstance(plain, Iterable) else list(plain)
+    given = [plain] if isinstance(plain, Source) else list(plain)
     if not 1 <= len(given) <= max_patches:
         raise ConfigError(f"patches: the model locates 1 to {max_patches} patches at a time, got {len(given)}")
     read = [_read(plain_source(item)) for item in given]

@@ -254,6 +254,8 @@ class Predictor:
         if texts is not None:
             if panoptic or merge != "default" or class_min_scores:
                 raise ConfigError("panoptic, merge and class_min_scores do not apply to a text: leave them out")
+            if patches is not None:
+                raise ConfigError(f"patches: {self.preset.name} takes a text; leave them out")
             score = TEXT_SCORE if min_score is None else _score("min_score", min_score)
             return self._predict(source, partial(self._ground, texts=texts, min_score=score), batch_size, on_unreadable)
         if panoptic:
@@ -261,6 +263,8 @@ class Predictor:
         if patches is not None or self.model.max_patches:
             if class_min_scores:
                 raise ConfigError("class_min_scores: patches have no classes; give min_score")
+            if merge != "default":
+                raise ConfigError(f"merge={merge!r} applies to panoptic maps, not to patches: leave it out")
             found = self._read_patches(patches)
             lowest = 0.0 if min_score is None else _score("min_score", min_score)
             locating = partial(self._locate, patches=found, min_score=lowest)
@@ -295,6 +299,8 @@ class Predictor:
         """
         _require_batch_size(batch_size)
         decode = self.preset.answer_decoder()
+        if not isinstance(question, str):
+            raise ConfigError(f"question={question!r}: give one question as text")
         read_texts(self.model, self.preset.name, question, None)
 
         def run_batch(batch: Sequence[Prepared]) -> list[Callable[[], Answer]]:

@@ -5,6 +5,7 @@ Shape letters: B batch, n detections, H W image.
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from opendetr.categories import Categories
 from opendetr.config import ConfigError
+from opendetr.data import AnswerDecoder
 from opendetr.models import MDETR, Detector, Session
 from opendetr.nn import lost_text, text_fault
 from opendetr.postprocess import ImageMasks, boxes_in_pixels, image_masks, phrases, referred_scores
@@ -157,16 +159,16 @@ def _joined(parts: Sequence[tuple[Detections, ImageMasks | None]]) -> Detections
     return joined[joined.scores.argsort(descending=True, stable=True)]
 
 
-def answers(
-    session: Session, images: ImageBatch, question: str, decode: Callable[[dict[str, int]], str]
-) -> list[Answer]:
+def answers(session: Session, images: ImageBatch, question: str, decode: AnswerDecoder) -> list[Answer]:
     """The answers to a question about each image of a batch.
+
+    The score of an answer is the product of the probabilities of the heads that it comes from.
 
     Args:
         session: the session of a model with answer heads.
         images: B images.
         question: the question.
-        decode: the best output of each head -> the answer.
+        decode: the best output of each head -> the answer, and the heads that it comes from.
     """
     output = session.step(images, [question] * len(images))
     assert isinstance(output, GroundingOutput)
@@ -174,8 +176,8 @@ def answers(
     found = []
     for index in range(len(images)):
         best = {name: _best(logits[index]) for name, logits in output.answers.items()}
-        text = decode({name: answer for name, (answer, _) in best.items()})
-        found.append(Answer(text, best["type" if "type" in best else "total"][1], question))
+        text, deciding = decode({name: answer for name, (answer, _) in best.items()})
+        found.append(Answer(text, math.prod(best[name][1] for name in deciding), question))
     return found
 
 

@@ -46,37 +46,35 @@ class AnswerHead(NamedTuple):
         name: its name.
         num_answers: number of answers; 1 for yes or no.
         layers: number of linear layers.
-        type: the answer of the head "type" for its questions; None for heads that every question concerns.
     """
 
     name: str
     num_answers: int
     layers: int = 1
-    type: int | None = None
 
 
 ANSWER_HEADS: Mapping[QuestionKind, tuple[AnswerHead, ...]] = {
     "none": (),
     "gqa": (
         AnswerHead("type", 5),
-        AnswerHead("obj", 3, type=0),
-        AnswerHead("rel", 1594, type=2),
-        AnswerHead("attr", 403, type=1),
-        AnswerHead("cat", 678, type=4),
-        AnswerHead("global", 111, type=3),
+        AnswerHead("obj", 3),
+        AnswerHead("rel", 1594),
+        AnswerHead("attr", 403),
+        AnswerHead("cat", 678),
+        AnswerHead("global", 111),
     ),
     "gqa-unified": (AnswerHead("total", 1853),),
     "clevr": (
         AnswerHead("type", 3),
-        AnswerHead("binary", 1, type=0),
-        AnswerHead("reg", 20, layers=3, type=2),
-        AnswerHead("attr", 15, type=1),
+        AnswerHead("binary", 1),
+        AnswerHead("reg", 20, layers=3),
+        AnswerHead("attr", 15),
     ),
     "scenes": (
         AnswerHead("type", 3),
-        AnswerHead("binary", 1, type=0),
-        AnswerHead("reg", 20, layers=3, type=2),
-        AnswerHead("attr", 32, type=1),
+        AnswerHead("binary", 1),
+        AnswerHead("reg", 20, layers=3),
+        AnswerHead("attr", 32),
     ),
 }
 """The answer heads by kind of questions, in the order of their queries."""

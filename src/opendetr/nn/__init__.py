@@ -31,6 +31,7 @@ from opendetr.nn.layers import (
 )
 from opendetr.nn.position import LearnedPosition, SinePosition, embed_coordinates
 from opendetr.nn.text import (
+    UNKNOWN,
     AnyTextConfig,
     RobertaTextConfig,
     TextEncoder,
@@ -46,6 +47,7 @@ from opendetr.nn.transformer import Decoder, Encoder, TransformerConfig
 
 __all__ = [
     "MLP",
+    "UNKNOWN",
     "AnyBackboneConfig",
     "AnyTextConfig",
     "AttentionModule",

@@ -21,7 +21,8 @@ from opendetr.files import cache_folder
 from opendetr.nn.transformer import Encoder, TransformerConfig
 from opendetr.structures import Tokens
 
-START, PAD, END, UNKNOWN = range(4)  # ids of RoBERTa's vocabulary, and of ours
+START, PAD, END, UNKNOWN = range(4)
+"""Ids of RoBERTa's vocabulary, and of ours, that are no words."""
 _WORDS = "words.txt"  # the vocabulary of `WordTokenizer`, a word a line, without the four above
 _WORD = re.compile(r"[^\W\d_]+|\d+|[^\w\s]|_")
 _ROBERTA_FILE = "roberta-base/tokenizer.json"  # in the cache

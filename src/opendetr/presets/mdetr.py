@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 from opendetr.categories import Categories
 from opendetr.config import ConfigError
-from opendetr.data import ANSWER_WORDS, CAUTIOUS, DetectionData, gqa_decoder
+from opendetr.data import ANSWER_WORDS, CAUTIOUS, AnswerDecoder, DetectionData, gqa_decoder, spread
 from opendetr.evaluation import GroundingEvaluator, grounding_metrics
 from opendetr.files import cache_folder
 from opendetr.losses import (
@@ -21,7 +20,7 @@ from opendetr.losses import (
 )
 from opendetr.models import Detector, GroundingSession, MaskedDetector, MaskHeadConfig, MDETRConfig, Session
 from opendetr.nn import BackboneConfig, EfficientNetConfig, RobertaTextConfig, TransformerConfig, WordTextConfig
-from opendetr.presets.captions import GroundingDataConfig
+from opendetr.presets.captions import GroundingDataConfig, caption_advice
 from opendetr.presets.detr import detr_tiny
 from opendetr.presets.preset import Preset
 from opendetr.recipe import Recipe
@@ -31,6 +30,7 @@ from opendetr.tasks import GroundingMaskTask, GroundingTask, Task
 NUM_TOKENS = 255
 """The tokens of a caption that a query can name; K of all models of the family."""
 
+_NUM_ADVISED = 2000  # captions that `GroundingPreset.advice` reads
 _CRITERION = CriterionConfig(classification=SoftTokenClassification())
 
 
@@ -52,6 +52,11 @@ class GroundingPreset(Preset):
         super().__post_init__()
         object.__setattr__(self, "data", self.data.fitting(self.model))  # the dataclass is frozen
 
+    @property
+    def answers_questions(self) -> bool:
+        """Whether the model has answer heads."""
+        return self.model.questions != "none"
+
     def num_classes(self, categories: Categories) -> int:
         """The number of tokens that a query can name, for all datasets."""
         return NUM_TOKENS
@@ -71,6 +76,11 @@ class GroundingPreset(Preset):
         if self.dense.weight > 0:
             dense = DenseSupervision(self.dense, self.model.transformer.width, num_classes=1)
         return GroundingTask(model, criterion, self.grounding, dense, masks)
+
+    def advice(self, data: DetectionData) -> str | None:
+        """What the text encoder cannot take of the captions; see `caption_advice`."""
+        captions = [image.extras["caption"] for image in spread(data.images, _NUM_ADVISED) if "caption" in image.extras]
+        return caption_advice(captions, self.data.tokenizer, self.data.max_tokens)
 
     def without_extras(self) -> Self:
         """The preset with a text encoder and a backbone in place of those that need an optional package."""
@@ -93,25 +103,25 @@ class GroundingPreset(Preset):
         """
         if options.get("num_layers") is not None:
             raise ConfigError(f"{self.name}: decoder layers are not evaluated separately; leave layers out")
-        return GroundingEvaluator(data, has_masks=self.has_masks)
+        return GroundingEvaluator(data, has_masks=self.has_masks, answers=self.answers_questions)
 
     def metrics(self, data: DetectionData) -> list[str]:
         """The names of the metrics that the evaluator computes on a dataset, the main one first."""
-        return grounding_metrics(data, has_masks=self.has_masks)
+        return grounding_metrics(data, has_masks=self.has_masks, answers=self.answers_questions)
 
     def headlines(self, data: DetectionData) -> tuple[str, ...]:
         """The names of the metrics shown in progress lines and curves."""
         shown = ("mask_IoU", "P@1", "R@1", "accuracy")
         return tuple(name for name in self.metrics(data) if name in shown)
 
-    def answer_decoder(self) -> Callable[[dict[str, int]], str]:
-        """The function that turns the best output of each answer head into an answer.
+    def answer_decoder(self) -> AnswerDecoder:
+        """The function that turns the best output of each answer head into an answer; see `AnswerDecoder`.
 
         Raises:
             ConfigError: the model answers no questions, or the list of GQA's answers is missing.
         """
         questions = self.model.questions
-        if questions == "none":
+        if not self.answers_questions:
             return super().answer_decoder()
         return ANSWER_WORDS[questions].decode if questions in ANSWER_WORDS else gqa_decoder(cache_folder())
 
@@ -124,6 +134,16 @@ class GroundingPreset(Preset):
 # The recipe of the pre-training.
 _RECIPE = Recipe(batch_size=64, epochs=40, step_at=35 / 40, ema_decay=0.9998, best_by="auto")
 _EFFICIENTNET_RECIPE = replace(_RECIPE, backbone_learning_rate=5e-5)
+
+# The images of CLEVR have 320 x 480 pixels, and are evaluated at this size. The authors resize training images to 256
+# to 384 pixels and cut crops of 256 to 512; these are the same lengths for a short side of 800.
+_CLEVR_DATA = GroundingDataConfig(
+    image_size=320,
+    max_size=512,
+    augmentation=replace(
+        CAUTIOUS, scales=(640, 720, 800, 880, 960), scales_before_crop=(800, 880, 960), crop_sides=(640, 1280)
+    ),
+)
 
 
 def _mdetr(name: str, model: MDETRConfig, recipe: Recipe = _RECIPE) -> GroundingPreset:
@@ -193,7 +213,8 @@ def mdetr_r18_clevr() -> GroundingPreset:
     model = MDETRConfig(
         backbone=BackboneConfig(depth=18), num_queries=25, text=RobertaTextConfig(layers=6), questions="clevr"
     )
-    return _mdetr("mdetr-r18-clevr", model, Recipe(batch_size=64, epochs=30, step_at=20 / 30, best_by="auto"))
+    preset = _mdetr("mdetr-r18-clevr", model, Recipe(batch_size=64, epochs=30, step_at=20 / 30, best_by="auto"))
+    return replace(preset, data=_CLEVR_DATA)
 
 
 def mdetr_tiny() -> GroundingPreset:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Self, cast
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from opendetr.categories import Categories, coco_categories, coco_panoptic_categories
 from opendetr.config import ConfigError, MissingPackageError
-from opendetr.data import DataConfig, DetectionData
+from opendetr.data import AnswerDecoder, DataConfig, DetectionData
 from opendetr.evaluation import DetectionEvaluator, Evaluator, headline_names, metric_names
 from opendetr.losses import (
     CriterionConfig,
@@ -210,8 +210,8 @@ class Preset:
         """The input of the session besides images, for an evaluation batch; None for models that take no prompt."""
         return None
 
-    def answer_decoder(self) -> Callable[[dict[str, int]], str]:
-        """The function that turns the best output of each answer head into an answer.
+    def answer_decoder(self) -> AnswerDecoder:
+        """The function that turns the best output of each answer head into an answer; see `AnswerDecoder`.
 
         Raises:
             ConfigError: the model answers no questions.

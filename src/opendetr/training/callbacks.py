@@ -197,13 +197,18 @@ def _plan_line(event: PlanFixed, steps_per_epoch: int) -> str:
     length = f"{count_noun(plan.total_steps, 'step')} ({plan.total_steps / steps_per_epoch:.1f} epochs)"
     parts = [f"{length} of {recipe.batch_size} images", f"learning rate {recipe.learning_rate:.3g}"]
     parts += [f"warm-up {count_noun(plan.warmup_steps, 'step')}"] if plan.warmup_steps else []
-    parts += [f"EMA decay {plan.ema_decay:.3g}"] if plan.ema_decay else []
+    parts += [f"EMA decay {_decay(plan.ema_decay)}"] if plan.ema_decay else []
     parts.append(count_noun(evaluations.count, "evaluation"))
     if evaluations.images is not None:
         last = " (the last one on all)" if evaluations.all_at_end else ""
         parts[-1] += f" on {evaluations.images} of {event.num_images} images{last}"
     speed = f"{event.step_seconds:.2f} s per step: " if event.step_seconds else ""
     return f"plan: {speed}{', '.join(parts)}"
+
+
+def _decay(value: float) -> str:
+    """A decay with three decimals, or as many as show how far it is from 1."""
+    return f"{round(value, max(3, math.ceil(-math.log10(1 - value)))):g}"
 
 
 class _Throughput:

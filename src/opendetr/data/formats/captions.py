@@ -49,8 +49,6 @@ IMAGE_KEYS = (
     "expression_kind",
 )
 """Keys of an image that become its extras, under the same names."""
-OBJECT_KEYS = (SPANS, IS_FINAL)
-"""Names of the extras of objects."""
 _SOURCES = ("coco", "vg")  # values of "data_source"
 
 
@@ -119,18 +117,18 @@ class _Reader:
 
     def finish(self, image: ImageRecord, row: Row) -> ImageRecord:
         """The image with its caption, and its objects with the usable spans."""
-        caption = row.text(CAPTION)
+        caption, faults = row.text(CAPTION), list[DataFault]()
         extras = {key: row.content[key] for key in IMAGE_KEYS if row.content.get(key) is not None}
         if "tokens_positive_eval" in extras:
             phrases = extras["tokens_positive_eval"]
             if not isinstance(phrases, list):
                 raise row.fault(FaultKind.BAD_VALUE, f"'tokens_positive_eval' is {shortened(phrases)}; expected a list")
-            extras["tokens_positive_eval"] = [_spans(row, phrase) for phrase in phrases]
+            given = [_spans(row, phrase) for phrase in phrases]
+            extras["tokens_positive_eval"] = [_usable(spans, caption, row.path, row.at, faults) for spans in given]
         ids = gqa_answer_ids(self.folder, extras.get("question_type"), extras.get("answer"))
         if ids is not None:
             extras["answer_ids"] = ids
-        faults: list[DataFault] = []
-        objects = tuple(_checked(obj, caption, str(row.path), faults) for obj in image.objects)
+        objects = tuple(_checked(obj, caption, row.path, faults) for obj in image.objects)
         return replace(image, objects=objects, extras=extras, faults=(*image.faults, *faults))
 
 
@@ -143,22 +141,28 @@ def _spans(row: Row, value: Any) -> tuple[Span, ...]:
     return tuple((int(begin), int(end)) for begin, end in value)
 
 
-def _checked(obj: ObjectRecord, caption: str, file: str, faults: list[DataFault]) -> ObjectRecord:
-    """The object with the spans that are inside the caption and have a token; adds faults for the others."""
+def _checked(obj: ObjectRecord, caption: str, file: Path, faults: list[DataFault]) -> ObjectRecord:
+    """The object with its usable spans; adds faults for the others, and for an object without any span."""
     spans: tuple[Span, ...] = obj.extras[SPANS]
     if not spans:
-        faults.append(DataFault(FaultKind.NO_SPAN, file, obj.position))
+        faults.append(DataFault(FaultKind.NO_SPAN, str(file), obj.position))
+    kept = _usable(spans, caption, file, obj.position, faults)
+    return obj if len(kept) == len(spans) else replace(obj, extras={**obj.extras, SPANS: kept})
+
+
+def _usable(spans: tuple[Span, ...], caption: str, file: Path, at: str, faults: list[DataFault]) -> tuple[Span, ...]:
+    """The spans that are inside the caption and have a token; adds faults for the others, at a position in a file."""
     kept = []
     for begin, end in spans:
         if not 0 <= begin <= end <= len(caption):
             detail = f"[{begin}, {end}] of {len(caption)} characters"
-            faults.append(DataFault(FaultKind.SPAN_OUTSIDE, file, obj.position, detail))
+            faults.append(DataFault(FaultKind.SPAN_OUTSIDE, str(file), at, detail))
         elif not has_token((begin, end), caption):
             detail = f"[{begin}, {end}] is {caption[begin:end]!r}"
-            faults.append(DataFault(FaultKind.EMPTY_SPAN, file, obj.position, detail))
+            faults.append(DataFault(FaultKind.EMPTY_SPAN, str(file), at, detail))
         else:
             kept.append((begin, end))
-    return obj if len(kept) == len(spans) else replace(obj, extras={**obj.extras, SPANS: tuple(kept)})
+    return tuple(kept)
 
 
 def _require_characters(coco: CocoFile) -> None:
