@@ -306,7 +306,21 @@ def test_a_detector_tracks_by_association(track, annotated, tmp_path):
     folder = annotated / "video-0000" / "img1"
     result = track(folder, "--association", "bytetrack", "--no-draw", name="detr-tiny")
     assert "6 tracks" not in result.stderr and (tmp_path / "out" / "video-0000.txt").stat().st_size
-    track(folder, name="detr-tiny", code=2)
+
+
+def test_an_annotated_video_file_is_explained(track, tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENDETR_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "videos" / "street"
+    (folder / "gt").mkdir(parents=True)
+    (folder / "gt" / "gt.txt").write_text("".join(f"{frame},1,{frame},3,10,12\n" for frame in range(1, 11)))
+    write_video(folder / "clip.mp4")
+    (video,) = json.loads(track(folder.parent, "--json", "--no-draw").stdout)["videos"]
+    assert (video["name"], video["frames"], video["switches"].keys()) == ("street", 10, {"lost", "taken", "occluded"})
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "street.txt", "street.png", "tracks.json", "tracks.csv",
+    }  # fmt: skip
+    (folder / "clip.mp4").write_bytes(b"no video")
+    assert "clip.mp4: not a video that can be read" in track(folder.parent, "--no-draw", code=1).stderr
 
 
 def test_a_camera_is_tracked_until_it_ends(weights, monkeypatch):
@@ -430,6 +444,12 @@ def test_one_faulty_folder_of_several_is_named(track, tmp_path):
 def test_in_python_several_videos_are_one_line(weights, annotated):
     with pytest.raises(DataError, match=r"has 2 videos, the first is .*video-0000; give one of them"):
         Tracker(weights["motr-tiny"], device="cpu").track(annotated)
+
+
+def test_a_detector_without_an_association_is_bad_usage(track, video, tmp_path):
+    line = last_line(track(video, name="detr-tiny", options=(), code=2))
+    assert "detr-tiny is a detector, which gives objects no ids: choose bytetrack, ocsort or sort, or track" in line
+    assert "--association" in line and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -14,16 +14,18 @@ from opendetr.data import (
     DetectionData,
     ImageError,
     VideoFolder,
+    count_frames,
     files_matching,
     image_size,
     is_pattern,
+    is_video,
     number_frames,
 )
 from opendetr.data import open_video as open_folder
 from opendetr.files import IMAGE_SUFFIXES, near_path
 from opendetr.inference.sources.reading import Report, Source, each_image, is_one_image, plain_source, reported
 from opendetr.inference.sources.source_image import FrameFile
-from opendetr.inference.sources.video import VIDEO_SUFFIXES, camera_frames, count_frames, is_video
+from opendetr.inference.sources.video import camera_frames
 
 _ASSUMED_RATE = 25.0  # frames per second, for a folder that does not state them
 _NEEDED = "tracking needs a video, a folder of frames or a camera"
@@ -100,7 +102,8 @@ def _below(folder: Path, skip: Path | None) -> list[Clip]:
         if found is not None:
             folders[:] = [each for each in folders if each not in ("img1", "gt")]
             clips.append(_frames(path, found))
-        clips += [_video(path / each) for each in sorted(files) if Path(each).suffix.lower() in VIDEO_SUFFIXES]
+        videos = (path / each for each in sorted(files) if is_video(Path(each)))
+        clips += [_video(each) for each in videos if found is None or each != found.video]
     if not clips:
         raise DataError(f"{folder}: neither frames nor videos in this folder; {_NEEDED}")
     return clips
