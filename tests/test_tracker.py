@@ -25,6 +25,7 @@ from opendetr.cli.main import app
 from opendetr.config import ConfigError, SettingError, to_dict
 from opendetr.data import DataError, ImageError
 from opendetr.evaluation import Tracks, TrueTracks, explain_switches
+from opendetr.evaluation.tracking import TrackingMetrics
 from opendetr.inference.association import ASSOCIATIONS, Association, published_config
 from opendetr.inference.history import Explanation
 from opendetr.inference.predictor import Predictor
@@ -506,6 +507,31 @@ def test_switches_are_explained():
         (1, 11, 12, "lost"), (2, 21, 22, "occluded"), (3, 31, 32, "taken"),
     ]  # fmt: skip
     assert all(found[each.row][4] == each.after and each.frame == 3 for each in switches)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_explained_switches_are_those_of_the_metric(seed):
+    """Objects and tracks come and go, some frames have none, boxes lie between objects, some are not evaluated."""
+    pytest.importorskip("trackeval")
+    rng = np.random.default_rng(seed)
+    true_rows, rows = [], []
+    for frame in range(60):
+        for number in np.flatnonzero(rng.random(4) < 0.8 * (frame % 7 != 3)).tolist():
+            true_rows.append((frame, number, box(4.0 * number)))
+        for track in np.flatnonzero(rng.random(4) < 0.8 * (frame % 5 != 2)).tolist():
+            rows.append((frame, track, box(4.0 * (track + frame // 20) % 16 + rng.uniform(-3, 3))))
+
+    def columns(table: list[Any]) -> dict[str, np.ndarray]:
+        frames, ids, boxes = zip(*table, strict=True)
+        return {"frames": np.array(frames), "ids": np.array(ids), "boxes": np.array(boxes)}
+
+    kind = rng.integers(10, size=len(true_rows))
+    truth = TrueTracks(**columns(true_rows), ignored=kind == 0, distractors=kind == 1)
+    predicted = Tracks(**columns(rows))
+    metrics = TrackingMetrics()
+    metrics.add("video", 60, truth, predicted)
+    _, switches = explain_switches(truth, np.ones(len(true_rows)), predicted)
+    assert len(switches) == metrics.compute().combined["switches"] > 5
 
 
 def test_the_chart_has_a_colour_for_each_object():
