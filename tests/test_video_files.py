@@ -132,7 +132,7 @@ def test_clips_of_a_video_file_are_loaded_by_worker_processes(tmp_path):
 def test_a_changed_or_incomplete_video_is_extracted_again(tmp_path, decoded, cache):
     path = write_video(tmp_path / "clip.mp4", 4)
     files = extract_frames(path).files
-    assert list(files) == [1, 2, 3, 4] and extract_frames(path).frame_rate == 10
+    assert list(files) == [1, 2, 3, 4] and extract_frames(path).files == files
     write_video(path, 6)
     assert list(extract_frames(path).files) == [1, 2, 3, 4, 5, 6] and len(decoded) == 2
     files[3].unlink()

@@ -51,12 +51,10 @@ class VideoFrames:
 
     Attributes:
         files: frame number, from 1 -> image file, in ascending order. Frames that cannot be decoded are missing.
-        frame_rate: frames per second; None if it is not known.
         video: the video file that they were extracted from, or None.
     """
 
     files: Mapping[int, Path]
-    frame_rate: float | None = None
     video: Path | None = None
 
 
@@ -184,7 +182,7 @@ def extract_frames(path: Path) -> VideoFrames:
     except OSError as error:
         detail = f"its frames cannot be extracted into {folder} ({error.strerror or error})"
         raise DataError(f"{path}: {detail}; set OPENDETR_CACHE to a folder with free space") from None
-    return VideoFrames({number: _frame_file(folder, number) for number in index["frames"]}, index["rate"], path)
+    return VideoFrames({number: _frame_file(folder, number) for number in index["frames"]}, path)
 
 
 def _read_index(folder: Path, state: Mapping[str, int]) -> dict[str, Any] | None:
@@ -207,14 +205,12 @@ def _extract(path: Path, folder: Path, state: Mapping[str, int]) -> dict[str, An
     for each in (part, folder):
         shutil.rmtree(each, ignore_errors=True)
     part.mkdir()
-    numbers, time = [], 0.0
+    numbers = []
     for item in decode_video(path):
         if not isinstance(item, VideoError):
             numbers.append(item.number + 1)
-            time = item.time
             Image.fromarray(item.pixels).save(_frame_file(part, numbers[-1]), quality=_QUALITY, subsampling=0)
-    rate = round((numbers[-1] - 1) / time, 3) if time > 0 else None
-    index = {"video": str(path), "state": state, "rate": rate, "frames": numbers}
+    index = {"video": str(path), "state": state, "frames": numbers}
     (part / _INDEX).write_text(json.dumps(index), encoding="utf-8")
     part.replace(folder)
     return index

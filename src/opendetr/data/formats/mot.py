@@ -162,7 +162,7 @@ def open_video(folder: Path) -> VideoFolder | None:
     annotations = read_mot(parse_mot(folder, log), SINGLE_SPLIT, log) if is_annotated else None
     rate = info.get("framerate", "")
     is_rate = re.fullmatch(r"\d{1,4}(\.\d{1,6})?", rate) is not None and float(rate) > 0
-    return VideoFolder(found.files, float(rate) if is_rate else found.frame_rate, annotations or None, found.video)
+    return VideoFolder(found.files, float(rate) if is_rate else None, annotations or None, found.video)
 
 
 def find_videos(folder: Path) -> dict[str, list[Path]]:

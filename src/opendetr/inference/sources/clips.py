@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -101,7 +101,7 @@ def _below(folder: Path, skip: Path | None) -> list[Clip]:
         found = open_folder(path)
         if found is not None:
             folders[:] = [each for each in folders if each not in ("img1", "gt")]
-            clips.append(_frames(path, found))
+            clips.append(_frames(path, found) if found.video is None else _annotated_video(path, found.video, found))
         videos = (path / each for each in sorted(files) if is_video(Path(each)))
         clips += [_video(each) for each in videos if found is None or each != found.video]
     if not clips:
@@ -119,6 +119,11 @@ def _frames(folder: Path, found: VideoFolder) -> Clip:
         return (FrameFile(path, number - 1, (number - 1) * seconds) for number, path in found.frames.items())
 
     return Clip(str(name), read, len(found.frames), found.annotations, _gaps(folder, found.frames))
+
+
+def _annotated_video(folder: Path, video: Path, found: VideoFolder) -> Clip:
+    """The clip of the annotated video file in a folder. It has the name of the folder."""
+    return replace(_video(video), source=str(folder), annotations=found.annotations)
 
 
 def _require_one_size(frames: Mapping[int, Path]) -> None:
