@@ -20,6 +20,7 @@ from opendetr.data.formats import Format, open_data, read_splits, recognise
 from opendetr.data.records import FaultLog
 from opendetr.data.tools.convert import convert
 from opendetr.data.video_files import extract_frames
+from opendetr.evaluation import true_tracks
 
 pytest.importorskip("av")
 from clips import write_video
@@ -309,6 +310,25 @@ def test_faulty_tracks_of_a_coco_file_are_named(tmp_path, change, kind, text):
     assert found.keys() == {kind} and found[kind].endswith(text)
     skipped = kind in (FaultKind.REPEATED_TRACK, FaultKind.NO_AREA)
     assert read_splits(folder)["all"].num_objects == 2 * FRAMES - skipped
+
+
+def test_objects_without_a_track_are_kept_and_not_evaluated(tmp_path):
+    content = coco_content(["a.mp4"])
+    for row in content["annotations"][6:10]:
+        row["instance_id"] = -1
+    folder = write_coco(tmp_path / "data", content)
+    write_video(folder / "a.mp4")
+    data = read_splits(folder)["all"]
+    assert faults(folder) == {} and data.num_objects == 2 * FRAMES and has_tracks(data)
+    truth = true_tracks(data.images)
+    assert truth.ignored.tolist() == [6 <= row < 10 for row in range(2 * FRAMES)]
+    for row in content["annotations"]:
+        row["instance_id"] = -1
+    for row in content["images"]:
+        row["file_name"] = f"{row['id']}.png"
+        Image.new("RGB", (64, 48)).save(folder / row["file_name"])
+    write_coco(folder, content)
+    assert not has_tracks(read_splits(folder)["all"]) and read_splits(folder)["all"].num_objects == 2 * FRAMES
 
 
 def test_a_gap_between_the_images_of_a_coco_file_is_named(tmp_path):

@@ -7,7 +7,7 @@ They are COCO with further keys:
                  only looks like an object of its class)
 
 Other tools write `video_id`, the id of an entry of a list `videos` with a `name` or `file_name`, instead of `video`;
-`instance_id` instead of `track_id`; and frames that count from 0.
+`instance_id` instead of `track_id`; and frames that count from 0. An object with a negative id has no track.
 
 If the image of a frame does not exist, the frame is that of the video file, whose name is the `name` or `file_name` of
 the video, or the `file_name` of the image.
@@ -45,12 +45,14 @@ _VIDEO_ID, _INSTANCE, _FILE = "video_id", "instance_id", "file_name"
 
 
 def has_videos(coco: CocoFile) -> bool:
-    """Whether every image of a COCO file belongs to a video and every annotation to a track."""
+    """Whether every image of a COCO file belongs to a video, every annotation has a track id, and some have a track."""
     in_videos = all(
         (isinstance(row.get(VIDEO), str) or is_integer(row.get(_VIDEO_ID))) and is_integer(row.get(FRAME))
         for row in coco.images
     )
-    have_tracks = all(is_integer(row.get(TRACK, row.get(_INSTANCE))) for row in coco.annotations)
+    values = [row.get(TRACK, row.get(_INSTANCE)) for row in coco.annotations]
+    ids = [value for value in values if is_integer(value)]
+    have_tracks = len(ids) == len(values) and max(ids, default=0) >= 0
     return bool(coco.images) and in_videos and have_tracks
 
 
@@ -209,8 +211,9 @@ def _checked(
         _Tracked(image.extras[FRAME], obj.extras[TRACK], obj.category_id, obj.position, obj)
         for image in images
         for obj in image.objects
+        if obj.extras[TRACK] >= 0
     ]
     kept = {id(entry.obj) for entry in checked_tracks(entries, path, num_frames, faults)}
     for image in images:
-        objects = tuple(obj for obj in image.objects if id(obj) in kept)
+        objects = tuple(obj for obj in image.objects if obj.extras[TRACK] < 0 or id(obj) in kept)
         yield image if len(objects) == len(image.objects) else replace(image, objects=objects)
