@@ -347,6 +347,19 @@ def captions(spans: list[list[int]], at: str = "", caption: str = "a cat beside 
     return coco(change, at)
 
 
+def tracked(change: Callable[[dict[str, Any]], Any], at: str) -> Maker:
+    """The training images are the frames of a video, and object number n of each belongs to the track n, from 1."""
+
+    def with_tracks(content: dict[str, Any]) -> None:
+        for frame, image_row in enumerate(content["images"], start=1):
+            image_row |= {"video": "street", "frame_id": frame}
+        for annotation in content["annotations"]:
+            annotation["track_id"] = 1 + (annotation["id"] - 1) % 6
+        change(content)
+
+    return coco(with_tracks, at)
+
+
 def pop_at(key: str, index: int, name: str) -> Callable[[dict[str, Any]], None]:
     return lambda content: content[key][index].pop(name)
 
@@ -573,6 +586,11 @@ def _without_frames(data: DataSet) -> Place:
 def _without_frame(data: DataSet) -> Place:
     data.image(1).unlink()
     return Place(data.image(1).parents[1])
+
+
+def _without_second_image(content: dict[str, Any]) -> None:
+    del content["images"][1]
+    content["annotations"] = [row for row in content["annotations"] if row["image_id"] != 1]
 
 
 def _alike(data: DataSet) -> Place:
@@ -856,12 +874,37 @@ FAULTS = (
             )
         },
     ),
-    Fault(FaultKind.REPEATED_TRACK, "id 1 twice in a frame", {MOT: row(8, "2,1,44,5,30,36,1,2,1")}),
+    Fault(
+        FaultKind.REPEATED_TRACK,
+        "id 1 twice in a frame",
+        {
+            COCO: tracked(set_at("annotations", 7, "track_id", 1), "annotation 8"),
+            MOT: row(8, "2,1,44,5,30,36,1,2,1"),
+        },
+    ),
     Fault(FaultKind.OUTSIDE_VIDEO, "frame 9 of 4", {MOT: row(8, "9,2,44,5,30,36,1,2,1")}),
     Fault(FaultKind.VIDEO_SIZE, "`imWidth=640`, frames of 128 pixels", {MOT: after(_other_seqinfo)}),
-    Fault(FaultKind.MISSING_FRAME, "frames 1, 3 and 4", {MOT: after(_without_frame)}),
-    Fault(FaultKind.CLASS_CHANGE, "a dog in one frame, a cat in the next", {MOT: row(8, "2,2,44,5,30,36,1,1,1")}),
-    Fault(FaultKind.SHORT_TRACK, "id 9 in one frame only", {MOT: row(8, "2,9,44,5,30,36,1,2,1")}),
+    Fault(
+        FaultKind.MISSING_FRAME,
+        "frames 1, 3 and 4",
+        {COCO: tracked(_without_second_image, "video street"), MOT: after(_without_frame)},
+    ),
+    Fault(
+        FaultKind.CLASS_CHANGE,
+        "a dog in one frame, a cat in the next",
+        {
+            COCO: tracked(set_at("annotations", 7, "category_id", 1), "annotation 8"),
+            MOT: row(8, "2,2,44,5,30,36,1,1,1"),
+        },
+    ),
+    Fault(
+        FaultKind.SHORT_TRACK,
+        "id 9 in one frame only",
+        {
+            COCO: tracked(set_at("annotations", 7, "track_id", 9), "annotation 8"),
+            MOT: row(8, "2,9,44,5,30,36,1,2,1"),
+        },
+    ),
     Fault(FaultKind.OUT_OF_IMAGE, "10 pixels too far to the right", everywhere(box(84, 5, 54, 36))),
     Fault(FaultKind.NAMELESS_CLASS, "`nc: 2` without `names`", {YOLO: after(_nameless)}),
     Fault(FaultKind.STALE_EXTRA, "a label file edited after `data convert`", {YOLO: _stale, VOC: _stale}),

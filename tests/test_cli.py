@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import pickle
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -20,8 +22,9 @@ from typer.testing import CliRunner, Result
 
 from folders import coco_content, write_coco_folder, write_image, write_voc_folder
 from opendetr import presets
+from opendetr.cli import running
 from opendetr.cli.main import app
-from opendetr.cli.output import torchvision_fault
+from opendetr.cli.output import Exit, torchvision_fault
 from opendetr.config import to_dict
 from opendetr.inference.predictor import load
 from opendetr.synthetic import write_scenes
@@ -88,6 +91,17 @@ def test_train_for_a_time(scenes, tmp_path):
     result = opendetr("train", scenes, "--weights", "none", "--out", tmp_path / "run", "--time", "3s", *SMALL)
     assert "s per step: " in result.stderr
     assert time.monotonic() - started < 30
+
+
+def test_the_time_of_a_run_includes_the_start_of_the_command(scenes, tmp_path, monkeypatch):
+    """Importing took 100 seconds: the time is over, and one step shows what the run would do."""
+    monkeypatch.setattr(running, "perf_counter", lambda: time.perf_counter() - 100)
+    result = opendetr(
+        "train", scenes, "--weights", "none", "--out", tmp_path / "run", "--time", "60s", "--json", *SMALL
+    )
+    record = json.loads(result.stdout)
+    assert record["seconds"] > 100 and record["steps"] == 1
+    assert "warning: the model learns very little in 1 step; give the run more time" in result.stderr
 
 
 def test_eval_gives_the_twelve_numbers(run, scenes, tmp_path):
@@ -382,6 +396,57 @@ def _process(options: list[str], **environment: str) -> subprocess.CompletedProc
 )
 def test_bad_usage_is_exit_code_2(options):
     assert opendetr(*options, code=2).stderr
+
+
+EXIT_CODES = (
+    ("models --json", 0),
+    ("data check scenes --no-images", 0),
+    ("data check nowhere", 1),
+    ("predict broken.jpg --weights run", 1),
+    ("eval scenes --weights gone.pth", 1),
+    ("train scenes --imgsz 640", 2),
+    ("train scenes --set xyzzy=1", 2),
+    ("train scenes --model xyzzy", 2),
+    ("train scenes --epochs many", 2),
+    ("predict photo.jpg broken.jpg --weights run", 3),
+    ("data check faulty", 3),
+)
+
+
+@pytest.fixture(scope="module")
+def workplace(scenes, run, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("work")
+    (folder / "scenes").symlink_to(scenes)
+    (folder / "run").symlink_to(run)
+    write_image(folder / "photo.jpg")
+    (folder / "broken.jpg").write_bytes(b"no image")
+    faulty = coco_content()
+    faulty["annotations"][0]["bbox"][2] = 0
+    write_coco_folder(folder / "faulty", {"train": faulty, "val": coco_content(2, first_id=9)})
+    return folder
+
+
+@pytest.mark.parametrize(("command", "code"), EXIT_CODES)
+def test_exit_codes_are_those_of_the_documentation(command, code, workplace, monkeypatch):
+    monkeypatch.chdir(workplace)
+    opendetr(*command.split(), code=code)
+
+
+def test_ctrl_c_is_exit_code_130(workplace, monkeypatch):
+    """Unless the command saves its work first: see the tests of stopped runs and predictions."""
+    from opendetr.data import tools
+
+    monkeypatch.setattr(tools, "check_data", lambda *_args, **_options: signal.raise_signal(signal.SIGINT))
+    result = opendetr("data", "check", workplace / "scenes", code=130)
+    assert not result.output
+
+
+def test_every_exit_code_is_documented():
+    page = (Path(__file__).parent.parent / "docs" / "index.md").read_text()
+    rows = page.partition("| exit code | meaning |\n|---|---|\n")[2].splitlines()
+    documented = {int(row.split("|")[1]) for row in itertools.takewhile(lambda row: row.startswith("|"), rows)}
+    assert documented == set(Exit) == {code for _, code in EXIT_CODES} | {130}
+    assert set(map(int, re.findall(r"\d+", opendetr("--help").stdout.partition("Exit codes:")[2]))) == documented
 
 
 @pytest.mark.parametrize(

@@ -166,6 +166,23 @@ def test_faults_are_named(tmp_path, rows, info, kind):
     assert found.get(kind) == 1, found
 
 
+def test_detections_without_ids_are_refused_in_one_line(tmp_path):
+    write_video(tmp_path / "train" / "a", ["1,-1,0,0,5,5,0.9,-1,-1,-1"])
+    write_video(tmp_path / "val" / "b")
+    with pytest.raises(DataError, match=r"no annotations: .* the id is -1: .*needs the ground truth with ids"):
+        open_data(tmp_path)
+
+
+def test_the_size_of_a_video_is_that_of_the_first_frame_that_can_be_read(tmp_path):
+    folder = write_video(tmp_path / "a")
+    (folder / "img1" / "000001.jpg").write_bytes(b"no image")
+    data = read(folder)
+    assert len(data) == 3 and {(image.height, image.width) for image in data.images} == {(32, 48)}
+    for name in ("000002.jpg", "000003.jpg"):
+        (folder / "img1" / name).write_bytes(b"no image")
+    assert kinds(folder)[FaultKind.UNREADABLE_IMAGE] == 1 and len(read(folder)) == 0
+
+
 def test_a_clean_video_has_no_fault(tmp_path):
     assert kinds(write_video(tmp_path / "a", ["1,1,0,0,5,5", "2,1,0,0,5,5", "3,1,0,0,5,5"])) == {}
 

@@ -123,6 +123,14 @@ def lines_for_boxes(run: Spoilt) -> None:
     run.boxes(lambda box: [*box[:3], 1])
 
 
+def points_for_boxes(run: Spoilt) -> None:
+    def collapse(content: dict) -> None:
+        for row in content["annotations"][:-2]:
+            row["bbox"][2] = 0
+
+    run.annotations(collapse, "train")
+
+
 def crowded(run: Spoilt) -> None:
     def repeat(content: dict) -> None:
         rows = content["annotations"]
@@ -181,6 +189,7 @@ PLANTED = {
     small_in_validation: Cause.WRONG_SCALE,
     annotated_at_another_size: Cause.WRONG_SCALE,
     lines_for_boxes: Cause.DEGENERATE_BOXES,
+    points_for_boxes: Cause.DEGENERATE_BOXES,
     crowded: Cause.TOO_MANY_OBJECTS,
     frozen: Cause.FROZEN_RANDOM_BACKBONE,
     too_large: Cause.RATE_TOO_LARGE,
@@ -227,6 +236,22 @@ def test_training_names_the_cause_at_its_end(trained, tmp_path):
     assert run.result.best["AP"] < 0.01
     assert any("learning rate too small" in line for line in lines)
     assert not any("cause" in line for line in trained[2])
+
+
+def test_a_selecting_metric_of_zero_is_no_failure(trained, tmp_path):
+    """The run selects its weights by the AP of a class that it does not detect. It detects the others."""
+    shutil.copytree(trained[1], tmp_path / "data")
+    path = tmp_path / "data" / "annotations" / "instances_val.json"
+    content = json.loads(path.read_text())
+    for row in content["annotations"]:
+        if row["category_id"] == 3:
+            row.update(bbox=[0, 0, 4, 4], area=16)
+    path.write_text(json.dumps(content))
+    options = ["--max-steps", "1", "--best-by", "AP/blue", "--workers", "0", "--device", "cpu"]
+    arguments = ["train", tmp_path / "data", "--weights", trained[0].folder, "--out", tmp_path / "run", *options]
+    lines = CliRunner().invoke(app, [*map(str, arguments)], catch_exceptions=False).stderr.splitlines()
+    assert "AP/blue: last 0.000, best 0.000 (step 1)" in lines and not any("cause" in line for line in lines)
+    assert any("next:" in line for line in lines)
 
 
 def test_the_deployed_weights_carry_their_thresholds(trained):

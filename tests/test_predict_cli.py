@@ -27,6 +27,7 @@ from opendetr.cli.main import app
 from opendetr.config import to_dict
 from opendetr.presets import build_model, miniature
 from opendetr.recipe import DEFAULT_MODEL
+from opendetr.scoring import ScoreThresholds
 from opendetr.weights import ModelCard, save_weights
 from web import sends, serving
 
@@ -186,6 +187,29 @@ def test_classes_are_counted_by_image_and_in_all(predict, tmp_path):
     result = predict(folder / "00.png", min_score=1)
     assert result.stdout == f"0 objects in 1 image: {tmp_path / 'out'}\n"
     assert "try a lower one" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "stored", "advice"),
+    [
+        ((), None, "; try a lower one, such as --min-score 0.2"),
+        ((), 0.4, "; try a lower one, such as --min-score 0.2"),
+        ((), 0.15, ", 0.15; `opendetr eval` shows on annotated images what the model detects"),
+        (("--min-score", "0.05"), 0.4, ", 0.05; `opendetr eval` shows on annotated images what the model detects"),
+    ],
+)
+def test_a_lower_score_is_advised_only_if_it_is_lower(options, stored, advice, tmp_path):
+    preset = miniature("detr-tiny")
+    model = build_model(preset, len(CLASSES))
+    torch.nn.init.constant_(model.class_head.bias[-1:], 20.0)  # "no object" everywhere
+    thresholds = None if stored is None else ScoreThresholds(0.9, {CLASSES[0]: stored})
+    card = ModelCard(to_dict(preset), Categories.from_names(CLASSES), {}, thresholds)
+    save_weights(tmp_path / "w.safetensors", model, card)
+    write_image(tmp_path / "x.png")
+    given = ("--weights", str(tmp_path / "w.safetensors"), "--out", str(tmp_path / "out"), "--device", "cpu")
+    result = CliRunner().invoke(app, ["predict", str(tmp_path / "x.png"), *given, *options], catch_exceptions=False)
+    assert result.exit_code == 0
+    assert result.stderr.splitlines()[-1] == f"nothing reaches the minimum score{advice}"
 
 
 def test_images_are_drawn_in_their_size(predict, tmp_path):

@@ -174,8 +174,9 @@ def test_an_interval_that_ends_shortly_before_the_end_is_not_evaluated():
     assert evaluations(Plan(91, 10)) == [10, 20, 30, 40, 50, 60, 70, 80, 91]
 
 
-def test_plan_of_a_time_that_is_over_still_has_a_step():
-    assert plan_time(Recipe(time=10), 5, pace(50, 1, image=1, save=1), Evaluations(1)).total_steps == 6
+def test_plan_of_a_time_that_is_over_ends_but_has_a_step():
+    over = pace(50, 1, image=1, save=1)
+    assert [plan_time(Recipe(time=10), step, over, Evaluations(1)).total_steps for step in (0, 1, 5)] == [1, 1, 5]
 
 
 def test_a_plan_follows_the_speed():

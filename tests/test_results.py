@@ -36,6 +36,15 @@ def panoptic(**fields) -> Panoptic:
     return Panoptic(segments, info, torch.ones(48, 64), CATEGORIES, (48, 64), image=make_image(), **fields)
 
 
+def test_boxes_are_clipped_to_the_image():
+    boxes = torch.tensor([[-3.0, -1, 70, 50], [1, 2, 30, 40], [60, 10, 64.5, 48.5], [-9, 50, -4, 60]])
+    whole = Detections(boxes, SCORES, torch.arange(4) % 2, CATEGORIES, (48, 64), image=make_image())
+    clipped = whole.clip()
+    assert clipped.boxes.tolist() == [[0, 0, 64, 48], [1, 2, 30, 40], [60, 10, 64, 48], [0, 48, 0, 48]]
+    assert torch.equal(whole.boxes, boxes) and clipped.image is whole.image
+    assert torch.equal(clipped.scores, SCORES) and len(detections(0).clip()) == 0
+
+
 # ------------------------------------------------------------------------------------------------------------ selection
 
 SELECTIONS = {

@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
+from miniature_runs import train_miniature, write_blocks
 from opendetr.categories import Categories
 from opendetr.config import ConfigError
 from opendetr.presets import get_preset, shipped_weights
 from opendetr.synthetic import SceneConfig, write_scenes
-from opendetr.training import load_checkpoint, train
+from opendetr.training import Callback, PlanFixed, load_checkpoint, train
 from opendetr.training.callbacks import read_metrics
 from opendetr.training.settings import Setup, fit_to_data
 from opendetr.training.starting_weights import predicts_classes
@@ -47,6 +48,19 @@ def test_a_short_run_ends_no_worse_than_it_starts(scenes, tmp_path, steps):
     assert (first["step"], last["step"]) == (0, steps)
     assert last["metrics"]["AP"] > first["metrics"]["AP"]
     assert run.result.best["AP"] >= max(first["metrics"]["AP"], last["metrics"]["AP"])
+
+
+@pytest.mark.slow
+def test_a_run_of_5000_steps_ends_no_worse_than_it_starts(tmp_path):
+    """A miniature, with the settings that a run of this length has by itself; it starts from a detector."""
+    data = write_blocks(tmp_path / "blocks", train=8, val=1)
+    start, _ = train_miniature(data, tmp_path / "start", "detr-tiny", steps=60, val_split="train")
+    run = train(data, weights=start.folder, out=tmp_path / "run", max_steps=5000, batch_size=1, val_split="train",
+                changes=DATA, device="cpu", say=lambda line: None)  # fmt: skip
+    first, *_, last = [row for row in read_metrics(run.folder) if row["kind"] == "evaluation"]
+    assert (first["step"], last["step"]) == (0, 5000)
+    assert 0.1 < first["metrics"]["AP"] < last["metrics"]["AP"]
+    assert run.result.best["AP"] >= last["metrics"]["AP"]
 
 
 def test_the_initial_weights_are_deployed_if_nothing_is_better(scenes, tmp_path):
@@ -102,6 +116,24 @@ def test_too_few_queries_and_too_few_steps_are_named(scenes, tmp_path, capfd):
     (line,) = [line for line in lines if "queries" in line and line.startswith("warning")]
     assert "--num-queries " in line
     assert "warning: the model learns very little in 2 steps" in capfd.readouterr().err
+
+
+class StoppedError(Exception):
+    pass
+
+
+class StoppedAtPlan(Callback):
+    def on_plan(self, event: PlanFixed) -> None:
+        raise StoppedError
+
+
+@pytest.mark.parametrize(("weights", "steps", "is_warned"), [("none", 199, True), ("none", 200, False),
+                                                             ("published", 50, False)])  # fmt: skip
+def test_from_random_weights_few_steps_are_more(scenes, tmp_path, capfd, weights, steps, is_warned):
+    with pytest.raises(StoppedError):
+        train(scenes, out=tmp_path / "run", weights=weights, max_steps=steps, image_size=64, changes=DATA,
+              device="cpu", callbacks=[StoppedAtPlan()], say=lambda line: None)  # fmt: skip
+    assert (f"warning: the model learns very little in {steps} steps; give" in capfd.readouterr().err) == is_warned
 
 
 @pytest.mark.parametrize(

@@ -176,12 +176,37 @@ def test_stored_thresholds_are_used_unless_others_are_given(weights, scores, tmp
     dogs = everything.labels == CLASSES.names.index("dog")
     assert torch.equal(found.scores, everything.scores[(everything.scores >= middle) & ~dogs])
     assert 0 < len(found) < len(everything)
-    line = capsys.readouterr().err
-    assert line.count("\n") == 1
-    assert "dog 1.00" in line and "min score" in line
+    assert capsys.readouterr().err == (
+        "score thresholds: dog 1.00, stored with the model (best F1 on its validation images); 2 classes (cat, newt) "
+        f"have none and use the threshold of all classes together, {middle:.2f}; a min score replaces them\n"
+    )
     given = detector.predict(make_image(), class_min_scores={"dog": 0.0})
     assert torch.equal(given.scores, everything.scores[(everything.scores >= middle) | dogs])
     assert not capsys.readouterr().err, "it says so once"
+
+
+@pytest.mark.parametrize(
+    ("by_class", "text"),
+    [
+        ({"cat": 0.4, "dog": 0.5, "newt": 0.6}, "cat 0.40, dog 0.50, newt 0.60, stored"),
+        ({"cat": 0.4, "newt": 0.6}, "cat 0.40, newt 0.60, stored; dog has none and uses the threshold of all classes "
+         "together, 0.30"),
+        ({}, "0.30 for every class, stored"),
+        ({"bird": 0.9}, "0.30 for every class, stored"),
+    ],
+)  # fmt: skip
+def test_classes_without_a_threshold_of_their_own_are_named(by_class, text):
+    assert ScoreThresholds(0.3, by_class).describe(CLASSES.names, "stored") == text
+
+
+def test_thresholds_of_many_classes_are_a_range():
+    names = [f"class {number}" for number in range(20)]
+    thresholds = ScoreThresholds(0.3, {name: 0.5 + 0.01 * number for number, name in enumerate(names[:12])})
+    assert thresholds.describe(names, "stored") == (
+        "0.50 to 0.61 by class, stored; 8 classes (class 12, class 13, class 14, class 15, class 16, ...) have none "
+        "and use the threshold of all classes together, 0.30"
+    )
+    assert ScoreThresholds(0.3, dict.fromkeys(names, 0.5)).describe(names, "stored") == "0.50 for 20 classes, stored"
 
 
 def test_a_card_without_thresholds_behaves_as_before(weights, scores, capsys):

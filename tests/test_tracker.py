@@ -25,6 +25,7 @@ from opendetr.cli.main import app
 from opendetr.config import ConfigError, SettingError, to_dict
 from opendetr.data import DataError, ImageError
 from opendetr.evaluation import Tracks, TrueTracks, explain_switches
+from opendetr.evaluation.tracking import TrackingMetrics
 from opendetr.inference.association import ASSOCIATIONS, Association, published_config
 from opendetr.inference.history import Explanation
 from opendetr.inference.predictor import Predictor
@@ -306,7 +307,21 @@ def test_a_detector_tracks_by_association(track, annotated, tmp_path):
     folder = annotated / "video-0000" / "img1"
     result = track(folder, "--association", "bytetrack", "--no-draw", name="detr-tiny")
     assert "6 tracks" not in result.stderr and (tmp_path / "out" / "video-0000.txt").stat().st_size
-    track(folder, name="detr-tiny", code=2)
+
+
+def test_an_annotated_video_file_is_explained(track, tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENDETR_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "videos" / "street"
+    (folder / "gt").mkdir(parents=True)
+    (folder / "gt" / "gt.txt").write_text("".join(f"{frame},1,{frame},3,10,12\n" for frame in range(1, 11)))
+    write_video(folder / "clip.mp4")
+    (video,) = json.loads(track(folder.parent, "--json", "--no-draw").stdout)["videos"]
+    assert (video["name"], video["frames"], video["switches"].keys()) == ("street", 10, {"lost", "taken", "occluded"})
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "street.txt", "street.png", "tracks.json", "tracks.csv",
+    }  # fmt: skip
+    (folder / "clip.mp4").write_bytes(b"no video")
+    assert "clip.mp4: not a video that can be read" in track(folder.parent, "--no-draw", code=1).stderr
 
 
 def test_a_camera_is_tracked_until_it_ends(weights, monkeypatch):
@@ -432,6 +447,12 @@ def test_in_python_several_videos_are_one_line(weights, annotated):
         Tracker(weights["motr-tiny"], device="cpu").track(annotated)
 
 
+def test_a_detector_without_an_association_is_bad_usage(track, video, tmp_path):
+    line = last_line(track(video, name="detr-tiny", options=(), code=2))
+    assert "detr-tiny is a detector, which gives objects no ids: choose bytetrack, ocsort or sort, or track" in line
+    assert "--association" in line and not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -486,6 +507,31 @@ def test_switches_are_explained():
         (1, 11, 12, "lost"), (2, 21, 22, "occluded"), (3, 31, 32, "taken"),
     ]  # fmt: skip
     assert all(found[each.row][4] == each.after and each.frame == 3 for each in switches)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_explained_switches_are_those_of_the_metric(seed):
+    """Objects and tracks come and go, some frames have none, boxes lie between objects, some are not evaluated."""
+    pytest.importorskip("trackeval")
+    rng = np.random.default_rng(seed)
+    true_rows, rows = [], []
+    for frame in range(60):
+        for number in np.flatnonzero(rng.random(4) < 0.8 * (frame % 7 != 3)).tolist():
+            true_rows.append((frame, number, box(4.0 * number)))
+        for track in np.flatnonzero(rng.random(4) < 0.8 * (frame % 5 != 2)).tolist():
+            rows.append((frame, track, box(4.0 * (track + frame // 20) % 16 + rng.uniform(-3, 3))))
+
+    def columns(table: list[Any]) -> dict[str, np.ndarray]:
+        frames, ids, boxes = zip(*table, strict=True)
+        return {"frames": np.array(frames), "ids": np.array(ids), "boxes": np.array(boxes)}
+
+    kind = rng.integers(10, size=len(true_rows))
+    truth = TrueTracks(**columns(true_rows), ignored=kind == 0, distractors=kind == 1)
+    predicted = Tracks(**columns(rows))
+    metrics = TrackingMetrics()
+    metrics.add("video", 60, truth, predicted)
+    _, switches = explain_switches(truth, np.ones(len(true_rows)), predicted)
+    assert len(switches) == metrics.compute().combined["switches"] > 5
 
 
 def test_the_chart_has_a_colour_for_each_object():

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,8 @@ TRACKERS = [name for name in list_models() if hasattr(get_preset(name), "tracker
 MOTRS = [name for name in TRACKERS if name.startswith("motr")]
 TRANSTRACKS = [name for name in TRACKERS if name.startswith("transtrack")]
 everyone = pytest.mark.parametrize("name", TRACKERS)
-each_family = pytest.mark.parametrize("name", ["transtrack-tiny", "motr-tiny"])
+FAMILIES = ("transtrack-tiny", "motr-tiny")
+each_family = pytest.mark.parametrize("name", FAMILIES)
 Objects = dict[int, tuple[float, float]]  # id -> centre
 
 
@@ -312,14 +314,15 @@ def runs(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     command = [sys.executable, __file__, str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=ENVIRONMENT)
-    assert done.returncode == 0 and json.loads(done.stdout) == [0] * 3, done.stderr
+    assert done.returncode == 0 and json.loads(done.stdout) == [0] * 3 * len(FAMILIES), done.stderr
     return folder
 
 
 @needs_fork
-def test_two_processes_equal_one(runs):
-    """Each process has a clip of its own, with another number of tracks."""
-    one, two = ([row for row in read_metrics(runs / str(number)) if row["kind"] == "step"] for number in (1, 2))
+@each_family
+def test_two_processes_equal_one(name, runs):
+    """Each process has a clip of its own, with another number of objects and tracks."""
+    one, two = ([row for row in read_metrics(runs / name / str(number)) if row["kind"] == "step"] for number in (1, 2))
     assert len(one) == len(two) == 2
     for ours, theirs in zip(one, two, strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
@@ -333,10 +336,9 @@ def test_two_processes_equal_one(runs):
 def main(folder: Path) -> None:
     """Train in one and in two processes, and print the exit codes."""
     codes = []
-    for count in (1, 2):
-        codes += in_processes(
-            count, lambda count=count: train("motr-tiny", folder / str(count), callbacks=[MetricsFile()])
-        )
+    for name, count in product(FAMILIES, (1, 2)):
+        run = folder / name / str(count)
+        codes += in_processes(count, lambda name=name, run=run: train(name, run, callbacks=[MetricsFile()]))
     print(json.dumps(codes))
 
 

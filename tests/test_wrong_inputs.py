@@ -207,7 +207,13 @@ train my-data --best-by AP/dgo
 2 Error: Invalid value for '--best-by': no metric of the validation data is called 'AP/dgo'; did you mean AP/dog?
 
 train my-data --best-by accuracy
-2 Error: Invalid value for '--best-by': no metric of the validation data is called 'accuracy'; there are AP, AP50, AP75, AP_S, AP_M, AP_L, AR1, AR10, AR100, AR_S, AR_M, AR_L, AP/cat, AP/dog
+2 Error: Invalid value for '--best-by': no metric of the validation data is called 'accuracy'; there are AP, AP50, AP75, AP_S, AR1, AR10, AR100, AR_S, AP/cat, AP/dog
+
+train my-data --best-by mask_AP
+2 Error: Invalid value for '--best-by': mask_AP (average precision, mean over IoU 0.50 to 0.95; of masks) cannot be computed from this data with this model; choose AP or another
+
+train my-data --best-by AP_L
+2 Error: Invalid value for '--best-by': AP_L (average precision, objects above 96² pixels) cannot be computed from this data with this model; choose AP or another
 
 train crowd
 1 error: crowd, split 'train': all 8 objects are crowd regions, which cannot be learned; add objects with iscrowd 0
@@ -533,7 +539,7 @@ def test_a_run_that_learned_nothing_ends_with_the_probable_cause(place):
     result = invoke(place, ["train", "--resume", "runs/mine"])
     assert "next:" not in result.stderr and "best weights" not in result.stderr
     assert "probable cause" in "".join(result.stderr.splitlines()[-3:])
-    assert result.stderr.count("1 steps in") == 1
+    assert result.stderr.count("1 step in") == 1
 
 
 def test_clean_data_is_said_to_be_clean(place):

@@ -118,7 +118,7 @@ class Detections(Drawable, Movable):
     Its text has a line for each of the first ten. A notebook shows the image with the detections drawn on it.
 
     Attributes:
-        boxes: (n, 4) float, xyxy in pixels of the original image.
+        boxes: (n, 4) float, xyxy in pixels of the original image. At its border they can reach outside, see `clip`.
         scores: (n,) float in 0..1.
         labels: (n,) int64 in 0..K-1.
         categories: the classes: names, dataset ids and colours of the labels.
@@ -204,6 +204,12 @@ class Detections(Drawable, Movable):
         if self.phrases is not None:
             return list(self.phrases)
         return [self.categories.names[label] for label in self.labels.tolist()]
+
+    def clip(self) -> Detections:
+        """A copy whose boxes are clipped to the image. A box outside the image has no area then."""
+        height, width = self.size
+        limits = torch.tensor((width, height, width, height), dtype=self.boxes.dtype, device=self.boxes.device)
+        return replace(self, boxes=self.boxes.clamp(min=0).minimum(limits))
 
     def plot(self, image: Any = None, *, min_score: float = 0.0, scale: float | None = 1) -> Image.Image:
         """Draw masks or boxes, names and scores on the image; returns a PIL image.

@@ -5,11 +5,13 @@ Shape letters: B batch, Q queries, C class logits, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from torch import Tensor
+
+from opendetr.config import some_of
 
 _PUBLISHED_TOP_K = 100
 _MOST_NAMED = 8  # classes that a message lists one by one
@@ -113,9 +115,28 @@ class ScoreThresholds:
     default: float
     by_class: Mapping[str, float] = field(default_factory=dict)
 
-    def __str__(self) -> str:
-        """The thresholds of a few classes, or the range of many: "cat 0.41, dog 0.38"."""
-        if not 0 < len(self.by_class) <= _MOST_NAMED:
-            values = sorted((self.default, *self.by_class.values()))
-            return f"{values[0]:.2f}" if values[0] == values[-1] else f"{values[0]:.2f} to {values[-1]:.2f} by class"
-        return ", ".join(f"{name} {threshold:.2f}" for name, threshold in self.by_class.items())
+    def describe(self, names: Sequence[str], origin: str) -> str:
+        """The thresholds of the classes `names` as text; classes that have only the common threshold are named.
+
+        Args:
+            names: the names of the classes.
+            origin: where the thresholds come from, such as "stored with the model".
+        """
+        own = {name: self.by_class[name] for name in names if name in self.by_class}
+        others = [name for name in names if name not in own]
+        if not own:
+            return f"{self.default:.2f} for every class, {origin}"
+        common = f"the threshold of all classes together, {self.default:.2f}"
+        if not others:
+            return f"{_values(own)}, {origin}"
+        if len(others) == 1:
+            return f"{_values(own)}, {origin}; {others[0]} has none and uses {common}"
+        return f"{_values(own)}, {origin}; {len(others)} classes ({some_of(others)}) have none and use {common}"
+
+
+def _values(thresholds: Mapping[str, float]) -> str:
+    """The thresholds of a few classes, or the range of many: "cat 0.41, dog 0.38"."""
+    if len(thresholds) <= _MOST_NAMED:
+        return ", ".join(f"{name} {threshold:.2f}" for name, threshold in thresholds.items())
+    low, high = (f"{limit:.2f}" for limit in (min(thresholds.values()), max(thresholds.values())))
+    return f"{low} for {len(thresholds)} classes" if low == high else f"{low} to {high} by class"

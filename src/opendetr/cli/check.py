@@ -108,6 +108,7 @@ def _demands(model: str, image_size: int | None) -> Demands:
 
 
 def _write_copy(report: DataReport, folder: Path) -> None:
+    from opendetr.data import count_noun
     from opendetr.data.tools import notes_on_source, write_fixed
     from opendetr.visualize import progress_bar
 
@@ -116,7 +117,7 @@ def _write_copy(report: DataReport, folder: Path) -> None:
     images = {image.path for data in splits.values() for image in data.images}
     for note in notes_on_source(report.folder, splits):
         say(note)
-    say(f"{len(images)} images in {len(splits)} splits: {folder}")
+    say(f"{count_noun(len(images), 'image')} in {count_noun(len(splits), 'split')}: {folder}")
 
 
 def _write_plot(report: DataReport, path: Path) -> None:

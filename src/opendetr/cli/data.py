@@ -185,7 +185,7 @@ def show(
 
         opendetr data show my-data --split val --images 36 --seed 1 --out val.png
     """
-    from opendetr.data import DataError, has_tracks, unknown_split
+    from opendetr.data import DataError, count_noun, has_tracks, unknown_split
     from opendetr.data.formats import TRAIN_NAMES, recognise
     from opendetr.visualize import contact_sheet, save_image
 
@@ -211,7 +211,7 @@ def show(
     if as_json:
         print_json({"out": str(out), "split": chosen, "images": shown, "failed": failures})
     else:
-        print(f"{shown} images: {out}")
+        print(f"{count_noun(shown, 'image')}: {out}")
     return Exit.SOME_FAILED if failures else Exit.DONE
 
 

@@ -21,10 +21,12 @@ from opendetr.cli.train import train
 from opendetr.cli.usage import Command, Group
 
 _HELP = "Train, evaluate and use DETR detectors."
+_EXIT_CODES = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 some inputs could not be used, 130 ended by Ctrl-C."
 
 app = typer.Typer(
     cls=Group,
     help=_HELP,
+    epilog=_EXIT_CODES,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -107,12 +107,13 @@ _USER_ERRORS = {
 
 
 class Exit(IntEnum):
-    """The exit codes of every command. The parser, too, exits with 2 on bad usage."""
+    """The exit codes of every command; docs/index.md explains them. The parser, too, exits with 2 on bad usage."""
 
     DONE = 0
     FAILED = 1
     BAD_USAGE = 2
     SOME_FAILED = 3
+    INTERRUPTED = 130  # as shells report the end by Ctrl-C
 
 
 def command(function: Callable[..., Any]) -> Callable[..., None]:
@@ -138,6 +139,8 @@ def command(function: Callable[..., Any]) -> Callable[..., None]:
         except BrokenPipeError:  # the program that reads the output, such as `head`, has ended: no message is needed
             _discard_lost_output()
             raise typer.Exit(Exit.FAILED) from None
+        except KeyboardInterrupt:  # a command that saves its work first handles Ctrl-C itself
+            raise typer.Exit(Exit.INTERRUPTED) from None
         except Exception as error:
             if isinstance(error, SettingError) and error.argument and not debug:
                 raise wrong_value(error.argument, error.text) from None

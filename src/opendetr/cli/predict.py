@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 _NUM_LISTED = 10  # images whose classes are printed
 _NUM_CLASSES = 5  # classes that are printed for an image
+_ADVISED_SCORE = 0.2  # minimum score to try if nothing reaches a higher one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -412,7 +413,20 @@ class _Run:
         classes = f" ({_classes(self._counts.total)})" if self._counts.total else ""
         print(f"{objects} in {_plural(self.num_images, 'image')}{classes}: {self._out}")
         if not self._counts.total:
-            say("nothing reaches the minimum score; try a lower one, such as --min-score 0.2")
+            say(self._advice())
+
+    def _advice(self) -> str:
+        """What to do if nothing was found."""
+        lowest, _ = _min_scores(self._options.min_score or [])
+        stored = self._detector.thresholds
+        if lowest is None and stored is not None:
+            lowest = min(stored.default, *stored.by_class.values())
+        if lowest is None or lowest > _ADVISED_SCORE:
+            return f"nothing reaches the minimum score; try a lower one, such as --min-score {_ADVISED_SCORE}"
+        return (
+            f"nothing reaches the minimum score, {lowest:.2g}; `opendetr eval` shows on annotated images what the "
+            "model detects"
+        )
 
     def print_json(self) -> None:
         """Print the result as JSON."""

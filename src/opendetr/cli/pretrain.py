@@ -71,9 +71,7 @@ def pretrain(options: PretrainOptions) -> Exit:
 
         opendetr pretrain --resume runs/pretrained
     """
-    from opendetr import training
-
-    return execute(options, training.pretrain, _next_commands)
+    return execute(options, _next_commands)
 
 
 def _next_commands(run: Run) -> Sequence[str]:

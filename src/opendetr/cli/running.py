@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from enum import StrEnum
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
@@ -173,14 +174,16 @@ def _given(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None and value is not False and value != []}
 
 
-def execute(options: RunOptions, start: Callable[..., Run], next_commands: Callable[[Run], Sequence[str]]) -> Exit:
+def execute(options: RunOptions, next_commands: Callable[[Run], Sequence[str]]) -> Exit:
     """Start a run or resume one, in as many processes as the options say, and report it.
+
+    The function of `opendetr.training` with the name of the command starts a run.
 
     Args:
         options: the options of the command.
-        start: starts a run; its arguments are `options.of_python()` and `say`.
         next_commands: the commands that usually follow, without "opendetr".
     """
+    began = perf_counter()
     options.require_consistent()
     if options.nodes is not None:
         print(launch.command_line(options.nodes, options.processes or 1))
@@ -193,7 +196,9 @@ def execute(options: RunOptions, start: Callable[..., Run], next_commands: Calla
 
     try:
         if options.resume is None:
-            run = start(**options.of_python(), say=say)
+            start: Callable[..., Run] = getattr(training, options.command)
+            with training.counting_from(began):
+                run = start(**options.of_python(), say=say)
         else:
             run = training.resume(options.resume, device=options.device, say=say)
     except ProcessError as error:
@@ -229,11 +234,18 @@ def _summarise(run: Run, next_commands: Sequence[str]) -> None:
     """Print what the run reached, which weights are deployed, and the commands that usually come next."""
     result, name = run.result, run.result.metric
     if not result.best:
+        reason = f"no evaluation could compute {name}" if result.metrics else "there was no evaluation"
+        say(f"{reason}: --weights {run.folder} uses the last weights; next:")
+        _say_commands(next_commands)
         return
     last, best, step = result.metrics.get(name), result.best[name], result.best["step"]
     some = f" on {result.best['images']} images" if "images" in result.best else ""
     when = "the initial weights: training has not improved them" if step == 0 else f"step {step}"
     say(f"{name}: last {'-' if last is None else f'{last:.3f}'}, best {best:.3f}{some} ({when})")
     say(f"best weights: {run.folder / 'best'}, used by --weights {run.folder}; next:")
-    for line in next_commands:
+    _say_commands(next_commands)
+
+
+def _say_commands(commands: Sequence[str]) -> None:
+    for line in commands:
         say(f"  opendetr {line}")

@@ -62,9 +62,7 @@ def train(options: TrainOptions) -> Exit:
 
         opendetr train --resume runs/deformable-detr-tiny
     """
-    from opendetr import training
-
-    return execute(options, training.train, _next_commands)
+    return execute(options, _next_commands)
 
 
 def _next_commands(run: Run) -> Sequence[str]:

@@ -30,6 +30,7 @@ from opendetr.data.pixels import to_pixels
 from opendetr.data.records import DataError, DataFault, DetectionData, ImageRecord, spread, unknown_split
 from opendetr.data.statistics import DataStatistics
 from opendetr.data.transforms import LabelledImage, Transform, denormalise, evaluation_transform
+from opendetr.data.video_files import VideoError, count_frames, decode_video, is_video, video_library
 
 __all__ = [
     "ANSWER_WORDS",
@@ -66,11 +67,14 @@ __all__ = [
     "Transform",
     "TrueSegment",
     "VideoDataConfig",
+    "VideoError",
     "VideoFolder",
     "Videos",
     "coco_truth",
     "collate_samples",
+    "count_frames",
     "count_noun",
+    "decode_video",
     "denormalise",
     "encode_answer",
     "eval_loader",
@@ -81,6 +85,7 @@ __all__ = [
     "image_size",
     "images_in",
     "is_pattern",
+    "is_video",
     "known_masks",
     "map_hashes",
     "number_frames",
@@ -101,5 +106,6 @@ __all__ = [
     "to_pixels",
     "train_loader",
     "unknown_split",
+    "video_library",
     "write_map",
 ]

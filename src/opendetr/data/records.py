@@ -202,6 +202,7 @@ class ImageRecord:
         faults: faults and warnings about this image.
         source: the file that messages about the objects name: the annotation file of this image, or the image file.
         panoptic_map: the file with the segment number of each pixel, or None (see `data.masks`).
+        name: the name of the image in the dataset if the file is not a part of it; see `data.video_files`.
         extras: further annotations of the image by name, such as a caption or the number of its video.
     """
 
@@ -213,6 +214,7 @@ class ImageRecord:
     faults: tuple[DataFault, ...] = ()
     source: str = field(default="", compare=False)
     panoptic_map: Path | None = None
+    name: str = ""
     extras: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -248,7 +250,12 @@ class DetectionData:
         return sum(len(image.objects) for image in self.images)
 
     def file_name(self, image: ImageRecord) -> str:
-        """The image's path relative to the folder, with forward slashes; the full path if it lies elsewhere."""
+        """The name of the image in the dataset: its path relative to the folder, with forward slashes.
+
+        The full path if it lies elsewhere and has no other name.
+        """
+        if image.name:
+            return image.name
         inside = image.path.is_relative_to(self.folder)
         return (image.path.relative_to(self.folder) if inside else image.path).as_posix()
 

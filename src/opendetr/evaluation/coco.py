@@ -6,6 +6,7 @@ limits.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -34,6 +35,8 @@ DETECTION_METRICS = {
     "AR_L": "average recall, objects above 96² pixels",
 }
 """The twelve COCO metrics in their customary order, each with its meaning."""
+AREA_RANGES = {"S": (0.0, 32.0**2), "M": (32.0**2, 96.0**2), "L": (96.0**2, math.inf)}
+"""The least and the largest area, in pixels, of the objects that count for the metrics of a size, such as AP_S."""
 
 
 class CocoEvaluator:

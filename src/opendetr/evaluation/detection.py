@@ -5,6 +5,7 @@ Shape letters: K classes, n detections of one image.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from opendetr.categories import Categories
 from opendetr.data import DataError, DetectionData, TrueSegment, coco_truth, panoptic_truth, thing_outlines
-from opendetr.evaluation.coco import DETECTION_METRICS, CocoEvaluator
+from opendetr.evaluation.coco import AREA_RANGES, DETECTION_METRICS, CocoEvaluator
 from opendetr.evaluation.names import CLASS_PREFIX, MASK_PREFIX, describe_metric
 from opendetr.evaluation.panoptic import PANOPTIC_METRICS, PanopticEvaluator, Quality
 from opendetr.evaluation.thresholds import OperatingPoints
@@ -320,16 +321,25 @@ def _common_labels(ours: Categories, theirs: Categories, folder: str) -> Tensor:
 def metric_names(data: DetectionData, *, has_masks: bool) -> list[str]:
     """The names of the metrics of a `DetectionEvaluator` on a dataset, the main metric first.
 
-    The main metric is PQ if panoptic maps are evaluated, mask_AP if only masks are evaluated, and AP otherwise.
+    The main metric is PQ if panoptic maps are evaluated, mask_AP if only masks are evaluated, and AP otherwise. Metrics
+    of sizes or classes that no object has are left out.
     """
-    names = list(DETECTION_METRICS)
+    things = {id_ for id_, isthing in zip(data.categories.ids, data.categories.isthing, strict=True) if isthing}
+    objects = [obj for image in data.images for obj in image.objects if obj.category_id in things and not obj.crowd]
+    names = [name for name in DETECTION_METRICS if any(_counts_for(name, obj.area) for obj in objects)] or ["AP"]
     if has_masks and data.masks != "none":
-        names += [f"{MASK_PREFIX}{metric}" for metric in DETECTION_METRICS]
+        names += [f"{MASK_PREFIX}{metric}" for metric in names]
         names += PANOPTIC_METRICS if data.masks == "panoptic" else ()
     main = next(name for name in ("PQ", f"{MASK_PREFIX}AP", "AP") if name in names)
-    with_objects = {thing.category_id for image in data.images for thing in image.objects}
+    with_objects = {obj.category_id for obj in objects}
     classes = [row["name"] for row in data.to_coco()["categories"] if row["id"] in with_objects]
     return [main, *(name for name in names if name != main), *(f"{CLASS_PREFIX}{name}" for name in classes)]
+
+
+def _counts_for(metric: str, area: float) -> bool:
+    """Whether an object of this area, in pixels, counts for a COCO metric."""
+    low, high = AREA_RANGES.get(metric.partition("_")[2], (0.0, math.inf))
+    return low <= area <= high
 
 
 def headline_names(data: DetectionData, *, has_masks: bool) -> tuple[str, ...]:

@@ -5,7 +5,6 @@ Shape letters: n predicted objects of all frames, g ground-truth and r predicted
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
-from opendetr.evaluation.tracking import MATCHED_IOU, Tracks, TrueTracks, box_ious
+from opendetr.evaluation.tracking import MATCHED_IOU, Tracks, TrueTracks, evaluated_frames
 
 Reason = Literal["lost", "taken", "occluded"]
 REASONS = {
@@ -63,21 +62,19 @@ def explain_switches(
         (n,) the ground-truth id of each predicted object, or -1 for a false positive; and the switches, by frame.
     """
     objects = np.full(len(predicted.ids), -1, dtype=np.int64)
-    visible: dict[tuple[int, int], float] = {}
-    true_rows: dict[int, list[int]] = defaultdict(list)
-    rows: dict[int, list[int]] = defaultdict(list)
-    for row in np.flatnonzero(~(truth.ignored | truth.distractors)).tolist():
-        true_rows[int(truth.frames[row])].append(row)
-        visible[int(truth.frames[row]), int(truth.ids[row])] = float(visibility[row])
-    for row, frame in enumerate(predicted.frames.tolist()):
-        rows[frame].append(row)
+    keys = zip(truth.frames.tolist(), truth.ids.tolist(), strict=True)
+    visible = dict(zip(keys, visibility.tolist(), strict=True))
     last: dict[int, tuple[int, int]] = {}  # object -> the frame and the track of its last match
     switches = []
     previous = -1
-    for frame in sorted(rows):
-        here, there = true_rows[frame], rows[frame]
-        tracks = set(predicted.ids[there].tolist())
-        for true_row, row in _matches(truth, here, predicted, there, _tracks_of(last, previous)):
+    frames = np.unique(predicted.frames).tolist()
+    for frame, (true_rows, rows, iou) in zip(frames, evaluated_frames(frames, truth, predicted), strict=True):
+        if not len(true_rows) or not len(rows):
+            continue  # as in CLEAR, matches continue after such frames
+        tracks = set(predicted.ids[rows].tolist())
+        tracks_before = [_track_in(last, number, previous) for number in truth.ids[true_rows].tolist()]
+        for true_index, index in _matches(tracks_before, predicted.ids[rows], iou):
+            true_row, row = int(true_rows[true_index]), int(rows[index])
             number, track = int(truth.ids[true_row]), int(predicted.ids[row])
             objects[row] = number
             before = last.get(number)
@@ -92,20 +89,21 @@ def explain_switches(
     return objects, switches
 
 
-def _tracks_of(last: dict[int, tuple[int, int]], frame: int) -> dict[int, int]:
-    """Object -> track, of the matches in a frame."""
-    return {number: track for number, (seen, track) in last.items() if seen == frame}
+def _track_in(last: dict[int, tuple[int, int]], number: int, frame: int) -> int:
+    """The track that an object was matched with in a frame, or -1."""
+    seen, track = last.get(number, (frame, -1))
+    return track if seen == frame else -1
 
 
-def _matches(
-    truth: TrueTracks, true_rows: list[int], predicted: Tracks, rows: list[int], before: dict[int, int]
-) -> list[tuple[int, int]]:
-    """Pairs of rows of the ground truth and of the prediction in one frame; `before` are those of the frame before."""
-    if not true_rows or not rows:
-        return []
-    iou = box_ious(truth.boxes[true_rows], predicted.boxes[rows])
-    kept = [before.get(number, -1) for number in truth.ids[true_rows].tolist()]
-    score = _CONTINUED * (np.array(kept)[:, None] == predicted.ids[rows][None]) + iou
+def _matches(before: list[int], tracks: NDArray[np.int64], iou: NDArray[np.float64]) -> list[tuple[int, int]]:
+    """Pairs of objects and predictions in one frame.
+
+    Args:
+        before: the track of each object in the frame before, (g,), or -1.
+        tracks: (r,) of the predictions.
+        iou: (g, r).
+    """
+    score = _CONTINUED * (np.array(before)[:, None] == tracks[None]) + iou
     score[iou < MATCHED_IOU] = 0
     pairs = zip(*linear_sum_assignment(-score), strict=True)
-    return [(true_rows[a], rows[b]) for a, b in pairs if score[a, b] > 0]
+    return [(int(a), int(b)) for a, b in pairs if score[a, b] > 0]

@@ -9,7 +9,7 @@ Shape letters: T frames of a sequence, n objects of all its frames, g ground-tru
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -160,18 +160,9 @@ def _summary(result: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
 
 def _sequence(num_frames: int, truth: TrueTracks, predicted: Tracks) -> dict[str, Any]:
     """A sequence as trackeval's metrics take it, without the objects that are not evaluated."""
-    kept_truth, kept_predicted, ious = [], [], []
-    for frame in range(num_frames):
-        true_rows = np.flatnonzero(truth.frames == frame)
-        rows = np.flatnonzero(predicted.frames == frame)
-        iou = box_ious(truth.boxes[true_rows], predicted.boxes[rows])
-        removed = _matched_to(truth.distractors[true_rows], iou)
-        evaluated = ~(truth.ignored | truth.distractors)[true_rows]
-        kept_truth.append(true_rows[evaluated])
-        kept_predicted.append(np.delete(rows, removed))
-        ious.append(np.delete(iou, removed, axis=1)[evaluated])
-    true_ids, num_true_ids = _contiguous([truth.ids[rows] for rows in kept_truth])
-    ids, num_ids = _contiguous([predicted.ids[rows] for rows in kept_predicted])
+    frames = list(evaluated_frames(range(num_frames), truth, predicted))
+    true_ids, num_true_ids = _contiguous([truth.ids[true_rows] for true_rows, _, _ in frames])
+    ids, num_ids = _contiguous([predicted.ids[rows] for _, rows, _ in frames])
     return {
         "num_timesteps": num_frames,
         "gt_ids": true_ids,
@@ -180,8 +171,32 @@ def _sequence(num_frames: int, truth: TrueTracks, predicted: Tracks) -> dict[str
         "num_tracker_ids": num_ids,
         "num_gt_dets": sum(map(len, true_ids)),
         "num_tracker_dets": sum(map(len, ids)),
-        "similarity_scores": ious,
+        "similarity_scores": [iou for _, _, iou in frames],
     }
+
+
+def evaluated_frames(
+    frames: Iterable[int], truth: TrueTracks, predicted: Tracks
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]]:
+    """Yield what is evaluated in each frame: rows (g,) of the ground truth, rows (r,) of the prediction, IoU (g, r).
+
+    Predictions that match distractors are left out.
+    """
+    nothing = np.zeros(0, np.int64)
+    all_true_rows, all_rows = _rows_by_frame(truth.frames), _rows_by_frame(predicted.frames)
+    for frame in frames:
+        true_rows, rows = all_true_rows.get(frame, nothing), all_rows.get(frame, nothing)
+        iou = box_ious(truth.boxes[true_rows], predicted.boxes[rows])
+        removed = _matched_to(truth.distractors[true_rows], iou)
+        evaluated = ~(truth.ignored | truth.distractors)[true_rows]
+        yield true_rows[evaluated], np.delete(rows, removed), np.delete(iou, removed, axis=1)[evaluated]
+
+
+def _rows_by_frame(frames: NDArray[np.int64]) -> dict[int, NDArray[np.int64]]:
+    """Frame -> its rows in ascending order."""
+    order = np.argsort(frames, kind="stable")
+    numbers, starts = np.unique(frames[order], return_index=True)
+    return dict(zip(numbers.tolist(), np.split(order, starts)[1:], strict=True))
 
 
 def box_ious(true_boxes: NDArray[np.float64], boxes: NDArray[np.float64]) -> NDArray[np.float64]:

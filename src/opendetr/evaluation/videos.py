@@ -75,17 +75,22 @@ class VideoTracks:
 
 
 def true_tracks(records: Sequence[ImageRecord], numbers: Sequence[int] | None = None) -> TrueTracks:
-    """The ground truth of a video, given its frames in their order. Their default `numbers` are 0, 1, ..."""
+    """The ground truth of a video, given its frames in their order. Their default `numbers` are 0, 1, ...
+
+    Objects with a negative track id have no track, and are not evaluated.
+    """
     numbers = range(len(records)) if numbers is None else numbers
     objects = [(number, obj) for number, record in zip(numbers, records, strict=True) for obj in record.objects]
     boxes = np.array([obj.box for _, obj in objects], np.float64).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
+    ids = np.array([obj.extras[TRACK] for _, obj in objects], np.int64)
     distractors = np.array([bool(obj.extras.get(DISTRACTOR)) for _, obj in objects], bool)
+    crowds = np.array([obj.crowd for _, obj in objects], bool)
     return TrueTracks(
         frames=np.array([frame for frame, _ in objects], np.int64),
-        ids=np.array([obj.extras[TRACK] for _, obj in objects], np.int64),
+        ids=np.where(ids < 0, -1 - np.arange(len(ids)), ids),  # a frame has each id once
         boxes=boxes,
-        ignored=np.array([obj.crowd for _, obj in objects], bool) & ~distractors,
+        ignored=(crowds | (ids < 0)) & ~distractors,
         distractors=distractors,
     )
 

@@ -475,13 +475,12 @@ class Predictor:
         return torch.tensor([by_class.get(name, default) for name in self.categories.names])
 
     def _say_thresholds(self) -> None:
-        """Say once that the scores of predictions have the stored thresholds."""
-        if self._says_thresholds:
-            print(
-                f"score thresholds: {self.thresholds}, stored with the model (best F1 on its validation images); "
-                "a min score replaces them",
-                file=sys.stderr,
-            )
+        """Say once that the scores of predictions have the stored thresholds, and which classes have none."""
+        if self._says_thresholds and self.thresholds is not None:
+            names = [name for name, used in zip(self.names, self.categories.used, strict=True) if used]
+            origin = "stored with the model (best F1 on its validation images)"
+            line = f"score thresholds: {self.thresholds.describe(names, origin)}; a min score replaces them"
+            print(line, file=sys.stderr)
             self._says_thresholds = False
 
     def open_split(self, folder: str | Path, split: str | None = None, *, masks: Masks | None = None) -> DetectionData:

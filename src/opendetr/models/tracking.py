@@ -228,11 +228,12 @@ class BoxAssociation:
         kept = (scores >= self.config.keep).nonzero()[:, 0].tolist()
         candidates = [self._moved(track, predicted) for track in memory.tracks]
         pairs, rejected = self._pairs(boxes[kept], candidates)
-        assigned = [*pairs, *rejected]
+        assigned_rows = {row for row, _ in (*pairs, *rejected)}
+        assigned_columns = {column for _, column in (*pairs, *rejected)}
         # The order of the published tracker: those that were never assigned, then those of rejected pairs.
-        unmatched = [row for row in range(len(kept)) if row not in {row for row, _ in assigned}]
+        unmatched = [row for row in range(len(kept)) if row not in assigned_rows]
         unmatched += [row for row, _ in rejected]
-        missed = [column for column in range(len(candidates)) if column not in {column for _, column in assigned}]
+        missed = [column for column in range(len(candidates)) if column not in assigned_columns]
         missed += [column for _, column in rejected]
         detected = [Track(0, query, tuple(boxes[query].tolist()), float(scores[query])) for query in kept]
         continued = [replace(detected[row], id=candidates[column].id) for row, column in pairs]
@@ -348,7 +349,10 @@ class RulesSweep:
 
     @torch.inference_mode()
     def step(self, image: ImageBatch) -> Iterator[TrackingOutput]:
-        """Yield the output for the next frame of the video with each of the rules, as `TrackingSession.step`."""
+        """Yield the output for the next frame of the video with each of the rules, as `TrackingSession.step`.
+
+        The iterator must be exhausted before the next step.
+        """
         model, count = self._model, len(self._rules) if self._model.state_has_tracks else 1
         memory, features = model.encode_frames(image, self._state)
         output = model.decode(tuple(_repeated(level, count) for level in memory), features, state=self._state)

@@ -14,7 +14,7 @@ from opendetr.training.events import (
     RunStarted,
     StepTaken,
 )
-from opendetr.training.run import Run, pretrain, resume, train
+from opendetr.training.run import Run, counting_from, pretrain, resume, train
 from opendetr.training.run_facts import RunFacts, collect_facts
 from opendetr.training.signals import StopSignal
 from opendetr.training.trainer import Trainer
@@ -38,6 +38,7 @@ __all__ = [
     "StopSignal",
     "Trainer",
     "collect_facts",
+    "counting_from",
     "diagnose",
     "find_checkpoint",
     "load_checkpoint",

@@ -35,7 +35,6 @@ METRICS_FILE = "metrics.jsonl"
 TABLE_FILE = "metrics.csv"
 _MAX_CLASSES = 12
 _MAX_STEP_LINES = 5000
-_FEW_STEPS = 50
 
 
 class Progress(Callback):
@@ -46,6 +45,7 @@ class Progress(Callback):
         interval: seconds between two lines without a progress bar.
         metric: the metric of the latest evaluation that the bar or the lines show.
         headline_metrics: the metrics to print after an evaluation.
+        few_steps: a plan of fewer steps gets a warning.
     """
 
     def __init__(
@@ -55,11 +55,13 @@ class Progress(Callback):
         interval: float = 30.0,
         metric: str = "",
         headline_metrics: Sequence[str] = (),
+        few_steps: int = 0,
     ) -> None:
         self._console = console or Console(stderr=True)
         self._interval = interval
         self._metric = metric
         self._headline_metrics = headline_metrics
+        self._few_steps = few_steps
         self._bar = StatusBar(self._console)
         self._speed = _Throughput()
         self._last_line = -math.inf  # time of the latest line
@@ -77,8 +79,9 @@ class Progress(Callback):
         self._is_running, self._step, self._total_steps = True, event.step, event.total_steps
         self._steps_per_epoch = event.steps_per_epoch
         self._note_metric(event.metrics, event.evaluated)
-        start = f"resumed after {event.step} steps" if event.step else "training"
-        self._print(f"{start} on {event.device}, {event.steps_per_epoch} steps per epoch, in {event.folder}")
+        start = f"resumed after {count_noun(event.step, 'step')}" if event.step else "training"
+        length = f"{count_noun(event.steps_per_epoch, 'step')} per epoch"
+        self._print(f"{start} on {event.device}, {length}, in {event.folder}")
         for note in event.notes:
             self._print(note)
         self._bar.update(event.step, event.total_steps, ["waiting for the first step"])
@@ -89,10 +92,11 @@ class Progress(Callback):
         steps, is_first = event.plan.total_steps, self._plan is None
         self._plan = event.plan
         if not is_first:
-            self._print(f"now {event.step_seconds:.2f} s per step: the time of the run is enough for {steps} steps")
+            enough = f"the time of the run is enough for {count_noun(steps, 'step')}"
+            self._print(f"now {event.step_seconds:.2f} s per step: {enough}")
             return
         self._print(_plan_line(event, self._steps_per_epoch))
-        if steps < _FEW_STEPS:
+        if steps < self._few_steps:
             more = "more time or smaller images (--image-size)" if event.step_seconds else "more steps"
             self._print(f"warning: the model learns very little in {count_noun(steps, 'step')}; give the run {more}")
 
@@ -145,7 +149,8 @@ class Progress(Callback):
             "failed": "stopped by an error",
         }
         if event.outcome in outcomes:  # the run itself says that it was interrupted, and how to continue
-            self._print(f"{outcomes[event.outcome]}: {event.step} steps in {_duration(event.seconds)}")
+            steps = count_noun(event.step, "step")
+            self._print(f"{outcomes[event.outcome]}: {steps} in {_duration(event.seconds)}")
 
     def _note_metric(self, metrics: Mapping[str, Any], step: int) -> None:
         """Remember the metric, with its step: it is that of an earlier state of the model."""
@@ -268,7 +273,7 @@ class MetricsFile(Callback):
 
     def on_step(self, event: StepTaken) -> None:
         """Write losses, learning rate and times of the step."""
-        if event.step % (1 + (event.total_steps or 0) // _MAX_STEP_LINES):
+        if event.step % max(math.ceil((event.total_steps or 0) / _MAX_STEP_LINES), 1):
             return
         self._write(
             {

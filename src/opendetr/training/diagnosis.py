@@ -12,7 +12,7 @@ from enum import StrEnum
 from pathlib import Path
 from statistics import fmean
 
-from opendetr.data import DataError
+from opendetr.data import DataError, count_noun
 from opendetr.training.checkpoint import CheckpointError
 from opendetr.training.run_facts import PredictionFacts, RunFacts, collect_facts
 from opendetr.weights import WeightsError
@@ -20,8 +20,9 @@ from opendetr.weights import WeightsError
 FAILED_BELOW = 0.01
 """A run has learned nothing if its main metric stays below this value."""
 
-_MIN_STEPS = {"none": 1000, "imagenet": 1000, "pretrained": 1000}  # by initial weights
-_MIN_STEPS_FROM_DETECTOR = 200
+_MIN_STEPS, _MIN_STEPS_FROM_DETECTOR = 1000, 200
+# What a run starts from, by its initial weights; others are those of a detector.
+_ORIGINS = {"none": "random weights", "imagenet": "a backbone alone", "pretrained": "pre-trained weights"}
 _MAX_FRACTION = 1.5  # if no coordinate is larger, boxes are fractions of the image, not pixels
 _MIN_LOSS_STEPS = 100  # fewer steps do not show whether the loss falls
 _MIN_IMAGES_COMPARED = 10  # objects of fewer images differ in size by chance
@@ -92,12 +93,12 @@ def report_lines(facts: RunFacts) -> list[str]:
     if facts.best is not None and facts.best >= FAILED_BELOW:
         return []
     outcome = "there was no evaluation" if facts.best is None else f"the best {facts.metric} was {facts.best:.3f}"
+    outcome += f" in {count_noun(facts.steps, 'step')}"
     causes = diagnose(facts)
-    lines = [f"{outcome} in {facts.steps} steps; probable cause: {diagnosis}" for diagnosis in causes[:1]]
+    lines = [f"{outcome}; probable cause: {diagnosis}" for diagnosis in causes[:1]]
     lines += [f"also possible: {diagnosis}" for diagnosis in causes[1:3]]
     return lines or [
-        f"{outcome} in {facts.steps} steps, and the checks found no cause; train longer, and compare ground truth and "
-        "predictions in images/"
+        f"{outcome}, and the checks found no cause; train longer, and compare ground truth and predictions in images/"
     ]
 
 
@@ -137,10 +138,11 @@ def wrong_scale(facts: RunFacts) -> Diagnosis | None:
                 f"the boxes of the {name} images end at {split.largest_coordinate:.2f} pixels, so they are probably "
                 "fractions of the image; multiply them by its width and height",
             )
-        if split.wrong_boxes > 0.5 * max(split.objects, 1):
+        outside = split.wrong_boxes - split.boxes_without_area
+        if outside > 0.5 * max(split.objects, 1):
             return Diagnosis(
                 Cause.WRONG_SCALE,
-                f"{split.wrong_boxes} boxes of the {name} images extend beyond the image; they were probably "
+                f"{outside} boxes of the {name} images extend beyond the image; they were probably "
                 "annotated at another image size, so scale them to the size of the image files",
             )
     small, large = sorted((facts.train.sides, facts.val.sides))
@@ -158,8 +160,14 @@ def _images_of_smaller_split(facts: RunFacts) -> int:
 
 
 def degenerate_boxes(facts: RunFacts) -> Diagnosis | None:
-    """A typical box of the data is thinner than 2 pixels, or the predicted boxes have collapsed."""
+    """Most boxes of the data have no area or are thinner than 2 pixels, or the predicted boxes have collapsed."""
     for name, split in (("training", facts.train), ("validation", facts.val)):
+        if split.boxes_without_area > max(split.objects, 1):
+            return Diagnosis(
+                Cause.DEGENERATE_BOXES,
+                f"{split.boxes_without_area} boxes of the {name} images have no area or are invalid, {split.objects} "
+                "are usable; check the order of the four numbers of a box with `opendetr data check`",
+            )
         if split.objects and split.pixel_sides < 2 and split.largest_coordinate > _MAX_FRACTION:
             return Diagnosis(
                 Cause.DEGENERATE_BOXES,
@@ -287,22 +295,20 @@ def loss_not_falling(facts: RunFacts) -> Diagnosis | None:
         return None
     return Diagnosis(
         Cause.LOSS_NOT_FALLING,
-        f"the loss was {first:.2f} at the start and is {last:.2f} after {facts.steps} steps; check the annotations "
+        f"the loss was {first:.2f} at the start and is {last:.2f} after {facts.steps:,} steps; check the annotations "
         "with `opendetr data show`, and try a tenth of the learning rate",
     )
 
 
 def too_few_steps(facts: RunFacts) -> Diagnosis | None:
     """The run has fewer steps than training from its initial weights needs."""
-    needed = max(_MIN_STEPS.get(facts.weights, _MIN_STEPS_FROM_DETECTOR), 2 * facts.warmup_steps)
+    needed = max(_MIN_STEPS if facts.weights in _ORIGINS else _MIN_STEPS_FROM_DETECTOR, 2 * facts.warmup_steps)
     if facts.steps >= needed:
         return None
-    origins = {"none": "random weights", "imagenet": "a backbone alone", "pretrained": "pre-trained weights"}
-    origin = origins.get(facts.weights, "trained weights")
+    origin = _ORIGINS.get(facts.weights, "trained weights")
     return Diagnosis(
         Cause.TOO_FEW_STEPS,
-        f"{facts.steps} steps are too few for a model that starts from {origin}; train for at least {needed}, with "
-        "more --epochs or --time",
+        f"a model that starts from {origin} needs at least {needed:,} steps; give it more --epochs or --time",
     )
 
 

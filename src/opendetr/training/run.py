@@ -15,6 +15,7 @@ import hashlib
 import sys
 import time as clock
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,6 +40,7 @@ from opendetr.data import (
     train_loader,
 )
 from opendetr.distributed import from_main, is_main, join_processes, rank, together, world_size
+from opendetr.evaluation import DETECTION_METRICS, describe_metric
 from opendetr.inference import Predictor, compare
 from opendetr.models import Detector
 from opendetr.presets import Preset, build_model, build_task, get_preset, list_models, preset_from_dict
@@ -72,9 +74,12 @@ from opendetr.training.trainer import RunResult, Trainer
 from opendetr.weights import ModelCard, save_weights
 
 _NUM_IMAGES_DRAWN = 4
+_FEW_STEPS, _FEW_STEPS_FROM_DETECTOR = 200, 50  # runs of fewer steps learn next to nothing
 
 # Whether `train` was called by `pretrain`, with a model that is trained on images without annotations.
 _pretraining = ContextVar("_pretraining", default=False)
+# When the time of a new run began, as a value of `time.perf_counter`; None for the call of `train`.
+_beginning = ContextVar[float | None]("_beginning", default=None)
 
 Say = Callable[[str], object]
 _Arguments = ParamSpec("_Arguments")
@@ -88,16 +93,27 @@ class Run:
         folder: the run folder; `opendetr.load(run.folder)` opens its best weights.
         data: the dataset folder.
         result: how it ended, and its metrics.
+        failed: whether the run has learned nothing: it has ended, and its main metric stayed below 0.01. The main
+            metric is that of the model and the data, such as AP, whatever metric selects the best weights.
     """
 
     folder: Path
     data: Path
     result: RunResult
+    failed: bool = False
 
-    @property
-    def failed(self) -> bool:
-        """Whether the run has learned nothing: it has ended, and its main metric stayed below 0.01."""
-        return not self.result.interrupted and self.result.best.get(self.result.metric, 0.0) < FAILED_BELOW
+
+@contextmanager
+def counting_from(began: float) -> Iterator[None]:
+    """A context in which the time of a new run counts from `began`, a value of `time.perf_counter`.
+
+    The command line counts from its start: to import torch takes seconds, or a minute on a slow machine.
+    """
+    token = _beginning.set(began)
+    try:
+        yield
+    finally:
+        _beginning.reset(token)
 
 
 def _names_arguments(function: Callable[_Arguments, Run]) -> Callable[_Arguments, Run]:
@@ -211,7 +227,7 @@ def train(
         >>> run = train("my-data", time="30m")
         >>> detector = opendetr.load(run.folder)
     """
-    began = clock.perf_counter()
+    began = _beginning.get() or clock.perf_counter()
     own_device = join_processes(device)
     say = _in_main_process(say)
     data_settings = {
@@ -270,7 +286,7 @@ def train(
     trainer.state.seconds = clock.perf_counter() - began  # the time of a timed run includes this preparation
     if is_main():
         write_config(folder, setup, _fingerprint(splits))
-    return _finish(setup, folder, trainer, loader, trainer.train(), say)
+    return _finish(setup, folder, trainer, loader, trainer.train(), splits["val"], say)
 
 
 def pretrain(data: str | Path, *, model: str | None = None, **options: Any) -> Run:
@@ -356,7 +372,7 @@ def resume(
             say("the run has no checkpoint yet: it starts again")
             task = _initial_task(preset, starting_point(preset.name, setup.weights), categories, say)
     trainer, loader = _trainer(setup, task, splits, folder, own_device, callbacks)
-    return _finish(setup, folder, trainer, loader, trainer.train(resume=has_checkpoint), say)
+    return _finish(setup, folder, trainer, loader, trainer.train(resume=has_checkpoint), splits["val"], say)
 
 
 def _say_if_ended(folder: Path, setup: Setup, say: Say) -> None:
@@ -517,7 +533,8 @@ def _trainer(
     recipe = replace(preset.recipe, best_by=best_by(preset, val))
     with together():
         headlines = preset.headlines(val)
-        progress = Progress(metric=recipe.best_by, headline_metrics=headlines)
+        few_steps = _FEW_STEPS_FROM_DETECTOR if setup.starts_from_detector else _FEW_STEPS
+        progress = Progress(metric=recipe.best_by, headline_metrics=headlines, few_steps=few_steps)
         drawings = (Curves(tuple(dict.fromkeys((recipe.best_by, *headlines)))), DataImages(splits))
         callbacks: list[Callback] = [thresholds, progress, MetricsFile(), MetricsTable(), *drawings]
         if preset.draws_predictions:
@@ -553,7 +570,15 @@ def _model_of(trained: nn.Module) -> Detector:
     return cast(Task, trained).model
 
 
-def _finish(setup: Setup, folder: Path, trainer: Trainer, loader: TrainLoader, result: RunResult, say: Say) -> Run:
+def _finish(
+    setup: Setup,
+    folder: Path,
+    trainer: Trainer,
+    loader: TrainLoader,
+    result: RunResult,
+    val: DetectionData,
+    say: Say,
+) -> Run:
     """Report skipped images, and the probable causes if the run has learned nothing. Returns the run.
 
     For an interrupted run, say how to continue it.
@@ -564,10 +589,15 @@ def _finish(setup: Setup, folder: Path, trainer: Trainer, loader: TrainLoader, r
         say(f"error: interrupted after {steps}, and saved; continue with `{command}`")
         return run
     loader.gather_skipped()
-    if is_main() and run.failed:
-        for line in diagnose_run(folder, device=str(trainer.device)):
-            say(line)
-    return run
+    main = next(iter(setup.preset.metrics(val)), None)
+    if main is None or any((metrics.get(main) or 0.0) >= FAILED_BELOW for metrics in (result.best, result.metrics)):
+        return run
+    if not is_main():
+        return replace(run, failed=True)
+    lines = diagnose_run(folder, device=str(trainer.device))
+    for line in lines:
+        say(line)
+    return replace(run, failed=bool(lines))  # no lines: an evaluation between the best and the last one was better
 
 
 def best_by(preset: Preset, val: DetectionData) -> str:
@@ -584,7 +614,11 @@ def best_by(preset: Preset, val: DetectionData) -> str:
     if name not in names:
         near = suggestions(name, names)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
-        raise SettingError(f"no metric of the validation data is called {name!r}; {hint}", setting="recipe.best_by")
+        text = f"no metric of the validation data is called {name!r}; {hint}"
+        if "AP" in names and name.removeprefix("mask_") in DETECTION_METRICS:
+            meaning = describe_metric(name)
+            text = f"{name} ({meaning}) cannot be computed from this data with this model; choose {names[0]} or another"
+        raise SettingError(text, setting="recipe.best_by")
     return name
 
 

@@ -6,7 +6,7 @@ Frame: a box is x, y, w, h in pixels of the original image. Sizes are fractions 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from opendetr.config import ConfigError
-from opendetr.data import DetectionData, FaultKind, ImageError, ImageRecord, read_record
+from opendetr.data import DetectionData, FaultKind, ImageError, read_record, spread
 from opendetr.evaluation import match_boxes
 from opendetr.inference import Predictor, load
 from opendetr.presets import Preset, get_preset, preset_from_dict
@@ -27,7 +27,8 @@ from opendetr.weights import WeightsError, read_state
 
 _NUM_OPENED = 24  # images of a split that are opened to check whether they can be read
 _NUM_PREDICTED = 16  # images of a split for which predictions are made
-_WRONG_BOX_KINDS = frozenset({FaultKind.OUT_OF_IMAGE, FaultKind.NO_AREA, FaultKind.INVALID_BOX})
+_WITHOUT_AREA = frozenset({FaultKind.NO_AREA, FaultKind.INVALID_BOX})
+_WRONG_BOX_KINDS = _WITHOUT_AREA | {FaultKind.OUT_OF_IMAGE}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +40,7 @@ class SplitFacts:
         object_counts: number of objects of each image.
         class_counts: number of objects by class name, for classes with objects.
         wrong_boxes: number of boxes that extend outside their image, have no area or are invalid.
+        boxes_without_area: number of boxes that have no area or are invalid. `objects` does not count these.
         largest_coordinate: largest coordinate of all boxes, in pixels.
         sides: median over the objects of the mean of width and height, as a fraction of the image.
         pixel_sides: median over the objects of the smaller side, in pixels of the image.
@@ -57,6 +59,7 @@ class SplitFacts:
     read: int
     unreadable: int
     first_unreadable: str = ""
+    boxes_without_area: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +137,7 @@ def collect_facts(folder: Path, *, device: str = "auto") -> RunFacts:
     """Collect the facts about a run from its files, its data, and predictions of its last weights for a few images.
 
     Raises:
-        ConfigError: the folder is not a run folder.
+        ConfigError: the folder is not a run folder, or the model of the run is not evaluated.
         DataError: the data of the run is missing or cannot be opened.
     """
     require_run(folder)
@@ -146,7 +149,9 @@ def collect_facts(folder: Path, *, device: str = "auto") -> RunFacts:
     rows = read_metrics(folder)
     steps = [row for row in rows if row["kind"] == "step"]
     evaluations = [row["metrics"] for row in rows if row["kind"] == "evaluation"]
-    metric = preset.metrics(splits["val"])[0]
+    metric = next(iter(preset.metrics(splits["val"])), None)
+    if metric is None:
+        raise ConfigError(f"{folder}: {preset.name} has no metrics to judge the run by; see the losses in curves.png")
     detector, rows_of_head, is_finite = _last_weights(folder, device)
     predictions: dict[str, PredictionFacts | None] = {"train": None, "val": None}
     try:
@@ -197,7 +202,7 @@ def split_facts(data: DetectionData) -> SplitFacts:
                 labels[data.categories.names[data.categories.label_of_id(obj.category_id)]] += 1
     corners, image_sizes = np.array(boxes).reshape(-1, 4), np.array(sizes).reshape(-1, 2)
     failures = []
-    opened = _spread(data.images, _NUM_OPENED)
+    opened = spread(data.images, _NUM_OPENED)
     for image in opened:
         try:
             read_record(image)
@@ -207,7 +212,8 @@ def split_facts(data: DetectionData) -> SplitFacts:
         objects=len(boxes),
         object_counts=tuple(sum(not obj.crowd for obj in image.objects) for image in data.images),
         class_counts=dict(labels),
-        wrong_boxes=sum(fault.count for fault in data.fault_counts if fault.kind in _WRONG_BOX_KINDS),
+        wrong_boxes=_count_faults(data, _WRONG_BOX_KINDS),
+        boxes_without_area=_count_faults(data, _WITHOUT_AREA),
         largest_coordinate=float((corners[:, :2] + corners[:, 2:]).max()) if boxes else 0.0,
         sides=_median((corners[:, 2:] / image_sizes).mean(1)),
         pixel_sides=_median(corners[:, 2:].min(1)),
@@ -223,7 +229,7 @@ def prediction_facts(detector: Predictor, data: DetectionData) -> PredictionFact
     sides: list[float] = []
     scores: list[float] = []
     num_objects, known = 0, detector.categories.names
-    for image in _spread([image for image in data.images if image.objects], _NUM_PREDICTED):
+    for image in spread([image for image in data.images if image.objects], _NUM_PREDICTED):
         try:
             detections = detector.predict(image.path, min_score=0.0)
         except ImageError:
@@ -291,10 +297,8 @@ def _last_weights(folder: Path, device: str) -> tuple[Predictor | None, dict[str
         return None, rows, True
 
 
-def _spread(images: Sequence[ImageRecord], count: int) -> list[ImageRecord]:
-    """At most `count` images, evenly spread over all of them."""
-    positions = np.linspace(0, len(images) - 1, min(count, len(images))).round()
-    return [images[int(position)] for position in positions]
+def _count_faults(data: DetectionData, kinds: Set[FaultKind]) -> int:
+    return sum(fault.count for fault in data.fault_counts if fault.kind in kinds)
 
 
 def _median(values: np.ndarray) -> float:

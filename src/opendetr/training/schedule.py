@@ -169,7 +169,7 @@ def plan_steps(recipe: Recipe, steps_per_epoch: int, num_images: int = 0) -> tup
 
 
 def plan_time(recipe: Recipe, step: int, pace: Pace, evaluations: Evaluations) -> Plan:
-    """The plan of a run of `recipe.time` seconds from its measured speed.
+    """The plan of a run of `recipe.time` seconds from its measured speed. If the time is over, it ends at `step`.
 
     Args:
         recipe: sets the time and the interval between checkpoints.
@@ -179,7 +179,7 @@ def plan_time(recipe: Recipe, step: int, pace: Pace, evaluations: Evaluations) -
     """
     assert recipe.time is not None
     left = recipe.time - pace.used - pace.evaluation_seconds(evaluations, evaluations.count)
-    total = step + max(1, _steps_in(left, recipe, pace, evaluations.count))
+    total = step + max(_steps_in(left, recipe, pace, evaluations.count), 0 if step else 1)
     return _plan(recipe, total, evaluations)
 
 

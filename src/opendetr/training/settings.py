@@ -217,7 +217,7 @@ def check_settings(preset: Preset, splits: Mapping[str, DetectionData]) -> list[
             "0 changes no weight; leave it out for the default of the model", setting="recipe.learning_rate"
         )
     preset.data.require_trainable_size()
-    counts = [len(image.objects) for image in splits["train"].images]
+    counts = [sum(not obj.crowd for obj in image.objects) for image in splits["train"].images]
     num_queries, exceeding = preset.model.num_queries, sum(count > preset.model.num_queries for count in counts)
     warnings = []
     if exceeding:

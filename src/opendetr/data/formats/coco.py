@@ -6,7 +6,7 @@ import json
 import math
 import reprlib
 from collections.abc import Callable, Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -93,12 +93,14 @@ class CocoFile:
         images: the entries of its images, unchanged.
         annotations: the entries of its annotations, unchanged.
         category_rows: the entries of its classes, unchanged; each has a unique integer `id` and a `name`.
+        videos: the entries of its videos, unchanged; empty if it has none.
     """
 
     path: Path
     images: list[dict[str, Any]]
     annotations: list[dict[str, Any]]
     category_rows: list[dict[str, Any]]
+    videos: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def file_names(self) -> list[str]:
@@ -117,7 +119,9 @@ def parse_coco(path: Path) -> CocoFile:
         if not isinstance(content[key], list) or not all(isinstance(row, dict) for row in content[key]):
             raise NotCocoError(path, f"'{key}' is not a list of objects")
     _check_categories(content["categories"], path)
-    return CocoFile(path, content["images"], content["annotations"], content["categories"])
+    videos = content.get("videos")
+    videos = [row for row in videos if isinstance(row, dict)] if isinstance(videos, list) else []
+    return CocoFile(path, content["images"], content["annotations"], content["categories"], videos)
 
 
 def read_coco(
@@ -130,6 +134,7 @@ def read_coco(
     log: FaultLog = RAISE_FAULTS,
     object_extras: Callable[[Row], Mapping[str, Any]] | None = None,
     finish: Callable[[ImageRecord, Row], ImageRecord] | None = None,
+    locate: Callable[[Row], Path | None] | None = None,
 ) -> DetectionData:
     """Read one COCO file with its images, in the order of their ids.
 
@@ -142,6 +147,7 @@ def read_coco(
         log: what to do at an unusable image or annotation.
         object_extras: the entry of an annotation -> the extras of its object; none by default.
         finish: completes the record of an image by its entry, for formats that build on COCO.
+        locate: the entry of an image -> its file; None to skip it. By default the `file_name` in the folder of images.
 
     The size of an image is the one that the JSON file gives, or else the size of the image file. Raises DataError for
     a file that is not COCO, for annotations of unknown images or categories, for missing images, and for file names
@@ -155,8 +161,8 @@ def read_coco(
     images = []
     for image_id, row in rows.items():
         with log:
-            path = inside(Path(images_folder), row.text("file_name"), row.path, row.at)
-            record = image_record(row, path, objects[image_id], faults)
+            path = locate(row) if locate else inside(Path(images_folder), row.text("file_name"), row.path, row.at)
+            record = None if path is None else image_record(row, path, objects[image_id], faults)
             if record is not None:
                 images.append(finish(record, row) if finish else record)
     return DetectionData.from_records(split, Path(folder or images_folder), categories, images, faults)

@@ -1,8 +1,9 @@
 """Read videos in the MOTChallenge format, and its variant that CVAT exports.
 
-A video is a folder with `img1/` (its frames), `gt/gt.txt` (a row for every object of a frame) and, in MOTChallenge,
-`seqinfo.ini`. A row is `frame, id, left, top, width, height, flag, class, visibility`; columns after the sixth may be
-missing. Frames count from 1. The splits are the folders that contain the videos, such as `train/` and `test/`.
+A video is a folder with its frames in `img1/`, or a video file, and `gt/gt.txt`, which has a row for every object of a
+frame. In MOTChallenge, it also has `seqinfo.ini`. A row is `frame, id, left, top, width, height, flag, class,
+visibility`; columns after the sixth may be missing. Frames count from 1. The splits are the folders that contain the
+videos, such as `train/` and `test/`.
 
 `gt/labels.txt` names the classes, one per line, as CVAT writes it. Without it, the classes are those of MOTChallenge:
 pedestrians are the objects. Rows of the classes that look like pedestrians are distractors, and those of other classes
@@ -18,7 +19,6 @@ have ids from 1.
 from __future__ import annotations
 
 import configparser
-import itertools
 import math
 import os
 import re
@@ -31,6 +31,7 @@ from typing import NamedTuple
 from opendetr.categories import Categories
 from opendetr.data.formats.coco_videos import DISTRACTOR, FRAME, TRACK, VIDEO, VISIBILITY
 from opendetr.data.formats.splits import SINGLE_SPLIT, split_folders
+from opendetr.data.formats.tracks import checked_tracks, missing_frames
 from opendetr.data.images import ImageFileError, image_size
 from opendetr.data.listing import number_frames
 from opendetr.data.paths import inside, is_file
@@ -48,6 +49,7 @@ from opendetr.data.records import (
     usable_objects,
 )
 from opendetr.data.text import read_text
+from opendetr.data.video_files import VideoFrames, extract_frames, is_video
 from opendetr.files import IMAGE_SUFFIXES
 
 _PEDESTRIAN = "pedestrian"
@@ -69,6 +71,11 @@ class _Row(NamedTuple):
     category: int
     visibility: float
 
+    @property
+    def at(self) -> str:
+        """Its position in the file."""
+        return f"line {self.line}"
+
 
 @dataclass(frozen=True)
 class _Video:
@@ -76,9 +83,10 @@ class _Video:
 
     Attributes:
         name: unique in the dataset.
-        folder: contains `img1` and `gt`.
+        folder: contains `img1` or a video file, and `gt`.
         frames: frame number, from 1 -> image file.
-        size: height and width of the first image; None if it cannot be read.
+        video: the video file that the frames were extracted from, or None.
+        size: height and width of the first image that can be read; None if there is none.
         rows: the objects.
         labels: the class names of `gt/labels.txt`; None if there is no such file.
         faults: faults and warnings about the video.
@@ -87,6 +95,7 @@ class _Video:
     name: str
     folder: Path
     frames: Mapping[int, Path]
+    video: Path | None
     size: tuple[int, int] | None
     rows: tuple[_Row, ...]
     labels: tuple[str, ...] | None
@@ -121,17 +130,20 @@ class VideoFolder:
         frames: frame number, from 1 -> image file, in ascending order.
         frame_rate: frames per second; None if it is not known.
         annotations: the annotated frames; None if there are no annotations that can be read.
+        video: the annotated video file that the frames were extracted from, or None.
     """
 
     frames: Mapping[int, Path]
     frame_rate: float | None = None
     annotations: DetectionData | None = None
+    video: Path | None = None
 
 
 def open_video(folder: Path) -> VideoFolder | None:
     """The video in a folder: one in the MOTChallenge format, with or without annotations, or only images.
 
-    Faults of the annotations are skipped. None if the folder has neither `img1/` nor images of its own.
+    Faults of the annotations are skipped. None if the folder has neither `img1/` nor images of its own, nor an
+    annotated video file that can be read.
 
     Raises:
         DataError: an annotation file leads out of the folder.
@@ -141,14 +153,16 @@ def open_video(folder: Path) -> VideoFolder | None:
     info = _read_info(info_file, log)
     inner = inside(folder, info.get("imdir") or "img1", info_file, "imDir")
     rows = _parse_rows(truth, []) if is_file(truth) else []
-    images = inner if inner.is_dir() else folder
-    if not any(path.suffix.lower() in IMAGE_SUFFIXES for path in images.iterdir()):
+    is_annotated = bool(rows) and (inner.is_dir() or not _images_in(folder))
+    found: VideoFrames | None = None
+    with log:
+        found = _find_frames(inner if inner.is_dir() or is_annotated else folder, rows, truth)
+    if found is None:
         return None
-    frames = _find_frames(images, rows, truth)
-    annotations = read_mot(parse_mot(folder, log), SINGLE_SPLIT, log) if rows and images == inner else None
+    annotations = read_mot(parse_mot(folder, log), SINGLE_SPLIT, log) if is_annotated else None
     rate = info.get("framerate", "")
     is_rate = re.fullmatch(r"\d{1,4}(\.\d{1,6})?", rate) is not None and float(rate) > 0
-    return VideoFolder(frames, float(rate) if is_rate else None, annotations or None)
+    return VideoFolder(found.files, float(rate) if is_rate else None, annotations or None, found.video)
 
 
 def find_videos(folder: Path) -> dict[str, list[Path]]:
@@ -232,26 +246,35 @@ def _parse_video(folder: Path, name: str, log: FaultLog) -> _Video:
     info_file = folder / "seqinfo.ini"
     info = _read_info(info_file, log)
     truth = folder / "gt" / "gt.txt"
+    labels = _read_labels(folder / "gt" / "labels.txt")
     rows = _parse_rows(truth, faults)
-    frames = _find_frames(inside(folder, info.get("imdir") or "img1", info_file, "imDir"), rows, truth)
-    length = info.get("seqlength", "")
-    num_frames = int(length) if re.fullmatch(r"[0-9]{1,9}", length) else max(frames)
-    missing = num_frames - sum(1 <= frame <= num_frames for frame in frames)
-    if missing:
-        first = next(frame for frame in itertools.count(1) if frame not in frames)
-        detail = f"{missing} of {num_frames} frames, the first is {first}"
-        faults.append(DataFault(FaultKind.MISSING_FRAME, str(folder), "", detail))
     try:
-        size = image_size(next(iter(frames.values())))
+        found = _find_frames(inside(folder, info.get("imdir") or "img1", info_file, "imDir"), rows, truth)
+        size = _size_of(found.files.values())
     except ImageFileError as error:
-        size = None
-        faults.append(error.fault)
+        return _Video(name, folder, {}, None, None, (), labels, (*faults, error.fault))
+    frames, length = found.files, info.get("seqlength", "")
+    num_frames = int(length) if re.fullmatch(r"[0-9]{1,9}", length) else max(frames)
+    # Rows after the end of a video file show that it is not the whole video.
+    expected = max([num_frames, *(row.frame for row in rows)]) if found.video else num_frames
+    faults += missing_frames(frames, 1, expected, found.video or folder)
     stated = tuple(info.get(key, "") for key in ("imheight", "imwidth"))
-    if size and all(stated) and stated != tuple(map(str, size)):
+    if all(stated) and stated != tuple(map(str, size)):
         detail = f"{stated[1]} x {stated[0]}; the images have {size[1]} x {size[0]} pixels"
         faults.append(DataFault(FaultKind.VIDEO_SIZE, str(info_file), "", detail))
     kept = _checked(rows, truth, num_frames, faults)
-    return _Video(name, folder, frames, size, kept, _read_labels(folder / "gt" / "labels.txt"), tuple(faults))
+    return _Video(name, folder, frames, found.video, size, kept, labels, tuple(faults))
+
+
+def _size_of(paths: Iterable[Path]) -> tuple[int, int]:
+    """Height and width of the first image that can be read. Raises the error of the first one if none can be."""
+    errors = []
+    for path in paths:
+        try:
+            return image_size(path)
+        except ImageFileError as error:
+            errors.append(error)
+    raise errors[0]
 
 
 def _read_info(path: Path, log: FaultLog) -> dict[str, str]:
@@ -269,20 +292,39 @@ def _read_info(path: Path, log: FaultLog) -> dict[str, str]:
     return values
 
 
-def _find_frames(folder: Path, rows: list[_Row], truth: Path) -> dict[int, Path]:
-    """Frame number, from 1 -> image file.
+def _find_frames(images: Path, rows: list[_Row], truth: Path) -> VideoFrames:
+    """The frames of a video: the images in a folder, or else those of the video file beside `gt`.
 
     The numbers are those of `number_frames`. If the annotations count from 1, the first frame has number 1.
+
+    Raises:
+        ImageFileError: the video file cannot be read.
+        FaultError: there are neither images nor exactly one video file.
     """
-    paths = [path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES] if folder.is_dir() else []
+    paths = _images_in(images)
     if not paths:
-        detail = f"its frames are missing; put them into {folder}, as 000001.jpg and so on"
-        raise FaultError(FaultKind.MISSING_IMAGE, truth, "", detail)
+        return extract_frames(_find_video_file(images, truth))
     numbers = number_frames(paths)
     first = min(numbers)
     annotated = min((row.frame for row in rows), default=1)
     shift = 1 - first if first == 0 or annotated < first else 0
-    return {number + shift: path for number, path in numbers.items()}
+    return VideoFrames({number + shift: path for number, path in numbers.items()})
+
+
+def _images_in(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES] if folder.is_dir() else []
+
+
+def _find_video_file(images: Path, truth: Path) -> Path:
+    """The video file beside the folder `gt`. Raises FaultError unless there is exactly one."""
+    folder = truth.parent.parent
+    files = sorted(path for path in folder.iterdir() if is_video(path) and is_file(path)) if is_file(truth) else []
+    if len(files) == 1:
+        return files[0]
+    detail = f"its frames are missing; put them into {images}, as 000001.jpg and so on, or the video file into {folder}"
+    if files:
+        detail = f"{folder} has the video files {files[0].name} and {files[1].name}; keep the annotated one"
+    raise FaultError(FaultKind.MISSING_IMAGE, truth, "", detail)
 
 
 def _read_labels(path: Path) -> tuple[str, ...] | None:
@@ -326,33 +368,15 @@ def _parse_row(text: str, line: int, path: Path) -> _Row:
 
 def _checked(rows: list[_Row], path: Path, num_frames: int, faults: list[DataFault]) -> tuple[_Row, ...]:
     """The rows that can be used, in the order of their frames and lines. Adds faults about the others, and warnings."""
-    kept: dict[tuple[int, int], _Row] = {}
+    of_video = []
     for row in rows:
-        at = f"line {row.line}"
-        first = kept.get((row.frame, row.track))
-        if not 1 <= row.frame <= num_frames:
-            detail = f"frame {row.frame}; the video has the frames 1 to {num_frames}"
-            faults.append(DataFault(FaultKind.OUTSIDE_VIDEO, str(path), at, detail))
-        elif first:
-            detail = f"id {row.track} in frame {row.frame} is in line {first.line} too"
-            faults.append(DataFault(FaultKind.REPEATED_TRACK, str(path), at, detail))
+        if 1 <= row.frame <= num_frames:
+            of_video.append(row)
         else:
-            kept[row.frame, row.track] = row
-    tracks: dict[int, list[_Row]] = defaultdict(list)
-    for row in kept.values():
-        tracks[row.track].append(row)
-    for track, of_track in tracks.items():
-        changed = next((row for row in of_track if row.category != of_track[0].category), None)
-        if changed:
-            detail = f"id {track} has class {changed.category}, and class {of_track[0].category} in {_at(of_track[0])}"
-            faults.append(DataFault(FaultKind.CLASS_CHANGE, str(path), _at(changed), detail))
-        if len(of_track) == 1 and num_frames > 1:
-            faults.append(DataFault(FaultKind.SHORT_TRACK, str(path), _at(of_track[0]), f"id {track}"))
-    return tuple(sorted(kept.values(), key=lambda row: (row.frame, row.line)))
-
-
-def _at(row: _Row) -> str:
-    return f"line {row.line}"
+            detail = f"frame {row.frame}; the video has the frames 1 to {num_frames}"
+            faults.append(DataFault(FaultKind.OUTSIDE_VIDEO, str(path), row.at, detail))
+    kept = checked_tracks(of_video, path, num_frames, faults)
+    return tuple(sorted(kept, key=lambda row: (row.frame, row.line)))
 
 
 # -------------------------------------------------------------------------------------------------------------- records
@@ -387,7 +411,7 @@ def _known_rows(video: _Video, labelled: _Video | None, log: FaultLog) -> _Video
         with log:
             if row.category not in known:
                 detail = f"class {row.category} is not in {where}"
-                raise FaultError(FaultKind.UNKNOWN_CLASS, video.truth, _at(row), detail)
+                raise FaultError(FaultKind.UNKNOWN_CLASS, video.truth, row.at, detail)
             rows.append(row)
     return replace(video, rows=tuple(rows))
 
@@ -417,6 +441,7 @@ def _image_records(
                 objects=usable,
                 faults=object_faults,
                 source=source,
+                name=f"{video.name}/{video.video.name}/{path.name}" if video.video else "",
                 extras={VIDEO: video.name, FRAME: frame},
             )
         )
@@ -434,6 +459,6 @@ def _object_record(row: _Row, id_: int, *, has_labels: bool, categories: Categor
         box=row.box,
         area=math.prod(row.box[2:]),
         crowd=distractor or not row.flag,
-        at=_at(row),
+        at=row.at,
         extras={TRACK: row.track, VISIBILITY: row.visibility, DISTRACTOR: distractor},
     )

@@ -22,7 +22,7 @@ from opendetr.data.formats.coco_panoptic import (
     panoptic_files,
     read_panoptic,
 )
-from opendetr.data.formats.coco_videos import VIDEO, has_videos, read_videos
+from opendetr.data.formats.coco_videos import VIDEO, has_videos, read_videos, video_file_names
 from opendetr.data.formats.mot import find_videos, parse_mot, read_mot
 from opendetr.data.formats.splits import SINGLE_SPLIT, SPLIT_SPELLINGS, chance, usual_split
 from opendetr.data.formats.table import TABLE_SUFFIXES, find_tables, parse_tables, read_table
@@ -361,8 +361,8 @@ def _images_folder(coco: CocoFile, split: str, folder: Path) -> Path:
     stem = _stem(coco.path)
     spellings = (stem, split, *(word for word, meaning in SPLIT_SPELLINGS.items() if meaning == split))
     named = [base / name for base in (folder, folder / "images") for name in dict.fromkeys(spellings)]
-    candidates = [*named, coco.path.parent, coco.path.parent / "images", folder / "images", folder]
-    names = coco.file_names[:_NAMES_TO_LOOK_FOR]
+    candidates = [*named, coco.path.parent, coco.path.parent / "images", folder / "images", folder / "videos", folder]
+    names = coco.file_names[:_NAMES_TO_LOOK_FOR] + (video_file_names(coco) if has_videos(coco) else [])
     if not coco.images:
         raise FaultError(FaultKind.NO_DATA, coco.path, "", "contains no images")
     images_folder = first_folder_holding([name for name in names if is_inside(name)], candidates)

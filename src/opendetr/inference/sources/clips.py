@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,16 +14,18 @@ from opendetr.data import (
     DetectionData,
     ImageError,
     VideoFolder,
+    count_frames,
     files_matching,
     image_size,
     is_pattern,
+    is_video,
     number_frames,
 )
 from opendetr.data import open_video as open_folder
 from opendetr.files import IMAGE_SUFFIXES, near_path
 from opendetr.inference.sources.reading import Report, Source, each_image, is_one_image, plain_source, reported
 from opendetr.inference.sources.source_image import FrameFile
-from opendetr.inference.sources.video import VIDEO_SUFFIXES, camera_frames, count_frames, is_video
+from opendetr.inference.sources.video import camera_frames
 
 _ASSUMED_RATE = 25.0  # frames per second, for a folder that does not state them
 _NEEDED = "tracking needs a video, a folder of frames or a camera"
@@ -99,8 +101,9 @@ def _below(folder: Path, skip: Path | None) -> list[Clip]:
         found = open_folder(path)
         if found is not None:
             folders[:] = [each for each in folders if each not in ("img1", "gt")]
-            clips.append(_frames(path, found))
-        clips += [_video(path / each) for each in sorted(files) if Path(each).suffix.lower() in VIDEO_SUFFIXES]
+            clips.append(_frames(path, found) if found.video is None else _annotated_video(path, found.video, found))
+        videos = (path / each for each in sorted(files) if is_video(Path(each)))
+        clips += [_video(each) for each in videos if found is None or each != found.video]
     if not clips:
         raise DataError(f"{folder}: neither frames nor videos in this folder; {_NEEDED}")
     return clips
@@ -116,6 +119,11 @@ def _frames(folder: Path, found: VideoFolder) -> Clip:
         return (FrameFile(path, number - 1, (number - 1) * seconds) for number, path in found.frames.items())
 
     return Clip(str(name), read, len(found.frames), found.annotations, _gaps(folder, found.frames))
+
+
+def _annotated_video(folder: Path, video: Path, found: VideoFolder) -> Clip:
+    """The clip of the annotated video file in a folder. It has the name of the folder."""
+    return replace(_video(video), source=str(folder), annotations=found.annotations)
 
 
 def _require_one_size(frames: Mapping[int, Path]) -> None:

@@ -14,12 +14,22 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from opendetr.data import DataError, ImageError, files_matching, images_in, is_pattern, read_image, to_pixels
+from opendetr.data import (
+    DataError,
+    ImageError,
+    VideoError,
+    files_matching,
+    images_in,
+    is_pattern,
+    is_video,
+    read_image,
+    to_pixels,
+)
 from opendetr.files import IMAGE_SUFFIXES
 from opendetr.inference.sources.prefetch import read_ahead
 from opendetr.inference.sources.source_image import FrameFile, SourceImage
 from opendetr.inference.sources.url import read_url
-from opendetr.inference.sources.video import VideoError, camera_frames, frames_and_faults, is_video
+from opendetr.inference.sources.video import camera_frames, frames_and_faults
 from opendetr.network import is_url
 
 Source = str | Path | int | np.ndarray | Tensor | Image.Image | SourceImage | FrameFile

@@ -10,7 +10,7 @@ from pathlib import Path, PurePath, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
 from opendetr.categories import Categories
-from opendetr.inference.sources.video import is_video
+from opendetr.data import is_video
 from opendetr.network import is_url
 
 # Output images keep the suffix of the input if it is one of these, and have Pillow's format of this name.

@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from opendetr.data import DataError
+from opendetr.data import DataError, video_library
 from opendetr.files import atomic_path
-from opendetr.inference.sources.video import library
 from opendetr.inference.writers.background import Background
 from opendetr.inference.writers.tables import Entry, Sink
 from opendetr.results import Detections, Panoptic
@@ -61,7 +60,7 @@ def video_writer(path: Path) -> Iterator[VideoWriter]:
         VideoError: PyAV is missing.
         DataError: the file cannot be written.
     """
-    av = library("av", "av", str(path))
+    av = video_library("av", "av", str(path))
     with atomic_path(path) as temporary:
         try:
             with av.open(str(temporary), "w", format="mp4") as container:
