@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,12 @@ from opendetr.config import ConfigError, to_dict
 from opendetr.data import DataError, DetectionData, open_data, read_record
 from opendetr.inference import comparisons
 from opendetr.nn import new_tokenizer
-from opendetr.presets import get_preset, miniature
+from opendetr.presets import build_model, get_preset, miniature
 from opendetr.synthetic import write_captioned_scenes, write_scenes
 from opendetr.synthetic.config import SceneConfig
 from opendetr.synthetic.described import DescribedConfig
 from opendetr.visualize import draw_truth
+from opendetr.weights import ModelCard, save_weights
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +122,46 @@ def test_training_says_what_the_text_encoder_cannot_take(scenes: Path) -> None:
     assert preset.advice(captioned("red disc " * 60, "a disc")) == (
         "50.0% of the captions are longer than the 96 tokens that it takes, and are cut"
     )
+
+
+def test_a_model_that_answers_starts_from_one_that_does_not(scenes: Path, tmp_path: Path) -> None:
+    """As the authors fine-tune the pre-trained model on questions. Further layers of the other model are left out."""
+    preset = miniature("mdetr-tiny")
+    plain = build_model(preset, 255)
+    path = tmp_path / "model.safetensors"
+    save_weights(path, plain, ModelCard(to_dict(preset), preset.published_categories(), {}))
+    lines: list[str] = []
+    changed = {"model": {"questions": "scenes", "align_width": 0}}
+    train(scenes, weights=path, changes=changed, max_steps=1, out=tmp_path / "run", device="cpu", say=lines.append)
+    start = next(line for line in lines if "million parameters" in line)
+    assert "new and random: " in start
+    assert {"answer_heads", "answer_queries"} <= set(re.split(r"[ ,;]+", start.split("new and random: ")[1]))
+    assert start.endswith("skipped: align_queries, align_tokens")
+    gqa, clevr, r101 = (get_preset(f"mdetr-{name}") for name in ("r101-gqa", "r18-clevr", "r101"))
+    assert gqa.can_start_from(r101)
+    assert not clevr.can_start_from(r101)  # another text encoder
+    assert not r101.can_start_from(gqa)
+    started = gqa.like_trained(replace(r101, model=replace(r101.model, num_queries=7)))
+    assert (started.model.questions, started.model.align_width, started.model.num_queries) == ("gqa", 0, 7)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"grounding": {"align_weight": 0}}, {"model": {"pair_width": 16}}], ids=["no alignment", "pairs"]
+)
+def test_losses_can_be_switched(changes: dict[str, Any], scenes: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(to_dict(miniature("mdetr-tiny"))))
+    options = {"config": tmp_path / "config.yaml", "weights": "none", "device": "cpu", "max_steps": 1}
+    done = train(scenes, changes=changes, out=tmp_path / "run", **options)
+    assert done.result.step == 1
+
+
+def test_objects_that_do_not_say_whether_they_are_meant_stop_before_a_run_begins(
+    run: Path, scenes: Path, tmp_path: Path
+) -> None:
+    changed = {"model": {"predict_final": True}}
+    with pytest.raises(DataError, match="its objects have no 'isfinal', which the model predicts"):
+        train(scenes, config=run / "config.yaml", weights="none", changes=changed, max_steps=1, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_answers_that_the_model_cannot_give_stop_before_a_run_begins(run: Path, scenes: Path, tmp_path: Path) -> None:

@@ -13,8 +13,7 @@ from opendetr.cli.output import DeviceOption, JsonOption, command, folder_to_wri
 
 if TYPE_CHECKING:
     from opendetr.data import DetectionData, ImageRecord
-    from opendetr.inference import Predictor
-    from opendetr.inference.comparison import TitledImages
+    from opendetr.inference import Predictor, TitledImages
 
 PAGE = "index.html"
 _MODEL, _TEXT_MODEL = "deformable-detr-tiny-panoptic", "mdetr-tiny"

@@ -41,10 +41,12 @@ class CaptionDataConfig(DataConfig):
     Attributes:
         augmentation: by default MDETR's. With `flip`, flipped captions have "left" and "right" exchanged.
         questions: the kind of questions whose answers become targets; "none" ignores answers.
+        needs_final: whether all objects must say if the caption as a whole refers to them.
     """
 
     augmentation: AugmentationConfig = field(default_factory=lambda: CAUTIOUS)
     questions: Questions = "none"
+    needs_final: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -58,13 +60,17 @@ class CaptionDataConfig(DataConfig):
     def open_splits(self, folder: Path) -> dict[str, DetectionData]:
         """The splits of a dataset; see `DataConfig.open_splits`.
 
-        Raises DataError also if a split has no captions, or an answer that the model cannot give.
+        Raises DataError also if a split has no captions, an answer that the model cannot give, or objects that lack
+        "isfinal" if the model predicts it.
         """
         splits = super().open_splits(folder)
         for role in ("train", "val"):
             require_captions(splits[role])
             for image in splits[role].images:
                 encode_answer(self.questions, image.extras)
+                if self.needs_final and any(IS_FINAL not in obj.extras for obj in image.objects):
+                    raise DataError(f"{image.path}: its objects have no '{IS_FINAL}', which the model predicts; set "
+                                    "model.predict_final to false, or add it to the annotations")  # fmt: skip
         return splits
 
     @abstractmethod

@@ -1,6 +1,6 @@
 """Inference: predict detections and panoptic maps from images, and follow objects through videos."""
 
-from opendetr.inference.comparison import compare, comparisons
+from opendetr.inference.comparison import TitledImages, compare, comparisons
 from opendetr.inference.history import Explanation, TrackHistory
 from opendetr.inference.predictor import Predictor, load
 from opendetr.inference.tracker import Tracker
@@ -8,6 +8,7 @@ from opendetr.inference.tracker import Tracker
 __all__ = [
     "Explanation",
     "Predictor",
+    "TitledImages",
     "TrackHistory",
     "Tracker",
     "compare",

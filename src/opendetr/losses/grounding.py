@@ -46,7 +46,7 @@ class GroundingLossConfig:
     """Weights of the losses of detection guided by text.
 
     Attributes:
-        align_weight: weight of the alignment of queries and tokens; 0 leaves it out.
+        align_weight: weight of the alignment of queries and tokens, for models with such layers.
         temperature: divisor of the similarities.
         published_fallback: look up a boundary of a span that has no token in the first caption of the batch instead of
             the own one, as the authors' code does.

@@ -34,6 +34,7 @@ from opendetr.nn import (
 from opendetr.recipe import LinearSchedule, ParameterRate
 from opendetr.structures import FeatureMap, GroundingOutput, ImageBatch, Movable, Predictions, Scoring, Tokens
 
+_ALIGNMENT = ("align_queries.", "align_tokens.")
 _TOKEN_FIELDS = ("ids", "padding", "spans")
 
 QuestionKind = Literal["none", "gqa", "gqa-unified", "clevr", "scenes"]
@@ -192,6 +193,8 @@ class MDETR(DETR):
         # A module cannot have the name "type".
         self.answer_heads = nn.ModuleDict({f"{head.name}_head": _new_head(width, head) for head in heads})
         self.answer_names = tuple(head.name for head in heads)
+        if heads:  # a model that answers questions starts from one that does not
+            self.added_parts = frozenset({"answer_queries", "answer_heads"})
         self.pair_token = nn.Embedding(1, width) if config.pair_width else None
         self.pair_image = nn.Linear(width, config.pair_width, bias=False) if config.pair_width else None
         self.pair_caption = nn.Linear(self.text.width, config.pair_width, bias=False) if config.pair_width else None
@@ -208,6 +211,13 @@ class MDETR(DETR):
     def tokenizer(self) -> Tokenizer:
         """The tokenizer of the text encoder. Raises ConfigError if its vocabulary is missing."""
         return new_tokenizer(self.tokenizer_name)
+
+    def completed(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """As `Detector.completed`. Alignment layers are left out if this model has none."""
+        whole = super().completed(state)
+        if self.align_queries is not None:
+            return whole
+        return {name: value for name, value in whole.items() if not name.startswith(_ALIGNMENT)}
 
     def encode_text(self, captions: Sequence[str] | Tokens) -> EncodedText:
         """Captions, or their tokens -> their features, computed once for each distinct string.

@@ -20,7 +20,8 @@ _MANY_UNKNOWN = 0.02  # share of the words
 class GroundingDataConfig(CaptionDataConfig):
     """How a dataset with captions becomes batches.
 
-    A preset sets `tokenizer`, `max_tokens` and `questions` as its model needs them. Other values have no effect.
+    A preset sets `tokenizer`, `max_tokens`, `questions` and `needs_final` as its model needs them. Other values have no
+    effect.
 
     Attributes:
         tokenizer: the tokenizer of the model's text encoder.
@@ -31,9 +32,15 @@ class GroundingDataConfig(CaptionDataConfig):
     max_tokens: int = 512
 
     def fitting(self, model: MDETRConfig) -> Self:
-        """The configuration with the tokenizer and the questions of a model."""
+        """The configuration with the tokenizer of a model, and with the annotations that it learns from."""
         text = model.text
-        return replace(self, tokenizer=text.tokenizer, max_tokens=text.max_tokens, questions=model.questions)
+        return replace(
+            self,
+            tokenizer=text.tokenizer,
+            max_tokens=text.max_tokens,
+            questions=model.questions,
+            needs_final=model.predict_final,
+        )
 
     def open_splits(self, folder: Path) -> dict[str, DetectionData]:
         """As in `DataConfig`. Raises ConfigError without RoBERTa's vocabulary, if it is needed: before a run begins."""

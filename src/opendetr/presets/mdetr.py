@@ -57,6 +57,21 @@ class GroundingPreset(Preset):
         """Whether the model has answer heads."""
         return self.model.questions != "none"
 
+    def can_start_from(self, other: Preset) -> bool:
+        """Whether this model answers questions, and the other one is an MDETR with this text encoder that does not."""
+        if not isinstance(other, GroundingPreset) or other.answers_questions or not self.answers_questions:
+            return False
+        return other.model.text == self.model.text
+
+    def like_trained(self, other: Preset) -> Self:
+        """The preset with the architecture of the weights that it starts from, and its own answer heads."""
+        trained = super().like_trained(other)
+        if not self.can_start_from(other):
+            return trained
+        own = self.model
+        model = replace(trained.model, questions=own.questions, align_width=own.align_width)
+        return replace(trained, model=model)
+
     def num_classes(self, categories: Categories) -> int:
         """The number of tokens that a query can name, for all datasets."""
         return NUM_TOKENS

@@ -87,7 +87,7 @@ class GroundingTask(_WithCaptions):
 def _further_terms(model: MDETR, config: GroundingLossConfig) -> dict[str, LossTerm]:
     """The loss terms of the model's further heads."""
     terms: dict[str, LossTerm] = {}
-    if model.align_queries is not None and config.align_weight:
+    if model.align_queries is not None:
         terms["align"] = AlignmentLoss(config)
     if model.pair_image is not None:
         terms["pair"] = PairLoss(config)
