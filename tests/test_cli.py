@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import os
 import pickle
 import re
@@ -430,6 +431,24 @@ def workplace(scenes, run, tmp_path_factory) -> Path:
 def test_exit_codes_are_those_of_the_documentation(command, code, workplace, monkeypatch):
     monkeypatch.chdir(workplace)
     opendetr(*command.split(), code=code)
+
+
+@pytest.mark.parametrize(("ended", "code"), [(1, 1), (2, 2), (-9, 1)])
+def test_the_exit_code_of_several_processes_is_that_of_the_first_failure(ended, code, workplace, monkeypatch):
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+    from torch.distributed.launcher import api
+
+    def launched(*_arguments: Any) -> Callable[..., None]:
+        def start(*_own: Any) -> None:
+            raise ChildFailedError("opendetr", {0: ProcessFailure(0, 1, ended, "none")})
+
+        return start
+
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # else the command sets it
+    monkeypatch.setattr(api, "elastic_launch", launched)
+    monkeypatch.setattr(logging, "disable", lambda level: None)
+    opendetr("train", workplace / "scenes", "--processes", 2, "--set", "xyzzy=1", code=code)
 
 
 def test_ctrl_c_is_exit_code_130(workplace, monkeypatch):

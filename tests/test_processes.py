@@ -25,6 +25,7 @@ from safetensors.torch import load_file
 
 from inputs import batch_for
 from opendetr import distributed, presets
+from opendetr.data import count_noun
 from opendetr.data.formats.recognise import open_data
 from opendetr.data.loader import TrainLoader, train_loader
 from opendetr.structures import Batch, ImageBatch, Target
@@ -321,7 +322,7 @@ def test_ctrl_c_saves_and_resume_goes_on_in_several_processes(tmp_path):
         step = load_checkpoint(tmp_path / "run" / "last").facts["step"]
         assert step >= 1
         command = Command("--resume", tmp_path / "run", "--processes", 2)
-        command.wait_for(f"resumed after {step} steps on 2 processes")
+        command.wait_for(f"resumed after {count_noun(step, 'step')} on 2 processes")
         command.wait_for("epoch ")
     command.process.send_signal(signal.SIGINT)
     command.end()

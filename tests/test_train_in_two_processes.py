@@ -376,7 +376,7 @@ def test_the_main_process_logs_what_any_process_skipped_once(runs):
 @needs_fork
 def test_a_run_of_two_processes_can_be_diagnosed(runs):
     lines = diagnose_run(runs / "two" / "skipped" / "run", device="cpu")
-    assert "in 1 steps; probable cause:" in lines[0]
+    assert "in 1 step; probable cause:" in lines[0]
 
 
 @needs_fork

@@ -45,7 +45,7 @@ def run(num_processes: int) -> Exit:
         rank, failure = error.get_first_failure()
         if failure.exitcode < 0 and rank == 0:
             say(f"error: process 0 of {num_processes} was ended by {failure.signal_name()}; continue with --resume")
-        return Exit.FAILED
+        return Exit.BAD_USAGE if failure.exitcode == Exit.BAD_USAGE else Exit.FAILED
     except SignalException:  # the processes have saved and reported it
         return Exit.FAILED
     return Exit.DONE
