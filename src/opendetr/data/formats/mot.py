@@ -167,13 +167,13 @@ def open_video(folder: Path) -> VideoFolder | None:
 
 def find_videos(folder: Path) -> dict[str, list[Path]]:
     """Split name -> the folders of its videos; empty if `folder` has none."""
-    if _is_video(folder):
+    if _is_video_folder(folder):
         return {SINGLE_SPLIT: [folder]}
     folders = _folders(folder)
-    videos = [path for path in folders if _is_video(path)]
+    videos = [path for path in folders if _is_video_folder(path)]
     if videos:
         return {SINGLE_SPLIT: videos}
-    videos_in = {path.name: [video for video in _folders(path) if _is_video(video)] for path in folders}
+    videos_in = {path.name: [video for video in _folders(path) if _is_video_folder(video)] for path in folders}
     splits = split_folders(name for name, own in videos_in.items() if own)
     return {split: videos_in[name] for name, split in splits.items()}
 
@@ -194,7 +194,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _is_video(folder: Path) -> bool:
+def _is_video_folder(folder: Path) -> bool:
     return is_file(folder / "gt" / "gt.txt")
 
 
@@ -207,7 +207,7 @@ def parse_mot(folder: Path, log: FaultLog = RAISE_FAULTS) -> MotFolder:
     """
     splits = find_videos(folder)
     if not splits:
-        raise DataError(f"{folder}: contains no videos; a video is a folder with gt/gt.txt and img1/")
+        raise DataError(f"{folder}: contains no videos; a video is a folder with gt/gt.txt and img1/ or a video file")
     parsed: dict[str, tuple[_Video, ...]] = {}
     for split, paths in splits.items():
         videos = []

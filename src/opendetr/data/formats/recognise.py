@@ -48,8 +48,8 @@ VAL_NAMES = ("val",)
 _NAMES_TO_LOOK_FOR = 20  # images of a COCO file that are searched for to find its folder of images
 _EXPECTED = (
     "expected COCO (annotations/instances_*.json, or a JSON file next to the images), Pascal VOC (Annotations/*.xml "
-    "and JPEGImages/), YOLO (data.yaml, or images/ and labels/*.txt), MOTChallenge (videos with img1/ and gt/gt.txt) "
-    "or a CSV table of images and boxes"
+    "and JPEGImages/), YOLO (data.yaml, or images/ and labels/*.txt), MOTChallenge (videos with gt/gt.txt "
+    "and img1/ or a video file) or a CSV table of images and boxes"
 )
 
 
