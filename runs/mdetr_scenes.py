@@ -57,6 +57,7 @@ from opendetr.synthetic.looks import COLOURS
 from opendetr.synthetic.textures import NAMED_TEXTURES
 from opendetr.training import resume
 from opendetr.training.callbacks import read_metrics
+from opendetr.training.checkpoint import load_checkpoint
 from opendetr.weights import ModelCard, read_state, save_weights
 
 MODEL, BACKBONE_OF = "mdetr-tiny", "deformable-detr-tiny-panoptic"
@@ -198,15 +199,14 @@ def measure(predictor: Predictor, test: DetectionData) -> dict[str, Any]:
 
 def facts(run: Path) -> dict[str, Any]:
     """The length of a run, and its metrics on the validation scenes."""
-    rows = list(read_metrics(run))
-    steps = [row for row in rows if row["kind"] == "step"]
     curve = [
         {"step": row["step"], **{name: round(row["metrics"][name], 4) for name in CURVE}}
-        for row in rows
+        for row in read_metrics(run)
         if row["kind"] == "evaluation"
     ]
-    images = steps[-1]["step"] * steps[-1]["images"]
-    return {"minutes": round(sum(row["seconds"] for row in rows) / 60, 1), "images": images, "curve": curve}
+    state = load_checkpoint(run / "last").facts
+    images = state["step"] * state["recipe"]["batch_size"]
+    return {"minutes": round(state["seconds"] / 60, 1), "images": images, "curve": curve}
 
 
 def main(

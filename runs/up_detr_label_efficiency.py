@@ -31,6 +31,7 @@ from opendetr.presets import get_preset
 from opendetr.synthetic import write_scenes
 from opendetr.training import Run, pretrain, resume, train
 from opendetr.training.callbacks import read_metrics
+from opendetr.training.checkpoint import load_checkpoint
 from opendetr.visualize import draw_curves
 
 SCENES = "scenes"
@@ -120,11 +121,11 @@ def _pretrained(options: argparse.Namespace, name: str, data: DetectionData, clo
 
 
 def _write_pretraining(result: Path, name: str, num_images: int, run: Path) -> None:
-    rows = list(read_metrics(run))
     curve = [{"step": row["step"], **{metric: row["metrics"].get(metric) for metric in FOUND}}
-             for row in rows if row["kind"] == "evaluation"]  # fmt: skip
-    facts = {"data": name, "images": num_images, "steps": max(row["step"] for row in rows)}
-    _write(result, facts | {"seconds": sum(row["seconds"] for row in rows), "curve": curve})
+             for row in read_metrics(run) if row["kind"] == "evaluation"]  # fmt: skip
+    state = load_checkpoint(run / "last").facts
+    facts = {"data": name, "images": num_images, "steps": state["step"], "seconds": state["seconds"]}
+    _write(result, facts | {"curve": curve})
 
 
 def _labelled(folder: Path, data: dict[str, DetectionData], percent: int, seed: int) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -17,6 +18,7 @@ from typer.testing import CliRunner
 from opendetr import config, presets
 from opendetr.cli import models as module
 from opendetr.cli.main import app
+from opendetr.nn import new_tokenizer, text_fault
 from opendetr.presets import FAMILIES, RELATIVE_TIME, get_preset, list_models
 from opendetr.weights import published_files
 
@@ -71,16 +73,10 @@ def test_json_has_every_fact():
 def test_one_model_is_explained(name):
     text = printed(name)
     assert text.startswith(f"{name}: ")
-    train, patch = (
-        ("train my-data", "") if get_preset(name).uses_annotations else ("pretrain photos", " --patch crop.jpg")
-    )
+    train = "train my-data" if get_preset(name).uses_annotations else "pretrain photos"
     assert f"opendetr {train} --model {name} " in text
     usable = presets.shipped_weights(name) or (name in published_files() and published_files()[name].is_checked)
-    text_option = ' --text "a man with an umbrella"' if name.startswith("mdetr-") else ""
-    if name in ("mdetr-r101-gqa", "mdetr-r18-clevr"):
-        text_option = ' --ask "how many dogs are there?"'
-    expected = name if usable else f"runs/{name}"
-    assert f"opendetr predict photo.jpg --weights {expected}{patch}{text_option}\n" in text
+    assert f"opendetr {get_preset(name).example} --weights {name if usable else f'runs/{name}'}\n" in text
     published = published_files().get(name)
     assert ("no metrics" in text) == (not (published and published.results))
     for metric, value in published.results.items() if published else ():
@@ -88,6 +84,18 @@ def test_one_model_is_explained(name):
     assert ("licence not stated" in text) == (published is not None and published.licence == "not stated")
     if published and not published.is_checked and not published.path.is_file():
         assert published.place in text and str(published.path) in text
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_the_example_of_a_model_has_the_input_that_it_needs(name):
+    preset, row = get_preset(name), module._row(name)
+    command, _, *options = shlex.split(preset.example)
+    assert (command == "track") == preset.follows_objects
+    prompts = {"--patch": row["patches"], "--text": row["takes_text"], "--ask": row["answers_questions"]}
+    needed = next((option for option in reversed(prompts) if prompts[option]), None)
+    assert options[:1] == ([needed] if needed else [])
+    if needed == "--text" and preset.data.tokenizer == "words":
+        assert text_fault(options[1], new_tokenizer("words")) is None
 
 
 def test_an_unknown_name_gets_the_nearest():

@@ -148,7 +148,7 @@ def _explanation(row: Mapping[str, Any]) -> str:
     train, data = ("train", "my-data") if row["uses_annotations"] else ("pretrain", "photos")
     commands = {
         train: f"opendetr {train} {data} --model {name} --out {out}",
-        "predict": f"opendetr predict photo.jpg --weights {name if usable else out}{_prompt(row)}",
+        row["example"].split()[0]: f"opendetr {row['example']} --weights {name if usable else out}",
     }
     about = textwrap.fill(family.architecture, _WIDTH) if family else ""
     parts = [f"{name}: {row['description']}", about, table(list(facts.items())), table(list(commands.items()))]
@@ -159,15 +159,6 @@ def _licence(weights: Mapping[str, Any]) -> str | None:
     """The licence of the weights, as a part of a sentence."""
     licence = weights.get("licence")
     return "licence not stated" if licence == "not stated" else licence
-
-
-def _prompt(row: Mapping[str, Any]) -> str:
-    """The options that say what a model finds or answers, for an example."""
-    if row["patches"]:
-        return " --patch crop.jpg"
-    if row["answers_questions"]:
-        return ' --ask "how many dogs are there?"'
-    return ' --text "a man with an umbrella"' if row["takes_text"] else ""
 
 
 def _row(name: str) -> dict[str, Any]:
@@ -185,9 +176,10 @@ def _row(name: str) -> dict[str, Any]:
         "layers": f"{transformer.encoder_layers}+{transformer.decoder_layers}",
         "width": transformer.width,
         "queries": preset.model.num_queries,
-        "patches": model.max_patches,
         "uses_annotations": preset.uses_annotations,
         "image_size": preset.data.image_size,
+        "example": preset.example,
+        "patches": model.max_patches,
         "takes_text": model.takes_text,
         "answers_questions": bool(model.answer_names),
         "relative_time": RELATIVE_TIME.get(name),

@@ -77,6 +77,6 @@ def pretrain(options: PretrainOptions) -> Exit:
 def _next_commands(run: Run) -> Sequence[str]:
     return (
         f"train DATA --weights {run.folder}",
-        f"predict IMAGES --patch CROP --weights {run.folder}",
+        f"{run.preset.example} --weights {run.folder}",
         f"eval {run.data} --weights {run.folder}",
     )

@@ -67,7 +67,7 @@ def train(options: TrainOptions) -> Exit:
 
 def _next_commands(run: Run) -> Sequence[str]:
     return (
-        f"predict IMAGES --weights {run.folder}",
+        f"{run.preset.example} --weights {run.folder}",
         f"eval {run.data} --weights {run.folder}",
         f"train {run.data} --weights {run.folder}",
     )

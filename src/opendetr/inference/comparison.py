@@ -22,6 +22,7 @@ from opendetr.data import (
     text_of,
 )
 from opendetr.inference.predictor import Predictor
+from opendetr.inference.texts import TEXT_SCORE
 from opendetr.results import Detections, Panoptic, draw_detections, draw_panoptic
 from opendetr.scoring import ScoreThresholds
 from opendetr.visualize import as_image, contact_sheet, draw_segments, draw_truth
@@ -107,7 +108,7 @@ def _described(
     truth = draw_truth(pixels, record.objects, categories, names=names, text=text)
     title, found = "prediction", as_image(pixels)
     try:
-        detections = detector.predict(pixels, text=caption, min_score=_SHOWN_SCORE)
+        detections = detector.predict(pixels, text=caption, min_score=TEXT_SCORE)
         assert isinstance(detections, Detections)  # of one image
         found = draw_detections(detections, text=text)
         if "answer" in record.extras:

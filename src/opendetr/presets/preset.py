@@ -44,7 +44,7 @@ class Preset:
 
     A family member that differs in more than settings has a subclass. It overrides `build_model`, `build_task`,
     `categories_of`, `without_extras`, `trained_from_nothing`, `advice`, `fitted` and `trained_into` (training),
-    `session`, `prompt`, `follows_objects` and `of_classes` (inference), `evaluator`, `metrics`,
+    `session`, `prompt`, `example`, `follows_objects` and `of_classes` (inference), `evaluator`, `metrics`,
     `headlines` and `draws_predictions` (evaluation; without `metrics`, a run is not evaluated), or `miniature`, if its
     model config has other fields.
 
@@ -159,6 +159,11 @@ class Preset:
     def session(self, model: Detector) -> Session:
         """The session that runs the model at inference."""
         return ImageSession(model)
+
+    @property
+    def example(self) -> str:
+        """The command that uses the model, as an example without its weights: its name, its input and other options."""
+        return "predict photo.jpg"
 
     @property
     def follows_objects(self) -> bool:

@@ -103,7 +103,7 @@ _PRESETS: dict[str, Callable[[], Preset]] = {
 
 _SHIPPED = dict.fromkeys(
     ("deformable-detr-tiny", "deformable-detr-tiny-panoptic"), "scenes-deformable-detr-tiny-panoptic.safetensors"
-)
+) | {"mdetr-tiny": "scenes-mdetr-tiny.safetensors"}
 
 
 def register_preset(make: Callable[[], Preset]) -> None:

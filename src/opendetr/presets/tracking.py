@@ -116,6 +116,11 @@ class TrackingPreset(Preset):
         return ("HOTA", "DetA", "AssA", "AP") if has_tracks(data) else super().headlines(data)
 
     @property
+    def example(self) -> str:
+        """The command that tracks the objects of a video."""
+        return "track clip.mp4"
+
+    @property
     def follows_objects(self) -> bool:
         """Whether the session gives the objects of a video ids: True."""
         return True

@@ -122,6 +122,11 @@ class PretrainingPreset(Preset):
         return self.fine_tuned, self.model.detector()
 
     @property
+    def example(self) -> str:
+        """The command that locates a patch."""
+        return "predict photo.jpg --patch crop.jpg"
+
+    @property
     def draws_predictions(self) -> bool:
         """False: predictions need patches."""
         return False

@@ -92,6 +92,7 @@ class Run:
     Attributes:
         folder: the run folder; `opendetr.load(run.folder)` opens its best weights.
         data: the dataset folder.
+        preset: the configuration of the model and its training.
         result: how it ended, and its metrics.
         failed: whether the run has learned nothing: it has ended, and its main metric stayed below 0.01. The main
             metric is that of the model and the data, such as AP, whatever metric selects the best weights.
@@ -99,6 +100,7 @@ class Run:
 
     folder: Path
     data: Path
+    preset: Preset
     result: RunResult
     failed: bool = False
 
@@ -583,7 +585,7 @@ def _finish(
 
     For an interrupted run, say how to continue it.
     """
-    run = Run(folder, setup.data, result)
+    run = Run(folder, setup.data, setup.preset, result)
     if result.interrupted:  # no more work: the process that started this one kills it after a while
         steps, command = count_noun(result.step, "step"), f"opendetr {_command(setup)} --resume {folder}"
         say(f"error: interrupted after {steps}, and saved; continue with `{command}`")
