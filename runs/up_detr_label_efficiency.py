@@ -112,7 +112,7 @@ def _pretrained(options: argparse.Namespace, name: str, data: DetectionData, clo
         if not link.exists():
             link.symlink_to(image.path.resolve())
     if not (result.exists() and out.exists()):
-        changes = [{"recipe": {"num_evaluations": 10}}, *options.set]
+        changes = [{"recipe": {"num_evaluations": 10}}, *_size(options), *options.set]
         _start_or_resume(
             out, clock, lambda: pretrain(images, weights="none", out=out, time=options.pretraining, changes=changes)
         )
@@ -144,16 +144,21 @@ def _labelled(folder: Path, data: dict[str, DetectionData], percent: int, seed: 
 
 
 def _fine_tune(options: argparse.Namespace, data: Path, weights: str | Path, out: Path, seed: int) -> Run:
-    size = get_preset("up-detr-tiny").data.resized(options.image_size) if options.image_size else None
-    changes: list[Any] = [{"recipe": RECIPE, "dense": {"weight": 1.0}}]
-    if size is not None:
-        changes.append({"data": {"image_size": size.image_size, "max_size": size.max_size}})
+    changes: list[Any] = [{"recipe": RECIPE, "dense": {"weight": 1.0}}, *_size(options)]
     model = "detr-tiny" if weights == "none" else None
     return _start_or_resume(
         out,
         None,
         lambda: train(data, model=model, weights=weights, out=out, changes=changes, seed=seed, max_steps=options.steps),
     )
+
+
+def _size(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """The changes that set the image size, if it is given."""
+    if not options.image_size:
+        return []
+    data = get_preset("up-detr-tiny").data.resized(options.image_size)
+    return [{"data": {"image_size": data.image_size, "max_size": data.max_size}}]
 
 
 def _start_or_resume(out: Path, clock: Clock | None, start: Callable[[], Run]) -> Run:
@@ -229,7 +234,7 @@ if __name__ == "__main__":
     training.add_argument("--pretraining", default="95m", help="time of the pre-training")
     training.add_argument("--pretrained", type=Path, help="the run folder of a pre-training on the same images")
     training.add_argument("--minutes", type=float, default=95, help="start no run that would end later")
-    training.add_argument("--image-size", type=int, help="short side in fine-tuning; by default that of the model")
+    training.add_argument("--image-size", type=int, help="short side of the images; by default that of the models")
     training.add_argument(
         "--set", nargs="*", default=[], help="settings of the pre-training, such as data.patch_size=32"
     )
