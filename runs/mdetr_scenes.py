@@ -11,10 +11,11 @@ are those of the whole training. The training has two stages:
 2. The whole model is trained on expressions, captions and questions. All but the backbone starts with random weights.
 
 With `--weights RUN`, the second stage starts with the weights of another run instead. `--export FILE` writes the best
-weights in half precision, as the package contains them. They are those of a run that was interrupted by Ctrl-C after 49
-of 92 minutes of the second stage:
+weights in half precision, as the package contains them. They are those of a second run, 12 minutes that started from a
+run that was interrupted by Ctrl-C after 49 of 92 minutes of its second stage:
 
-    python runs/mdetr_scenes.py --folder WORK --backbone-minutes 8 --minutes 92 --export FILE --results RESULTS.json
+    python runs/mdetr_scenes.py --folder WORK --backbone-minutes 8 --minutes 92
+    python runs/mdetr_scenes.py --folder OTHER --weights WORK/run --minutes 12 --export FILE --results RESULTS.json
 
 The results are those on 300 scenes that were neither trained on nor used to choose a checkpoint, with one referring
 expression each: precision of the best box (P@1, IoU 0.5), by kind of expression, with the true captions and with blank

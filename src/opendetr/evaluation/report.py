@@ -66,7 +66,8 @@ td.wide { vertical-align: middle }
 nav { display: flex; flex-wrap: wrap; gap: .3rem 1.25rem; margin: 1.25rem 0 0 }
 a { color: var(--bar) }
 figure { margin: 0 0 2.25rem }
-.images { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); gap: .7rem 1rem }
+.images { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); gap: .7rem 1rem;
+  align-items: end }
 .images p { margin: 0 0 .2rem; font-size: .85rem }
 figure img { display: block; max-width: 100%; height: auto; border: 1px solid var(--rule); border-radius: .5rem }
 figcaption { margin-top: .45rem; font-size: .9rem; overflow-wrap: anywhere }
