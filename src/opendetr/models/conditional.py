@@ -161,6 +161,26 @@ class ConditionalAttention(AttentionModule):
         query, key = self._project(content, query_position, query_place, memory, position)
         return attention_weights(query, key, self.num_heads, padding)
 
+    def spatial_weights(
+        self,
+        content: Tensor,
+        query_position: Tensor,
+        query_place: Tensor,
+        memory: Tensor,
+        position: Tensor,
+        padding: Tensor | None,
+    ) -> Tensor:
+        """The attention weights that follow from the places alone, for the arguments of `forward`.
+
+        The softmax of the spatial part of the scores (the paper's figure 1): where each head looks, whatever is there.
+
+        Returns:
+            (B, heads, Q, N) float32, without dropout. Each row sums to 1 over the tokens; padded tokens have 0.
+        """
+        # The scores are divided by the root of the width of a whole key, which is twice that of its place.
+        query, key = self.query_place(query_place) / math.sqrt(2), self.key_place(position)
+        return attention_weights(query, key, self.num_heads, padding)
+
     def _project(
         self, content: Tensor, query_position: Tensor, query_place: Tensor, memory: Tensor, position: Tensor
     ) -> tuple[Tensor, Tensor]:

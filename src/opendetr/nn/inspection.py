@@ -17,7 +17,9 @@ AttentionWeights = Tensor | DeformableWeights
 
 
 @contextmanager
-def collect_attention(model: nn.Module, names: str = "*") -> Iterator[dict[str, list[AttentionWeights]]]:
+def collect_attention(
+    model: nn.Module, names: str = "*", method: str = "weights"
+) -> Iterator[dict[str, list[AttentionWeights]]]:
     """Collect the attention weights of every forward pass inside a `with` block.
 
     Outputs, gradients and torch's random state stay bit-identical, in evaluation and in training. The collected weights
@@ -29,12 +31,13 @@ def collect_attention(model: nn.Module, names: str = "*") -> Iterator[dict[str, 
     Args:
         model: any model with attention modules.
         names: shell-style pattern for the names of the modules, such as `decoder.*.cross_attention`.
+        method: name of the method that computes the weights. All chosen modules have it.
 
     Yields:
         A dictionary that the forward passes fill. It maps the name of a module, as in `model.named_modules()`, to the
-        results of its `weights`, one entry per call. Most modules are called once per forward pass of the model. The
-        mask attention is called once per image with requested masks. With activation checkpointing, a backward pass
-        inside the block calls the modules again.
+        results of its `weights`, or of `method`, one entry per call. Most modules are called once per forward pass of
+        the model. The mask attention is called once per image with requested masks. With activation checkpointing, a
+        backward pass inside the block calls the modules again.
 
     Raises:
         ValueError: no attention module matches `names`.
@@ -52,16 +55,16 @@ def collect_attention(model: nn.Module, names: str = "*") -> Iterator[dict[str, 
     collected: dict[str, list[AttentionWeights]] = {}
     with ExitStack() as hooks:
         for name in chosen:
-            handle = modules[name].register_forward_hook(_into(collected, name), with_kwargs=True)
+            handle = modules[name].register_forward_hook(_into(collected, name, method), with_kwargs=True)
             hooks.callback(handle.remove)
         yield collected
 
 
-def _into(collected: dict[str, list[AttentionWeights]], name: str) -> Callable[..., None]:
-    """A forward hook that appends the weights of the call to the entry of `name`."""
+def _into(collected: dict[str, list[AttentionWeights]], name: str, method: str) -> Callable[..., None]:
+    """A forward hook that appends the weights of the call, computed by `method`, to the entry of `name`."""
 
     def hook(module: AttentionModule, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         with torch.no_grad():
-            collected.setdefault(name, []).append(module.weights(*args, **kwargs))
+            collected.setdefault(name, []).append(getattr(module, method)(*args, **kwargs))
 
     return hook

@@ -22,18 +22,39 @@ from opendetr.visualize.drawing import (
     require_format,
     save_image,
 )
+from opendetr.visualize.heat import (
+    COVER,
+    HEAT,
+    LEVELS,
+    POINT_RADIUS,
+    draw_colours,
+    draw_heat,
+    draw_points,
+    draw_rings,
+)
 from opendetr.visualize.progress import StatusBar, progress_bar
 from opendetr.visualize.statistics import draw_statistics
+from opendetr.visualize.style import PALETTE, Colour
 from opendetr.visualize.trails import draw_tracks, track_colour
 
 __all__ = [
+    "COVER",
+    "HEAT",
+    "LEVELS",
+    "PALETTE",
+    "POINT_RADIUS",
+    "Colour",
     "StatusBar",
     "TruthObject",
     "as_image",
     "contact_sheet",
     "draw_boxes",
     "draw_carriers",
+    "draw_colours",
     "draw_curves",
+    "draw_heat",
+    "draw_points",
+    "draw_rings",
     "draw_segments",
     "draw_statistics",
     "draw_tracks",
