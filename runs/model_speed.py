@@ -4,22 +4,23 @@
 
 Each model predicts one random image of 4:3 at its own image size, in one thread on the CPU and without gradients.
 Models with a mask head also compute the masks of ten objects. A model that locates patches gets one patch of 128
-pixels. The time is the processor time of the fastest repeat, which hardly depends on other work of the machine. It does
-not include the decoding of image files. `opendetr models` shows the table in `src/opendetr/presets/about.py`, whose
-lines this script prints.
+pixels, one that takes text a caption of 12 tokens, and a tracker the first frame of a video. The time is the processor
+time of the fastest repeat, which hardly depends on other work of the machine. It does not include the decoding of image
+files. `opendetr models` shows the table in `src/opendetr/presets/about.py`, whose lines this script prints.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from typing import Any
 
 import torch
 
 from opendetr.presets import create, get_preset, list_models
-from opendetr.structures import ImageBatch
+from opendetr.structures import ImageBatch, Tokens
 
-REFERENCE = "detr-r50"
+REFERENCE, NUM_TOKENS = "detr-r50", 12
 
 
 def image_of(name: str) -> ImageBatch:
@@ -35,9 +36,14 @@ def image_of(name: str) -> ImageBatch:
 def seconds(name: str) -> float:
     """The processor time for one image."""
     model, image = create(name).eval(), image_of(name)
-    patches = [torch.randn(1, 1, 3, 128, 128)] if model.max_patches else []
+    prompt: list[Any] = [torch.randn(1, 1, 3, 128, 128)] if model.max_patches else []
+    if model.takes_text:
+        ids = torch.arange(10, 10 + NUM_TOKENS)[None]
+        prompt = [
+            Tokens(ids, torch.zeros_like(ids, dtype=torch.bool), torch.zeros(1, NUM_TOKENS, 2, dtype=torch.int64))
+        ]
     began = time.process_time()
-    output = model(image, *patches)
+    output = model(image, *prompt)
     if output.masks is not None:
         output.masks(torch.zeros(10, dtype=torch.long), torch.arange(10))
     return time.process_time() - began

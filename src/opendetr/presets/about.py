@@ -101,5 +101,17 @@ RELATIVE_TIME = {
     "up-detr-r50": 0.34,
     "up-detr-r50-finetuned": 0.99,
     "up-detr-tiny": 0.024,
+    "mdetr-r101": 1.6,
+    "mdetr-r50": 1.0,
+    "mdetr-enb3": 0.86,
+    "mdetr-enb5": 1.7,
+    "mdetr-r101-phrasecut": 1.8,
+    "mdetr-r101-gqa": 1.6,
+    "mdetr-r18-clevr": 0.088,
+    "mdetr-tiny": 0.023,
+    "transtrack-r50": 2.4,
+    "transtrack-tiny": 0.026,
+    "motr-r50": 2.3,
+    "motr-tiny": 0.029,
 }
 """Time per image by name of the model, relative to detr-r50. Models that were not measured are missing."""
