@@ -1,5 +1,4 @@
-"""Draw images with boxes, masks, labels and panoptic maps, contact sheets, training curves, and statistics of
-datasets.
+"""Draw images with boxes, masks, labels and panoptic maps, contact sheets, charts, and statistics of datasets.
 
 Everything is drawn with Pillow and NumPy and returned as a new RGB image. Small images are enlarged to keep labels
 legible. Line widths and font sizes depend on the size of the image. `save_image`
@@ -21,18 +20,25 @@ from opendetr.visualize.drawing import (
     require_format,
     save_image,
 )
+from opendetr.visualize.plots import draw_bars, draw_histogram, draw_matrix, draw_points
 from opendetr.visualize.progress import StatusBar, progress_bar
 from opendetr.visualize.statistics import draw_statistics
+from opendetr.visualize.style import PALETTE
 from opendetr.visualize.trails import draw_tracks, track_colour
 
 __all__ = [
+    "PALETTE",
     "StatusBar",
     "TruthObject",
     "as_image",
     "contact_sheet",
+    "draw_bars",
     "draw_boxes",
     "draw_carriers",
     "draw_curves",
+    "draw_histogram",
+    "draw_matrix",
+    "draw_points",
     "draw_segments",
     "draw_statistics",
     "draw_tracks",
