@@ -1,0 +1,67 @@
+"""Look inside a detector: errors, certainty, decoder layers, queries, cost, and the comparison of two detectors.
+
+Each analysis has a function that returns numbers, and a function that draws them. One pass over the dataset collects
+all predictions.
+"""
+
+from opendetr.analysis.comparison import (
+    Comparison,
+    Difference,
+    compare_collected,
+    draw_comparison,
+    require_common_classes,
+)
+from opendetr.analysis.cost import PUBLISHED, Cost, analyse_cost, count_operations, count_parameters
+from opendetr.analysis.errors import KINDS, Errors, analyse_errors
+from opendetr.analysis.intervals import Estimate, Intervals, analyse_intervals
+from opendetr.analysis.layers import LayerScores, NoObjectScores, analyse_layers, analyse_no_object
+from opendetr.analysis.many import ManyOfOne, analyse_many
+from opendetr.analysis.objects import ObjectFacts, analyse_objects
+from opendetr.analysis.operation import Operation, analyse_operation
+from opendetr.analysis.overview import Analysed, Analysis, analyse
+from opendetr.analysis.page import draw_charts, plain, with_interval, write_analysis
+from opendetr.analysis.predictions import Collected, Found, Objects, collect, require_detector
+from opendetr.analysis.queries import QueryFacts, analyse_queries
+
+__all__ = [
+    "KINDS",
+    "PUBLISHED",
+    "Analysed",
+    "Analysis",
+    "Collected",
+    "Comparison",
+    "Cost",
+    "Difference",
+    "Errors",
+    "Estimate",
+    "Found",
+    "Intervals",
+    "LayerScores",
+    "ManyOfOne",
+    "NoObjectScores",
+    "ObjectFacts",
+    "Objects",
+    "Operation",
+    "QueryFacts",
+    "analyse",
+    "analyse_cost",
+    "analyse_errors",
+    "analyse_intervals",
+    "analyse_layers",
+    "analyse_many",
+    "analyse_no_object",
+    "analyse_objects",
+    "analyse_operation",
+    "analyse_queries",
+    "collect",
+    "compare_collected",
+    "count_operations",
+    "count_parameters",
+    "draw_charts",
+    "draw_comparison",
+    "plain",
+    "require_common_classes",
+    "require_detector",
+    "with_interval",
+    "write_analysis",
+]
