@@ -64,7 +64,7 @@ def draw_charts(analysed: Analysed, *, num_queries: int | None = 20) -> dict[str
 
 
 def write_analysis(
-    folder: Path,
+    folder: str | Path,
     detector: Predictor,
     analysed: Analysed,
     *,
@@ -86,6 +86,7 @@ def write_analysis(
     Raises:
         OSError: a file cannot be written.
     """
+    folder = Path(folder)
     charts = draw_charts(analysed, num_queries=num_queries)
     (folder / _CHARTS).mkdir(parents=True, exist_ok=True)
     for name, chart in charts.items():
@@ -319,7 +320,7 @@ def _many_section(many: ManyOfOne | None, charts: Mapping[str, Image.Image]) -> 
     return (
         note(text)
         + chart_figure(charts["many"], "Objects found against objects present")
-        + chart_figure(charts["many-image"], "Detections in an image of 24 objects")
+        + images_section([("Detections in an image of 24 drawn objects", [("detections", charts["many-image"])])])
         + value_table(("drawn", "visible", "found", "detections"), rows)
     )
 
