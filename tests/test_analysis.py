@@ -353,7 +353,7 @@ def simulated(rng, num_images, quality=0.8):
 @pytest.mark.slow
 def test_the_interval_covers_the_truth():
     rng = np.random.default_rng(0)
-    truth = analyse_intervals(collected_of(*simulated(rng, 20000), num_images=20000), resamples=1).metrics["AP"].value
+    truth = analyse_intervals(collected_of(*simulated(rng, 6000), num_images=6000), resamples=1).metrics["AP"].value
     covered = 0
     for _ in range(200):
         collected = collected_of(*simulated(rng, 60), num_images=60)

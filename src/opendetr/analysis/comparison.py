@@ -135,11 +135,11 @@ def _difference(a: np.ndarray, b: np.ndarray, exchanged: np.ndarray) -> Differen
     """The difference of two metrics.
 
     Args:
-        a: (1 + S,) the metric of detector A on all images, then on resamples.
+        a: the metric of detector A for each row of `resampled`.
         b: likewise of detector B on the same images.
         exchanged: (S,) differences after random exchanges.
     """
-    found = estimate(b - a)
+    found = estimate(b - a, lowest=-1.0)
     if found.value is None:
         return Difference(None, None, found, None, significant=False)
     rounding = 1e-12  # sums in another order
