@@ -276,6 +276,8 @@ def test_the_interfaces_of_the_page_are_those_of_the_miniature_members():
         ("tracking.md", "track"),
         ("models.md", "export"),
         ("training.md", "doctor"),
+        ("analysis.md", "analyse"),
+        ("analysis.md", "compare"),
     ],
 )
 def test_the_page_names_every_option(page, command):

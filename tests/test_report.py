@@ -12,7 +12,7 @@ from opendetr.evaluation.report import write_report
 
 METRICS = {"AP": 0.4321, "AP50": 0.7, "AP_S": None, "AR100": 0.55}
 PER_CLASS = {"cat": 0.25, "<script>": 0.75, "unseen": None}
-UNPAIRED = {"meta", "img", "br", "!doctype"}
+UNPAIRED = {"meta", "img", "br", "input", "!doctype"}
 
 
 class Page(HTMLParser):

@@ -1,4 +1,8 @@
-"""Analyses of a trained detector on a dataset: numbers, charts, and pages that show what the model does."""
+"""Look inside a detector: attention, errors, certainty, decoder layers, queries, cost, and the comparison of two.
+
+Each analysis has a function that returns numbers, and a function that draws them. One pass over the dataset collects
+all predictions.
+"""
 
 from opendetr.analysis.attention import (
     DenseAttention,
@@ -10,17 +14,75 @@ from opendetr.analysis.attention import (
 )
 from opendetr.analysis.attention_figures import decoder_figure, encoder_figure, write_figures
 from opendetr.analysis.attention_page import attention_fragment, attention_section
+from opendetr.analysis.comparison import (
+    Comparison,
+    Difference,
+    compare_collected,
+    draw_comparison,
+    require_common_classes,
+)
+from opendetr.analysis.cost import PUBLISHED, Cost, analyse_cost, count_operations, count_parameters
+from opendetr.analysis.errors import KINDS, Errors, analyse_errors
+from opendetr.analysis.intervals import Estimate, Intervals, analyse_intervals
+from opendetr.analysis.layers import LayerScores, NoObjectScores, analyse_layers, analyse_no_object
+from opendetr.analysis.many import ManyOfOne, analyse_many
+from opendetr.analysis.objects import ObjectFacts, analyse_objects
+from opendetr.analysis.operation import Operation, analyse_operation
+from opendetr.analysis.overview import Analysed, Analysis, analyse
+from opendetr.analysis.page import draw_charts, plain, with_interval, write_analysis
+from opendetr.analysis.predictions import Collected, Found, Objects, collect, require_detector
+from opendetr.analysis.queries import QueryFacts, analyse_queries
 
 __all__ = [
+    "KINDS",
+    "PUBLISHED",
+    "Analysed",
+    "Analysis",
+    "Collected",
+    "Comparison",
+    "Cost",
     "DenseAttention",
+    "Difference",
+    "Errors",
+    "Estimate",
+    "Found",
     "ImageAttention",
+    "Intervals",
+    "LayerScores",
+    "ManyOfOne",
+    "NoObjectScores",
+    "ObjectFacts",
+    "Objects",
+    "Operation",
+    "QueryFacts",
     "SampledAttention",
+    "analyse",
+    "analyse_cost",
+    "analyse_errors",
+    "analyse_intervals",
+    "analyse_layers",
+    "analyse_many",
+    "analyse_no_object",
+    "analyse_objects",
+    "analyse_operation",
+    "analyse_queries",
     "attention_fragment",
     "attention_of",
     "attention_section",
     "capture",
+    "collect",
+    "compare_collected",
+    "count_operations",
+    "count_parameters",
     "decoder_figure",
+    "draw_charts",
+    "draw_comparison",
     "encoder_figure",
+    "plain",
+    "require_common_classes",
+    "require_detector",
+    "with_interval",
+    "write_analysis",
     "write_exact",
     "write_figures",
 ]

@@ -17,8 +17,8 @@ from opendetr.visualize import (
     draw_boxes,
     draw_colours,
     draw_heat,
-    draw_points,
     draw_rings,
+    draw_weighted_points,
     save_image,
 )
 
@@ -126,4 +126,4 @@ def _drawn(image: np.ndarray, attention: DenseAttention | SampledAttention, laye
     levels = torch.arange(weights.shape[1])[None, :, None].expand_as(weights).flatten().tolist()
     colours = [LEVELS[level % len(LEVELS)] for level in levels]
     points = attention.points[layer, :, row].flatten(0, 2).numpy()
-    return draw_points(image, points, weights.flatten().numpy(), colours)
+    return draw_weighted_points(image, points, weights.flatten().numpy(), colours)

@@ -7,7 +7,9 @@ import os
 import typer
 
 from opendetr.cli import data
+from opendetr.cli.analyse import analyse
 from opendetr.cli.bench import bench
+from opendetr.cli.compare import compare
 from opendetr.cli.demo import demo
 from opendetr.cli.doctor import doctor
 from opendetr.cli.evaluate import evaluate
@@ -37,6 +39,8 @@ app.command(cls=Command)(demo)
 app.command(cls=Command)(train)
 app.command(cls=Command)(pretrain)
 app.command("eval", cls=Command)(evaluate)
+app.command(cls=Command)(analyse)
+app.command(cls=Command)(compare)
 app.command(cls=Command)(predict)
 app.command(cls=Command)(track)
 app.add_typer(data.app, name="data")

@@ -12,12 +12,29 @@ from opendetr.evaluation.grounding import (
     flickr_recall,
     grounding_metrics,
 )
+from opendetr.evaluation.matching import box_overlaps, match_overlaps
 from opendetr.evaluation.names import CLASS_PREFIX, describe_metric
 from opendetr.evaluation.panoptic import PANOPTIC_METRICS, PanopticEvaluator
 from opendetr.evaluation.patches import PATCH_METRICS, PatchEvaluation, PatchEvaluator
-from opendetr.evaluation.report import write_report
+from opendetr.evaluation.report import (
+    chart_figure,
+    classes_section,
+    images_section,
+    note,
+    tiles,
+    value_table,
+    write_page,
+    write_report,
+)
 from opendetr.evaluation.switches import REASONS, Switch, explain_switches
-from opendetr.evaluation.thresholds import OperatingPoint, OperatingPoints, match_boxes
+from opendetr.evaluation.thresholds import (
+    Matched,
+    OperatingPoint,
+    OperatingPoints,
+    concatenate_matches,
+    match_boxes,
+    operating_points,
+)
 from opendetr.evaluation.tracking import TRACKING_METRICS, TrackingMetrics, TrackingReport, Tracks, TrueTracks
 from opendetr.evaluation.videos import (
     TrackingEvaluation,
@@ -43,6 +60,7 @@ __all__ = [
     "GroundingEvaluator",
     "GroundingResult",
     "ImageResult",
+    "Matched",
     "OperatingPoint",
     "OperatingPoints",
     "PanopticEvaluator",
@@ -57,14 +75,25 @@ __all__ = [
     "TrueTracks",
     "VideoTracks",
     "blank_expressions",
+    "box_overlaps",
+    "chart_figure",
+    "classes_section",
+    "concatenate_matches",
     "describe_metric",
     "explain_switches",
     "flickr_recall",
     "grounding_metrics",
     "headline_names",
+    "images_section",
     "match_boxes",
+    "match_overlaps",
     "metric_names",
+    "note",
+    "operating_points",
+    "tiles",
     "tracking_metric_names",
     "true_tracks",
+    "value_table",
+    "write_page",
     "write_report",
 ]

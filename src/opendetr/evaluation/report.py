@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -61,6 +63,11 @@ th { white-space: nowrap; font-weight: 600 }
 td { color: var(--faint) }
 td.number { width: 4rem; color: var(--ink); text-align: right; padding-right: 0; font-variant-numeric: tabular-nums }
 td.wide { vertical-align: middle }
+.scroll { overflow-x: auto; margin: 0 0 1.5rem }
+.values { width: auto }
+.values td.number, .values thead th { width: auto; text-align: right; padding-left: 1.25rem; white-space: nowrap }
+.values thead th:first-child { text-align: left; padding-left: 0 }
+.values tbody th { white-space: normal; overflow-wrap: break-word; min-width: 6rem }
 .track { display: block; height: .6rem; border-radius: .3rem; background: var(--track); overflow: hidden }
 .track i { display: block; height: 100%; background: var(--bar); border-radius: .3rem }
 nav { display: flex; flex-wrap: wrap; gap: .3rem 1.25rem; margin: 1.25rem 0 0 }
@@ -103,16 +110,40 @@ def write_report(
     Raises:
         OSError: the file cannot be written.
     """
-    sections = {
-        "Images": _images_section(images),
-        "Scores": _tiles(metrics),
-        "Metrics": _metrics_section(metrics),
-        "AP by class": _classes_section(per_class),
-        "PQ by class": _classes_section(panoptic_per_class or {}),
-    }
-    shown = {heading: section for heading, section in sections.items() if section}
+    sections = [
+        ("Images", images_section(images)),
+        ("Scores", tiles(metrics)),
+        ("Metrics", _metrics_section(metrics)),
+        ("AP by class", classes_section(per_class)),
+        ("PQ by class", classes_section(panoptic_per_class or {})),
+    ]
+    return write_page(path, title, sections, facts=facts)
+
+
+def write_page(
+    path: str | os.PathLike[str],
+    title: str,
+    sections: Sequence[tuple[str, str]],
+    *,
+    facts: Mapping[str, object] | None = None,
+) -> Path:
+    """Write a page of sections atomically, in the style of all pages, with links to the sections.
+
+    Args:
+        path: the file to write. Missing folders are created.
+        title: the heading of the page.
+        sections: the heading and the HTML of each section. Sections without content are left out.
+        facts: values shown below the heading.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    shown = {heading: section for heading, section in sections if section}
     parts = [_facts_section(facts or {}), _links(shown)]
-    parts += [f'<h2 id="{_anchor(heading)}">{heading}</h2>\n{section}' for heading, section in shown.items()]
+    parts += [f'<h2 id="{_anchor(heading)}">{escape(heading)}</h2>\n{section}' for heading, section in shown.items()]
     content = "\n".join(part for part in parts if part)
     page = f"""<!doctype html>
 <html lang="en">
@@ -143,15 +174,15 @@ def _facts_section(facts: Mapping[str, object]) -> str:
 
 def _links(headings: Iterable[str]) -> str:
     """Links to all sections; none for a single one."""
-    links = [f'<a href="#{_anchor(heading)}">{heading}</a>' for heading in headings]
+    links = [f'<a href="#{_anchor(heading)}">{escape(heading)}</a>' for heading in headings]
     return f"<nav>{''.join(links)}</nav>" if len(links) > 1 else ""
 
 
 def _anchor(heading: str) -> str:
-    return heading.lower().replace(" ", "-")
+    return re.sub(r"[^a-z0-9]+", "-", heading.lower()).strip("-")
 
 
-def _tiles(metrics: Mapping[str, float | None]) -> str:
+def tiles(metrics: Mapping[str, float | None]) -> str:
     """The most important metrics in large digits."""
     tiles = (
         f'<div class="tile">{name}<b>{_number(metrics[name])}</b><span>{meaning}</span></div>'
@@ -172,7 +203,7 @@ def _metrics_section(metrics: Mapping[str, float | None]) -> str:
     return _columns(rows, "meanings")
 
 
-def _classes_section(per_class: Mapping[str, float | None]) -> str:
+def classes_section(per_class: Mapping[str, float | None]) -> str:
     """The metric of each class with a bar, in descending order. Classes without a value are last."""
     ranked = sorted(per_class.items(), key=lambda item: -1.0 if item[1] is None else item[1], reverse=True)
     rows = [
@@ -203,8 +234,48 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def _images_section(figures: Sequence[tuple[str, Sequence[tuple[str, Image.Image]]]]) -> str:
+def images_section(figures: Sequence[tuple[str, Sequence[tuple[str, Image.Image]]]]) -> str:
+    """Figures below each other: a caption and titled images each, as in `write_report`."""
     return "\n".join(_figure(caption, images) for caption, images in figures)
+
+
+def chart_figure(chart: Image.Image, caption: str) -> str:
+    """A chart with its caption. Its lines and texts stay sharp."""
+    content = io.BytesIO()
+    chart.convert("P", palette=Image.Palette.ADAPTIVE).save(content, "PNG", optimize=True)
+    image = _image_element(content.getvalue(), "png", caption, chart.size)
+    return f"<figure>{image}<figcaption>{escape(caption)}</figcaption></figure>"
+
+
+def note(text: str) -> str:
+    """A paragraph."""
+    return f'<p class="note">{escape(text)}</p>'
+
+
+def value_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table: the first cell of each row is its name, the others are values.
+
+    Numbers with a fraction are shown with three decimals, integers with separators, and None as "-".
+    """
+    line = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
+    body = "".join(_table_row(row) for row in rows)
+    return (
+        f'<div class="scroll"><table class="values"><thead><tr>{line}</tr></thead><tbody>{body}</tbody></table></div>'
+    )
+
+
+def _table_row(row: Sequence[object]) -> str:
+    name, *values = row
+    cells = "".join(f'<td class="number">{escape(_cell(value))}</td>' for value in values)
+    return f'<tr><th scope="row">{escape(_cell(name))}</th>{cells}</tr>'
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return "-" if math.isnan(value) else f"{value:.3f}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return "-" if value is None else str(value)
 
 
 def _figure(caption: str, images: Sequence[tuple[str, Image.Image]]) -> str:
@@ -217,6 +288,10 @@ def _embedded(image: Image.Image, caption: str, title: str) -> str:
     """An image, embedded as JPEG."""
     content = io.BytesIO()
     image.convert("RGB").save(content, "JPEG", quality=_JPEG_QUALITY, subsampling=0, optimize=True)
-    source = "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode("ascii")
-    text = escape(f"{caption}: {title}")
-    return f'<img src="{source}" alt="{text}" width="{image.width}" height="{image.height}">'
+    return _image_element(content.getvalue(), "jpeg", f"{caption}: {title}", image.size)
+
+
+def _image_element(content: bytes, format_: str, text: str, size: tuple[int, int]) -> str:
+    """An image inside the page, with a text that stands for it."""
+    source = f"data:image/{format_};base64," + base64.b64encode(content).decode("ascii")
+    return f'<img src="{source}" alt="{escape(text)}" width="{size[0]}" height="{size[1]}">'

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from opendetr.evaluation.matching import box_overlaps, match_overlaps
 from opendetr.scoring import ScoreThresholds
 
 MATCH_IOU = 0.5
@@ -87,17 +88,10 @@ def match_boxes(boxes: np.ndarray, scores: np.ndarray, objects: np.ndarray, crow
         crowd: (m,) bool, whether the annotation is a crowd region.
     """
     order = np.argsort(-scores, kind="stable")
-    overlaps = _overlaps(boxes[order], objects, crowd)
-    correct, ignored = np.zeros(len(order), bool), np.zeros(len(order), bool)
-    free = ~crowd
-    for index in np.flatnonzero((overlaps >= MATCH_IOU).any(1)):
-        candidates = np.flatnonzero(free & (overlaps[index] >= MATCH_IOU))
-        if len(candidates):
-            best = candidates[::-1][np.argmax(overlaps[index, candidates[::-1]])]  # as in COCO, the last of equal ones
-            free[best] = False
-            correct[index] = True
-        else:
-            ignored[index] = (overlaps[index, crowd] >= MATCH_IOU).any()
+    overlaps = box_overlaps(boxes[order], objects, crowd)
+    (matches,) = match_overlaps(overlaps, crowd, crowd, np.array([MATCH_IOU]))
+    ignored = np.append(crowd, False)[matches]  # index -1 is no object
+    correct = (matches >= 0) & ~ignored
     return Matched(scores[order][~ignored], correct[~ignored], int((~crowd).sum()))
 
 
@@ -141,13 +135,3 @@ def operating_points(matched: Mapping[str, Matched]) -> OperatingPoints:
     """The operating points of each class, by name, and of all classes together."""
     per_class = {name: operating_point(of_class) for name, of_class in matched.items()}
     return OperatingPoints(per_class, operating_point(concatenate_matches(list(matched.values()))))
-
-
-def _overlaps(boxes: np.ndarray, objects: np.ndarray, crowd: np.ndarray) -> np.ndarray:
-    """(n, m) IoU. For a crowd region, the fraction of the detection that lies in it."""
-    low = np.maximum(boxes[:, None, :2], objects[:, :2])
-    high = np.minimum(boxes[:, None, :2] + boxes[:, None, 2:], objects[:, :2] + objects[:, 2:])
-    shared = (high - low).clip(min=0).prod(2)
-    own = boxes[:, 2:].prod(1)[:, None]
-    union = np.where(crowd, own, own + objects[:, 2:].prod(1) - shared)
-    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)

@@ -1,5 +1,4 @@
-"""Draw images with boxes, masks, labels and panoptic maps, contact sheets, training curves, and statistics of
-datasets.
+"""Draw images with boxes, masks, labels and panoptic maps, contact sheets, charts, and statistics of datasets.
 
 Everything is drawn with Pillow and NumPy and returned as a new RGB image. Small images are enlarged to keep labels
 legible. Line widths and font sizes depend on the size of the image. `save_image`
@@ -29,9 +28,10 @@ from opendetr.visualize.heat import (
     POINT_RADIUS,
     draw_colours,
     draw_heat,
-    draw_points,
     draw_rings,
+    draw_weighted_points,
 )
+from opendetr.visualize.plots import draw_bars, draw_histogram, draw_matrix, draw_points
 from opendetr.visualize.progress import StatusBar, progress_bar
 from opendetr.visualize.statistics import draw_statistics
 from opendetr.visualize.style import PALETTE, Colour
@@ -48,17 +48,21 @@ __all__ = [
     "TruthObject",
     "as_image",
     "contact_sheet",
+    "draw_bars",
     "draw_boxes",
     "draw_carriers",
     "draw_colours",
     "draw_curves",
     "draw_heat",
+    "draw_histogram",
+    "draw_matrix",
     "draw_points",
     "draw_rings",
     "draw_segments",
     "draw_statistics",
     "draw_tracks",
     "draw_truth",
+    "draw_weighted_points",
     "phrase_colour",
     "progress_bar",
     "require_format",

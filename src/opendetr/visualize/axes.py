@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import ImageDraw
 
-from opendetr.visualize.style import FAINT_INK, INK, RULE, fitted, font_of
+from opendetr.visualize.style import FAINT_INK, INK, RULE, Colour, fitted, font_of
 
 MARGIN = 24
 _FONT_SIZE = 13
@@ -98,6 +99,21 @@ def draw_title(draw: ImageDraw.ImageDraw, title: str, width: int) -> int:
         return MARGIN
     draw.text((MARGIN, MARGIN), fitted(title, font_of(20), width - 2 * MARGIN), INK, font_of(20))
     return MARGIN + 34
+
+
+def draw_heading(draw: ImageDraw.ImageDraw, title: str, legend: Mapping[str, Colour], width: int) -> int:
+    """Write a title and, below it, the names of colours. Returns the y coordinate of the end."""
+    font = font_of(14)
+    draw.text((MARGIN, MARGIN), fitted(title, font_of(16), width - 2 * MARGIN), INK, font_of(16))
+    x, y = float(MARGIN), MARGIN + 40
+    for name, colour in legend.items():
+        length = 20 + font.getlength(name)
+        if x > MARGIN and x + length > width - MARGIN:
+            x, y = float(MARGIN), y + 22
+        draw.rectangle((x, y - 6, x + 12, y + 6), colour)
+        draw.text((x + 20, y), name, INK, font, anchor="lm")
+        x += length + 24
+    return y + 18 if legend else MARGIN + 34
 
 
 def draw_axis_names(draw: ImageDraw.ImageDraw, x_label: str, y_label: str, top: int, size: tuple[int, int]) -> int:

@@ -82,6 +82,7 @@ def draw_curves(
     x_range: tuple[float, float] | None = None,
     mark: tuple[float, str] | None = None,
     smooth: bool = True,
+    last_values: bool = True,
     size: tuple[int, int] = (960, 540),
 ) -> Image.Image:
     """Draw a line chart. The legend shows the last value of each line.
@@ -104,7 +105,7 @@ def draw_curves(
     chart = Image.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(chart)
     top = draw_title(draw, title, size[0])
-    samples, top = _draw_legend(draw, curves, top, size[0])
+    samples, top = _draw_legend(draw, curves, top, size[0], last_values=last_values)
     top = draw_axis_names(draw, x_label, y_label, top, size)
     frame = _draw_axes(draw, list(curves.values()), (top + 10, size[1] - (56 if x_label else 40)), size[0], x_range)
     chart = _with_curves(chart, frame, list(curves.values()), samples, None if mark is None else mark[0])
@@ -114,9 +115,9 @@ def draw_curves(
 
 
 def _draw_legend(
-    draw: ImageDraw.ImageDraw, curves: Mapping[str, _Curve], top: int, width: int
+    draw: ImageDraw.ImageDraw, curves: Mapping[str, _Curve], top: int, width: int, *, last_values: bool
 ) -> tuple[list[tuple[int, int]], int]:
-    """Write the name and last value of each line in rows below `top`.
+    """Write the name and, if wanted, the last value of each line in rows below `top`.
 
     Returns:
         The left end of the sample of each line, x and y, and the y coordinate of the legend's end.
@@ -125,7 +126,7 @@ def _draw_legend(
     x = MARGIN
     samples = []
     for name, curve in curves.items():
-        value = "" if curve.last is None else _value_text(curve.last)
+        value = _value_text(curve.last) if last_values and curve.last is not None else ""
         longest = width - 2 * MARGIN - _SAMPLE - 12 - font.getlength(value)
         shown = fitted(name, font, longest)
         length = _SAMPLE + 8 + font.getlength(f"{shown} {value}") + 4

@@ -61,7 +61,7 @@ def draw_colours(
     return Image.fromarray(pixels.round().astype(np.uint8))
 
 
-def draw_points(
+def draw_weighted_points(
     image: Any, points: np.ndarray, weights: np.ndarray, colours: Sequence[Colour], *, scale: float | None = None
 ) -> Image.Image:
     """Draw points whose areas are proportional to their weights over a darkened image.
@@ -87,7 +87,7 @@ def draw_points(
 
 
 def draw_rings(image: Any, points: np.ndarray, colours: Sequence[Colour], *, scale: float | None = None) -> Image.Image:
-    """Mark points of an image with rings. The arguments are those of `draw_points`."""
+    """Mark points of an image with rings. The arguments are those of `draw_weighted_points`."""
     canvas = as_image(image)
     canvas = enlarge(canvas, legible_scale(canvas) if scale is None else scale)
     layer = enlarge(canvas, SMOOTH)

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 from PIL import Image, ImageDraw
 
-from opendetr.visualize.axes import MARGIN, Frame, Ticks, draw_axes, draw_axis_names
+from opendetr.visualize.axes import MARGIN, Frame, Ticks, draw_axes, draw_axis_names, draw_heading
 from opendetr.visualize.style import FAINT_INK, INK, PALETTE, PAPER, RULE, Colour, fitted, font_of
 
 _SIZE = (960, 540)
@@ -70,7 +70,7 @@ def _draw_classes(splits: Mapping[str, Statistics], colours: Mapping[str, Colour
     chart = Image.new("RGB", (_SIZE[0], height + 100 + 22 * (len(splits) // 4)), PAPER)  # the legend has a few rows
     draw = ImageDraw.Draw(chart)
     legend = {f"{name}: {sum(split.class_counts.values()):,}": colours[name] for name, split in splits.items()}
-    y = _draw_heading(draw, title, legend)
+    y = draw_heading(draw, title, legend, _SIZE[0])
     shown = [name for group in groups for name in group]
     names = min(max((font.getlength(name) for name in shown), default=0), 260)
     left = MARGIN + names + 12
@@ -104,7 +104,7 @@ def _draw_sizes(splits: Mapping[str, Statistics], colours: Mapping[str, Colour])
     """The width and height of boxes relative to the image: a panel for each split, with darker cells for more boxes."""
     chart = Image.new("RGB", _SIZE, PAPER)
     draw = ImageDraw.Draw(chart)
-    y = _draw_heading(draw, "width and height of boxes, as fractions of the image; darker: more boxes", {})
+    y = draw_heading(draw, "width and height of boxes, as fractions of the image; darker: more boxes", {}, _SIZE[0])
     y = draw_axis_names(draw, "width", "height", y, _SIZE)
     known = [split.box_sizes for split in splits.values() if len(split.box_sizes)]
     smallest = min((float(sizes.min()) for sizes in known), default=1.0)
@@ -160,7 +160,7 @@ def _draw_objects_per_image(splits: Mapping[str, Statistics], colours: Mapping[s
         f"{name}: median {np.median(values):g}, at most {values.max():,}": colours[name]
         for name, values in counts.items()
     }
-    y = _draw_heading(draw, "objects per image", legend)
+    y = draw_heading(draw, "objects per image", legend, _SIZE[0])
     x_label = "objects" if wide == 1 else f"objects, {wide} numbers in one bar"
     y = draw_axis_names(draw, x_label, "share of the images of each split", y, _SIZE)
     highest = max((float(share.max()) for share in shares.values()), default=1.0)
@@ -180,18 +180,3 @@ def _draw_objects_per_image(splits: Mapping[str, Statistics], colours: Mapping[s
             draw.rectangle((x0, min(y0, y1 - 1), max(x1 - 1, x0), y1 - 1), colours[name])
     draw.line((frame.left, frame.bottom, frame.right, frame.bottom), RULE, 1)
     return chart
-
-
-def _draw_heading(draw: ImageDraw.ImageDraw, title: str, legend: Mapping[str, Colour]) -> int:
-    """Write a title and, below it, the names of colours. Returns the y coordinate of the end."""
-    font = font_of(14)
-    draw.text((MARGIN, MARGIN), title, INK, font_of(16))
-    x, y = float(MARGIN), MARGIN + 40
-    for name, colour in legend.items():
-        width = 20 + font.getlength(name)
-        if x > MARGIN and x + width > _SIZE[0] - MARGIN:
-            x, y = float(MARGIN), y + 22
-        draw.rectangle((x, y - 6, x + 12, y + 6), colour)
-        draw.text((x + 20, y), name, INK, font, anchor="lm")
-        x += width + 24
-    return y + 18 if legend else MARGIN + 34

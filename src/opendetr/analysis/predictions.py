@@ -1,0 +1,282 @@
+"""Collect the predictions of a detector for a dataset in one pass: all queries and all decoder layers.
+
+Shape letters: I images, Q queries, n detections, m objects.
+Frame: a box is x, y, w, h in pixels of the original image, unless stated otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from opendetr.config import ConfigError
+from opendetr.data import DetectionData, coco_truth
+from opendetr.evaluation import DetectionEvaluator
+from opendetr.inference import Predictor
+from opendetr.postprocess import detect_with_queries
+from opendetr.results import Detections
+from opendetr.scoring import ScoreThresholds
+from opendetr.structures import Batch, ImageBatch, Output, Predictions
+
+
+@dataclass(frozen=True)
+class Objects:
+    """The ground truth of all images.
+
+    Attributes:
+        image: (m,) int64, the index of the image.
+        label: (m,) int64, the label of the dataset.
+        box: (m, 4) float64.
+        area: (m,) float64, in pixels.
+        crowd: (m,) bool, crowd regions, which do not count.
+    """
+
+    image: np.ndarray
+    label: np.ndarray
+    box: np.ndarray
+    area: np.ndarray
+    crowd: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    @classmethod
+    def of(cls, data: DetectionData) -> Objects:
+        """The annotated things of a dataset."""
+        rows = coco_truth(data)["annotations"]
+        index = {image.id: position for position, image in enumerate(data.images)}
+        return cls(
+            np.array([index[row["image_id"]] for row in rows], np.int64),
+            np.array([data.categories.label_of_id(row["category_id"]) for row in rows], np.int64),
+            np.array([row["bbox"] for row in rows], np.float64).reshape(-1, 4),
+            np.array([row["area"] for row in rows], np.float64),
+            np.array([row["iscrowd"] for row in rows], bool),
+        )
+
+
+@dataclass(frozen=True)
+class Found:
+    """The detections of one decoder layer in all images, image by image in descending order of the score.
+
+    Attributes:
+        image: (n,) int64, the index of the image.
+        label: (n,) int64, the label of the dataset.
+        score: (n,) float64.
+        box: (n, 4) float64.
+        query: (n,) int64.
+    """
+
+    image: np.ndarray
+    label: np.ndarray
+    score: np.ndarray
+    box: np.ndarray
+    query: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    def __getitem__(self, chosen: np.ndarray) -> Found:
+        """The detections of a mask (n,) or of indices."""
+        parts = (self.image, self.label, self.score, self.box, self.query)
+        return Found(*(part[chosen] for part in parts))
+
+    @classmethod
+    def of(cls, results: Sequence[tuple[int, Detections, Tensor]]) -> Found:
+        """The detections of images, as triples of the index of the image, its detections and their queries."""
+        boxes = np.concatenate([np.empty((0, 4)), *(found.boxes.double().numpy() for _, found, _ in results)])
+        boxes[:, 2:] -= boxes[:, :2]
+        return cls(
+            np.repeat([image for image, _, _ in results], [len(found) for _, found, _ in results]).astype(np.int64),
+            np.concatenate([np.empty(0, np.int64), *(found.labels.numpy() for _, found, _ in results)]),
+            np.concatenate([np.empty(0), *(found.scores.double().numpy() for _, found, _ in results)]),
+            boxes,
+            np.concatenate([np.empty(0, np.int64), *(queries.numpy() for _, _, queries in results)]),
+        )
+
+
+@dataclass(frozen=True)
+class Collected:
+    """The ground truth of a dataset, and what a detector predicts for it.
+
+    Attributes:
+        data: the dataset.
+        objects: its ground truth.
+        layers: the detections of each decoder layer, first to last, as the published post-processing selects them.
+        strict: those of the last layer without queries whose most probable class is "no object"; None for a model
+            without this class.
+        query_boxes: (r, Q, 4) float32, the box of every query of the last layer in the r images that could be read,
+            cxcywh in 0..1 of the image.
+        query_scores: (r, Q) float32, the score of the best class of every query.
+        query_labels: (r, Q) int64, the dataset's label of this class; -1 for a class that the dataset lacks.
+        query_images: (r,) int64, the index of each of these images.
+        learned_queries: whether query q is the same in all images. The queries of a two-stage model are not.
+        known: the labels of the dataset that the model knows.
+        seconds_per_image: time of the model and its post-processing.
+        unreadable: one message per image that could not be read. These images count as images without detections.
+    """
+
+    data: DetectionData
+    objects: Objects
+    layers: tuple[Found, ...]
+    strict: Found | None
+    query_boxes: np.ndarray
+    query_scores: np.ndarray
+    query_labels: np.ndarray
+    query_images: np.ndarray
+    learned_queries: bool
+    known: frozenset[int]
+    seconds_per_image: float
+    unreadable: tuple[str, ...]
+
+    @property
+    def num_images(self) -> int:
+        """The number of images."""
+        return len(self.data)
+
+    @property
+    def found(self) -> Found:
+        """The detections of the last layer."""
+        return self.layers[-1]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The name of each label of the dataset; repeated names have their id appended."""
+        return tuple(self.data.categories.distinct_names)
+
+    @property
+    def labels(self) -> list[int]:
+        """The labels with objects that count, in ascending order: the classes of AP."""
+        return np.unique(self.objects.label[~self.objects.crowd]).tolist()
+
+
+def collect(
+    detector: Predictor,
+    data: DetectionData,
+    *,
+    batch_size: int = 8,
+    progress: Callable[[int, int], None] | None = None,
+) -> Collected:
+    """Run a detector on a dataset once, and keep the boxes and scores of all queries and decoder layers.
+
+    Raises:
+        ConfigError: the model needs more than an image, so it cannot be analysed.
+        DataError: model and dataset have no class in common.
+    """
+    require_detector(detector)
+    collector = _Collector(detector, data)
+    seconds, unreadable = detector.run(collector, data, batch_size=batch_size, progress=progress)
+    return collector.collected(detector, seconds, unreadable)
+
+
+def require_detector(detector: Predictor) -> None:
+    """Raise ConfigError for a model that takes text, patches or videos."""
+    model, preset = detector.model, detector.preset
+    needs = {
+        "texts": model.takes_text,
+        "patches": bool(model.max_patches),
+        "videos": preset.follows_objects,
+    }
+    for inputs, needed in needs.items():
+        if needed:
+            raise ConfigError(
+                f"{preset.name}: works on {inputs}; such models cannot be analysed so far, give a detector of images"
+            )
+
+
+@dataclass(frozen=True)
+class _ImagePredictions:
+    """The predictions for one image: detections and their queries by layer and without no-object; all queries."""
+
+    layers: list[tuple[Detections, Tensor]]
+    strict: tuple[Detections, Tensor] | None
+    boxes: np.ndarray
+    scores: np.ndarray
+    labels: np.ndarray
+
+
+class _Collector:
+    """Collects the predictions of a detector; an `Evaluator` without metrics."""
+
+    def __init__(self, detector: Predictor, data: DetectionData) -> None:
+        self._categories = detector.categories
+        self._data = data
+        self._known = DetectionEvaluator(detector.categories, data)  # pairs the classes by name
+        self._positions = {image.id: position for position, image in enumerate(data.images)}
+        self._images: dict[int, _ImagePredictions] = {}
+
+    @torch.no_grad()
+    def results(self, output: Output, images: ImageBatch, batch: Batch) -> Iterator[_ImagePredictions]:
+        """Yield the predictions for each image of a batch."""
+        sizes = torch.tensor([target.original_size for target in batch.targets])
+        layers = [self._detections(layer, sizes) for layer in output.layers]
+        strict = None
+        try:
+            final = replace(output.final, scoring=output.final.scoring.strictly())
+            strict = self._detections(final, sizes)
+        except ValueError:  # no class "no object"
+            pass
+        probabilities = output.final.scoring.probabilities(output.final.logits.float())
+        scores, labels = (values.cpu() for values in probabilities.max(-1))
+        known = self._known.things[labels].numpy()
+        boxes = output.final.boxes.float().cpu().numpy()
+        for index in range(len(batch)):
+            yield _ImagePredictions(
+                [layer[index] for layer in layers],
+                None if strict is None else strict[index],
+                boxes[index],
+                scores[index].numpy(),
+                known[index],
+            )
+
+    def _detections(self, layer: Predictions, sizes: Tensor) -> list[tuple[Detections, Tensor]]:
+        found = detect_with_queries(layer, sizes, self._categories)
+        return [self._known.known_things(*of_image) for of_image in found]
+
+    def update(self, batch: Batch, results: Iterable[_ImagePredictions]) -> None:
+        """Add the predictions for a batch."""
+        for target, result in zip(batch.targets, results, strict=True):
+            self._images[self._positions[target.image_id]] = result
+
+    def leave_out(self, image_ids: Iterable[int]) -> None:
+        """Do nothing: an image without predictions has no detections."""
+
+    def gather(self) -> None:
+        """Do nothing: an analysis runs in one process."""
+
+    def compute(self) -> dict[str, float | None]:
+        """No metrics."""
+        return {}
+
+    def score_thresholds(self) -> ScoreThresholds | None:
+        """No thresholds."""
+        return None
+
+    def evaluation(self, seconds_per_image: float, unreadable: Iterable[str]) -> None:
+        """No evaluation."""
+
+    def collected(self, detector: Predictor, seconds: float, unreadable: Sequence[str]) -> Collected:
+        """Everything that was collected, in the order of the images."""
+        images = sorted(self._images.items())
+        num_layers = len(images[0][1].layers) if images else 1
+        layers = [Found.of([(at, *image.layers[layer]) for at, image in images]) for layer in range(num_layers)]
+        strict = [(at, *image.strict) for at, image in images if image.strict is not None]
+        model = detector.model
+        q = model.num_queries
+        return Collected(
+            self._data,
+            Objects.of(self._data),
+            tuple(layers),
+            Found.of(strict) if strict else None,
+            np.stack([image.boxes for _, image in images]) if images else np.empty((0, q, 4), np.float32),
+            np.stack([image.scores for _, image in images]) if images else np.empty((0, q), np.float32),
+            np.stack([image.labels for _, image in images]) if images else np.empty((0, q), np.int64),
+            np.array([at for at, _ in images], np.int64),
+            not model.has_proposals,
+            frozenset(self._known.things[self._known.things >= 0].tolist()),
+            seconds,
+            tuple(unreadable),
+        )
