@@ -209,3 +209,11 @@ def test_the_demo_of_text_makes_one_page(run: Path, tmp_path: Path, monkeypatch:
     assert "expressions found" in page and "questions answered right" in page and "AP by class" not in page
     assert {"P@1", "R@1", "accuracy", "majority"} <= set(found["metrics"])
     assert "P@1" in found["blank"] and "accuracy" not in found["blank"]
+
+
+def test_a_detector_trained_on_captions_is_advised(scenes: Path, tmp_path: Path) -> None:
+    lines: list[str] = []
+    changes = {"data.image_size": 64, "data.max_size": 64}
+    train(scenes, model="detr-tiny", weights="none", changes=changes, max_steps=1, out=tmp_path / "run", device="cpu",
+          say=lines.append)  # fmt: skip
+    assert any("the images have captions" in line and "mdetr-tiny" in line for line in lines)

@@ -324,3 +324,17 @@ def test_the_public_names():
     model = opendetr.create("mdetr-tiny")
     output = model(ImageBatch.from_images([torch.randn(3, 64, 64)]), captions=["a disc"])
     assert output.final.logits.shape == (1, 50, 256)
+
+
+def test_words_outside_the_vocabulary_are_named(detector, image, capsys):
+    detector.predict(image, text="a red xqzv left of a Zorp, a xqzv")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == "warning: not in the vocabulary of the model, which cannot tell them apart: 'xqzv', 'Zorp'"
+    detector.predict(image, text="a red disc")
+    assert not capsys.readouterr().err
+
+
+def test_a_detection_without_a_word_has_the_beginning_of_the_text(detector, image):
+    long = "the large red star left of a disc and " * 9
+    found = detector.predict(image, text=long, min_score=0)
+    assert max(map(len, found.phrases)) <= 100

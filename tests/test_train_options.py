@@ -436,3 +436,12 @@ def test_what_a_flag_cannot_do_is_one_line_and_nothing_is_written(scenes, tmp_pa
     assert result.exit_code == code and len(errors) == 1, result.output
     assert words in errors[0]
     assert not (tmp_path / "run").exists()
+
+
+def test_changes_with_full_names_equal_nested_ones():
+    from opendetr.training.settings import _nested
+
+    full = _nested({"recipe.seed": 3, "data": {"image_size": 64}, "data.augmentation.crop": False})
+    assert full == {"recipe": {"seed": 3}, "data": {"image_size": 64, "augmentation": {"crop": False}}}
+    assert full == _nested(["recipe.seed=3", {"data": {"image_size": 64, "augmentation.crop": False}}])
+    assert _nested(["recipe=2", "recipe.seed=3"]) == {"recipe": 2}

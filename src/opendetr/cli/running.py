@@ -155,7 +155,7 @@ class RunOptions:
         settings = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in _NO_SETTINGS}
         if self.resume is not None and _given(**settings):
             given = next(f"--{name.replace('_', '-')}" for name in _given(**settings))
-            option = {"--data": self.images, "--changes": "--set"}.get(given, given)
+            option = {"--data": self.images.rstrip("'"), "--changes": "--set"}.get(given, given)
             raise typer.BadParameter(
                 f"--resume keeps the settings of the run: leave out {option}; or start a new run from its weights: "
                 f"opendetr {self.command} DATA --weights {self.resume}{'' if self.data else f' {option} ...'}"

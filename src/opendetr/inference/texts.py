@@ -21,7 +21,7 @@ from opendetr.categories import Categories
 from opendetr.config import ConfigError
 from opendetr.data import AnswerDecoder
 from opendetr.models import MDETR, Detector, Session
-from opendetr.nn import lost_text, text_fault
+from opendetr.nn import lost_text, text_fault, unknown_words
 from opendetr.postprocess import ImageMasks, boxes_in_pixels, image_masks, phrases, referred_scores
 from opendetr.results import Answer, Detections
 from opendetr.structures import GroundingOutput, ImageBatch
@@ -57,7 +57,7 @@ def read_texts(model: Detector, name: str, text: Any, classes: Any) -> Texts | N
 
     Returns:
         The texts, or None if the model takes none and none is given. A text that is too long is cut, with a line on
-        standard error that says what is lost.
+        standard error that says what is lost. Another line names words that the model does not know.
 
     Raises:
         ConfigError: the model needs a text and none is given, or the other way round; a text is empty, or has no word
@@ -95,6 +95,10 @@ def _checked(model: Detector, caption: str) -> str:
     fault = text_fault(caption, detector.tokenizer)
     if fault:
         raise ConfigError(fault)
+    unknown = unknown_words(caption, detector.tokenizer)
+    if unknown:
+        shown = shorten(", ".join(map(repr, unknown)), _SHOWN)
+        print(f"warning: not in the vocabulary of the model, which cannot tell them apart: {shown}", file=sys.stderr)
     lost = lost_text(caption, detector.tokenizer, detector.text.max_tokens)
     if lost:
         print(
@@ -129,6 +133,7 @@ def ground(
         kept = [(of_image >= min_score).nonzero()[:, 0] for of_image in scores]
         named = phrases(output, [caption] * len(images), kept)
         masks = None if output.masks is None else image_masks(output, images, sizes, queries=kept)
+        whole = shorten(caption, _SHOWN)  # names a detection that none of the tokens names
         for index, queries in enumerate(kept):
             height, width = sizes[index].tolist()
             detections = Detections(
@@ -137,7 +142,7 @@ def ground(
                 torch.full((len(queries),), label),
                 texts.categories,
                 (int(height), int(width)),
-                phrases=tuple(phrase or caption for phrase in named[index]) if texts.by_phrase else None,
+                phrases=tuple(phrase or whole for phrase in named[index]) if texts.by_phrase else None,
             )
             found[index].append((detections, None if masks is None else masks[index]))
     session.reset()

@@ -42,6 +42,7 @@ from opendetr.nn.text import (
     lost_text,
     new_tokenizer,
     text_fault,
+    unknown_words,
 )
 from opendetr.nn.transformer import Decoder, Encoder, TransformerConfig
 
@@ -88,6 +89,7 @@ __all__ = [
     "scaled_dot_product_attention",
     "text_fault",
     "tokens_of",
+    "unknown_words",
     "weights_dtype",
     "xavier_initialise",
 ]

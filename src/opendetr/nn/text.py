@@ -130,6 +130,13 @@ def text_fault(text: str, tokenizer: Tokenizer) -> str | None:
     return None
 
 
+def unknown_words(text: str, tokenizer: Tokenizer) -> list[str]:
+    """The words of a text that are not in the vocabulary, in their order. The model cannot tell them apart."""
+    tokens = tokenizer([text])
+    spans = tokens.spans[0, tokens.ids[0] == UNKNOWN].tolist()
+    return list(dict.fromkeys(text[begin:end] for begin, end in spans))
+
+
 def lost_text(text: str, tokenizer: Tokenizer, max_tokens: int) -> str:
     """The end of a text that is left out because it is too long; empty if nothing is."""
     tokens = tokenizer([text])

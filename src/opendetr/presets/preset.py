@@ -10,7 +10,7 @@ from torch import Tensor
 
 from opendetr.categories import Categories, coco_categories, coco_panoptic_categories
 from opendetr.config import ConfigError, MissingPackageError
-from opendetr.data import AnswerDecoder, DataConfig, DetectionData
+from opendetr.data import CAPTION, AnswerDecoder, DataConfig, DetectionData
 from opendetr.evaluation import DetectionEvaluator, Evaluator, headline_names, metric_names
 from opendetr.losses import (
     CriterionConfig,
@@ -187,6 +187,11 @@ class Preset:
 
     def advice(self, data: DetectionData) -> str | None:
         """What the model cannot learn from this training data, and what to do, for the user; None if nothing."""
+        if self.uses_annotations and any(CAPTION in image.extras for image in data.images):
+            return (
+                "the images have captions: an image appears once per caption, only with the objects that the caption "
+                "names; train a model that takes text, such as mdetr-tiny, or give one entry per image with all objects"
+            )
         return None
 
     def fitted(self, model: Detector, data: DetectionData, num_images: int | None = None) -> Self:

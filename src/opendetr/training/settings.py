@@ -312,7 +312,10 @@ def write_config(folder: Path, setup: Setup, fingerprint: str) -> None:
 
 
 def _nested(changes: Mapping[str, Any] | Iterable[str | Mapping[str, Any]]) -> dict[str, Any]:
-    """Merge mappings and strings like "recipe.seed=1" into one nested mapping. Later changes override earlier ones."""
+    """Merge mappings and strings like "recipe.seed=1" into one nested mapping. Later changes override earlier ones.
+
+    A name in a mapping can be a full one, such as "recipe.seed".
+    """
     merged: dict[str, Any] = {}
     for change in (changes,) if isinstance(changes, Mapping) else changes:
         _merge(merged, parse_assignment(change) if isinstance(change, str) else change)
@@ -338,11 +341,13 @@ def as_list(names: str | Sequence[str]) -> list[str]:
 
 
 def _merge(into: dict[str, Any], change: Mapping[str, Any]) -> None:
-    for key, value in change.items():
-        if isinstance(value, Mapping) and isinstance(into.get(key), dict):
-            _merge(into[key], value)
-        elif not isinstance(value, Mapping) or key not in into:  # a value such as "recipe=2" stays, to be refused
-            into[key] = dict(value) if isinstance(value, Mapping) else value
+    for name, value in change.items():
+        key, dot, rest = str(name).partition(".")
+        part = {rest: value} if dot else value
+        if not isinstance(part, Mapping):
+            into[key] = part
+        elif isinstance(into.setdefault(key, {}), dict):  # a value such as "recipe=2" stays, to be refused
+            _merge(into[key], part)
 
 
 def _run_length(epochs: int | None, max_steps: int | None, time: str | float | None) -> dict[str, Any]:
