@@ -41,8 +41,8 @@ from opendetr.presets.up_detr import PretrainingPreset
 from opendetr.structures import FeatureMap, ImageBatch, Target
 from opendetr.synthetic import SceneConfig, write_scenes
 from opendetr.training.settings import set_up
-from opendetr.training.starting_weights import load_start
-from opendetr.weights import ModelCard, WeightsError, load_weights, save_weights, transfer_pretrained
+from opendetr.training.starting_weights import load_start, load_transferred
+from opendetr.weights import ModelCard, WeightsError, load_weights, read_state, save_weights, transfer_pretrained
 
 NEW = Categories.from_names(["cat", "dog", "patch"])
 
@@ -304,6 +304,25 @@ def test_a_detector_keeps_everything_but_the_class_head(name, layout, tmp_path):
         report
     )
     assert "skipped: " in str(report) and len(report.left_out) == 2
+
+
+def test_a_decoder_of_one_query_per_patch_is_not_transferred(tmp_path):
+    several = pretraining("up-detr-tiny")
+    single = replace(several, model=replace(several.model, num_patches=several.model.num_queries))
+    assert get_preset("up-detr-tiny").untransferred and not get_preset("up-detr-r50").untransferred
+    for preset, is_kept in ((several, True), (single, False)):
+        path = saved(preset, tmp_path / str(is_kept) / "model.safetensors")
+        detector, source = model_of(fine_tuning(preset), num_classes=3, seed=1), read_state(path)
+        line = load_transferred(detector, path, fine_tuning(preset), NEW)
+        after = detector.state_dict()
+        assert torch.equal(
+            after["encoder.layers.0.feed_forward.linear1.weight"],
+            source["encoder.layers.0.feed_forward.linear1.weight"],
+        )
+        for name in ("queries.weight", "decoder.layers.0.feed_forward.linear1.weight", "box_head.layers.0.weight"):
+            assert torch.equal(after[name], source[name]) == is_kept, name
+        random = "class_head" if is_kept else "queries, decoder, class_head, box_head"
+        assert f"new and random: {random}" in line
 
 
 def test_a_model_with_a_mask_head_starts_from_pre_trained_weights():

@@ -185,6 +185,11 @@ class Preset:
         """
         return None
 
+    @property
+    def untransferred(self) -> tuple[str, ...]:
+        """The parts of a pre-training model that are of no use to a detector, besides its class head."""
+        return ()
+
     def advice(self, data: DetectionData) -> str | None:
         """What the model cannot learn from this training data, and what to do, for the user; None if nothing."""
         if self.uses_annotations and any(CAPTION in image.extras for image in data.images):

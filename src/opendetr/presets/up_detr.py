@@ -122,6 +122,16 @@ class PretrainingPreset(Preset):
         return self.fine_tuned, self.model.detector()
 
     @property
+    def untransferred(self) -> tuple[str, ...]:
+        """The decoder and its box head, if each query has its own patch.
+
+        Such a decoder tells queries apart by their patches, and not by their learned queries. Without patches, all
+        queries predict nearly the same box. A detector learns more slowly from it than from random weights.
+        """
+        one_per_patch = self.model.num_patches == self.model.num_queries
+        return ("queries", "decoder", "box_head") if one_per_patch else ()
+
+    @property
     def example(self) -> str:
         """The command that locates a patch."""
         return "predict photo.jpg --patch crop.jpg"

@@ -13,6 +13,7 @@ from opendetr.presets import (
     get_preset,
     list_models,
     name_without_masks,
+    preset_from_dict,
     published_weights,
     shipped_weights,
     weights_at,
@@ -140,7 +141,9 @@ def load_transferred(model: Detector, path: Path, preset: Preset, categories: Ca
         if preset.freeze_detector:
             raise ConfigError(f"{path}: pre-training has no detector to freeze; train one on this data first")
         with naming(path):
-            return str(transfer_pretrained(model, state, categories))
+            pretraining = None if card is None else preset_from_dict(card.config)
+            random_parts = () if pretraining is None else pretraining.untransferred
+            return str(transfer_pretrained(model, state, categories, random_parts=random_parts))
     known = card.categories if card else preset.categories_of(state)
     with naming(path):
         part = in_our_layout(model, fitting_part(model, state))

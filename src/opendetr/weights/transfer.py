@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -112,7 +112,9 @@ def transfer(model: Detector, state: Mapping[str, Tensor], old: Categories, new:
     )
 
 
-def transfer_pretrained(model: Detector, state: Mapping[str, Tensor], new: Categories) -> TransferReport:
+def transfer_pretrained(
+    model: Detector, state: Mapping[str, Tensor], new: Categories, *, random_parts: Collection[str] = ()
+) -> TransferReport:
     """Load the weights of a pre-training model into a detector. The class head stays random, as published.
 
     A mask head stays random, too. The number of learned queries may differ; see `transfer`.
@@ -121,6 +123,7 @@ def transfer_pretrained(model: Detector, state: Mapping[str, Tensor], new: Categ
         model: the detector.
         state: the weights of the pre-training model, in any layout.
         new: the classes of `model`.
+        random_parts: further parts of the detector that stay random, such as "decoder".
 
     Raises:
         WeightsError: names or shapes do not match.
@@ -128,17 +131,18 @@ def transfer_pretrained(model: Detector, state: Mapping[str, Tensor], new: Categ
     part = fitting_part(model, state)
     own = model.state_dict()
     fitted, new_parts = _with_mask_head(model, in_our_layout(model, part))
-    random = (*model.class_rows, *model.objectness_rows)
+    prefix = "" if model.detector_part is None else f"{model.detector_part}."
+    of_parts = tuple(f"{prefix}{part}." for part in random_parts)
+    heads = (*model.class_rows, *model.objectness_rows)
+    random = [name for name in own if name in heads or name.startswith(of_parts)]
     fitted |= {name: own[name] for name in random}
     _load(model, fitted)
-    prefix = "" if model.detector_part is None else f"{model.detector_part}."
     kept = [name.removeprefix(prefix) for name in own if name not in random and name.startswith(prefix)]
-    heads = [name.removeprefix(prefix) for name in random]
     return TransferReport(
         (),
         new.names,
         (),
-        (*_parts(heads), *new_parts),
+        (*_parts(name.removeprefix(prefix) for name in random), *new_parts),
         _parts(name for name in state if name not in part),
         _parts(kept),
     )
