@@ -120,7 +120,7 @@ def test_show_passes_over_what_cannot_be_read(voc, tmp_path):
     for index in range(9):
         (voc / "JPEGImages" / f"image_{index}.jpg").write_bytes(b"no image")
     result = opendetr("data", "show", voc, "--out", tmp_path / "a.png", code=3)
-    assert result.stdout == f"1 images: {tmp_path / 'a.png'}\n"
+    assert result.stdout == f"1 image: {tmp_path / 'a.png'}\n"
     assert result.stderr.count("skipped: ") == 9
     (voc / "JPEGImages" / "image_9.jpg").write_bytes(b"no image")
     assert "no image that can be shown" in failure("data", "show", voc, "--out", tmp_path / "b.png")
