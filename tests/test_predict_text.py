@@ -329,7 +329,7 @@ def test_the_public_names():
 def test_words_outside_the_vocabulary_are_named(detector, image, capsys):
     detector.predict(image, text="a red xqzv left of a Zorp, a xqzv")
     (line,) = capsys.readouterr().err.splitlines()
-    assert line == "warning: not in the vocabulary of the model, which cannot tell them apart: 'xqzv', 'Zorp'"
+    assert line == "warning: the model does not know these words of the text: 'xqzv', 'Zorp'"
     detector.predict(image, text="a red disc")
     assert not capsys.readouterr().err
 

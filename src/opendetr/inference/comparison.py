@@ -64,9 +64,9 @@ def comparisons(
         try:
             pixels = read_record(record)
             if detector.model.takes_text:
-                yield record, _described(detector, data, record, pixels, text=text)
-                continue
-            images = _objects(detector, data, record, pixels, with_masks=with_masks, text=text)
+                images = _described(detector, data, record, pixels, text=text)
+            else:
+                images = _objects(detector, data, record, pixels, with_masks=with_masks, text=text)
             if with_masks and record.panoptic_map is not None:
                 images += _maps(detector, data, record, pixels, text=text)
         except ImageError:

@@ -95,10 +95,10 @@ def _checked(model: Detector, caption: str) -> str:
     fault = text_fault(caption, detector.tokenizer)
     if fault:
         raise ConfigError(fault)
-    unknown = unknown_words(caption, detector.tokenizer)
+    unknown = dict.fromkeys(unknown_words([caption], detector.tokenizer([caption])))
     if unknown:
-        shown = shorten(", ".join(map(repr, unknown)), _SHOWN)
-        print(f"warning: not in the vocabulary of the model, which cannot tell them apart: {shown}", file=sys.stderr)
+        words = shorten(", ".join(map(repr, unknown)), _SHOWN)
+        print(f"warning: the model does not know these words of the text: {words}", file=sys.stderr)
     lost = lost_text(caption, detector.tokenizer, detector.text.max_tokens)
     if lost:
         print(

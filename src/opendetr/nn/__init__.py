@@ -31,7 +31,6 @@ from opendetr.nn.layers import (
 )
 from opendetr.nn.position import LearnedPosition, SinePosition, embed_coordinates
 from opendetr.nn.text import (
-    UNKNOWN,
     AnyTextConfig,
     RobertaTextConfig,
     TextEncoder,
@@ -48,7 +47,6 @@ from opendetr.nn.transformer import Decoder, Encoder, TransformerConfig
 
 __all__ = [
     "MLP",
-    "UNKNOWN",
     "AnyBackboneConfig",
     "AnyTextConfig",
     "AttentionModule",

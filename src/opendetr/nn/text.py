@@ -130,11 +130,17 @@ def text_fault(text: str, tokenizer: Tokenizer) -> str | None:
     return None
 
 
-def unknown_words(text: str, tokenizer: Tokenizer) -> list[str]:
-    """The words of a text that are not in the vocabulary, in their order. The model cannot tell them apart."""
-    tokens = tokenizer([text])
-    spans = tokens.spans[0, tokens.ids[0] == UNKNOWN].tolist()
-    return list(dict.fromkeys(text[begin:end] for begin, end in spans))
+def unknown_words(captions: Sequence[str], tokens: Tokens) -> list[str]:
+    """The words of captions that are not in the vocabulary, in their order. A model cannot tell them apart.
+
+    Args:
+        captions: B captions.
+        tokens: their tokens.
+    """
+    return [
+        captions[index][slice(*tokens.spans[index, token].tolist())]
+        for index, token in (tokens.ids == UNKNOWN).nonzero().tolist()
+    ]
 
 
 def lost_text(text: str, tokenizer: Tokenizer, max_tokens: int) -> str:

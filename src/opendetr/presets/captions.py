@@ -10,7 +10,7 @@ from typing import Self
 
 from opendetr.data import CaptionDataConfig, DetectionData
 from opendetr.models import MDETRConfig
-from opendetr.nn import UNKNOWN, TokenizerName, new_tokenizer
+from opendetr.nn import TokenizerName, new_tokenizer, unknown_words
 from opendetr.structures import Tokens
 
 _MANY_UNKNOWN = 0.02  # share of the words
@@ -64,13 +64,11 @@ def caption_advice(captions: Sequence[str], tokenizer: TokenizerName, max_tokens
         return None
     tokens = new_tokenizer(tokenizer)(captions, max_tokens + 1)
     parts = []
-    unknown = tokens.ids == UNKNOWN
+    unknown = Counter(word.lower() for word in unknown_words(captions, tokens))
     words = tokens.spans[..., 1] > tokens.spans[..., 0]  # not the start, the end and the padding
-    share = float(unknown.sum() / words.sum().clamp(min=1))
+    share = unknown.total() / max(int(words.sum()), 1)
     if share >= _MANY_UNKNOWN:
-        spans = ((caption, *tokens.spans[caption, token].tolist()) for caption, token in unknown.nonzero().tolist())
-        counts = Counter(captions[caption][begin:end].lower() for caption, begin, end in spans)
-        shown = ", ".join(repr(word) for word, _ in counts.most_common(3))
+        shown = ", ".join(repr(word) for word, _ in unknown.most_common(3))
         parts.append(
             f"{share:.0%} of the words in the captions are not in its vocabulary, such as {shown}, and it cannot tell "
             "them apart; use a model with RoBERTa, such as mdetr-r50"

@@ -131,15 +131,12 @@ class GroundingPreset(Preset):
 
     @property
     def example(self) -> str:
-        """The command that detects what a text names, or that answers a question if the model is trained for these."""
-        if self.model.questions in ("gqa", "gqa-unified", "clevr"):
+        """The command that detects what a text names, or answers a question, in words that the tokenizer knows."""
+        if self.data.tokenizer == "words":
+            return 'predict photo.jpg --text "the large red star"'
+        if self.answers_questions:
             return 'predict photo.jpg --ask "how many dogs are there?"'
-        return f'predict photo.jpg --text "{self._example_text}"'
-
-    @property
-    def _example_text(self) -> str:
-        """A text whose words the tokenizer knows."""
-        return "the large red star" if self.data.tokenizer == "words" else "a man with an umbrella"
+        return 'predict photo.jpg --text "a man with an umbrella"'
 
     def answer_decoder(self) -> AnswerDecoder:
         """The function that turns the best output of each answer head into an answer; see `AnswerDecoder`.

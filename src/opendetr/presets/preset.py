@@ -43,8 +43,8 @@ class Preset:
     """The configuration of a model and its training, as one tree.
 
     A family member that differs in more than settings has a subclass. It overrides `build_model`, `build_task`,
-    `categories_of`, `without_extras`, `trained_from_nothing`, `advice`, `fitted` and `trained_into` (training),
-    `session`, `prompt`, `example`, `follows_objects` and `of_classes` (inference), `evaluator`, `metrics`,
+    `categories_of`, `without_extras`, `trained_from_nothing`, `advice`, `fitted`, `trained_into` and `untransferred`
+    (training), `session`, `prompt`, `example`, `follows_objects` and `of_classes` (inference), `evaluator`, `metrics`,
     `headlines` and `draws_predictions` (evaluation; without `metrics`, a run is not evaluated), or `miniature`, if its
     model config has other fields.
 

@@ -95,7 +95,7 @@ class Run:
         preset: the configuration of the model and its training.
         result: how it ended, and its metrics.
         failed: whether the run has learned nothing: it has ended, and its main metric stayed below 0.01. The main
-            metric is that of the model and the data, such as AP, whatever metric selects the best weights.
+            metric depends on the model and the data, such as AP. Another one can select the best weights.
     """
 
     folder: Path
