@@ -23,6 +23,7 @@ from opendetr.data.masks import (
     read_masks,
     require_scorable,
     thing_outlines,
+    things_of,
 )
 from opendetr.data.patches import PatchAugmentationConfig, PatchDataConfig, PatchEvaluationBatch
 from opendetr.data.paths import require_folder, require_new
@@ -103,6 +104,7 @@ __all__ = [
     "spread",
     "text_of",
     "thing_outlines",
+    "things_of",
     "to_pixels",
     "train_loader",
     "unknown_split",
