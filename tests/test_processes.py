@@ -76,14 +76,14 @@ def in_processes(count: int, work: Callable[[], None]) -> list[int]:
 
 
 def repeat_in_a_fresh_process() -> None:
-    """Run the current test in a process of its own. It is reported as skipped if it passes there."""
+    """Run the current test in a separate process. It is reported as skipped if it passes there."""
     test = os.environ["PYTEST_CURRENT_TEST"].rpartition(" ")[0]
     environment = {name: value for name, value in ENVIRONMENT.items() if not name.startswith("PYTEST")} | {FRESH: "1"}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-m", "", test]
     root = Path(__file__).parents[1]
     result = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout
-    pytest.skip("passed in a process of its own, because autograd has started threads in this one")
+    pytest.skip("passed in a separate process, because autograd has started threads in this one")
 
 
 class Stopper(Callback):

@@ -137,7 +137,7 @@ class GroundingEvaluator:
     def __init__(self, data: DetectionData, *, has_masks: bool = False, answers: bool = True) -> None:
         require_captions(data)
         _require_more_than_questions(data, answers=answers)
-        self._answers = answers
+        self._has_answers = answers
         self._records = {image.id: image for image in data.images}
         self._category_id = data.categories.ids[0]
         self._wants_masks = has_masks and data.masks != "none"
@@ -198,7 +198,7 @@ class GroundingEvaluator:
 
     def _compare(self, record: ImageRecord, result: GroundingResult, answers: Mapping[str, int] | None) -> _Found:
         if is_question(record):
-            return _Found(question=None if not self._answers else answer_is_right(result.answer, answers))
+            return _Found(question=answer_is_right(result.answer, answers) if self._has_answers else None)
         found = _Found()
         if self._wants_masks:
             found.mask = _compare_masks(record, result.mask)

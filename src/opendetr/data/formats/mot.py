@@ -142,7 +142,7 @@ class VideoFolder:
 def open_video(folder: Path) -> VideoFolder | None:
     """The video in a folder: one in the MOTChallenge format, with or without annotations, or only images.
 
-    Faults of the annotations are skipped. None if the folder has neither `img1/` nor images of its own, nor an
+    Faults of the annotations are skipped. None if the folder has neither `img1/` nor images in it, nor an
     annotated video file that can be read.
 
     Raises:
