@@ -29,8 +29,9 @@ from opendetr.data.patches import PatchAugmentationConfig, PatchDataConfig, Patc
 from opendetr.data.paths import require_folder, require_new
 from opendetr.data.pixels import to_pixels
 from opendetr.data.records import DataError, DataFault, DetectionData, ImageRecord, spread, unknown_split
+from opendetr.data.resizing import denormalise
 from opendetr.data.statistics import DataStatistics
-from opendetr.data.transforms import LabelledImage, Transform, denormalise, evaluation_transform
+from opendetr.data.transforms import LabelledImage, Transform, evaluation_transform
 from opendetr.data.video_files import VideoError, count_frames, decode_video, is_video, video_library
 
 __all__ = [

@@ -20,15 +20,8 @@ from opendetr.data.augmentation import training_transform
 from opendetr.data.collate import collate_samples
 from opendetr.data.config import AugmentationConfig, DataConfig
 from opendetr.data.records import unknown_split
-from opendetr.data.transforms import (
-    LabelledImage,
-    PredictionTransform,
-    TransformAround,
-    evaluation_transform,
-    normalise,
-    resize,
-    resize_fast,
-)
+from opendetr.data.resizing import normalise, resize, resize_fast
+from opendetr.data.transforms import LabelledImage, PredictionTransform, TransformAround, evaluation_transform
 from opendetr.structures import PatchBatch, Sample
 
 if TYPE_CHECKING:
