@@ -43,7 +43,7 @@ from opendetr import load, train
 from opendetr.categories import Categories
 from opendetr.config import to_dict
 from opendetr.data import DetectionData, open_data
-from opendetr.data.transforms import normalise
+from opendetr.data.resizing import normalise
 from opendetr.distributed import has_bfloat16
 from opendetr.evaluation import blank_expressions
 from opendetr.inference import Predictor

@@ -44,7 +44,7 @@ from torchvision.ops import roi_align
 from opendetr.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 from opendetr.categories import Categories
 from opendetr.config import to_dict
-from opendetr.data.transforms import normalise, resize_fast, resize_masks
+from opendetr.data.resizing import normalise, resize_fast, resize_masks
 from opendetr.models.detector import Detector
 from opendetr.presets import (
     Preset,

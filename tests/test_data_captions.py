@@ -16,7 +16,16 @@ from typer.testing import CliRunner
 
 from caption_files import SIZE, box, caption, read, write
 from opendetr.cli.main import app
-from opendetr.data import ANSWER_WORDS, DataError, FaultKind, LabelledImage, encode_answer, open_data, train_loader
+from opendetr.data import (
+    ANSWER_WORDS,
+    DataError,
+    FaultKind,
+    LabelledImage,
+    encode_answer,
+    open_data,
+    text_of,
+    train_loader,
+)
 from opendetr.data.captions import MakeSample, MirrorCaption
 from opendetr.data.config import AugmentationConfig
 from opendetr.data.formats import read_splits
@@ -93,7 +102,8 @@ def test_clevr_answers(tmp_path: Path) -> None:
         decoded = ANSWER_WORDS["clevr"].decode({"binary": 0, "attr": 0, "reg": 0, **heads})
         assert decoded == (answer, tuple(heads))
     assert encode_answer("none", data.images[0].extras) is None
-    assert encode_answer("clevr", {"caption": "what?", "answer": 3}) == {"type": 2, "reg": 3}
+    (number,) = read(write(tmp_path / "number", caption("how many?", answer=3))).images
+    assert encode_answer("clevr", number.extras) == {"type": 2, "reg": 3} and text_of(number) == "how many? 3"
     with pytest.raises(DataError, match="the answer 'maybe' to 'what\\?' is not one of the questions 'clevr'"):
         encode_answer("clevr", {"caption": "what?", "answer": "maybe"})
 

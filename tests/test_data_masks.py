@@ -25,8 +25,9 @@ from opendetr.data.images import ImageError, read_map, read_record, write_map
 from opendetr.data.loader import eval_loader, train_loader
 from opendetr.data.masks import coco_truth, panoptic_truth, read_masks, require_scorable, thing_outlines
 from opendetr.data.records import DataError, ImageRecord, ObjectRecord
+from opendetr.data.resizing import resize_masks
 from opendetr.data.tools.convert import convert
-from opendetr.data.transforms import Crop, Flip, LabelledImage, Resize, resize_masks
+from opendetr.data.transforms import Crop, Flip, LabelledImage, Resize
 from opendetr.synthetic import SceneConfig, mask_to_polygons, mask_to_rle, write_scenes
 
 COCO128 = Path(os.environ.get("OPENDETR_TEST_DATA", Path(__file__).parents[2] / "shared" / "data")) / "coco128"

@@ -16,7 +16,7 @@ from opendetr.categories import Categories
 from opendetr.cli.main import app
 from opendetr.data import DataStatistics, DetectionData, denormalise, open_data
 from opendetr.data.records import ObjectRecord
-from opendetr.data.transforms import normalise
+from opendetr.data.resizing import normalise
 from opendetr.structures import Batch, ImageBatch, Target
 from opendetr.training.data_images import BATCH_FILE, LABELS_FILE, DataImages, batch_sheet
 from opendetr.training.events import BatchLoaded, RunStarted

@@ -321,7 +321,7 @@ def runs(tmp_path_factory) -> Path:
 @needs_fork
 @each_family
 def test_two_processes_equal_one(name, runs):
-    """Each process has a clip of its own, with another number of objects and tracks."""
+    """Each process has another clip, with another number of objects and tracks."""
     one, two = ([row for row in read_metrics(runs / name / str(number)) if row["kind"] == "step"] for number in (1, 2))
     assert len(one) == len(two) == 2
     for ours, theirs in zip(one, two, strict=True):

@@ -16,18 +16,8 @@ from opendetr.data.augmentation import training_transform
 from opendetr.data.config import AugmentationConfig, DataConfig
 from opendetr.data.images import read_image
 from opendetr.data.records import ImageRecord, ObjectRecord, usable_objects
-from opendetr.data.transforms import (
-    Crop,
-    EvaluationTransform,
-    Flip,
-    LabelledImage,
-    Resize,
-    evaluation_transform,
-    normalise,
-    resize,
-    resize_fast,
-    resized_shape,
-)
+from opendetr.data.resizing import normalise, resize, resize_fast, resized_shape
+from opendetr.data.transforms import Crop, EvaluationTransform, Flip, LabelledImage, Resize, evaluation_transform
 
 GOLDEN = Path(__file__).parent / "goldens" / "detr" / "preprocess"
 PREPROCESS = json.loads(GOLDEN.with_suffix(".json").read_text())

@@ -21,7 +21,8 @@ from opendetr.data.images import read_image
 from opendetr.data.loader import eval_loader, sample_rng, train_loader
 from opendetr.data.patches import PatchAugmentationConfig, PatchDataConfig, PatchEvaluationBatch, patch_boxes
 from opendetr.data.records import DataError
-from opendetr.data.transforms import LabelledImage, normalise
+from opendetr.data.resizing import normalise
+from opendetr.data.transforms import LabelledImage
 from opendetr.structures import PatchBatch
 
 CONFIG = PatchDataConfig(num_workers=0, num_patches=4, patch_size=16).resized(64)

@@ -23,13 +23,15 @@ from opendetr.data.masks import (
     read_masks,
     require_scorable,
     thing_outlines,
+    things_of,
 )
 from opendetr.data.patches import PatchAugmentationConfig, PatchDataConfig, PatchEvaluationBatch
 from opendetr.data.paths import require_folder, require_new
 from opendetr.data.pixels import to_pixels
 from opendetr.data.records import DataError, DataFault, DetectionData, ImageRecord, spread, unknown_split
+from opendetr.data.resizing import denormalise
 from opendetr.data.statistics import DataStatistics
-from opendetr.data.transforms import LabelledImage, Transform, denormalise, evaluation_transform
+from opendetr.data.transforms import LabelledImage, Transform, evaluation_transform
 from opendetr.data.video_files import VideoError, count_frames, decode_video, is_video, video_library
 
 __all__ = [
@@ -103,6 +105,7 @@ __all__ = [
     "spread",
     "text_of",
     "thing_outlines",
+    "things_of",
     "to_pixels",
     "train_loader",
     "unknown_split",

@@ -17,15 +17,8 @@ from PIL import Image, ImageDraw
 from torchvision.transforms.v2 import functional
 
 from opendetr.data.config import Augment, DataConfig
-from opendetr.data.transforms import (
-    Crop,
-    ExtraAugmentation,
-    Flip,
-    LabelledImage,
-    Resize,
-    TrainingTransform,
-    resize_fast,
-)
+from opendetr.data.resizing import resize_fast
+from opendetr.data.transforms import Crop, ExtraAugmentation, Flip, LabelledImage, Resize, TrainingTransform
 
 # Minimum side of a mosaic's tile, in pixels. An image that is too small for such tiles is not changed.
 _MIN_TILE_SIDE = 2

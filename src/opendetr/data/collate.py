@@ -10,7 +10,7 @@ from typing import Protocol
 
 import torch
 
-from opendetr.data.transforms import normalise
+from opendetr.data.resizing import normalise
 from opendetr.structures import Batch, ImageBatch, Sample
 
 

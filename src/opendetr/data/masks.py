@@ -274,7 +274,7 @@ def coco_truth(data: DetectionData) -> dict[str, Any]:
         DataError: objects were skipped because of their masks.
     """
     _require_whole(data)
-    images = (replace(image, objects=tuple(_things(image, data.categories))) for image in data.images)
+    images = (replace(image, objects=tuple(things_of(image, data.categories))) for image in data.images)
     truth = replace(data, images=tuple(images)).to_coco()
     return truth | {"categories": [row for row in truth["categories"] if row["isthing"]]}
 
@@ -285,7 +285,7 @@ def thing_outlines(image: ImageRecord, categories: Categories, segments: np.ndar
     starts = np.flatnonzero(np.concatenate(([True], columns[1:] != columns[:-1])))
     numbers, edges = columns[starts], np.append(starts, columns.size)
     outlines = []
-    for obj in _things(image, categories):
+    for obj in things_of(image, categories):
         runs = np.flatnonzero(numbers == obj.segment)
         borders = np.stack((edges[runs], edges[runs + 1]), 1).ravel()
         counts = np.diff(borders, prepend=0, append=columns.size).tolist()
@@ -295,7 +295,8 @@ def thing_outlines(image: ImageRecord, categories: Categories, segments: np.ndar
     return outlines
 
 
-def _things(image: ImageRecord, categories: Categories) -> list[ObjectRecord]:
+def things_of(image: ImageRecord, categories: Categories) -> list[ObjectRecord]:
+    """The objects of an image whose class is a thing."""
     return [obj for obj in image.objects if categories.isthing[categories.label_of_id(obj.category_id)]]
 
 

@@ -20,15 +20,8 @@ from opendetr.data.augmentation import training_transform
 from opendetr.data.collate import collate_samples
 from opendetr.data.config import AugmentationConfig, DataConfig
 from opendetr.data.records import unknown_split
-from opendetr.data.transforms import (
-    LabelledImage,
-    PredictionTransform,
-    TransformAround,
-    evaluation_transform,
-    normalise,
-    resize,
-    resize_fast,
-)
+from opendetr.data.resizing import normalise, resize, resize_fast
+from opendetr.data.transforms import LabelledImage, PredictionTransform, TransformAround, evaluation_transform
 from opendetr.structures import PatchBatch, Sample
 
 if TYPE_CHECKING:
@@ -257,7 +250,7 @@ class PatchTransform(TransformAround):
 
 
 @dataclass(frozen=True)
-class PatchEvaluationTransform:
+class PatchEvaluationTransform(TransformAround):
     """Cuts patches from a validation image. They depend only on the id of the image.
 
     The attributes are those of `PatchTransform`.
@@ -266,15 +259,6 @@ class PatchEvaluationTransform:
     plain: PredictionTransform
     num_patches: int
     patch_size: int
-
-    @property
-    def largest_shape(self) -> tuple[int, int]:
-        """Short and long side of the largest possible image, in pixels."""
-        return self.plain.largest_shape
-
-    def output_shape(self, height: int, width: int, rng: np.random.Generator) -> tuple[int, int]:
-        """Height and width of the resized image."""
-        return self.plain.output_shape(height, width, rng)
 
     def pixels(self, image: np.ndarray) -> Tensor:
         """(H, W, 3) uint8 RGB image -> (3, h, w) normalised float, for prediction."""

@@ -12,23 +12,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 from opendetr.boxes import xyxy_to_cxcywh
 from opendetr.categories import Categories
 from opendetr.data.config import AugmentationConfig, DataConfig
 from opendetr.data.records import DataError, ImageRecord, ObjectRecord
+from opendetr.data.resizing import normalise, resize, resize_fast, resize_masks, resized_shape, rounded_side
 from opendetr.structures import Sample, Target
-
-_MEAN = (0.485, 0.456, 0.406)
-_STD = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
@@ -374,7 +369,7 @@ class TrainingTransform:
         options = self.augmentation
         short = max(options.scales) if options.multi_scale else self.image_size
         multiple = self.side_multiple
-        return _rounded(short, multiple, self.max_size), _rounded(self.max_size, multiple, self.max_size)
+        return rounded_side(short, multiple, self.max_size), rounded_side(self.max_size, multiple, self.max_size)
 
     def __call__(self, image: LabelledImage, rng: np.random.Generator, others: Sequence[LabelledImage] = ()) -> Sample:
         """The sample, with the objects that remain after cropping; there may be none."""
@@ -459,88 +454,6 @@ class EvaluationTransform:
 def evaluation_transform(config: DataConfig) -> EvaluationTransform:
     """The transform of a configuration for evaluation and prediction."""
     return EvaluationTransform(config.image_size, config.max_size, config.side_multiple)
-
-
-def resized_shape(height: int, width: int, size: int, max_size: int | None, multiple: int = 1) -> tuple[int, int]:
-    """Height and width after resizing the short side to `size` and the long side to at most `max_size`; at least 1.
-
-    The rounding is DETR's: if the long side would exceed `max_size`, `size` is reduced and rounded half to even; the
-    long side is truncated. So the long side may be a few pixels shorter than `max_size`. Then each side is rounded to
-    the nearest multiple of `multiple`.
-    """
-    height, width = _published_shape(height, width, size, max_size)
-    return _rounded(height, multiple, max_size), _rounded(width, multiple, max_size)
-
-
-def _published_shape(height: int, width: int, size: int, max_size: int | None) -> tuple[int, int]:
-    short, long = min(height, width), max(height, width)
-    if max_size is not None and long / short * size > max_size:
-        size = max(1, round(max_size * short / long))
-    if short == size:
-        return height, width
-    return (int(size * height / width), size) if width < height else (size, int(size * width / height))
-
-
-def _rounded(side: int, multiple: int, max_size: int | None) -> int:
-    """The nearest multiple of `multiple`: at least `multiple` itself, at most the largest within `max_size`."""
-    if multiple == 1:  # DETR's long side may exceed `max_size` by a pixel, which is kept
-        return side
-    nearest = (side + multiple // 2) // multiple
-    largest = nearest if max_size is None else max_size // multiple
-    return max(1, min(nearest, largest)) * multiple
-
-
-def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """(H, W, 3) uint8 -> (height, width, 3) uint8 by Pillow: bilinear, antialiased when shrinking."""
-    if image.shape[:2] == (height, width):
-        return image
-    return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
-
-
-def resize_fast(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """As `resize`, but by torch: about three times as fast, with 2 of 10,000 values off by one grey level."""
-    if image.shape[:2] == (height, width):
-        return image
-    channels = torch.from_numpy(image).permute(2, 0, 1)
-    return interpolate(channels[None], (height, width), mode="bilinear", antialias=True)[0].permute(1, 2, 0).numpy()
-
-
-def resize_masks(masks: np.ndarray, height: int, width: int) -> np.ndarray:
-    """(n, H, W) -> (n, height, width) by nearest neighbour, measured between pixel centres.
-
-    Images are resized with the same alignment, so masks stay aligned with the pixels. The published code measures from
-    the upper left corners, which shifts masks by up to half a pixel.
-    """
-    if masks.shape[1:] == (height, width):
-        return masks
-    rows, columns = (
-        ((np.arange(new) + 0.5) * (old / new)).astype(np.intp)
-        for new, old in zip((height, width), masks.shape[1:], strict=True)
-    )
-    return masks.take(rows, axis=1).take(columns, axis=2)
-
-
-def normalise(pixels: Tensor, out: Tensor | None = None) -> Tensor:
-    """Subtract ImageNet's mean and divide by its standard deviation: (3, h, w) uint8 RGB -> float32.
-
-    Args:
-        pixels: (3, h, w) uint8 RGB.
-        out: (3, h, w) float32 tensor for the result, such as a view of a batch; a new tensor by default.
-    """
-    mean, std = _statistics(pixels.device)
-    return torch.div(pixels, 255, out=out).sub_(mean).div_(std)
-
-
-def denormalise(pixels: Tensor) -> Tensor:
-    """The inverse of `normalise`: (3, h, w) float -> uint8 RGB."""
-    mean, std = _statistics(pixels.device)
-    return (pixels.float() * std).add_(mean).mul_(255).round_().clamp_(0, 255).to(torch.uint8)
-
-
-@lru_cache
-def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
-    """ImageNet's mean and standard deviation, (3, 1, 1) each."""
-    return torch.tensor(_MEAN, device=device).view(3, 1, 1), torch.tensor(_STD, device=device).view(3, 1, 1)
 
 
 def _channels_first(pixels: np.ndarray) -> Tensor:

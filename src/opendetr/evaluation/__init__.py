@@ -18,7 +18,6 @@ from opendetr.evaluation.panoptic import PANOPTIC_METRICS, PanopticEvaluator
 from opendetr.evaluation.patches import PATCH_METRICS, PatchEvaluation, PatchEvaluator
 from opendetr.evaluation.report import (
     chart_figure,
-    classes_section,
     images_section,
     note,
     tiles,
@@ -77,7 +76,6 @@ __all__ = [
     "blank_expressions",
     "box_overlaps",
     "chart_figure",
-    "classes_section",
     "concatenate_matches",
     "describe_metric",
     "explain_switches",

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from opendetr.categories import Categories
-from opendetr.data import DataError, DetectionData, TrueSegment, coco_truth, panoptic_truth, thing_outlines
+from opendetr.data import DataError, DetectionData, TrueSegment, coco_truth, panoptic_truth, thing_outlines, things_of
 from opendetr.evaluation.coco import AREA_RANGES, DETECTION_METRICS, CocoEvaluator
 from opendetr.evaluation.names import CLASS_PREFIX, MASK_PREFIX, describe_metric
 from opendetr.evaluation.panoptic import PANOPTIC_METRICS, PanopticEvaluator, Quality
@@ -324,15 +324,15 @@ def metric_names(data: DetectionData, *, has_masks: bool) -> list[str]:
     The main metric is PQ if panoptic maps are evaluated, mask_AP if only masks are evaluated, and AP otherwise. Metrics
     of sizes or classes that no object has are left out.
     """
-    things = {id_ for id_, isthing in zip(data.categories.ids, data.categories.isthing, strict=True) if isthing}
-    objects = [obj for image in data.images for obj in image.objects if obj.category_id in things and not obj.crowd]
+    objects = [obj for image in data.images for obj in things_of(image, data.categories) if not obj.crowd]
     names = [name for name in DETECTION_METRICS if any(_counts_for(name, obj.area) for obj in objects)] or ["AP"]
     if has_masks and data.masks != "none":
         names += [f"{MASK_PREFIX}{metric}" for metric in names]
         names += PANOPTIC_METRICS if data.masks == "panoptic" else ()
     main = next(name for name in ("PQ", f"{MASK_PREFIX}AP", "AP") if name in names)
     with_objects = {obj.category_id for obj in objects}
-    classes = [row["name"] for row in data.to_coco()["categories"] if row["id"] in with_objects]
+    rows = zip(data.categories.ids, data.categories.names, strict=True)
+    classes = [name for id_, name in rows if id_ in with_objects]
     return [main, *(name for name in names if name != main), *(f"{CLASS_PREFIX}{name}" for name in classes)]
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from opendetr.boxes import giou, iou
-from opendetr.data import CAPTION, DataError, DetectionData, ImageRecord, known_masks, require_captions
+from opendetr.data import CAPTION, SPANS, DataError, DetectionData, ImageRecord, known_masks, require_captions
 from opendetr.distributed import gather
 from opendetr.postprocess import boxes_in_pixels, image_masks, phrase_scores, published_masks, referred_scores
 from opendetr.structures import Batch, CaptionBatch, GroundingOutput, ImageBatch, Output
@@ -137,7 +137,7 @@ class GroundingEvaluator:
     def __init__(self, data: DetectionData, *, has_masks: bool = False, answers: bool = True) -> None:
         require_captions(data)
         _require_more_than_questions(data, answers=answers)
-        self._answers = answers
+        self._has_answers = answers
         self._records = {image.id: image for image in data.images}
         self._category_id = data.categories.ids[0]
         self._wants_masks = has_masks and data.masks != "none"
@@ -198,7 +198,7 @@ class GroundingEvaluator:
 
     def _compare(self, record: ImageRecord, result: GroundingResult, answers: Mapping[str, int] | None) -> _Found:
         if is_question(record):
-            return _Found(question=None if not self._answers else answer_is_right(result.answer, answers))
+            return _Found(question=answer_is_right(result.answer, answers) if self._has_answers else None)
         found = _Found()
         if self._wants_masks:
             found.mask = _compare_masks(record, result.mask)
@@ -325,7 +325,7 @@ def true_phrases(image: ImageRecord) -> list[Phrase]:
     """The phrases of an image to find, in the order of `GroundingResult.phrases`."""
     phrases = []
     for spans in _phrase_spans(image):
-        boxes = [obj.box for obj in image.objects if not obj.crowd and set(obj.extras["tokens_positive"]) & set(spans)]
+        boxes = [obj.box for obj in image.objects if not obj.crowd and set(obj.extras[SPANS]) & set(spans)]
         xywh = torch.tensor(boxes, dtype=torch.float64).view(-1, 4)
         phrases.append(Phrase(torch.cat((xywh[:, :2], xywh[:, :2] + xywh[:, 2:]), 1)))
     return phrases
@@ -335,7 +335,7 @@ def _phrase_spans(image: ImageRecord) -> list[tuple[tuple[int, int], ...]]:
     """The spans of each phrase with a box; none for a question and for an expression, which are evaluated as such."""
     if is_question(image) or is_expression(image):
         return []
-    named = [tuple(obj.extras["tokens_positive"]) for obj in image.objects if not obj.crowd]
+    named = [tuple(obj.extras[SPANS]) for obj in image.objects if not obj.crowd]
     known = {span for spans in named for span in spans}
     phrases = image.extras.get("tokens_positive_eval")
     if phrases is None:

@@ -20,6 +20,7 @@ from opendetr.data import (
     read_masks,
     read_record,
     text_of,
+    things_of,
 )
 from opendetr.inference.predictor import Predictor
 from opendetr.inference.texts import TEXT_SCORE
@@ -85,7 +86,7 @@ def _objects(
 ) -> TitledImages:
     known, categories = detector.categories, data.categories
     stuff = any(used and not isthing for used, isthing in zip(known.used, known.isthing, strict=True))
-    objects = [obj for obj in record.objects if stuff or categories.isthing[categories.label_of_id(obj.category_id)]]
+    objects = record.objects if stuff else things_of(record, categories)
     masks = read_masks(record, objects) if with_masks else None
     chosen = detector.thresholds or ScoreThresholds(_SHOWN_SCORE)
     by_class = {name: score for name, score in chosen.by_class.items() if name in detector.categories.names}

@@ -170,9 +170,10 @@ class ConditionalAttention(AttentionModule):
         position: Tensor,
         padding: Tensor | None,
     ) -> Tensor:
-        """The attention weights that follow from the places alone, for the arguments of `forward`.
+        """The attention weights of the places alone: where each head looks, independent of the content of the image.
 
-        The softmax of the spatial part of the scores (the paper's figure 1): where each head looks, whatever is there.
+        They are the softmax of the spatial part of the scores, as in the paper's figure 1. The arguments are those of
+        `forward`, and the content is not used.
 
         Returns:
             (B, heads, Q, N) float32, without dropout. Each row sums to 1 over the tokens; padded tokens have 0.

@@ -54,8 +54,7 @@ _SOURCES = ("coco", "vg")  # values of "data_source"
 
 def text_of(record: ImageRecord) -> str:
     """The caption of an image, for a question with its answer; "" without a caption."""
-    texts = (record.extras.get(name) for name in (CAPTION, "answer"))
-    return " ".join(text for text in texts if isinstance(text, str))
+    return " ".join(str(record.extras[name]) for name in (CAPTION, "answer") if name in record.extras)
 
 
 def is_captioned(coco: CocoFile) -> bool:

@@ -9,8 +9,8 @@ They are COCO with further keys:
 Other tools write `video_id`, the id of an entry of a list `videos` with a `name` or `file_name`, instead of `video`;
 `instance_id` instead of `track_id`; and frames that count from 0. An object with a negative id has no track.
 
-If the image of a frame does not exist, the frame is that of the video file, whose name is the `name` or `file_name` of
-the video, or the `file_name` of the image.
+If the image of a frame does not exist, the frame is read from the video file. The name of this file is the `name` or
+`file_name` of the video, or the `file_name` of the image.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def has_videos(coco: CocoFile) -> bool:
 
 def video_file_names(coco: CocoFile) -> list[str]:
     """The names of the video files of a COCO file with videos, as it gives them."""
-    return [name for names in _with_our_keys(coco)[1].values() for name in names]
+    return [name for names in _named_frames(coco)[1].values() for name in names]
 
 
 def read_videos(
@@ -75,7 +75,9 @@ def read_videos(
     Of several objects with one id in a frame, the first one is kept.
     """
     faults: list[DataFault] = []
-    coco, names = _with_our_keys(coco)
+    frames, names = _named_frames(coco)
+    annotations = [{**row, TRACK: row.get(TRACK, row.get(_INSTANCE))} for row in coco.annotations]
+    coco = replace(coco, images=frames, annotations=annotations)
     files = _Files(images_folder, names, _extracted(coco, images_folder, names, faults))
     data = read_coco(
         coco, images_folder, split=split, folder=folder, categories=categories, log=log,
@@ -95,12 +97,15 @@ def read_videos(
     return replace(data, images=ordered, fault_counts=count_faults(faults))
 
 
-def _with_our_keys(coco: CocoFile) -> tuple[CocoFile, dict[str, list[str]]]:
-    """The file with the keys that OpenDETR writes, and by the name of each video those of the files that it may be."""
+def _named_frames(coco: CocoFile) -> tuple[list[dict[str, Any]], dict[str, list[str]]]:
+    """The entries of the images with `video` and `frame_id` as OpenDETR writes them, and the possible video files.
+
+    The second is a mapping: name of a video -> the names of files that may be its video file.
+    """
     rows = {int(row["id"]): row for row in coco.videos if is_integer(row.get("id"))}
     texts = {id_: [row[key] for key in ("name", _FILE) if isinstance(row.get(key), str)] for id_, row in rows.items()}
     frequency = Counter(names[0] for names in texts.values() if names)
-    first = int(min(row[FRAME] for row in coco.images)) == 0
+    shift = 1 if min(row[FRAME] for row in coco.images) == 0 else 0  # our frames count from 1
     images, files = [], {}
     for row in coco.images:
         video, candidates = row.get(VIDEO), []
@@ -109,12 +114,11 @@ def _with_our_keys(coco: CocoFile) -> tuple[CocoFile, dict[str, list[str]]]:
             candidates = texts.get(number, [])
             video = candidates[0] if candidates else str(number)
             video = video if frequency[video] < 2 else f"{video}-{number}"
-        images.append({**row, VIDEO: video, FRAME: int(row[FRAME]) + first})
+        images.append({**row, VIDEO: video, FRAME: int(row[FRAME]) + shift})
         if video not in files:
             named = (name for name in (*candidates, video, row.get(_FILE)) if isinstance(name, str))
             files[video] = list(dict.fromkeys(name for name in named if is_video(Path(name))))
-    annotations = [{**row, TRACK: row.get(TRACK, row.get(_INSTANCE))} for row in coco.annotations]
-    return replace(coco, images=images, annotations=annotations), files
+    return images, files
 
 
 def _of_object(row: Row) -> dict[str, Any]:
@@ -148,8 +152,9 @@ class _Files:
         video = row.text(VIDEO)
         if video in self.videos and not _has_image(row.content, self.folder):
             return self.videos[video].files.get(row.integer(FRAME))
-        missing = None if _FILE in row.content else next(iter(self.names[video]), None)
-        return inside(self.folder, missing or row.text(_FILE), row.path, row.at)
+        if _FILE not in row.content and self.names[video]:
+            return inside(self.folder, self.names[video][0], row.path, row.at)  # named as missing
+        return inside(self.folder, row.text(_FILE), row.path, row.at)
 
     def finish(self, image: ImageRecord, row: Row) -> ImageRecord:
         """The record with its video and the number of its frame."""

@@ -26,12 +26,12 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 from opendetr.categories import Categories
 from opendetr.data.formats.coco_videos import DISTRACTOR, FRAME, TRACK, VIDEO, VISIBILITY
+from opendetr.data.formats.mot_rows import MotRow, parse_rows, usable_rows
 from opendetr.data.formats.splits import SINGLE_SPLIT, split_folders
-from opendetr.data.formats.tracks import checked_tracks, missing_frames
+from opendetr.data.formats.tracks import missing_frames
 from opendetr.data.images import ImageFileError, image_size
 from opendetr.data.listing import number_frames
 from opendetr.data.paths import inside, is_file
@@ -57,24 +57,6 @@ _PEDESTRIAN_CLASSES = (1, -1)  # -1: MOT15, which has no classes
 # Person on vehicle, non-motorised vehicle, static person, distractor, reflection.
 _DISTRACTOR_CLASSES = (2, 6, 7, 8, 12)
 _OTHER_CLASSES = (3, 4, 5, 9, 10, 11, 13)
-_MIN_COLUMNS = 6
-
-
-class _Row(NamedTuple):
-    """One object of a frame: its line, frame, id, box x, y, width, height in pixels, flag, class and visibility."""
-
-    line: int
-    frame: int
-    track: int
-    box: tuple[float, float, float, float]
-    flag: bool
-    category: int
-    visibility: float
-
-    @property
-    def at(self) -> str:
-        """Its position in the file."""
-        return f"line {self.line}"
 
 
 @dataclass(frozen=True)
@@ -97,7 +79,7 @@ class _Video:
     frames: Mapping[int, Path]
     video: Path | None
     size: tuple[int, int] | None
-    rows: tuple[_Row, ...]
+    rows: tuple[MotRow, ...]
     labels: tuple[str, ...] | None
     faults: tuple[DataFault, ...]
 
@@ -142,7 +124,7 @@ class VideoFolder:
 def open_video(folder: Path) -> VideoFolder | None:
     """The video in a folder: one in the MOTChallenge format, with or without annotations, or only images.
 
-    Faults of the annotations are skipped. None if the folder has neither `img1/` nor images of its own, nor an
+    Faults of the annotations are skipped. None if the folder has neither `img1/` nor images in it, nor an
     annotated video file that can be read.
 
     Raises:
@@ -152,7 +134,7 @@ def open_video(folder: Path) -> VideoFolder | None:
     info_file, truth = folder / "seqinfo.ini", folder / "gt" / "gt.txt"
     info = _read_info(info_file, log)
     inner = inside(folder, info.get("imdir") or "img1", info_file, "imDir")
-    rows = _parse_rows(truth, []) if is_file(truth) else []
+    rows = parse_rows(truth, []) if is_file(truth) else []
     is_annotated = bool(rows) and (inner.is_dir() or not _images_in(folder))
     found: VideoFrames | None = None
     with log:
@@ -247,7 +229,7 @@ def _parse_video(folder: Path, name: str, log: FaultLog) -> _Video:
     info = _read_info(info_file, log)
     truth = folder / "gt" / "gt.txt"
     labels = _read_labels(folder / "gt" / "labels.txt")
-    rows = _parse_rows(truth, faults)
+    rows = parse_rows(truth, faults)
     try:
         found = _find_frames(inside(folder, info.get("imdir") or "img1", info_file, "imDir"), rows, truth)
         size = _size_of(found.files.values())
@@ -262,7 +244,7 @@ def _parse_video(folder: Path, name: str, log: FaultLog) -> _Video:
     if all(stated) and stated != tuple(map(str, size)):
         detail = f"{stated[1]} x {stated[0]}; the images have {size[1]} x {size[0]} pixels"
         faults.append(DataFault(FaultKind.VIDEO_SIZE, str(info_file), "", detail))
-    kept = _checked(rows, truth, num_frames, faults)
+    kept = usable_rows(rows, truth, num_frames, faults)
     return _Video(name, folder, frames, found.video, size, kept, labels, tuple(faults))
 
 
@@ -292,7 +274,7 @@ def _read_info(path: Path, log: FaultLog) -> dict[str, str]:
     return values
 
 
-def _find_frames(images: Path, rows: list[_Row], truth: Path) -> VideoFrames:
+def _find_frames(images: Path, rows: list[MotRow], truth: Path) -> VideoFrames:
     """The frames of a video: the images in a folder, or else those of the video file beside `gt`.
 
     The numbers are those of `number_frames`. If the annotations count from 1, the first frame has number 1.
@@ -331,52 +313,6 @@ def _read_labels(path: Path) -> tuple[str, ...] | None:
     if not path.is_file():
         return None
     return tuple(line.strip() for line in read_text(path).splitlines() if line.strip())
-
-
-def _parse_rows(path: Path, faults: list[DataFault]) -> list[_Row]:
-    """The rows that can be read. Adds a fault about each of the others."""
-    rows = []
-    for line, text in enumerate(read_text(path).split("\n"), start=1):
-        if text.strip():
-            try:
-                rows.append(_parse_row(text, line, path))
-            except FaultError as error:
-                faults.append(error.fault)
-    return rows
-
-
-def _parse_row(text: str, line: int, path: Path) -> _Row:
-    at = f"line {line}"
-    cells = [cell.strip() for cell in text.split("," if "," in text else None)]
-    if len(cells) < _MIN_COLUMNS:
-        detail = f"{len(cells)} columns; expected frame, id, left, top, width, height"
-        raise FaultError(FaultKind.INVALID_ROW, path, at, detail)
-    try:
-        values = [float(cell) for cell in cells]
-    except ValueError:
-        raise FaultError(FaultKind.INVALID_ROW, path, at, f"{text[:80]!r} are not numbers") from None
-    frame, track, x, y, width, height = values[:_MIN_COLUMNS]
-    flag, category, visibility = (*values[_MIN_COLUMNS:], *(1.0, -1.0, 1.0)[len(values) - _MIN_COLUMNS :])[:3]
-    if not all(map(float.is_integer, (frame, track, category))):  # also False for NaN and infinity
-        raise FaultError(FaultKind.INVALID_ROW, path, at, f"{text[:80]!r}: frame, id and class must be whole numbers")
-    if track < 0:
-        detail = f"the id is {int(track)}: these are detections without ids; tracking needs the ground truth with ids"
-        raise FaultError(FaultKind.INVALID_ROW, path, at, detail)
-    visible = visibility if 0 <= visibility <= 1 else 1.0
-    return _Row(line, int(frame), int(track), (x, y, width, height), flag != 0, int(category), visible)
-
-
-def _checked(rows: list[_Row], path: Path, num_frames: int, faults: list[DataFault]) -> tuple[_Row, ...]:
-    """The rows that can be used, in the order of their frames and lines. Adds faults about the others, and warnings."""
-    of_video = []
-    for row in rows:
-        if 1 <= row.frame <= num_frames:
-            of_video.append(row)
-        else:
-            detail = f"frame {row.frame}; the video has the frames 1 to {num_frames}"
-            faults.append(DataFault(FaultKind.OUTSIDE_VIDEO, str(path), row.at, detail))
-    kept = checked_tracks(of_video, path, num_frames, faults)
-    return tuple(sorted(kept, key=lambda row: (row.frame, row.line)))
 
 
 # -------------------------------------------------------------------------------------------------------------- records
@@ -448,7 +384,7 @@ def _image_records(
     return records
 
 
-def _object_record(row: _Row, id_: int, *, has_labels: bool, categories: Categories) -> ObjectRecord | None:
+def _object_record(row: MotRow, id_: int, *, has_labels: bool, categories: Categories) -> ObjectRecord | None:
     """The record of a row; None for a class that is neither evaluated nor a distractor."""
     distractor = not has_labels and row.category in _DISTRACTOR_CLASSES
     if not has_labels and not distractor and row.category not in _PEDESTRIAN_CLASSES:

@@ -164,7 +164,7 @@ def open_split(
         if strict:
             data.require_no_faults()
         return data
-    if split not in ("train", "val"):
+    if split not in ("train", "val") or set(TRAIN_NAMES).isdisjoint(source.splits):
         raise unknown_split(folder, split, source.splits)
     return open_data(folder, val_fraction=val_fraction, seed=seed, strict=strict, masks=masks)[split]
 

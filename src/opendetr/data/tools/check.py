@@ -28,7 +28,7 @@ from opendetr.data.formats.recognise import (
 from opendetr.data.images import image_size, is_animated, read_record
 from opendetr.data.masks import empty_mask, map_faults, outline_area, outline_faults, panoptic_map, segment_areas
 from opendetr.data.records import DataFault, DetectionData, FaultError, FaultLog, ImageRecord, ObjectRecord
-from opendetr.data.transforms import resized_shape
+from opendetr.data.resizing import resized_shape
 from opendetr.distributed import usable_cpus
 from opendetr.files import IMAGE_SUFFIXES
 

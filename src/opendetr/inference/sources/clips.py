@@ -101,7 +101,7 @@ def _below(folder: Path, skip: Path | None) -> list[Clip]:
         found = open_folder(path)
         if found is not None:
             folders[:] = [each for each in folders if each not in ("img1", "gt")]
-            clips.append(_frames(path, found) if found.video is None else _annotated_video(path, found.video, found))
+            clips.append(_clip_of(path, found))
         videos = (path / each for each in sorted(files) if is_video(Path(each)))
         clips += [_video(each) for each in videos if found is None or each != found.video]
     if not clips:
@@ -109,8 +109,10 @@ def _below(folder: Path, skip: Path | None) -> list[Clip]:
     return clips
 
 
-def _frames(folder: Path, found: VideoFolder) -> Clip:
-    """The clip of the frames in a folder."""
+def _clip_of(folder: Path, found: VideoFolder) -> Clip:
+    """The clip of the video or the frames in a folder, with their annotations. It has the name of the folder."""
+    if found.video is not None:
+        return replace(_video(found.video), source=str(folder), annotations=found.annotations)
     name = folder.parent if folder.name == "img1" and folder.parent.name else folder
     seconds = 1 / (found.frame_rate or _ASSUMED_RATE)
 
@@ -119,11 +121,6 @@ def _frames(folder: Path, found: VideoFolder) -> Clip:
         return (FrameFile(path, number - 1, (number - 1) * seconds) for number, path in found.frames.items())
 
     return Clip(str(name), read, len(found.frames), found.annotations, _gaps(folder, found.frames))
-
-
-def _annotated_video(folder: Path, video: Path, found: VideoFolder) -> Clip:
-    """The clip of the annotated video file in a folder. It has the name of the folder."""
-    return replace(_video(video), source=str(folder), annotations=found.annotations)
 
 
 def _require_one_size(frames: Mapping[int, Path]) -> None:
@@ -159,7 +156,7 @@ def _matching(pattern: str, skip: Path | None) -> list[Clip]:
     """The clips that a pattern matches: its images are one, its videos and folders are others."""
     paths = [Path(match) for match in files_matching(pattern)]
     images = [path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()]
-    clips = [_frames(images[0].parent, VideoFolder(number_frames(images)))] if images else []
+    clips = [_clip_of(images[0].parent, VideoFolder(number_frames(images)))] if images else []
     for path in paths:
         if is_video(path):
             clips.append(_video(path))
