@@ -8,9 +8,10 @@ import pytest
 
 from folders import coco_content, one_line, write_coco_folder
 from opendetr.config import SettingError
-from opendetr.data.formats.recognise import read_splits
+from opendetr.data.formats.recognise import open_split, read_splits
 from opendetr.data.formats.splits import pooled, stratified, usual_split
 from opendetr.data.records import DataError, ImageRecord, ObjectRecord
+from opendetr.synthetic import write_captioned_scenes
 
 
 def image(index: int, *classes: int) -> ImageRecord:
@@ -96,3 +97,10 @@ def test_splits_are_pooled_with_ids_of_their_own(tmp_path):
 )
 def test_usual_names_are_recognised(name, split):
     assert usual_split(name) == split
+
+
+def test_a_missing_validation_split_is_named_where_none_can_be_made(tmp_path):
+    write_captioned_scenes(tmp_path, counts={"test": 1})
+    with pytest.raises(DataError, match=r"no split 'val'; it has test$"):
+        open_split(tmp_path, "val")
+    assert len(open_split(tmp_path, "test")) == 3
