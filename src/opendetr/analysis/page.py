@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
 from opendetr.analysis.cost import PUBLISHED, Cost, draw_cost
 from opendetr.analysis.errors import KINDS, draw_errors
 from opendetr.analysis.intervals import Estimate, draw_intervals
-from opendetr.analysis.layers import (
-    LayerScores,
-    NoObjectScores,
-    draw_layers,
-)
+from opendetr.analysis.layers import LayerScores, NoObjectScores, draw_layers
 from opendetr.analysis.many import ManyOfOne, draw_many
 from opendetr.analysis.objects import ObjectFacts, draw_objects
 from opendetr.analysis.operation import (
@@ -30,7 +24,7 @@ from opendetr.analysis.operation import (
 from opendetr.analysis.overview import Analysed, Analysis
 from opendetr.analysis.queries import QueryFacts, draw_queries
 from opendetr.evaluation import chart_figure, images_section, note, value_table, write_page
-from opendetr.files import write_atomically
+from opendetr.files import json_value, write_atomically
 from opendetr.inference import Predictor, comparisons
 from opendetr.visualize import save_image
 
@@ -91,21 +85,12 @@ def write_analysis(
     (folder / _CHARTS).mkdir(parents=True, exist_ok=True)
     for name, chart in charts.items():
         save_image(chart, folder / _CHARTS / f"{name}.png")
-    content = json.dumps(plain(analysed.analysis.to_dict()), indent=1, allow_nan=False)
+    content = json.dumps(json_value(analysed.analysis.to_dict()), indent=1, allow_nan=False)
     write_atomically(folder / NUMBERS, content)
     own = list(_sections(analysed, charts, _worst(detector, analysed)))
     return write_page(
         folder / PAGE, f"Analysis of {analysed.analysis.model}", [*sections, *own], facts=_facts(analysed)
     )
-
-
-def plain(value: Any) -> Any:
-    """A value for a JSON file: without NaN, and with lists for tuples."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _facts(analysed: Analysed) -> dict[str, object]:
