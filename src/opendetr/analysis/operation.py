@@ -98,12 +98,11 @@ def best_points(collected: Collected, matches: Matches) -> OperatingPoints:
 
 
 def label_thresholds(collected: Collected, points: OperatingPoints) -> tuple[np.ndarray, float]:
-    """The threshold of each label of the dataset, (K,), and that of classes without one of their own."""
+    """The threshold of each label of the dataset, (K,), and that of all other classes."""
     chosen = points.thresholds
     if chosen is None:
         return np.full(len(collected.names), _USUAL_THRESHOLD), _USUAL_THRESHOLD
-    values = [chosen.by_class.get(name, chosen.default) for name in collected.names]
-    return np.array(values), chosen.default
+    return np.array([chosen.of(name) for name in collected.names]), chosen.default
 
 
 def _confusion(collected: Collected, thresholds: np.ndarray) -> tuple[list[int], np.ndarray]:
