@@ -25,7 +25,7 @@ from opendetr.analysis import (
     draw_charts,
     require_detector,
 )
-from opendetr.analysis.cost import PARTS, PUBLISHED_SIZE, attention_cost
+from opendetr.analysis.cost import PARTS, PUBLISHED_SIZE
 from opendetr.config import ConfigError
 from opendetr.data import DataError
 from opendetr.inference import Predictor, load
@@ -156,10 +156,6 @@ def test_operations_of_published_models(published):
 def test_the_counts_are_those_of_the_paper(published):
     """The paper's are means over 100 images of COCO, of which many are a little larger."""
     assert published.counted == pytest.approx(published.billions, rel=0.08)
-
-
-def test_half_the_stride_makes_attention_16_times_as_expensive():
-    assert attention_cost((800, 1088), 16, 256) == 16 * attention_cost((800, 1088), 32, 256)
 
 
 # ---------------------------------------------------------------------------------------------------------- commands

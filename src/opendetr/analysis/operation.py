@@ -108,8 +108,8 @@ def label_thresholds(collected: Collected, points: OperatingPoints) -> tuple[np.
 def _confusion(collected: Collected, thresholds: np.ndarray) -> tuple[list[int], np.ndarray]:
     """The labels, and the counts (k + 1, k + 1) of true and predicted classes.
 
-    Each detection takes the free object with the highest IoU of at least 0.5, whatever its class, in descending order
-    of the score. A detection that takes a crowd region does not count.
+    Each detection takes the free object of any class with the highest IoU of at least 0.5, in descending order of the
+    score. A detection that takes a crowd region does not count.
     """
     objects, found = collected.objects, collected.found
     found = found[found.score >= thresholds[found.label]]

@@ -171,15 +171,16 @@ def _sections(analysed: Analysed, charts: Mapping[str, Image.Image], worst: str)
 
 
 _CONFUSION = (
-    "At the thresholds of best F1, each detection takes the free object with the highest IoU of at least 0.5, whatever "
-    "its class. Last row: detections without an object. Last column: objects without a detection. The shade is the "
+    "At the thresholds of best F1, each detection takes the free object of any class with the highest IoU of at least "
+    "0.5. Last row: detections without an object. Last column: objects without a detection. The shade is the "
     "share of the row."
 )
 
 
 def _errors_section(analysis: Analysis, charts: Mapping[str, Image.Image]) -> str:
     errors = analysis.errors
-    head = ("kind", "meaning", "errors", "AP50 lost", *(f"lost, {name}" for name in analysis.errors_by_size), "then")
+    by_size = (f"lost, {name}" for name in analysis.errors_by_size)
+    head = ("kind", "meaning", "errors", "AP50 lost", *by_size, "AP50 after")
     rows = [
         (
             kind,
@@ -193,8 +194,8 @@ def _errors_section(analysis: Analysis, charts: Mapping[str, Image.Image]) -> st
     ]
     text = (
         'AP50 rises by the value in the column "AP50 lost" if only this kind of error is fixed; the columns by size '
-        'are those of objects of this size only. "then" is AP50 after this kind and all above it are fixed. Kinds and '
-        "rules are those of TIDE (Bolya et al., 2020). Most errors have low scores and cost little."
+        'are those of objects of this size only. "AP50 after" is AP50 after this kind and all above it are fixed. '
+        "Kinds and rules are those of TIDE (Bolya et al., 2020). Most errors have low scores and cost little."
     )
     ends = value_table(
         ("", "AP50"),
@@ -261,8 +262,8 @@ def _queries_section(queries: QueryFacts, charts: Mapping[str, Image.Image]) -> 
         "" if queries.learned else " The queries of this model are proposals of the encoder: query 0 is the best one."
     )
     text = (
-        "Each point is the centre of a box that the query predicts in one image, whatever its score. In the DETR "
-        "paper, each query specialises in areas and sizes, and almost all have a mode of image-sized boxes."
+        "Each point is the centre of the box that the query predicts in one image, with a high or a low score. In the "
+        "DETR paper, each query specialises in areas and sizes, and almost all have a mode of image-sized boxes."
         f"{of_proposals}"
     )
     rows = [

@@ -185,7 +185,8 @@ def require_detector(detector: Predictor) -> None:
     for inputs, needed in needs.items():
         if needed:
             raise ConfigError(
-                f"{preset.name}: works on {inputs}; such models cannot be analysed so far, give a detector of images"
+                f"{preset.name}: works on {inputs}, and such models cannot be analysed so far; "
+                "give a detector of images"
             )
 
 

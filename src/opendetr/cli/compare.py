@@ -78,6 +78,7 @@ def compare(options: CompareOptions) -> Exit:
             require_format(options.chart)
         except ValueError as error:
             raise wrong_value("chart", str(error)) from None
+        options.chart.parent.mkdir(parents=True, exist_ok=True)
     detectors = [load(run, device=options.device) for run in runs]
     for detector in detectors:
         require_detector(detector)
@@ -92,7 +93,6 @@ def compare(options: CompareOptions) -> Exit:
             collected.append(collect(detector, data, batch_size=options.batch_size, progress=progress))
     comparison = compare_collected(*collected)
     if options.chart is not None:
-        options.chart.parent.mkdir(parents=True, exist_ok=True)
         save_image(draw_comparison(comparison, runs), options.chart)
     changes = [
         {"image": data.file_name(data.images[each.image]), "errors_a": each.errors_a, "errors_b": each.errors_b}

@@ -18,10 +18,8 @@ from opendetr.evaluation.panoptic import PANOPTIC_METRICS, PanopticEvaluator
 from opendetr.evaluation.patches import PATCH_METRICS, PatchEvaluation, PatchEvaluator
 from opendetr.evaluation.report import (
     chart_figure,
-    classes_section,
     images_section,
     note,
-    tiles,
     value_table,
     write_page,
     write_report,
@@ -77,7 +75,6 @@ __all__ = [
     "blank_expressions",
     "box_overlaps",
     "chart_figure",
-    "classes_section",
     "concatenate_matches",
     "describe_metric",
     "explain_switches",
@@ -90,7 +87,6 @@ __all__ = [
     "metric_names",
     "note",
     "operating_points",
-    "tiles",
     "tracking_metric_names",
     "true_tracks",
     "value_table",
