@@ -20,7 +20,7 @@ from opendetr.analysis.comparison import compare_collected
 from opendetr.analysis.errors import label_errors
 from opendetr.analysis.layers import NMS_IOU, analyse_no_object, suppress
 from opendetr.analysis.objects import analyse_objects
-from opendetr.analysis.operation import label_thresholds, worst_images
+from opendetr.analysis.operation import ImageErrors, label_thresholds, worst_images
 from opendetr.analysis.queries import analyse_queries
 
 BOX = (50.0, 50.0, 40.0, 40.0)
@@ -229,17 +229,14 @@ def test_the_kinds_equal_brute_force(seed):
 
 
 def test_the_confusion_matrix_and_the_worst_image():
-    objects = objects_of([(0, 0, BOX), (0, 1, FAR), (1, 0, BOX)])
-    found = found_of([(0, 0, 0.9, BOX), (0, 0, 0.8, FAR), (1, 0, 0.7, FAR)])
-    operation = analyse_operation(collected_of(objects, found, num_images=2))
-    # cat found; dog taken for a cat; a cat without an object is below the threshold of best F1, and a cat is missed.
+    """A dog is taken for a cat, and a cat is missed. A cat without an object is below the threshold of best F1, 0.7."""
+    objects = objects_of([(0, 0, BOX), (0, 1, FAR), (1, 0, BOX), (2, 0, BOX)])
+    found = found_of([(0, 0, 0.9, FAR), (0, 0, 0.8, BOX), (1, 0, 0.2, FAR), (2, 0, 0.7, BOX)])
+    operation = analyse_operation(collected_of(objects, found, num_images=3))
     assert operation.names == ("cat", "dog")
-    assert np.array(operation.confusion).sum(1).tolist()[:2] == [2, 1]
-    assert operation.confusion[0][0] == 1
-    total = sum(each.objects for each in operation.images)
-    assert total == 3
-    worst = worst_images(operation, 5)
-    assert worst and worst[0].wrong + worst[0].missed >= worst[-1].wrong + worst[-1].missed
+    assert operation.confusion == ((2, 0, 1), (1, 0, 0), (0, 0, 0))
+    assert worst_images(operation, 5) == [ImageErrors(0, 2, wrong=1, missed=1), ImageErrors(1, 1, wrong=0, missed=1)]
+    assert worst_images(operation, 1) == [operation.images[0]]
 
 
 def test_calibrated_scores_have_no_error():

@@ -25,8 +25,9 @@ from opendetr.analysis import (
     draw_charts,
     require_detector,
 )
-from opendetr.analysis.cost import PARTS, PUBLISHED_SIZE, attention_cost
+from opendetr.analysis.cost import PARTS, PUBLISHED_SIZE
 from opendetr.config import ConfigError
+from opendetr.data import DataError
 from opendetr.inference import Predictor, load
 from opendetr.presets import DEFAULT_MODEL, build_model, create, get_preset, list_models, miniature
 from opendetr.structures import ImageBatch
@@ -157,10 +158,6 @@ def test_the_counts_are_those_of_the_paper(published):
     assert published.counted == pytest.approx(published.billions, rel=0.08)
 
 
-def test_half_the_stride_makes_attention_16_times_as_expensive():
-    assert attention_cost((800, 1088), 16, 256) == 16 * attention_cost((800, 1088), 32, 256)
-
-
 # ---------------------------------------------------------------------------------------------------------- commands
 
 
@@ -236,6 +233,19 @@ def test_analyse_refuses_what_it_cannot_do(analysed, scenes, tmp_path):
     assert "--overwrite" in failure("analyse", DEFAULT_MODEL, "--data", scenes, "--out", out)
     assert "no such" in failure("analyse", DEFAULT_MODEL, "--data", tmp_path / "none", "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_compare_refuses_a_chart_of_an_unknown_format(scenes, tmp_path):
+    arguments = ("compare", DEFAULT_MODEL, DEFAULT_MODEL, "--data", scenes)
+    error = opendetr(*arguments, "--chart", tmp_path / "chart.foo", code=2).stderr
+    assert "'--chart'" in error and "no image format has the suffix '.foo'" in error
+
+
+def test_a_split_without_images_cannot_be_analysed(blocks):
+    detector = small_detector("detr-tiny", blocks)
+    data = detector.open_split(blocks, "val", masks="none")
+    with pytest.raises(DataError, match="the split val has no images; choose another split"):
+        collect(detector, data.subset((), "val"))
 
 
 def test_a_softmax_detector_has_a_rule_for_no_object(blocks):

@@ -422,6 +422,30 @@ eval my-data --batch-size 0
 eval my-data --predictions empty
 2 Error: Invalid value for '--predictions': empty: is a folder; give the name of a file
 
+analyse
+2 Error: an argument is missing; for example: opendetr analyse runs/mine --data my-data
+
+analyse runs/mine
+2 Error: Missing option '--data'; for example: opendetr analyse runs/mine --data my-data
+
+analyse runs/mine --data my-data --images 0
+2 Error: Invalid value for '--images': expected at least 1, got 0
+
+analyse runs/mine --data my-data --out image.jpg
+2 Error: Invalid value for '--out': image.jpg: is a file; give the name of a folder
+
+analyse mdetr-tiny --data my-data
+1 error: mdetr-tiny: works on texts, and such models cannot be analysed so far; give a detector of images
+
+compare runs/mine
+2 Error: an argument is missing; for example: opendetr compare runs/mine runs/other --data my-data
+
+compare runs/mine runs/mine --data my-data --chart chart.foo
+2 Error: Invalid value for '--chart': chart.foo: no image format has the suffix '.foo'; give a name such as image.png
+
+compare runs/mine runs/mine --data my-data --split tset
+1 error: my-data: no split 'tset'; it has train, val
+
 predict
 2 Error: an argument is missing; for example: opendetr predict photo.jpg
 
@@ -441,7 +465,7 @@ predict image.jpg --panoptic --csv
 2 Error: Invalid value: --crops, --csv and --yolo write detections: leave them out with --panoptic
 
 data convert my-data out
-2 Error: Missing option '--to'. Choose from: coco, yolo, voc
+2 Error: Missing option '--to'. Choose from: coco, yolo, voc; for example: opendetr data convert my-data new-data --to yolo
 
 data convert my-data runs --to yolo
 1 error: runs: exists and is not an empty folder; choose a new folder
@@ -453,7 +477,7 @@ data make out --train 0 --val 0
 2 Error: Invalid value: --train and --val are both 0: there is nothing to draw
 
 export runs/mine
-2 Error: an argument is missing; for example: opendetr export runs/mine out
+2 Error: an argument is missing; for example: opendetr export runs/mine out --format huggingface
 
 export runs/mine out.pth --format huggingface
 1 error: out.pth: this layout is a folder; leave out .pth, or choose official

@@ -1,13 +1,15 @@
-"""The cache folder, the suffixes of image files, and atomic writes."""
+"""The cache folder, the suffixes of image files, atomic writes, and values of JSON files."""
 
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm")
 """Suffixes of image files in lower case. A name without a suffix is looked up in this order."""
@@ -90,3 +92,12 @@ def flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def json_value(value: Any) -> Any:
+    """A value that JSON can represent: texts as keys, lists for tuples, and None for NaN and infinity."""
+    if isinstance(value, Mapping):
+        return {str(key): json_value(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_value(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -115,6 +115,10 @@ class ScoreThresholds:
     default: float
     by_class: Mapping[str, float] = field(default_factory=dict)
 
+    def of(self, name: str) -> float:
+        """The threshold of a class."""
+        return self.by_class.get(name, self.default)
+
     def describe(self, names: Sequence[str], origin: str) -> str:
         """The thresholds of the classes `names` as text; classes that have only the common threshold are named.
 

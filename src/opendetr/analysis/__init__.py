@@ -29,7 +29,7 @@ from opendetr.analysis.many import ManyOfOne, analyse_many
 from opendetr.analysis.objects import ObjectFacts, analyse_objects
 from opendetr.analysis.operation import Operation, analyse_operation
 from opendetr.analysis.overview import Analysed, Analysis, analyse
-from opendetr.analysis.page import draw_charts, plain, with_interval, write_analysis
+from opendetr.analysis.page import draw_charts, with_interval, write_analysis
 from opendetr.analysis.predictions import Collected, Found, Objects, collect, require_detector
 from opendetr.analysis.queries import QueryFacts, analyse_queries
 
@@ -78,7 +78,6 @@ __all__ = [
     "draw_charts",
     "draw_comparison",
     "encoder_figure",
-    "plain",
     "require_common_classes",
     "require_detector",
     "with_interval",

@@ -19,18 +19,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from opendetr.categories import Categories
+from opendetr.categories import Categories, located_categories
 from opendetr.data import DetectionData, ImageRecord, eval_loader, read_record
 from opendetr.files import write_atomically
-from opendetr.inference import Predictor
+from opendetr.inference import SHOWN_SCORE, Predictor
 from opendetr.models import Detector
 from opendetr.nn import AttentionModule, AttentionWeights, collect_attention
-from opendetr.postprocess import boxes_in_pixels, detect_with_queries, phrases, referred_scores
+from opendetr.postprocess import (
+    best_of_patches,
+    boxes_in_pixels,
+    detect_with_queries,
+    locate,
+    phrases,
+    referred_scores,
+)
 from opendetr.results import Detections
 from opendetr.scoring import ScoreThresholds
 from opendetr.structures import Batch, CaptionBatch, FeatureMap, GroundingOutput, Output
 
-SHOWN_SCORE = 0.3  # as in the contact sheets of a run: lower scores are not shown, unless thresholds are stored
 MAX_SHOWN = 20  # detections of an image
 _FEWEST = 3  # detections that are shown of an image in which none reaches the threshold
 _MAX_EXACT = 1024  # cells from which exact deformable attention is written, about as many as DETR has
@@ -298,26 +304,22 @@ def _detections(detector: Predictor, output: Output, batch: Batch, caption: str 
         boxes = boxes_in_pixels(output.final, sizes).cpu()[0, queries]
         (words,) = phrases(grounded, [caption], [queries])
         labels, categories = torch.zeros(len(queries), dtype=torch.int64), Categories.from_names([caption])
-        words = [phrase or caption for phrase in words]
         return Detections(boxes, scores[queries], labels, categories, original, phrases=tuple(words)), queries
     count = detector.model.max_patches
-    if not count:
-        ((detections, queries),) = detect_with_queries(output.final, sizes, detector.categories)
-        return detections, queries
-    scores = output.final.scoring.probabilities(output.final.logits.float()).amax(-1).cpu()[0]
-    best, query = scores.unflatten(0, (count, -1)).max(1)  # of each patch, among the queries that were given it
-    patches = best.argsort(descending=True, stable=True)
-    queries = (query + torch.arange(count) * (len(scores) // count))[patches]
-    boxes = boxes_in_pixels(output.final, sizes).cpu()[0, queries]
-    categories = Categories.from_names([f"patch {number + 1}" for number in range(count)])
-    return Detections(boxes, best[patches], patches, categories, original), queries
+    if count:
+        (located,) = locate(output.final, sizes, located_categories(count))
+        *_, queries = best_of_patches(output.final, count)
+        best_first = located.scores.argsort(descending=True, stable=True)
+        return located[best_first], queries.cpu()[0, best_first]
+    ((detections, queries),) = detect_with_queries(output.final, sizes, detector.categories)
+    return detections, queries
 
 
 def _shown(detector: Predictor, detections: Detections, min_score: float | None) -> Tensor:
     """The indices of the detections that reach the threshold; of the best ones if none does."""
     chosen = detector.thresholds or ScoreThresholds(SHOWN_SCORE)
     names = detections.categories.names
-    lowest = torch.tensor([chosen.by_class.get(name, chosen.default) for name in names])
+    lowest = torch.tensor([chosen.of(name) for name in names])
     if min_score is not None:
         lowest.fill_(min_score)
     kept = (detections.scores >= lowest[detections.labels]).nonzero()[:, 0]

@@ -1,7 +1,7 @@
 """The interactive part of the analysis page that shows what a detector attends to.
 
 The fragment contains its styles, data and script, and loads nothing. The numbers of an image are a JSON object in a
-`<script>` of their own. Its arrays are compressed and in base64: `weights` are shares of the largest weight of a row,
+separate `<script>`. Its arrays are compressed and in base64: `weights` are shares of the largest weight of a row,
 in 8 bits; `largest` are these weights, float32; `points` are 16-bit places between `_PLACES`. The script that reads
 them is `assets/attention.js`.
 
@@ -30,7 +30,7 @@ from opendetr.inference import Predictor
 from opendetr.visualize import COVER, HEAT, LEVELS, POINT_RADIUS
 
 IMAGE_BYTES = 1_150_000
-"""Largest size of an image in the page with all its numbers, so that 20 images take less than 25 MB."""
+"""Largest size of an image in the page with all its numbers, which keeps 20 images below 25 MB."""
 
 _PIXEL_BYTES = 200_000  # of the image itself
 _DECODER_BYTES = 550_000  # that the encoder leaves to the decoder, if it needs them
@@ -107,7 +107,7 @@ def _parts() -> str:
             ("decoder", "", "content and position"),
         )
     )
-    # The buttons of one form exclude each other, whatever other fragments the page has.
+    # Buttons exclude each other only inside their form, so several fragments of a page do not interfere.
     return f'<form><fieldset hidden aria-label="Part of the attention">{"".join(buttons)}</fieldset></form>'
 
 

@@ -122,7 +122,7 @@ def _groups(image: np.ndarray, label: np.ndarray) -> dict[tuple[int, int], np.nd
     order = np.lexsort((label, image))
     pairs = np.stack((image[order], label[order]), 1)
     starts = np.flatnonzero(np.append(True, (pairs[1:] != pairs[:-1]).any(1)))[: len(pairs)]
-    parts = np.split(order, starts[1:])
+    parts = np.split(order, starts[1:])  # without pairs, one empty part, so the lengths may differ
     return {(int(pair[0]), int(pair[1])): np.sort(part) for pair, part in zip(pairs[starts], parts, strict=False)}
 
 

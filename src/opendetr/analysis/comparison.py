@@ -6,19 +6,18 @@ Shape letters: I images, S resamples.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image
 
 from opendetr.analysis.average_precision import SIZES, ClassMatches
-from opendetr.analysis.intervals import Estimate, class_matches, estimate, resampled, samples_of_classes
+from opendetr.analysis.intervals import NUM_RESAMPLES, Estimate, class_matches, estimate, resampled, samples_of_classes
 from opendetr.analysis.operation import ImageErrors, analyse_operation
 from opendetr.analysis.predictions import Collected
 from opendetr.config import ConfigError
 from opendetr.visualize import draw_bars
 
-NUM_RESAMPLES = 1000
 SIGNIFICANT = 0.05
 """Differences with a lower p-value are called significant."""
 
@@ -155,10 +154,7 @@ def _corrected(differences: dict[str, Difference]) -> dict[str, Difference]:
         if p * (len(tested) - rank) >= SIGNIFICANT:
             break
         significant.add(name)
-    return {
-        name: Difference(each.a, each.b, each.difference, each.p, significant=name in significant)
-        for name, each in differences.items()
-    }
+    return {name: replace(each, significant=name in significant) for name, each in differences.items()}
 
 
 def _changes(a: Collected, b: Collected) -> tuple[ImageChange, ...]:

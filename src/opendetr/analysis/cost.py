@@ -195,15 +195,6 @@ class _Frozen:
             parameter.requires_grad_(True)
 
 
-def attention_cost(size: tuple[int, int], stride: int, width: int) -> int:
-    """The operations of the products of one self-attention layer over the cells of an image.
-
-    Half the stride gives four times as many cells, which cost 16 times as much: each attends to each.
-    """
-    cells = -(-size[0] // stride) * -(-size[1] // stride)
-    return 2 * cells * cells * width
-
-
 def input_size(preset: Preset, height: int, width: int) -> tuple[int, int]:
     """The height and width of the model's input for an image of a size."""
     return preset.data.evaluation_transform().output_shape(height, width, np.random.default_rng(0))

@@ -6,7 +6,7 @@ Carion et al. (2020), section 4.3: DETR finds all of 24 giraffes, although no tr
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image
@@ -108,7 +108,7 @@ def _counts(scene: Scene, detections: Detections) -> tuple[int, int, int]:
     crowd = np.array([label.iscrowd for label in scene.objects], bool)
     objects = Objects(zeros, zeros, boxes, boxes[:, 2:].prod(1), crowd)
     found = Found.of([(0, detections, detections.labels)])
-    found = Found(found.image, np.zeros_like(found.label), found.score, found.box, found.query)
+    found = replace(found, label=np.zeros_like(found.label))
     matches = match_found(objects, found, 1, thresholds=_MATCH_IOU)
     correct = (matches.object[0] >= 0) & ~matches.ignored[0]
     return int((~crowd).sum()), int(correct.sum()), len(detections)

@@ -98,19 +98,18 @@ def best_points(collected: Collected, matches: Matches) -> OperatingPoints:
 
 
 def label_thresholds(collected: Collected, points: OperatingPoints) -> tuple[np.ndarray, float]:
-    """The threshold of each label of the dataset, (K,), and that of classes without one of their own."""
+    """The threshold of each label of the dataset, (K,), and that of all other classes."""
     chosen = points.thresholds
     if chosen is None:
         return np.full(len(collected.names), _USUAL_THRESHOLD), _USUAL_THRESHOLD
-    values = [chosen.by_class.get(name, chosen.default) for name in collected.names]
-    return np.array(values), chosen.default
+    return np.array([chosen.of(name) for name in collected.names]), chosen.default
 
 
 def _confusion(collected: Collected, thresholds: np.ndarray) -> tuple[list[int], np.ndarray]:
     """The labels, and the counts (k + 1, k + 1) of true and predicted classes.
 
-    Each detection takes the free object with the highest IoU of at least 0.5, whatever its class, in descending order
-    of the score. A detection that takes a crowd region does not count.
+    Each detection takes the free object of any class with the highest IoU of at least 0.5, in descending order of the
+    score. A detection that takes a crowd region does not count.
     """
     objects, found = collected.objects, collected.found
     found = found[found.score >= thresholds[found.label]]

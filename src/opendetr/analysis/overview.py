@@ -12,22 +12,13 @@ from opendetr.analysis.average_precision import SIZES
 from opendetr.analysis.cost import Cost, analyse_cost, input_size
 from opendetr.analysis.errors import Errors, analyse_errors
 from opendetr.analysis.intervals import Intervals, analyse_intervals
-from opendetr.analysis.layers import (
-    LayerScores,
-    NoObjectScores,
-    analyse_layers,
-    analyse_no_object,
-)
+from opendetr.analysis.layers import LayerScores, NoObjectScores, analyse_layers, analyse_no_object
 from opendetr.analysis.many import ManyOfOne, analyse_many
 from opendetr.analysis.objects import ObjectFacts, analyse_objects
-from opendetr.analysis.operation import (
-    Operation,
-    analyse_operation,
-    label_thresholds,
-)
+from opendetr.analysis.operation import Operation, analyse_operation, label_thresholds
 from opendetr.analysis.predictions import Collected, collect
 from opendetr.analysis.queries import QueryFacts, analyse_queries
-from opendetr.data import DataError, DetectionData, spread
+from opendetr.data import DetectionData
 from opendetr.inference import Predictor
 
 
@@ -104,10 +95,8 @@ def analyse(
         ConfigError: the model needs texts, patches or videos.
         DataError: model and dataset have no class in common, or the split has no images.
     """
-    if not len(data):
-        raise DataError(f"{data.folder}: the split {data.split} has no images; choose another split")
-    if images is not None and images < len(data):
-        data = data.subset(spread(data.images, images), data.split)
+    if images is not None:
+        data = detector.preset.data.evaluation_subset(data, images)
     collected = collect(detector, data, batch_size=batch_size, progress=progress)
     operation = analyse_operation(collected)
     by_label, default = label_thresholds(collected, operation.points)

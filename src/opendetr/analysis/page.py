@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
 from opendetr.analysis.cost import PUBLISHED, Cost, draw_cost
 from opendetr.analysis.errors import KINDS, draw_errors
 from opendetr.analysis.intervals import Estimate, draw_intervals
-from opendetr.analysis.layers import (
-    LayerScores,
-    NoObjectScores,
-    draw_layers,
-)
+from opendetr.analysis.layers import LayerScores, NoObjectScores, draw_layers
 from opendetr.analysis.many import ManyOfOne, draw_many
 from opendetr.analysis.objects import ObjectFacts, draw_objects
 from opendetr.analysis.operation import (
@@ -30,7 +24,7 @@ from opendetr.analysis.operation import (
 from opendetr.analysis.overview import Analysed, Analysis
 from opendetr.analysis.queries import QueryFacts, draw_queries
 from opendetr.evaluation import chart_figure, images_section, note, value_table, write_page
-from opendetr.files import write_atomically
+from opendetr.files import json_value, write_atomically
 from opendetr.inference import Predictor, comparisons
 from opendetr.visualize import save_image
 
@@ -91,21 +85,12 @@ def write_analysis(
     (folder / _CHARTS).mkdir(parents=True, exist_ok=True)
     for name, chart in charts.items():
         save_image(chart, folder / _CHARTS / f"{name}.png")
-    content = json.dumps(plain(analysed.analysis.to_dict()), indent=1, allow_nan=False)
+    content = json.dumps(json_value(analysed.analysis.to_dict()), indent=1, allow_nan=False)
     write_atomically(folder / NUMBERS, content)
     own = list(_sections(analysed, charts, _worst(detector, analysed)))
     return write_page(
         folder / PAGE, f"Analysis of {analysed.analysis.model}", [*sections, *own], facts=_facts(analysed)
     )
-
-
-def plain(value: Any) -> Any:
-    """A value for a JSON file: without NaN, and with lists for tuples."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _facts(analysed: Analysed) -> dict[str, object]:
@@ -186,15 +171,16 @@ def _sections(analysed: Analysed, charts: Mapping[str, Image.Image], worst: str)
 
 
 _CONFUSION = (
-    "At the thresholds of best F1, each detection takes the free object with the highest IoU of at least 0.5, whatever "
-    "its class. Last row: detections without an object. Last column: objects without a detection. The shade is the "
+    "At the thresholds of best F1, each detection takes the free object of any class with the highest IoU of at least "
+    "0.5. Last row: detections without an object. Last column: objects without a detection. The shade is the "
     "share of the row."
 )
 
 
 def _errors_section(analysis: Analysis, charts: Mapping[str, Image.Image]) -> str:
     errors = analysis.errors
-    head = ("kind", "meaning", "errors", "AP50 lost", *(f"lost, {name}" for name in analysis.errors_by_size), "then")
+    by_size = (f"lost, {name}" for name in analysis.errors_by_size)
+    head = ("kind", "meaning", "errors", "AP50 lost", *by_size, "AP50 after")
     rows = [
         (
             kind,
@@ -208,8 +194,8 @@ def _errors_section(analysis: Analysis, charts: Mapping[str, Image.Image]) -> st
     ]
     text = (
         'AP50 rises by the value in the column "AP50 lost" if only this kind of error is fixed; the columns by size '
-        'are those of objects of this size only. "then" is AP50 after this kind and all above it are fixed. Kinds and '
-        "rules are those of TIDE (Bolya et al., 2020). Most errors have low scores and cost little."
+        'are those of objects of this size only. "AP50 after" is AP50 after this kind and all above it are fixed. '
+        "Kinds and rules are those of TIDE (Bolya et al., 2020). Most errors have low scores and cost little."
     )
     ends = value_table(
         ("", "AP50"),
@@ -276,8 +262,8 @@ def _queries_section(queries: QueryFacts, charts: Mapping[str, Image.Image]) -> 
         "" if queries.learned else " The queries of this model are proposals of the encoder: query 0 is the best one."
     )
     text = (
-        "Each point is the centre of a box that the query predicts in one image, whatever its score. In the DETR "
-        "paper, each query specialises in areas and sizes, and almost all have a mode of image-sized boxes."
+        "Each point is the centre of the box that the query predicts in one image, with a high or a low score. In the "
+        "DETR paper, each query specialises in areas and sizes, and almost all have a mode of image-sized boxes."
         f"{of_proposals}"
     )
     rows = [

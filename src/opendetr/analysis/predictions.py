@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from opendetr.config import ConfigError
-from opendetr.data import DetectionData, coco_truth
+from opendetr.data import DataError, DetectionData, coco_truth
 from opendetr.evaluation import DetectionEvaluator
 from opendetr.inference import Predictor
 from opendetr.postprocess import detect_with_queries
@@ -164,9 +164,11 @@ def collect(
 
     Raises:
         ConfigError: the model needs more than an image, so it cannot be analysed.
-        DataError: model and dataset have no class in common.
+        DataError: model and dataset have no class in common, or the split has no images.
     """
     require_detector(detector)
+    if not len(data):
+        raise DataError(f"{data.folder}: the split {data.split} has no images; choose another split")
     collector = _Collector(detector, data)
     seconds, unreadable = detector.run(collector, data, batch_size=batch_size, progress=progress)
     return collector.collected(detector, seconds, unreadable)
@@ -183,7 +185,8 @@ def require_detector(detector: Predictor) -> None:
     for inputs, needed in needs.items():
         if needed:
             raise ConfigError(
-                f"{preset.name}: works on {inputs}; such models cannot be analysed so far, give a detector of images"
+                f"{preset.name}: works on {inputs}, and such models cannot be analysed so far; "
+                "give a detector of images"
             )
 
 

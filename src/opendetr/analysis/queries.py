@@ -35,7 +35,7 @@ class QueryFacts:
         most_at_once: the largest number of queries that fire in one image.
         most_objects: the largest number of objects in an image.
         objects_99: 99 % of the images have at most this many objects.
-        threshold: the threshold of classes that have none of their own.
+        threshold: the threshold of all classes without one.
     """
 
     num_queries: int

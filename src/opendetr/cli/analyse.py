@@ -10,16 +10,19 @@ import typer
 
 from opendetr.cli.output import (
     BatchSizeOption,
+    DataOption,
     DeviceOption,
     Exit,
+    ImagesOption,
     JsonOption,
     ModelOption,
+    WeightsArgument,
     command,
     folder_to_write,
-    in_range,
     number,
     print_json,
     say,
+    say_unreadable,
     table,
 )
 from opendetr.cli.predict import require_empty
@@ -36,21 +39,13 @@ _NUM_ATTENTION = 20  # images whose attention is shown
 class AnalyseOptions:
     """The options of `opendetr analyse`, in the order of its help."""
 
-    run: Annotated[
-        str,
-        typer.Argument(
-            help="A run folder, a file or address of weights, hf:owner/name, or a name that `opendetr models` lists."
-        ),
-    ]
-    data: Annotated[Path, typer.Option(help="The dataset folder.", show_default=False)]
+    run: WeightsArgument
+    data: DataOption
     split: Annotated[
         str | None,
         typer.Option(help="The split to analyse. [default: that of the run, else val]", show_default=False),
     ] = None
-    images: Annotated[
-        int | None,
-        typer.Option(callback=in_range(1), help="Number of images, evenly spread. [default: all]", show_default=False),
-    ] = None
+    images: ImagesOption = None
     all_queries: Annotated[bool, typer.Option("--all-queries", help="Draw all queries instead of 20.")] = False
     figures: Annotated[
         bool, typer.Option("--figures", help="Also draw the attention as figures for papers, in figures/.")
@@ -91,7 +86,8 @@ def analyse(options: AnalyseOptions) -> Exit:
 
         opendetr analyse runs/mine --data my-data --split test --overwrite --json
     """
-    out = options.out or default_folder(options.run, _FOLDER)
+    run = Path(options.run)
+    out = options.out or (run / _FOLDER if run.is_dir() else Path(_FOLDER))
     if not options.overwrite:
         require_empty(out, "index.html")
 
@@ -99,7 +95,6 @@ def analyse(options: AnalyseOptions) -> Exit:
         analyse,
         attention_fragment,
         attention_of,
-        plain,
         require_detector,
         write_analysis,
         write_exact,
@@ -129,20 +124,11 @@ def analyse(options: AnalyseOptions) -> Exit:
     if options.exact:
         write_exact(out / _ATTENTION, attentions)
     if options.as_json:
-        print_json({"page": str(page)} | plain(analysed.analysis.to_dict()))
+        print_json({"page": str(page)} | analysed.analysis.to_dict())
     else:
         _print(analysed.analysis)
         print(page)
-    unreadable = analysed.analysis.unreadable
-    if unreadable:
-        say(f"{len(unreadable)} images could not be read and count as having no detections (first: {unreadable[0]})")
-        return Exit.SOME_FAILED
-    return Exit.DONE
-
-
-def default_folder(run: str, name: str) -> Path:
-    """The folder for results about a run: inside the run folder, if it is one."""
-    return Path(run) / name if Path(run).is_dir() else Path(name)
+    return say_unreadable(analysed.analysis.unreadable, analysed.collected.num_images)
 
 
 def _print(analysis: Analysis) -> None:

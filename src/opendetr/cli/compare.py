@@ -10,16 +10,20 @@ import typer
 
 from opendetr.cli.output import (
     BatchSizeOption,
+    DataOption,
     DeviceOption,
     Exit,
+    ImagesOption,
     JsonOption,
+    WeightsArgument,
     command,
     file_to_write,
-    in_range,
     number,
     print_json,
     say,
+    say_unreadable,
     table,
+    wrong_value,
 )
 
 if TYPE_CHECKING:
@@ -27,24 +31,20 @@ if TYPE_CHECKING:
     from opendetr.data import DetectionData
 
 _NUM_CHANGES = 10  # images that are named
-_RUN_HELP = "A run folder, a file or address of weights, hf:owner/name, or a name that `opendetr models` lists."
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompareOptions:
     """The options of `opendetr compare`, in the order of its help."""
 
-    run_a: Annotated[str, typer.Argument(help=_RUN_HELP)]
+    run_a: WeightsArgument
     run_b: Annotated[str, typer.Argument(help="Likewise.")]
-    data: Annotated[Path, typer.Option(help="The dataset folder.", show_default=False)]
+    data: DataOption
     split: Annotated[
         str | None,
         typer.Option(help="The split to compare on. [default: that of the first run, else val]", show_default=False),
     ] = None
-    images: Annotated[
-        int | None,
-        typer.Option(callback=in_range(1), help="Number of images, evenly spread. [default: all]", show_default=False),
-    ] = None
+    images: ImagesOption = None
     chart: Annotated[
         Path | None,
         typer.Option(callback=file_to_write, help="Write a chart of both to this file.", show_default=False),
@@ -69,28 +69,30 @@ def compare(options: CompareOptions) -> Exit:
         opendetr compare runs/mine runs/mine --data my-data --images 50 --json
     """
     from opendetr.analysis import collect, compare_collected, draw_comparison, require_common_classes, require_detector
-    from opendetr.data import spread
     from opendetr.inference import load
     from opendetr.visualize import progress_bar, require_format, save_image
 
     runs = (options.run_a, options.run_b)
     if options.chart is not None:
-        require_format(options.chart)
+        try:
+            require_format(options.chart)
+        except ValueError as error:
+            raise wrong_value("chart", str(error)) from None
+        options.chart.parent.mkdir(parents=True, exist_ok=True)
     detectors = [load(run, device=options.device) for run in runs]
     for detector in detectors:
         require_detector(detector)
     require_common_classes(detectors[0].names, detectors[1].names, runs)
     data = detectors[0].open_split(options.data, options.split, masks="none")
     say(f"{data.split}: {data.summary()}")
-    if options.images is not None and options.images < len(data):
-        data = data.subset(spread(data.images, options.images), data.split)
+    if options.images is not None:
+        data = detectors[0].preset.data.evaluation_subset(data, options.images)
     collected = []
     for name, detector in zip("AB", detectors, strict=True):
         with progress_bar(f"predicting with {name}") as progress:
             collected.append(collect(detector, data, batch_size=options.batch_size, progress=progress))
     comparison = compare_collected(*collected)
     if options.chart is not None:
-        options.chart.parent.mkdir(parents=True, exist_ok=True)
         save_image(draw_comparison(comparison, runs), options.chart)
     changes = [
         {"image": data.file_name(data.images[each.image]), "errors_a": each.errors_a, "errors_b": each.errors_b}
@@ -100,11 +102,7 @@ def compare(options: CompareOptions) -> Exit:
         print_json({"a": runs[0], "b": runs[1], "data": str(options.data)} | asdict(comparison) | {"changes": changes})
     else:
         _print(comparison, data)
-    unreadable = collected[0].unreadable
-    if unreadable:
-        say(f"{len(unreadable)} images could not be read and count as having no detections (first: {unreadable[0]})")
-        return Exit.SOME_FAILED
-    return Exit.DONE
+    return say_unreadable(collected[0].unreadable, len(data))
 
 
 def _print(comparison: Comparison, data: DetectionData) -> None:

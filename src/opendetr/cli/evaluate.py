@@ -25,6 +25,7 @@ from opendetr.cli.output import (
     number,
     print_json,
     say,
+    say_unreadable,
     table,
     write_json,
 )
@@ -134,10 +135,7 @@ def evaluate(options: EvalOptions) -> Exit:
         print_json(facts | record)
     else:
         _print(scores)
-    if scores.unreadable:
-        say(f"{len(scores.unreadable)} of {len(data)} images could not be read and count as having no detections")
-        return Exit.SOME_FAILED
-    return Exit.DONE
+    return say_unreadable(scores.unreadable, len(data))
 
 
 def _open(detector: Predictor, options: EvalOptions, split: str) -> DetectionData:

@@ -6,7 +6,6 @@ import errno
 import functools
 import inspect
 import json
-import math
 import os
 import re
 import sys
@@ -19,14 +18,12 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from opendetr.config import SettingError
-from opendetr.files import write_atomically
+from opendetr.files import json_value, write_atomically
 
-WeightsOption = Annotated[
-    str,
-    typer.Option(
-        help="A run folder, a file or address of weights, hf:owner/name, or a name that `opendetr models` lists."
-    ),
-]
+WEIGHTS_HELP = "A run folder, a file or address of weights, hf:owner/name, or a name that `opendetr models` lists."
+WeightsArgument = Annotated[str, typer.Argument(help=WEIGHTS_HELP)]
+WeightsOption = Annotated[str, typer.Option(help=WEIGHTS_HELP)]
+DataOption = Annotated[Path, typer.Option(help="The dataset folder.", show_default=False)]
 ModelOption = Annotated[
     str | None,
     typer.Option(help="The model of a weights file that does not name it, such as detr-r50.", show_default=False),
@@ -74,6 +71,10 @@ def file_to_write(path: Path | None) -> Path | None:
     return path
 
 
+ImagesOption = Annotated[
+    int | None,
+    typer.Option(callback=in_range(1), help="Number of images, evenly spread. [default: all]", show_default=False),
+]
 BatchSizeOption = Annotated[int, typer.Option(callback=in_range(1), help="Number of images per forward pass.")]
 StrictNoObjectOption = Annotated[
     bool, typer.Option("--strict-no-object", help='Drop queries whose most probable class is "no object".')
@@ -264,20 +265,21 @@ def one_line(text: str) -> str:
 
 def print_json(result: Mapping[str, Any]) -> None:
     """Print a result as JSON. NaN and infinity become null."""
-    print(json.dumps(_plain(result), indent=1, allow_nan=False))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    print(json.dumps(json_value(result), indent=1, allow_nan=False))
 
 
 def say(line: str) -> None:
     """Print a line for people on standard error; standard output is for results."""
     print(one_line(line), file=sys.stderr)
+
+
+def say_unreadable(unreadable: Sequence[str], num_images: int) -> Exit:
+    """Say how many images of an evaluation could not be read, and why the first one could not; the exit code."""
+    if not unreadable:
+        return Exit.DONE
+    count = f"{len(unreadable)} of {num_images} images"
+    say(f"{count} could not be read and count as having no detections (first: {unreadable[0]})")
+    return Exit.SOME_FAILED
 
 
 def number(value: float | None) -> str:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 import typer
 
 from opendetr.cli.output import (
+    WEIGHTS_HELP,
     BatchSizeOption,
     DeviceOption,
     Exit,
@@ -57,8 +58,7 @@ class PredictOptions:
     weights: Annotated[
         str | None,
         typer.Option(
-            help="A run folder, a file or address of weights, hf:owner/name, or a name that `opendetr models` lists. "
-            f"[default: {DEFAULT_MODEL}, which knows drawn shapes]",
+            help=f"{WEIGHTS_HELP} [default: {DEFAULT_MODEL}, which knows drawn shapes]",
             show_default=False,
         ),
     ] = None

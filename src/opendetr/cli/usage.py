@@ -27,11 +27,15 @@ _EXAMPLES = {
     "source": "my-data",
     "sources": "photo.jpg",
     "weights": "runs/mine",
-    "folder": "my-data",
+    "folder": "new-data",
     "names": "panoptic",
     "out": "out",
     "repository": "anna/blood-cells",
     "run": "runs/mine",
+    "run_a": "runs/mine",
+    "run_b": "runs/other",
+    "to": "yolo",
+    "format": "huggingface",
 }
 
 
@@ -81,8 +85,9 @@ def _reword(error: Any, command: Command, ctx: Any, given: list[str]) -> None:
         error.possibilities = None
         error.message = f"no option {option}; {_hint(str(option), command, ctx, _value(str(option), given))}"
     elif isinstance(error, _MissingParameter) and missing is not None:
-        message = _example(command, ctx) if _is_argument(missing) else " ".join(error.format_message().split())
-        raise _UsageError(message, ctx=ctx) from None
+        text = " ".join(error.format_message().split()).rstrip(".")
+        text = "an argument is missing" if _is_argument(missing) else text
+        raise _UsageError(f"{text}; for example: {_example(command, ctx)}", ctx=ctx) from None
     elif isinstance(error.__cause__, ValidationError):
         error.message = explained(error.__cause__)
     extra = re.match(r"Got unexpected extra arguments? ?\(?s?\)? ?\((.*)\)", str(error.message))
@@ -110,10 +115,14 @@ def exists(name: str) -> bool:
 
 
 def _example(command: Command, ctx: Any) -> str:
-    """Say that a required argument is missing, with an example."""
-    arguments = [argument for argument in filter(_is_argument, command.params) if argument.required]
-    examples = (_EXAMPLES.get(str(argument.name), str(argument.name).upper()) for argument in arguments)
-    return f"an argument is missing; for example: opendetr {_name(ctx)} {' '.join(examples)}"
+    """The command with an example of each required argument and option."""
+    required = sorted((each for each in command.params if each.required), key=lambda each: not _is_argument(each))
+    words = [f"opendetr {_name(ctx)}"]
+    for parameter in required:
+        if not _is_argument(parameter):
+            words.append(parameter.opts[0])
+        words.append(_EXAMPLES.get(str(parameter.name), str(parameter.name).upper()))
+    return " ".join(words)
 
 
 def _name(ctx: Any) -> str:

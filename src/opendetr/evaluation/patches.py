@@ -92,8 +92,8 @@ class PatchEvaluator:
         """Yield the IoU of the patches of each image. `output` is that of a `ControlledSession`."""
         controlled: Any = output  # a ControlledOutput
         num_patches = len(batch.targets[0])
-        _, predicted = best_of_patches(output.final, num_patches)
-        _, control = best_of_patches(controlled.control, num_patches)
+        _, predicted, _ = best_of_patches(output.final, num_patches)
+        _, control, _ = best_of_patches(controlled.control, num_patches)
         predicted, control = cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(control)
         features = normalize(controlled.patch_features, dim=-1)
         for index, target in enumerate(batch.targets):

@@ -112,10 +112,10 @@ def write_report(
     """
     sections = [
         ("Images", images_section(images)),
-        ("Scores", tiles(metrics)),
+        ("Scores", _tiles(metrics)),
         ("Metrics", _metrics_section(metrics)),
-        ("AP by class", classes_section(per_class)),
-        ("PQ by class", classes_section(panoptic_per_class or {})),
+        ("AP by class", _classes_section(per_class)),
+        ("PQ by class", _classes_section(panoptic_per_class or {})),
     ]
     return write_page(path, title, sections, facts=facts)
 
@@ -182,7 +182,7 @@ def _anchor(heading: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", heading.lower()).strip("-")
 
 
-def tiles(metrics: Mapping[str, float | None]) -> str:
+def _tiles(metrics: Mapping[str, float | None]) -> str:
     """The most important metrics in large digits."""
     tiles = (
         f'<div class="tile">{name}<b>{_number(metrics[name])}</b><span>{meaning}</span></div>'
@@ -203,7 +203,7 @@ def _metrics_section(metrics: Mapping[str, float | None]) -> str:
     return _columns(rows, "meanings")
 
 
-def classes_section(per_class: Mapping[str, float | None]) -> str:
+def _classes_section(per_class: Mapping[str, float | None]) -> str:
     """The metric of each class with a bar, in descending order. Classes without a value are last."""
     ranked = sorted(per_class.items(), key=lambda item: -1.0 if item[1] is None else item[1], reverse=True)
     rows = [

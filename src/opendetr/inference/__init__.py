@@ -1,11 +1,12 @@
 """Inference: predict detections and panoptic maps from images, and follow objects through videos."""
 
-from opendetr.inference.comparison import TitledImages, compare, comparisons
+from opendetr.inference.comparison import SHOWN_SCORE, TitledImages, compare, comparisons
 from opendetr.inference.history import Explanation, TrackHistory
 from opendetr.inference.predictor import Predictor, load
 from opendetr.inference.tracker import Tracker
 
 __all__ = [
+    "SHOWN_SCORE",
     "Explanation",
     "Predictor",
     "TitledImages",

@@ -28,7 +28,8 @@ from opendetr.results import Detections, Panoptic, draw_detections, draw_panopti
 from opendetr.scoring import ScoreThresholds
 from opendetr.visualize import as_image, contact_sheet, draw_segments, draw_truth
 
-_SHOWN_SCORE = 0.3  # detections with a lower score are not drawn, unless the detector has its own thresholds
+SHOWN_SCORE = 0.3
+"""Detections with a lower score are not shown, unless the detector has its own thresholds."""
 
 TitledImages = list[tuple[str, Image.Image]]
 """Pairs of a title and an image."""
@@ -88,7 +89,7 @@ def _objects(
     stuff = any(used and not isthing for used, isthing in zip(known.used, known.isthing, strict=True))
     objects = record.objects if stuff else things_of(record, categories)
     masks = read_masks(record, objects) if with_masks else None
-    chosen = detector.thresholds or ScoreThresholds(_SHOWN_SCORE)
+    chosen = detector.thresholds or ScoreThresholds(SHOWN_SCORE)
     by_class = {name: score for name, score in chosen.by_class.items() if name in detector.categories.names}
     result = detector.predict(pixels, min_score=chosen.default, class_min_scores=by_class)
     assert isinstance(result, Detections)  # of one image

@@ -471,8 +471,7 @@ class Predictor:
             return torch.full(
                 (len(self.categories),), self.model.scoring.panoptic_score if panoptic else DETECTION_SCORE
             )
-        default, by_class = self.thresholds.default, self.thresholds.by_class
-        return torch.tensor([by_class.get(name, default) for name in self.categories.names])
+        return torch.tensor([self.thresholds.of(name) for name in self.categories.names])
 
     def _say_thresholds(self) -> None:
         """Say once that the scores of predictions have the stored thresholds, and which classes have none."""

@@ -133,7 +133,6 @@ def ground(
         kept = [(of_image >= min_score).nonzero()[:, 0] for of_image in scores]
         named = phrases(output, [caption] * len(images), kept)
         masks = None if output.masks is None else image_masks(output, images, sizes, queries=kept)
-        whole = shorten(caption, _SHOWN)  # names a detection that none of the tokens names
         for index, queries in enumerate(kept):
             height, width = sizes[index].tolist()
             detections = Detections(
@@ -142,7 +141,7 @@ def ground(
                 torch.full((len(queries),), label),
                 texts.categories,
                 (int(height), int(width)),
-                phrases=tuple(phrase or whole for phrase in named[index]) if texts.by_phrase else None,
+                phrases=tuple(named[index]) if texts.by_phrase else None,
             )
             found[index].append((detections, None if masks is None else masks[index]))
     session.reset()

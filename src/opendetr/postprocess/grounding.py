@@ -6,6 +6,7 @@ Shape letters: B batch, Q queries, C class logits, T tokens, n phrases.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from textwrap import shorten
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from opendetr.structures import GroundingOutput, Predictions
 
 PHRASE_PROBABILITY = 0.1
 """A token with a higher probability belongs to the phrase of a query, as in the authors' notebook."""
+_LONGEST_CAPTION = 80  # characters of a caption that stands for a phrase
 
 
 @torch.no_grad()
@@ -83,7 +85,7 @@ def phrases(output: GroundingOutput, captions: Sequence[str], queries: Sequence[
     """The phrase of each of some queries: the characters of the tokens that the query names, in their order.
 
     Neighbouring tokens, and tokens that only a space separates, form one part of a phrase; other parts are joined by
-    "...". A query that names no token has the phrase "".
+    "...". A query that names no token has the caption as its phrase, shortened.
 
     Args:
         output: the model's output for B images.
@@ -97,7 +99,9 @@ def phrases(output: GroundingOutput, captions: Sequence[str], queries: Sequence[
         num_tokens = min(int((~padding[index]).sum()), probabilities.shape[1] - 1)
         named = probabilities[:, :num_tokens] > PHRASE_PROBABILITY
         own = spans[index, :num_tokens].tolist()
-        found.append([_phrase(caption, [own[token] for token in row.nonzero()[:, 0].tolist()]) for row in named])
+        whole = shorten(caption, _LONGEST_CAPTION)
+        rows = ([own[token] for token in row.nonzero()[:, 0].tolist()] for row in named)
+        found.append([_phrase(caption, spans_of_row) or whole for spans_of_row in rows])
     return found
 
 

@@ -15,7 +15,7 @@ from opendetr.results import Detections
 from opendetr.structures import Predictions
 
 
-def best_of_patches(predictions: Predictions, num_patches: int) -> tuple[Tensor, Tensor]:
+def best_of_patches(predictions: Predictions, num_patches: int) -> tuple[Tensor, Tensor, Tensor]:
     """The best query of each patch, among those that were given the patch.
 
     Args:
@@ -24,12 +24,12 @@ def best_of_patches(predictions: Predictions, num_patches: int) -> tuple[Tensor,
         num_patches: M.
 
     Returns:
-        Scores (B, M) and boxes (B, M, 4), cxcywh in 0..1.
+        Scores (B, M); boxes (B, M, 4), cxcywh in 0..1; and query indices (B, M).
     """
     scores = predictions.scoring.probabilities(predictions.logits.float()).amax(-1).unflatten(1, (num_patches, -1))
-    boxes = predictions.boxes.float().unflatten(1, (num_patches, -1))
-    best, query = scores.max(-1)
-    return best, boxes.gather(2, query[..., None, None].expand(-1, -1, 1, 4))[:, :, 0]
+    best, place = scores.max(-1)
+    queries = place + torch.arange(num_patches, device=place.device) * scores.shape[-1]
+    return best, predictions.boxes.float().gather(1, queries[..., None].expand(-1, -1, 4)), queries
 
 
 @torch.no_grad()
@@ -48,7 +48,7 @@ def locate(
         NonFiniteError: a logit or a box is not finite.
     """
     require_finite("a class logit or box", predictions.logits, predictions.boxes)
-    scores, boxes = (values.cpu() for values in best_of_patches(predictions, len(categories)))
+    scores, boxes, _ = (values.cpu() for values in best_of_patches(predictions, len(categories)))
     height, width = sizes.to(boxes).unbind(1)
     boxes = cxcywh_to_xyxy(boxes) * torch.stack((width, height, width, height), 1)[:, None]
     labels = torch.arange(len(categories))

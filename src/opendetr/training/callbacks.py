@@ -17,7 +17,7 @@ from torch import nn
 
 from opendetr.data import count_noun
 from opendetr.evaluation import CLASS_PREFIX
-from opendetr.files import write_atomically
+from opendetr.files import json_value, write_atomically
 from opendetr.training.checkpoint import CheckpointError, writing
 from opendetr.training.events import (
     Callback,
@@ -515,16 +515,7 @@ def _nan_if_none(value: float | None) -> float:
 
 
 def _json_line(row: Mapping[str, Any]) -> str:
-    return json.dumps(_json_value(row), allow_nan=False) + "\n"
-
-
-def _json_value(value: Any) -> Any:
-    """The value with None in place of numbers that JSON cannot represent."""
-    if isinstance(value, Mapping):
-        return {name: _json_value(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_json_value(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return json.dumps(json_value(row), allow_nan=False) + "\n"
 
 
 def write_image(image: Image.Image, path: Path) -> None:

@@ -85,7 +85,7 @@ def draw_curves(
     last_values: bool = True,
     size: tuple[int, int] = (960, 540),
 ) -> Image.Image:
-    """Draw a line chart. The legend shows the last value of each line.
+    """Draw a line chart with a legend.
 
     Up to 32 lines differ in their colours and dashes, and all of up to 40 points also have markers of different shapes.
     Values that are not finite leave a gap.
@@ -99,6 +99,7 @@ def draw_curves(
         mark: a value of x to mark with a vertical line, and its name. Points of short lines at this x get a ring.
         smooth: draw a line of more than 200 points as a moving average over a fiftieth of them, with the points
             themselves behind it in a pale shade.
+        last_values: show the last value of each line in the legend.
         size: width and height of the image in pixels.
     """
     curves = {name: _Curve.of(points, smooth=smooth) for name, points in series.items()}

@@ -32,8 +32,7 @@ def draw_heat(image: Any, weights: np.ndarray, *, scale: float | None = None) ->
         weights: (h, w) at least 0; the cells cover the whole image.
         scale: enlargement of the image, as in `draw_boxes`.
     """
-    canvas = as_image(image)
-    canvas = enlarge(canvas, legible_scale(canvas) if scale is None else scale)
+    canvas = _legible(image, scale)
     share = _resized(weights, canvas.size)[..., None]
     stops = np.linspace(0, 1, len(HEAT))
     colours = np.array(HEAT, dtype=np.float64)
@@ -52,8 +51,7 @@ def draw_colours(
         colours: n RGB triples.
         scale: enlargement of the image, as in `draw_boxes`.
     """
-    canvas = as_image(image)
-    canvas = enlarge(canvas, legible_scale(canvas) if scale is None else scale)
+    canvas = _legible(image, scale)
     pixels = np.asarray(canvas, dtype=np.float64) * _DIMMED
     for own, colour in zip(weights, colours, strict=True):
         cover = _resized(own, canvas.size)[..., None] * _OPAQUE
@@ -73,8 +71,7 @@ def draw_weighted_points(
         colours: n RGB triples.
         scale: enlargement of the image, as in `draw_boxes`.
     """
-    canvas = as_image(image)
-    canvas = enlarge(canvas, legible_scale(canvas) if scale is None else scale)
+    canvas = _legible(image, scale)
     dimmed = Image.fromarray((np.asarray(canvas) * _DIMMED).round().astype(np.uint8))
     layer = enlarge(dimmed, SMOOTH)
     draw = ImageDraw.Draw(layer)
@@ -88,8 +85,7 @@ def draw_weighted_points(
 
 def draw_rings(image: Any, points: np.ndarray, colours: Sequence[Colour], *, scale: float | None = None) -> Image.Image:
     """Mark points of an image with rings. The arguments are those of `draw_weighted_points`."""
-    canvas = as_image(image)
-    canvas = enlarge(canvas, legible_scale(canvas) if scale is None else scale)
+    canvas = _legible(image, scale)
     layer = enlarge(canvas, SMOOTH)
     draw = ImageDraw.Draw(layer)
     radius = _RING * max(layer.size)
@@ -99,6 +95,12 @@ def draw_rings(image: Any, points: np.ndarray, colours: Sequence[Colour], *, sca
             own = size * radius
             draw.ellipse((x - own, y - own, x + own, y + own), None, ink, max(1, round(width * radius)))
     return layer.resize(canvas.size, Image.Resampling.BOX)
+
+
+def _legible(image: Any, scale: float | None) -> Image.Image:
+    """The image, enlarged as `draw_boxes` does."""
+    canvas = as_image(image)
+    return enlarge(canvas, legible_scale(canvas) if scale is None else scale)
 
 
 def _resized(weights: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -14,6 +14,7 @@ _WIDTH = 960
 _BAR = 17  # height of a bar in pixels
 _LONGEST_NAME = 300  # pixels
 _POINT = 2.2  # radius of a point in pixels
+_COLUMNS = 5  # panels in a row
 _MOST_NUMBERED = 24  # rows of a matrix whose cells show their numbers
 
 
@@ -21,7 +22,6 @@ def draw_bars(
     series: Mapping[str, Mapping[str, float | None]],
     title: str = "",
     *,
-    digits: int = 3,
     intervals: Mapping[str, Mapping[str, tuple[float, float]]] | None = None,
     limit: float | None = None,
     width: int = _WIDTH,
@@ -31,7 +31,6 @@ def draw_bars(
     Args:
         series: the values of each series, by the name of the group. None and negative values have no bar.
         title: text above the chart.
-        digits: number of decimals of the values.
         intervals: for some values the ends of an interval, which is drawn over the bar.
         limit: the value of a bar of full length. Default: the largest value.
         width: width of the image in pixels.
@@ -61,7 +60,7 @@ def draw_bars(
                 _draw_interval(draw, [left + max(scale * side, 0.0) for side in ends], top + _BAR / 2 - 1)
                 end = max(end, left + scale * ends[1])
             if name in values:
-                text = "-" if value is None else f"{value:,.{digits}f}"
+                text = "-" if value is None else f"{value:,.3f}"
                 draw.text((end + 8, top + _BAR / 2), text, FAINT_INK, small, anchor="lm")
             top += _BAR
         y += row
@@ -83,7 +82,6 @@ def draw_points(
     title: str = "",
     *,
     legend: Mapping[str, Colour] | None = None,
-    columns: int = 5,
     x_label: str = "",
     y_label: str = "",
     width: int = _WIDTH,
@@ -94,12 +92,11 @@ def draw_points(
         panels: for each panel, by its name, the points (n, 2) of each colour. Later colours are drawn on top.
         title: text above the panels.
         legend: the meaning of the colours.
-        columns: number of panels in a row.
         x_label: what x is, the same in all panels.
         y_label: likewise.
         width: width of the image in pixels.
     """
-    columns = max(1, min(columns, len(panels)))
+    columns = max(1, min(_COLUMNS, len(panels)))
     side = (width - 2 * MARGIN - 12 * (columns - 1)) // columns
     rows = -(-len(panels) // columns)
     chart = Image.new("RGB", (width, 160 + rows * (side + 34)), PAPER)
