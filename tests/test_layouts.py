@@ -141,7 +141,7 @@ def test_a_list_of_images_can_be_named(tmp_path):
     require_truth(read_splits(tmp_path / "train.txt"), {"train": 7})
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.id)
+@pytest.mark.parametrize("layout", {layout.format: layout for layout in LAYOUTS}.values(), ids=lambda own: own.format)
 def test_the_commands_take_it(tmp_path, layout: Layout):
     layout.write(Put(tmp_path / "set"))
     shown = [["show", str(tmp_path / "set"), "--out", str(tmp_path / "sheet.png")]]
@@ -377,6 +377,18 @@ def test_shapes_of_labelme(tmp_path):
     assert found[2].segmentation == [[1, 1, 5, 1, 5, 4], [11, 1, 15, 1, 15, 4]]
     assert found[2].area == 12
     assert faults_of({"all": part}) == {"invalid_row"}
+
+
+@pytest.mark.parametrize("kind", ["spline", ["polygon"], {"a": 1}, 7])
+def test_unknown_shapes_of_labelme_are_named(tmp_path, kind):
+    put = Put(tmp_path)
+    put.image("0.png", 0)
+    put.json(
+        "0.json", {**labelme("0.png", 0), "shapes": [{"label": "a", "shape_type": kind, "points": [[1, 2], [5, 8]]}]}
+    )
+    with pytest.raises(DataError, match=r"0.json, shapes\[0\]: 'shape_type' is .*; a rectangle, polygon") as error:
+        read_splits(tmp_path)
+    one_line(error.value)
 
 
 VIA_ATTRIBUTES = {

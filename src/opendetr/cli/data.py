@@ -30,7 +30,8 @@ _HELP = "Make, show, check, convert and split datasets."
 app = typer.Typer(cls=Group, help=_HELP, no_args_is_help=True, rich_markup_mode=None)
 
 SourceArgument = Annotated[
-    Path, typer.Argument(help="The dataset: COCO, Pascal VOC, YOLO, a CSV table, or MOTChallenge videos.")
+    Path,
+    typer.Argument(help="The dataset: a folder of images and annotations in any format, or its annotation file."),
 ]
 TargetArgument = Annotated[Path, typer.Argument(help="The folder to write, empty or new.")]
 LinkOption = Annotated[bool, typer.Option("--link", help="Link to the images instead of copying them.")]

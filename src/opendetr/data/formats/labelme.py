@@ -90,7 +90,7 @@ def _add_image(
 
 
 def _object(entry: Entry, split: str, image: AnnotatedImage) -> Annotation | None:
-    kind = entry.content.get("shape_type") or "polygon"  # old versions drew polygons only
+    kind = str(entry.content.get("shape_type") or "polygon")  # old versions drew polygons only
     if kind in _NO_BOXES:
         image.faults.append(DataFault(FaultKind.INVALID_ROW, str(entry.path), entry.at, f"a {kind} has no box"))
         return None
@@ -106,7 +106,7 @@ def _object(entry: Entry, split: str, image: AnnotatedImage) -> Annotation | Non
         box = points_box(xs, ys)
         polygon = [pixels(value) for point in zip(xs, ys, strict=True) for value in point] if len(xs) > 2 else None
     else:
-        detail = f"'shape_type' is {str(kind)[:40]!r}; a rectangle, polygon, circle or mask is read"
+        detail = f"'shape_type' is {kind[:40]!r}; a rectangle, polygon, circle or mask is read"
         raise FaultError(FaultKind.BAD_VALUE, entry.path, entry.at, detail)
     return Annotation(split, entry.at, label, box, [polygon] if polygon else None)
 

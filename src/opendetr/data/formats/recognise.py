@@ -111,10 +111,10 @@ def open_data(
     strict: bool = False,
     masks: Masks = "none",
 ) -> dict[str, DetectionData]:
-    """All splits of a dataset, in COCO, Pascal VOC, YOLO or MOTChallenge format, or as a table.
+    """All splits of a dataset, in any format of `Format`.
 
     Args:
-        folder: the dataset, or the YAML file or CSV table that describes it.
+        folder: the dataset, or the file that annotates or describes it.
         val_fraction: fraction of the training images that becomes "val" if the dataset has no such split.
         seed: determines these images, together with the file names. The order of the files has no influence.
         train_split: the split to return as "train"; by default "train", "trainval" or the only split.
