@@ -51,10 +51,10 @@ predict image.jpg --weights imagenet
 1 error: imagenet: is for training only; give a model of the catalogue, a run folder or a weights file
 
 predict image.jpg --weights runs/mine --min-score CAT=0.3
-1 error: min score of 'CAT': the detector has no such class; did you mean 'cat'?
+2 error: min score of 'CAT': the detector has no such class; did you mean 'cat'?
 
 predict image.jpg --weights runs/mine --min-score zebra=0.3
-1 error: min score of 'zebra': the detector has no such class; it has cat, dog
+2 error: min score of 'zebra': the detector has no such class; it has cat, dog
 
 train --data other.yaml
 2 Error: no option --data; give it as an argument: opendetr train other.yaml
@@ -66,7 +66,7 @@ train my-data --cfg-options a=b
 2 Error: no option --cfg-options; did you mean --set?
 
 train my-data --train-split trian
-1 error: my-data: no split 'trian'; it has train, val; did you mean train?
+2 error: my-data: no split 'trian'; it has train, val; did you mean train?
 
 predict image.jpg --weights runs/mien
 1 error: runs/mien: no such file; did you mean runs/mine?
@@ -225,7 +225,7 @@ train my-dta
 1 error: my-dta: no such folder; did you mean my-data?
 
 train my-data --val-split vla
-1 error: my-data: no split 'vla'; it has train, val; did you mean val?
+2 error: my-data: no split 'vla'; it has train, val; did you mean val?
 
 train --resume runs
 1 error: runs: contains several runs; choose one of runs/copy, runs/mine, runs/other
@@ -282,7 +282,7 @@ eval --data my-data
 2 Error: no option --data; give it as an argument: opendetr eval my-data
 
 eval my-data --split vall
-1 error: my-data: no split 'vall'; it has train, val; did you mean val?
+2 error: my-data: no split 'vall'; it has train, val; did you mean val?
 
 eval my-data --masks instance
 2 Error: Invalid value for '--masks': 'instance' is not one of none, auto, instances, panoptic; did you mean instances?
@@ -297,7 +297,7 @@ data convert my-data out --format yolo
 2 Error: no option --format; did you mean --to?
 
 data show my-data --split vall
-1 error: my-data: no split 'vall'; it has train, val; did you mean val?
+2 error: my-data: no split 'vall'; it has train, val; did you mean val?
 
 data split my-data out --fractions 1
 2 Error: Invalid value for '--fractions': '1': write it as train=0.8,val=0.2
@@ -444,7 +444,7 @@ compare runs/mine runs/mine --data my-data --chart chart.foo
 2 Error: Invalid value for '--chart': chart.foo: no image format has the suffix '.foo'; give a name such as image.png
 
 compare runs/mine runs/mine --data my-data --split tset
-1 error: my-data: no split 'tset'; it has train, val
+2 error: my-data: no split 'tset'; it has train, val
 
 predict
 2 Error: an argument is missing; for example: opendetr predict photo.jpg

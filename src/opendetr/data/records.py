@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from opendetr.categories import Categories
-from opendetr.config import near_name
+from opendetr.config import SettingError, near_name
 from opendetr.data.faults import FaultKind, count_noun
 
 # Pixels by which a box may extend outside the image without a warning: many files round coordinates to two decimals.
@@ -75,6 +75,10 @@ class DataError(ValueError):
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.splitlines()))  # a quoted file name may contain line breaks
+
+
+class UnknownSplitError(DataError, SettingError):
+    """The caller names a split that the dataset does not have. The command line treats this as wrong usage."""
 
 
 class FaultError(DataError):
@@ -354,12 +358,12 @@ class DetectionData:
         return "; ".join((self.size(), *map(str, self.fault_counts)))
 
 
-def unknown_split(place: object, wanted: str, splits: Iterable[str]) -> DataError:
+def unknown_split(place: object, wanted: str, splits: Iterable[str]) -> UnknownSplitError:
     """The error for a split that a dataset does not have, with the nearest name or all."""
     names = list(splits)
     near = near_name(wanted, names)
     hint = f"; did you mean {near}?" if near else ""
-    return DataError(f"{place}: no split '{wanted}'; it has {', '.join(names) or 'none'}{hint}")
+    return UnknownSplitError(f"{place}: no split '{wanted}'; it has {', '.join(names) or 'none'}{hint}")
 
 
 def usable_objects(

@@ -24,7 +24,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from opendetr.categories import Categories
-from opendetr.config import ConfigError, near_name, require_range, some_of, suggesting
+from opendetr.config import ConfigError, SettingError, near_name, require_range, some_of, suggesting
 from opendetr.data import DetectionData, ImageError, Masks, PatchDataConfig, eval_loader
 from opendetr.distributed import best_device, rank, together, usable_cpus, world_size
 from opendetr.evaluation import Evaluation, Evaluator
@@ -461,7 +461,7 @@ class Predictor:
                 names = [known for known, used in zip(self.names, self.categories.used, strict=True) if used]
                 near = near_name(name, names)
                 hint = f"did you mean {near!r}?" if near else f"it has {some_of(names)}"
-                raise ConfigError(f"min score of {name!r}: the detector has no such class; {hint}")
+                raise SettingError(f"min score of {name!r}: the detector has no such class; {hint}")
             thresholds[labels] = _score(f"class_min_scores[{name!r}]", threshold)
         return thresholds
 
