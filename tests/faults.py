@@ -411,6 +411,22 @@ def _missing_image(data: DataSet) -> Place:
     return Place(data.annotations(1), at)
 
 
+def _two_of_a_name(data: DataSet) -> Place:
+    place = data.image(1)
+    for folder in ("a", "b"):
+        (data.folder / folder).mkdir()
+        shutil.copyfile(place, data.folder / folder / place.name)
+    return _missing_image(data)
+
+
+def _respelled(data: DataSet) -> Place:
+    path = data.annotations(1)
+    if data.format == YOLO:
+        return Place(path.rename(path.with_name("%31.txt")))
+    put(path, path.read_text().replace("1.png", "http://server/data/1.PNG"))
+    return Place(path, {COCO: "images[1]", CSV: "line 8"}[data.format])
+
+
 def _missing_in_list(data: DataSet) -> Place:
     path = put(data.folder / "train.txt", "images/train/0.png\nimages/train/nine.png\n")
     described(lambda content: content.replace("train: images/train", "train: train.txt"))(data)
@@ -805,6 +821,11 @@ FAULTS = (
             MOT: after(_without_frames),
         },
     ),
+    Fault(
+        FaultKind.AMBIGUOUS_NAME,
+        "`1.png` for `a/1.png` and `b/1.png`",
+        everywhere(after(_two_of_a_name), COCO, VOC, CSV),
+    ),
     Fault(FaultKind.MISSING_ANNOTATION, "a list names an image without XML", {VOC: after(_unknown_list_entry)}),
     Fault(
         FaultKind.SIZE_MISMATCH,
@@ -908,6 +929,11 @@ FAULTS = (
     Fault(FaultKind.OUT_OF_IMAGE, "10 pixels too far to the right", everywhere(box(84, 5, 54, 36))),
     Fault(FaultKind.NAMELESS_CLASS, "`nc: 2` without `names`", {YOLO: after(_nameless)}),
     Fault(FaultKind.STALE_EXTRA, "a label file edited after `data convert`", {YOLO: _stale, VOC: _stale}),
+    Fault(
+        FaultKind.RESPELLED_NAME,
+        "`http://server/data/1.PNG` for `1.png`",
+        everywhere(after(_respelled), COCO, YOLO, CSV),
+    ),
     Fault(
         FaultKind.NO_SIZE,
         "no width",

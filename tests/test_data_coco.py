@@ -231,7 +231,7 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path, fault):
         (b'{"images": [\n{"id": 1,', "line 2, column 10: broken JSON"),
         (b"\xff\xfe\xfa\x00", "broken JSON"),
         (b"[1, 2]", "not COCO: expected an object with images, annotations, categories, got a list"),
-        (b"[" * 100_000, "not COCO: nested too deeply"),
+        (b"[" * 100_000, "broken JSON: nested too deeply"),
         (b'{"images": ' + b"1" * 5000 + b"}", "broken JSON"),
     ],
 )
@@ -262,7 +262,8 @@ def test_folders_without_data_are_told_apart(tmp_path):
 
 
 def test_all_images_missing_names_the_folders_looked_into(tmp_path):
-    write_coco_folder(tmp_path, {"train": coco_content()}, images="elsewhere")
+    tmp_path = tmp_path / "set"
+    write_coco_folder(tmp_path, {"train": coco_content()}, images="../elsewhere")
     with pytest.raises(DataError, match=r"its images \(0.png, ...\) are missing; put them into one of") as error:
         open_data(tmp_path)
     one_line(error.value)

@@ -120,7 +120,8 @@ def test_a_faulty_row_is_skipped_and_named(tmp_path, fault):
 BAD_TABLES = {
     "no box": ("image,label\n0.png,cat\n", "no column for a box among image, label; name the columns"),
     "no class": ("image,x,y,w,h\n0.png,1,1,2,2\n", "no column for a class among image, x, y, w, h"),
-    "no header": ("0.png,1,1,2,2,cat\n", "no column for an image and a class and a box among 0.png"),
+    "no header": ("0.png,1,1,2,2,cat,1\n", "no column for an image and a class and a box among 0.png"),
+    "no header and no corners": ("0.png,9,9,2,2,cat\n", "line 1: without a header, the columns are image, xmin"),
     "empty": ("", "no column for"),
     "missing image": ("image,label,x,y,w,h\n9.png,cat,1,1,2,2\n", "line 2: its image '9.png' is missing"),
     "endless field": ("image,label,x,y,w,h\n" + "a" * 200_000, "line 2: broken CSV: field larger than field limit"),

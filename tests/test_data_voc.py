@@ -152,8 +152,8 @@ def test_boxes_with_wrong_numbers_are_skipped(tmp_path):
 
 
 def test_a_listed_image_without_annotation_is_an_error(tmp_path):
-    write_voc_folder(tmp_path, lists={"train": ["image_0", "../image_1"], "val": ["image_2"]})
-    with pytest.raises(DataError, match=r"train.txt, line 2: '../image_1' has no .*.xml"):
+    write_voc_folder(tmp_path, lists={"train": ["image_0", "../image_9"], "val": ["image_2"]})
+    with pytest.raises(DataError, match=r"train.txt, line 2: '../image_9' has no .*.xml"):
         open_data(tmp_path)
 
 

@@ -35,6 +35,7 @@ class FaultKind(StrEnum):
     UNKNOWN_CLASS = "unknown_class"
     UNSAFE_NAME = "unsafe_name"
     MISSING_IMAGE = "missing_image"
+    AMBIGUOUS_NAME = "ambiguous_name"
     MISSING_ANNOTATION = "missing_annotation"
     SIZE_MISMATCH = "size_mismatch"
     NO_LABELS = "no_labels"
@@ -67,6 +68,7 @@ class FaultKind(StrEnum):
     SEGMENT_AREA = "segment_area"
     NAMELESS_CLASS = "nameless_class"
     STALE_EXTRA = "stale_extra"
+    RESPELLED_NAME = "respelled_name"
     NO_SIZE = "no_size"
     BAD_AREA = "bad_area"
     TURNED_IMAGE = "turned_image"
@@ -170,6 +172,9 @@ _DESCRIPTIONS = {
     ),
     FaultKind.UNSAFE_NAME: _Description(Effect.STOPS, "file name", "outside the data folder", _STOPPED, fixable=True),
     FaultKind.MISSING_IMAGE: _Description(Effect.STOPS, "image", "that cannot be found", _STOPPED, fixable=True),
+    FaultKind.AMBIGUOUS_NAME: _Description(
+        Effect.STOPS, "file name", "fitting several files equally well", _STOPPED, fixable=True
+    ),
     FaultKind.MISSING_ANNOTATION: _Description(
         Effect.STOPS, "listed name", "without an annotation", _STOPPED, fixable=True
     ),
@@ -254,6 +259,9 @@ _DESCRIPTIONS = {
         "whose annotation changed after opendetr.json was written",
         "the entry in opendetr.json is ignored",
         fixable=True,
+    ),
+    FaultKind.RESPELLED_NAME: _Description(
+        Effect.ADJUSTS, "file name", "spelled differently from the file", "the file is found by the end of its name"
     ),
     FaultKind.NO_SIZE: _Description(
         Effect.ADJUSTS, "image", "whose size is not annotated", "the size is read from the file", fixable=True

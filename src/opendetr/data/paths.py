@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import posixpath
+import stat
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PureWindowsPath
 
@@ -11,7 +12,9 @@ from opendetr.data.faults import FaultKind
 from opendetr.data.records import DataError, FaultError
 from opendetr.files import near_path
 
-DESCRIPTION_SUFFIXES = (".yaml", ".yml", ".csv", ".tsv")  # of files that describe a dataset
+# Of files that describe or annotate a dataset.
+DESCRIPTION_SUFFIXES = (".yaml", ".yml", ".data", ".txt", ".csv", ".tsv", ".json", ".xml")
+_ARCHIVE_SUFFIXES = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar", ".bz2", ".xz")
 _FILES_OF_A_RUN = ("config.yaml", "metrics.jsonl")  # a YOLO folder may have a config.yaml, too
 
 
@@ -70,7 +73,9 @@ def require_folder(folder: Path, contents: str = "images and annotations") -> No
     except FileNotFoundError:
         raise DataError(f"{folder}: no such folder{near_path(folder)}") from None
     except NotADirectoryError:
-        raise DataError(f"{folder}: a file, not a folder; pass the folder of the dataset") from None
+        is_archive = folder.suffix.lower() in _ARCHIVE_SUFFIXES
+        advice = "unpack this archive, and pass its folder" if is_archive else "pass the folder of the dataset"
+        raise DataError(f"{folder}: a file, not a folder; {advice}") from None
     except OSError as error:
         raise DataError(f"{folder}: cannot be read ({error.strerror})") from None
 
@@ -86,7 +91,11 @@ def file_length(path: Path, file: str | Path, at: str = "") -> int:
 
     Raises DataError if the image is missing; the message names the annotation file `file` and the position `at` in it.
     """
-    if not is_file(path):
+    try:
+        status = path.stat()
+    except (OSError, ValueError):
+        status = None
+    if status is None or not stat.S_ISREG(status.st_mode):
         detail = f"the image {path} is missing; add the image, or remove it from the annotations"
         raise FaultError(FaultKind.MISSING_IMAGE, file, at, detail)
-    return path.stat().st_size
+    return status.st_size

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import reprlib
 from collections.abc import Callable, Mapping, Set
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from opendetr.categories import Categories
+from opendetr.data.formats.json_files import read_json
 from opendetr.data.images import ImageFileError, image_size
 from opendetr.data.paths import file_length, inside
 from opendetr.data.records import (
@@ -110,7 +110,7 @@ class CocoFile:
 
 def parse_coco(path: Path) -> CocoFile:
     """Read a JSON file and check that it is COCO. Raises DataError that names the fault and its place."""
-    content = _parse_json(path)
+    content = read_json(path)
     if not isinstance(content, dict):
         raise NotCocoError(path, f"expected an object with {', '.join(_KEYS)}, got a {type(content).__name__}")
     for key in _KEYS:
@@ -166,22 +166,6 @@ def read_coco(
             if record is not None:
                 images.append(finish(record, row) if finish else record)
     return DetectionData.from_records(split, Path(folder or images_folder), categories, images, faults)
-
-
-def _parse_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_bytes())
-    except OSError as error:
-        raise FaultError(FaultKind.BROKEN_FILE, path, "", f"cannot be read ({error.strerror})") from None
-    except json.JSONDecodeError as error:
-        at = f"line {error.lineno}, column {error.colno}"
-        raise FaultError(FaultKind.BROKEN_FILE, path, at, f"broken JSON: {error.msg}") from None
-    except UnicodeDecodeError as error:
-        raise FaultError(FaultKind.BROKEN_FILE, path, f"byte {error.start}", "broken JSON: not UTF-8 text") from None
-    except ValueError as error:
-        raise FaultError(FaultKind.BROKEN_FILE, path, "", f"broken JSON: {error}") from None
-    except RecursionError:
-        raise NotCocoError(path, "nested too deeply") from None
 
 
 def _check_categories(rows: list[dict[str, Any]], path: Path) -> None:

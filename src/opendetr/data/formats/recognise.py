@@ -12,8 +12,10 @@ from typing import Any
 from opendetr.categories import Categories
 from opendetr.data.config import Masks
 from opendetr.data.faults import Effect, count_noun
+from opendetr.data.formats.annotated import AnnotatedFolder, read_annotated
 from opendetr.data.formats.captions import is_captioned, read_captions, with_sources
 from opendetr.data.formats.coco import CocoFile, NotCocoError, parse_coco, read_coco
+from opendetr.data.formats.coco_names import with_found_names
 from opendetr.data.formats.coco_panoptic import (
     PREFIX,
     CocoPaths,
@@ -23,11 +25,26 @@ from opendetr.data.formats.coco_panoptic import (
     read_panoptic,
 )
 from opendetr.data.formats.coco_videos import VIDEO, has_videos, read_videos, video_file_names
+from opendetr.data.formats.cvat import parse_cvat
+from opendetr.data.formats.labelme import parse_labelme
+from opendetr.data.formats.lookup import Lookup
 from opendetr.data.formats.mot import find_videos, parse_mot, read_mot
-from opendetr.data.formats.splits import SINGLE_SPLIT, SPLIT_SPELLINGS, chance, usual_split
-from opendetr.data.formats.table import TABLE_SUFFIXES, find_tables, parse_tables, read_table
-from opendetr.data.formats.voc import parse_voc, read_voc
-from opendetr.data.formats.yolo import find_description, is_bare_folder, parse_yolo, read_yolo
+from opendetr.data.formats.splits import SINGLE_SPLIT, SPLIT_SPELLINGS, chance, file_split, path_split
+from opendetr.data.formats.survey import JsonKind, json_files, json_kind, unknown_format
+from opendetr.data.formats.table import TABLE_SUFFIXES, find_tables, is_table, parse_tables
+from opendetr.data.formats.via import is_via_file, parse_via
+from opendetr.data.formats.voc import find_annotations, is_voc, parse_voc, read_voc
+from opendetr.data.formats.yolo import (
+    DARKNET_SUFFIX,
+    YAML_SUFFIXES,
+    descriptions_in,
+    find_description,
+    has_labels,
+    is_bare_folder,
+    parse_yolo,
+    read_yolo,
+    the_description,
+)
 from opendetr.data.masks import with_outlines
 from opendetr.data.paths import first_folder_holding, is_file, is_inside, require_folder
 from opendetr.data.records import (
@@ -42,15 +59,16 @@ from opendetr.data.records import (
     count_faults,
     unknown_split,
 )
+from opendetr.data.text import root_tag
 
 TRAIN_NAMES = ("train", "trainval", SINGLE_SPLIT)
 VAL_NAMES = ("val",)
 _NAMES_TO_LOOK_FOR = 20  # images of a COCO file that are searched for to find its folder of images
 _EXPECTED = (
-    "expected COCO (annotations/instances_*.json, or a JSON file next to the images), Pascal VOC (Annotations/*.xml "
-    "and JPEGImages/), YOLO (data.yaml, or images/ and labels/*.txt), MOTChallenge (videos with gt/gt.txt "
-    "and img1/ or a video file) or a CSV table of images and boxes"
+    "expected COCO, Pascal VOC, YOLO, Darknet, MOTChallenge, CVAT XML, labelme, VIA, Open Images, or a CSV table of "
+    "images and boxes, beside the images"
 )
+_MAX_WRAPPERS = 3  # folders around a dataset, such as an archive unpacked into a folder of its name
 
 
 class Format(StrEnum):
@@ -61,6 +79,9 @@ class Format(StrEnum):
     YOLO = "yolo"
     TABLE = "csv"
     MOT = "mot"
+    CVAT = "cvat"
+    LABELME = "labelme"
+    VIA = "via"
 
 
 @dataclass(frozen=True)
@@ -230,10 +251,24 @@ def _without_maps(folder: Path, log: FaultLog) -> Source:
 
 
 def _source_of_folder(folder: Path, log: FaultLog) -> Source:
-    """A dataset given by its folder, without a file that describes it."""
+    """A dataset given by its folder, without a file that describes it.
+
+    The usual layouts come first, then a dataset in a folder of its own inside, then annotation files of any name in any
+    folders.
+    """
+    lookup = Lookup(folder)
+    source = _usual_source(folder, log) or _inner_source(folder, log) or _source_of_files(lookup, log)
+    if source is None:
+        raise unknown_format(lookup, _EXPECTED)
+    return source
+
+
+def _usual_source(folder: Path, log: FaultLog) -> Source | None:
+    """A dataset in a usual layout; None for other folders. Raises DataError when a file of the layout is broken."""
     if find_videos(folder):
         return _mot_source(folder, log)
-    if (folder / "Annotations").is_dir() and any((folder / "Annotations").glob("*.xml")):
+    annotations = find_annotations(folder)
+    if annotations and is_voc(annotations[0]):
         return _voc_source(folder, log)
     files = _usual_coco_files(folder)
     if not files and (find_description(folder) or is_bare_folder(folder)):
@@ -242,32 +277,125 @@ def _source_of_folder(folder: Path, log: FaultLog) -> Source:
     files = files or ([] if tables else _loose_coco_files(folder))
     if files:
         return _coco_source(folder, {name: CocoPaths(path) for name, path in _named_splits(files, folder).items()}, log)
-    if not tables and (others := sorted(folder.glob("*.csv"))):
-        tables = {SINGLE_SPLIT: others[0]}  # the error of its reader names the missing columns
-    if not tables:
-        raise FaultError(FaultKind.NO_DATA, folder, "", f"contains no annotations; {_EXPECTED}")
-    return _table_source(folder, tables, log)
+    return _table_source(Lookup(folder), tables.items(), log) if tables else None
+
+
+def _inner_source(folder: Path, log: FaultLog, depth: int = 0) -> Source | None:
+    """The dataset in a usual layout inside a folder that has no other; None if there is none.
+
+    Raises DataError when there are several.
+    """
+    inner = [path for path in sorted(folder.iterdir()) if not path.name.startswith((".", "__")) and path.is_dir()]
+    found: list[tuple[Path, Source]] = []
+    for path in inner:
+        if path_split(path.name) is None:
+            source = _usual_source(path, log)
+            if source is not None and Lookup(path).has_images():
+                found.append((path, source))
+    if len(found) > 1:
+        names = ", ".join(path.name for path, _ in found)
+        raise DataError(f"{folder}: contains several datasets, {names}; name the one to use")
+    if found:
+        return found[0][1]
+    if len(inner) == 1 and depth < _MAX_WRAPPERS and path_split(inner[0].name) is None:
+        return _inner_source(inner[0], log, depth + 1)
+    return None
+
+
+def _source_of_files(lookup: Lookup, log: FaultLog) -> Source | None:
+    """A dataset by its annotation files, which may have any names and lie in any folders; None if it has none."""
+    description = the_description(lookup.folder, descriptions_in(lookup))
+    if description:
+        return _yolo_source(description, log, lookup.folder)
+    files: dict[str, list[Path]] = {}
+    for path in lookup.files(".json"):
+        files.setdefault(json_kind(path), []).append(path)
+    for path in lookup.files(".xml"):
+        files.setdefault(f"<{root_tag(path)}>", []).append(path)
+    for path in lookup.files(*TABLE_SUFFIXES):
+        kind = JsonKind.VIA if is_via_file(path) else Format.TABLE if is_table(path) else ""
+        files.setdefault(kind, []).append(path)
+    for kind, source in _READERS.items():
+        if kind in files:
+            return source(lookup, files[kind], log)
+    return _yolo_source(lookup.folder, log) if has_labels(lookup) else None
 
 
 def _source_of_file(path: Path, log: FaultLog) -> Source:
-    """A dataset given by the file that describes it."""
-    if path.suffix.lower() in TABLE_SUFFIXES:
-        return _table_source(path.parent, {SINGLE_SPLIT: path}, log)
-    return _yolo_source(path, log)
+    """A dataset given by the file that describes or annotates it."""
+    suffix = path.suffix.lower()
+    if suffix in (*YAML_SUFFIXES, DARKNET_SUFFIX, ".txt"):
+        return _yolo_source(path, log, path.parent)
+    lookup = Lookup(_dataset_of(path))
+    split = file_split(path, lookup.folder) or SINGLE_SPLIT
+    if suffix == ".xml":
+        return (_voc_source_of_files if is_voc(path) else _cvat_source)(lookup, [path], log)
+    kind: str = "" if suffix in TABLE_SUFFIXES else json_kind(path)
+    if kind == JsonKind.VIA or (suffix in TABLE_SUFFIXES and is_via_file(path)):
+        return _via_source(lookup, [path], log)
+    if suffix in TABLE_SUFFIXES:
+        return _table_source(lookup, [(split, path)], log)
+    if kind == JsonKind.LABELME:
+        return _labelme_source(lookup, [path], log)
+    return _coco_source(lookup.folder, {split: CocoPaths(path)}, log)
 
 
-def _yolo_source(source: Path, log: FaultLog) -> Source:
-    yolo = parse_yolo(source, log)
+def _dataset_of(path: Path) -> Path:
+    """The folder of the dataset that an annotation file belongs to: the nearest one around it with images."""
+    folders = [path.parent, path.parent.parent]
+    return next((folder for folder in folders if Lookup(folder).has_images()), path.parent)
+
+
+def _yolo_source(source: Path, log: FaultLog, folder: Path | None = None) -> Source:
+    yolo = parse_yolo(source, log, folder)
     return Source(
         Format.YOLO, tuple(yolo.splits), lambda splits: {split: read_yolo(yolo, split, log) for split in splits}
     )
 
 
-def _table_source(folder: Path, files: Mapping[str, Path], log: FaultLog) -> Source:
-    table = parse_tables(folder, files, log)
-    return Source(
-        Format.TABLE, tuple(table.splits), lambda splits: {split: read_table(table, split, log) for split in splits}
-    )
+def _annotated_source(to: Format, data: AnnotatedFolder, log: FaultLog) -> Source:
+    return Source(to, data.splits, lambda splits: {split: read_annotated(data, split, log) for split in splits})
+
+
+def _table_source(lookup: Lookup, files: Iterable[tuple[str, Path]], log: FaultLog) -> Source:
+    return _annotated_source(Format.TABLE, parse_tables(lookup, files, log), log)
+
+
+def _cvat_source(lookup: Lookup, files: Sequence[Path], log: FaultLog) -> Source:
+    return _annotated_source(Format.CVAT, parse_cvat(lookup, files, log), log)
+
+
+def _via_source(lookup: Lookup, files: Sequence[Path], log: FaultLog) -> Source:
+    return _annotated_source(Format.VIA, parse_via(lookup, files, log), log)
+
+
+def _labelme_source(lookup: Lookup, files: Sequence[Path], log: FaultLog) -> Source:
+    return _annotated_source(Format.LABELME, parse_labelme(lookup, files, log), log)
+
+
+def _voc_source_of_files(lookup: Lookup, files: Sequence[Path], log: FaultLog) -> Source:
+    return _voc_source(lookup.folder, log, files)
+
+
+def _table_source_of_files(lookup: Lookup, files: Sequence[Path], log: FaultLog) -> Source:
+    splits = [file_split(path, lookup.folder) or SINGLE_SPLIT for path in files]
+    return _table_source(lookup, zip(splits, files, strict=True), log)
+
+
+def _coco_source_of_files(lookup: Lookup, files: Sequence[Path], log: FaultLog) -> Source:
+    named = _named_splits(_only_coco(list(files)) if len(files) > 1 else files, lookup.folder)
+    return _coco_source(lookup.folder, {name: CocoPaths(path) for name, path in named.items()}, log)
+
+
+# What files of any name are, in the order of preference -> the reader of all such files.
+_READERS: dict[str, Callable[[Lookup, Sequence[Path], FaultLog], Source]] = {
+    JsonKind.COCO: _coco_source_of_files,
+    "<annotations>": _cvat_source,
+    "<annotation>": _voc_source_of_files,
+    JsonKind.VIA: _via_source,
+    Format.TABLE: _table_source_of_files,
+    JsonKind.LABELME: _labelme_source,
+}
 
 
 def _mot_source(folder: Path, log: FaultLog) -> Source:
@@ -275,8 +403,8 @@ def _mot_source(folder: Path, log: FaultLog) -> Source:
     return Source(Format.MOT, tuple(mot.splits), lambda splits: {split: read_mot(mot, split, log) for split in splits})
 
 
-def _voc_source(folder: Path, log: FaultLog) -> Source:
-    voc = parse_voc(folder, log)
+def _voc_source(folder: Path, log: FaultLog, files: Sequence[Path] = ()) -> Source:
+    voc = parse_voc(folder, log, files)
     return Source(Format.VOC, tuple(voc.splits), lambda splits: {split: read_voc(voc, split, log) for split in splits})
 
 
@@ -288,10 +416,13 @@ def _coco_source(folder: Path, files: Mapping[str, CocoPaths], log: FaultLog, *,
                 coco = parse_coco(files[split].annotations)
                 parsed[split] = with_sources(coco, [files[split].images or folder, folder / "images"])
         categories = _common_categories(parsed.values())
+        lookup = Lookup(folder)
         data = {}
         for split, coco in parsed.items():
             with log:
-                images = files[split].images or _images_folder(coco, split, folder)
+                images = files[split].images or _images_folder(coco, split, lookup)
+                renamed: list[DataFault] = []
+                coco, images = with_found_names(coco, images, lookup, renamed, log)  # noqa: PLW2901
                 reader: Callable[..., DetectionData] = read_coco
                 if is_panoptic(coco):
                     reader = partial(read_panoptic, maps_folder=files[split].maps, masks=masks)
@@ -299,7 +430,8 @@ def _coco_source(folder: Path, files: Mapping[str, CocoPaths], log: FaultLog, *,
                     reader = read_captions
                 elif has_videos(coco):
                     reader = read_videos
-                data[split] = reader(coco, images, split=split, folder=folder, categories=categories, log=log)
+                read_split = reader(coco, images, split=split, folder=folder, categories=categories, log=log)
+                data[split] = replace(read_split, fault_counts=read_split.fault_counts + count_faults(renamed))
         return data
 
     panoptic = any(paths.maps or paths.annotations.name.startswith(PREFIX) for paths in files.values())
@@ -313,7 +445,7 @@ def _usual_coco_files(folder: Path) -> list[Path]:
 
 def _loose_coco_files(folder: Path) -> list[Path]:
     """COCO files of any name; panoptic ones only if there are no others."""
-    paths = sorted((folder / "annotations").glob("*.json")) + sorted(folder.glob("*.json"))
+    paths = json_files(sorted((folder / "annotations").glob("*.json")) + sorted(folder.glob("*.json")), JsonKind.COCO)
     files = paths if len(paths) == 1 else _only_coco(paths)
     return [path for path in files if not path.name.startswith(PREFIX)] or files
 
@@ -347,8 +479,7 @@ def _split_name(path: Path, folder: Path) -> str:
     For example "train" for instances_train2017.json, "val" for valid/_annotations.coco.json, "cells" for cells.json.
     """
     in_split_folder = path.name.startswith("_annotations") and path.parent != folder
-    name = path.parent.name if in_split_folder else _stem(path)
-    return usual_split(name)
+    return file_split(path, folder) or (path.parent.name if in_split_folder else _stem(path))
 
 
 def _stem(path: Path) -> str:
@@ -356,8 +487,12 @@ def _stem(path: Path) -> str:
     return path.stem.removeprefix("instances_").removeprefix(PREFIX)
 
 
-def _images_folder(coco: CocoFile, split: str, folder: Path) -> Path:
-    """The folder with the images of a COCO file. Raises DataError that names the searched folders."""
+def _images_folder(coco: CocoFile, split: str, lookup: Lookup) -> Path:
+    """The folder with the images of a COCO file. Raises DataError that names the searched folders.
+
+    It is the dataset itself if the images have to be looked for by the ends of their names.
+    """
+    folder = lookup.folder
     stem = _stem(coco.path)
     spellings = (stem, split, *(word for word, meaning in SPLIT_SPELLINGS.items() if meaning == split))
     named = [base / name for base in (folder, folder / "images") for name in dict.fromkeys(spellings)]
@@ -368,6 +503,8 @@ def _images_folder(coco: CocoFile, split: str, folder: Path) -> Path:
     images_folder = first_folder_holding([name for name in names if is_inside(name)], candidates)
     if images_folder is None and not any(map(is_inside, names)):
         return folder  # the reader reports the faults of the names
+    if images_folder is None and any(lookup.image(name, [], coco.path) for name in names):
+        return folder
     if images_folder is None:
         searched = ", ".join(str(path) for path in dict.fromkeys(candidates) if path.is_dir())
         detail = f"its images ({names[0]}, ...) are missing; put them into one of {searched}"

@@ -32,6 +32,22 @@ def folder_split(name: str) -> str | None:
     return SPLIT_SPELLINGS.get(re.sub(r"[\W_]*\d{4}$", "", name).lower())
 
 
+def path_split(folder: str) -> str | None:
+    """The split that a path in a dataset belongs to, by the innermost folder named after one; None if there is none.
+
+    `folder` has forward slashes.
+    """
+    return next((split for part in reversed(folder.split("/")) if (split := folder_split(part))), None)
+
+
+def file_split(path: Path, folder: Path) -> str | None:
+    """The split of an annotation file by its name, or else by the folders that it lies in; None if they name none."""
+    by_name = usual_split(path.stem)
+    if by_name in SPLIT_SPELLINGS.values():
+        return by_name
+    return path_split(path.parent.relative_to(folder).as_posix()) if path.is_relative_to(folder) else None
+
+
 def split_folders(names: Iterable[str]) -> dict[str, str]:
     """Folder name -> the split that it holds: "train" for "train" or "train2017"; else its own name.
 

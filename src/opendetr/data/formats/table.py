@@ -12,37 +12,32 @@ The header names the columns, in any order. Case and punctuation are ignored.
 A row with an empty box means an image without objects. Fields are separated by commas, semicolons, tabs or vertical
 bars. Classes are sorted by name and have ids 1..K. Images have ids from 1 in the order of their names. Objects
 have ids from 1 in the order of their images and rows.
+
+Two more kinds of tables are read:
+
+- without a header, six columns: image, xmin, ymin, xmax, ymax, class;
+- Open Images: `ImageID`, `LabelName`, `XMin`, `XMax`, `YMin`, `YMax` in fractions of the image. The names of images
+  have no suffix. Objects with `IsGroupOf` are crowd regions. Classes get the names of a table `/m/...,name` in the
+  folder.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-import math
+import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from opendetr.categories import Categories
 from opendetr.data.faults import FaultKind
-from opendetr.data.formats.links import find_place
+from opendetr.data.formats.annotated import AnnotatedFolder, AnnotatedImage, Annotation, corners_box
+from opendetr.data.formats.lookup import Lookup, respelled
 from opendetr.data.formats.splits import SINGLE_SPLIT, SPLIT_SPELLINGS, usual_split
-from opendetr.data.images import ImageFileError, image_size
-from opendetr.data.paths import file_length, is_file
-from opendetr.data.records import (
-    RAISE_FAULTS,
-    DataFault,
-    DetectionData,
-    FaultError,
-    FaultLog,
-    ImageRecord,
-    ObjectRecord,
-    unknown_split,
-    usable_objects,
-)
-from opendetr.data.text import pixels, read_text
+from opendetr.data.listing import is_image_name
+from opendetr.data.records import RAISE_FAULTS, DataFault, FaultError, FaultLog
+from opendetr.data.text import read_text
 
 TABLE_SUFFIXES = (".csv", ".tsv")
 _DELIMITERS = ",;\t|"
@@ -74,13 +69,19 @@ _CORNER_HEADERS = (("xmin", "ymin", "xmax", "ymax"), ("x0", "y0", "x1", "y1"), (
             ("left", "top", "right", "bottom"))  # fmt: skip
 _SIDE_HEADERS = (("x", "y", "width", "height"), ("x", "y", "w", "h"), ("left", "top", "width", "height"),
           ("xmin", "ymin", "width", "height"))  # fmt: skip
+_OPEN_IMAGES_HEADERS = frozenset({"imageid", "labelname", "xmin", "xmax", "ymin", "ymax"})
+_OPEN_IMAGES_FLAGS = frozenset({"isgroupof", "isoccluded", "istruncated", "isdepiction", "isinside"})
+_LARGEST_FRACTION = 2.0  # a larger value must be in pixels
+_NUM_WITHOUT_HEADER = 6
+_CLASS_CODE = re.compile(r"/[mgt]/\w+")  # Open Images' code of a class
 _EMPTY_CELLS = frozenset({"", "nan", "none", "null"})
 
 
 class _Columns(NamedTuple):
     """Column numbers of a table.
 
-    The columns `box` are xmin, ymin, xmax, ymax if `corners` is True, otherwise x, y, width, height.
+    The columns `box` are xmin, ymin, xmax, ymax if `corners` is True, otherwise x, y, width, height. They are fractions
+    of the image if `fractions` is True. `group` is the column of Open Images that marks crowd regions.
     """
 
     image: int
@@ -88,98 +89,57 @@ class _Columns(NamedTuple):
     split: int | None
     box: tuple[int, int, int, int]
     corners: bool
+    fractions: bool = False
+    group: int | None = None
 
 
-class _Box(NamedTuple):
-    """One box of a table: its split, its line from 1, the class, and x, y, width, height in pixels."""
-
-    split: str
-    line: int
-    label: str
-    box: tuple[float, float, float, float]
-
-
-@dataclass
-class _Image:
-    """One image of a table: the table and the line where it occurs first, its boxes, and its splits."""
-
-    path: Path
-    table: Path
-    line: int
-    boxes: list[_Box] = field(default_factory=list)
-    splits: set[str] = field(default_factory=set)
-    faults: list[DataFault] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class TableFolder:
-    """Parsed tables.
-
-    Attributes:
-        folder: the dataset.
-        categories: the classes of all tables, sorted by name, with ids 1..K.
-        splits: the names of the splits.
-        images: all images, in the order of their ids.
-        faults: the faults of rows without an image name.
-    """
-
-    folder: Path
-    categories: Categories
-    splits: tuple[str, ...]
-    images: tuple[_Image, ...]
-    faults: tuple[DataFault, ...]
+_WITHOUT_HEADER = _Columns(image=0, label=5, split=None, box=(1, 2, 3, 4), corners=True)
 
 
 def find_tables(folder: Path) -> dict[str, Path]:
     """Split name -> table, for the tables in a folder whose header names the required columns."""
-    paths = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in TABLE_SUFFIXES and _is_table(path)]
+    paths = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in TABLE_SUFFIXES and is_table(path)]
     if len(paths) == 1 and usual_split(paths[0].stem) not in SPLIT_SPELLINGS.values():
         return {SINGLE_SPLIT: paths[0]}
     names = [usual_split(path.stem) for path in paths]
     return {name if names.count(name) == 1 else path.stem: path for name, path in zip(names, paths, strict=True)}
 
 
-def parse_tables(folder: Path, files: Mapping[str, Path], log: FaultLog = RAISE_FAULTS) -> TableFolder:
+def is_table(path: Path) -> bool:
+    """Whether a file is a table of boxes, with or without a header."""
+    try:
+        require_columns(path)
+    except FaultError:
+        return False
+    return True
+
+
+def require_columns(path: Path) -> None:
+    """Raise FaultError that names the missing columns unless a file is a table of boxes."""
+    first = next(_rows(path), (0, []))[1]
+    if not _is_row(first):
+        _columns(first, path)
+
+
+def parse_tables(lookup: Lookup, files: Iterable[tuple[str, Path]], log: FaultLog = RAISE_FAULTS) -> AnnotatedFolder:
     """Read tables. Raises DataError that names the fault and its place.
 
     Args:
-        folder: the dataset.
-        files: split -> table.
+        lookup: the files of the dataset.
+        files: the tables, each with its split.
         log: raises or collects the faults of unusable rows.
     """
-    images: dict[Path, _Image] = {}
+    images: dict[Path, AnnotatedImage] = {}
     faults: list[DataFault] = []
-    for split, path in files.items():
+    for split, path in files:
         with log:
-            _parse_table(path, split, folder, images, faults, log)
-    ordered = sorted(images.values(), key=lambda image: (image.path.name, image.path.as_posix()))
-    names = sorted({box.label for image in ordered for box in image.boxes}, key=_by_number)
-    splits = dict.fromkeys(split for image in ordered for split in sorted(image.splits))
-    return TableFolder(folder, Categories.from_names(names), tuple(splits), tuple(ordered), tuple(faults))
-
-
-def read_table(table: TableFolder, split: str, log: FaultLog = RAISE_FAULTS) -> DetectionData:
-    """One split of a table, in the order of the image names. Raises DataError for an unknown split."""
-    if split not in table.splits:
-        raise unknown_split(table.folder, split, table.splits)
-    images, faults = [], list(table.faults)
-    first_object = 1
-    for image_id, image in enumerate(table.images, start=1):
-        if split in image.splits:
-            with log:
-                record = _image_record(image, split, image_id, first_object, table.categories, faults)
-                if record is not None:
-                    images.append(record)
-        first_object += len(image.boxes)
-    return DetectionData.from_records(split, table.folder, table.categories, images, faults)
-
-
-def _is_table(path: Path) -> bool:
-    try:
-        _columns(next(_rows(path))[1], path)
-    except (FaultError, StopIteration):
-        return False
-    return True
+            _parse_table(path, split, lookup, images, faults, log)
+    labels = {obj.label for image in images.values() for obj in image.objects}
+    if any(map(_CLASS_CODE.fullmatch, labels)):
+        names = _names_of_codes(lookup)
+        for image in images.values():
+            image.objects = [obj._replace(label=names.get(obj.label, obj.label)) for obj in image.objects]
+    return AnnotatedFolder.of(lookup.folder, images.values(), faults)
 
 
 def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -197,6 +157,22 @@ def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
             raise FaultError(FaultKind.BROKEN_FILE, path, f"line {reader.line_num}", f"broken CSV: {error}") from None
         if any(cell.strip() for cell in row):
             yield reader.line_num, row
+
+
+def _is_row(cells: Sequence[str]) -> bool:
+    """Whether a first row is not a header: an image, four numbers or nothing, and a class or nothing."""
+    if len(cells) != _NUM_WITHOUT_HEADER or not is_image_name(cells[0].strip()):
+        return False
+    texts = [cell.strip() for cell in cells[1:]]
+    return not any(texts) or (bool(texts[-1]) and all(map(_is_number, texts[:-1])))
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _columns(header: Sequence[str], path: Path) -> _Columns:
@@ -223,46 +199,97 @@ def _columns(header: Sequence[str], path: Path) -> _Columns:
     spelling, corners = boxes[0]
     first_x, first_y, second_x, second_y = map(names.index, spelling)
     box = (first_x, first_y, second_x, second_y)
-    return _Columns(image, label, first(_SPLIT_HEADERS), box, corners)
+    is_open_images = set(names) >= _OPEN_IMAGES_HEADERS and bool(_OPEN_IMAGES_FLAGS & set(names))
+    group = first(["isgroupof"]) if is_open_images else None
+    return _Columns(image, label, first(_SPLIT_HEADERS), box, corners, fractions=is_open_images, group=group)
 
 
 def _parse_table(
-    path: Path, split: str, folder: Path, images: dict[Path, _Image], faults: list[DataFault], log: FaultLog
+    path: Path, split: str, lookup: Lookup, images: dict[Path, AnnotatedImage], faults: list[DataFault], log: FaultLog
 ) -> None:
     rows = _rows(path)
-    header = next(rows, (0, []))[1]
-    columns = _columns(header, path)
+    number, header = next(rows, (0, []))
+    columns = _columns(header, path) if not _is_row(header) else _WITHOUT_HEADER
+    if columns is _WITHOUT_HEADER:
+        rows = itertools.chain([(number, header)], rows)
+    folder = lookup.folder
     bases = list(dict.fromkeys((path.parent, folder, folder / "images", folder / split, folder / "images" / split)))
     paths: dict[str, Path] = {}
+    boxes: list[Annotation] = []
     for line, row in rows:
         cells = [cell.strip() for cell in row] + [""] * (len(header) - len(row))
-        name = cells[columns.image]
+        name, at = cells[columns.image], f"line {line}"
         with log:
             if not name:
-                faults.append(DataFault(FaultKind.INVALID_ROW, str(path), f"line {line}", "names no image"))
+                faults.append(DataFault(FaultKind.INVALID_ROW, str(path), at, "names no image"))
                 continue
+            found: list[DataFault] = []
             if name not in paths:
-                paths[name] = _image_path(name, bases, folder, path, line)
-            image = images.setdefault(paths[name], _Image(paths[name], path, line))
+                paths[name] = _image_path(name, bases, lookup, path, at, found)
+            image = images.setdefault(paths[name], AnnotatedImage(paths[name], path, at))
+            image.faults += found
             cell = cells[columns.split] if columns.split is not None else ""
             row_split = SPLIT_SPELLINGS.get(cell.lower(), cell) or split
             image.splits.add(row_split)
-            box = _parse_box(cells, columns, row_split, line)
-            if isinstance(box, _Box):
-                image.boxes.append(box)
+            box = _parse_box(cells, columns, row_split, at)
+            if isinstance(box, Annotation):
+                _require_fractions(box, path)
+                image.objects.append(box)
+                boxes.append(box)
             elif box:
-                image.faults.append(DataFault(FaultKind.INVALID_ROW, str(path), f"line {line}", box))
+                image.faults.append(DataFault(FaultKind.INVALID_ROW, str(path), at, box))
+    if columns is _WITHOUT_HEADER:
+        _require_corners(boxes, path)
 
 
-def _image_path(name: str, bases: Sequence[Path], folder: Path, table: Path, line: int) -> Path:
-    place = find_place(name, bases, folder)
-    if place is None or not is_file(place.path):
+def _require_fractions(box: Annotation, path: Path) -> None:
+    if box.fractions and any(abs(value) > _LARGEST_FRACTION for value in box.box):
+        detail = (
+            f"has {max(box.box, key=abs):g}, but the columns are those of Open Images, in fractions of the image; "
+            "rename ImageID to image if the box is in pixels"
+        )
+        raise FaultError(FaultKind.BAD_VALUE, path, box.at, detail)
+
+
+def _require_corners(boxes: Sequence[Annotation], path: Path) -> None:
+    """Raise FaultError if most boxes of a table without a header are not corners."""
+    inverted = [box for box in boxes if box.box[2] <= 0 or box.box[3] <= 0]
+    if 2 * len(inverted) > len(boxes):
+        detail = (
+            "without a header, the columns are image, xmin, ymin, xmax, ymax, class, but most rows are no such "
+            "corners; write a header"
+        )
+        raise FaultError(FaultKind.WRONG_STRUCTURE, path, inverted[0].at, detail)
+
+
+def _names_of_codes(lookup: Lookup) -> dict[str, str]:
+    """Code of a class -> its name, from the tables of Open Images with a code and a name in each row."""
+    names: dict[str, str] = {}
+    for path in lookup.files(".csv"):
+        try:
+            rows = _rows(path)
+            first = next(rows, (0, []))[1]
+            if len(first) == 2 and (_CLASS_CODE.fullmatch(first[0]) or first[0].lower() == "labelname"):
+                pairs = itertools.chain([first], (row for _, row in rows))
+                names |= {row[0].strip(): row[1].strip() for row in pairs if len(row) == 2 and row[1].strip()}
+        except FaultError:
+            continue
+    return names
+
+
+def _image_path(
+    name: str, bases: Sequence[Path], lookup: Lookup, table: Path, at: str, faults: list[DataFault]
+) -> Path:
+    found = lookup.image(name, bases, table, at)
+    if found is None:
         detail = f"its image {name[:200]!r} is missing; add it, or remove it from the table"
-        raise FaultError(FaultKind.MISSING_IMAGE, table, f"line {line}", detail)
-    return place.path
+        raise FaultError(FaultKind.MISSING_IMAGE, table, at, detail)
+    if found.respelled:
+        faults.append(respelled(name, found.path, table, at))
+    return found.path
 
 
-def _parse_box(cells: Sequence[str], columns: _Columns, split: str, line: int) -> _Box | str | None:
+def _parse_box(cells: Sequence[str], columns: _Columns, split: str, at: str) -> Annotation | str | None:
     """The box of a row; None for an empty box, and an error message for an invalid one."""
     texts = [cells[column] for column in columns.box]
     if all(text.lower() in _EMPTY_CELLS for text in texts):
@@ -274,48 +301,9 @@ def _parse_box(cells: Sequence[str], columns: _Columns, split: str, line: int) -
         x, y, x2_or_width, y2_or_height = map(float, texts)
     except ValueError:
         return f"{', '.join(texts)[:80]!r} are not four numbers"
-    if columns.corners:
-        return _Box(split, line, label, (x, y, pixels(x2_or_width - x), pixels(y2_or_height - y)))
-    return _Box(split, line, label, (x, y, x2_or_width, y2_or_height))
-
-
-def _by_number(name: str) -> tuple[bool, int, str]:
-    """Sort key of a class name: numbers first, in numerical order, then names."""
-    number = name.isascii() and name.isdigit()
-    return not number, int(name[:18]) if number else 0, name
-
-
-def _image_record(
-    image: _Image, split: str, image_id: int, first_object: int, categories: Categories, faults: list[DataFault]
-) -> ImageRecord | None:
-    """The record of an image. For an unreadable image, adds a fault and returns None."""
-    source = str(image.table)
-    if file_length(image.path, source, f"line {image.line}") == 0:
-        faults.append(DataFault(FaultKind.EMPTY_FILE, str(image.path)))
-        return None
-    try:
-        height, width = image_size(image.path)
-    except ImageFileError as error:
-        faults.append(error.fault)
-        return None
-    objects = [
-        ObjectRecord(
-            id=id_,
-            category_id=categories.ids[categories.label_of_name(label)],
-            box=box,
-            area=math.prod(box[2:]),
-            at=f"line {line}",
-        )
-        for id_, (box_split, line, label, box) in enumerate(image.boxes, start=first_object)
-        if box_split == split
-    ]
-    usable, object_faults = usable_objects(objects, height, width, source, f"line {image.line}")
-    return ImageRecord(
-        id=image_id,
-        path=image.path,
-        height=height,
-        width=width,
-        objects=usable,
-        faults=(*image.faults, *object_faults),
-        source=source,
-    )
+    box = (x, y, x2_or_width, y2_or_height)
+    if columns.fractions:  # not rounded like pixels
+        crowd = columns.group is not None and cells[columns.group] == "1"
+        sides = (x2_or_width - x, y2_or_height - y)
+        return Annotation(split, at, label, (x, y, *sides), crowd=crowd, fractions=True)
+    return Annotation(split, at, label, corners_box(*box) if columns.corners else box)

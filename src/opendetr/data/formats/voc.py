@@ -9,18 +9,22 @@ pixel.
 from __future__ import annotations
 
 import math
+import os
+import re
 import reprlib
 import xml.etree.ElementTree as ET
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from opendetr.categories import Categories
+from opendetr.data.formats.lookup import Lookup, name_key, respelled
 from opendetr.data.formats.sidecar import Extras, read_extras
-from opendetr.data.formats.splits import SINGLE_SPLIT
+from opendetr.data.formats.splits import SINGLE_SPLIT, SPLIT_SPELLINGS, path_split, usual_split
 from opendetr.data.images import ImageFileError, image_size
-from opendetr.data.paths import file_length, inside, is_file
+from opendetr.data.listing import is_image_name
+from opendetr.data.paths import file_length
 from opendetr.data.records import (
     MAX_SIDE,
     RAISE_FAULTS,
@@ -35,7 +39,7 @@ from opendetr.data.records import (
     unknown_split,
     usable_objects,
 )
-from opendetr.data.text import pixels
+from opendetr.data.text import pixels, read_xml, root_tag
 from opendetr.files import IMAGE_SUFFIXES
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
@@ -83,44 +87,69 @@ class VocFolder:
     """A parsed VOC folder.
 
     Attributes:
-        folder: contains `Annotations` and `JPEGImages`.
+        lookup: the files of the folder.
         categories: the classes of all annotations, sorted by name, with ids 1..K, or those of `opendetr.json`.
         splits: name -> the names of its images; only the split "all" if there are no lists.
-        annotations: image name -> its annotation file.
+        annotations: image name, with its folder if they are in several -> its annotation file.
         category_ids: class name in the annotations -> its id.
         extras: the content of `opendetr.json`.
     """
 
-    folder: Path
+    lookup: Lookup
     categories: Categories
     splits: Mapping[str, tuple[str, ...]]
     annotations: Mapping[str, _Annotation]
     category_ids: Mapping[str, int]
     extras: Extras
 
+    @property
+    def folder(self) -> Path:
+        """The dataset."""
+        return self.lookup.folder
 
-def parse_voc(folder: Path, log: FaultLog = RAISE_FAULTS) -> VocFolder:
+
+def find_annotations(folder: Path) -> list[Path]:
+    """The XML files in the folder `Annotations`, in any case, of a VOC folder; none if it is no VOC folder."""
+    return sorted(
+        path / name
+        for path in _named_folders(folder, "annotations")
+        for name in Lookup(path).names_in(path)
+        if name.lower().endswith(".xml") and not name.startswith(".")
+    )
+
+
+def is_voc(path: Path) -> bool:
+    """Whether an XML file is VOC's, by its first tag. A file that is no XML may be one."""
+    return root_tag(path) in ("annotation", None)
+
+
+def parse_voc(folder: Path, log: FaultLog = RAISE_FAULTS, paths: Sequence[Path] = ()) -> VocFolder:
     """Read all annotations and lists of a VOC folder. Raises DataError that names the fault and its place.
 
     Args:
-        folder: contains `Annotations` and `JPEGImages`.
+        folder: contains `Annotations` and `JPEGImages`, or XML files and images in any folders.
         log: what to do at an unusable file, object or name.
+        paths: the XML files; those in `Annotations` when omitted.
     """
-    paths = sorted((folder / "Annotations").glob("*.xml"))
+    paths = paths or find_annotations(folder)
     if not paths:
         raise DataError(f"{folder / 'Annotations'}: contains no XML files; a VOC folder has one for every image")
-    annotations = {}
-    for path in paths:
+    lookup = Lookup(folder)
+    parents = {path.parent for path in paths}
+    root = parents.pop() if len(parents) == 1 else folder
+    annotations: dict[str, _Annotation] = {}
+    for path in sorted(paths, key=lambda path: (path.name, path)):
         with log:
-            annotations[path.stem] = _parse_annotation(path, log)
+            name = path.relative_to(root).with_suffix("").as_posix()
+            annotations[name] = _parse_annotation(path, log)
     names = {obj.name for annotation in annotations.values() for obj in annotation.objects}
-    splits = _split_lists(folder, annotations, log) or {SINGLE_SPLIT: tuple(annotations)}
+    splits = _split_lists(lookup, annotations, log) or _splits_of_folders(annotations, folder)
     extras = read_extras(folder)
     categories = extras.categories_with(sorted(names - set(extras.names)))
     stated = (*extras.names, *categories.names[len(extras.names) :])
     # If several classes have one name, it means the first; `opendetr.json` gives the ids of the others.
     category_ids = dict(reversed(list(zip(stated, categories.ids, strict=True))))
-    return VocFolder(folder, categories, splits, annotations, category_ids, extras)
+    return VocFolder(lookup, categories, splits, annotations, category_ids, extras)
 
 
 def read_voc(voc: str | Path | VocFolder, split: str, log: FaultLog = RAISE_FAULTS) -> DetectionData:
@@ -135,11 +164,16 @@ def read_voc(voc: str | Path | VocFolder, split: str, log: FaultLog = RAISE_FAUL
     wanted = set(voc.splits[split])
     images: list[ImageRecord] = []
     faults: list[DataFault] = []
+    bases: dict[Path, list[Path]] = {}
     first_object = voc.extras.next_object_id
     for image_id, (name, annotation) in enumerate(voc.annotations.items(), start=voc.extras.next_image_id):
         if name in wanted:
             with log:
-                path = _image_path(voc.folder, name, annotation)
+                place = annotation.path.parent
+                if place not in bases:
+                    outer = [] if place == voc.folder else _named_folders(place.parent, "jpegimages")
+                    bases[place] = [place, *outer]
+                path = _image_path(voc.lookup, annotation, bases[place], faults)
                 record = _image_record(voc, annotation, path, image_id, first_object, faults)
                 if record is not None:
                     images.append(record)
@@ -147,22 +181,99 @@ def read_voc(voc: str | Path | VocFolder, split: str, log: FaultLog = RAISE_FAUL
     return DetectionData.from_records(split, voc.folder, voc.categories, images, faults)
 
 
-def _split_lists(folder: Path, annotations: Mapping[str, _Annotation], log: FaultLog) -> dict[str, tuple[str, ...]]:
-    """List name -> image names. Lists with a second column are the per-class lists of VOC, not splits."""
+def _named_folders(folder: Path, *names: str) -> list[Path]:
+    """The folders of a name, in any case, in a folder; of several names, each inside the one before."""
+    found = [folder]
+    for name in names:
+        inside = [
+            (outer, entry) for outer in found if outer.is_dir() for entry in sorted(Lookup(outer).names_in(outer))
+        ]
+        found = [outer / entry for outer, entry in inside if entry.lower() == name and (outer / entry).is_dir()]
+    return found
+
+
+def _splits_of_folders(annotations: Mapping[str, _Annotation], folder: Path) -> dict[str, tuple[str, ...]]:
+    """Split name -> image names, by the folders of the annotations."""
+    splits: dict[str, list[str]] = {}
+    for name, annotation in annotations.items():
+        place = annotation.path.parent
+        split = path_split(place.relative_to(folder).as_posix()) if place.is_relative_to(folder) else None
+        splits.setdefault(split or SINGLE_SPLIT, []).append(name)
+    return {split: tuple(names) for split, names in splits.items()}
+
+
+def _lists(lookup: Lookup) -> list[Path]:
+    """The lists of image names: those in `ImageSets/Main`, or else in `ImageSets`, or else files like `train.txt`."""
+    folder = lookup.folder
+    for names in (("imagesets", "main"), ("imagesets",)):
+        found = [
+            path / name
+            for path in _named_folders(folder, *names)
+            for name in sorted(lookup.names_in(path))
+            if name.lower().endswith(".txt")
+        ]
+        if found:
+            return found
+    return [
+        folder / name
+        for name in sorted(lookup.names_in(folder))
+        if name.lower().endswith(".txt") and usual_split(name[:-4]) in SPLIT_SPELLINGS.values()
+    ]
+
+
+def _split_lists(lookup: Lookup, annotations: Mapping[str, _Annotation], log: FaultLog) -> dict[str, tuple[str, ...]]:
+    """List name -> image names. Lists with a second column are the per-class lists of VOC, not splits.
+
+    A single list whose name is not that of a split is the whole dataset.
+    """
+    known = _Names(annotations)
     splits = {}
-    for path in sorted((folder / "ImageSets" / "Main").glob("*.txt")):
+    for path in _lists(lookup):
         with log:
             lines = [line if line in annotations else line.strip() for line in _read_list(path).split("\n")]
-            if any(len(line.split()) > 1 for line in lines if line not in annotations):
+            if any(len(line.split()) > 1 for line in lines if known.find(line) is None):
                 continue
+            if path.parent == lookup.folder and known.find(next(filter(None, lines), "")) is None:
+                continue  # a text of another kind
             names = []
             for number, line in enumerate(lines, start=1):
                 with log:
                     if line:
-                        names.append(_listed_name(line, folder, annotations, path, number))
+                        names.append(_listed_name(line, known, lookup.folder, path, number))
             if names:
                 splits[path.stem] = tuple(names)
-    return splits
+    usual = [usual_split(name) for name in splits]
+    if len(splits) == 1 and usual[0] not in SPLIT_SPELLINGS.values():
+        return dict.fromkeys([SINGLE_SPLIT], next(iter(splits.values())))
+    return {
+        split if usual.count(split) == 1 and split in SPLIT_SPELLINGS.values() else name: names
+        for split, (name, names) in zip(usual, splits.items(), strict=True)
+    }
+
+
+class _Names:
+    """Finds the image that a line of a list means."""
+
+    def __init__(self, annotations: Mapping[str, _Annotation]) -> None:
+        self._annotations = annotations
+        self._by_key: dict[str, list[str]] | None = None
+
+    def find(self, line: str) -> str | None:
+        """The image name; None if there is none, or if several fit. The line may have a folder and a suffix."""
+        if line in self._annotations:
+            return line
+        if self._by_key is None:
+            self._by_key = {}
+            for name in self._annotations:
+                self._by_key.setdefault(name_key(name.rpartition("/")[2]), []).append(name)
+        last = re.split(r"[\\/]", line)[-1]
+        stem, suffix = os.path.splitext(last)  # noqa: PTH122
+        is_file = suffix.lower() == ".xml" or is_image_name(last)
+        found = next(filter(None, (self._by_key.get(name_key(key)) for key in (last, stem)[: 1 + is_file])), [])
+        if len(found) > 1:
+            folders = [name_key(part) for part in re.split(r"[\\/]", line)[:-1]]
+            found = [name for name in found if name_key(name).split("/")[:-1] == folders]
+        return found[0] if len(found) == 1 else None
 
 
 def _read_list(path: Path) -> str:
@@ -172,22 +283,16 @@ def _read_list(path: Path) -> str:
         raise FaultError(FaultKind.BROKEN_FILE, path, "", f"cannot be read ({error})") from None
 
 
-def _listed_name(name: str, folder: Path, annotations: Mapping[str, _Annotation], path: Path, number: int) -> str:
-    if name not in annotations:
-        detail = f"'{name}' has no {folder / 'Annotations'}/{name}.xml; add it, or remove the line"
+def _listed_name(line: str, known: _Names, folder: Path, path: Path, number: int) -> str:
+    name = known.find(line)
+    if name is None:
+        detail = f"'{line}' has no {folder / 'Annotations'}/{line}.xml; add it, or remove the line"
         raise FaultError(FaultKind.MISSING_ANNOTATION, path, f"line {number}", detail)
     return name
 
 
 def _parse_annotation(path: Path, log: FaultLog) -> _Annotation:
-    try:
-        root = ET.parse(path).getroot()
-    except ET.ParseError as error:
-        line, column = error.position
-        at, detail = f"line {line}, column {column + 1}", f"broken XML: {error.msg.split(':')[0]}"
-        raise FaultError(FaultKind.BROKEN_FILE, path, at, detail) from None
-    except (OSError, ValueError, LookupError) as error:
-        raise FaultError(FaultKind.BROKEN_FILE, path, "", f"cannot be read ({error})") from None
+    root = read_xml(path)
     if root.tag != "annotation":
         detail = f"not VOC: expected <annotation>, found <{root.tag}>"
         raise FaultError(FaultKind.WRONG_STRUCTURE, path, "", detail)
@@ -228,14 +333,16 @@ def _length(root: ET.Element, tag: str) -> int:
     return int(length) if 0 < length < MAX_SIDE else 0
 
 
-def _image_path(folder: Path, name: str, annotation: _Annotation) -> Path:
+def _image_path(lookup: Lookup, annotation: _Annotation, bases: Sequence[Path], faults: list[DataFault]) -> Path:
     """The image with the name of the annotation file, or else the one that the annotation names."""
-    images = folder / "JPEGImages"
-    suffixes = (*IMAGE_SUFFIXES, *(suffix.upper() for suffix in IMAGE_SUFFIXES))
-    same_name = next((path for suffix in suffixes if is_file(path := images / (name + suffix))), None)
-    if same_name is not None or not annotation.file_name:
-        return same_name or images / (name + IMAGE_SUFFIXES[0])
-    return inside(images, annotation.file_name.strip(), str(annotation.path))
+    path, named = annotation.path, (annotation.file_name or "").strip()
+    found = lookup.image_of(path, named, bases)
+    if found is None:
+        images = path.parent.parent / "JPEGImages" if path.parent.name.lower() == "annotations" else path.parent
+        return lookup.require_image(named or path.stem + IMAGE_SUFFIXES[0], [images], path)
+    if found.respelled:
+        faults.append(respelled(named, found.path, path))
+    return found.path
 
 
 def _image_record(

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 import reprlib
-from collections.abc import Collection, Iterator, Mapping, Sequence, Set
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -27,10 +27,21 @@ import yaml
 
 from opendetr.categories import Categories
 from opendetr.data.faults import FaultKind
+from opendetr.data.formats.annotated import points_box, polygon_area
+from opendetr.data.formats.json_files import read_json
 from opendetr.data.formats.links import Place, find_place, through_text_links
+from opendetr.data.formats.lookup import Lookup, composed, name_key, respelled
 from opendetr.data.formats.sidecar import Extras, read_extras
-from opendetr.data.formats.splits import SINGLE_SPLIT, SPLIT_SPELLINGS, folder_split, split_folders
+from opendetr.data.formats.splits import (
+    SINGLE_SPLIT,
+    SPLIT_SPELLINGS,
+    folder_split,
+    path_split,
+    split_folders,
+    usual_split,
+)
 from opendetr.data.images import ImageFileError, image_size
+from opendetr.data.listing import is_image_name
 from opendetr.data.paths import file_length, is_file
 from opendetr.data.records import (
     RAISE_FAULTS,
@@ -44,12 +55,14 @@ from opendetr.data.records import (
     unknown_split,
     usable_objects,
 )
-from opendetr.data.text import pixels, read_text
-from opendetr.files import IMAGE_SUFFIXES
+from opendetr.data.text import first_line, pixels, read_text
 
 YAML_SUFFIXES = (".yaml", ".yml")
+DARKNET_SUFFIX = ".data"
 USUAL_NAMES = ("data.yaml", "dataset.yaml", "data.yml", "dataset.yml", "config.yaml")
-_NAME_LISTS = ("classes.txt", "labels/classes.txt", "obj.names")
+# Files with a class name per line, the first kind found counts.
+_NAME_LISTS = ("classes.txt", "obj.names", "_darknet.labels", "names.txt", "labels.txt", "predefined_classes.txt")
+_LABEL_STUDIO_NOTES = "notes.json"
 _NO_SPLITS = frozenset({"path", "names", "nc"})
 _SKIP_UNLABELLED = "skip_if_label_file_missing"
 _MAX_DESCRIPTION_BYTES = 2**24
@@ -83,7 +96,7 @@ class YoloRow(NamedTuple):
             return ObjectRecord(id=id_, category_id=category_id, box=box, area=math.prod(sides), at=at)
         xs = [pixels(x * width) for x in self.values[0::2]]
         ys = [pixels(y * height) for y in self.values[1::2]]
-        box = _bounding_box(xs, ys)
+        box = points_box(xs, ys)
         polygon = [coordinate for point in zip(xs, ys, strict=True) for coordinate in point]
         area = polygon_area(polygon) or math.prod(box[2:])
         return ObjectRecord(id=id_, category_id=category_id, box=box, area=area, segmentation=[polygon], at=at)
@@ -108,15 +121,8 @@ def is_polygon(obj: ObjectRecord) -> bool:
     points = polygons[0]
     if len(points) < _FEWEST_POLYGON_NUMBERS or len(points) % 2 or not all(isinstance(p, int | float) for p in points):
         return False
-    distances = (abs(a - b) for a, b in zip(_bounding_box(points[0::2], points[1::2]), obj.box, strict=True))
+    distances = (abs(a - b) for a, b in zip(points_box(points[0::2], points[1::2]), obj.box, strict=True))
     return all(distance < _ROUNDING for distance in distances)
-
-
-def polygon_area(polygon: Sequence[float]) -> float:
-    """Area of the polygon x1, y1, x2, y2, ... in pixels (shoelace formula)."""
-    points = list(zip(polygon[0::2], polygon[1::2], strict=True))
-    following = points[1:] + points[:1]
-    return abs(sum(x * v - u * y for (x, y), (u, v) in zip(points, following, strict=True))) / 2
 
 
 class _Image(NamedTuple):
@@ -160,26 +166,42 @@ class YoloFolder:
 
 
 def find_description(folder: Path) -> Path | None:
-    """The description of a folder: `data.yaml`, or a YAML file of another name; None if there is none.
+    """The description of a folder: `data.yaml`, a YAML or Darknet file of another name; None if there is none.
 
     Raises FaultError when a file with a usual name is not valid YAML, and DataError when several files describe a
     dataset.
     """
-    paths = sorted(path for path in folder.iterdir() if path.suffix in YAML_SUFFIXES and path.is_file())
+    names = Lookup(folder).names_in(folder)
+    return the_description(folder, [folder / name for name in names if _may_describe(name)])
+
+
+def the_description(folder: Path, paths: Iterable[Path]) -> Path | None:
+    """The one of some files that describes a dataset, a file with a usual name first. Errors as `find_description`."""
     descriptions = []
-    for path in sorted(paths, key=lambda path: path.name not in USUAL_NAMES):
+    for path in sorted(filter(is_file, paths), key=lambda path: (path.name.lower() not in USUAL_NAMES, path)):
         try:
-            content = parse_yaml(path)
+            content = parse_description(path, Lookup(folder))
         except FaultError:
             if path.name in USUAL_NAMES:
                 raise
         else:
             if _describes(content):
                 descriptions.append(path)
-    if len(descriptions) > 1 and descriptions[0].name not in USUAL_NAMES:
-        names = ", ".join(path.name for path in descriptions)
-        raise DataError(f"{folder}: {names} each describe a dataset; name the one to use")
+    if len(descriptions) > 1:
+        first, second = descriptions[:2]
+        if first.name.lower() not in USUAL_NAMES or (second.name.lower() in USUAL_NAMES and first.parent != folder):
+            names = ", ".join(path.relative_to(folder).as_posix() for path in descriptions)
+            raise DataError(f"{folder}: {names} each describe a dataset; name the one to use")
     return descriptions[0] if descriptions else None
+
+
+def descriptions_in(lookup: Lookup) -> list[Path]:
+    """The YAML and Darknet files anywhere in a dataset."""
+    return lookup.files(*YAML_SUFFIXES, DARKNET_SUFFIX)
+
+
+def _may_describe(name: str) -> bool:
+    return name.lower().endswith((*YAML_SUFFIXES, DARKNET_SUFFIX))
 
 
 def is_bare_folder(folder: Path) -> bool:
@@ -187,27 +209,39 @@ def is_bare_folder(folder: Path) -> bool:
     return bool(_bare_splits(folder))
 
 
-def parse_yolo(source: Path, log: FaultLog = RAISE_FAULTS) -> YoloFolder:
+def has_labels(lookup: Lookup) -> bool:
+    """Whether a dataset has a label file with a row for an image of its name, in any folders."""
+    stems = {name_key(path.stem) for path in lookup.images()}
+    texts = (path for path in lookup.files(".txt") if name_key(path.stem) in stems)
+    return any(_looks_like_labels(path) for path in texts)
+
+
+def parse_yolo(source: Path, log: FaultLog = RAISE_FAULTS, folder: Path | None = None) -> YoloFolder:
     """Read the description and all label files. Raises DataError that names the fault and its place.
 
     Args:
-        source: the folder of the dataset, or its `data.yaml`.
+        source: the folder of the dataset, its `data.yaml`, or a list of images.
         log: what to do at an unusable file.
+        folder: the folder of the dataset; `source`, or the folder of `source`, when omitted.
     """
     description = source if source.is_file() else find_description(source)
-    folder = source.parent if source.is_file() else source
-    content = parse_yaml(description) if description else {}
+    folder = folder or (source.parent if source.is_file() else source)
+    lookup = Lookup(folder)
+    content = parse_description(description, lookup) if description else {}
     if description and not _describes(content):
         detail = "does not describe a dataset; add 'train', 'val' and 'names'"
         raise FaultError(FaultKind.WRONG_STRUCTURE, description, "", detail)
-    splits = _splits(content, folder, description, log)
+    faults: list[DataFault] = []
+    splits = _splits(content, lookup, description, faults, log)
+    with log:
+        splits = _with_distant_labels(splits, lookup, faults)
     labels = {}
     for image in sorted({image for images in splits.values() for image in images}, key=_order):
         with log:
-            labels[image] = _parse_labels(image.labels)
+            labels[image] = _parse_labels(image.labels, exists=lookup.has(image.labels))
     _require_labels(labels, description or folder)
     extras = read_extras(folder)
-    names, faults = _class_names(content, description, folder, labels)
+    names, class_faults = _class_names(content, description, lookup, labels)
     categories = _categories(names, extras, description or folder)
     return YoloFolder(
         folder=folder,
@@ -216,7 +250,7 @@ def parse_yolo(source: Path, log: FaultLog = RAISE_FAULTS) -> YoloFolder:
         splits=splits,
         labels=labels,
         extras=extras,
-        faults=faults,
+        faults=(*faults, *class_faults),
         omit_unlabelled=str(content.get(_SKIP_UNLABELLED)).lower() == "true",
     )
 
@@ -276,6 +310,34 @@ def parse_yaml(path: Path) -> Any:
         raise FaultError(FaultKind.BROKEN_FILE, path, "", f"broken YAML: {reason}") from None
 
 
+def parse_description(path: Path, lookup: Lookup) -> Any:
+    """The content of a file that describes a dataset, as that of a YAML file.
+
+    A Darknet file (`obj.data`) has rows such as `train = data/train.txt`. A text file is a list of images.
+    """
+    suffix = path.suffix.lower()
+    if suffix == ".txt":
+        return {"names": [], usual_split(path.stem) if _is_split(path.stem) else SINGLE_SPLIT: path.name}
+    if suffix != DARKNET_SUFFIX:
+        return parse_yaml(path)
+    rows = (line.partition("=") for line in read_text(path, max_bytes=_MAX_DESCRIPTION_BYTES).split("\n"))
+    values = {key.strip().lower(): value.strip() for key, equals, value in rows if equals and value.strip()}
+    if not values.keys() & {"classes", "names"}:
+        return {}
+    content: dict[str, Any] = {"nc": values.get("classes"), "names": []}
+    names = lookup.place(values["names"], [path.parent], path) if "names" in values else None
+    if names is not None:
+        content["names"] = [line.strip() for line in read_text(names).split("\n") if line.strip()]
+    for key in ("train", "valid", "val", "test"):
+        if key in values and lookup.place(values[key], [path.parent], path) is not None:
+            content[key] = values[key]
+    return content
+
+
+def _is_split(name: str) -> bool:
+    return usual_split(name) in SPLIT_SPELLINGS.values()
+
+
 def _describes(content: Any) -> bool:
     if not isinstance(content, dict):
         return False
@@ -287,31 +349,47 @@ def _describes(content: Any) -> bool:
 
 
 def _splits(
-    content: Mapping[str, Any], folder: Path, description: Path | None, log: FaultLog
+    content: Mapping[str, Any], lookup: Lookup, description: Path | None, faults: list[DataFault], log: FaultLog
 ) -> dict[str, tuple[_Image, ...]]:
     """Split name -> its images."""
-    bases = _bases(content, folder)
+    folder = lookup.folder
+    bases = _bases(content, description.parent if description else folder)
+    bases += [] if folder in bases else [folder]
+    lookups = [lookup, *(Lookup(base) for base in bases if not base.is_relative_to(folder))]
+    file = description or folder
     splits: dict[str, tuple[_Image, ...]] = {}
     for key, value in content.items():
         entries = [value] if isinstance(value, str) else value
         if key in _NO_SPLITS or not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
             continue
-        places = [(entry, find_place(entry, bases, folder)) for entry in entries if entry.strip()]
+        places = [(entry, _find_entry(entry, bases, lookup, file)) for entry in entries if entry.strip()]
         missing = next((entry for entry, place in places if place is None), None)
         if missing is None and places:
             with log:
-                images = [image for _, place in places if place for image in _images(place, bases, folder, log)]
+                images = [
+                    image for _, place in places if place for image in _images(place, bases, lookups, faults, log)
+                ]
                 splits[SPLIT_SPELLINGS.get(key.lower(), key)] = tuple(dict.fromkeys(images))
         elif key in ("train", "val") and missing is not None:
             with log:
                 detail = f"there is no {missing!r} in {' or '.join(map(str, bases))}; correct or remove the entry"
-                raise FaultError(FaultKind.WRONG_STRUCTURE, description or folder, f"'{key}'", detail)
+                raise FaultError(FaultKind.WRONG_STRUCTURE, file, f"'{key}'", detail)
     bare = {} if splits else _bare_splits(folder)
-    splits |= {name: tuple(_images_in(place)) for name, place in bare.items()}
+    splits |= {name: tuple(_images_in(place, lookup)) for name, place in bare.items()}
+    splits = splits or _listed_splits(lookup, bases, faults, log) or _splits_of_folders(lookup)
     if not splits:
         detail = "names no images; add 'train' and 'val' with folders or lists of images"
-        raise FaultError(FaultKind.NO_DATA, description or folder, "", detail)
+        raise FaultError(FaultKind.NO_DATA, file, "", detail)
     return splits
+
+
+def _find_entry(entry: str, bases: Sequence[Path], lookup: Lookup, file: Path) -> Place | None:
+    """The folder or list that an entry of a description names."""
+    found = find_place(entry, bases, lookup.folder)
+    path = None if found else lookup.place(entry.strip(), bases, file)
+    if path is None or (path.is_dir() and not Lookup(path).has_images()):  # such as labels/train for images/train
+        return found
+    return Place(path, path)
 
 
 def _bases(content: Mapping[str, Any], folder: Path) -> list[Path]:
@@ -321,39 +399,106 @@ def _bases(content: Mapping[str, Any], folder: Path) -> list[Path]:
     return list(dict.fromkeys(base for base in (stated, folder) if base.is_dir()))
 
 
-def _images(place: Place, bases: Sequence[Path], folder: Path, log: FaultLog) -> Iterator[_Image]:
+def _images(
+    place: Place, bases: Sequence[Path], lookups: Sequence[Lookup], faults: list[DataFault], log: FaultLog
+) -> Iterator[_Image]:
     """The images of a folder, or of a text file that lists images."""
+    lookup = lookups[0]
     if place.path.is_dir():
-        if place.path.resolve() in folder.resolve().parents:  # searching it could take hours
-            detail = f"contains the dataset {folder}; name the folder of its images"
+        if place.path.resolve() in lookup.folder.resolve().parents:  # searching it could take hours
+            detail = f"contains the dataset {lookup.folder}; name the folder of its images"
             raise FaultError(FaultKind.WRONG_STRUCTURE, place.path, "", detail)
-        yield from _images_in(place)
+        yield from _images_in(place, lookup)
         return
     if place.path.suffix.lower() != ".txt":
         detail = "neither a folder nor a .txt list of images"
         raise FaultError(FaultKind.WRONG_STRUCTURE, place.path, "", detail)
+    bases = [place.path.parent, *bases]
     for number, line in enumerate(read_text(place.path).split("\n"), start=1):
         with log:
             if line.strip():
-                image = find_place(line, [place.path.parent, *bases], folder)
-                if image is None or not is_file(image.path):
-                    detail = f"the image {line.strip()!r} is missing; add it, or remove it from the list"
-                    raise FaultError(FaultKind.MISSING_IMAGE, place.path, f"line {number}", detail)
-                yield _image(image)
+                at, name = f"line {number}", line.strip()
+                options = (of_base.image(name, bases, place.path, at) for of_base in lookups)
+                image = next(filter(None, options), None)
+                if image is None:
+                    detail = f"the image {name!r} is missing; add it, or remove it from the list"
+                    raise FaultError(FaultKind.MISSING_IMAGE, place.path, at, detail)
+                if image.respelled:
+                    faults.append(respelled(name, image.path, place.path, at))
+                yield _image(Place(image.path, image.name), lookup)
 
 
-def _images_in(place: Place) -> Iterator[_Image]:
-    for path in sorted(place.path.rglob("*")):
-        # Files whose names start with a dot are not images: macOS adds such files on disks with foreign file systems.
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file():
-            yield _image(Place(path, place.name / path.relative_to(place.path)))
+def _images_in(place: Place, lookup: Lookup) -> Iterator[_Image]:
+    inside = Lookup(place.path)
+    for folder, names in inside.tree:
+        for name in filter(is_image_name, names):
+            yield _image(Place(place.path / folder / name, place.name / folder / name), lookup)
 
 
-def _image(place: Place) -> _Image:
+def _image(place: Place, lookup: Lookup) -> _Image:
     """The image with its label file: in `labels`, or next to the image if only that file exists."""
     usual = Path(label_file(PurePosixPath(place.name.as_posix())))
+    if lookup.has(usual):
+        return _Image(place.path, usual)
     adjacent = place.name.with_suffix(".txt")
-    return _Image(place.path, adjacent if is_file(adjacent) and not is_file(usual) else usual)
+    return _Image(place.path, adjacent if lookup.has(adjacent) else usual)
+
+
+def _with_distant_labels(
+    splits: dict[str, tuple[_Image, ...]], lookup: Lookup, faults: list[DataFault]
+) -> dict[str, tuple[_Image, ...]]:
+    """The splits, where images without a label file in a usual place have the one of their name in another place.
+
+    Label files of all images in the usual places belong to those.
+    """
+    images = {image for of_split in splits.values() for image in of_split}
+    lacking = [image for image in images if not lookup.has(image.labels)]
+    if not lacking:
+        return splits
+    known = {image.labels for image in images}
+    free = [path for path in lookup.files(".txt") if path not in known and path.name.lower() not in _NAME_LISTS]
+    if free:
+        others = {_image(Place(path, path), lookup).labels for path in lookup.images()}
+        free = [path for path in free if path not in others and _looks_like_labels(path, empty=True)]
+    pairs = lookup.pairs([image.path for image in lacking], free)
+    faults += [
+        respelled(text.name, path, text) for path, text in pairs.items() if composed(text.stem) != composed(path.stem)
+    ]
+    new = {image: _Image(image.path, pairs[image.path]) for image in lacking if image.path in pairs}
+    return {name: tuple(new.get(image, image) for image in of_split) for name, of_split in splits.items()}
+
+
+def _listed_splits(
+    lookup: Lookup, bases: Sequence[Path], faults: list[DataFault], log: FaultLog
+) -> dict[str, tuple[_Image, ...]]:
+    """Split name -> its images, for lists such as `train.txt` beside the images."""
+    lists = [path for path in lookup.files(".txt") if _is_split(path.stem) and is_image_name(first_line(path).strip())]
+    splits: dict[str, tuple[_Image, ...]] = {}
+    for path in lists:
+        name = usual_split(path.stem)
+        if name not in splits:
+            splits[name] = tuple(dict.fromkeys(_images(Place(path, path), bases, [lookup], faults, log)))
+    return splits
+
+
+def _splits_of_folders(lookup: Lookup) -> dict[str, tuple[_Image, ...]]:
+    """Split name -> its images, for images in any folders that contain one with a label file."""
+    by_folder: dict[Path, list[_Image]] = {}
+    for path in lookup.images():
+        by_folder.setdefault(path.parent, []).append(_image(Place(path, path), lookup))
+    stems = {name_key(path.stem) for path in lookup.files(".txt")}
+    splits: dict[str, list[_Image]] = {}
+    for folder, images in by_folder.items():
+        if any(name_key(image.path.stem) in stems for image in images):
+            split = path_split(folder.relative_to(lookup.folder).as_posix()) or SINGLE_SPLIT
+            splits.setdefault(split, []).extend(images)
+    return {name: tuple(images) for name, images in splits.items()}
+
+
+def _looks_like_labels(path: Path, *, empty: bool = False) -> bool:
+    """Whether the first row of a text file is that of an object; `empty` for a file without rows."""
+    line = first_line(path)
+    return isinstance(parse_row(line, 1), YoloRow) if line else empty
 
 
 def _order(image: _Image) -> tuple[str, str]:
@@ -390,11 +535,11 @@ def _holds_text(folder: Path) -> bool:
 
 
 def _class_names(
-    content: Mapping[str, Any], description: Path | None, folder: Path, labels: Mapping[_Image, _Labels]
+    content: Mapping[str, Any], description: Path | None, lookup: Lookup, labels: Mapping[_Image, _Labels]
 ) -> tuple[dict[int, str], tuple[DataFault, ...]]:
     """Class number -> name, in the order of the numbers; and faults: classes without a name, and shifted numbers."""
-    place = description or folder
-    names = _stated_names(content.get("names"), place) or _listed_names(folder)
+    place = description or lookup.folder
+    names = _stated_names(content.get("names"), place) or _listed_names(lookup)
     count = _stated_count(content.get("nc"), place)
     if names and count is not None and count not in (len(names), max(names) + 1):
         detail = f"is {count}, but there are {len(names)} names; correct one of them"
@@ -450,10 +595,37 @@ def _parse_integer(value: Any) -> int | None:
     return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else None
 
 
-def _listed_names(folder: Path) -> dict[int, str]:
-    path = next((folder / name for name in _NAME_LISTS if is_file(folder / name)), None)
-    lines = read_text(path).strip().split("\n") if path else []
-    return {number: line.strip() for number, line in enumerate(lines) if line.strip()}
+def _listed_names(lookup: Lookup) -> dict[int, str]:
+    """Class number -> name, by a list of classes in the dataset; empty if there is none.
+
+    Raises FaultError if several lists of one kind contradict each other.
+    """
+    usual = [lookup.folder, lookup.folder / "labels"]
+    near = [folder / name for name in _NAME_LISTS[:2] for folder in usual if lookup.has(folder / name)][:1]
+    found = near or lookup.files(*{Path(name).suffix for name in _NAME_LISTS})
+    for kind in _NAME_LISTS:
+        longest: list[str] = []
+        first: Path | None = None
+        for path in (path for path in found if path.name.lower() == kind and not _looks_like_labels(path)):
+            lines = [line.strip() for line in read_text(path).strip().split("\n")]
+            shorter = min(len(lines), len(longest))
+            if first is not None and lines[:shorter] != longest[:shorter]:
+                detail = f"differs from {first}; all splits need the same classes"
+                raise FaultError(FaultKind.BAD_CLASSES, path, "", detail)
+            first, longest = path, max(longest, lines, key=len)
+        if longest:
+            return {number: line for number, line in enumerate(longest) if line}
+    return _names_of_notes(lookup)
+
+
+def _names_of_notes(lookup: Lookup) -> dict[int, str]:
+    """Class number -> name, by the `notes.json` that Label Studio writes; empty if there is none."""
+    path = lookup.folder / _LABEL_STUDIO_NOTES
+    content = read_json(path) if is_file(path) else None
+    rows = content.get("categories") if isinstance(content, dict) else None
+    rows = rows if isinstance(rows, list) else []
+    pairs = [(row.get("id"), row.get("name")) for row in rows if isinstance(row, dict)]
+    return {id_: name for id_, name in pairs if isinstance(id_, int) and id_ >= 0 and isinstance(name, str)}
 
 
 def _categories(names: Mapping[int, str], extras: Extras, place: Path) -> Categories:
@@ -472,8 +644,8 @@ def _categories(names: Mapping[int, str], extras: Extras, place: Path) -> Catego
 # ------------------------------------------------------------------------------------------------------------ the rows
 
 
-def _parse_labels(path: Path) -> _Labels:
-    if not path.exists():
+def _parse_labels(path: Path, *, exists: bool) -> _Labels:
+    if not exists:
         return _Labels((), (), exists=False)
     rows, faults = [], []
     for number, line in enumerate(read_text(path, max_bytes=_MAX_LABEL_BYTES).split("\n"), start=1):
@@ -573,12 +745,5 @@ def _orphans(images: Set[_Image], known: Collection[_Image]) -> list[DataFault]:
     return [
         DataFault(FaultKind.ORPHAN_LABELS, str(path))
         for path in files
-        if path not in used and path.name != "classes.txt"
+        if path not in used and path.name.lower() not in _NAME_LISTS
     ]
-
-
-def _bounding_box(xs: Sequence[float], ys: Sequence[float]) -> tuple[float, float, float, float]:
-    """Bounding box of points as x, y, width, height; all NaN if a coordinate is not finite."""
-    if not all(map(math.isfinite, (*xs, *ys))):
-        return (math.nan,) * 4
-    return min(xs), min(ys), pixels(max(xs) - min(xs)), pixels(max(ys) - min(ys))
