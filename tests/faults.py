@@ -488,6 +488,15 @@ def _animated(path: Path) -> None:
     frames[0].save(path, save_all=True, append_images=frames[1:])
 
 
+def _twelve_bits(path: Path) -> None:
+    Image.fromarray(make_image(HEIGHT, WIDTH)[..., 0].astype(np.uint16) * 16).save(path)
+
+
+def _without_last_bytes(path: Path) -> None:
+    Image.fromarray(make_image(HEIGHT, WIDTH)).save(path, "JPEG")
+    path.write_bytes(path.read_bytes()[:-5])
+
+
 def _bomb(path: Path) -> None:
     Image.new("1", (8000, 8000)).save(path)
 
@@ -947,6 +956,8 @@ FAULTS = (
     ),
     Fault(FaultKind.TURNED_IMAGE, "annotated in a tool that ignores EXIF", everywhere(image(_turned), COCO, VOC)),
     Fault(FaultKind.ANIMATED_IMAGE, "an animated PNG", everywhere(image(_animated))),
+    Fault(FaultKind.LOW_CONTRAST, "values of 12 bits in a 16-bit PNG", everywhere(image(_twelve_bits))),
+    Fault(FaultKind.TRUNCATED_IMAGE, "a JPEG without its last five bytes", everywhere(image(_without_last_bytes))),
     Fault(
         FaultKind.CROWD,
         "`iscrowd: 1`; a row with the flag 0",

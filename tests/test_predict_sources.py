@@ -57,6 +57,16 @@ def test_images_of_a_tree_come_in_the_order_of_their_paths(tmp_path):
     assert len(found) == 7 + len(IMAGE_SUFFIXES)
 
 
+def test_images_are_recognised_by_their_content_where_the_name_says_nothing(tmp_path):
+    """Files without a suffix or with an unknown one; formats that are never read are named, unless there is a copy."""
+    write_image(tmp_path / "a.png")
+    content = (tmp_path / "a.png").read_bytes()
+    for name in ("plain", "b.dat", "c.txt", ".hidden", "._a.jpg", ".DS_Store"):
+        (tmp_path / name).write_bytes(content)
+    empty_files(tmp_path, "IMG_1.HEIC", "d.CR2", "a.CR2", "readme", "clip.mp4")
+    assert [path.name for path in images_in(tmp_path)] == ["IMG_1.HEIC", "a.png", "b.dat", "d.CR2", "plain"]
+
+
 def test_folders_are_listed_only_when_they_are_reached(tmp_path):
     empty_files(tmp_path, "a/1.jpg", "b/1.jpg")
     found = images_in(tmp_path)

@@ -73,6 +73,8 @@ class FaultKind(StrEnum):
     BAD_AREA = "bad_area"
     TURNED_IMAGE = "turned_image"
     ANIMATED_IMAGE = "animated_image"
+    LOW_CONTRAST = "low_contrast"
+    TRUNCATED_IMAGE = "truncated_image"
     VIDEO_SIZE = "video_size"
     MISSING_FRAME = "missing_frame"
     CLASS_CHANGE = "class_change"
@@ -278,6 +280,12 @@ _DESCRIPTIONS = {
     ),
     FaultKind.ANIMATED_IMAGE: _Description(
         Effect.ADJUSTS, "image", "with several frames", "only the first frame is used"
+    ),
+    FaultKind.LOW_CONTRAST: _Description(
+        Effect.ADJUSTS, "16-bit image", "of low contrast", "scaled from the darkest to the brightest value"
+    ),
+    FaultKind.TRUNCATED_IMAGE: _Description(
+        Effect.ADJUSTS, "JPEG image", "that breaks off near the end", "used, with a plain colour for what is missing"
     ),
     FaultKind.VIDEO_SIZE: _Description(
         Effect.ADJUSTS, "video", "whose size differs from seqinfo.ini", "the size of the images is used"

@@ -409,14 +409,16 @@ def _read_all(
 
 def _decode(record: ImageRecord) -> tuple[bytes | None, list[DataFault]]:
     """The digest of an image's pixels, or None when the image is unusable; and the faults of its file."""
+    warnings: list[DataFault] = []
     try:
-        pixels = read_record(record)
+        pixels = read_record(record, warnings.append)
         oriented, animated = image_size(record.path), is_animated(record.path)
     except FaultError as fault:
         return None, [fault.fault]
     present = {FaultKind.TURNED_IMAGE: oriented != pixels.shape[:2], FaultKind.ANIMATED_IMAGE: animated}
     digest = hashlib.blake2b(pixels.tobytes(), digest_size=16, person=str(pixels.shape[0]).encode())
-    return digest.digest(), [DataFault(kind, str(record.path)) for kind, is_present in present.items() if is_present]
+    warnings += [DataFault(kind, str(record.path)) for kind, is_present in present.items() if is_present]
+    return digest.digest(), warnings
 
 
 def _repeated_images(data: DetectionData, digests: Mapping[Path, bytes]) -> Iterator[DataFault]:
