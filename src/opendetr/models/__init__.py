@@ -11,7 +11,7 @@ from opendetr.models.deformable import (
     TwoStageDETRConfig,
 )
 from opendetr.models.detector import Detector, ModelConfig, TransformerSizes
-from opendetr.models.detr import DETR, DETRConfig
+from opendetr.models.detr import DETR, DETRConfig, PositionConfig
 from opendetr.models.masks import INSIDE, WITH_MASKS, MaskedDetector, MaskHeadConfig
 from opendetr.models.mdetr import ANSWER_HEADS, MDETR, AnswerHead, EncodedText, GroundingSession, MDETRConfig
 from opendetr.models.motr import MOTR, MOTRConfig, MOTROutput, QueryInteraction, TrackQueries
@@ -60,6 +60,7 @@ __all__ = [
     "ModelConfig",
     "PatchOutput",
     "PatchSession",
+    "PositionConfig",
     "QueryInteraction",
     "QueryLifetime",
     "RulesSweep",
