@@ -1,5 +1,16 @@
 """Models: one file per family. Images in, `Output` out."""
 
+from opendetr.models.baselines import (
+    SSD,
+    BaselineConfig,
+    BaselineDetector,
+    BaselineOutput,
+    FasterRCNN,
+    FasterRCNNConfig,
+    RetinaNet,
+    RetinaNetConfig,
+    SSDConfig,
+)
 from opendetr.models.conditional import ConditionalDETR, ConditionalDETRConfig
 from opendetr.models.deformable import (
     DecoderLayer,
@@ -34,9 +45,13 @@ __all__ = [
     "INSIDE",
     "MDETR",
     "MOTR",
+    "SSD",
     "UPDETR",
     "WITH_MASKS",
     "AnswerHead",
+    "BaselineConfig",
+    "BaselineDetector",
+    "BaselineOutput",
     "BoxAssociation",
     "ConditionalDETR",
     "ConditionalDETRConfig",
@@ -49,6 +64,8 @@ __all__ = [
     "DeformableTransformerConfig",
     "Detector",
     "EncodedText",
+    "FasterRCNN",
+    "FasterRCNNConfig",
     "GroundingSession",
     "ImageSession",
     "LayerStack",
@@ -63,7 +80,10 @@ __all__ = [
     "PositionConfig",
     "QueryInteraction",
     "QueryLifetime",
+    "RetinaNet",
+    "RetinaNetConfig",
     "RulesSweep",
+    "SSDConfig",
     "Session",
     "TrackQueries",
     "TrackerConfig",
