@@ -1,9 +1,19 @@
-"""Look inside a detector: attention, errors, certainty, decoder layers, queries, cost, and the comparison of two.
+"""Look inside a detector: attention, errors, certainty, decoder layers, queries, cost; compare two; ablations.
 
 Each analysis has a function that returns numbers, and a function that draws them. One pass over the dataset collects
 all predictions.
 """
 
+from opendetr.analysis.ablation_runs import (
+    InterruptedStudyError,
+    Study,
+    collect_study,
+    open_study,
+    run_study,
+    study_commands,
+)
+from opendetr.analysis.ablation_tables import difference_text, tables, write_tables
+from opendetr.analysis.ablations import BASELINE, SCALES, Published, Scale, Setting
 from opendetr.analysis.attention import (
     DenseAttention,
     ImageAttention,
@@ -34,8 +44,10 @@ from opendetr.analysis.predictions import Collected, Found, Objects, collect, re
 from opendetr.analysis.queries import QueryFacts, analyse_queries
 
 __all__ = [
+    "BASELINE",
     "KINDS",
     "PUBLISHED",
+    "SCALES",
     "Analysed",
     "Analysis",
     "Collected",
@@ -47,6 +59,7 @@ __all__ = [
     "Estimate",
     "Found",
     "ImageAttention",
+    "InterruptedStudyError",
     "Intervals",
     "LayerScores",
     "ManyOfOne",
@@ -54,8 +67,12 @@ __all__ = [
     "ObjectFacts",
     "Objects",
     "Operation",
+    "Published",
     "QueryFacts",
     "SampledAttention",
+    "Scale",
+    "Setting",
+    "Study",
     "analyse",
     "analyse_cost",
     "analyse_errors",
@@ -71,17 +88,24 @@ __all__ = [
     "attention_section",
     "capture",
     "collect",
+    "collect_study",
     "compare_collected",
     "count_operations",
     "count_parameters",
     "decoder_figure",
+    "difference_text",
     "draw_charts",
     "draw_comparison",
     "encoder_figure",
+    "open_study",
     "require_common_classes",
     "require_detector",
+    "run_study",
+    "study_commands",
+    "tables",
     "with_interval",
     "write_analysis",
     "write_exact",
     "write_figures",
+    "write_tables",
 ]

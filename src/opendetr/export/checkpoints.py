@@ -30,6 +30,7 @@ from opendetr.weights import (
     WeightFamily,
     config_json,
     family_of,
+    part_without_counterpart,
     preprocessor_json,
     their_names,
     unpack_projections,
@@ -55,7 +56,7 @@ def export_official(model: Detector, preset: Preset, path: Path) -> None:
     if path.exists():
         raise ConfigError(f"{path}: exists already; give the name of a new file")
     family = _require_family(model, preset)
-    _expect_common_backbone(preset)
+    _expect_common_parts(preset)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary:
         torch.save({"model": _renamed(model, family, family.official)}, temporary)
@@ -88,7 +89,7 @@ def export_huggingface(
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise ConfigError(f"{folder}: is not an empty folder; give the name of a new one")
     family = _require_family(model, preset)
-    _expect_common_backbone(preset)
+    _expect_common_parts(preset)
     reason = huggingface_unsupported_reason(model, preset)
     if reason:
         raise ConfigError(f"{preset.name}: cannot be exported to Hugging Face: {reason}; use --format official")
@@ -121,9 +122,9 @@ def _require_family(model: Detector, preset: Preset) -> WeightFamily:
     return family
 
 
-def _expect_common_backbone(preset: Preset) -> None:
-    """Raise ConfigError if the backbone has a part that other implementations do not have."""
-    part = preset.model.backbone.without_counterpart()
+def _expect_common_parts(preset: Preset) -> None:
+    """Raise ConfigError if the model has a part that other implementations do not have."""
+    part = preset.model.backbone.without_counterpart() or part_without_counterpart(to_dict(preset))
     if part:
         raise ConfigError(f"{preset.name}: {part} exists only in OpenDETR; use the weights file of the run")
 

@@ -68,6 +68,7 @@ class Detector(nn.Module):
         detector_part: name of the submodule that is a complete detector, if the model wraps one; else None.
         class_rows: names of the tensors with one row per class.
         objectness_rows: names of tensors with as many rows, of which only the first is used, for "any object".
+        fixed_classes: whether the weights fit no other classes than those that they were trained on.
         query_rows: names of the tensors with one row per learned query.
         added_parts: names of submodules, at any depth, that the detector lacks on which the model builds. The model can
             start from the weights of such a detector; see `completed`.
@@ -89,6 +90,7 @@ class Detector(nn.Module):
     family: str
     class_rows: tuple[str, ...]
     objectness_rows: tuple[str, ...] = ()
+    fixed_classes: bool = False
     query_rows: tuple[str, ...] = ("queries.weight",)
     detector_part: str | None = None
     added_parts: frozenset[str] = frozenset()

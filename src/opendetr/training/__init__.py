@@ -14,7 +14,7 @@ from opendetr.training.events import (
     RunStarted,
     StepTaken,
 )
-from opendetr.training.run import Run, counting_from, pretrain, resume, train
+from opendetr.training.run import Run, counting_from, has_ended, pretrain, resume, train
 from opendetr.training.run_facts import RunFacts, collect_facts
 from opendetr.training.signals import StopSignal
 from opendetr.training.trainer import Trainer
@@ -41,6 +41,7 @@ __all__ = [
     "counting_from",
     "diagnose",
     "find_checkpoint",
+    "has_ended",
     "load_checkpoint",
     "pretrain",
     "report_lines",

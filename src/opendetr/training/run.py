@@ -377,13 +377,31 @@ def resume(
     return _finish(setup, folder, trainer, loader, trainer.train(resume=has_checkpoint), splits["val"], say)
 
 
+def has_ended(folder: str | Path) -> bool:
+    """Whether `folder` is a run that has taken all its steps and made its last evaluation."""
+    if not (Path(folder) / CONFIG_FILE).is_file():
+        return False
+    record, _ = read_config(Path(folder) / CONFIG_FILE)
+    state = _state_of(Path(folder))
+    return state is not None and _is_over(state, preset_from_dict(record))
+
+
+def _state_of(folder: Path) -> RunState | None:
+    """The state in the last checkpoint of a run; None if it cannot be read."""
+    try:
+        return RunState.from_facts(load_checkpoint(folder / "last").facts)
+    except CheckpointError:
+        return None
+
+
+def _is_over(state: RunState, preset: Preset) -> bool:
+    return state.is_finished(preset.recipe.patience) and not state.is_evaluation_due
+
+
 def _say_if_ended(folder: Path, setup: Setup, say: Say) -> None:
     """Say that a run has nothing left to do, and how to train longer, before its data is read."""
-    try:
-        state = RunState.from_facts(load_checkpoint(folder / "last").facts)
-    except CheckpointError:  # the trainer reports it
-        return
-    if state.is_finished(setup.preset.recipe.patience) and not state.is_evaluation_due:
+    state = _state_of(folder)
+    if state is not None and _is_over(state, setup.preset):  # otherwise the trainer reports an unreadable checkpoint
         say(
             f"the run had already ended after {count_noun(state.step, 'step')}; to train longer, start from its "
             f"weights: opendetr {_command(setup)} {setup.data} --weights {folder}"
