@@ -14,16 +14,20 @@ from opendetr.analysis.intervals import Estimate, draw_intervals
 from opendetr.analysis.layers import LayerScores, NoObjectScores, draw_layers
 from opendetr.analysis.many import ManyOfOne, draw_many
 from opendetr.analysis.objects import ObjectFacts, draw_objects
-from opendetr.analysis.operation import (
+from opendetr.analysis.overview import Analysed, Analysis
+from opendetr.analysis.queries import QueryFacts, draw_queries
+from opendetr.evaluation import (
     Operation,
+    chart_figure,
     draw_calibration,
     draw_confusion,
     draw_precision_recall,
+    images_section,
+    note,
+    value_table,
     worst_images,
+    write_page,
 )
-from opendetr.analysis.overview import Analysed, Analysis
-from opendetr.analysis.queries import QueryFacts, draw_queries
-from opendetr.evaluation import chart_figure, images_section, note, value_table, write_page
 from opendetr.files import json_value, write_atomically
 from opendetr.inference import Predictor, comparisons
 from opendetr.visualize import save_image
