@@ -43,7 +43,7 @@ def draw_charts(analysed: Analysed, *, num_queries: int | None = 20) -> dict[str
         "errors": draw_errors(analysis.errors),
         **operation_charts(analysis.operation),
         "layers": draw_layers(analysis.layers),
-        "queries": draw_queries(analysed.collected, num_queries),
+        "queries": draw_queries(analysed.collected.query_boxes, num_queries),
         "objects": draw_objects(analysis.objects),
         "cost": draw_cost(analysis.cost),
     }
