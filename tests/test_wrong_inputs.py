@@ -261,7 +261,7 @@ predict image.jpg --save-txt
 2 Error: no option --save-txt; did you mean --yolo?
 
 predict image.jpg --min-score 2
-2 Error: Invalid value for '--min-score': '2': give a number in 0..1, or NAME=NUMBER
+2 Error: Invalid value for '--min-score': '2': give a number in 0..1, NAME=NUMBER, or auto
 
 predict gone.mp4
 1 error: gone.mp4: no such file
@@ -459,7 +459,7 @@ predict image.jpg --out image.jpg
 2 Error: Invalid value for '--out': image.jpg: is a file; give the name of a folder
 
 predict image.jpg --min-score 50%
-2 Error: Invalid value for '--min-score': '50%': give a number in 0..1, or NAME=NUMBER
+2 Error: Invalid value for '--min-score': '50%': give a number in 0..1, NAME=NUMBER, or auto
 
 predict image.jpg --panoptic --csv
 2 Error: Invalid value: --crops, --csv and --yolo write detections: leave them out with --panoptic

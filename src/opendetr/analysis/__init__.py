@@ -37,10 +37,9 @@ from opendetr.analysis.intervals import Estimate, Intervals, analyse_intervals
 from opendetr.analysis.layers import LayerScores, NoObjectScores, analyse_layers, analyse_no_object
 from opendetr.analysis.many import ManyOfOne, analyse_many
 from opendetr.analysis.objects import ObjectFacts, analyse_objects
-from opendetr.analysis.operation import Operation, analyse_operation
 from opendetr.analysis.overview import Analysed, Analysis, analyse
 from opendetr.analysis.page import draw_charts, with_interval, write_analysis
-from opendetr.analysis.predictions import Collected, Found, Objects, collect, require_detector
+from opendetr.analysis.predictions import Collected, collect, require_detector
 from opendetr.analysis.queries import QueryFacts, analyse_queries
 
 __all__ = [
@@ -57,7 +56,6 @@ __all__ = [
     "Difference",
     "Errors",
     "Estimate",
-    "Found",
     "ImageAttention",
     "InterruptedStudyError",
     "Intervals",
@@ -65,8 +63,6 @@ __all__ = [
     "ManyOfOne",
     "NoObjectScores",
     "ObjectFacts",
-    "Objects",
-    "Operation",
     "Published",
     "QueryFacts",
     "SampledAttention",
@@ -81,7 +77,6 @@ __all__ = [
     "analyse_many",
     "analyse_no_object",
     "analyse_objects",
-    "analyse_operation",
     "analyse_queries",
     "attention_fragment",
     "attention_of",

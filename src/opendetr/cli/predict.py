@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 _NUM_LISTED = 10  # images whose classes are printed
 _NUM_CLASSES = 5  # classes that are printed for an image
+_AUTO = "auto"  # as --min-score
 _ADVISED_SCORE = 0.2  # minimum score to try if nothing reaches a higher one
 
 
@@ -72,9 +73,9 @@ class PredictOptions:
     min_score: Annotated[
         list[str] | None,
         typer.Option(
-            help="Minimum score of a detection; NAME=SCORE for one class. May be repeated. [default: the "
-            "thresholds stored with the model, else 0.5; with --panoptic 0.85, or 0.4 for sigmoid scores; with --text "
-            "and --classes 0.7; with --patch 0]",
+            help="Minimum score of a detection; NAME=SCORE for one class; auto for the thresholds stored with the "
+            "model, which maximise F1. May be repeated. [default: auto, or 0.5 if none are stored; with --panoptic "
+            "0.85, or 0.4 for sigmoid scores; with --text and --classes 0.7; with --patch 0]",
             show_default=False,
         ),
     ] = None
@@ -140,6 +141,8 @@ class PredictOptions:
             raise typer.BadParameter("--text, --classes, --ask and --patch exclude each other: give one of them")
         if self.ask is not None and (self.min_score or self.panoptic or self.crops or self.csv or self.yolo):
             raise typer.BadParameter("--ask prints answers and writes no detections: leave out the other options")
+        if _AUTO in (self.min_score or []) and (self.panoptic or self.patch or self.prompt):
+            raise wrong_value("min_score", f"{_AUTO}: thresholds are stored for the classes of boxes: give a number")
         if (self.text or self.classes is not None) and self.panoptic:
             raise typer.BadParameter("--panoptic needs fixed classes: leave it out with --text and --classes")
 
@@ -177,6 +180,8 @@ def predict(options: PredictOptions) -> Exit:
     """
     options.require_consistent()
     min_score, class_min_scores = _min_scores(options.min_score or [])
+    if min_score is not None and _AUTO in (options.min_score or []):
+        raise wrong_value("min_score", f"{_AUTO} and {min_score:g} exclude each other: give one of them")
     if class_min_scores and (options.prompt or options.patch):
         raise wrong_value("min_score", "scores of single classes do not apply to a text, classes or patches: give one")
     sources = named_sources(options.sources)
@@ -186,7 +191,7 @@ def predict(options: PredictOptions) -> Exit:
         if not options.overwrite:
             require_empty(options.out, "predictions.json", "panoptic.json")
 
-    from opendetr.inference import load
+    from opendetr.inference import DETECTION_SCORE, load
     from opendetr.training import StopSignal
 
     detector = load(
@@ -197,6 +202,8 @@ def predict(options: PredictOptions) -> Exit:
     )
     if options.weights is None:
         _say_what_it_knows(detector)
+    if _AUTO in (options.min_score or []) and detector.thresholds is None:
+        say(f"score thresholds: none are stored with the model; {DETECTION_SCORE} for every class")
     if options.ask is not None:
         return _answer(detector, sources, options)
     with StopSignal() as stop, _Run(detector, sources, options) as run:
@@ -240,17 +247,19 @@ def _answer(detector: Predictor, sources: list[Source], options: PredictOptions)
 
 
 def _min_scores(options: Iterable[str]) -> tuple[float | None, dict[str, float]]:
-    """The minimum score, None if not given, and those of single classes. Raises BadParameter."""
+    """The minimum score, None if not given or "auto", and those of single classes. Raises BadParameter."""
     min_score: float | None = None
     by_class = {}
     for option in options:
+        if option == _AUTO:
+            continue
         name, named, text = option.rpartition("=")
         try:
             score = float(text)
         except ValueError:
             score = -1.0
         if not 0 <= score <= 1 or (named and not name):
-            raise wrong_value("min_score", f"{option!r}: give a number in 0..1, or NAME=NUMBER")
+            raise wrong_value("min_score", f"{option!r}: give a number in 0..1, NAME=NUMBER, or auto")
         if named:
             by_class[name] = score
         else:

@@ -106,6 +106,11 @@ class GroundingEvaluation:
     results: list[dict[str, Any]]
     unreadable: tuple[str, ...]
 
+    @property
+    def named_metrics(self) -> dict[str, float | None]:
+        """The metrics."""
+        return self.metrics
+
     def tables(self) -> list[list[tuple[str | float | None, ...]]]:
         """Tables of the metrics, to be printed."""
         rows = [

@@ -1,8 +1,9 @@
 """A training run from start to end: `train` starts one, `resume` continues one.
 
 A run folder contains `config.yaml` (every setting; `--config` reads it), `labels.png` (statistics of the dataset),
-`metrics.jsonl`, `metrics.csv`, `curves.png`, `images/` (the first training batch and validation images) and the
-checkpoints `last` and `best`. `opendetr.load` opens the `model.safetensors` of a checkpoint.
+`metrics.jsonl`, `metrics.csv`, `curves.png`, `images/` (the first training batch and validation images), `report.html`
+(the evaluation of the best weights) and the checkpoints `last` and `best`. `opendetr.load` opens the
+`model.safetensors` of a checkpoint.
 
 Several processes, started by a launcher such as torchrun, train as one. All of them execute these functions. Only the
 main process writes files and prints.
@@ -52,6 +53,7 @@ from opendetr.training.data_images import DataImages
 from opendetr.training.diagnosis import FAILED_BELOW, diagnose_run
 from opendetr.training.events import Callback
 from opendetr.training.loggers import loggers
+from opendetr.training.report import Report
 from opendetr.training.run_state import RunState
 from opendetr.training.settings import (
     ARGUMENTS,
@@ -284,7 +286,7 @@ def train(
             say(warning)
         task = _initial_task(preset, origin, categories, say)
     folder = from_main(_unused_folder(preset.name) if out is None else Path(out))
-    trainer, loader = _trainer(setup, task, splits, folder, own_device, callbacks)
+    trainer, loader = _trainer(setup, task, splits, folder, own_device, callbacks, say)
     trainer.state.seconds = clock.perf_counter() - began  # the time of a timed run includes this preparation
     if is_main():
         write_config(folder, setup, _fingerprint(splits))
@@ -373,7 +375,7 @@ def resume(
         else:
             say("the run has no checkpoint yet: it starts again")
             task = _initial_task(preset, starting_point(preset.name, setup.weights), categories, say)
-    trainer, loader = _trainer(setup, task, splits, folder, own_device, callbacks)
+    trainer, loader = _trainer(setup, task, splits, folder, own_device, callbacks, say)
     return _finish(setup, folder, trainer, loader, trainer.train(resume=has_checkpoint), splits["val"], say)
 
 
@@ -511,6 +513,7 @@ def _trainer(
     folder: Path,
     device: torch.device,
     user_callbacks: Sequence[Callback],
+    say: Say,
 ) -> tuple[Trainer, TrainLoader]:
     """Build the trainer and its loader. The trainer writes nothing before it starts."""
     preset, categories, val = setup.preset, splits["train"].categories, splits["val"]
@@ -518,6 +521,7 @@ def _trainer(
     uncached = replace(preset, data=replace(preset.data, cache="none"))
     card = ModelCard(to_dict(preset), categories, {"data": setup.data.resolve().name, "weights": _name(setup)})
     drawn, thresholds = _images_to_draw(val.images), CurrentThresholds()
+    report = Report(preset.name, val, CONFIG_FILE, say)
     logged: set[str] = set()  # an unreadable image is logged in the first evaluation only
 
     def predictor(trained: nn.Module) -> Predictor:
@@ -531,7 +535,7 @@ def _trainer(
         thresholds.preset = from_main(fitted)
         data = val if num_images is None else preset.data.evaluation_subset(val, num_images)
         evaluator = preset.evaluator(categories, data)
-        predictor(trained).run(
+        seconds, unreadable = predictor(trained).run(
             evaluator,
             data,
             batch_size=preset.recipe.batch_size,
@@ -539,7 +543,9 @@ def _trainer(
             logged=logged,
         )
         thresholds.current = evaluator.score_thresholds()
-        return {name: value for name, value in evaluator.compute().items() if value is not None}
+        scores = evaluator.evaluation(seconds, unreadable)
+        report.latest = scores, data
+        return {name: value for name, value in scores.named_metrics.items() if value is not None}
 
     def save(path: Path, trained: nn.Module) -> None:
         config = to_dict(preset if thresholds.preset is None else replace(thresholds.preset, data=preset.data))
@@ -559,6 +565,7 @@ def _trainer(
         callbacks: list[Callback] = [thresholds, progress, MetricsFile(), MetricsTable(), *drawings]
         if preset.draws_predictions:
             callbacks.append(ValidationImages(draw))
+        callbacks.append(report)
         callbacks += [*loggers(recipe.log), *user_callbacks]
         loader = train_loader(
             splits["train"],
