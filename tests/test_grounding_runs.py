@@ -24,7 +24,7 @@ from opendetr.synthetic import write_captioned_scenes, write_scenes
 from opendetr.synthetic.config import SceneConfig
 from opendetr.synthetic.described import DescribedConfig
 from opendetr.visualize import draw_truth
-from opendetr.weights import ModelCard, save_weights
+from opendetr.weights import ModelCard, WeightsError, save_weights
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +137,9 @@ def test_a_model_that_answers_starts_from_one_that_does_not(scenes: Path, tmp_pa
     assert "new and random: " in start
     assert {"answer_heads", "answer_queries"} <= set(re.split(r"[ ,;]+", start.split("new and random: ")[1]))
     assert start.endswith("skipped: align_queries, align_tokens")
+    changed = {"model": {"questions": "scenes", "pair_width": 16}}
+    with pytest.raises(WeightsError, match=r"were trained with model\.questions=none, model\.pair_width=0;"):
+        train(scenes, weights=path, changes=changed, max_steps=1, out=tmp_path / "other", device="cpu")
     gqa, clevr, r101 = (get_preset(f"mdetr-{name}") for name in ("r101-gqa", "r18-clevr", "r101"))
     assert gqa.can_start_from(r101)
     assert not clevr.can_start_from(r101)  # another text encoder
