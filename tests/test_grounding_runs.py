@@ -137,15 +137,22 @@ def test_a_model_that_answers_starts_from_one_that_does_not(scenes: Path, tmp_pa
     assert "new and random: " in start
     assert {"answer_heads", "answer_queries"} <= set(re.split(r"[ ,;]+", start.split("new and random: ")[1]))
     assert start.endswith("skipped: align_queries, align_tokens")
-    changed = {"model": {"questions": "scenes", "pair_width": 16}}
-    with pytest.raises(WeightsError, match=r"were trained with model\.questions=none, model\.pair_width=0;"):
-        train(scenes, weights=path, changes=changed, max_steps=1, out=tmp_path / "other", device="cpu")
     gqa, clevr, r101 = (get_preset(f"mdetr-{name}") for name in ("r101-gqa", "r18-clevr", "r101"))
     assert gqa.can_start_from(r101)
     assert not clevr.can_start_from(r101)  # another text encoder
     assert not r101.can_start_from(gqa)
     started = gqa.like_trained(replace(r101, model=replace(r101.model, num_queries=7)))
     assert (started.model.questions, started.model.align_width, started.model.num_queries) == ("gqa", 0, 7)
+
+
+def test_a_setting_that_the_weights_do_not_fit_is_named(scenes: Path, tmp_path: Path) -> None:
+    preset = miniature("mdetr-tiny")
+    preset = replace(preset, model=replace(preset.model, questions="scenes"))
+    path = tmp_path / "model.safetensors"
+    save_weights(path, build_model(preset, 255), ModelCard(to_dict(preset), preset.published_categories(), {}))
+    changed = {"model": {"questions": "none"}}
+    with pytest.raises(WeightsError, match=r"were trained with model\.questions=scenes; keep these settings"):
+        train(scenes, weights=path, changes=changed, max_steps=1, out=tmp_path / "run", device="cpu")
 
 
 @pytest.mark.parametrize(
