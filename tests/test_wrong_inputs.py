@@ -246,7 +246,7 @@ predict image.jpg --iou 0.5
 2 Error: no option --iou; DETR needs no non-maximum suppression, so there is no IoU threshold
 
 predict image.jpg --classes 0
-1 error: deformable-detr-tiny detects the classes of its weights: give none, or use a model that takes text, such as mdetr-r101
+2 error: deformable-detr-tiny detects the classes of its weights: give none, or use a model that takes text, such as mdetr-r101
 
 predict image.jpg --img 640
 2 Error: no option --img; images are resized as in training, where --image-size sets the size
@@ -460,6 +460,12 @@ predict image.jpg --out image.jpg
 
 predict image.jpg --min-score 50%
 2 Error: Invalid value for '--min-score': '50%': give a number in 0..1, NAME=NUMBER, or auto
+
+predict image.jpg --min-score 0.5 --min-score disc=0.4 --min-score 0.6
+2 Error: Invalid value for '--min-score': '0.6': there is another score for all classes; give one
+
+predict image.jpg --weights runs/mine --min-score 0.5 --weights=runs/other
+2 Error: --weights is given 2 times; give it once
 
 predict image.jpg --panoptic --csv
 2 Error: Invalid value: --crops, --csv and --yolo write detections: leave them out with --panoptic

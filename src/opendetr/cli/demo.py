@@ -107,7 +107,8 @@ def _text_demo(out: Path, images: int, device: str) -> tuple[Path, str, dict[str
     say(f"{images} scenes with an expression, a caption and a question each, not used in training")
     with progress_bar("evaluating") as progress:
         scores = detector.evaluate(data, progress=progress)
-    blank = detector.metrics(blank_expressions(data))
+    with progress_bar("evaluating with a blank text") as progress:
+        blank = detector.metrics(blank_expressions(data), progress=progress)
     facts = {
         "model": _model(_TEXT_MODEL, detector),
         "data": f"{images} drawn scenes with an expression, a caption and a question each, not used in training",

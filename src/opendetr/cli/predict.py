@@ -93,15 +93,17 @@ class PredictOptions:
         ),
     ] = None
     classes: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
-            help="Instead of --text, the names of classes, separated by commas: 'cat, dog'.", show_default=False
+            help="Instead of --text, the names of classes, separated by commas: 'cat, dog'. May be repeated.",
+            show_default=False,
         ),
     ] = None
     ask: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
-            help="A question about each image, for a model that answers questions. Only the answers are printed.",
+            help="A question about each image, for a model that answers questions. Only the answers are printed. May "
+            "be repeated.",
             show_default=False,
         ),
     ] = None
@@ -126,7 +128,7 @@ class PredictOptions:
     def prompt(self) -> dict[str, list[str]]:
         """The arguments of `Predictor.predict` that say what to detect."""
         if self.classes is not None:
-            return {"classes": [name.strip() for name in self.classes.split(",") if name.strip()]}
+            return {"classes": [name.strip() for name in ",".join(self.classes).split(",") if name.strip()]}
         return {} if self.text is None else {"text": [text.strip() for text in self.text]}
 
     def require_consistent(self) -> None:
@@ -143,6 +145,8 @@ class PredictOptions:
             raise typer.BadParameter("--ask prints answers and writes no detections: leave out the other options")
         if _AUTO in (self.min_score or []) and (self.panoptic or self.patch or self.prompt):
             raise wrong_value("min_score", f"{_AUTO}: thresholds are stored for the classes of boxes: give a number")
+        if self.ask is not None and len(self.ask) > 1 and any(map(_is_camera, self.sources)):
+            raise typer.BadParameter("a camera never ends: give one --ask")
         if (self.text or self.classes is not None) and self.panoptic:
             raise typer.BadParameter("--panoptic needs fixed classes: leave it out with --text and --classes")
 
@@ -219,37 +223,48 @@ def predict(options: PredictOptions) -> Exit:
 
 
 def _answer(detector: Predictor, sources: list[Source], options: PredictOptions) -> Exit:
-    """Print the answer to a question about each image."""
+    """Print the answer to each question about each image."""
     from opendetr.data import DataError
-    from opendetr.inference.sources import is_one_image
 
     assert options.ask is not None
-    failed: list[str] = []
-    only = sources[0] if len(sources) == 1 else None
-    if isinstance(only, str) and is_one_image(only):
-        found: Iterator[Answer] = iter([detector.ask(only, options.ask)])
-    else:
-        several: Any = sources if only is None else only
-        found = detector.ask(several, options.ask, batch_size=options.batch_size, on_unreadable=failed.append)
+    failed: dict[str, None] = {}  # each image once, in order
     rows = []
-    for answer in found:
-        row = {"file_name": answer.source, "frame": answer.frame, "answer": answer.text, "score": answer.score}
-        rows.append(row)
-        if not options.as_json:
-            print(f"{one_line(answer.source or 'image')}: {answer.text} ({answer.score:.2f})")
+    for question in options.ask:
+        for answer in _answers(detector, sources, question, options.batch_size, failed.setdefault):
+            rows.append(
+                {"file_name": answer.source, "frame": answer.frame, "question": question, "answer": answer.text,
+                 "score": answer.score}
+            )  # fmt: skip
+            if not options.as_json:
+                asked = f"{one_line(question)} " if len(options.ask) > 1 else ""
+                print(f"{one_line(answer.source or 'image')}: {asked}{answer.text} ({answer.score:.2f})")
     for line in failed:
         say(f"skipped: {line}")
     if not rows:
         raise DataError(f"none of {len(failed)} images can be read")
     if options.as_json:
-        print(json.dumps({"question": options.ask, "answers": rows, "failed": failed}))
+        print(json.dumps({"answers": rows, "failed": list(failed)}))
     return Exit.SOME_FAILED if failed else Exit.DONE
+
+
+def _answers(
+    detector: Predictor, sources: list[Source], question: str, batch_size: int, on_unreadable: Callable[[str], None]
+) -> Iterator[Answer]:
+    """The answers to one question about all images."""
+    from opendetr.inference.sources import is_one_image
+
+    only = sources[0] if len(sources) == 1 else None
+    if isinstance(only, str) and is_one_image(only):
+        return iter([detector.ask(only, question)])
+    several: Any = sources if only is None else only
+    answers: Iterator[Answer] = detector.ask(several, question, batch_size=batch_size, on_unreadable=on_unreadable)
+    return answers
 
 
 def _min_scores(options: Iterable[str]) -> tuple[float | None, dict[str, float]]:
     """The minimum score, None if not given or "auto", and those of single classes. Raises BadParameter."""
     min_score: float | None = None
-    by_class = {}
+    by_class: dict[str, float] = {}
     for option in options:
         if option == _AUTO:
             continue
@@ -260,6 +275,8 @@ def _min_scores(options: Iterable[str]) -> tuple[float | None, dict[str, float]]
             score = -1.0
         if not 0 <= score <= 1 or (named and not name):
             raise wrong_value("min_score", f"{option!r}: give a number in 0..1, NAME=NUMBER, or auto")
+        if name in by_class or (not named and min_score is not None):
+            raise wrong_value("min_score", f"{option!r}: there is another score for {name or 'all classes'}; give one")
         if named:
             by_class[name] = score
         else:
@@ -274,7 +291,7 @@ def named_sources(names: Sequence[str]) -> list[Source]:
     """
     from opendetr.presets import list_models
 
-    sources: list[Source] = [int(name) if name.isdecimal() and not Path(name).exists() else name for name in names]
+    sources: list[Source] = [int(name) if _is_camera(name) else name for name in names]
     if len(sources) > 1 and any(isinstance(source, int) for source in sources):
         raise typer.BadParameter("a camera never ends: give it alone")
     known = existing_path(names)
@@ -286,6 +303,11 @@ def named_sources(names: Sequence[str]) -> list[Source]:
     if len(sources) == 1 and isinstance(sources[0], str):
         _require_existing(sources[0])
     return sources
+
+
+def _is_camera(name: str) -> bool:
+    """Whether a source is the number of a camera."""
+    return name.isdecimal() and not Path(name).exists()
 
 
 def _say_what_it_knows(detector: Predictor) -> None:

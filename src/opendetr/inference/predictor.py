@@ -386,13 +386,13 @@ class Predictor:
         return [partial(_with_masks, *pair) for pair in zip(results, masks, strict=True)]
 
     def _read_patches(self, patches: Any) -> Patches:
-        """The patches of a user. Raises ConfigError unless they are given to a model that takes them."""
+        """The patches of a user. Raises SettingError unless they are given to a model that takes them."""
         if not self.model.max_patches:
-            raise ConfigError(
+            raise SettingError(
                 f"patches: {self.preset.name} takes none; leave them out, or use a model of `opendetr pretrain`"
             )
         if patches is None:
-            raise ConfigError(
+            raise SettingError(
                 f"{self.preset.name}: locates patches, and needs at least one: --patch (in Python patches=[...]); to "
                 "detect objects, train a detector from its weights"
             )
@@ -553,10 +553,12 @@ class Predictor:
         seconds, unreadable = self.run(evaluator, data, batch_size=batch_size, progress=progress)
         return evaluator.evaluation(seconds, unreadable)
 
-    def metrics(self, data: DetectionData, *, batch_size: int = 8) -> dict[str, float | None]:
+    def metrics(
+        self, data: DetectionData, *, batch_size: int = 8, progress: Callable[[int, int], None] | None = None
+    ) -> dict[str, float | None]:
         """The metrics of the preset's evaluator on a dataset, by name; the arguments are those of `evaluate`."""
         evaluator = self.preset.evaluator(self.categories, data)
-        self.run(evaluator, data, batch_size=batch_size)
+        self.run(evaluator, data, batch_size=batch_size, progress=progress)
         return evaluator.compute()
 
     def run(

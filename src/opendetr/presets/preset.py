@@ -9,7 +9,7 @@ from typing import Any, Self, cast
 from torch import Tensor
 
 from opendetr.categories import Categories, coco_categories, coco_panoptic_categories
-from opendetr.config import ConfigError, MissingPackageError
+from opendetr.config import ConfigError, MissingPackageError, SettingError
 from opendetr.data import CAPTION, AnswerDecoder, DataConfig, DetectionData
 from opendetr.evaluation import DetectionEvaluator, Evaluator, headline_names, metric_names
 from opendetr.losses import (
@@ -231,7 +231,7 @@ class Preset:
         Raises:
             ConfigError: the model answers no questions.
         """
-        raise ConfigError(f"{self.name} answers no questions; use a model that does, such as mdetr-r101-gqa")
+        raise SettingError(f"{self.name} answers no questions; use a model that does, such as mdetr-r101-gqa")
 
     def evaluator(self, categories: Categories, data: DetectionData, **options: Any) -> Evaluator:
         """The evaluator of the model on a dataset; see `DetectionEvaluator` for the options."""

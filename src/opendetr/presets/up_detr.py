@@ -57,6 +57,11 @@ class PretrainingPreset(Preset):
                 f"data.num_patches: {self.data.num_patches} patches of an image are more than the "
                 f"{self.model.num_patches} of model.num_patches"
             )
+        if self.data.patch_size > self.data.image_size:
+            raise ValueError(
+                f"data.patch_size: patches of {self.data.patch_size} pixels are larger than the images, whose short "
+                f"side is {self.data.image_size} (data.image_size)"
+            )
 
     def num_classes(self, categories: Categories) -> int:
         """K = 2, whatever the dataset; see `patch_categories`."""
