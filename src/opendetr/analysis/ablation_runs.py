@@ -28,8 +28,7 @@ from opendetr.inference import Predictor, load
 from opendetr.models import BaselineDetector
 from opendetr.structures import NonFiniteError
 from opendetr.synthetic import EASY_SCENES, write_scenes
-from opendetr.training import find_checkpoint, has_ended, resume, train
-from opendetr.training.callbacks import read_metrics
+from opendetr.training import find_checkpoint, has_ended, read_metrics, resume, train
 
 METRICS = ("AP", "AP50", "AP75", "AP_S", "AP_M", "AP_L")
 STUDY_FILE = "ablation.json"

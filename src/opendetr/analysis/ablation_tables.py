@@ -20,6 +20,7 @@ from opendetr.visualize import draw_bars, save_image
 TABLE_FILES = ("table.json", "table.md", "table.png")
 NOT_RESOLVED = "not resolved"
 _DETR = "none: the loss matches queries with objects"
+_DIGITS = 6  # metrics are stored with fewer; further ones are rounding of the computation
 _FURTHER = ("AP50", "AP_S", "AP_M", "AP_L")
 
 
@@ -48,7 +49,9 @@ def tables(study: Study) -> dict[str, Any]:
 
 def resolved(difference: float | None, spread: float | None) -> bool:
     """Whether a difference to the baseline is at least twice the spread of the baseline."""
-    return difference is not None and spread is not None and abs(difference) >= 2 * spread
+    if difference is None or spread is None:
+        return False
+    return round(abs(difference), _DIGITS) >= round(2 * spread, _DIGITS)
 
 
 def _mean(results: Sequence[Mapping[str, Any]], value: Callable[[Mapping[str, Any]], float | None]) -> float | None:

@@ -94,11 +94,15 @@ class FasterRCNNConfig(BaselineConfig):
 
     Attributes:
         head_width: features of the box head.
+        num_proposals: maximum number of proposals of the first stage in evaluation; twice as many in training.
+        num_samples: proposals of an image that the second stage is trained on; at most a quarter have an object.
         box_loss: loss of the boxes of the second stage: "smooth_l1" as published, or "giou" as in the "+" models of the
             DETR paper.
     """
 
     head_width: int = 1024
+    num_proposals: int = 1000
+    num_samples: int = 512
     box_loss: Literal["smooth_l1", "giou"] = "smooth_l1"
 
     def build(self, num_logits: int, scoring: Scoring) -> FasterRCNN:
@@ -238,7 +242,7 @@ class BaselineDetector(Detector):
         found, sizes = self.detect(output), output.sizes
         shape = (len(found), self.num_queries)
         logits = found[0]["boxes"].new_full((*shape, self.num_logits), _NO_DETECTION)
-        boxes = found[0]["boxes"].new_full((*shape, 4), 0.5)
+        boxes = found[0]["boxes"].new_tensor([0.5, 0.5, 0.0, 0.0]).repeat(*shape, 1)
         for index, ((height, width), each) in enumerate(zip(sizes, found, strict=True)):
             scale = each["boxes"].new_tensor([width, height, width, height])
             sides = each["boxes"][:, 2:] - each["boxes"][:, :2]
@@ -343,6 +347,11 @@ class FasterRCNN(BaselineDetector):
             box_roi_pool=pool,
             box_head=TwoMLPHead(config.width * 7 * 7, config.head_width),
             box_predictor=FastRCNNPredictor(config.head_width, num_logits + self.num_background),
+            rpn_pre_nms_top_n_train=2 * config.num_proposals,
+            rpn_post_nms_top_n_train=2 * config.num_proposals,
+            rpn_pre_nms_top_n_test=config.num_proposals,
+            rpn_post_nms_top_n_test=config.num_proposals,
+            box_batch_size_per_image=config.num_samples,
             box_nms_thresh=config.nms,
             box_detections_per_img=config.num_queries,
         )

@@ -81,7 +81,7 @@ class BaselinePreset(Preset):
         """The preset with smaller sizes, for tests. The components stay the same."""
         smaller: dict[str, Any] = {"width": 32, "anchor_size": 8, "num_queries": 12}
         if isinstance(self.model, FasterRCNNConfig):
-            smaller["head_width"] = 32
+            smaller |= {"head_width": 32, "num_proposals": 50, "num_samples": 32}
         return replace(
             self,
             model=replace(cast(Any, self.model), backbone=self.model.backbone.miniature(), **smaller),
@@ -109,7 +109,9 @@ def faster_rcnn_plus_r50() -> BaselinePreset:
 
 def faster_rcnn_tiny() -> BaselinePreset:
     """A Faster R-CNN with 4 million parameters, for small images and training from scratch without a GPU."""
-    model = FasterRCNNConfig(backbone=_TINY_BACKBONE, width=64, head_width=256, anchor_size=16)
+    model = FasterRCNNConfig(
+        backbone=_TINY_BACKBONE, width=64, head_width=256, anchor_size=16, num_proposals=200, num_samples=64
+    )
     return BaselinePreset(name="faster-rcnn-tiny", model=model, data=_TINY_DATA, recipe=_TINY_RECIPE)
 
 

@@ -1,5 +1,6 @@
 """Training: a run from start to end, the trainer and its parts."""
 
+from opendetr.training.callbacks import read_metrics
 from opendetr.training.checkpoint import CheckpointError, find_checkpoint, load_checkpoint
 from opendetr.training.diagnosis import Cause, Diagnosis, diagnose, report_lines
 from opendetr.training.events import (
@@ -44,6 +45,7 @@ __all__ = [
     "has_ended",
     "load_checkpoint",
     "pretrain",
+    "read_metrics",
     "report_lines",
     "resume",
     "train",
