@@ -257,7 +257,10 @@ def _source_of_folder(folder: Path, log: FaultLog) -> Source:
     folders.
     """
     lookup = Lookup(folder)
-    source = _usual_source(folder, log) or _inner_source(folder, log) or _source_of_files(lookup, log)
+    source = _usual_source(folder, log)
+    if source is None and not any(_kind_of(folder / name) in _READERS for name in sorted(lookup.names_in(folder))):
+        source = _inner_source(folder, log)
+    source = source or _source_of_files(lookup, log)
     if source is None:
         raise unknown_format(lookup, _EXPECTED)
     return source
@@ -288,9 +291,9 @@ def _inner_source(folder: Path, log: FaultLog, depth: int = 0) -> Source | None:
     inner = [path for path in sorted(folder.iterdir()) if not path.name.startswith((".", "__")) and path.is_dir()]
     found: list[tuple[Path, Source]] = []
     for path in inner:
-        if path_split(path.name) is None:
+        if path_split(path.name) is None and Lookup(path).has_images():
             source = _usual_source(path, log)
-            if source is not None and Lookup(path).has_images():
+            if source is not None:
                 found.append((path, source))
     if len(found) > 1:
         names = ", ".join(path.name for path, _ in found)
@@ -308,17 +311,24 @@ def _source_of_files(lookup: Lookup, log: FaultLog) -> Source | None:
     if description:
         return _yolo_source(description, log, lookup.folder)
     files: dict[str, list[Path]] = {}
-    for path in lookup.files(".json"):
-        files.setdefault(json_kind(path), []).append(path)
-    for path in lookup.files(".xml"):
-        files.setdefault(f"<{root_tag(path)}>", []).append(path)
-    for path in lookup.files(*TABLE_SUFFIXES):
-        kind = JsonKind.VIA if is_via_file(path) else Format.TABLE if is_table(path) else ""
-        files.setdefault(kind, []).append(path)
+    for path in lookup.files(".json", ".xml", *TABLE_SUFFIXES):
+        files.setdefault(_kind_of(path), []).append(path)
     for kind, source in _READERS.items():
         if kind in files:
             return source(lookup, files[kind], log)
     return _yolo_source(lookup.folder, log) if has_labels(lookup) else None
+
+
+def _kind_of(path: Path) -> str:
+    """What a file is, as a key of `_READERS`; other texts for other files."""
+    suffix = path.suffix.lower()
+    if suffix == ".json":
+        return json_kind(path)
+    if suffix == ".xml":
+        return f"<{root_tag(path)}>"
+    if suffix in TABLE_SUFFIXES:
+        return JsonKind.VIA if is_via_file(path) else Format.TABLE if is_table(path) else ""
+    return ""
 
 
 def _source_of_file(path: Path, log: FaultLog) -> Source:
@@ -327,17 +337,10 @@ def _source_of_file(path: Path, log: FaultLog) -> Source:
     if suffix in (*YAML_SUFFIXES, DARKNET_SUFFIX, ".txt"):
         return _yolo_source(path, log, path.parent)
     lookup = Lookup(_dataset_of(path))
-    split = file_split(path, lookup.folder) or SINGLE_SPLIT
-    if suffix == ".xml":
-        return (_voc_source_of_files if is_voc(path) else _cvat_source)(lookup, [path], log)
-    kind: str = "" if suffix in TABLE_SUFFIXES else json_kind(path)
-    if kind == JsonKind.VIA or (suffix in TABLE_SUFFIXES and is_via_file(path)):
-        return _via_source(lookup, [path], log)
-    if suffix in TABLE_SUFFIXES:
-        return _table_source(lookup, [(split, path)], log)
-    if kind == JsonKind.LABELME:
-        return _labelme_source(lookup, [path], log)
-    return _coco_source(lookup.folder, {split: CocoPaths(path)}, log)
+    reader = _READERS.get(_kind_of(path))
+    if reader is None:  # the reader of the suffix names the fault
+        reader = {".json": _coco_source_of_files, ".xml": _voc_source_of_files}.get(suffix, _table_source_of_files)
+    return reader(lookup, [path], log)
 
 
 def _dataset_of(path: Path) -> Path:

@@ -519,6 +519,8 @@ def _bare_splits(folder: Path) -> dict[str, Place]:
         }
         return named or {SINGLE_SPLIT: Place(images, folder / "images")}
     parts = [sub for sub in _folders(folder) if (sub / "images").is_dir() and _holds_text(sub / "labels")]
+    if len(parts) == 1 and folder_split(parts[0].name) is None:
+        return {}  # a folder around the dataset
     splits = split_folders(sub.name for sub in parts)
     return {splits[sub.name]: Place(sub / "images", sub / "images") for sub in parts}
 
