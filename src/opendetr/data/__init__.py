@@ -29,7 +29,7 @@ from opendetr.data.patches import PatchAugmentationConfig, PatchDataConfig, Patc
 from opendetr.data.paths import require_folder, require_new
 from opendetr.data.pixels import to_pixels
 from opendetr.data.records import DataError, DataFault, DetectionData, ImageRecord, spread, unknown_split
-from opendetr.data.resizing import denormalise
+from opendetr.data.resizing import denormalise, resized_shape
 from opendetr.data.statistics import DataStatistics
 from opendetr.data.transforms import LabelledImage, Transform, evaluation_transform
 from opendetr.data.video_files import VideoError, count_frames, decode_video, is_video, video_library
@@ -102,6 +102,7 @@ __all__ = [
     "require_folder",
     "require_new",
     "require_scorable",
+    "resized_shape",
     "spread",
     "text_of",
     "thing_outlines",
