@@ -90,7 +90,7 @@ class Writes:
         monkeypatch.setattr(
             reports, "write_page", lambda _path, _title, _sections, *, facts: self.steps.append(facts["best weights"])
         )
-        self.report = Report("detr-tiny", data, "config.yaml", print)
+        self.report = Report("detr-tiny", {"train": data, "val": data}, "config.yaml", print)
         self.report.on_start(RunStarted(Path(data.folder), 0, 1, 9, "cpu", 0, {}))
         (Path(data.folder) / "config.yaml").write_text("name: detr-tiny")
 

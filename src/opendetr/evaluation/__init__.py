@@ -47,7 +47,6 @@ from opendetr.evaluation.report import (
     report_sections,
     score_sections,
     settings_section,
-    statistics_section,
 )
 from opendetr.evaluation.switches import REASONS, Switch, explain_switches
 from opendetr.evaluation.thresholds import (
@@ -138,7 +137,6 @@ __all__ = [
     "score_sections",
     "scores_of",
     "settings_section",
-    "statistics_section",
     "summary",
     "tracking_metric_names",
     "true_tracks",

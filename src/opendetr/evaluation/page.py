@@ -22,6 +22,7 @@ from opendetr.files import write_atomically
 Section = tuple[str, str]
 """The heading and the HTML of a part of a page."""
 _JPEG_QUALITY = 88
+_LEAST_SCALE = 0.75  # of a chart in a narrow window, below which its texts are too small
 
 _STYLE = """
 :root { color-scheme: light dark; --paper: #fff; --card: #f6f7f9; --ink: #111827; --faint: #5b6472; --rule: #e3e6ea;
@@ -42,7 +43,8 @@ dd { margin: 0; overflow-wrap: anywhere; font-variant-numeric: tabular-nums }
 .tile { background: var(--card); border: 1px solid var(--rule); border-radius: .7rem; padding: .9rem 1.1rem }
 .tile b { display: block; font-size: 2rem; line-height: 1.25; font-weight: 650; font-variant-numeric: tabular-nums }
 .tile span { color: var(--faint); font-size: .85rem }
-.columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 0 3rem }
+.columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 0 3rem;
+  align-items: start }
 table { border-collapse: collapse; width: 100%; font-size: .95rem }
 th, td { text-align: left; font-weight: normal; padding: .38rem .75rem .38rem 0; border-bottom: 1px solid var(--rule);
   vertical-align: top }
@@ -71,8 +73,6 @@ figure { margin: 0 0 2.25rem }
   align-items: end }
 .images p { margin: 0 0 .2rem; font-size: .85rem }
 figure img { display: block; max-width: 100%; height: auto; border: 1px solid var(--rule); border-radius: .5rem }
-.chart img { min-width: 46rem; max-width: none }
-@media (min-width: 62rem) { .chart img { max-width: 100% } }
 @media (prefers-color-scheme: dark) { .chart img { filter: invert(.91) hue-rotate(180deg); border-color: #d5cdc1 } }
 pre { background: var(--card); border: 1px solid var(--rule); border-radius: .5rem; padding: .9rem 1.1rem; margin: 0;
   font-size: .85rem; line-height: 1.45; overflow-x: auto }
@@ -159,7 +159,7 @@ def chart_figure(chart: Image.Image | Path, caption: str) -> str:
         buffer, size = io.BytesIO(), chart.size
         chart.convert("P", palette=Image.Palette.ADAPTIVE).save(buffer, "PNG")
         content = buffer.getvalue()
-    image = _scrolling(_image_element(content, "png", caption, size), caption)
+    image = _scrolling(_image_element(content, "png", caption, size, least=_LEAST_SCALE), caption)
     return f'<figure class="chart">{image}<figcaption>{escape(caption)}</figcaption></figure>'
 
 
@@ -233,7 +233,8 @@ def _embedded(image: Image.Image, caption: str, title: str) -> str:
     return _image_element(content.getvalue(), "jpeg", f"{caption}: {title}", image.size)
 
 
-def _image_element(content: bytes, format_: str, text: str, size: tuple[int, int]) -> str:
-    """An image inside the page, with a text that stands for it."""
+def _image_element(content: bytes, format_: str, text: str, size: tuple[int, int], least: float = 0.0) -> str:
+    """An image inside the page, with a text that stands for it; in a narrow window not below a share of its width."""
+    style = f' style="min-width: {round(least * size[0])}px"' if least else ""
     source = f"data:image/{format_};base64," + base64.b64encode(content).decode("ascii")
-    return f'<img src="{source}" alt="{escape(text)}" width="{size[0]}" height="{size[1]}">'
+    return f'<img src="{source}" alt="{escape(text)}" width="{size[0]}" height="{size[1]}"{style}>'

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -133,12 +132,7 @@ def detection_sections(
 
 def dataset_section(splits: Mapping[str, DetectionData]) -> Section:
     """The statistics of the labels of some splits."""
-    chart = draw_statistics({name: DataStatistics.of(data) for name, data in splits.items()})
-    return statistics_section(chart)
-
-
-def statistics_section(chart: Image.Image | Path) -> Section:
-    """The statistics of the labels, drawn by `draw_statistics`, or a file of them."""
+    chart = draw_statistics({name: DataStatistics.of(data) for name, data in splits.items()}, stacked=True)
     return "Dataset", chart_figure(chart, "Objects by class, sizes of boxes, objects per image")
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,15 +13,15 @@ from opendetr.evaluation import (
     DatasetDetections,
     Evaluation,
     Scored,
+    Section,
     chart_figure,
     dataset_detections,
+    dataset_section,
     report_sections,
     settings_section,
-    statistics_section,
     write_page,
 )
 from opendetr.training.callbacks import CURVES_FILE
-from opendetr.training.data_images import LABELS_FILE
 from opendetr.training.events import Callback, Evaluated, ReportDue, RunEnded, RunStarted
 
 REPORT_FILE = "report.html"
@@ -37,12 +38,12 @@ class _Best(NamedTuple):
 class Report(Callback):
     """Writes `report.html` in the run folder: the evaluation of the best weights so far.
 
-    It needs no predictions of its own. A report that cannot be written is a warning: it never ends a run. The files of
-    `DataImages` and `Curves` are part of it, so these must come before it among the callbacks.
+    It needs no predictions of its own. A report that cannot be written is a warning: it never ends a run. The file of
+    `Curves` is part of it, so `Curves` must come before it among the callbacks.
 
     Args:
         model: name of the model.
-        val: the validation data.
+        splits: the splits of the dataset by their roles; "val" is evaluated.
         settings: the file of settings in the run folder.
         say: called with a warning.
 
@@ -50,10 +51,12 @@ class Report(Callback):
         latest: the latest evaluation and its images; set by the run before `on_evaluation`.
     """
 
-    def __init__(self, model: str, val: DetectionData, settings: str, say: Callable[[str], object]) -> None:
+    def __init__(
+        self, model: str, splits: Mapping[str, DetectionData], settings: str, say: Callable[[str], object]
+    ) -> None:
         self.latest: tuple[Scored, DetectionData] | None = None
         self._model = model
-        self._val = val
+        self._splits = splits
         self._settings = settings
         self._say = say
         self._folder = Path()
@@ -68,11 +71,12 @@ class Report(Callback):
         if not event.best or self.latest is None:
             return
         scores, data = self.latest
-        images = f"{len(data)} of its {len(self._val)} images" if len(data) < len(self._val) else data.size()
+        val = self._splits["val"]
+        images = f"{len(data)} of its {len(val)} images" if len(data) < len(val) else data.size()
         facts: dict[str, object] = {
             "model": self._model,
             "best weights": f"step {event.step:,}, epoch {event.epoch:.1f}" if event.step else "the initial ones",
-            "evaluated on": f"{data.folder.resolve().name}, {self._val.split}: {images}",
+            "evaluated on": f"{data.folder.resolve().name}, {val.split}: {images}",
         }
         detections = dataset_detections(scores, data)
         self._best = _Best(replace(scores, results=[]) if isinstance(scores, Evaluation) else scores, detections, facts)
@@ -86,6 +90,10 @@ class Report(Callback):
         if event.outcome == "interrupted":
             self._write()
 
+    @cached_property
+    def _dataset(self) -> Section:
+        return dataset_section(self._splits)
+
     def _write(self) -> None:
         """Write the report unless it is that of the best evaluation already."""
         if self._best is None:
@@ -96,7 +104,7 @@ class Report(Callback):
             sections = [
                 *report_sections(scores, detections),
                 ("Curves", chart_figure(self._folder / CURVES_FILE, "Metrics, losses and learning rate")),
-                statistics_section(self._folder / LABELS_FILE),
+                self._dataset,
                 settings_section((self._folder / self._settings).read_text(encoding="utf-8")),
             ]
             write_page(path, f"Training of {self._model}", sections, facts=facts)

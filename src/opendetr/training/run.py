@@ -521,7 +521,7 @@ def _trainer(
     uncached = replace(preset, data=replace(preset.data, cache="none"))
     card = ModelCard(to_dict(preset), categories, {"data": setup.data.resolve().name, "weights": _name(setup)})
     drawn, thresholds = _images_to_draw(val.images), CurrentThresholds()
-    report = Report(preset.name, val, CONFIG_FILE, say)
+    report = Report(preset.name, splits, CONFIG_FILE, say)
     logged: set[str] = set()  # an unreadable image is logged in the first evaluation only
 
     def predictor(trained: nn.Module) -> Predictor:
