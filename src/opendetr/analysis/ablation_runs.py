@@ -25,7 +25,6 @@ from opendetr.config import ConfigError
 from opendetr.data import DataError
 from opendetr.files import json_value, write_atomically
 from opendetr.inference import Predictor, load
-from opendetr.models import BaselineDetector
 from opendetr.structures import NonFiniteError
 from opendetr.synthetic import EASY_SCENES, write_scenes
 from opendetr.training import find_checkpoint, has_ended, read_metrics, resume, train
@@ -243,7 +242,7 @@ def result_of(study: Study, setting: Setting, seed: int, run: str) -> dict[str, 
 
 def _with_and_without_nms(detector: Predictor, collected: Any, data: Any) -> dict[str, Any]:
     """AP of the last weights with and without NMS; for DETR after each decoder layer."""
-    if isinstance(detector.model, BaselineDetector):
+    if detector.model.has_nms:
         with_nms = detector.metrics(data)["AP"]
         detector.model.set_nms(1.0)
         return {"nms": with_nms, "no_nms": detector.metrics(data)["AP"]}

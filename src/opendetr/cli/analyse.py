@@ -116,7 +116,7 @@ def analyse(options: AnalyseOptions) -> Exit:
         out,
         analysed,
         num_queries=None if options.all_queries else 20,
-        sections=[("Attention", attention_fragment(attentions))],
+        sections=[("Attention", attention_fragment(attentions))] if attentions else [],
     )
     if options.figures:
         write_figures(out / _FIGURES, attentions)

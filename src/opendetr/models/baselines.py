@@ -188,6 +188,7 @@ class BaselineDetector(Detector):
     # no row belongs to a class alone, and weights for other classes cannot be transferred.
     class_rows: tuple[str, ...] = ()
     fixed_classes: bool = True
+    has_nms: bool = True
     query_rows: tuple[str, ...] = ()
     num_background: int = 0
     network: Any
@@ -276,10 +277,6 @@ class BaselineDetector(Detector):
     @abstractmethod
     def summed_losses(self, output: BaselineOutput, targets: list[Found]) -> tuple[dict[str, Tensor], Tensor]:
         """As `losses`, for targets as torchvision expects them."""
-
-    @abstractmethod
-    def set_nms(self, iou: float) -> None:
-        """Change `BaselineConfig.nms`."""
 
 
 class _Anchors(AnchorGenerator):
