@@ -216,7 +216,7 @@ train my-data --best-by AP_L
 2 Error: Invalid value for '--best-by': AP_L (average precision, objects above 96² pixels) cannot be computed from this data with this model; choose AP or another
 
 train crowd
-1 error: crowd, split 'train': all 8 objects are crowd regions, which cannot be learned; add objects with iscrowd 0
+1 error: crowd, split 'train': all 8 objects are crowd regions, which cannot be learned; set iscrowd to 0, or read them as objects with --allow crowd_only
 
 train nowhere
 1 error: nowhere: no such folder

@@ -74,12 +74,17 @@ def read_record(record: ImageRecord) -> np.ndarray:
     stored = _read(record.path, oriented=False)
     if stored.shape[:2] == (record.height, record.width):
         return stored
-    height, width = image.shape[:2]
+    raise size_mismatch(record.path, (image.shape[0], image.shape[1]), (record.height, record.width))
+
+
+def size_mismatch(path: Path, size: tuple[int, int], annotated: tuple[int, int]) -> FaultError:
+    """The error for an image of this height and width whose annotation gives others."""
+    (height, width), (annotated_height, annotated_width) = size, annotated
     detail = (
-        f"the image is {width}x{height}, its annotation says {record.width}x{record.height}; "
+        f"the image is {width}x{height}, its annotation says {annotated_width}x{annotated_height}; "
         "correct the annotated size, or annotate this image again"
     )
-    raise FaultError(FaultKind.SIZE_MISMATCH, record.path, "", detail)
+    return FaultError(FaultKind.SIZE_MISMATCH, path, "", detail)
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
@@ -91,6 +96,16 @@ def image_size(path: str | Path) -> tuple[int, int]:
     except DAMAGED as error:
         raise _file_error(Path(path), error) from None
     return (width, height) if sideways else (height, width)
+
+
+def stored_size(path: str | Path) -> tuple[int, int]:
+    """Height and width of an image before its EXIF orientation is applied. Raises ImageError."""
+    try:
+        with _opened(Path(path)) as image:
+            width, height = _stored_size(image)
+    except DAMAGED as error:
+        raise _file_error(Path(path), error) from None
+    return height, width
 
 
 def read_map(path: str | Path) -> np.ndarray:
@@ -174,12 +189,17 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     Image.init()
     with Image.open(path, formats=[name for name in _FORMATS if name in Image.OPEN]) as image:
         width, height = image.size
-        if width * height > max(_ALWAYS_SAFE_PIXELS, _PIXELS_PER_BYTE * path.stat().st_size):
+        if not is_plausible_size(height, width, path.stat().st_size):
             detail = (
                 f"{width}x{height} pixels are too many for a file of {path.stat().st_size:,} bytes; replace the image"
             )
             raise ImageFileError(FaultKind.OVERSIZED_IMAGE, path, "", detail)
         yield image
+
+
+def is_plausible_size(height: int, width: int, length: int) -> bool:
+    """Whether an image of this size may be decoded from a file of `length` bytes."""
+    return width * height <= max(_ALWAYS_SAFE_PIXELS, _PIXELS_PER_BYTE * length)
 
 
 def _stored_size(image: Image.Image) -> tuple[int, int]:

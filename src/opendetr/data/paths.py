@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import posixpath
+import stat
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PureWindowsPath
 
@@ -86,7 +87,11 @@ def file_length(path: Path, file: str | Path, at: str = "") -> int:
 
     Raises DataError if the image is missing; the message names the annotation file `file` and the position `at` in it.
     """
-    if not is_file(path):
+    try:
+        status: os.stat_result | None = path.stat()
+    except (OSError, ValueError):  # also a name that is invalid on this system
+        status = None
+    if status is None or not stat.S_ISREG(status.st_mode):
         detail = f"the image {path} is missing; add the image, or remove it from the annotations"
         raise FaultError(FaultKind.MISSING_IMAGE, file, at, detail)
-    return path.stat().st_size
+    return status.st_size

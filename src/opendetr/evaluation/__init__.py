@@ -1,7 +1,14 @@
 """Evaluation: metrics that compare predictions with the ground truth of a dataset."""
 
 from opendetr.evaluation.coco import DETECTION_METRICS, CocoEvaluator
-from opendetr.evaluation.detection import DetectionEvaluator, Evaluation, ImageResult, headline_names, metric_names
+from opendetr.evaluation.detection import (
+    DetectionEvaluator,
+    Evaluation,
+    ImageResult,
+    class_differences,
+    headline_names,
+    metric_names,
+)
 from opendetr.evaluation.evaluator import Evaluator
 from opendetr.evaluation.grounding import (
     GROUNDING_METRICS,
@@ -75,6 +82,7 @@ __all__ = [
     "blank_expressions",
     "box_overlaps",
     "chart_figure",
+    "class_differences",
     "concatenate_matches",
     "describe_metric",
     "explain_switches",

@@ -19,7 +19,6 @@ from __future__ import annotations
 import csv
 import io
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,11 +27,20 @@ from typing import NamedTuple
 from opendetr.categories import Categories
 from opendetr.data.faults import FaultKind
 from opendetr.data.formats.links import find_place
+from opendetr.data.formats.spellings import (
+    ANGLE_NAMES,
+    CONFIDENCE_NAMES,
+    CORNER_NAMES,
+    SIDE_NAMES,
+    number,
+    plain,
+)
 from opendetr.data.formats.splits import SINGLE_SPLIT, SPLIT_SPELLINGS, usual_split
-from opendetr.data.images import ImageFileError, image_size
+from opendetr.data.images import ImageFileError
 from opendetr.data.paths import file_length, is_file
 from opendetr.data.records import (
     RAISE_FAULTS,
+    BoxFormat,
     DataFault,
     DetectionData,
     FaultError,
@@ -42,6 +50,7 @@ from opendetr.data.records import (
     unknown_split,
     usable_objects,
 )
+from opendetr.data.sizes import ImageSizes
 from opendetr.data.text import pixels, read_text
 
 TABLE_SUFFIXES = (".csv", ".tsv")
@@ -70,10 +79,6 @@ _CLASS_HEADERS = (
     "categoryid",
 )
 _SPLIT_HEADERS = ("split", "subset", "set")
-_CORNER_HEADERS = (("xmin", "ymin", "xmax", "ymax"), ("x0", "y0", "x1", "y1"), ("x1", "y1", "x2", "y2"),
-            ("left", "top", "right", "bottom"))  # fmt: skip
-_SIDE_HEADERS = (("x", "y", "width", "height"), ("x", "y", "w", "h"), ("left", "top", "width", "height"),
-          ("xmin", "ymin", "width", "height"))  # fmt: skip
 _EMPTY_CELLS = frozenset({"", "nan", "none", "null"})
 
 
@@ -88,6 +93,8 @@ class _Columns(NamedTuple):
     split: int | None
     box: tuple[int, int, int, int]
     corners: bool
+    angle: int | None
+    confidence: int | None
 
 
 class _Box(NamedTuple):
@@ -120,7 +127,8 @@ class TableFolder:
         categories: the classes of all tables, sorted by name, with ids 1..K.
         splits: the names of the splits.
         images: all images, in the order of their ids.
-        faults: the faults of rows without an image name.
+        faults: the faults of rows without an image name, and those of the tables.
+        box_format: the numbers of a box.
     """
 
     folder: Path
@@ -128,6 +136,7 @@ class TableFolder:
     splits: tuple[str, ...]
     images: tuple[_Image, ...]
     faults: tuple[DataFault, ...]
+    box_format: BoxFormat
 
 
 def find_tables(folder: Path) -> dict[str, Path]:
@@ -149,13 +158,15 @@ def parse_tables(folder: Path, files: Mapping[str, Path], log: FaultLog = RAISE_
     """
     images: dict[Path, _Image] = {}
     faults: list[DataFault] = []
+    box_format: BoxFormat = "xywh"
     for split, path in files.items():
         with log:
-            _parse_table(path, split, folder, images, faults, log)
+            columns = _parse_table(path, split, folder, images, faults, log)
+            box_format = "xyxy" if columns.corners else "xywh"
     ordered = sorted(images.values(), key=lambda image: (image.path.name, image.path.as_posix()))
     names = sorted({box.label for image in ordered for box in image.boxes}, key=_by_number)
     splits = dict.fromkeys(split for image in ordered for split in sorted(image.splits))
-    return TableFolder(folder, Categories.from_names(names), tuple(splits), tuple(ordered), tuple(faults))
+    return TableFolder(folder, Categories.from_names(names), tuple(splits), tuple(ordered), tuple(faults), box_format)
 
 
 def read_table(table: TableFolder, split: str, log: FaultLog = RAISE_FAULTS) -> DetectionData:
@@ -163,15 +174,20 @@ def read_table(table: TableFolder, split: str, log: FaultLog = RAISE_FAULTS) -> 
     if split not in table.splits:
         raise unknown_split(table.folder, split, table.splits)
     images, faults = [], list(table.faults)
+    sizes = ImageSizes(table.folder)
+    sizes.prefetch([image.path for image in table.images if split in image.splits])
     first_object = 1
     for image_id, image in enumerate(table.images, start=1):
         if split in image.splits:
             with log:
-                record = _image_record(image, split, image_id, first_object, table.categories, faults)
+                record = _image_record(image, split, image_id, first_object, table.categories, faults, sizes)
                 if record is not None:
                     images.append(record)
         first_object += len(image.boxes)
-    return DetectionData.from_records(split, table.folder, table.categories, images, faults)
+    sizes.save()
+    return DetectionData.from_records(
+        split, table.folder, table.categories, images, faults, box_format=table.box_format
+    )
 
 
 def _is_table(path: Path) -> bool:
@@ -201,16 +217,14 @@ def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 def _columns(header: Sequence[str], path: Path) -> _Columns:
     """Find the columns in the header. Raises FaultError that names the missing columns."""
-    names = [re.sub(r"[\W_]+", "", name.lower()) for name in header]
+    names = [plain(name) for name in header]
 
     def first(spellings: Sequence[str]) -> int | None:
         return next((names.index(name) for name in spellings if name in names), None)
 
     image, label = first(_IMAGE_HEADERS), first(_CLASS_HEADERS)
     boxes = [
-        (spelling, spelling in _CORNER_HEADERS)
-        for spelling in (*_CORNER_HEADERS, *_SIDE_HEADERS)
-        if set(spelling) <= set(names)
+        (spelling, spelling in CORNER_NAMES) for spelling in (*CORNER_NAMES, *SIDE_NAMES) if set(spelling) <= set(names)
     ]
     required = {"an image": image, "a class": label, "a box": boxes or None}
     missing = [description for description, column in required.items() if column is None]
@@ -223,12 +237,13 @@ def _columns(header: Sequence[str], path: Path) -> _Columns:
     spelling, corners = boxes[0]
     first_x, first_y, second_x, second_y = map(names.index, spelling)
     box = (first_x, first_y, second_x, second_y)
-    return _Columns(image, label, first(_SPLIT_HEADERS), box, corners)
+    return _Columns(image, label, first(_SPLIT_HEADERS), box, corners, first(ANGLE_NAMES), first(CONFIDENCE_NAMES))
 
 
 def _parse_table(
     path: Path, split: str, folder: Path, images: dict[Path, _Image], faults: list[DataFault], log: FaultLog
-) -> None:
+) -> _Columns:
+    """Add the rows of a table to `images`. Returns its columns."""
     rows = _rows(path)
     header = next(rows, (0, []))[1]
     columns = _columns(header, path)
@@ -250,8 +265,23 @@ def _parse_table(
             box = _parse_box(cells, columns, row_split, line)
             if isinstance(box, _Box):
                 image.boxes.append(box)
+                faults += _doubts(cells, header, columns, path, line, faults)
             elif box:
                 image.faults.append(DataFault(FaultKind.INVALID_ROW, str(path), f"line {line}", box))
+    return columns
+
+
+def _doubts(
+    cells: Sequence[str], header: Sequence[str], columns: _Columns, path: Path, line: int, known: Sequence[DataFault]
+) -> Iterator[DataFault]:
+    """Faults of a row whose box is rotated by an unknown angle, or that has a confidence below 1."""
+    angle = 0.0 if columns.angle is None else number(cells[columns.angle])
+    if angle and columns.angle is not None and not any(fault.kind is FaultKind.UNKNOWN_ROTATION for fault in known):
+        detail = f"the column '{header[columns.angle]}' has {angle:g}, perhaps in degrees or radians"
+        yield DataFault(FaultKind.UNKNOWN_ROTATION, str(path), f"line {line}", detail)
+    confidence = None if columns.confidence is None else number(cells[columns.confidence])
+    if confidence is not None and confidence < 1:
+        yield DataFault(FaultKind.CONFIDENCE, str(path), f"line {line}", f"{confidence:g}")
 
 
 def _image_path(name: str, bases: Sequence[Path], folder: Path, table: Path, line: int) -> Path:
@@ -286,7 +316,13 @@ def _by_number(name: str) -> tuple[bool, int, str]:
 
 
 def _image_record(
-    image: _Image, split: str, image_id: int, first_object: int, categories: Categories, faults: list[DataFault]
+    image: _Image,
+    split: str,
+    image_id: int,
+    first_object: int,
+    categories: Categories,
+    faults: list[DataFault],
+    sizes: ImageSizes,
 ) -> ImageRecord | None:
     """The record of an image. For an unreadable image, adds a fault and returns None."""
     source = str(image.table)
@@ -294,7 +330,7 @@ def _image_record(
         faults.append(DataFault(FaultKind.EMPTY_FILE, str(image.path)))
         return None
     try:
-        height, width = image_size(image.path)
+        height, width = sizes.oriented(image.path)
     except ImageFileError as error:
         faults.append(error.fault)
         return None
