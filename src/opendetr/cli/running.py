@@ -158,7 +158,8 @@ class RunOptions:
         """Raise BadParameter unless there are images, or a run folder to resume without other settings."""
         if self.moved is not None and (self.resume is None or self.data is not None):
             raise typer.BadParameter(
-                f"--data names {self.images} of a run to resume: give the folder alone", param_hint="--data"
+                f"belongs to --resume; give it as an argument: opendetr {self.command} {self.data or self.moved}",
+                param_hint="--data",
             )
         if self.resume is None and self.data is None:
             raise typer.BadParameter(f"name {self.images} folder, or a run folder with --resume")
