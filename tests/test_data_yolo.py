@@ -10,7 +10,8 @@ import pytest
 from folders import one_line, write_image
 from opendetr.data.formats.recognise import Format, open_data, open_split, recognise
 from opendetr.data.formats.splits import split_folders
-from opendetr.data.formats.yolo import find_description, polygon_area
+from opendetr.data.formats.yolo import find_description
+from opendetr.data.formats.yolo_rows import polygon_area
 from opendetr.data.records import DataError, FaultKind
 from opendetr.files import READABLE_SUFFIXES
 
@@ -249,8 +250,8 @@ def test_a_faulty_row_is_skipped_and_named(tmp_path, fault):
 
 
 def test_when_no_row_is_left_the_reason_is_said(tmp_path):
-    write_yolo_folder(tmp_path, rows="0 0.5 0.5 0.2 0.2 0.9\n")
-    with pytest.raises(DataError, match=r"no object; 2 rows that cannot be read.*line 1\): 5 numbers after the class"):
+    write_yolo_folder(tmp_path, rows="0 0.5 0.5 0.2 0.2 0.9 0.1 0.1\n")
+    with pytest.raises(DataError, match=r"no object; 2 rows that cannot be read.*line 1\): 7 numbers after the class"):
         open_data(tmp_path)
 
 

@@ -57,10 +57,10 @@ predict image.jpg --weights runs/mine --min-score zebra=0.3
 2 error: min score of 'zebra': the detector has no such class; it has cat, dog
 
 train --data other.yaml
-2 Error: no option --data; give it as an argument: opendetr train other.yaml
+2 Error: Invalid value for --data: belongs to --resume; give it as an argument: opendetr train other.yaml
 
 train --data=other.yaml --imgsz 640
-2 Error: no option --data; give it as an argument: opendetr train other.yaml
+2 Error: no option --imgsz; did you mean --image-size?
 
 train my-data --cfg-options a=b
 2 Error: no option --cfg-options; did you mean --set?
@@ -156,7 +156,7 @@ train my-data --project mine
 2 Error: no option --project; did you mean --out?
 
 train my-data --data my-data
-2 Error: no option --data; give it as an argument: opendetr train my-data
+2 Error: Invalid value for --data: belongs to --resume; give it as an argument: opendetr train my-data
 
 train my-data --weight-decay 0.1
 2 Error: no option --weight-decay; did you mean --set recipe.weight_decay=VALUE?
@@ -168,7 +168,7 @@ train my-data model=detr-r50
 2 Error: Invalid value: model=detr-r50: options are written as --model detr-r50
 
 train data=my-data
-2 Error: Invalid value: data=my-data: arguments have no name: write my-data
+2 Error: Invalid value: data=my-data: options are written as --data my-data
 
 train my-data --device 0
 2 Error: Invalid value for '--device': '0' is not a device; did you mean cuda:0?
@@ -216,7 +216,7 @@ train my-data --best-by AP_L
 2 Error: Invalid value for '--best-by': AP_L (average precision, objects above 96² pixels) cannot be computed from this data with this model; choose AP or another
 
 train crowd
-1 error: crowd, split 'train': all 8 objects are crowd regions, which cannot be learned; add objects with iscrowd 0
+1 error: crowd, split 'train': all 8 objects are crowd regions, which cannot be learned; set iscrowd to 0, or read them as objects with --allow crowd_only
 
 train nowhere
 1 error: nowhere: no such folder

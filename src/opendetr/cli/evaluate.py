@@ -128,6 +128,8 @@ def evaluate(options: EvalOptions) -> Exit:
     split = options.split or detector.preset.data.val_split or "val"
     data = _open(detector, options, split)
     say(f"{split}: {data.summary()}")
+    for line in detector.class_differences(data):
+        say(line)
     with progress_bar("evaluating") as progress:
         scores = detector.evaluate(
             data,

@@ -28,7 +28,16 @@ from opendetr.data.masks import (
 from opendetr.data.patches import PatchAugmentationConfig, PatchDataConfig, PatchEvaluationBatch
 from opendetr.data.paths import require_folder, require_new
 from opendetr.data.pixels import to_pixels
-from opendetr.data.records import DataError, DataFault, DetectionData, ImageRecord, spread, unknown_split
+from opendetr.data.records import (
+    DataError,
+    DataFault,
+    DetectionData,
+    FaultCount,
+    ImageRecord,
+    count_faults,
+    spread,
+    unknown_split,
+)
 from opendetr.data.resizing import denormalise, resized_shape
 from opendetr.data.statistics import DataStatistics
 from opendetr.data.transforms import LabelledImage, Transform, evaluation_transform
@@ -55,6 +64,7 @@ __all__ = [
     "DataStatistics",
     "DetectionData",
     "Effect",
+    "FaultCount",
     "FaultKind",
     "ImageError",
     "ImageRecord",
@@ -74,6 +84,7 @@ __all__ = [
     "Videos",
     "coco_truth",
     "collate_samples",
+    "count_faults",
     "count_frames",
     "count_noun",
     "decode_video",

@@ -100,12 +100,17 @@ def read_record(record: ImageRecord, report: Report | None = None) -> np.ndarray
     stored = _read(record.path, oriented=False, report=_ignore)
     if stored.shape[:2] == (record.height, record.width):
         return stored
-    height, width = image.shape[:2]
+    raise size_mismatch(record.path, (image.shape[0], image.shape[1]), (record.height, record.width))
+
+
+def size_mismatch(path: Path, size: tuple[int, int], annotated: tuple[int, int]) -> FaultError:
+    """The error for an image of this height and width whose annotation gives others."""
+    (height, width), (annotated_height, annotated_width) = size, annotated
     detail = (
-        f"the image is {width}x{height}, its annotation says {record.width}x{record.height}; "
+        f"the image is {width}x{height}, its annotation says {annotated_width}x{annotated_height}; "
         "correct the annotated size, or annotate this image again"
     )
-    raise FaultError(FaultKind.SIZE_MISMATCH, record.path, "", detail)
+    return FaultError(FaultKind.SIZE_MISMATCH, path, "", detail)
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
@@ -117,6 +122,16 @@ def image_size(path: str | Path) -> tuple[int, int]:
     except DAMAGED as error:
         raise _file_error(Path(path), error) from None
     return (width, height) if sideways else (height, width)
+
+
+def stored_size(path: str | Path) -> tuple[int, int]:
+    """Height and width of an image before its EXIF orientation is applied. Raises ImageError."""
+    try:
+        with _opened(Path(path)) as image:
+            width, height = _stored_size(image)
+    except DAMAGED as error:
+        raise _file_error(Path(path), error) from None
+    return height, width
 
 
 def read_map(path: str | Path) -> np.ndarray:
@@ -233,7 +248,7 @@ def _opened(path: Path) -> Iterator[ImageFile.ImageFile]:
         raise ImageFileError(FaultKind.UNREADABLE_IMAGE, path, "", "no such file")
     with _open(path) as image:
         width, height = image.size
-        if width * height > max(_ALWAYS_SAFE_PIXELS, _PIXELS_PER_BYTE * path.stat().st_size):
+        if not is_plausible_size(height, width, path.stat().st_size):
             detail = (
                 f"{width}x{height} pixels are too many for a file of {path.stat().st_size:,} bytes; replace the image"
             )
@@ -261,6 +276,11 @@ def _registers_heif() -> bool:
         return False
     pillow_heif.register_heif_opener()
     return True
+
+
+def is_plausible_size(height: int, width: int, length: int) -> bool:
+    """Whether an image of this size may be decoded from a file of `length` bytes."""
+    return width * height <= max(_ALWAYS_SAFE_PIXELS, _PIXELS_PER_BYTE * length)
 
 
 def _stored_size(image: Image.Image) -> tuple[int, int]:

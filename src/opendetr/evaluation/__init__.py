@@ -15,7 +15,14 @@ from opendetr.evaluation.average_precision import (
 )
 from opendetr.evaluation.coco import DETECTION_METRICS, CocoEvaluator
 from opendetr.evaluation.detected import DatasetDetections, Found, Objects
-from opendetr.evaluation.detection import DetectionEvaluator, Evaluation, ImageResult, headline_names, metric_names
+from opendetr.evaluation.detection import (
+    DetectionEvaluator,
+    Evaluation,
+    ImageResult,
+    class_differences,
+    headline_names,
+    metric_names,
+)
 from opendetr.evaluation.evaluator import Evaluator
 from opendetr.evaluation.grounding import (
     GROUNDING_METRICS,
@@ -112,6 +119,7 @@ __all__ = [
     "blank_expressions",
     "box_overlaps",
     "chart_figure",
+    "class_differences",
     "concatenate_matches",
     "dataset_detections",
     "dataset_section",

@@ -494,6 +494,10 @@ class Predictor:
             raise ConfigError("masks: the model has no mask head, only boxes are evaluated: leave it out")
         return config.open_split(Path(folder), split or config.val_split or "val", masks)
 
+    def class_differences(self, data: DetectionData) -> list[str]:
+        """Lines about classes that the dataset spells differently than the detector, or that the detector lacks."""
+        return self.preset.class_differences(self.categories, data)
+
     def _named(self, label: Any) -> str:
         """The name of a label for a message, or of the first class for what is not a label."""
         known = isinstance(label, int) and not isinstance(label, bool) and 0 <= label < len(self.names)

@@ -1,6 +1,6 @@
 """The catalogue: one preset per model."""
 
-from opendetr.presets.about import FAMILIES, RELATIVE_TIME
+from opendetr.presets.about import FAMILIES, RELATIVE_TIME, TRAINING_MEMORY
 from opendetr.presets.preset import (
     Preset,
     build_model,
@@ -35,6 +35,7 @@ __all__ = [
     "DEFAULT_MODEL",
     "FAMILIES",
     "RELATIVE_TIME",
+    "TRAINING_MEMORY",
     "Preset",
     "build_model",
     "build_task",

@@ -11,7 +11,7 @@ from torch import Tensor
 from opendetr.categories import Categories, coco_categories, coco_panoptic_categories
 from opendetr.config import ConfigError, MissingPackageError, SettingError
 from opendetr.data import CAPTION, AnswerDecoder, DataConfig, DetectionData
-from opendetr.evaluation import DetectionEvaluator, Evaluator, headline_names, metric_names
+from opendetr.evaluation import DetectionEvaluator, Evaluator, class_differences, headline_names, metric_names
 from opendetr.losses import (
     CriterionConfig,
     DenseConfig,
@@ -236,6 +236,10 @@ class Preset:
     def evaluator(self, categories: Categories, data: DetectionData, **options: Any) -> Evaluator:
         """The evaluator of the model on a dataset; see `DetectionEvaluator` for the options."""
         return DetectionEvaluator(categories, data, has_masks=self.has_masks, **options)
+
+    def class_differences(self, categories: Categories, data: DetectionData) -> list[str]:
+        """Lines about classes that the dataset spells differently than the model, or that the model does not have."""
+        return class_differences(categories, data)
 
     def metrics(self, data: DetectionData) -> list[str]:
         """The names of the metrics that the evaluator computes on a dataset, the main one first."""

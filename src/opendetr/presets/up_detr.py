@@ -114,6 +114,10 @@ class PretrainingPreset(Preset):
             raise ConfigError(f"layers: {self.name} is evaluated in its last layer only; leave it out")
         return PatchEvaluator(data)
 
+    def class_differences(self, categories: Categories, data: DetectionData) -> list[str]:
+        """Nothing, because the model detects what patches show, not classes."""
+        return []
+
     def metrics(self, data: DetectionData) -> list[str]:
         """The names of the metrics, first the fraction of the patches that are located."""
         return list(PATCH_METRICS)
