@@ -27,7 +27,7 @@ from opendetr.data.masks import (
 )
 from opendetr.data.patches import PatchAugmentationConfig, PatchDataConfig, PatchEvaluationBatch
 from opendetr.data.paths import require_folder, require_new
-from opendetr.data.pixels import to_pixels
+from opendetr.data.pixels import image_in, to_pixels
 from opendetr.data.records import DataError, DataFault, DetectionData, ImageRecord, spread, unknown_split
 from opendetr.data.resizing import denormalise, resized_shape
 from opendetr.data.statistics import DataStatistics
@@ -84,6 +84,7 @@ __all__ = [
     "files_matching",
     "gqa_decoder",
     "has_tracks",
+    "image_in",
     "image_size",
     "images_in",
     "is_pattern",
