@@ -159,7 +159,7 @@ def test_an_address_and_a_video_in_one_run(predict, tmp_path, monkeypatch):
 
 def test_cameras_and_models_in_the_wrong_place(predict, tmp_path):
     fill(tmp_path / "in", "x.png")
-    assert "a camera never ends" in predict("0", tmp_path / "in", code=2).stderr
+    assert "a camera or stream never ends" in predict("0", tmp_path / "in", code=2).stderr
     assert "--weights detr-tiny" in predict("detr-tiny", tmp_path / "in", code=2).stderr
     if "cv2" not in sys.modules:
         assert "camera 7: " in predict("7", code=1).stderr

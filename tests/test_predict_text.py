@@ -318,7 +318,7 @@ def test_the_command_writes_phrases(weights, image, tmp_path):
     answered = json.loads(run(*given, *both, "--json"))["answers"]
     assert [row["file_name"] for row in answered] == [str(tmp_path / "photo.png")] * 2
     assert [row["question"] for row in answered] == list(questions)
-    assert "a camera never ends: give one --ask" in run("0", *given[1:], *both, code=2)
+    assert "a camera or stream never ends: give one --ask" in run("0", *given[1:], *both, code=2)
     assert "--ask (detector.ask)" in run(*given, "--out", tmp_path / "a", code=2)
     given_class = (*given, "--classes", "disc", "--min-score", "disc=0.5")
     assert "scores of single classes do not apply" in " ".join(run(*given_class, code=2).split())

@@ -54,7 +54,9 @@ class PredictOptions:
 
     sources: Annotated[
         list[str],
-        typer.Argument(help="Images, folders, patterns such as 'photos/*.jpg', URLs, videos, or a camera's number."),
+        typer.Argument(
+            help="Images, folders, patterns such as 'photos/*.jpg', URLs, videos, a camera's number or rtsp://."
+        ),
     ]
     weights: Annotated[
         str | None,
@@ -145,8 +147,8 @@ class PredictOptions:
             raise typer.BadParameter("--ask prints answers and writes no detections: leave out the other options")
         if _AUTO in (self.min_score or []) and (self.panoptic or self.patch or self.prompt):
             raise wrong_value("min_score", f"{_AUTO}: thresholds are stored for the classes of boxes: give a number")
-        if self.ask is not None and len(self.ask) > 1 and any(map(_is_camera, self.sources)):
-            raise typer.BadParameter("a camera never ends: give one --ask")
+        if self.ask is not None and len(self.ask) > 1 and any(map(_never_ends, self.sources)):
+            raise typer.BadParameter("a camera or stream never ends: give one --ask")
         if (self.text or self.classes is not None) and self.panoptic:
             raise typer.BadParameter("--panoptic needs fixed classes: leave it out with --text and --classes")
 
@@ -210,13 +212,15 @@ def predict(options: PredictOptions) -> Exit:
         say(f"score thresholds: none are stored with the model; {DETECTION_SCORE} for every class")
     if options.ask is not None:
         return _answer(detector, sources, options)
+    from opendetr.inference.sources import is_endless
+
     with StopSignal() as stop, _Run(detector, sources, options) as run:
         run.predict(stop, options.prompt | {"min_score": min_score, "class_min_scores": class_min_scores})
         if options.as_json:
             run.print_json()
         else:
             run.print_summary()
-        if stop.requested and not isinstance(sources[0], int):
+        if stop.requested and not is_endless(sources[0]):
             say(f"error: interrupted after {run.num_images} images; their results are in {options.out}")
             return Exit.FAILED
         return Exit.SOME_FAILED if run.skipped.count else Exit.DONE
@@ -289,18 +293,19 @@ def named_sources(names: Sequence[str]) -> list[Source]:
 
     Raises DataError if the only source is a file that does not exist.
     """
+    from opendetr.inference.sources import is_endless
     from opendetr.presets import list_models
 
     sources: list[Source] = [int(name) if _is_camera(name) else name for name in names]
-    if len(sources) > 1 and any(isinstance(source, int) for source in sources):
-        raise typer.BadParameter("a camera never ends: give it alone")
+    if len(sources) > 1 and any(map(is_endless, sources)):
+        raise typer.BadParameter("a camera or stream never ends: give it alone")
     known = existing_path(names)
     if known is not None and not all(map(exists, known.split(" "))):
         raise typer.BadParameter(f"did you mean '{known}'? Quote a path that contains spaces")
     for name in set(list_models()).intersection(names):
         if not Path(name).exists():
             raise typer.BadParameter(f"{name} is a model: give it as --weights {name}")
-    if len(sources) == 1 and isinstance(sources[0], str):
+    if len(sources) == 1 and isinstance(sources[0], str) and not is_endless(sources[0]):
         _require_existing(sources[0])
     return sources
 
@@ -308,6 +313,13 @@ def named_sources(names: Sequence[str]) -> list[Source]:
 def _is_camera(name: str) -> bool:
     """Whether a source is the number of a camera."""
     return name.isdecimal() and not Path(name).exists()
+
+
+def _never_ends(name: str) -> bool:
+    """Whether a source is a camera or a stream."""
+    from opendetr.inference.sources import is_endless
+
+    return _is_camera(name) or is_endless(name)
 
 
 def _say_what_it_knows(detector: Predictor) -> None:
@@ -415,7 +427,7 @@ class _Run:
 
     def _stream(self, given: Mapping[str, Any]) -> Generator[Detections | Panoptic]:
         """Yield the result of each image."""
-        from opendetr.inference.sources import each_image, is_one_image
+        from opendetr.inference.sources import each_image, is_endless, is_one_image
 
         options = {**given, "batch_size": self._options.batch_size, "patches": self._options.patch or None}
         if self._options.panoptic:
@@ -423,8 +435,9 @@ class _Run:
         only = self._sources[0] if len(self._sources) == 1 else None
         if isinstance(only, str) and is_one_image(only):
             yield self._detector.predict(only, **options)
-        elif isinstance(only, int):
-            yield from self._detector.predict(only, **options, on_unreadable=self.skipped.add)
+        elif only is not None and is_endless(only):
+            endless: Any = only
+            yield from self._detector.predict(endless, **options, on_unreadable=self.skipped.add)
         else:
             images = each_image(self._sources if only is None else only, self.skipped.add, skip=self._out)
             distinct = images if only is not None else _distinct(images)

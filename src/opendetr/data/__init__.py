@@ -27,7 +27,7 @@ from opendetr.data.masks import (
 )
 from opendetr.data.patches import PatchAugmentationConfig, PatchDataConfig, PatchEvaluationBatch
 from opendetr.data.paths import require_folder, require_new
-from opendetr.data.pixels import to_pixels
+from opendetr.data.pixels import image_in, to_pixels
 from opendetr.data.records import (
     DataError,
     DataFault,
@@ -95,6 +95,7 @@ __all__ = [
     "files_matching",
     "gqa_decoder",
     "has_tracks",
+    "image_in",
     "image_size",
     "images_in",
     "is_pattern",

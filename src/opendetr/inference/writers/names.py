@@ -53,7 +53,11 @@ class OutputNames:
         path = PurePath(_name_in_url(source)) if is_url(source) else self._below_root(Path(source))
         suffix = path.suffix
         if suffix.lower() not in FORMATS:
-            suffix = _VIDEO_SUFFIX if is_video(Path(source)) or source.startswith("camera ") else _OTHER_SUFFIX
+            suffix = (
+                _VIDEO_SUFFIX
+                if is_video(Path(source)) or source.startswith("camera ") or "://" in source
+                else _OTHER_SUFFIX
+            )
         return path.with_name(shortened(path.stem, _MAX_BYTES) + suffix)
 
     def _below_root(self, path: Path) -> PurePath:
