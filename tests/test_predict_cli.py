@@ -133,7 +133,7 @@ def test_scores_by_class(predict, tmp_path):
     assert tables(tmp_path / "out")["annotations"] == same
     predict(tmp_path / "in", "--min-score", f"{name}=1")
     assert len(tables(tmp_path / "out")["annotations"]) == len(found) - len(same)
-    line = predict(tmp_path / "in", "--min-score", "cta=0.5", code=1).stderr
+    line = predict(tmp_path / "in", "--min-score", "cta=0.5", code=2).stderr
     assert "did you mean 'cat'" in line
     for bad in ("2", "nan", "cat=", "=0.5", "cat=-1", "much"):
         assert "NAME=NUMBER" in predict(tmp_path / "in", "--min-score", bad, code=2, min_score=None).stderr

@@ -61,7 +61,7 @@ def test_train_has_the_options_of_the_command():
 
 
 def test_evaluate_and_export_have_the_options_of_the_commands():
-    of_load, of_output = {"weights", "model", "device", "strict_no_object"}, {"as_json", "predictions"}
+    of_load, of_output = {"weights", "model", "device", "strict_no_object"}, {"as_json", "predictions", "report"}
     options = {field.name for field in fields(EvalOptions)}
     assert names(Predictor.evaluate) - {"progress"} == options - of_load - of_output
     assert names(Predictor.export) == names(export) - {"weights", "model", "as_json", "debug"}

@@ -318,7 +318,7 @@ detect image.jpg
 2 Error: no command 'detect'; did you mean predict?
 
 bench detrs
-2 error: bench: no benchmark 'detrs'; choose from panoptic, panoptic-quality, deformable-attention, training-step, mdetr, track
+2 error: bench: no benchmark 'detrs'; choose from panoptic, panoptic-quality, deformable-attention, training-step, mdetr, track, evaluation
 
 models --verbose
 2 Error: no option --verbose; `opendetr models --help` lists all options

@@ -245,7 +245,7 @@ _DESCRIPTIONS = {
         "correct the annotated size, or annotate this image again",
     ),
     FaultKind.CROWD_ONLY: _misread("split or class", "whose objects are all crowd regions", "set iscrowd to 0"),
-    FaultKind.TOO_FEW_QUERIES: _misread("split", "with more objects in many images than the model has queries", ""),
+    FaultKind.TOO_FEW_QUERIES: _misread("split", "with more objects in most images than the model has queries", ""),
     FaultKind.EMPTY_FILE: _Description(Effect.SKIPS, "image file", "of zero bytes", "skipped", fixable=True),
     FaultKind.UNREADABLE_IMAGE: _Description(Effect.SKIPS, "image", "that cannot be read", "skipped", fixable=True),
     FaultKind.OVERSIZED_IMAGE: _Description(

@@ -29,7 +29,7 @@ _FRACTIONS = 0.2  # share of boxes within 0..1
 _SCALES, _FEWEST_SCALED, _REACH = (100, 1000), 8, 0.7
 _UNMATCHED, _FEWEST_UNMATCHED = 0.1, 2  # share of the images, and number, without a label file
 _FEWEST_CROWD = 5  # regions of a class
-_TOO_CROWDED = 0.25  # share of the images with objects
+_TOO_CROWDED = 0.5  # share of the images with objects
 _FORMAT_NAMES: dict[BoxFormat, str] = {
     "xywh": "x, y, width, height",
     "xyxy": "xmin, ymin, xmax, ymax",

@@ -55,7 +55,7 @@ class OutputNames:
         if suffix.lower() not in FORMATS:
             suffix = (
                 _VIDEO_SUFFIX
-                if is_video(Path(source)) or source.startswith("camera ") or "://" in source
+                if is_video(Path(source)) or source.startswith("camera ") or ("://" in source and not is_url(source))
                 else _OTHER_SUFFIX
             )
         return path.with_name(shortened(path.stem, _MAX_BYTES) + suffix)
