@@ -30,7 +30,7 @@ from typing import Any
 
 import opendetr
 from opendetr.data.records import DataError
-from opendetr.synthetic import SceneConfig, write_scenes
+from opendetr.synthetic import EASY_SCENES, write_scenes
 from opendetr.training.callbacks import read_metrics
 from opendetr.training.run import resume, train
 from opendetr.visualize import contact_sheet, draw_curves
@@ -68,7 +68,6 @@ RECIPE = {
 }  # fmt: skip
 FLIPS = {"augmentation": {"multi_scale": False, "crop": False}}
 BCCD_SPLITS = {"train_split": "trainval", "val_split": "test"}
-SCENES = SceneConfig(size=128, min_objects=2, max_objects=6, min_scale=0.12, classes=("disc",))
 EASY = "scenes"
 REACHED = "images to DETR's AP", "fraction", "seconds", "fraction"
 
@@ -89,7 +88,7 @@ def run_all(
 def _scenes(folder: Path) -> Path:
     scenes = folder / EASY
     if not (scenes / "annotations" / "panoptic_val.json").exists():
-        write_scenes(scenes, counts={"train": 16000, "val": 300}, config=SCENES)
+        write_scenes(scenes, counts={"train": 16000, "val": 300}, config=EASY_SCENES)
     return scenes
 
 

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from opendetr.analysis import Collected, Found, Objects
+from opendetr.analysis import Collected
 from opendetr.categories import Categories
 from opendetr.data import DetectionData, ImageRecord
 from opendetr.data.records import ObjectRecord
-from opendetr.evaluation import CocoEvaluator
+from opendetr.evaluation import CocoEvaluator, Found, Objects
 from opendetr.results import Detections
 
 SIDE = 300
@@ -69,6 +69,7 @@ def collected_of(objects: Objects, *layers: Found, num_images: int, **changes: A
     plain = Collected(
         data=data_of(objects, num_images),
         objects=objects,
+        found=layers[-1],
         layers=layers,
         strict=None,
         query_boxes=np.zeros((num_images, 1, 4), np.float32),

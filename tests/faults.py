@@ -488,6 +488,15 @@ def _animated(path: Path) -> None:
     frames[0].save(path, save_all=True, append_images=frames[1:])
 
 
+def _twelve_bits(path: Path) -> None:
+    Image.fromarray(make_image(HEIGHT, WIDTH)[..., 0].astype(np.uint16) * 16).save(path)
+
+
+def _without_last_bytes(path: Path) -> None:
+    Image.fromarray(make_image(HEIGHT, WIDTH)).save(path, "JPEG")
+    path.write_bytes(path.read_bytes()[:-5])
+
+
 def _bomb(path: Path) -> None:
     Image.new("1", (8000, 8000)).save(path)
 
@@ -511,6 +520,111 @@ def _enlarged(data: DataSet) -> Place:
     for drawn in data.images[4:]:
         drawn.things = [Thing(name, (40, 40, 130 + n, 100)) for n, name in enumerate(data.classes)]
     return Place(data.folder, "split 'val'")
+
+
+def _as_corners(data: DataSet) -> Place:
+    """The four numbers of each box are those of another format: two corners, or in VOC a corner and the sides."""
+    for drawn in data.images:
+        for number, thing in enumerate(drawn.things):
+            x, y, w, h = thing.box
+            written = {
+                COCO: (x, y, x + w, y + h),
+                CSV: (x, y, x + w, y + h),
+                VOC: (x, y, w - x, h - y),
+                YOLO: (x - (x + w) / 2, y - (y + h) / 2, x + w, y + h),
+            }
+            drawn.things[number] = thing._replace(box=written[data.format])
+    return Place(data.folder)
+
+
+def _with_keypoints(data: DataSet) -> Place:
+    """Two keypoints follow each box, at opposite places near its corners."""
+    for path in sorted((data.folder / "labels").rglob("*.txt")):
+        rows = []
+        for line in path.read_text().splitlines():
+            cx, cy, w, h = map(float, line.split()[1:])
+            points = (cx - w / 3, cy - h / 3, cx + w / 3, cy - h / 3, cx, cy + h / 3)
+            rows.append(f"{line} {' '.join(map(str, points))}\n")
+        path.write_text("".join(rows))
+    return Place(data.folder / "data.yaml")
+
+
+def _with_confidence(data: DataSet) -> Place:
+    for path in sorted((data.folder / "labels").rglob("*.txt")):
+        path.write_text("".join(f"{line} 0.87\n" for line in path.read_text().splitlines()))
+    return Place(data.folder / "data.yaml")
+
+
+def _with_score(data: DataSet) -> Place:
+    path = data.annotations()
+    header, *rows = path.read_text().splitlines()
+    put(path, "\n".join([f"{header},score", *(f"{line},0.4" for line in rows)]) + "\n")
+    return Place(path, "line 2")
+
+
+def _with_angle(data: DataSet) -> Place:
+    path = data.annotations()
+    header, *rows = path.read_text().splitlines()
+    put(path, "\n".join([f"{header},angle", *(f"{line},0.3" for line in rows)]) + "\n")
+    return Place(path, "line 2")
+
+
+def _renamed_labels(data: DataSet) -> Place:
+    for index in (0, 1):
+        path = data.annotations(index)
+        path.rename(path.with_name(f"frame_{path.name}"))
+    return Place(data.folder, "split 'train'")
+
+
+def _all_crowd(data: DataSet) -> Place:
+    for split in ("train", "val"):
+        path = data.folder / "annotations" / f"instances_{split}.json"
+        content = json.loads(path.read_text())
+        for annotation in content["annotations"]:
+            annotation["iscrowd"] = int(annotation["category_id"] == 1)
+        path.write_text(json.dumps(content))
+    return class_place(data, "cat")
+
+
+def _many_crowded(data: DataSet) -> Place:
+    for drawn in data.images[:4]:
+        drawn.things = [Thing("cat", (12 * (n % 10), 15 * (n // 10), 11, 14)) for n in range(60)]
+    return Place(data.folder, "split 'train'")
+
+
+def _swapped(data: DataSet) -> Place:
+    """Height and width of the second image are swapped in its annotation; its boxes fit into one of both."""
+    if data.format == COCO:
+        path = data.folder / "annotations" / "instances_train.json"
+        content = json.loads(path.read_text())
+        content["images"][1].update(width=HEIGHT, height=WIDTH)
+        return Place(put(path, json.dumps(content)), "images[1]")
+    path = data.annotations(1)
+    old = f"<width>{WIDTH}</width><height>{HEIGHT}</height>"
+    return Place(put(path, path.read_text().replace(old, f"<width>{HEIGHT}</width><height>{WIDTH}</height>")))
+
+
+def _perhaps_swapped(data: DataSet) -> Place:
+    data.images[1].things = [Thing("cat", (4, 5, 30, 36)), Thing("dog", (44, 50, 30, 36))]
+    data.write()
+    return _swapped(data)
+
+
+def _rotated(data: DataSet) -> Place:
+    """The third object of the second image is rotated by 30 degrees in CVAT; YOLO has the corners."""
+    if data.format == COCO:
+        coco(lambda content: content["annotations"][8].update(attributes={"occluded": False, "rotation": 30.0}))(data)
+        return Place(data.annotations(), "annotations[8] (id 9)")
+    data.write()
+    path = data.annotations(1)
+    if data.format == VOC:
+        third = path.read_text().split("</object>")[2]
+        rotation = "<attributes><attribute><name>rotation</name><value>30.0</value></attribute></attributes>"
+        put(path, path.read_text().replace(third, third + rotation))
+        return Place(path, "object 3")
+    lines = path.read_text().splitlines()
+    lines[2] = "0 0.6 0.3 0.7 0.2 0.8 0.4 0.7 0.5"
+    return Place(put(path, "\n".join(lines) + "\n"), "line 3")
 
 
 def _shifted(data: DataSet) -> Place:
@@ -832,6 +946,12 @@ FAULTS = (
         "the image was resized after it was annotated",
         everywhere(image(save(HEIGHT // 2, WIDTH // 2)), COCO, VOC),
     ),
+    Fault(FaultKind.SWAPPED_SIZE, "`96x128` for an image of 128x96", everywhere(after(_swapped), COCO, VOC)),
+    Fault(
+        FaultKind.DOUBTFUL_SIZE,
+        "`96x128` for an image of 128x96, and all boxes fit into both",
+        everywhere(_perhaps_swapped, COCO, VOC),
+    ),
     Fault(
         FaultKind.NO_LABELS,
         "the validation split has no object",
@@ -943,10 +1063,40 @@ FAULTS = (
         },
     ),
     Fault(
+        FaultKind.NEW_ID,
+        "a UUID",
+        {COCO: coco(set_at("annotations", 2, "id", "8f7e-41d2"), "annotations")},
+    ),
+    Fault(
+        FaultKind.NO_BOX,
+        "a polygon without `bbox`",
+        {
+            COCO: coco(
+                lambda content: content["annotations"][2].update(bbox=None, segmentation=[[84, 5, 110, 5, 100, 40]]),
+                "annotations[2] (id 3)",
+            )
+        },
+    ),
+    Fault(
+        FaultKind.ROTATED_BOX,
+        "`rotation: 30` in the attributes; four corners of a rotated box",
+        everywhere(_rotated, COCO, VOC, YOLO),
+    ),
+    Fault(
+        FaultKind.CONFIDENCE,
+        "`score: 0.4`",
+        {
+            COCO: coco(set_at("annotations", 2, "score", 0.4), "annotations[2] (id 3)"),
+            CSV: after(_with_score),
+        },
+    ),
+    Fault(
         FaultKind.BAD_AREA, "an area of -1", {COCO: coco(set_at("annotations", 2, "area", -1), "annotations[2] (id 3)")}
     ),
     Fault(FaultKind.TURNED_IMAGE, "annotated in a tool that ignores EXIF", everywhere(image(_turned), COCO, VOC)),
     Fault(FaultKind.ANIMATED_IMAGE, "an animated PNG", everywhere(image(_animated))),
+    Fault(FaultKind.LOW_CONTRAST, "values of 12 bits in a 16-bit PNG", everywhere(image(_twelve_bits))),
+    Fault(FaultKind.TRUNCATED_IMAGE, "a JPEG without its last five bytes", everywhere(image(_without_last_bytes))),
     Fault(
         FaultKind.CROWD,
         "`iscrowd: 1`; a row with the flag 0",
@@ -984,6 +1134,24 @@ FAULTS = (
     Fault(FaultKind.TWO_CLASSES, "annotated as a cat and as a dog", everywhere(repeat("dog"))),
     Fault(FaultKind.NORMALISED_BOXES, "`[0.1, 0.2, 0.5, 0.4]`", everywhere(before(_normalised), COCO, VOC, CSV, MOT)),
     Fault(FaultKind.FOREIGN_SCALE, "annotated at three times the size", everywhere(before(_enlarged))),
+    Fault(
+        FaultKind.BOX_FORMAT,
+        "two corners where a corner and the sides belong, or the reverse",
+        everywhere(before(_as_corners), COCO, VOC, YOLO, CSV),
+    ),
+    Fault(FaultKind.EXTRA_NUMBERS, "a box and keypoints, without `kpt_shape`", {YOLO: after(_with_keypoints)}),
+    Fault(FaultKind.EXTRA_NUMBERS, "a box and a confidence", {YOLO: after(_with_confidence)}),
+    Fault(
+        FaultKind.UNKNOWN_ROTATION,
+        "a column `angle`; a field `theta`",
+        {
+            COCO: coco(set_at("annotations", 2, "theta", 0.3), "annotations[2] (id 3)"),
+            CSV: after(_with_angle),
+        },
+    ),
+    Fault(FaultKind.UNMATCHED_LABELS, "`frame_0.txt` beside `0.png`", {YOLO: after(_renamed_labels)}),
+    Fault(FaultKind.CROWD_ONLY, "every cat has `iscrowd: 1`", {COCO: after(_all_crowd)}),
+    Fault(FaultKind.TOO_FEW_QUERIES, "60 objects in most images", everywhere(before(_many_crowded))),
     Fault(FaultKind.SHIFTED_CLASSES, "classes 1 and 2 of 2", {YOLO: after(_shifted)}),
     Fault(FaultKind.SMALL_OBJECT, "2x2 pixels", everywhere(box(84, 5, 2, 2))),
     Fault(FaultKind.THIN_BOX, "40x1 pixels", everywhere(box(84, 5, 40, 1))),

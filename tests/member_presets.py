@@ -41,6 +41,13 @@ FRAMES = 2  # of a validation video
 RECIPE = Recipe(batch_size=4, max_steps=2, num_evaluations=1, best_by="auto", learning_rate=1e-3)
 
 
+@dataclass
+class Means:
+    """An evaluation without details."""
+
+    named_metrics: dict[str, float | None]
+
+
 class MeanEvaluator:
     """Computes the mean of one number per image, over all processes."""
 
@@ -63,8 +70,8 @@ class MeanEvaluator:
     def score_thresholds(self) -> None:
         return None
 
-    def evaluation(self, seconds_per_image: float, unreadable: Iterable[str]) -> dict[str, float | None]:
-        return self.compute()
+    def evaluation(self, seconds_per_image: float, unreadable: Iterable[str]) -> Means:
+        return Means(self.compute())
 
 
 # ------------------------------------------------------------------------------------------------------------ captions

@@ -8,20 +8,23 @@ import numpy as np
 import pytest
 
 from collected import coco_scores, collected_of, found_of, objects_of, random_case
-from opendetr.analysis import KINDS, analyse_errors, analyse_intervals, analyse_layers, analyse_operation
-from opendetr.analysis.average_precision import (
-    IOU_THRESHOLDS,
-    ClassMatches,
-    average_precisions,
-    match_found,
-    precision_at_recalls,
-)
+from opendetr.analysis import KINDS, analyse_errors, analyse_intervals, analyse_layers
 from opendetr.analysis.comparison import compare_collected
 from opendetr.analysis.errors import label_errors
 from opendetr.analysis.layers import NMS_IOU, analyse_no_object, suppress
 from opendetr.analysis.objects import analyse_objects
-from opendetr.analysis.operation import ImageErrors, label_thresholds, worst_images
 from opendetr.analysis.queries import analyse_queries
+from opendetr.evaluation import (
+    IOU_THRESHOLDS,
+    ClassMatches,
+    ImageErrors,
+    analyse_operation,
+    average_precisions,
+    label_thresholds,
+    match_found,
+    precision_at_recalls,
+    worst_images,
+)
 
 BOX = (50.0, 50.0, 40.0, 40.0)
 FAR = (150.0, 150.0, 40.0, 40.0)

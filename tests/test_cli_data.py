@@ -95,7 +95,9 @@ def test_show(voc, tmp_path):
     assert record == {"out": str(out), "split": "all", "images": 4, "failed": []}
     assert out.read_bytes() != first
     assert [path.name for path in out.parent.iterdir()] == ["a.png"]
-    assert "no split 'night'; it has all" in failure("data", "show", voc, "--split", "night", "--out", out)
+    assert (
+        "no split 'night'; it has all" in opendetr("data", "show", voc, "--split", "night", "--out", out, code=2).stderr
+    )
     opendetr("data", "show", voc, "--out", "sheet.txt", code=2)
 
 

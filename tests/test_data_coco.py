@@ -186,7 +186,7 @@ BROKEN = {
     "no category name": (drop("categories", 1, "name"), r"categories\[1\]: the key 'name' is missing"),
     "no image id": (drop("images", 1, "id"), r"images\[1\]: the key 'id' is missing"),
     "image id twice": (put(1, "images", 1, "id"), r"images\[1\]: the image id 1 is used twice"),
-    "image id text": (put("a", "images", 1, "id"), r"images\[1\]: 'id' is 'a'; expected a whole number"),
+    "image id list": (put([1], "images", 1, "id"), r"images\[1\]: 'id' is \[1\]; expected a whole number"),
     "image id endless": (put(10**400, "images", 1, "id"), r"images\[1\]: 'id' is 1000"),
     "no file name": (drop("images", 0, "file_name"), r"images\[0\]: the key 'file_name' is missing"),
     "file name number": (put(7, "images", 0, "file_name"), r"images\[0\]: 'file_name' is 7; expected text"),
@@ -198,7 +198,7 @@ BROKEN = {
         r"annotations\[0\] \(id 10\): 'bbox' is .*; expected four",
     ),
     "box of text": (
-        put(["1", 2, 3, 4], "annotations", 0, "bbox"),
+        put(["one", 2, 3, 4], "annotations", 0, "bbox"),
         r"annotations\[0\] \(id 10\): 'bbox' is .*; expected four",
     ),
     "missing image": (put("9.png", "images", 1, "file_name"), r"images\[1\]: the image .*9.png is missing"),

@@ -1,13 +1,17 @@
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, features
 
 from folders import make_image, one_line
+from opendetr.data import images
+from opendetr.data.faults import FaultKind
 from opendetr.data.images import ImageError, image_size, read_image, read_record
-from opendetr.data.records import DataError, ImageRecord
-from opendetr.files import IMAGE_SUFFIXES
+from opendetr.data.records import DataError, DataFault, ImageRecord
+from opendetr.files import READABLE_SUFFIXES
 
 
 def save(path: Path, image: Image.Image, **options) -> Path:
@@ -139,7 +143,7 @@ BROKEN = {
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
-@pytest.mark.parametrize("suffix", IMAGE_SUFFIXES)
+@pytest.mark.parametrize("suffix", READABLE_SUFFIXES)
 @pytest.mark.parametrize("fault", BROKEN)
 def test_a_file_that_cannot_be_read_is_named(tmp_path, fault, suffix):
     change, message = BROKEN[fault]
@@ -148,6 +152,178 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, fault, suffix):
     with pytest.raises(ImageError, match=message) as error:
         read_image(path)
     assert str(path) in one_line(error.value)
+
+
+# ----------------------------------------------------------------------------------------------- 16 bits, cut off, HEIC
+
+
+@pytest.fixture(autouse=True)
+def nothing_logged(monkeypatch):
+    """Warnings are logged once in a process; here, once in a test."""
+    monkeypatch.setattr(images, "_logged", {})
+
+
+def ramp(low: int, high: int) -> np.ndarray:
+    return np.linspace(low, high, 256).round().astype(np.uint16).reshape(16, 16)
+
+
+def chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def write_deep_png(path: Path, values: np.ndarray) -> Path:
+    """A PNG of 16 bits per channel, (H, W, 3 or 4); Pillow cannot write it."""
+    height, width, channels = values.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    head = struct.pack(">IIBBBBB", width, height, 16, {3: 2, 4: 6}[channels], 0, 0, 0)
+    chunks = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunks)
+    return path
+
+
+def write_deep_tiff(path: Path, values: np.ndarray, order: str) -> Path:
+    """An uncompressed TIFF of 16 bits per channel, (H, W, 3)."""
+    height, width, _ = values.shape
+    pixels, bits = values.astype(f"{order}u2").tobytes(), struct.pack(f"{order}3H", 16, 16, 16)
+    entries = [(256, 3, 1, width), (257, 3, 1, height), (258, 3, 3, 8), (259, 3, 1, 1), (262, 3, 1, 2),
+               (273, 4, 1, 14), (277, 3, 1, 3), (278, 3, 1, height), (279, 4, 1, len(pixels))]  # fmt: skip
+    content = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}I", 14 + len(pixels)) + bits + pixels
+    content += struct.pack(f"{order}H", len(entries))
+    for tag, kind, count, value in entries:
+        is_short = kind == 3 and count == 1
+        packed = struct.pack(f"{order}HH" if is_short else f"{order}I", *((value, 0) if is_short else (value,)))
+        content += struct.pack(f"{order}HHI", tag, kind, count) + packed
+    path.write_bytes(content + struct.pack(f"{order}I", 0))
+    return path
+
+
+RANGES = {"12 bits": (0, 4095), "14 bits": (0, 16382), "thermal": (29_000, 31_500), "8 bits": (0, 255)}
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".pgm"])
+@pytest.mark.parametrize("name", RANGES)
+def test_16_bits_are_scaled_by_their_real_range_with_a_warning(tmp_path, name, suffix, caplog):
+    path = save(tmp_path / f"a{suffix}", Image.fromarray(ramp(*RANGES[name])))
+    faults: list[DataFault] = []
+    image = read_image(path, faults.append)
+    np.testing.assert_allclose(image[..., 0].astype(int), GREY, atol=1)
+    assert (image.min(), image.max()) == (0, 255)
+    assert [(fault.kind, fault.file) for fault in faults] == [(FaultKind.LOW_CONTRAST, str(path))]
+    low, high = RANGES[name]
+    assert faults[0].detail == f"values from {low:,} to {high:,} of 65,535"
+    for _ in range(2):
+        read_image(path)
+    assert [record.message.startswith(f"{path}: a 16-bit image of low contrast") for record in caplog.records] == [True]
+
+
+def test_differences_below_a_step_of_8_bits_are_not_enlarged(tmp_path):
+    """Noise in a dark image is not made an image, and values of 8 bits in a file of 16 stay as they are."""
+    for values in (np.array([[0, 3], [7, 200]]), np.array([[500, 500], [500, 500]])):
+        path = save(tmp_path / "a.png", Image.fromarray(values.astype(np.uint16)))
+        np.testing.assert_array_equal(read_image(path)[..., 0], values - values.min())
+
+
+COLOURS = np.random.default_rng(0).integers(100, 4000, (24, 32, 3)).astype(np.uint16)
+DEEP = {
+    "png": write_deep_png,
+    "transparent png": lambda path, values: write_deep_png(path, np.dstack([values, np.full((24, 32), 65535)])),
+    "little-endian tiff": lambda path, values: write_deep_tiff(path, values, "<"),
+    "big-endian tiff": lambda path, values: write_deep_tiff(path, values, ">"),
+}
+
+
+@pytest.mark.parametrize("name", DEEP)
+def test_colours_of_16_bits_are_scaled_alike(tmp_path, name):
+    path = DEEP[name](tmp_path / "a", COLOURS)
+    faults: list[DataFault] = []
+    expected = (COLOURS - COLOURS.min()) * (255 / (int(COLOURS.max()) - int(COLOURS.min())))
+    np.testing.assert_allclose(read_image(path, faults.append), expected, atol=0.51)
+    assert [fault.kind for fault in faults] == [FaultKind.LOW_CONTRAST]
+    full = COLOURS.astype(int) * 16
+    DEEP[name](path, full)
+    np.testing.assert_allclose(read_image(path, faults.append), expected, atol=0.51)
+    assert len(faults) == 1
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_orientation_is_applied_to_16_bits(tmp_path, orientation):
+    upright = ramp(0, 4000)
+    stored = Image.fromarray(np.ascontiguousarray(STORED[orientation](upright)))
+    for suffix in (".png", ".tif"):
+        path = save(tmp_path / f"a{suffix}", stored, exif=with_orientation(orientation))
+        np.testing.assert_allclose(read_image(path)[..., 0].astype(int), GREY, atol=1)
+
+
+@pytest.mark.parametrize("progressive", [False, True], ids=["baseline", "progressive"])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("num_bytes", [3, 30])
+def test_a_jpeg_without_its_last_bytes_is_used_with_a_warning(tmp_path, mode, progressive, num_bytes, caplog):
+    image = Image.fromarray(make_image(96, 128)).convert(mode)
+    path = save(tmp_path / "a.jpg", image, progressive=progressive, exif=with_orientation(3))
+    whole = read_image(path)
+    path.write_bytes(path.read_bytes()[:-num_bytes])
+    faults: list[DataFault] = []
+    cut = read_image(path, faults.append)
+    assert cut.shape == whole.shape
+    # The image is turned, so that the missing end is at the top.
+    if not progressive:
+        np.testing.assert_array_equal(cut[24:], whole[24:])
+    assert np.abs(cut.astype(int) - whole).mean() < 12
+    assert [(fault.kind, fault.file) for fault in faults] == [(FaultKind.TRUNCATED_IMAGE, str(path))]
+    read_image(path)
+    assert f"{path}: the file breaks off near its end" in caplog.text
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("part", [0.2, 0.5, 0.7])
+def test_a_jpeg_that_lacks_much_is_not_used(tmp_path, part, progressive):
+    path = save(tmp_path / "a.jpg", Image.fromarray(make_image(96, 128)), progressive=progressive and part < 0.5)
+    path.write_bytes(path.read_bytes()[: int(part * path.stat().st_size)])
+    with pytest.raises(ImageError, match="cannot be read"):
+        read_image(path)
+
+
+def test_only_the_first_images_with_a_warning_are_named(tmp_path, caplog):
+    for number in range(8):
+        read_image(save(tmp_path / f"{number}.png", Image.fromarray(ramp(0, 99))))
+    assert len(caplog.records) == images._MAX_LOGGED + 1
+    assert "are not named" in caplog.records[-1].message
+
+
+HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(40)
+
+
+def test_a_heic_image_is_named_with_the_extra_that_reads_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(images, "_registers_heif", lambda: False)
+    for name in ("a.HEIC", "a.jpg"):  # the content decides
+        (tmp_path / name).write_bytes(HEIC)
+        with pytest.raises(ImageError, match=r"a HEIC image.*pip install 'opendetr\[heif\]'") as caught:
+            read_image(tmp_path / name)
+        assert str(tmp_path / name) in one_line(caught.value)
+
+
+def test_a_heic_image_is_read_with_the_extra(tmp_path):
+    pillow_heif = pytest.importorskip("pillow_heif")
+    upright = make_image(48, 64)
+    pillow_heif.from_pillow(Image.fromarray(upright)).save(tmp_path / "a.heic", quality=-1)
+    assert image_size(tmp_path / "a.heic") == (48, 64)
+    assert np.abs(read_image(tmp_path / "a.heic").astype(int) - upright).mean() < 6
+
+
+def test_an_avif_image_is_read_or_named(tmp_path, monkeypatch):
+    if features.check("avif"):
+        path = save(tmp_path / "a.avif", Image.fromarray(make_image(48, 64)))
+        assert read_image(path).shape == (48, 64, 3)
+    monkeypatch.delitem(Image.OPEN, "AVIF", raising=False)
+    (tmp_path / "b.avif").write_bytes(b"\0\0\0\x18ftypavif\0\0\0\0mif1avif" + bytes(40))
+    with pytest.raises(ImageError, match="an AVIF image, which needs Pillow"):
+        read_image(tmp_path / "b.avif")
+
+
+def test_the_format_of_a_camera_is_named(tmp_path):
+    (tmp_path / "a.CR3").write_bytes(bytes(100))
+    with pytest.raises(ImageError, match=r"\.cr3 is not a supported format; convert it to JPEG"):
+        read_image(tmp_path / "a.CR3")
 
 
 @pytest.mark.parametrize("mode", ["F", "I"])

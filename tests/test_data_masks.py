@@ -118,7 +118,7 @@ def test_yolo_polygons_are_masks(scenes, tmp_path):
         ([[1, 1, 9, 1, 9, float("nan")]], FaultKind.INVALID_OUTLINE),
         ([[1, 1, 9, 1, 9, "9"]], FaultKind.INVALID_OUTLINE),
         ([[1, 1, 9, True, 9, 9]], FaultKind.INVALID_OUTLINE),
-        ([1, 1, 9, 1, 9, 9], FaultKind.INVALID_OUTLINE),
+        ([1, 1, 9, 1, 9], FaultKind.INVALID_OUTLINE),
         ("1 1 9 1 9 9", FaultKind.INVALID_OUTLINE),
         ({"size": [64, 48], "counts": [0, 48 * 64]}, FaultKind.MASK_SIZE),
         ({"counts": [0, 48 * 64]}, FaultKind.MASK_SIZE),

@@ -10,9 +10,10 @@ import pytest
 from folders import one_line, write_image
 from opendetr.data.formats.recognise import Format, open_data, open_split, recognise
 from opendetr.data.formats.splits import split_folders
-from opendetr.data.formats.yolo import find_description, polygon_area
+from opendetr.data.formats.yolo import find_description
+from opendetr.data.formats.yolo_rows import polygon_area
 from opendetr.data.records import DataError, FaultKind
-from opendetr.files import IMAGE_SUFFIXES
+from opendetr.files import READABLE_SUFFIXES
 
 DESCRIPTION = "train: images/train\nval: images/val\nnames: [cat, dog]\n"
 ROWS = "0 0.5 0.5 0.25 0.5\n1 0.25 0.25 0.125 0.25\n"
@@ -133,13 +134,13 @@ def test_without_description_the_layout_is_enough(tmp_path):
 
 
 def test_images_of_every_suffix_are_found(tmp_path):
-    for index, suffix in enumerate(IMAGE_SUFFIXES):
-        write_image(tmp_path / "images" / f"{index}{suffix}")
+    for index, suffix in enumerate(READABLE_SUFFIXES):
+        write_image(tmp_path / "images" / f"{index:02}{suffix}")
         (tmp_path / "labels").mkdir(exist_ok=True)
-        (tmp_path / "labels" / f"{index}.txt").write_text(ROWS)
+        (tmp_path / "labels" / f"{index:02}.txt").write_text(ROWS)
     data = open_split(tmp_path, "all")
-    assert [image.path.suffix for image in data.images] == list(IMAGE_SUFFIXES)
-    assert data.num_objects == 2 * len(IMAGE_SUFFIXES)
+    assert [image.path.suffix for image in data.images] == list(READABLE_SUFFIXES)
+    assert data.num_objects == 2 * len(READABLE_SUFFIXES)
 
 
 def test_a_bare_folder_without_splits_is_divided(tmp_path):
@@ -249,8 +250,8 @@ def test_a_faulty_row_is_skipped_and_named(tmp_path, fault):
 
 
 def test_when_no_row_is_left_the_reason_is_said(tmp_path):
-    write_yolo_folder(tmp_path, rows="0 0.5 0.5 0.2 0.2 0.9\n")
-    with pytest.raises(DataError, match=r"no object; 2 rows that cannot be read.*line 1\): 5 numbers after the class"):
+    write_yolo_folder(tmp_path, rows="0 0.5 0.5 0.2 0.2 0.9 0.1 0.1\n")
+    with pytest.raises(DataError, match=r"no object; 2 rows that cannot be read.*line 1\): 7 numbers after the class"):
         open_data(tmp_path)
 
 

@@ -278,6 +278,7 @@ def test_the_interfaces_of_the_page_are_those_of_the_miniature_members():
         ("training.md", "doctor"),
         ("analysis.md", "analyse"),
         ("analysis.md", "compare"),
+        ("ablations.md", "ablate"),
     ],
 )
 def test_the_page_names_every_option(page, command):

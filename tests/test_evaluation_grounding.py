@@ -211,7 +211,9 @@ def test_names_of_metrics(tmp_path: Path) -> None:
     computed = evaluator.compute()
     assert set(grounding_metrics(data, has_masks=True)) == {name for name in computed if "/" not in name}
     assert set(grounding_metrics(data, has_masks=True)) == set(GROUNDING_METRICS)
-    assert all(map(describe_metric, GROUNDING_METRICS))
+    assert all(map(describe_metric, computed))
+    assert describe_metric("accuracy/count") == "questions with the right answer; only those of type count"
+    assert not describe_metric("AP/count") and not describe_metric("P@2/count")
     preset = get_preset("mdetr-tiny")
     preset = replace(preset, model=replace(preset.model, questions="scenes"))
     assert preset.metrics(data)[0] == "P@1"

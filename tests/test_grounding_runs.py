@@ -24,7 +24,7 @@ from opendetr.synthetic import write_captioned_scenes, write_scenes
 from opendetr.synthetic.config import SceneConfig
 from opendetr.synthetic.described import DescribedConfig
 from opendetr.visualize import draw_truth
-from opendetr.weights import ModelCard, save_weights
+from opendetr.weights import ModelCard, WeightsError, save_weights
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +143,16 @@ def test_a_model_that_answers_starts_from_one_that_does_not(scenes: Path, tmp_pa
     assert not r101.can_start_from(gqa)
     started = gqa.like_trained(replace(r101, model=replace(r101.model, num_queries=7)))
     assert (started.model.questions, started.model.align_width, started.model.num_queries) == ("gqa", 0, 7)
+
+
+def test_a_setting_that_the_weights_do_not_fit_is_named(scenes: Path, tmp_path: Path) -> None:
+    preset = miniature("mdetr-tiny")
+    preset = replace(preset, model=replace(preset.model, questions="scenes"))
+    path = tmp_path / "model.safetensors"
+    save_weights(path, build_model(preset, 255), ModelCard(to_dict(preset), preset.published_categories(), {}))
+    changed = {"model": {"questions": "none"}}
+    with pytest.raises(WeightsError, match=r"were trained with model\.questions=scenes; keep these settings"):
+        train(scenes, weights=path, changes=changed, max_steps=1, out=tmp_path / "run", device="cpu")
 
 
 @pytest.mark.parametrize(

@@ -133,7 +133,7 @@ def test_scores_by_class(predict, tmp_path):
     assert tables(tmp_path / "out")["annotations"] == same
     predict(tmp_path / "in", "--min-score", f"{name}=1")
     assert len(tables(tmp_path / "out")["annotations"]) == len(found) - len(same)
-    line = predict(tmp_path / "in", "--min-score", "cta=0.5", code=1).stderr
+    line = predict(tmp_path / "in", "--min-score", "cta=0.5", code=2).stderr
     assert "did you mean 'cat'" in line
     for bad in ("2", "nan", "cat=", "=0.5", "cat=-1", "much"):
         assert "NAME=NUMBER" in predict(tmp_path / "in", "--min-score", bad, code=2, min_score=None).stderr
@@ -159,7 +159,7 @@ def test_an_address_and_a_video_in_one_run(predict, tmp_path, monkeypatch):
 
 def test_cameras_and_models_in_the_wrong_place(predict, tmp_path):
     fill(tmp_path / "in", "x.png")
-    assert "a camera never ends" in predict("0", tmp_path / "in", code=2).stderr
+    assert "a camera or stream never ends" in predict("0", tmp_path / "in", code=2).stderr
     assert "--weights detr-tiny" in predict("detr-tiny", tmp_path / "in", code=2).stderr
     if "cv2" not in sys.modules:
         assert "camera 7: " in predict("7", code=1).stderr

@@ -341,7 +341,7 @@ def test_the_demo_shows_maps_of_a_model_with_masks(tmp_path, monkeypatch):
     page = (tmp_path / "index.html").read_text()
     assert "PQ by class" in page
     assert "panoptic quality of things" in page
-    assert page.count("<figure>") == 2
+    assert page.count("<figure>") == 4
     assert "PQ 0.0" in result.stdout
 
 

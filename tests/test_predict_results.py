@@ -25,7 +25,7 @@ from opendetr.categories import Categories, coco_categories
 from opendetr.data.records import DataError
 from opendetr.inference.writers.background import Background
 from opendetr.inference.writers.folder import OutputConfig, results_folder
-from opendetr.inference.writers.names import OutputNames, class_folders, safe_name, shortened
+from opendetr.inference.writers.names import FolderNames, OutputNames, safe_name, shortened
 from opendetr.inference.writers.tables import Rows
 from opendetr.results import Detections
 
@@ -107,7 +107,8 @@ def test_safe_names():
     assert safe_name("...") == "_"
     assert len(os.fsencode(shortened("ä" * 400, 100))) <= 100
     assert shortened("ä" * 400, 100) != shortened("ä" * 401, 100)
-    assert class_folders(Categories.from_names(("a/b", "a_b", "A_B", ".."))) == ["a_b", "a_b-2", "A_B-3", "_"]
+    folders = FolderNames(("a/b", "a_b", "A_B"))
+    assert [folders.of(name) for name in ("a_b", "A_B", "a/b", "..", "a_b")] == ["a_b-2", "A_B-3", "a_b", "_", "a_b-2"]
 
 
 # --------------------------------------------------------------------------------------------------------------- tables
@@ -177,6 +178,23 @@ def test_yolo_counts_the_used_classes(tmp_path):
     assert (tmp_path / "labels" / "image.txt").read_text().startswith("79 ")
     assert yaml.safe_load((tmp_path / "data.yaml").read_text())["names"][79] == "toothbrush"
     assert len(json.loads((tmp_path / "predictions.json").read_text())["categories"]) == 80
+
+
+def test_crops_and_yolo_labels_of_a_text_have_its_phrases(tmp_path):
+    """One text can name several kinds of objects; the phrases of all images are numbered as they appear."""
+    config = OutputConfig(draw=False, crops=True, yolo=True)
+    texts = Categories.from_names(("a man and two dogs",))
+    found = detections(categories=texts)
+    first = replace(found, labels=torch.zeros(3, dtype=torch.int64), phrases=("two dogs", "a man", "a man"))
+    second = replace(first, source="y.png", phrases=("a man", "A man", "a man and two dogs"))
+    with results_folder(tmp_path, texts, config) as save:
+        save(first)
+        save(second)
+    assert [line.split()[0] for line in (tmp_path / "labels" / "y.txt").read_text().splitlines()] == ["1", "2"]
+    names = {0: "two dogs", 1: "a man", 2: "A man", 3: "a man and two dogs"}
+    assert yaml.safe_load((tmp_path / "data.yaml").read_text()) == {"names": names}
+    crops = {path for path in written(tmp_path) if path.startswith("crops")}
+    assert crops == {"crops/two dogs/x-0.png", "crops/a man/x-1.png", "crops/a man/y-0.png", "crops/A man-2/y-1.png"}
 
 
 def test_crops_show_what_the_boxes_hold(tmp_path):

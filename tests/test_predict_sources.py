@@ -20,7 +20,7 @@ from PIL import Image
 
 from folders import make_image, one_line, write_image
 from opendetr.data import listing
-from opendetr.data.images import ImageError
+from opendetr.data.images import ImageError, read_image
 from opendetr.data.listing import images_in
 from opendetr.data.records import DataError
 from opendetr.files import IMAGE_SUFFIXES
@@ -30,13 +30,15 @@ from opendetr.inference.sources.reading import (
     count_images,
     each_image,
     folders_of,
+    from_bgr,
+    is_endless,
     is_one_image,
     plain_source,
     read_source,
 )
 from opendetr.inference.sources.source_image import SourceImage
 from opendetr.inference.sources.url import read_url
-from opendetr.inference.sources.video import VideoError, camera_frames, video_frames
+from opendetr.inference.sources.video import VideoError, camera_frames, video_frames, without_password
 from web import redirects, sends, sends_raw, serving
 
 # -------------------------------------------------------------------------------------------------------------- folders
@@ -55,6 +57,16 @@ def test_images_of_a_tree_come_in_the_order_of_their_paths(tmp_path):
     found = list(images_in(tmp_path))
     assert found == sorted(path for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".txt")
     assert len(found) == 7 + len(IMAGE_SUFFIXES)
+
+
+def test_images_are_recognised_by_their_content_where_the_name_says_nothing(tmp_path):
+    """Files without a suffix or with an unknown one; formats that are never read are named, unless there is a copy."""
+    write_image(tmp_path / "a.png")
+    content = (tmp_path / "a.png").read_bytes()
+    for name in ("plain", "b.dat", "c.txt", ".hidden", "._a.jpg", ".DS_Store"):
+        (tmp_path / name).write_bytes(content)
+    empty_files(tmp_path, "IMG_1.HEIC", "d.CR2", "a.CR2", "readme", "clip.mp4")
+    assert [path.name for path in images_in(tmp_path)] == ["IMG_1.HEIC", "a.png", "b.dat", "d.CR2", "plain"]
 
 
 def test_folders_are_listed_only_when_they_are_reached(tmp_path):
@@ -160,12 +172,10 @@ def test_a_float_tensor_of_any_precision_is_an_image(dtype):
 
 
 BAD_IMAGES = {
-    "four channels": (np.zeros((4, 4, 4), np.uint8), "(H, W, 3)"),
     "floats": (np.zeros((4, 4, 3)), "float64"),
     "floats in 0..255": (np.full((4, 4, 3), 200.0), "(array * 255)"),
     "channels first": (np.zeros((3, 4, 5), np.uint8), "array.transpose(1, 2, 0)"),
     "16 bits": (np.zeros((4, 4, 3), np.uint16), "array >> 8"),
-    "an alpha channel": (np.zeros((5, 5, 4), np.uint8), "array[..., :3]"),
     "a batch of arrays": (np.zeros((2, 4, 4, 3), np.uint8), "list(array)"),
     "a batch of tensors": (torch.zeros(2, 3, 4, 4), "list(tensor)"),
     "a tensor with an alpha channel": (torch.zeros(4, 5, 5), "tensor[:3]"),
@@ -205,10 +215,12 @@ def test_what_is_no_image_is_one_line(kind):
 
 
 NOT_SOURCES = {
-    "nothing": (None, "NoneType is not an image"),
+    "nothing": (None, "None is not an image; cv2.imread returns it"),
     "a truth value": (True, "bool is not an image"),
     "a number": (0.0, "float is not an image"),
-    "bytes": (b"content", "PIL.Image.open(io.BytesIO(content))"),
+    "bytes": (b"content", "bytes, 7 bytes: not an image in a supported format"),
+    "a text file": (io.StringIO("content"), "open it in binary mode"),
+    "a stream in a list": (["rtsp://camera/stream"], "give it alone"),
     "a file": (io.BytesIO(b"content"), "an open file (BytesIO)"),
     "a dict": ({"a.jpg": 1}, "dict is not an image"),
     "a set": ({"a.jpg"}, "set is not an image"),
@@ -216,7 +228,7 @@ NOT_SOURCES = {
     "NumPy cameras": ([np.int64(3)], "camera 3 in a list"),
     "a list of lists": ([["a.jpg"]], "list in a list"),
     "truth values": ([True], "bool is not an image"),
-    "a list of bytes": ([b"a.jpg"], "bytes is not an image"),
+    "a list of bytes": ([b"a.jpg"], "bytes, 5 bytes: not an image"),
 }
 
 
@@ -226,6 +238,25 @@ def test_what_could_be_misread_is_one_line(kind):
     with pytest.raises(ImageError) as caught:
         list(each_image(plain_source(source)))
     assert words in one_line(caught.value)
+
+
+def test_contents_and_batches_are_images(tmp_path):
+    write_image(tmp_path / "a.png")
+    pixels = read_image(tmp_path / "a.png")
+    content = (tmp_path / "a.png").read_bytes()
+    for source in (content, bytearray(content), io.BytesIO(content), (tmp_path / "a.png").open("rb")):
+        np.testing.assert_array_equal(read_source(plain_source(source)).pixels, pixels)
+    opaque = np.dstack([pixels, np.full(pixels.shape[:2], 255, np.uint8)])
+    for array in (opaque, from_bgr(pixels[..., ::-1]), from_bgr(opaque[..., [2, 1, 0, 3]])):
+        np.testing.assert_array_equal(read_source(array).pixels, pixels)
+    batch = plain_source(np.stack([pixels, pixels]))
+    assert [read_source(image).pixels.shape for image in batch] == [pixels.shape] * 2
+
+
+def test_a_stream_is_no_file_and_its_password_is_not_told():
+    assert is_endless("rtsp://camera/stream") and not is_one_image("RTSP://camera/stream")
+    assert count_images(["rtsp://camera/stream"]) is None and folders_of("rtsp://camera/stream") == set()
+    assert without_password("rtsp://me:secret@camera:554/a@b") == "rtsp://camera:554/a@b"
 
 
 def test_forms_of_one_source(tmp_path):

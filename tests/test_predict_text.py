@@ -190,7 +190,7 @@ def test_masks_of_phrases(image):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({}, "mdetr-tiny needs a text: give a text such as"),
+        ({}, "mdetr-tiny needs a text: say what to detect with --text or --classes \\(in Python text="),
         ({"text": " "}, "the text is empty; name what to find"),
         ({"text": ["a disc", ""]}, "the text is empty; name what to find"),
         ({"text": "zyzzx qrrt"}, "'zyzzx qrrt': the model knows none of its words"),
@@ -305,19 +305,25 @@ def test_the_command_writes_phrases(weights, image, tmp_path):
     assert len(record["annotations"]) == 24
     assert all(row["phrase"] in (TEXT if row["category_id"] == 1 else "a heart") for row in record["annotations"])
     assert (tmp_path / "out" / "photo.png").is_file()
-    run(*given, "--classes", "disc, red star", "--out", tmp_path / "classes")
+    run(*given, "--classes", "disc, red star", "--classes", "disc", "--out", tmp_path / "classes")
     record = json.loads((tmp_path / "classes" / "predictions.json").read_text())
     assert [row["name"] for row in record["categories"]] == ["disc", "red star"]
     given = given[:3]
     said = run(*given, "--ask", "how many red discs are there?", "--out", tmp_path / "nothing")
     assert said.startswith(f"{tmp_path / 'photo.png'}: ") and not (tmp_path / "nothing").exists()
-    answered = json.loads(run(*given, "--ask", "how many red discs are there?", "--json"))["answers"]
-    assert [row["file_name"] for row in answered] == [str(tmp_path / "photo.png")]
-    assert "needs a text" in run(*given, "--out", tmp_path / "a", code=1)
+    questions = ("how many red discs are there?", "is there a star?")
+    both = ("--ask", questions[0], "--ask", questions[1])
+    first, second = run(*given, *both).splitlines()
+    assert f"photo.png: {questions[0]} " in first and f"photo.png: {questions[1]} " in second
+    answered = json.loads(run(*given, *both, "--json"))["answers"]
+    assert [row["file_name"] for row in answered] == [str(tmp_path / "photo.png")] * 2
+    assert [row["question"] for row in answered] == list(questions)
+    assert "a camera or stream never ends: give one --ask" in run("0", *given[1:], *both, code=2)
+    assert "--ask (detector.ask)" in run(*given, "--out", tmp_path / "a", code=2)
     given_class = (*given, "--classes", "disc", "--min-score", "disc=0.5")
     assert "scores of single classes do not apply" in " ".join(run(*given_class, code=2).split())
     assert "exclude each other" in run(*given, "--text", "a", "--ask", "b", code=2)
-    assert "takes no text" in run(tmp_path / "photo.png", "--text", "a disc", "--out", tmp_path / "b", code=1)
+    assert "takes no text" in run(tmp_path / "photo.png", "--text", "a disc", "--out", tmp_path / "b", code=2)
     assert not (tmp_path / "a").exists()
 
 

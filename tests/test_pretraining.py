@@ -200,6 +200,7 @@ def _flow(values: dict[str, Any]) -> str:
         ({"augment": "mosaic"}, "augment: applies to annotated images"),
         ({"num_queries": 51}, "51 queries cannot be divided equally among 50 patches"),
         ({"changes": ["data.num_patches=51"]}, "51 patches of an image are more than the 50"),
+        ({"changes": ["data.patch_size=300"]}, "patches of 300 pixels are larger than the images"),
         ({"changes": ["data.masks=auto"]}, "data.masks: images without annotations support 'none' only"),
         ({"best_by": "AP"}, "no metric of the validation data is called 'AP'"),
     ],

@@ -55,13 +55,13 @@ def names(callable_: Any) -> set[str]:
 
 def test_train_has_the_options_of_the_command():
     options = {field.name for field in fields(TrainOptions)}
-    of_resume, of_launcher, of_output = {"resume"}, {"processes", "nodes"}, {"as_json"}
+    of_resume, of_launcher, of_output = {"resume", "moved"}, {"processes", "nodes"}, {"as_json"}
     assert names(opendetr.train) - {"callbacks", "say"} == options - of_resume - of_launcher - of_output
-    assert names(opendetr.resume) == {"folder", "device", "callbacks", "say"}
+    assert names(opendetr.resume) == {"folder", "data", "device", "callbacks", "say"}
 
 
 def test_evaluate_and_export_have_the_options_of_the_commands():
-    of_load, of_output = {"weights", "model", "device", "strict_no_object"}, {"as_json", "predictions"}
+    of_load, of_output = {"weights", "model", "device", "strict_no_object"}, {"as_json", "predictions", "report"}
     options = {field.name for field in fields(EvalOptions)}
     assert names(Predictor.evaluate) - {"progress"} == options - of_load - of_output
     assert names(Predictor.export) == names(export) - {"weights", "model", "as_json", "debug"}

@@ -152,14 +152,15 @@ def test_a_given_number_of_evaluations_is_kept_where_no_time_is_given():
     assert plan_evaluations(Recipe(time=100.0, num_evaluations=2), 10_000, 73) == Evaluations(2)
 
 
-def pace(used: float, step: float, image: float = 0, save: float = 0, evaluation: float = 0) -> Pace:
-    return Pace(used=used, step=step, image=image, save=save, evaluation=evaluation, num_images=40)
+def pace(used: float, step: float, image: float = 0, save: float = 0, evaluation: float = 0, report: float = 0) -> Pace:
+    return Pace(used=used, step=step, image=image, save=save, evaluation=evaluation, report=report, num_images=40)
 
 
 def test_plan_of_time_accounts_for_evaluations_and_checkpoints():
     recipe, five = Recipe(time=1000, save_every=100), Evaluations(5)
     assert plan_steps(recipe, 7) is None
     assert plan_time(recipe, 20, pace(100, 2), five).total_steps == 20 + 450
+    assert plan_time(recipe, 20, pace(100, 2, report=30), five).total_steps == 20 + 435
     paid = plan_time(recipe, 20, pace(100, 2, image=0.25, save=1, evaluation=1), five)
     left = 900 - 5 * (40 * 0.25 + 1)
     assert paid.total_steps == 20 + int((left - 5 * (1 + int(left / 5 / 100))) / 2)

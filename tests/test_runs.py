@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import runpy
 import shlex
@@ -61,3 +62,14 @@ def test_masks_are_found_in_the_folder_of_all_annotations(tmp_path):
     (tmp_path / "panoptic_segmentation").mkdir()
     assert of_kind(tmp_path, "panoptic") == tmp_path / "panoptic_segmentation"
     assert of_kind(Path("elsewhere"), "instances") == Path("elsewhere")
+
+
+def test_label_efficiency_compares_the_seeds_that_both_kinds_of_weights_have(tmp_path, capsys):
+    show = runpy.run_path(str(ROOT / "runs" / "up_detr_label_efficiency.py"))["show"]
+    found = {("random", 0): 0.2, ("random", 1): 0.4, ("pre-trained", 0): 0.3}
+    for (start, seed), ap in found.items():
+        row = {"data": "bccd", "percent": 10, "images": 29, "start": start, "seed": seed, "AP": ap}
+        (tmp_path / f"{start}-{seed}.json").write_text(json.dumps(row))
+    show(tmp_path, tmp_path / "curve.png")
+    assert "| 10 % | 29 | 0.300 (0.200, 0.400) | 0.300 (0.300) | +0.100 |" in capsys.readouterr().out
+    assert (tmp_path / "curve.png").is_file()

@@ -25,7 +25,7 @@ from opendetr.training import trainer
 from opendetr.training.callbacks import Curves, MetricsFile, Progress, ValidationImages, read_metrics
 from opendetr.training.checkpoint import CheckpointError, load_checkpoint
 from opendetr.training.ema import WeightAverage
-from opendetr.training.events import BatchLoaded, Callback, Evaluated, Event, RunStarted, StepTaken
+from opendetr.training.events import BatchLoaded, Callback, Evaluated, Event, ReportDue, RunStarted, StepTaken
 from opendetr.training.signals import StopSignal
 from opendetr.training.train_step import step_randomness
 from opendetr.training.trainer import NonFiniteError, Trainer
@@ -459,8 +459,13 @@ class Clock:
         return self.now
 
 
-def timed(folder: Path, clock: Clock, *, at_step: int = -1, act=lambda: None, resume: bool = False):
-    """A run of 100 seconds on a clock of its own: a step takes 0.5 seconds, an evaluation 2, a checkpoint 0.25."""
+def timed(
+    folder: Path, clock: Clock, *, at_step: int = -1, act=lambda: None, resume: bool = False, report: float = 0.0
+):
+    """A run of 100 seconds on a clock of its own: a step takes 0.5 seconds, an evaluation 2, a checkpoint 0.25.
+
+    A report takes `report` seconds.
+    """
 
     class Slow(RandomLoader):
         def batch(self, epoch, position):
@@ -478,6 +483,12 @@ def timed(folder: Path, clock: Clock, *, at_step: int = -1, act=lambda: None, re
 
     recipe = replace(RECIPE, time=100.0, save_every=20.0, num_evaluations=10)
     recorder = Recorder(at_step, act)
+
+    def slow_report(event: ReportDue) -> None:
+        clock.now += report
+        recorder.events.append(event)
+
+    recorder.on_report = slow_report
     started = Trainer(
         CountingTask(),
         Slow(),
@@ -501,6 +512,25 @@ def test_a_timed_run_takes_the_time_that_it_is_given(tmp_path, monkeypatch):
     rates = [event.learning_rate for event in recorder.of(StepTaken)]
     assert rates[3 : plan.step] == [1e-2] * (plan.step - 3) and rates[-1] < 1e-4
     assert 4 <= len(recorder.of(Evaluated)) <= 6  # a tenth of the time is 5 evaluations
+
+
+def test_a_timed_run_plans_the_time_of_its_report(tmp_path, monkeypatch):
+    """A report that is slow comes after the first evaluation, which measures it, and at the end."""
+    clock = Clock()
+    monkeypatch.setattr(trainer, "time", clock)
+    result, recorder = timed(tmp_path, clock, report=8)
+    assert 88 < clock.now - 1000 <= 101
+    evaluated = [event.step for event in recorder.of(Evaluated)]
+    assert len(evaluated) > 2
+    assert [event.step for event in recorder.of(ReportDue)] == [evaluated[0], evaluated[-1]]
+    assert evaluated[-1] == result.step and load_checkpoint(tmp_path / "last").facts["report_seconds"] == 8
+
+
+def test_a_report_that_takes_little_of_the_time_follows_every_evaluation(tmp_path, monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(trainer, "time", clock)
+    _, recorder = timed(tmp_path, clock, report=0.05)
+    assert len(recorder.of(ReportDue)) == len(recorder.of(Evaluated)) > 2
 
 
 def test_a_timed_run_resumes_with_the_plan_that_was_fixed(tmp_path, monkeypatch):

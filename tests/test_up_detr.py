@@ -524,7 +524,7 @@ def test_the_command_locates_patches_and_skips_smaller_images(detector, tmp_path
     record = json.loads((tmp_path / "out" / "predictions.json").read_text())
     assert [category["name"] for category in record["categories"]] == ["patch"]
     assert len(record["annotations"]) == 1
-    for options, code in (([], 1), ([*crop, "--panoptic"], 2), ([*crop, "--text", "a disc"], 2)):
+    for options, code in (([], 2), ([*crop, "--panoptic"], 2), ([*crop, "--text", "a disc"], 2)):
         refused = CliRunner().invoke(app, [*arguments, "--overwrite", *options])
         assert refused.exit_code == code
         assert "--patch" in refused.stderr

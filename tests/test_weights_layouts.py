@@ -20,7 +20,12 @@ from golden import Golden, rule
 from golden_scaled import close
 from opendetr.categories import Categories, coco_panoptic_categories
 from opendetr.config import ConfigError
-from opendetr.export.checkpoints import export_huggingface, export_official, huggingface_unsupported_reason
+from opendetr.export.checkpoints import (
+    export_huggingface,
+    export_official,
+    huggingface_difference,
+    huggingface_unsupported_reason,
+)
 from opendetr.inference.predictor import Predictor
 from opendetr.models.detector import Detector
 from opendetr.models.detr import DETR
@@ -259,6 +264,57 @@ def check_same(detector: Predictor, pixels: np.ndarray, raw: Any, found: dict[st
     assert torch.equal(ours.labels.sort().values, found["labels"].sort().values)
     close(ours.scores.sort().values, found["scores"].sort().values)
     close(ours.boxes.sort(0).values / max(pixels.shape), found["boxes"].sort(0).values / max(pixels.shape))
+
+
+@each
+def test_labels_that_are_never_predicted_never_win_in_transformers(tmp_path, kind):
+    """A detector gives the same detections here and there, although some of its rows stand for no class."""
+    preset = SMALL[kind]
+    model = filled(preset)
+    some = replace(CLASSES, used=(True, False, *CLASSES.used[2:]))
+    row = model.get_parameter(model.class_rows[1])
+    with torch.no_grad():
+        row[1] = row.max() + 3  # of all scores the best
+    export_huggingface(model, preset, some, tmp_path / "out")
+    pixels = _make_image(64, 96)
+    theirs, _, found = _theirs(tmp_path / "out", pixels)
+    assert theirs.config.id2label[1] == "N/A"
+    visible = found["scores"] > 1e-6
+    assert visible.any() and 1 not in found["labels"][visible]
+    for detector in (opendetr.load(tmp_path / "out", device="cpu"), Predictor(model, preset, some, device="cpu")):
+        ours = detector.predict(pixels, min_score=0)
+        if theirs.config.model_type == "detr" and detector.model is model:
+            continue  # here the row takes a part of the softmax
+        count = min(int(visible.sum()), len(ours))
+        close(ours.scores.sort(descending=True).values[:count], found["scores"].sort(descending=True).values[:count])
+
+
+SIZES = [(100, 130), (97, 301), (301, 97), (480, 640), (1080, 1920), (333, 334), (64, 640), (50, 50), (1, 9)]
+
+
+def test_the_image_processor_gives_inputs_of_the_same_size(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    for preset in (SMALL["detr"], replace(SMALL["detr"], data=replace(SMALL["detr"].data, side_multiple=32))):
+        folder = tmp_path / str(preset.data.side_multiple)
+        export_huggingface(filled(preset), preset, CLASSES, folder)
+        processor = transformers.AutoImageProcessor.from_pretrained(folder)
+        detector = opendetr.load(folder, device="cpu")
+        sizes = {}
+        for size in SIZES:
+            pixels = np.zeros((*size, 3), dtype=np.uint8)
+            theirs = processor(images=pixels, return_tensors="pt", input_data_format="channels_last")
+            sizes[size] = theirs["pixel_values"].shape[-2:], detector.prepare(pixels).input.shape[-2:]
+        said = huggingface_difference(preset)
+        if preset.data.side_multiple > 1:
+            height, width = sizes[480, 640][0]
+            assert f"640x480 becomes {width}x{height} there" in said
+            continue
+        for size, (theirs, ours) in sizes.items():
+            ratio = max(size) / min(size)
+            is_limited = ratio > preset.data.max_size / preset.data.image_size
+            allowed = ratio / 2 + 1 if is_limited else 0
+            assert max(abs(there - here) for there, here in zip(theirs, ours, strict=True)) <= allowed
+        assert "up to half their aspect ratio" in said
 
 
 def _frozen(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -51,22 +51,22 @@ predict image.jpg --weights imagenet
 1 error: imagenet: is for training only; give a model of the catalogue, a run folder or a weights file
 
 predict image.jpg --weights runs/mine --min-score CAT=0.3
-1 error: min score of 'CAT': the detector has no such class; did you mean 'cat'?
+2 error: min score of 'CAT': the detector has no such class; did you mean 'cat'?
 
 predict image.jpg --weights runs/mine --min-score zebra=0.3
-1 error: min score of 'zebra': the detector has no such class; it has cat, dog
+2 error: min score of 'zebra': the detector has no such class; it has cat, dog
 
 train --data other.yaml
-2 Error: no option --data; give it as an argument: opendetr train other.yaml
+2 Error: Invalid value for --data: belongs to --resume; give it as an argument: opendetr train other.yaml
 
 train --data=other.yaml --imgsz 640
-2 Error: no option --data; give it as an argument: opendetr train other.yaml
+2 Error: no option --imgsz; did you mean --image-size?
 
 train my-data --cfg-options a=b
 2 Error: no option --cfg-options; did you mean --set?
 
 train my-data --train-split trian
-1 error: my-data: no split 'trian'; it has train, val; did you mean train?
+2 error: my-data: no split 'trian'; it has train, val; did you mean train?
 
 predict image.jpg --weights runs/mien
 1 error: runs/mien: no such file; did you mean runs/mine?
@@ -156,7 +156,7 @@ train my-data --project mine
 2 Error: no option --project; did you mean --out?
 
 train my-data --data my-data
-2 Error: no option --data; give it as an argument: opendetr train my-data
+2 Error: Invalid value for --data: belongs to --resume; give it as an argument: opendetr train my-data
 
 train my-data --weight-decay 0.1
 2 Error: no option --weight-decay; did you mean --set recipe.weight_decay=VALUE?
@@ -168,7 +168,7 @@ train my-data model=detr-r50
 2 Error: Invalid value: model=detr-r50: options are written as --model detr-r50
 
 train data=my-data
-2 Error: Invalid value: data=my-data: arguments have no name: write my-data
+2 Error: Invalid value: data=my-data: options are written as --data my-data
 
 train my-data --device 0
 2 Error: Invalid value for '--device': '0' is not a device; did you mean cuda:0?
@@ -216,7 +216,7 @@ train my-data --best-by AP_L
 2 Error: Invalid value for '--best-by': AP_L (average precision, objects above 96² pixels) cannot be computed from this data with this model; choose AP or another
 
 train crowd
-1 error: crowd, split 'train': all 8 objects are crowd regions, which cannot be learned; add objects with iscrowd 0
+1 error: crowd, split 'train': all 8 objects are crowd regions, which cannot be learned; set iscrowd to 0, or read them as objects with --allow crowd_only
 
 train nowhere
 1 error: nowhere: no such folder
@@ -225,7 +225,7 @@ train my-dta
 1 error: my-dta: no such folder; did you mean my-data?
 
 train my-data --val-split vla
-1 error: my-data: no split 'vla'; it has train, val; did you mean val?
+2 error: my-data: no split 'vla'; it has train, val; did you mean val?
 
 train --resume runs
 1 error: runs: contains several runs; choose one of runs/copy, runs/mine, runs/other
@@ -246,7 +246,7 @@ predict image.jpg --iou 0.5
 2 Error: no option --iou; DETR needs no non-maximum suppression, so there is no IoU threshold
 
 predict image.jpg --classes 0
-1 error: deformable-detr-tiny detects the classes of its weights: give none, or use a model that takes text, such as mdetr-r101
+2 error: deformable-detr-tiny detects the classes of its weights: give none, or use a model that takes text, such as mdetr-r101
 
 predict image.jpg --img 640
 2 Error: no option --img; images are resized as in training, where --image-size sets the size
@@ -261,7 +261,7 @@ predict image.jpg --save-txt
 2 Error: no option --save-txt; did you mean --yolo?
 
 predict image.jpg --min-score 2
-2 Error: Invalid value for '--min-score': '2': give a number in 0..1, or NAME=NUMBER
+2 Error: Invalid value for '--min-score': '2': give a number in 0..1, NAME=NUMBER, or auto
 
 predict gone.mp4
 1 error: gone.mp4: no such file
@@ -282,7 +282,7 @@ eval --data my-data
 2 Error: no option --data; give it as an argument: opendetr eval my-data
 
 eval my-data --split vall
-1 error: my-data: no split 'vall'; it has train, val; did you mean val?
+2 error: my-data: no split 'vall'; it has train, val; did you mean val?
 
 eval my-data --masks instance
 2 Error: Invalid value for '--masks': 'instance' is not one of none, auto, instances, panoptic; did you mean instances?
@@ -297,7 +297,7 @@ data convert my-data out --format yolo
 2 Error: no option --format; did you mean --to?
 
 data show my-data --split vall
-1 error: my-data: no split 'vall'; it has train, val; did you mean val?
+2 error: my-data: no split 'vall'; it has train, val; did you mean val?
 
 data split my-data out --fractions 1
 2 Error: Invalid value for '--fractions': '1': write it as train=0.8,val=0.2
@@ -318,7 +318,7 @@ detect image.jpg
 2 Error: no command 'detect'; did you mean predict?
 
 bench detrs
-2 error: bench: no benchmark 'detrs'; choose from panoptic, panoptic-quality, deformable-attention, training-step, mdetr, track
+2 error: bench: no benchmark 'detrs'; choose from panoptic, panoptic-quality, deformable-attention, training-step, mdetr, track, evaluation
 
 models --verbose
 2 Error: no option --verbose; `opendetr models --help` lists all options
@@ -444,7 +444,7 @@ compare runs/mine runs/mine --data my-data --chart chart.foo
 2 Error: Invalid value for '--chart': chart.foo: no image format has the suffix '.foo'; give a name such as image.png
 
 compare runs/mine runs/mine --data my-data --split tset
-1 error: my-data: no split 'tset'; it has train, val
+2 error: my-data: no split 'tset'; it has train, val
 
 predict
 2 Error: an argument is missing; for example: opendetr predict photo.jpg
@@ -459,7 +459,13 @@ predict image.jpg --out image.jpg
 2 Error: Invalid value for '--out': image.jpg: is a file; give the name of a folder
 
 predict image.jpg --min-score 50%
-2 Error: Invalid value for '--min-score': '50%': give a number in 0..1, or NAME=NUMBER
+2 Error: Invalid value for '--min-score': '50%': give a number in 0..1, NAME=NUMBER, or auto
+
+predict image.jpg --min-score 0.5 --min-score disc=0.4 --min-score 0.6
+2 Error: Invalid value for '--min-score': '0.6': there is another score for all classes; give one
+
+predict image.jpg --weights runs/mine --min-score 0.5 --weights=runs/other
+2 Error: --weights is given 2 times; give it once
 
 predict image.jpg --panoptic --csv
 2 Error: Invalid value: --crops, --csv and --yolo write detections: leave them out with --panoptic

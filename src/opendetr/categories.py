@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -271,6 +272,28 @@ class Categories:
     def label_of_name(self, name: str) -> int:
         """Label of a name. Raises ValueError if the name is unknown."""
         return self.names.index(name)
+
+
+def paired_labels(ours: Sequence[str], theirs: Sequence[str]) -> list[int]:
+    """The index in `theirs` of each name in `ours`; -1 if there is none.
+
+    Equal names are paired first. Then names are paired that differ only in capitals, blanks, hyphens and underscores,
+    unless several names would fit.
+    """
+    labels = [theirs.index(name) if name in theirs else -1 for name in ours]
+    rest = [name for label, name in enumerate(theirs) if label not in labels]
+    without = [name for name, label in zip(ours, labels, strict=True) if label < 0]
+    spellings, our_spellings = Counter(map(_plain, rest)), Counter(map(_plain, without))
+    for index, name in enumerate(ours):
+        plain = _plain(name)
+        if labels[index] < 0 and plain and spellings[plain] == our_spellings[plain] == 1:
+            labels[index] = theirs.index(next(other for other in rest if _plain(other) == plain))
+    return labels
+
+
+def _plain(name: str) -> str:
+    """A name without the differences that `paired_labels` ignores."""
+    return re.sub(r"[\s_-]+", "", name.casefold())
 
 
 def coco_categories() -> Categories:

@@ -108,6 +108,7 @@ _NOTES = {
 _EXTRAS = {
     "av": "video",
     "opencv-python-headless": "video",
+    "pillow-heif": "heif",
     "transformers": "text",
     "tokenizers": "text",
     "timm": "text",

@@ -11,8 +11,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm")
-"""Suffixes of image files in lower case. A name without a suffix is looked up in this order."""
+READABLE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm"),
+    *(".jpe", ".jfif", ".dib", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k"),
+)
+"""Suffixes of images that every installation reads, in lower case."""
+IMAGE_SUFFIXES = (*READABLE_SUFFIXES, ".avif", ".heic", ".heif", ".hif")
+"""Suffixes of image files in lower case; some need an optional package. A name without a suffix is looked up in this
+order."""
+UNSUPPORTED_SUFFIXES = (
+    *(".cr2", ".cr3", ".nef", ".arw", ".dng", ".orf", ".rw2", ".raf"),
+    *(".jxl", ".psd", ".tga", ".exr", ".hdr", ".dcm"),
+)
+"""Suffixes of images that are never read. They are named where a user would expect the image to be used."""
 
 
 def cache_folder() -> Path:

@@ -239,6 +239,8 @@ def attention_of(
 ) -> Iterator[ImageAttention]:
     """What a detector attends to in some images of a dataset. Unreadable images are skipped.
 
+    For a model without attention, such as a Faster R-CNN, there is nothing.
+
     Every image is decoded on its own; a frame of a video as the first one. A model that takes text gets the caption of
     the image, and one that locates patches those of the evaluation.
 
@@ -250,6 +252,8 @@ def attention_of(
             an image without such detections, the best three are kept.
         max_detections: largest number of detections of an image.
     """
+    if not any(isinstance(module, AttentionModule) for module in detector.model.modules()):
+        return
     config = replace(detector.preset.data, num_workers=0)  # a few images are not worth loader processes
     loader = eval_loader(data.subset(records, data.split), config, batch_size=1, device=detector.device)
     by_id = {record.id: record for record in records}

@@ -11,11 +11,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image
 
-from opendetr.analysis.average_precision import SIZES, ClassMatches
 from opendetr.analysis.intervals import NUM_RESAMPLES, Estimate, class_matches, estimate, resampled, samples_of_classes
-from opendetr.analysis.operation import ImageErrors, analyse_operation
 from opendetr.analysis.predictions import Collected
 from opendetr.config import ConfigError
+from opendetr.evaluation import SIZES, ClassMatches, ImageErrors, analyse_operation
 from opendetr.visualize import draw_bars
 
 SIGNIFICANT = 0.05

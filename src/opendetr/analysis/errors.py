@@ -14,17 +14,17 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from opendetr.analysis.average_precision import (
+from opendetr.analysis.predictions import Collected
+from opendetr.evaluation import (
     SIZES,
     ClassMatches,
     Matches,
     average_precisions,
+    box_overlaps,
     defined,
     match_found,
     mean_over,
 )
-from opendetr.analysis.predictions import Collected
-from opendetr.evaluation import box_overlaps
 from opendetr.visualize import draw_bars
 
 KINDS = {

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from opendetr.analysis.average_precision import SIZES, ClassMatches, average_precisions, defined, match_found, mean_over
 from opendetr.analysis.predictions import Collected
+from opendetr.evaluation import SIZES, ClassMatches, average_precisions, defined, match_found, mean_over
 from opendetr.visualize import draw_bars
 
 NUM_RESAMPLES = 1000

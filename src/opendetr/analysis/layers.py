@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from torchvision.ops import batched_nms
 
-from opendetr.analysis.average_precision import scores_of
-from opendetr.analysis.predictions import Collected, Found
+from opendetr.analysis.predictions import Collected
+from opendetr.evaluation import Found, scores_of
 from opendetr.visualize import draw_curves
 
 NMS_IOU = 0.5

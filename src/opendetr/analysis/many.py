@@ -11,8 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image
 
-from opendetr.analysis.average_precision import match_found
-from opendetr.analysis.predictions import Found, Objects
+from opendetr.evaluation import Found, Objects, match_found
 from opendetr.inference import Predictor
 from opendetr.results import Detections, draw_detections
 from opendetr.synthetic import CATEGORIES, Scene, SceneConfig, draw_scene

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from opendetr.analysis.average_precision import SIZES
 from opendetr.analysis.predictions import Collected
+from opendetr.evaluation import SIZES
 from opendetr.visualize import draw_histogram
 
 _MOST_BINS = 40

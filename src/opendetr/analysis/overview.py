@@ -8,17 +8,16 @@ from typing import Any
 
 from PIL import Image
 
-from opendetr.analysis.average_precision import SIZES
 from opendetr.analysis.cost import Cost, analyse_cost, input_size
 from opendetr.analysis.errors import Errors, analyse_errors
 from opendetr.analysis.intervals import Intervals, analyse_intervals
 from opendetr.analysis.layers import LayerScores, NoObjectScores, analyse_layers, analyse_no_object
 from opendetr.analysis.many import ManyOfOne, analyse_many
 from opendetr.analysis.objects import ObjectFacts, analyse_objects
-from opendetr.analysis.operation import Operation, analyse_operation, label_thresholds
 from opendetr.analysis.predictions import Collected, collect
 from opendetr.analysis.queries import QueryFacts, analyse_queries
 from opendetr.data import DetectionData
+from opendetr.evaluation import SIZES, Operation, analyse_operation, label_thresholds
 from opendetr.inference import Predictor
 
 

@@ -14,26 +14,23 @@ from opendetr.analysis.intervals import Estimate, draw_intervals
 from opendetr.analysis.layers import LayerScores, NoObjectScores, draw_layers
 from opendetr.analysis.many import ManyOfOne, draw_many
 from opendetr.analysis.objects import ObjectFacts, draw_objects
-from opendetr.analysis.operation import (
-    Operation,
-    draw_calibration,
-    draw_confusion,
-    draw_precision_recall,
-    worst_images,
-)
 from opendetr.analysis.overview import Analysed, Analysis
 from opendetr.analysis.queries import QueryFacts, draw_queries
-from opendetr.evaluation import chart_figure, images_section, note, value_table, write_page
+from opendetr.evaluation import (
+    Section,
+    chart_figure,
+    detection_sections,
+    images_section,
+    note,
+    operation_charts,
+    value_table,
+    write_page,
+)
 from opendetr.files import json_value, write_atomically
-from opendetr.inference import Predictor, comparisons
 from opendetr.visualize import save_image
 
 PAGE, NUMBERS = "index.html", "analysis.json"
 """The names of the page and of the file with all numbers."""
-Section = tuple[str, str]
-"""The heading and the HTML of a part of the page."""
-_NUM_WORST = 6
-_SHOWN_SIDE = 800  # longer side of an image of the page in pixels
 _CHARTS = "charts"
 _COCO = "COCO: 7 objects in an image, at most 63"
 
@@ -44,11 +41,9 @@ def draw_charts(analysed: Analysed, *, num_queries: int | None = 20) -> dict[str
     charts = {
         "ap": draw_intervals(analysis.intervals),
         "errors": draw_errors(analysis.errors),
-        "confusion": draw_confusion(analysis.operation),
-        "precision-recall": draw_precision_recall(analysis.operation),
-        "calibration": draw_calibration(analysis.operation),
+        **operation_charts(analysis.operation),
         "layers": draw_layers(analysis.layers),
-        "queries": draw_queries(analysed.collected, num_queries),
+        "queries": draw_queries(analysed.collected.query_boxes, num_queries),
         "objects": draw_objects(analysis.objects),
         "cost": draw_cost(analysis.cost),
     }
@@ -59,7 +54,6 @@ def draw_charts(analysed: Analysed, *, num_queries: int | None = 20) -> dict[str
 
 def write_analysis(
     folder: str | Path,
-    detector: Predictor,
     analysed: Analysed,
     *,
     num_queries: int | None = 20,
@@ -69,7 +63,6 @@ def write_analysis(
 
     Args:
         folder: the folder; it is created if missing, and files of the same names are replaced.
-        detector: the detector, which predicts the worst images once more to draw them.
         analysed: the result of `analyse`.
         num_queries: number of queries that are drawn; None for all.
         sections: further parts of the page, shown first.
@@ -87,7 +80,7 @@ def write_analysis(
         save_image(chart, folder / _CHARTS / f"{name}.png")
     content = json.dumps(json_value(analysed.analysis.to_dict()), indent=1, allow_nan=False)
     write_atomically(folder / NUMBERS, content)
-    own = list(_sections(analysed, charts, _worst(detector, analysed)))
+    own = list(_sections(analysed, charts))
     return write_page(
         folder / PAGE, f"Analysis of {analysed.analysis.model}", [*sections, *own], facts=_facts(analysed)
     )
@@ -121,28 +114,7 @@ def with_interval(estimate: Estimate) -> str:
     return f"{estimate.value:.3f} ({estimate.low:.3f} to {estimate.high:.3f})"
 
 
-def _worst(detector: Predictor, analysed: Analysed) -> str:
-    """The images with the most errors, ground truth and prediction side by side."""
-    data = analysed.collected.data
-    worst = worst_images(analysed.analysis.operation, _NUM_WORST)
-    numbers = {data.images[each.image].id: each for each in worst}
-    records = [data.images[each.image] for each in worst]
-    figures = []
-    for record, images in comparisons(detector, data, records):
-        each = numbers[record.id]
-        caption = f"{data.file_name(record)}: {each.objects} objects, {each.missed} missed, {each.wrong} wrong"
-        figures.append((caption, [(title, _reduced(image)) for title, image in images]))
-    return images_section(figures)
-
-
-def _reduced(image: Image.Image) -> Image.Image:
-    """The image with a longer side of at most 800 pixels."""
-    reduced = image.copy()
-    reduced.thumbnail((_SHOWN_SIDE, _SHOWN_SIDE))
-    return reduced
-
-
-def _sections(analysed: Analysed, charts: Mapping[str, Image.Image], worst: str) -> Iterator[Section]:
+def _sections(analysed: Analysed, charts: Mapping[str, Image.Image]) -> Iterator[Section]:
     analysis = analysed.analysis
     resamples = analysis.intervals.resamples
     yield (
@@ -154,27 +126,13 @@ def _sections(analysed: Analysed, charts: Mapping[str, Image.Image], worst: str)
         + chart_figure(charts["ap"], "AP of all objects, by size and by class, with 95 % intervals"),
     )
     yield "Errors", _errors_section(analysis, charts)
-    yield "Confusion", chart_figure(charts["confusion"], _CONFUSION)
-    yield "Thresholds", _thresholds_section(analysis.operation)
-    yield (
-        "Precision, recall and calibration",
-        chart_figure(charts["precision-recall"], "Precision by recall at several IoU thresholds, mean over the classes")
-        + _calibration_section(analysis.operation, charts),
-    )
-    yield "Worst images", worst
+    yield from detection_sections(analysed.collected, analysis.operation, charts)
     yield "Decoder layers", _layers_section(analysis.layers, charts)
     yield "No object", _no_object_section(analysis.no_object)
     yield "Queries", _queries_section(analysis.queries, charts)
     yield "Dataset", _objects_section(analysis.objects, charts)
     yield "Many of one class", _many_section(analysis.many, charts)
     yield "Cost", _cost_section(analysis.cost, charts)
-
-
-_CONFUSION = (
-    "At the thresholds of best F1, each detection takes the free object of any class with the highest IoU of at least "
-    "0.5. Last row: detections without an object. Last column: objects without a detection. The shade is the "
-    "share of the row."
-)
 
 
 def _errors_section(analysis: Analysis, charts: Mapping[str, Image.Image]) -> str:
@@ -207,28 +165,6 @@ def _errors_section(analysis: Analysis, charts: Mapping[str, Image.Image]) -> st
     )
     return (
         note(text) + chart_figure(charts["errors"], "AP50 lost to each kind of error") + value_table(head, rows) + ends
-    )
-
-
-def _thresholds_section(operation: Operation) -> str:
-    points = {**operation.points.per_class, "all classes": operation.points.overall}
-    rows = [(name, point.threshold, point.precision, point.recall, point.f1) for name, point in points.items()]
-    text = "The score threshold that maximises F1 on these images (IoU 0.5), for each class and common to all."
-    return note(text) + value_table(("class", "threshold", "precision", "recall", "F1"), rows)
-
-
-def _calibration_section(operation: Operation, charts: Mapping[str, Image.Image]) -> str:
-    if operation.calibration_error is None:
-        return note("There are no detections.")
-    text = (
-        f"Scores differ from the share of correct detections by {operation.calibration_error:.3f} on average. Points "
-        "below the diagonal: the scores are too high."
-    )
-    rows = [(f"{low:.1f} to {low + 0.1:.1f}", mean, share, count) for low, mean, share, count in operation.calibration]
-    return (
-        chart_figure(charts["calibration"], "Share of correct detections (IoU 0.5) by score")
-        + note(text)
-        + value_table(("score", "mean score", "correct", "detections"), rows)
     )
 
 

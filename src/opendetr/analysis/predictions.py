@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from opendetr.config import ConfigError
-from opendetr.data import DataError, DetectionData, coco_truth
-from opendetr.evaluation import DetectionEvaluator
+from opendetr.data import DataError, DetectionData
+from opendetr.evaluation import DatasetDetections, DetectionEvaluator, Found, Objects
 from opendetr.inference import Predictor
 from opendetr.postprocess import detect_with_queries
 from opendetr.results import Detections
@@ -24,87 +24,10 @@ from opendetr.structures import Batch, ImageBatch, Output, Predictions
 
 
 @dataclass(frozen=True)
-class Objects:
-    """The ground truth of all images.
+class Collected(DatasetDetections):
+    """The ground truth of a dataset, and what a detector predicts for it; `found` are the detections of the last layer.
 
     Attributes:
-        image: (m,) int64, the index of the image.
-        label: (m,) int64, the label of the dataset.
-        box: (m, 4) float64.
-        area: (m,) float64, in pixels.
-        crowd: (m,) bool, crowd regions, which do not count.
-    """
-
-    image: np.ndarray
-    label: np.ndarray
-    box: np.ndarray
-    area: np.ndarray
-    crowd: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.image)
-
-    @classmethod
-    def of(cls, data: DetectionData) -> Objects:
-        """The annotated things of a dataset."""
-        rows = coco_truth(data)["annotations"]
-        index = {image.id: position for position, image in enumerate(data.images)}
-        return cls(
-            np.array([index[row["image_id"]] for row in rows], np.int64),
-            np.array([data.categories.label_of_id(row["category_id"]) for row in rows], np.int64),
-            np.array([row["bbox"] for row in rows], np.float64).reshape(-1, 4),
-            np.array([row["area"] for row in rows], np.float64),
-            np.array([row["iscrowd"] for row in rows], bool),
-        )
-
-
-@dataclass(frozen=True)
-class Found:
-    """The detections of one decoder layer in all images, image by image in descending order of the score.
-
-    Attributes:
-        image: (n,) int64, the index of the image.
-        label: (n,) int64, the label of the dataset.
-        score: (n,) float64.
-        box: (n, 4) float64.
-        query: (n,) int64.
-    """
-
-    image: np.ndarray
-    label: np.ndarray
-    score: np.ndarray
-    box: np.ndarray
-    query: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.image)
-
-    def __getitem__(self, chosen: np.ndarray) -> Found:
-        """The detections of a mask (n,) or of indices."""
-        parts = (self.image, self.label, self.score, self.box, self.query)
-        return Found(*(part[chosen] for part in parts))
-
-    @classmethod
-    def of(cls, results: Sequence[tuple[int, Detections, Tensor]]) -> Found:
-        """The detections of images, as triples of the index of the image, its detections and their queries."""
-        boxes = np.concatenate([np.empty((0, 4)), *(found.boxes.double().numpy() for _, found, _ in results)])
-        boxes[:, 2:] -= boxes[:, :2]
-        return cls(
-            np.repeat([image for image, _, _ in results], [len(found) for _, found, _ in results]).astype(np.int64),
-            np.concatenate([np.empty(0, np.int64), *(found.labels.numpy() for _, found, _ in results)]),
-            np.concatenate([np.empty(0), *(found.scores.double().numpy() for _, found, _ in results)]),
-            boxes,
-            np.concatenate([np.empty(0, np.int64), *(queries.numpy() for _, _, queries in results)]),
-        )
-
-
-@dataclass(frozen=True)
-class Collected:
-    """The ground truth of a dataset, and what a detector predicts for it.
-
-    Attributes:
-        data: the dataset.
-        objects: its ground truth.
         layers: the detections of each decoder layer, first to last, as the published post-processing selects them.
         strict: those of the last layer without queries whose most probable class is "no object"; None for a model
             without this class.
@@ -119,8 +42,6 @@ class Collected:
         unreadable: one message per image that could not be read. These images count as images without detections.
     """
 
-    data: DetectionData
-    objects: Objects
     layers: tuple[Found, ...]
     strict: Found | None
     query_boxes: np.ndarray
@@ -131,26 +52,6 @@ class Collected:
     known: frozenset[int]
     seconds_per_image: float
     unreadable: tuple[str, ...]
-
-    @property
-    def num_images(self) -> int:
-        """The number of images."""
-        return len(self.data)
-
-    @property
-    def found(self) -> Found:
-        """The detections of the last layer."""
-        return self.layers[-1]
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The name of each label of the dataset; repeated names have their id appended."""
-        return tuple(self.data.categories.distinct_names)
-
-    @property
-    def labels(self) -> list[int]:
-        """The labels with objects that count, in ascending order: the classes of AP."""
-        return np.unique(self.objects.label[~self.objects.crowd]).tolist()
 
 
 def collect(
@@ -272,6 +173,7 @@ class _Collector:
         return Collected(
             self._data,
             Objects.of(self._data),
+            layers[-1],
             tuple(layers),
             Found.of(strict) if strict else None,
             np.stack([image.boxes for _, image in images]) if images else np.empty((0, q, 4), np.float32),

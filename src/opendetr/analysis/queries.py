@@ -77,18 +77,18 @@ def analyse_queries(collected: Collected, thresholds: np.ndarray, default: float
     )
 
 
-def draw_queries(collected: Collected, count: int | None = 20) -> Image.Image:
+def draw_queries(query_boxes: np.ndarray, count: int | None = 20) -> Image.Image:
     """The centres of the boxes that each query predicts: small green, large and wide red, large and tall blue.
 
     Args:
-        collected: the predictions.
+        query_boxes: (I, Q, 4), the box of every query in each image, cxcywh in 0..1; see `Collected`.
         count: number of queries, evenly spread over all; None for all queries.
     """
-    num_queries = collected.query_boxes.shape[1]
+    num_queries = query_boxes.shape[1]
     count = num_queries if count is None else min(count, num_queries)
     chosen = [index * num_queries // count for index in range(count)]
-    images = np.linspace(0, max(len(collected.query_boxes) - 1, 0), min(len(collected.query_boxes), _MOST_POINTS))
-    boxes = collected.query_boxes[images.round().astype(int)]
+    images = np.linspace(0, max(len(query_boxes) - 1, 0), min(len(query_boxes), _MOST_POINTS))
+    boxes = query_boxes[images.round().astype(int)]
     panels = {}
     for query in chosen:
         own = boxes[:, query]

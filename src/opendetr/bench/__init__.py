@@ -12,7 +12,7 @@ from opendetr.bench.figure import Benchmark, Figure
 
 __all__ = ["BENCHMARKS", "Benchmark", "Figure", "load_benchmark"]
 
-BENCHMARKS = ("panoptic", "panoptic-quality", "deformable-attention", "training-step", "mdetr", "track")
+BENCHMARKS = ("panoptic", "panoptic-quality", "deformable-attention", "training-step", "mdetr", "track", "evaluation")
 
 
 def load_benchmark(name: str) -> Benchmark:

@@ -114,10 +114,9 @@ def analyse(options: AnalyseOptions) -> Exit:
     attentions = list(attention_of(detector, data, shown))
     page = write_analysis(
         out,
-        detector,
         analysed,
         num_queries=None if options.all_queries else 20,
-        sections=[("Attention", attention_fragment(attentions))],
+        sections=[("Attention", attention_fragment(attentions))] if attentions else [],
     )
     if options.figures:
         write_figures(out / _FIGURES, attentions)

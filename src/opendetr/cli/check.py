@@ -24,7 +24,7 @@ _SHOWN_CLASSES = 20
 _IN_HEADING = ("training stops", "skipped")
 _HEADINGS = {
     "stops": "Training stops at",
-    "misreads": "Training probably misreads",
+    "misreads": "Training stops, unless --allow names the fault, because it probably misreads",
     "skips": "Training skips",
     "adjusts": "Training adjusts",
     "keeps": "Training uses unchanged",
@@ -48,8 +48,8 @@ def check(
 ) -> Exit:
     """Check a dataset for faults: where each fault is, and what training does with it.
 
-    The exit code is 0 if training uses everything, 3 if training, or training with masks, skips something or probably
-    misreads it, and 1 if training cannot start. With --fix, the exit code is that of the copy.
+    The exit code is 0 if training uses everything, 3 if training, or training with masks, skips something, and 1 if
+    training cannot start, or only with --allow. With --fix, the exit code is that of the copy.
 
     Examples:
 
@@ -98,23 +98,24 @@ def _demands(model: str, image_size: int | None) -> Demands:
         config.require_trainable_size()
     except SettingError as error:
         raise error.naming({"data.image_size": "image_size"}) from None
-    return Demands(
-        image_size=config.image_size,
-        max_size=config.max_size,
-        side_multiple=config.side_multiple,
-        num_queries=preset.model.num_queries,
-        masks=config.masks,
-    )
+    return Demands.of(config, preset.model.num_queries)
 
 
 def _write_copy(report: DataReport, folder: Path) -> None:
-    from opendetr.data import count_noun
+    from opendetr.data import Effect, count_noun
     from opendetr.data.tools import notes_on_source, write_fixed
     from opendetr.visualize import progress_bar
 
     with progress_bar("writing") as progress:
         splits = write_fixed(report, folder, progress)
     images = {image.path for data in splits.values() for image in data.images}
+    removed = [
+        kind.describe(len(faults))
+        for kind, faults in report.faults.items()
+        if kind.fixable and kind.effect in (Effect.STOPS, Effect.SKIPS)
+    ]
+    if removed:
+        say(f"left out: {', '.join(removed)}")
     for note in notes_on_source(report.folder, splits):
         say(note)
     say(f"{count_noun(len(images), 'image')} in {count_noun(len(splits), 'split')}: {folder}")
@@ -142,12 +143,12 @@ def _verdict(report: DataReport, fix: Path | None) -> Exit:
     from opendetr.data import Effect
 
     kinds = [kind for kind in report.faults if fix is None or not kind.fixable]
-    stopping = [kind for kind in kinds if kind.effect is Effect.STOPS]
+    stopping = [kind for kind in kinds if kind.effect in (Effect.STOPS, Effect.MISREADS)]
     if stopping:
         faults = ", ".join(kind.describe(len(report.faults[kind])) for kind in stopping)
         _show(f"error: {report.folder}: training cannot start: {faults}", sys.stderr)
         return Exit.FAILED
-    return Exit.SOME_FAILED if any(kind.effect in (Effect.SKIPS, Effect.MISREADS) for kind in kinds) else Exit.DONE
+    return Exit.SOME_FAILED if any(kind.effect is Effect.SKIPS for kind in kinds) else Exit.DONE
 
 
 def _record(report: DataReport) -> dict[str, Any]:
@@ -190,8 +191,14 @@ def _text(report: DataReport) -> str:
 
 def _entry(report: DataReport, kind: FaultKind, faults: tuple[DataFault, ...]) -> str:
     """The faults of a kind: how many, what training does with them, and the first places."""
+    from opendetr.data import Effect
+
     is_in_heading = kind.consequence in _IN_HEADING
-    lines = [f"- {kind.describe(len(faults))}{'' if is_in_heading else f', {kind.consequence}'}"]
+    is_misread = kind.effect is Effect.MISREADS
+    consequence = (
+        f"{kind.fix or 'give the model more queries'}, or train with --allow {kind}" if is_misread else kind.consequence
+    )
+    lines = [f"- {kind.describe(len(faults))}{'' if is_in_heading else f', {consequence}'}"]
     for fault in faults[:_SHOWN_PLACES]:
         place = fault.place.removeprefix(f"{report.folder}/")
         lines.append(f"    {place}{': ' if place and fault.detail else ''}{fault.detail}")

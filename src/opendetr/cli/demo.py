@@ -57,9 +57,10 @@ def demo(
 
 def _detector_demo(out: Path, images: int, device: str) -> tuple[Path, str, dict[str, Any]]:
     """Make the page of the detector. Returns its path, a line with the main results, and all results."""
+    from opendetr.analysis import attention_section
     from opendetr.data import spread
     from opendetr.data.formats import open_split
-    from opendetr.evaluation import write_report
+    from opendetr.evaluation import dataset_detections, images_section, report_sections, write_page
     from opendetr.inference import load
     from opendetr.synthetic import write_scenes
     from opendetr.visualize import progress_bar
@@ -74,19 +75,15 @@ def _detector_demo(out: Path, images: int, device: str) -> tuple[Path, str, dict
     facts = {
         "model": _model(_MODEL, detector),
         "data": f"{len(data)} drawn scenes, {data.num_objects:,} objects, not used in training",
-        "AP by decoder layer": ", ".join(map(number, scores.per_layer)),
         "time": f"{1000 * scores.seconds_per_image:.0f} ms per image on {detector.device}",
     }
-    quality = {name: of_class["PQ"] for name, of_class in scores.panoptic_per_class.items()}
-    page = write_report(
-        out / PAGE,
-        "OpenDETR demo",
-        scores.metrics,
-        scores.per_class,
-        _images_shown(detector, data, spread(data.images, _NUM_SHOWN)),
-        panoptic_per_class=quality,
-        facts=facts,
-    )
+    shown = spread(data.images, _NUM_SHOWN)
+    sections = [
+        ("Attention", attention_section(detector, data, shown)),
+        ("Images", images_section(_images_shown(detector, data, shown))),
+        *report_sections(scores, dataset_detections(scores, data)),
+    ]
+    page = write_page(out / PAGE, "OpenDETR demo", sections, facts=facts)
     names = [name for name in ("AP", "AP50", "PQ") if name in scores.metrics]
     record = {"metrics": scores.metrics, "per_class": scores.per_class, "per_layer": scores.per_layer,
             "seconds_per_image": scores.seconds_per_image}  # fmt: skip
@@ -95,9 +92,10 @@ def _detector_demo(out: Path, images: int, device: str) -> tuple[Path, str, dict
 
 def _text_demo(out: Path, images: int, device: str) -> tuple[Path, str, dict[str, Any]]:
     """Make the page of the model that takes text; the results are those of `_detector_demo`."""
+    from opendetr.analysis import attention_section
     from opendetr.data import spread
     from opendetr.data.formats import open_split
-    from opendetr.evaluation import blank_expressions, write_report
+    from opendetr.evaluation import blank_expressions, dataset_detections, images_section, report_sections, write_page
     from opendetr.inference import load
     from opendetr.synthetic import write_captioned_scenes
     from opendetr.visualize import progress_bar
@@ -109,7 +107,8 @@ def _text_demo(out: Path, images: int, device: str) -> tuple[Path, str, dict[str
     say(f"{images} scenes with an expression, a caption and a question each, not used in training")
     with progress_bar("evaluating") as progress:
         scores = detector.evaluate(data, progress=progress)
-    blank = detector.metrics(blank_expressions(data))
+    with progress_bar("evaluating with a blank text") as progress:
+        blank = detector.metrics(blank_expressions(data), progress=progress)
     facts = {
         "model": _model(_TEXT_MODEL, detector),
         "data": f"{images} drawn scenes with an expression, a caption and a question each, not used in training",
@@ -117,8 +116,13 @@ def _text_demo(out: Path, images: int, device: str) -> tuple[Path, str, dict[str
         "time": f"{1000 * scores.seconds_per_image:.0f} ms per text on {detector.device}",
     }
     scenes = {record.path for record in spread(data.images, _TEXT_SHOWN)}
-    shown = _images_shown(detector, data, [record for record in data.images if record.path in scenes])
-    page = write_report(out / PAGE, "OpenDETR demo: objects from words", scores.metrics, {}, shown, facts=facts)
+    shown = [record for record in data.images if record.path in scenes]
+    sections = [
+        ("Attention", attention_section(detector, data, shown)),
+        ("Images", images_section(_images_shown(detector, data, shown))),
+        *report_sections(scores, dataset_detections(scores, data)),
+    ]
+    page = write_page(out / PAGE, "OpenDETR demo: objects from words", sections, facts=facts)
     record = {"metrics": scores.metrics, "blank": blank, "seconds_per_image": scores.seconds_per_image}
     headline = _values(scores.metrics, ["P@1", "R@1", "accuracy"])
     return page, f"{headline} on {images} unseen scenes; P@1 with a blank text {number(blank['P@1'])}", record

@@ -76,6 +76,15 @@ class EvalOptions:
         ),
     ] = None
     strict_no_object: StrictNoObjectOption = False
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            callback=file_to_write,
+            help="Write a report to this file: a page with the metrics, confusion matrix, curves and worst images. "
+            "[default: report-SPLIT.html in the run folder; none for other weights]",
+            show_default=False,
+        ),
+    ] = None
     predictions: Annotated[
         Path | None,
         typer.Option(
@@ -93,6 +102,8 @@ def evaluate(options: EvalOptions) -> Exit:
     For each class, it reports AP, and precision, recall and F1 of boxes (IoU 0.5) at the score threshold that maximises
     F1. Classes without ground truth are left out.
 
+    A page with all results is left in the run folder as report-SPLIT.html, or written to --report.
+
     If the model has a mask head and the dataset has masks, it also reports the twelve metrics of masks, and panoptic
     quality for panoptic maps.
 
@@ -102,7 +113,7 @@ def evaluate(options: EvalOptions) -> Exit:
 
         opendetr eval my-data --weights runs/deformable-detr-tiny --split test --layers
 
-        opendetr eval coco --weights detr-r50 --json --predictions results.json
+        opendetr eval coco --weights detr-r50 --json --predictions results.json --report detr-r50.html
 
         opendetr eval my-data --weights detr-r50-panoptic --merge published --batch-size 1
     """
@@ -117,6 +128,8 @@ def evaluate(options: EvalOptions) -> Exit:
     split = options.split or detector.preset.data.val_split or "val"
     data = _open(detector, options, split)
     say(f"{split}: {data.summary()}")
+    for line in detector.class_differences(data):
+        say(line)
     with progress_bar("evaluating") as progress:
         scores = detector.evaluate(
             data,
@@ -128,14 +141,58 @@ def evaluate(options: EvalOptions) -> Exit:
         )
     if options.predictions is not None:
         write_json(options.predictions, scores.results)
+    report = _write_report(detector, options, data, scores)
     if options.as_json:
-        facts = {"weights": options.weights, "data": str(options.data), "split": split, "images": len(data)}
+        facts = {"weights": options.weights, "data": str(options.data), "split": split, "images": len(data),
+                 "report": None if report is None else str(report)}  # fmt: skip
         record = asdict(scores)
         record.pop("results", None)
         print_json(facts | record)
     else:
         _print(scores)
+        if report is not None:
+            print(f"report: {report}")
     return say_unreadable(scores.unreadable, len(data))
+
+
+def _write_report(detector: Predictor, options: EvalOptions, data: DetectionData, scores: Any) -> Path | None:
+    """Write the report and return its path; None if there is none. Without --report, a failure is a warning."""
+    import yaml
+
+    from opendetr.config import to_dict
+    from opendetr.evaluation import (
+        dataset_detections,
+        dataset_section,
+        report_sections,
+        settings_section,
+        write_page,
+    )
+
+    run = Path(options.weights)
+    if options.report is None and not (run / "config.yaml").is_file():
+        return None
+    path = options.report or run / f"report-{data.split}.html"
+    size = sum(parameter.numel() for parameter in detector.model.parameters())
+    facts = {
+        "model": f"{detector.preset.name}, {size / 1e6:.1f} million parameters",
+        "weights": options.weights,
+        "evaluated on": f"{data.folder.resolve().name}, {data.split}: {data.size()}",
+        "time": f"{1000 * scores.seconds_per_image:.0f} ms per image on {detector.device}",
+    }
+    if scores.unreadable:
+        facts["unreadable images"] = str(len(scores.unreadable))
+    sections = [
+        *report_sections(scores, dataset_detections(scores, data)),
+        dataset_section({data.split: data}),
+        settings_section(yaml.safe_dump(to_dict(detector.preset), sort_keys=False, width=120)),
+    ]
+    try:
+        return write_page(path, f"Evaluation of {run.name}", sections, facts=facts)
+    except OSError as error:
+        if options.report is not None:
+            raise
+        say(f"warning: {path} was not written: {error.strerror or error}")
+        return None
 
 
 def _open(detector: Predictor, options: EvalOptions, split: str) -> DetectionData:

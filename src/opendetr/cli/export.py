@@ -38,6 +38,7 @@ def export(
 
         opendetr export runs/mine mine.pth --format official
     """
+    from opendetr.export import huggingface_difference
     from opendetr.inference import load
 
     detector = load(weights, model=model, device="cpu")
@@ -45,6 +46,8 @@ def export(
     detector.export(out, format.value)
     if preset.model.backbone.frozen() != preset.model.backbone:
         say("batch norm was written as frozen batch norm: evaluation is the same, training leaves it unchanged")
+    if format is Format.HUGGINGFACE:
+        say(f"note: {huggingface_difference(preset)}")
     if as_json:
         print_json(
             {"out": str(out), "format": format, "model": preset.name, "classes": list(detector.categories.names)}

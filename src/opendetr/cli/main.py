@@ -7,6 +7,7 @@ import os
 import typer
 
 from opendetr.cli import data
+from opendetr.cli.ablate import ablate
 from opendetr.cli.analyse import analyse
 from opendetr.cli.bench import bench
 from opendetr.cli.compare import compare
@@ -40,6 +41,7 @@ app.command(cls=Command)(train)
 app.command(cls=Command)(pretrain)
 app.command("eval", cls=Command)(evaluate)
 app.command(cls=Command)(analyse)
+app.command(cls=Command)(ablate)
 app.command(cls=Command)(compare)
 app.command(cls=Command)(predict)
 app.command(cls=Command)(track)

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 _NUM_LISTED = 10  # images whose classes are printed
 _NUM_CLASSES = 5  # classes that are printed for an image
+_AUTO = "auto"  # as --min-score
 _ADVISED_SCORE = 0.2  # minimum score to try if nothing reaches a higher one
 
 
@@ -53,7 +54,9 @@ class PredictOptions:
 
     sources: Annotated[
         list[str],
-        typer.Argument(help="Images, folders, patterns such as 'photos/*.jpg', URLs, videos, or a camera's number."),
+        typer.Argument(
+            help="Images, folders, patterns such as 'photos/*.jpg', URLs, videos, a camera's number or rtsp://."
+        ),
     ]
     weights: Annotated[
         str | None,
@@ -72,9 +75,9 @@ class PredictOptions:
     min_score: Annotated[
         list[str] | None,
         typer.Option(
-            help="Minimum score of a detection; NAME=SCORE for one class. May be repeated. [default: the "
-            "thresholds stored with the model, else 0.5; with --panoptic 0.85, or 0.4 for sigmoid scores; with --text "
-            "and --classes 0.7; with --patch 0]",
+            help="Minimum score of a detection; NAME=SCORE for one class; auto for the thresholds stored with the "
+            "model, which maximise F1. May be repeated. [default: auto, or 0.5 if none are stored; with --panoptic "
+            "0.85, or 0.4 for sigmoid scores; with --text and --classes 0.7; with --patch 0]",
             show_default=False,
         ),
     ] = None
@@ -92,15 +95,17 @@ class PredictOptions:
         ),
     ] = None
     classes: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
-            help="Instead of --text, the names of classes, separated by commas: 'cat, dog'.", show_default=False
+            help="Instead of --text, the names of classes, separated by commas: 'cat, dog'. May be repeated.",
+            show_default=False,
         ),
     ] = None
     ask: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
-            help="A question about each image, for a model that answers questions. Only the answers are printed.",
+            help="A question about each image, for a model that answers questions. Only the answers are printed. May "
+            "be repeated.",
             show_default=False,
         ),
     ] = None
@@ -125,7 +130,7 @@ class PredictOptions:
     def prompt(self) -> dict[str, list[str]]:
         """The arguments of `Predictor.predict` that say what to detect."""
         if self.classes is not None:
-            return {"classes": [name.strip() for name in self.classes.split(",") if name.strip()]}
+            return {"classes": [name.strip() for name in ",".join(self.classes).split(",") if name.strip()]}
         return {} if self.text is None else {"text": [text.strip() for text in self.text]}
 
     def require_consistent(self) -> None:
@@ -140,6 +145,10 @@ class PredictOptions:
             raise typer.BadParameter("--text, --classes, --ask and --patch exclude each other: give one of them")
         if self.ask is not None and (self.min_score or self.panoptic or self.crops or self.csv or self.yolo):
             raise typer.BadParameter("--ask prints answers and writes no detections: leave out the other options")
+        if _AUTO in (self.min_score or []) and (self.panoptic or self.patch or self.prompt):
+            raise wrong_value("min_score", f"{_AUTO}: thresholds are stored for the classes of boxes: give a number")
+        if self.ask is not None and len(self.ask) > 1 and any(map(_never_ends, self.sources)):
+            raise typer.BadParameter("a camera or stream never ends: give one --ask")
         if (self.text or self.classes is not None) and self.panoptic:
             raise typer.BadParameter("--panoptic needs fixed classes: leave it out with --text and --classes")
 
@@ -177,6 +186,8 @@ def predict(options: PredictOptions) -> Exit:
     """
     options.require_consistent()
     min_score, class_min_scores = _min_scores(options.min_score or [])
+    if min_score is not None and _AUTO in (options.min_score or []):
+        raise wrong_value("min_score", f"{_AUTO} and {min_score:g} exclude each other: give one of them")
     if class_min_scores and (options.prompt or options.patch):
         raise wrong_value("min_score", "scores of single classes do not apply to a text, classes or patches: give one")
     sources = named_sources(options.sources)
@@ -186,7 +197,7 @@ def predict(options: PredictOptions) -> Exit:
         if not options.overwrite:
             require_empty(options.out, "predictions.json", "panoptic.json")
 
-    from opendetr.inference import load
+    from opendetr.inference import DETECTION_SCORE, load
     from opendetr.training import StopSignal
 
     detector = load(
@@ -197,60 +208,79 @@ def predict(options: PredictOptions) -> Exit:
     )
     if options.weights is None:
         _say_what_it_knows(detector)
+    if _AUTO in (options.min_score or []) and detector.thresholds is None:
+        say(f"score thresholds: none are stored with the model; {DETECTION_SCORE} for every class")
     if options.ask is not None:
         return _answer(detector, sources, options)
+    from opendetr.inference.sources import is_endless
+
     with StopSignal() as stop, _Run(detector, sources, options) as run:
         run.predict(stop, options.prompt | {"min_score": min_score, "class_min_scores": class_min_scores})
         if options.as_json:
             run.print_json()
         else:
             run.print_summary()
-        if stop.requested and not isinstance(sources[0], int):
+        if stop.requested and not is_endless(sources[0]):
             say(f"error: interrupted after {run.num_images} images; their results are in {options.out}")
             return Exit.FAILED
         return Exit.SOME_FAILED if run.skipped.count else Exit.DONE
 
 
 def _answer(detector: Predictor, sources: list[Source], options: PredictOptions) -> Exit:
-    """Print the answer to a question about each image."""
+    """Print the answer to each question about each image."""
     from opendetr.data import DataError
-    from opendetr.inference.sources import is_one_image
 
     assert options.ask is not None
-    failed: list[str] = []
-    only = sources[0] if len(sources) == 1 else None
-    if isinstance(only, str) and is_one_image(only):
-        found: Iterator[Answer] = iter([detector.ask(only, options.ask)])
-    else:
-        several: Any = sources if only is None else only
-        found = detector.ask(several, options.ask, batch_size=options.batch_size, on_unreadable=failed.append)
+    failed: dict[str, None] = {}  # each image once, in order
     rows = []
-    for answer in found:
-        row = {"file_name": answer.source, "frame": answer.frame, "answer": answer.text, "score": answer.score}
-        rows.append(row)
-        if not options.as_json:
-            print(f"{one_line(answer.source or 'image')}: {answer.text} ({answer.score:.2f})")
+    for question in options.ask:
+        for answer in _answers(detector, sources, question, options.batch_size, failed.setdefault):
+            rows.append(
+                {"file_name": answer.source, "frame": answer.frame, "question": question, "answer": answer.text,
+                 "score": answer.score}
+            )  # fmt: skip
+            if not options.as_json:
+                asked = f"{one_line(question)} " if len(options.ask) > 1 else ""
+                print(f"{one_line(answer.source or 'image')}: {asked}{answer.text} ({answer.score:.2f})")
     for line in failed:
         say(f"skipped: {line}")
     if not rows:
         raise DataError(f"none of {len(failed)} images can be read")
     if options.as_json:
-        print(json.dumps({"question": options.ask, "answers": rows, "failed": failed}))
+        print(json.dumps({"answers": rows, "failed": list(failed)}))
     return Exit.SOME_FAILED if failed else Exit.DONE
 
 
+def _answers(
+    detector: Predictor, sources: list[Source], question: str, batch_size: int, on_unreadable: Callable[[str], None]
+) -> Iterator[Answer]:
+    """The answers to one question about all images."""
+    from opendetr.inference.sources import is_one_image
+
+    only = sources[0] if len(sources) == 1 else None
+    if isinstance(only, str) and is_one_image(only):
+        return iter([detector.ask(only, question)])
+    several: Any = sources if only is None else only
+    answers: Iterator[Answer] = detector.ask(several, question, batch_size=batch_size, on_unreadable=on_unreadable)
+    return answers
+
+
 def _min_scores(options: Iterable[str]) -> tuple[float | None, dict[str, float]]:
-    """The minimum score, None if not given, and those of single classes. Raises BadParameter."""
+    """The minimum score, None if not given or "auto", and those of single classes. Raises BadParameter."""
     min_score: float | None = None
-    by_class = {}
+    by_class: dict[str, float] = {}
     for option in options:
+        if option == _AUTO:
+            continue
         name, named, text = option.rpartition("=")
         try:
             score = float(text)
         except ValueError:
             score = -1.0
         if not 0 <= score <= 1 or (named and not name):
-            raise wrong_value("min_score", f"{option!r}: give a number in 0..1, or NAME=NUMBER")
+            raise wrong_value("min_score", f"{option!r}: give a number in 0..1, NAME=NUMBER, or auto")
+        if name in by_class or (not named and min_score is not None):
+            raise wrong_value("min_score", f"{option!r}: there is another score for {name or 'all classes'}; give one")
         if named:
             by_class[name] = score
         else:
@@ -263,20 +293,33 @@ def named_sources(names: Sequence[str]) -> list[Source]:
 
     Raises DataError if the only source is a file that does not exist.
     """
+    from opendetr.inference.sources import is_endless
     from opendetr.presets import list_models
 
-    sources: list[Source] = [int(name) if name.isdecimal() and not Path(name).exists() else name for name in names]
-    if len(sources) > 1 and any(isinstance(source, int) for source in sources):
-        raise typer.BadParameter("a camera never ends: give it alone")
+    sources: list[Source] = [int(name) if _is_camera(name) else name for name in names]
+    if len(sources) > 1 and any(map(is_endless, sources)):
+        raise typer.BadParameter("a camera or stream never ends: give it alone")
     known = existing_path(names)
     if known is not None and not all(map(exists, known.split(" "))):
         raise typer.BadParameter(f"did you mean '{known}'? Quote a path that contains spaces")
     for name in set(list_models()).intersection(names):
         if not Path(name).exists():
             raise typer.BadParameter(f"{name} is a model: give it as --weights {name}")
-    if len(sources) == 1 and isinstance(sources[0], str):
+    if len(sources) == 1 and isinstance(sources[0], str) and not is_endless(sources[0]):
         _require_existing(sources[0])
     return sources
+
+
+def _is_camera(name: str) -> bool:
+    """Whether a source is the number of a camera."""
+    return name.isdecimal() and not Path(name).exists()
+
+
+def _never_ends(name: str) -> bool:
+    """Whether a source is a camera or a stream."""
+    from opendetr.inference.sources import is_endless
+
+    return _is_camera(name) or is_endless(name)
 
 
 def _say_what_it_knows(detector: Predictor) -> None:
@@ -384,7 +427,7 @@ class _Run:
 
     def _stream(self, given: Mapping[str, Any]) -> Generator[Detections | Panoptic]:
         """Yield the result of each image."""
-        from opendetr.inference.sources import each_image, is_one_image
+        from opendetr.inference.sources import each_image, is_endless, is_one_image
 
         options = {**given, "batch_size": self._options.batch_size, "patches": self._options.patch or None}
         if self._options.panoptic:
@@ -392,8 +435,9 @@ class _Run:
         only = self._sources[0] if len(self._sources) == 1 else None
         if isinstance(only, str) and is_one_image(only):
             yield self._detector.predict(only, **options)
-        elif isinstance(only, int):
-            yield from self._detector.predict(only, **options, on_unreadable=self.skipped.add)
+        elif only is not None and is_endless(only):
+            endless: Any = only
+            yield from self._detector.predict(endless, **options, on_unreadable=self.skipped.add)
         else:
             images = each_image(self._sources if only is None else only, self.skipped.add, skip=self._out)
             distinct = images if only is not None else _distinct(images)

@@ -61,4 +61,5 @@ def _metrics(folder: Path) -> dict[str, float]:
 
     best = find_checkpoint(folder / "best")
     metrics = {} if best is None else load_checkpoint(best).facts["metrics"]
-    return {name: value for name, value in metrics.items() if value is not None and describe_metric(name)}
+    whole = {name: value for name, value in metrics.items() if "/" not in name}
+    return {name: value for name, value in whole.items() if value is not None and describe_metric(name)}

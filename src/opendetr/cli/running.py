@@ -17,9 +17,10 @@ from opendetr.cli.output import DeviceOption, Exit, JsonOption, print_json, say
 if TYPE_CHECKING:
     from opendetr.training import Run
 
-_NOT_OF_PYTHON = ("resume", "processes", "nodes", "as_json")  # options that are not arguments in Python
+_NOT_OF_PYTHON = ("moved", "resume", "processes", "nodes", "as_json")  # options that are not arguments in Python
 _LENGTHS = ("epochs", "max_steps", "time")
-_NO_SETTINGS = ("resume", "device", "processes", "nodes", "as_json")  # options that may be given with --resume
+# Options that may be given with --resume.
+_NO_SETTINGS = ("data", "moved", "resume", "device", "processes", "nodes", "as_json")
 
 
 class Logger(StrEnum):
@@ -47,7 +48,11 @@ class RunOptions:
     data: Annotated[Path | None, typer.Argument(help="The dataset folder.", show_default=False)] = None
     model: Annotated[
         str | None,
-        typer.Option(help="A name that `opendetr models` lists. [default: deformable-detr-tiny]", show_default=False),
+        typer.Option(
+            help="A name that `opendetr models` lists, or auto: the best published one that fits into the memory of a "
+            "GPU, else deformable-detr-tiny. [default: auto]",
+            show_default=False,
+        ),
     ] = None
     weights: Annotated[
         str | None,
@@ -134,6 +139,10 @@ class RunOptions:
         list[str] | None, typer.Option("--set", help="A setting as key=value; may be repeated.", show_default=False)
     ] = None
     resume: Annotated[Path | None, typer.Option(help="Resume the run in this folder.", show_default=False)] = None
+    moved: Annotated[
+        Path | None,
+        typer.Option("--data", help="With --resume: the dataset folder, if it has been moved.", show_default=False),
+    ] = None
     processes: Annotated[
         int | None, typer.Option(min=1, help="Number of training processes on this machine.", show_default=False)
     ] = None
@@ -147,6 +156,11 @@ class RunOptions:
 
     def require_consistent(self) -> None:
         """Raise BadParameter unless there are images, or a run folder to resume without other settings."""
+        if self.moved is not None and (self.resume is None or self.data is not None):
+            raise typer.BadParameter(
+                f"belongs to --resume; give it as an argument: opendetr {self.command} {self.data or self.moved}",
+                param_hint="--data",
+            )
         if self.resume is None and self.data is None:
             raise typer.BadParameter(f"name {self.images} folder, or a run folder with --resume")
         lengths = [f"--{name.replace('_', '-')}" for name in _LENGTHS if getattr(self, name) is not None]
@@ -155,7 +169,7 @@ class RunOptions:
         settings = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in _NO_SETTINGS}
         if self.resume is not None and _given(**settings):
             given = next(f"--{name.replace('_', '-')}" for name in _given(**settings))
-            option = {"--data": self.images.rstrip("'"), "--changes": "--set"}.get(given, given)
+            option = {"--changes": "--set"}.get(given, given)
             raise typer.BadParameter(
                 f"--resume keeps the settings of the run: leave out {option}; or start a new run from its weights: "
                 f"opendetr {self.command} DATA --weights {self.resume}{'' if self.data else f' {option} ...'}"
@@ -164,7 +178,7 @@ class RunOptions:
     def of_python(self) -> dict[str, Any]:
         """The options as arguments of the function of the same name in Python."""
         settings = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in _NOT_OF_PYTHON}
-        settings |= {name: settings[name] or () for name in ("changes", "freeze")}
+        settings |= {name: settings[name] or () for name in ("changes", "freeze", "allow") if name in settings}
         settings["log"] = [tool.value for tool in self.log or ()]
         return settings
 
@@ -200,7 +214,8 @@ def execute(options: RunOptions, next_commands: Callable[[Run], Sequence[str]]) 
             with training.counting_from(began):
                 run = start(**options.of_python(), say=say)
         else:
-            run = training.resume(options.resume, device=options.device, say=say)
+            data = options.moved or options.data
+            run = training.resume(options.resume, data=data, device=options.device, say=say)
     except ProcessError as error:
         if is_main():
             say(f"error: {error}")

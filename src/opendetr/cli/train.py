@@ -29,6 +29,13 @@ class TrainOptions(RunOptions):
             show_default=False,
         ),
     ] = None
+    allow: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A fault that shall not stop training, named by the message of the error; may be repeated.",
+            show_default=False,
+        ),
+    ] = None
     freeze_detector: Annotated[
         bool,
         typer.Option(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,7 @@ class Command(TyperCommand):
             raise
         for text in _positional(self, ctx):
             _refuse_assignment(text, self, ctx)
+        _refuse_repeated(self, ctx, given)
         return rest
 
 
@@ -97,6 +99,14 @@ def _reword(error: Any, command: Command, ctx: Any, given: list[str]) -> None:
         name = existing_path(given)
         hint = f"did you mean '{name}'?" if name else f"`opendetr {_name(ctx)} --help` lists the arguments"
         error.message = f"unexpected argument: {extra[1]}; {hint}"
+
+
+def _refuse_repeated(command: Command, ctx: Any, given: list[str]) -> None:
+    """Raise a usage error if an option with one value is given twice. Only the last value would count."""
+    _options, _rest, order = command.make_parser(ctx).parse_args(args=list(given))
+    for parameter, count in Counter(order).items():
+        if count > 1 and not (_is_argument(parameter) or parameter.multiple or getattr(parameter, "is_flag", False)):
+            raise _UsageError(f"{parameter.opts[0]} is given {count} times; give it once", ctx=ctx)
 
 
 def existing_path(words: Sequence[str]) -> str | None:

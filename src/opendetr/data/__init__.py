@@ -27,9 +27,18 @@ from opendetr.data.masks import (
 )
 from opendetr.data.patches import PatchAugmentationConfig, PatchDataConfig, PatchEvaluationBatch
 from opendetr.data.paths import require_folder, require_new
-from opendetr.data.pixels import to_pixels
-from opendetr.data.records import DataError, DataFault, DetectionData, ImageRecord, spread, unknown_split
-from opendetr.data.resizing import denormalise
+from opendetr.data.pixels import image_in, to_pixels
+from opendetr.data.records import (
+    DataError,
+    DataFault,
+    DetectionData,
+    FaultCount,
+    ImageRecord,
+    count_faults,
+    spread,
+    unknown_split,
+)
+from opendetr.data.resizing import denormalise, resized_shape
 from opendetr.data.statistics import DataStatistics
 from opendetr.data.transforms import LabelledImage, Transform, evaluation_transform
 from opendetr.data.video_files import VideoError, count_frames, decode_video, is_video, video_library
@@ -55,6 +64,7 @@ __all__ = [
     "DataStatistics",
     "DetectionData",
     "Effect",
+    "FaultCount",
     "FaultKind",
     "ImageError",
     "ImageRecord",
@@ -74,6 +84,7 @@ __all__ = [
     "Videos",
     "coco_truth",
     "collate_samples",
+    "count_faults",
     "count_frames",
     "count_noun",
     "decode_video",
@@ -84,6 +95,7 @@ __all__ = [
     "files_matching",
     "gqa_decoder",
     "has_tracks",
+    "image_in",
     "image_size",
     "images_in",
     "is_pattern",
@@ -102,6 +114,7 @@ __all__ = [
     "require_folder",
     "require_new",
     "require_scorable",
+    "resized_shape",
     "spread",
     "text_of",
     "thing_outlines",

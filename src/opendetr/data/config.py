@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, Self, get_args
 
-from opendetr.config import SettingError
+from opendetr.config import SettingError, unknown
+from opendetr.data.faults import FaultKind
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -106,6 +107,9 @@ class DataConfig:
             each. It is an error if they need more than half of the machine's memory. Forked loader processes (Linux)
             share the cache; spawned ones (Windows, macOS) have a copy each.
         strict: raise an error for faulty annotations and unreadable images instead of skipping them.
+        allow: kinds of faults that stop training because the annotations probably do not mean what is read, and that
+            do not stop it now, such as "normalised_boxes" (see `FaultKind.allowable`). With "crowd_only", the crowd
+            regions of classes without any other object are read as objects.
         masks: where the masks of objects are read from, for models with masks: "instances" reads outlines (polygons or
             RLE); "panoptic" reads panoptic maps, with things and stuff; "auto" reads panoptic maps if the
             dataset has them, otherwise outlines; "none" reads no masks. With masks, `augment` must be "detr" or
@@ -127,6 +131,7 @@ class DataConfig:
     num_workers: int = 2
     cache: Literal["none", "ram"] = "none"
     strict: bool = False
+    allow: tuple[str, ...] = ()
     masks: Masks = "none"
 
     def __post_init__(self) -> None:
@@ -142,6 +147,9 @@ class DataConfig:
             raise ValueError(f"data.augment: expected one of {', '.join(get_args(Augment))}, got {self.augment!r}")
         if self.batch_pixels is not None and self.batch_pixels < 1:
             raise ValueError(f"data.batch_pixels: expected at least 1, got {self.batch_pixels}")
+        for name in self.allow:
+            if name not in FaultKind.allowable():
+                raise ValueError(f"data.allow: {unknown(name, FaultKind.allowable())}")
         if self.masks not in get_args(Masks):
             raise ValueError(f"data.masks: expected one of {', '.join(get_args(Masks))}, got {self.masks!r}")
         if self.masks != "none" and self.augment not in SINGLE_IMAGE_AUGMENTS:
@@ -184,6 +192,7 @@ class DataConfig:
             train_split=self.train_split,
             val_split=self.val_split,
             strict=self.strict,
+            allow=self.allow,
             masks=self.masks,
         )
 
@@ -191,7 +200,14 @@ class DataConfig:
         """One split of a dataset; see `open_split`. `masks` are those to read, by default the own ones."""
         from opendetr.data.formats.recognise import open_split
 
-        return open_split(folder, split, val_fraction=self.val_fraction, strict=self.strict, masks=masks or self.masks)
+        return open_split(
+            folder,
+            split,
+            val_fraction=self.val_fraction,
+            strict=self.strict,
+            allow=self.allow,
+            masks=masks or self.masks,
+        )
 
     def training_transform(self, data: DetectionData | None = None) -> Transform:
         """The transform from images to training samples.

@@ -9,9 +9,9 @@ from typing import NamedTuple
 class Effect(StrEnum):
     """What training does about a fault or warning.
 
-    STOPS: training does not start. MISREADS: the annotations are used as they are, which is probably not what they
-    mean. SKIPS: the image, object or annotation is skipped. ADJUSTS: the data is used after a change. KEEPS: training
-    does nothing about it; the warning is for the user.
+    STOPS: training does not start. MISREADS: the annotations probably do not mean what training would read; training
+    does not start unless the user allows it. SKIPS: the image, object or annotation is skipped. ADJUSTS: the data is
+    used after a change. KEEPS: training does nothing about it; the warning is for the user.
     """
 
     STOPS = "stops"
@@ -42,7 +42,14 @@ class FaultKind(StrEnum):
     BYTE_SPANS = "byte_spans"
     NORMALISED_BOXES = "normalised_boxes"
     FOREIGN_SCALE = "foreign_scale"
+    BOX_FORMAT = "box_format"
     SHIFTED_CLASSES = "shifted_classes"
+    EXTRA_NUMBERS = "extra_numbers"
+    UNKNOWN_ROTATION = "unknown_rotation"
+    UNMATCHED_LABELS = "unmatched_labels"
+    DOUBTFUL_SIZE = "doubtful_size"
+    CROWD_ONLY = "crowd_only"
+    TOO_FEW_QUERIES = "too_few_queries"
     EMPTY_FILE = "empty_file"
     UNREADABLE_IMAGE = "unreadable_image"
     OVERSIZED_IMAGE = "oversized_image"
@@ -70,13 +77,20 @@ class FaultKind(StrEnum):
     STALE_EXTRA = "stale_extra"
     RESPELLED_NAME = "respelled_name"
     NO_SIZE = "no_size"
+    SWAPPED_SIZE = "swapped_size"
     BAD_AREA = "bad_area"
+    NEW_ID = "new_id"
+    NO_BOX = "no_box"
+    ROTATED_BOX = "rotated_box"
     TURNED_IMAGE = "turned_image"
     ANIMATED_IMAGE = "animated_image"
+    LOW_CONTRAST = "low_contrast"
+    TRUNCATED_IMAGE = "truncated_image"
     VIDEO_SIZE = "video_size"
     MISSING_FRAME = "missing_frame"
     CLASS_CHANGE = "class_change"
     SHORT_TRACK = "short_track"
+    CONFIDENCE = "confidence"
     CROWD = "crowd"
     UNLABELLED_IMAGE = "unlabelled_image"
     OMITTED_IMAGE = "omitted_image"
@@ -115,6 +129,16 @@ class FaultKind(StrEnum):
         """Whether `opendetr data check --fix` fixes or removes it in the copy that it writes."""
         return _DESCRIPTIONS[self].fixable
 
+    @property
+    def fix(self) -> str:
+        """What the user can do about a fault that `Effect.MISREADS` describes, such as "subtract 1"; else empty."""
+        return _DESCRIPTIONS[self].fix
+
+    @classmethod
+    def allowable(cls) -> tuple[FaultKind, ...]:
+        """The kinds that stop training unless the user allows them, see `DataConfig.allow`."""
+        return tuple(kind for kind in cls if kind.effect is Effect.MISREADS)
+
     def describe(self, count: int) -> str:
         """A description with the count, such as "2 boxes without area inside the image"."""
         return f"{count_noun(count, _DESCRIPTIONS[self].noun)} {_DESCRIPTIONS[self].what}"
@@ -141,6 +165,7 @@ class _Description(NamedTuple):
         what: what is wrong with it; it must fit the singular and the plural of `noun`.
         consequence: what training does about it, in words.
         fixable: see `FaultKind.fixable`.
+        fix: see `FaultKind.fix`.
     """
 
     effect: Effect
@@ -148,9 +173,15 @@ class _Description(NamedTuple):
     what: str
     consequence: str
     fixable: bool = False
+    fix: str = ""
+
+
+def _misread(noun: str, what: str, fix: str) -> _Description:
+    return _Description(Effect.MISREADS, noun, what, _STOPPED_UNLESS_ALLOWED, fix=fix)
 
 
 _STOPPED = "training stops"
+_STOPPED_UNLESS_ALLOWED = "training stops unless allowed"
 _WITH_MASKS = "skipped by training with masks"
 _DESCRIPTIONS = {
     FaultKind.NO_DATA: _Description(Effect.STOPS, "folder", "without a dataset to train on", _STOPPED),
@@ -185,24 +216,36 @@ _DESCRIPTIONS = {
     FaultKind.BYTE_SPANS: _Description(
         Effect.STOPS, "annotation file", "whose spans count bytes instead of characters", _STOPPED
     ),
-    FaultKind.NORMALISED_BOXES: _Description(
-        Effect.MISREADS,
-        "split",
-        "whose boxes all lie within 0..1",
-        "read as pixels; multiply them by the width and height of the image",
+    FaultKind.NORMALISED_BOXES: _misread(
+        "dataset", "whose boxes look like fractions", "multiply them by the width and height of the image"
     ),
-    FaultKind.FOREIGN_SCALE: _Description(
-        Effect.MISREADS,
-        "split",
-        "with most boxes extending far outside the image",
-        "clipped; scale them to the size of the image files",
+    FaultKind.FOREIGN_SCALE: _misread(
+        "dataset", "with most boxes extending far outside the image", "scale them to the size of the image files"
     ),
-    FaultKind.SHIFTED_CLASSES: _Description(
-        Effect.MISREADS,
+    FaultKind.BOX_FORMAT: _misread(
+        "dataset", "whose boxes look like those of another format", "write them as the format defines them"
+    ),
+    FaultKind.SHIFTED_CLASSES: _misread(
         "list of classes",
         "whose numbers are probably off by one",
-        "read from 0; subtract 1 from the class numbers of the label files",
+        "subtract 1 from the class numbers of the label files",
     ),
+    FaultKind.EXTRA_NUMBERS: _misread(
+        "dataset", "whose rows contain more numbers than a box", "remove them, or add kpt_shape for keypoints"
+    ),
+    FaultKind.UNKNOWN_ROTATION: _misread(
+        "dataset", "with rotated boxes in an unknown unit", "replace them by axis-aligned boxes"
+    ),
+    FaultKind.UNMATCHED_LABELS: _misread(
+        "split", "with label files that fit no image", "give every label file the name of its image"
+    ),
+    FaultKind.DOUBTFUL_SIZE: _misread(
+        "image",
+        "whose width and height may be swapped in the annotation",
+        "correct the annotated size, or annotate this image again",
+    ),
+    FaultKind.CROWD_ONLY: _misread("split or class", "whose objects are all crowd regions", "set iscrowd to 0"),
+    FaultKind.TOO_FEW_QUERIES: _misread("split", "with more objects in most images than the model has queries", ""),
     FaultKind.EMPTY_FILE: _Description(Effect.SKIPS, "image file", "of zero bytes", "skipped", fixable=True),
     FaultKind.UNREADABLE_IMAGE: _Description(Effect.SKIPS, "image", "that cannot be read", "skipped", fixable=True),
     FaultKind.OVERSIZED_IMAGE: _Description(
@@ -266,6 +309,22 @@ _DESCRIPTIONS = {
     FaultKind.NO_SIZE: _Description(
         Effect.ADJUSTS, "image", "whose size is not annotated", "the size is read from the file", fixable=True
     ),
+    FaultKind.SWAPPED_SIZE: _Description(
+        Effect.ADJUSTS,
+        "image",
+        "whose width and height are swapped in the annotation",
+        "the size of the file is used",
+        fixable=True,
+    ),
+    FaultKind.NEW_ID: _Description(
+        Effect.ADJUSTS, "entry", "whose id is not a whole number", "numbered anew", fixable=True
+    ),
+    FaultKind.NO_BOX: _Description(
+        Effect.ADJUSTS, "annotation", "without a box", "the box around its outline is used", fixable=True
+    ),
+    FaultKind.ROTATED_BOX: _Description(
+        Effect.ADJUSTS, "box", "rotated in the annotation", "the axis-aligned box around it is used"
+    ),
     FaultKind.BAD_AREA: _Description(
         Effect.ADJUSTS,
         "annotation",
@@ -279,6 +338,12 @@ _DESCRIPTIONS = {
     FaultKind.ANIMATED_IMAGE: _Description(
         Effect.ADJUSTS, "image", "with several frames", "only the first frame is used"
     ),
+    FaultKind.LOW_CONTRAST: _Description(
+        Effect.ADJUSTS, "16-bit image", "of low contrast", "scaled from the darkest to the brightest value"
+    ),
+    FaultKind.TRUNCATED_IMAGE: _Description(
+        Effect.ADJUSTS, "JPEG image", "that breaks off near the end", "used, with a plain colour for what is missing"
+    ),
     FaultKind.VIDEO_SIZE: _Description(
         Effect.ADJUSTS, "video", "whose size differs from seqinfo.ini", "the size of the images is used"
     ),
@@ -287,6 +352,9 @@ _DESCRIPTIONS = {
     ),
     FaultKind.CLASS_CHANGE: _Description(Effect.KEEPS, "track", "whose class changes", "kept"),
     FaultKind.SHORT_TRACK: _Description(Effect.KEEPS, "track", "of a single frame", "kept"),
+    FaultKind.CONFIDENCE: _Description(
+        Effect.KEEPS, "object", "with a confidence below 1", "used like every other object"
+    ),
     FaultKind.CROWD: _Description(
         Effect.KEEPS, "crowd region", "evaluated by COCO's crowd rule", "not used in training"
     ),

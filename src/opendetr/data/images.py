@@ -2,28 +2,40 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
+import logging
+import math
 import mmap
 import struct
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageFile, ImageOps
 from PIL.TiffImagePlugin import TiffImageFile
 
+from opendetr.config import needs_package
+from opendetr.data.deep_images import deep_pixels, describe_range, scaled, uses_few_values
 from opendetr.data.faults import FaultKind
 from opendetr.data.paths import is_file
-from opendetr.data.records import DataError, FaultError, ImageRecord
+from opendetr.data.records import DataError, DataFault, FaultError, ImageRecord
+from opendetr.data.signatures import is_avif, is_heif
+from opendetr.data.truncated_jpeg import restored
+from opendetr.files import UNSUPPORTED_SUFFIXES
 
 # What Pillow's decoders raise for files that are damaged or not images.
 DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, KeyError, IndexError, TypeError, OverflowError,
            Image.DecompressionBombError)  # fmt: skip
 # EXIF orientations that swap height and width.
 _SIDEWAYS = frozenset({5, 6, 7, 8})
-_WIDE_MODES = frozenset({"I", "I;16", "I;16L", "I;16B", "I;16N"})
-_MAX_16_BIT = 65535
+_MAX_LOGGED = 5  # images of a kind of warning
+_WARNINGS = {
+    FaultKind.LOW_CONTRAST: "a 16-bit image of low contrast, scaled from its darkest to its brightest value",
+    FaultKind.TRUNCATED_IMAGE: "the file breaks off near its end, and is used as it is",
+}
 _GREY = 2  # dimensions of an image without channels
 # The formats that are read. Pillow supports more, but some start other programs (EPS) or have no signature (TGA).
 _FORMATS = ("AVIF", "BMP", "DIB", "GIF", "HEIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
@@ -38,6 +50,11 @@ _PNG_ORIENTATION_MARKS = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
+Report = Callable[[DataFault], None]
+_logged: dict[FaultKind, set[str]] = {}
+_log = logging.getLogger(__name__)
+
+
 class ImageError(DataError):
     """An image cannot be read. The message is one line with the name of the image."""
 
@@ -46,40 +63,54 @@ class ImageFileError(ImageError, FaultError):
     """An image file cannot be read."""
 
 
-def read_image(path: str | Path) -> np.ndarray:
+def read_image(path: str | Path, report: Report | None = None) -> np.ndarray:
     """Read an image file as (H, W, 3) uint8 RGB, with its EXIF orientation applied.
 
-    Grey, palette and CMYK images are converted. Transparent images get a white background. Of 16-bit images, the upper
-    8 bits are used.
+    Grey, palette and CMYK images are converted. Transparent images get a white background. The values of 16-bit images
+    are scaled from their darkest and brightest one to 0..255. The pixels that a JPEG lacks because a few bytes are
+    missing at its end get a plain colour.
+
+    Args:
+        path: the file.
+        report: called with each warning about the image. By default the first images with a warning are logged.
 
     Raises:
-        ImageError: the file is missing, empty, truncated or not an image.
+        ImageError: the file is missing, empty, broken off or not an image.
     """
-    return _read(Path(path), oriented=True)
+    return _read(Path(path), oriented=True, report=report)
 
 
-def read_record(record: ImageRecord) -> np.ndarray:
+def read_record(record: ImageRecord, report: Report | None = None) -> np.ndarray:
     """Read the image of a record as (height, width, 3) uint8 RGB, in the frame of the record's boxes.
 
     That frame is the image with its EXIF orientation applied. The exception is a record whose size is that of the
     stored image, before EXIF swaps height and width: its boxes were drawn on the stored image, so that one is returned.
 
+    Args:
+        record: the image.
+        report: as in `read_image`.
+
     Raises:
         ImageError: the file cannot be read.
         DataError: the recorded size matches neither image.
     """
-    image = read_image(record.path)
+    image = read_image(record.path, report)
     if image.shape[:2] == (record.height, record.width):
         return image
-    stored = _read(record.path, oriented=False)
+    stored = _read(record.path, oriented=False, report=_ignore)
     if stored.shape[:2] == (record.height, record.width):
         return stored
-    height, width = image.shape[:2]
+    raise size_mismatch(record.path, (image.shape[0], image.shape[1]), (record.height, record.width))
+
+
+def size_mismatch(path: Path, size: tuple[int, int], annotated: tuple[int, int]) -> FaultError:
+    """The error for an image of this height and width whose annotation gives others."""
+    (height, width), (annotated_height, annotated_width) = size, annotated
     detail = (
-        f"the image is {width}x{height}, its annotation says {record.width}x{record.height}; "
+        f"the image is {width}x{height}, its annotation says {annotated_width}x{annotated_height}; "
         "correct the annotated size, or annotate this image again"
     )
-    raise FaultError(FaultKind.SIZE_MISMATCH, record.path, "", detail)
+    return FaultError(FaultKind.SIZE_MISMATCH, path, "", detail)
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
@@ -91,6 +122,16 @@ def image_size(path: str | Path) -> tuple[int, int]:
     except DAMAGED as error:
         raise _file_error(Path(path), error) from None
     return (width, height) if sideways else (height, width)
+
+
+def stored_size(path: str | Path) -> tuple[int, int]:
+    """Height and width of an image before its EXIF orientation is applied. Raises ImageError."""
+    try:
+        with _opened(Path(path)) as image:
+            width, height = _stored_size(image)
+    except DAMAGED as error:
+        raise _file_error(Path(path), error) from None
+    return height, width
 
 
 def read_map(path: str | Path) -> np.ndarray:
@@ -135,8 +176,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """Convert an image of any mode to 8-bit RGB. Raises ValueError for 32-bit values, whose range is unknown."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
-    if image.mode in _WIDE_MODES:
-        return _upper_byte(image)
+    deep = deep_pixels(image)
+    if deep is not None:
+        return to_rgb(scaled(deep))
     if image.mode == "F":
         raise ValueError("32-bit values; save the image with 8 or 16 bits")
     if image.has_transparency_data:
@@ -146,16 +188,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _upper_byte(image: Image.Image) -> Image.Image:
-    values = np.asarray(image)
-    if values.size and (values.min() < 0 or values.max() > _MAX_16_BIT):
-        raise ValueError("32-bit values; save the image with 8 or 16 bits")
-    return Image.fromarray((values.astype(np.uint32) >> 8).astype(np.uint8)).convert("RGB")
-
-
-def _read(path: Path, *, oriented: bool) -> np.ndarray:
+def _read(path: Path, *, oriented: bool, report: Report | None) -> np.ndarray:
+    report = report or log_image_warning
     try:
-        with _opened(path) as image:
+        with _opened(path) as file:
+            image = _decoded(file, path, report)
             if oriented:
                 ImageOps.exif_transpose(image, in_place=True)
             return np.array(to_rgb(image))
@@ -163,23 +200,87 @@ def _read(path: Path, *, oriented: bool) -> np.ndarray:
         raise _file_error(path, error) from None
 
 
+def _decoded(image: Image.Image, path: Path, report: Report) -> Image.Image:
+    """The decoded image, of at most 8 bits per channel, with its EXIF orientation."""
+    try:
+        image.load()
+    except OSError:
+        whole = restored(path) if image.format in ("JPEG", "MPO") else None
+        if whole is None:
+            raise
+        image, missing = whole
+        what = f"the last {math.ceil(100 * missing)}% of its pixels" if missing else "some bytes"
+        report(DataFault(FaultKind.TRUNCATED_IMAGE, str(path), detail=f"{what} are missing; copy it again"))
+    deep = deep_pixels(image, lambda: _opened(path))
+    if deep is None:
+        return image
+    if uses_few_values(deep):
+        report(DataFault(FaultKind.LOW_CONTRAST, str(path), detail=describe_range(deep)))
+    result = scaled(deep)
+    orientation = image.getexif().get(ExifTags.Base.Orientation)
+    if orientation is not None:
+        result.getexif()[ExifTags.Base.Orientation] = orientation
+    return result
+
+
+def _ignore(_fault: DataFault) -> None:
+    """Discard the warning."""
+
+
+def log_image_warning(fault: DataFault) -> None:
+    """Log a warning about an image, each image once, and only the first images of each kind."""
+    known = _logged.setdefault(fault.kind, set())
+    if fault.file in known or len(known) >= _MAX_LOGGED:
+        return
+    known.add(fault.file)
+    _log.warning("%s: %s", fault.file, f"{_WARNINGS[fault.kind]} ({fault.detail})")
+    if len(known) == _MAX_LOGGED:
+        _log.warning("further images with this warning are not named; `opendetr data check` lists those of a dataset")
+
+
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def _opened(path: Path) -> Iterator[ImageFile.ImageFile]:
     """The image in a file, not decoded yet.
 
     Raises Pillow's errors, and ImageError for a missing file or too many pixels for the size of the file.
     """
     if not is_file(path):  # opening a pipe would block
         raise ImageFileError(FaultKind.UNREADABLE_IMAGE, path, "", "no such file")
-    Image.init()
-    with Image.open(path, formats=[name for name in _FORMATS if name in Image.OPEN]) as image:
+    with _open(path) as image:
         width, height = image.size
-        if width * height > max(_ALWAYS_SAFE_PIXELS, _PIXELS_PER_BYTE * path.stat().st_size):
+        if not is_plausible_size(height, width, path.stat().st_size):
             detail = (
                 f"{width}x{height} pixels are too many for a file of {path.stat().st_size:,} bytes; replace the image"
             )
             raise ImageFileError(FaultKind.OVERSIZED_IMAGE, path, "", detail)
         yield image
+
+
+def _open(path: Path) -> ImageFile.ImageFile:
+    """Open an image file with Pillow, or with pillow-heif if it is installed."""
+    Image.init()
+    try:
+        return Image.open(path, formats=[name for name in _FORMATS if name in Image.OPEN])
+    except Image.UnidentifiedImageError:
+        if not (is_heif(path) and _registers_heif()):
+            raise
+        return Image.open(path, formats=["HEIF"])
+
+
+@functools.lru_cache
+def _registers_heif() -> bool:
+    """Let Pillow read HEIF with an optional package. Returns whether it is installed."""
+    try:
+        pillow_heif = importlib.import_module("pillow_heif")
+    except ImportError:
+        return False
+    pillow_heif.register_heif_opener()
+    return True
+
+
+def is_plausible_size(height: int, width: int, length: int) -> bool:
+    """Whether an image of this size may be decoded from a file of `length` bytes."""
+    return width * height <= max(_ALWAYS_SAFE_PIXELS, _PIXELS_PER_BYTE * length)
 
 
 def _stored_size(image: Image.Image) -> tuple[int, int]:
@@ -208,10 +309,25 @@ def _file_error(path: Path, error: Exception) -> ImageFileError:
     if path.stat().st_size == 0:
         kind, detail = FaultKind.EMPTY_FILE, "the file is empty; replace it"
     elif isinstance(error, Image.UnidentifiedImageError):
-        detail = "not an image in a supported format; convert it to JPEG or PNG, or leave it out"
+        detail = _advice(path)
     else:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         detail = f"the image cannot be read ({reason}); replace it"
         if isinstance(error, Image.DecompressionBombError):
             kind = FaultKind.OVERSIZED_IMAGE
     return ImageFileError(kind, path, "", detail)
+
+
+def _advice(path: Path) -> str:
+    """What a file is that Pillow does not recognise, and what to do."""
+    if is_heif(path) and not _registers_heif():
+        return f"a HEIC image: {needs_package('pillow-heif')}, or convert it to JPEG"
+    if is_avif(path) and "AVIF" not in Image.OPEN:
+        return "an AVIF image, which needs Pillow 11.3: `python -m pip install -U pillow`, or convert it to JPEG"
+    suffix = path.suffix.lower()
+    what = (
+        f"{suffix} is not a supported format"
+        if suffix in UNSUPPORTED_SUFFIXES
+        else "not an image in a supported format"
+    )
+    return f"{what}; convert it to JPEG or PNG, or leave it out"

@@ -9,13 +9,23 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from opendetr.data.records import DataError
-from opendetr.files import IMAGE_SUFFIXES
+from opendetr.data.signatures import is_image_content
+from opendetr.files import IMAGE_SUFFIXES, UNSUPPORTED_SUFFIXES
+
+# Files with these suffixes are not opened to see whether they are images: a folder may contain millions of them.
+_OTHER_SUFFIXES = frozenset(
+    {".txt", ".xml", ".json", ".csv", ".yaml", ".yml", ".md", ".npy", ".npz", ".mp4", ".mov", ".avi", ".zip", ".new"}
+)
 
 
 def images_in(
     folder: Path, *, skip: Path | None = None, on_unreadable: Callable[[str], None] | None = None
 ) -> Iterator[Path]:
     """Yield the images in a folder and its subfolders, in the order of their paths.
+
+    An image is a file with the suffix of an image, or with the content of an image and a suffix that says nothing else.
+    Files in a format that is never read are yielded, too, so that they are named, unless an image that can be read has
+    the same name but for the suffix. The files that macOS adds on foreign file systems ("._a.jpg") are not images.
 
     Only the names in the current folder and its parents are kept in memory. Links to folders are followed, but no
     folder is listed twice, so a link to a parent does no harm.
@@ -68,10 +78,32 @@ def _list_folder(folder: Path) -> Iterator[tuple[Path, bool]]:
             is_folder = _holds(entry.is_dir)
             if is_folder:
                 folders.add(entry.name)
-            if is_folder or (is_image_name(entry.name) and (_holds(entry.is_file) or entry.is_symlink())):
+            if is_folder or (_may_be_image(entry) and (_holds(entry.is_file) or entry.is_symlink())):
                 names.append(entry.name)
-    names.sort()
+    known = {_stem(name) for name in names if is_image_name(name)}
+    names = sorted(name for name in names if not (_is_unsupported(name) and _stem(name) in known))
     return ((folder / name, name in folders) for name in names)
+
+
+def _may_be_image(entry: os.DirEntry[str]) -> bool:
+    """Whether a file has the name or the content of an image."""
+    if is_image_name(entry.name) or _is_unsupported(entry.name):
+        return not entry.name.startswith("._")
+    if entry.name.startswith(".") or _suffix(entry.name) in _OTHER_SUFFIXES or not _holds(entry.is_file):
+        return False
+    return is_image_content(Path(entry.path))
+
+
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower()  # noqa: PTH122  creating a Path for each name is slow
+
+
+def _stem(name: str) -> str:
+    return os.path.splitext(name)[0]  # noqa: PTH122
+
+
+def _is_unsupported(name: str) -> bool:
+    return _suffix(name) in UNSUPPORTED_SUFFIXES
 
 
 def _holds(check: Callable[[], bool]) -> bool:
@@ -83,7 +115,7 @@ def _holds(check: Callable[[], bool]) -> bool:
 
 def is_image_name(name: str) -> bool:
     """Whether a file name has the suffix of an image."""
-    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122  creating a Path for each name is slow
+    return _suffix(name) in IMAGE_SUFFIXES
 
 
 def number_frames(paths: Iterable[Path]) -> dict[int, Path]:

@@ -89,6 +89,17 @@ def outline_area(obj: ObjectRecord, height: int, width: int) -> int:
     return int(coder.area(outline_run_lengths(obj, height, width)))
 
 
+def outline_box(outline: Mapping[str, Any]) -> tuple[float, float, float, float] | None:
+    """The box x, y, width, height around the pixels of RLE; None if it is not valid or has no pixel."""
+    size = outline.get("size")
+    if not isinstance(size, list) or [type(side) for side in size] != [int, int]:
+        return None
+    if _run_length_fault(outline, *size) is not None:
+        return None
+    x, y, w, h = map(float, coder.toBbox(_compressed(outline)))
+    return (x, y, w, h) if w and h else None
+
+
 def with_outlines(data: DetectionData) -> DetectionData:
     """The data for training with masks. Objects without a valid outline are skipped and counted.
 

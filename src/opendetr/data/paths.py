@@ -92,8 +92,8 @@ def file_length(path: Path, file: str | Path, at: str = "") -> int:
     Raises DataError if the image is missing; the message names the annotation file `file` and the position `at` in it.
     """
     try:
-        status = path.stat()
-    except (OSError, ValueError):
+        status: os.stat_result | None = path.stat()
+    except (OSError, ValueError):  # also a name that is invalid on this system
         status = None
     if status is None or not stat.S_ISREG(status.st_mode):
         detail = f"the image {path} is missing; add the image, or remove it from the annotations"

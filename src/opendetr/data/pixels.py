@@ -5,6 +5,8 @@ An ambiguous input is an error. The message says what to give instead.
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from opendetr.data.images import DAMAGED, ImageError, to_rgb
+from opendetr.data.images import DAMAGED, ImageError, ImageFileError, read_image, to_rgb
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _NDIM = 3  # number of dimensions of an image with channels
@@ -24,7 +26,8 @@ def to_pixels(image: Any) -> np.ndarray:
     Args:
         image: one of these:
             a PIL image of any mode; its EXIF orientation is applied;
-            a uint8 array, (H, W, 3) RGB, or (H, W) or (H, W, 1) grey;
+            a uint8 array, (H, W, 3) RGB, (H, W, 4) RGB with transparency, or (H, W) or (H, W, 1) grey. OpenCV's arrays
+            are BGR: use `bgr`;
             a tensor, uint8 or float in 0..1, (3, H, W) RGB or (1, H, W) grey.
 
     Raises:
@@ -37,6 +40,17 @@ def to_pixels(image: Any) -> np.ndarray:
     if isinstance(image, np.ndarray):
         return _from_array(image)
     raise ImageError(f"{type(image).__name__} is not an image; give a path, URL, PIL image, array or tensor")
+
+
+def image_in(content: bytes, name: str) -> Image.Image:
+    """The image whose file has this content. Raises ImageError, whose message begins with `name`."""
+    with tempfile.TemporaryDirectory(prefix="opendetr-") as folder:
+        path = Path(folder) / "image"
+        path.write_bytes(content)
+        try:
+            return Image.fromarray(read_image(path))
+        except ImageFileError as error:
+            raise ImageError(f"{name}, {len(content):,} bytes: {error.fault.detail}") from None
 
 
 def _from_pil(image: Image.Image) -> np.ndarray:
@@ -89,12 +103,14 @@ def _to_uint8(pixels: Tensor) -> np.ndarray:
 
 def _from_array(array: np.ndarray) -> np.ndarray:
     is_grey = array.ndim == _NDIM - 1 or (array.ndim == _NDIM and array.shape[2] == 1)
-    is_rgb = array.ndim == _NDIM and array.shape[2] == 3
+    is_rgb = array.ndim == _NDIM and array.shape[2] in (3, 4)
     if array.dtype != np.uint8 or not (is_rgb or is_grey) or not array.size:
         raise ImageError(
             f"an array of {array.shape} {array.dtype} is not an image; give (H, W, 3) or (H, W) uint8"
             f"{_array_advice(array)}"
         )
+    if is_rgb and array.shape[2] == 4:
+        return np.asarray(to_rgb(Image.fromarray(np.ascontiguousarray(array))))
     return _with_channels(array)
 
 
@@ -103,8 +119,6 @@ def _array_advice(array: np.ndarray) -> str:
         return ": predict a batch as list(array)"
     if array.ndim == _NDIM and array.shape[0] in (1, 3) and array.shape[2] not in (1, 3):
         return ": with the channels last it is array.transpose(1, 2, 0)"
-    if array.ndim == _NDIM and array.shape[2] == 4:
-        return ": without the alpha channel it is array[..., :3]"
     if array.dtype.kind == "f":
         return ": values in 0..1 become (array * 255).round().astype('uint8')"
     if array.dtype == np.uint16:

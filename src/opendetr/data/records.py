@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from opendetr.categories import Categories
-from opendetr.config import near_name
+from opendetr.config import SettingError, near_name
 from opendetr.data.faults import FaultKind, count_noun
 
 # Pixels by which a box may extend outside the image without a warning: many files round coordinates to two decimals.
@@ -41,6 +41,8 @@ _STRICT_FAULTS = frozenset(
     }
 )
 _UNUSABLE = frozenset({FaultKind.INVALID_BOX, FaultKind.NO_AREA})
+BoxFormat = Literal["xywh", "xyxy", "cxcywh"]
+"""The numbers of a box: a corner and the sides, two corners, or the centre and the sides."""
 
 
 class DataFault(NamedTuple):
@@ -51,12 +53,14 @@ class DataFault(NamedTuple):
         file: the annotation file or image.
         at: the position in the file, such as "annotation 7" or "line 3"; empty for the whole file.
         detail: details that the kind does not include; may be empty.
+        box: x, y, width, height of the box that the object of the fault has, if that object is skipped.
     """
 
     kind: FaultKind
     file: str
     at: str = ""
     detail: str = ""
+    box: tuple[float, float, float, float] | None = None
 
     @property
     def place(self) -> str:
@@ -75,6 +79,10 @@ class DataError(ValueError):
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.splitlines()))  # a quoted file name may contain line breaks
+
+
+class UnknownSplitError(DataError, SettingError):
+    """The caller names a split that the dataset does not have. The command line treats this as wrong usage."""
 
 
 class FaultError(DataError):
@@ -231,6 +239,7 @@ class DetectionData:
         masks: what the masks of the objects are read from: their outlines ("instances"), the panoptic maps of the
             images ("panoptic"), or nothing ("none").
         annotated: False for images without annotations, which only pre-training uses.
+        box_format: the four numbers of a box in the annotation files.
     """
 
     categories: Categories
@@ -240,6 +249,7 @@ class DetectionData:
     fault_counts: tuple[FaultCount, ...] = ()
     masks: Literal["none", "instances", "panoptic"] = "none"
     annotated: bool = True
+    box_format: BoxFormat = "xywh"
 
     def __len__(self) -> int:
         return len(self.images)
@@ -268,6 +278,7 @@ class DetectionData:
         faults: Iterable[DataFault],
         *,
         annotated: bool = True,
+        box_format: BoxFormat = "xywh",
     ) -> DetectionData:
         """Make a split of records: sort the images and count the faults.
 
@@ -278,6 +289,7 @@ class DetectionData:
             images: the images in any order; they are sorted by id.
             faults: faults and warnings about the split as a whole; those of the images are added.
             annotated: False for images without annotations.
+            box_format: the four numbers of a box in the annotation files.
         """
         ordered = tuple(sorted(images, key=lambda image: image.id))
         of_images = (fault for image in ordered for fault in image.faults)
@@ -289,6 +301,7 @@ class DetectionData:
             folder=folder,
             fault_counts=fault_counts,
             annotated=annotated,
+            box_format=box_format,
         )
 
     def subset(self, images: Sequence[ImageRecord], split: str) -> DetectionData:
@@ -354,12 +367,12 @@ class DetectionData:
         return "; ".join((self.size(), *map(str, self.fault_counts)))
 
 
-def unknown_split(place: object, wanted: str, splits: Iterable[str]) -> DataError:
+def unknown_split(place: object, wanted: str, splits: Iterable[str]) -> UnknownSplitError:
     """The error for a split that a dataset does not have, with the nearest name or all."""
     names = list(splits)
     near = near_name(wanted, names)
     hint = f"; did you mean {near}?" if near else ""
-    return DataError(f"{place}: no split '{wanted}'; it has {', '.join(names) or 'none'}{hint}")
+    return UnknownSplitError(f"{place}: no split '{wanted}'; it has {', '.join(names) or 'none'}{hint}")
 
 
 def usable_objects(
@@ -379,8 +392,11 @@ def usable_objects(
     kept, faults = [], []
     for obj in objects:
         kinds = _kinds(obj, height, width)
-        faults += [DataFault(kind, file, obj.position) for kind in kinds]
-        if not _UNUSABLE & kinds:
+        if _UNUSABLE & kinds:
+            box = obj.box if all(map(math.isfinite, obj.box)) else None
+            faults += [DataFault(kind, file, obj.position, box=box) for kind in kinds]
+        else:
+            faults += [DataFault(kind, file, obj.position) for kind in kinds]
             kept.append(obj)
     if not kept:
         faults.append(DataFault(FaultKind.NO_OBJECTS, file, at))

@@ -1,7 +1,28 @@
 """Evaluation: metrics that compare predictions with the ground truth of a dataset."""
 
+from opendetr.evaluation.average_precision import (
+    IOU_THRESHOLDS,
+    SIZES,
+    ClassMatches,
+    Matches,
+    average_precisions,
+    defined,
+    match_found,
+    mean_over,
+    precision_at_recalls,
+    scores_of,
+    summary,
+)
 from opendetr.evaluation.coco import DETECTION_METRICS, CocoEvaluator
-from opendetr.evaluation.detection import DetectionEvaluator, Evaluation, ImageResult, headline_names, metric_names
+from opendetr.evaluation.detected import DatasetDetections, Found, Objects
+from opendetr.evaluation.detection import (
+    DetectionEvaluator,
+    Evaluation,
+    ImageResult,
+    class_differences,
+    headline_names,
+    metric_names,
+)
 from opendetr.evaluation.evaluator import Evaluator
 from opendetr.evaluation.grounding import (
     GROUNDING_METRICS,
@@ -14,15 +35,25 @@ from opendetr.evaluation.grounding import (
 )
 from opendetr.evaluation.matching import box_overlaps, match_overlaps
 from opendetr.evaluation.names import CLASS_PREFIX, describe_metric
+from opendetr.evaluation.operation import (
+    ImageErrors,
+    Operation,
+    analyse_operation,
+    label_thresholds,
+    worst_images,
+)
+from opendetr.evaluation.page import Section, chart_figure, images_section, note, value_table, write_page
 from opendetr.evaluation.panoptic import PANOPTIC_METRICS, PanopticEvaluator
 from opendetr.evaluation.patches import PATCH_METRICS, PatchEvaluation, PatchEvaluator
 from opendetr.evaluation.report import (
-    chart_figure,
-    images_section,
-    note,
-    value_table,
-    write_page,
-    write_report,
+    Scored,
+    dataset_detections,
+    dataset_section,
+    detection_sections,
+    operation_charts,
+    report_sections,
+    score_sections,
+    settings_section,
 )
 from opendetr.evaluation.switches import REASONS, Switch, explain_switches
 from opendetr.evaluation.thresholds import (
@@ -46,24 +77,35 @@ __all__ = [
     "CLASS_PREFIX",
     "DETECTION_METRICS",
     "GROUNDING_METRICS",
+    "IOU_THRESHOLDS",
     "PANOPTIC_METRICS",
     "PATCH_METRICS",
     "REASONS",
+    "SIZES",
     "TRACKING_METRICS",
+    "ClassMatches",
     "CocoEvaluator",
+    "DatasetDetections",
     "DetectionEvaluator",
     "Evaluation",
     "Evaluator",
+    "Found",
     "GroundingEvaluation",
     "GroundingEvaluator",
     "GroundingResult",
+    "ImageErrors",
     "ImageResult",
     "Matched",
+    "Matches",
+    "Objects",
     "OperatingPoint",
     "OperatingPoints",
+    "Operation",
     "PanopticEvaluator",
     "PatchEvaluation",
     "PatchEvaluator",
+    "Scored",
+    "Section",
     "Switch",
     "TrackingEvaluation",
     "TrackingEvaluator",
@@ -72,24 +114,41 @@ __all__ = [
     "Tracks",
     "TrueTracks",
     "VideoTracks",
+    "analyse_operation",
+    "average_precisions",
     "blank_expressions",
     "box_overlaps",
     "chart_figure",
+    "class_differences",
     "concatenate_matches",
+    "dataset_detections",
+    "dataset_section",
+    "defined",
     "describe_metric",
+    "detection_sections",
     "explain_switches",
     "flickr_recall",
     "grounding_metrics",
     "headline_names",
     "images_section",
+    "label_thresholds",
     "match_boxes",
+    "match_found",
     "match_overlaps",
+    "mean_over",
     "metric_names",
     "note",
     "operating_points",
+    "operation_charts",
+    "precision_at_recalls",
+    "report_sections",
+    "score_sections",
+    "scores_of",
+    "settings_section",
+    "summary",
     "tracking_metric_names",
     "true_tracks",
     "value_table",
+    "worst_images",
     "write_page",
-    "write_report",
 ]

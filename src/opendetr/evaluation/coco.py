@@ -6,19 +6,20 @@ limits.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from faster_coco_eval import COCO, COCOeval_faster
 from faster_coco_eval.core import mask as coder
+from hotcoco import COCO, COCOeval
 
 from opendetr.distributed import gather
 from opendetr.evaluation.thresholds import Matched, OperatingPoints, concatenate_matches, match_boxes, operating_points
-from opendetr.results import Detections
+from opendetr.results import Detections, run_lengths
 
 DETECTION_METRICS = {
     "AP": "average precision, mean over IoU 0.50 to 0.95",
@@ -107,16 +108,15 @@ class CocoEvaluator:
         for image_id, detections in zip(image_ids, results, strict=True):
             if image_id not in self._image_ids:
                 raise ValueError(f"image {image_id} is not in the ground truth; evaluate on its own split")
-            if self.masks and detections.masks is None:
+            masks = detections.masks
+            if self.masks and masks is None:
                 raise ValueError(f"image {image_id}: the detections have no masks; use a model with a mask head")
-            rows = (detections if self.masks else replace(detections, masks=None)).to_coco(image_id)
-            values = [[row["category_id"], *row["bbox"], row["score"]] for row in rows]
-            array = np.array(values, dtype=np.float64).reshape(-1, 6)
-            if not np.isfinite(array).all():
+            rows = _rows_of(detections)
+            if not np.isfinite(rows).all():
                 raise ValueError(f"image {image_id}: a score or box is not finite; the weights have diverged")
-            self._rows[image_id] = array
-            if self.masks:
-                self._outlines[image_id] = [row["segmentation"] for row in rows]
+            self._rows[image_id] = rows
+            if self.masks and masks is not None:
+                self._outlines[image_id] = [run_lengths(mask) for mask in masks]
 
     def outline(self, image_id: int, outlines: Sequence[dict[str, Any]]) -> None:
         """Add the ground-truth outlines of an image if `outlines_follow` is set.
@@ -176,15 +176,18 @@ class CocoEvaluator:
         """
         if self.without_outlines:
             raise ValueError(f"image {self.without_outlines[0]}: its outlines are missing; add them with `outline`")
-        truth, results = self._coco_index(self._truth_rows()), self._coco_index(self._result_rows())
-        evaluation = COCOeval_faster(truth, results, "segm" if self.masks else "bbox")
-        evaluation.params.maxDets = [1, 10, self.max_detections]
-        evaluation.run()
+        truth = self._truth()
+        evaluation: Any = COCOeval(truth, self._found(truth), "segm" if self.masks else "bbox")
+        evaluation.params.max_dets = [1, 10, self.max_detections]
+        evaluation.evaluate()
+        evaluation.accumulate()
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints its table
+            evaluation.summarize()
         names = [f"AR{self.max_detections}" if name == "AR100" else name for name in DETECTION_METRICS]
         metrics: dict[str, Any] = {
             name: _defined(value) for name, value in zip(names, evaluation.stats[: len(names)], strict=True)
         }
-        metrics["per_class"] = self._per_class(evaluation.eval["precision"], evaluation.params.catIds)
+        metrics["per_class"] = self._per_class(evaluation.eval["precision"], evaluation.params.cat_ids)
         return metrics
 
     def operating_points(self) -> OperatingPoints:
@@ -209,39 +212,45 @@ class CocoEvaluator:
             {names[category_id]: concatenate_matches(parts[category_id]) for category_id in sorted(parts)}
         )
 
-    def _truth_rows(self) -> list[dict[str, Any]]:
+    def _truth(self) -> COCO:
         """The annotations, numbered from 1: COCO's matching uses annotation id 0 for "not matched"."""
-        rows = []
-        remaining = {image_id: iter(outlines) for image_id, outlines in self._true_outlines.items()}
-        for number, annotation in enumerate(self.ground_truth["annotations"], 1):
-            width, height = annotation["bbox"][2:]
-            row = {
-                "id": number,
-                "image_id": annotation["image_id"],
-                "category_id": annotation["category_id"],
-                "bbox": annotation["bbox"],
-                "area": annotation.get("area", width * height),
-                "iscrowd": int(annotation.get("iscrowd", 0)),
-            }
-            if self.masks:
-                outlines = remaining.get(annotation["image_id"])
-                row["segmentation"] = annotation["segmentation"] if outlines is None else next(outlines)
-            rows.append(row)
-        return rows
-
-    def _result_rows(self) -> list[dict[str, Any]]:
-        rows = self.results
-        for number, row in enumerate(rows, 1):
-            area = float(coder.area(row["segmentation"])) if self.masks else row["bbox"][2] * row["bbox"][3]
-            row.update(id=number, area=area, iscrowd=0)
-        return rows
-
-    def _coco_index(self, annotations: list[dict[str, Any]]) -> COCO:
-        """Annotations as faster-coco-eval expects them. Its `loadRes` does the same but fails without detections."""
+        rows = self.ground_truth["annotations"]
+        boxes = np.array([row["bbox"] for row in rows], np.float64).reshape(-1, 4)
+        areas = [
+            row.get("area", width * height) for row, (width, height) in zip(rows, boxes[:, 2:].tolist(), strict=True)
+        ]
+        outlines = None
+        if self.masks:
+            added = {image_id: iter(outlines) for image_id, outlines in self._true_outlines.items()}
+            outlines = [
+                next(added[row["image_id"]]) if row["image_id"] in added else row["segmentation"] for row in rows
+            ]
         sides = ("height", "width") if self.masks else ()
-        images = [{key: image[key] for key in ("id", *sides)} for image in self.ground_truth["images"]]
-        categories = [{"id": category["id"]} for category in self.ground_truth["categories"]]
-        return COCO({"images": images, "annotations": annotations, "categories": categories})
+        return COCO.from_arrays(
+            [{key: image[key] for key in ("id", *sides)} for image in self.ground_truth["images"]],
+            [{"id": row["id"], "name": str(row["name"])} for row in self.ground_truth["categories"]],
+            np.array([row["image_id"] for row in rows], np.int64),
+            np.array([row["category_id"] for row in rows], np.int64),
+            boxes,
+            area=np.array(areas, np.float64),
+            iscrowd=[int(row.get("iscrowd", 0)) for row in rows],
+            segmentation=outlines,
+        )
+
+    def _found(self, truth: COCO) -> COCO:
+        """The detections, as an addition to the ground truth."""
+        rows = np.concatenate([np.empty((0, 6)), *self._rows.values()])
+        image_ids = np.repeat(np.array([*self._rows], np.float64), [len(each) for each in self._rows.values()])
+        table = np.column_stack(
+            (image_ids, rows[:, 1:], rows[:, 0])
+        )  # (n, 7): image id, x, y, w, h, score, category id
+        if not self.masks:
+            return truth.load_res(table)
+        outlines: list[Any] = [outline for image_id in self._rows for outline in self._outlines[image_id]]
+        found = truth.load_res(table, segmentation=outlines)
+        areas = np.array([coder.area(outline) for outline in outlines], np.float64)  # it has set those of the boxes
+        found.update_anns(ids=np.arange(1, len(areas) + 1), area=areas)
+        return found
 
     def _per_class(self, precision: np.ndarray, category_ids: Sequence[int]) -> dict[str, float | None]:
         """AP of each category from (T, R, K, A, M) precisions."""
@@ -258,6 +267,14 @@ class CocoEvaluator:
         names = {category["id"]: str(category["name"]) for category in self.ground_truth["categories"]}
         counts = Counter(names.values())
         return {id_: name if counts[name] == 1 else f"{name} ({id_})" for id_, name in names.items()}
+
+
+def _rows_of(detections: Detections) -> np.ndarray:
+    """(n, 6) float64: category id, x, y, w, h in pixels, score."""
+    ids = np.array(detections.categories.ids, np.float64)
+    x0, y0, x1, y1 = detections.boxes.detach().cpu().double().numpy().T
+    scores = detections.scores.detach().cpu().double().numpy()
+    return np.stack((ids[detections.labels.cpu().numpy()], x0, y0, x1 - x0, y1 - y0, scores), 1)
 
 
 def _sorted_by_score(rows: np.ndarray) -> np.ndarray:

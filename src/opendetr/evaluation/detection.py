@@ -14,8 +14,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from opendetr.categories import Categories
-from opendetr.data import DataError, DetectionData, TrueSegment, coco_truth, panoptic_truth, thing_outlines, things_of
+from opendetr.categories import Categories, paired_labels
+from opendetr.config import near_name
+from opendetr.data import (
+    DataError,
+    DetectionData,
+    TrueSegment,
+    coco_truth,
+    count_noun,
+    panoptic_truth,
+    thing_outlines,
+    things_of,
+)
 from opendetr.evaluation.coco import AREA_RANGES, DETECTION_METRICS, CocoEvaluator
 from opendetr.evaluation.names import CLASS_PREFIX, MASK_PREFIX, describe_metric
 from opendetr.evaluation.panoptic import PANOPTIC_METRICS, PanopticEvaluator, Quality
@@ -308,14 +318,41 @@ class DetectionEvaluator:
 
 
 def _common_labels(ours: Categories, theirs: Categories, folder: str) -> Tensor:
-    """(K,) the label in `theirs` of each label in `ours`, by name; -1 if there is none."""
-    labels = [theirs.label_of_name(name) if name in theirs.names else -1 for name in ours.names]
+    """(K,) the label in `theirs` of each label in `ours`, by name (see `paired_labels`); -1 if there is none."""
+    labels = paired_labels(ours.names, theirs.names)
     if all(label < 0 for label in labels):
         raise DataError(
             f"{folder}: the detector has {', '.join(ours.names[:5])}, the dataset has {', '.join(theirs.names[:5])}: "
             "no class in common; train on this dataset first"
         )
     return torch.tensor(labels)
+
+
+def class_differences(ours: Categories, data: DetectionData) -> list[str]:
+    """Lines about classes with other names in the dataset than in the detector: those paired nevertheless, and others.
+
+    Classes of the dataset without an object in the split are left out.
+
+    Args:
+        ours: the classes of the detector.
+        data: the split to evaluate on.
+    """
+    names, theirs = ours.names, data.categories.names
+    with_objects = {data.categories.label_of_id(obj.category_id) for image in data.images for obj in image.objects}
+    label_of = {label: index for index, label in enumerate(paired_labels(names, theirs)) if label >= 0}
+    pairs = [(theirs[label], names[index]) for label, index in label_of.items() if theirs[label] != names[index]]
+    lines = []
+    if pairs:
+        text = ", ".join(f"{one!r} is {other!r}" for one, other in pairs[:_NUM_NAMED])
+        lines.append(f"classes paired although the dataset spells them differently than the detector: {text}")
+    unknown = [theirs[label] for label in sorted(with_objects - label_of.keys())]
+    if unknown:
+        used = [name for index, name in enumerate(names) if ours.used[index] and index not in label_of.values()]
+        hints = [(name, near_name(name, used)) for name in unknown[:_NUM_NAMED]]
+        text = ", ".join(f"{name!r}" + (f" (the detector has {near!r})" if near else "") for name, near in hints)
+        noun = count_noun(len(unknown), "class")
+        lines.append(f"warning: {noun} of the dataset that the detector does not have, so AP is 0: {text}")
+    return lines
 
 
 def metric_names(data: DetectionData, *, has_masks: bool) -> list[str]:

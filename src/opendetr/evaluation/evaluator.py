@@ -46,7 +46,7 @@ class Evaluator(Protocol):
         ...
 
     def evaluation(self, seconds_per_image: float, unreadable: Iterable[str]) -> Any:
-        """The metrics with all details, as `Predictor.evaluate` returns them.
+        """The metrics with all details, as `Predictor.evaluate` returns them. `named_metrics` are those of `compute`.
 
         Args:
             seconds_per_image: the mean time of the model and of `results`.

@@ -25,18 +25,20 @@ RANKS = (1, 5, 10)
 """The numbers of best boxes that may contain a hit."""
 MASK_IOUS = (0.5, 0.7, 0.9)
 """The thresholds of IoU that PhraseCut's precision is reported at."""
+_HITS = "IoU 0.5 or more"
 GROUNDING_METRICS: Mapping[str, str] = {
-    **{f"P@{k}": f"expressions with IoU 0.5 or more among the {k} best boxes" for k in RANKS},
-    **{f"P@{k}_giou": f"the same with generalised IoU, as published ({k})" for k in RANKS},
-    **{f"R@{k}": f"phrases with IoU 0.5 or more with any of their boxes, {k} best" for k in (*RANKS, "all")},
-    **{f"merged_R@{k}": f"the same with the box around all of their boxes, {k} best" for k in (*RANKS, "all")},
+    **{f"P@{k}": f"expressions with {_HITS} among the {k} best boxes" for k in RANKS},
+    **{f"P@{k}_giou": f"expressions with generalised {_HITS}, as published, {k} best" for k in RANKS},
+    **{f"R@{k}": f"phrases with {_HITS} with any of their boxes, {k} best" for k in (*RANKS, "all")},
+    **{f"merged_R@{k}": f"phrases with {_HITS} with the box around all, {k} best" for k in (*RANKS, "all")},
     "mask_IoU": "mean IoU of the masks of a phrase",
     "mask_cumulative_IoU": "intersections of all masks over their unions",
     **{f"mask_P@{threshold}": f"phrases with mask IoU {threshold} or more" for threshold in MASK_IOUS},
     "accuracy": "questions with the right answer",
-    "majority": "the same for the most frequent answer of each type of question",
+    "majority": "questions for which the most frequent answer of their type is right",
 }
-"""Metrics of `GroundingEvaluator` and their descriptions. A slash and a name limit a metric to a part of the data."""
+"""Metrics of `GroundingEvaluator` and their descriptions. A slash and a type, as in "P@1/relational", limit a metric to
+the expressions, phrases or questions of that type."""
 _HIT = 0.5  # IoU
 _KEPT_MASKS = 0.7  # minimum score of a query whose mask counts, as published
 _PHRASE = re.compile(r"\[/EN#(?P<id>[^/\s]+)/(?P<types>\S+) (?P<words>[^\]]*)\]")
@@ -105,6 +107,11 @@ class GroundingEvaluation:
     seconds_per_image: float
     results: list[dict[str, Any]]
     unreadable: tuple[str, ...]
+
+    @property
+    def named_metrics(self) -> dict[str, float | None]:
+        """The metrics."""
+        return self.metrics
 
     def tables(self) -> list[list[tuple[str | float | None, ...]]]:
         """Tables of the metrics, to be printed."""

@@ -19,8 +19,12 @@ def describe_metric(metric: str) -> str:
 
     Args:
         metric: a key of `DETECTION_METRICS`, with or without `MASK_PREFIX`, or a key of `PANOPTIC_METRICS` or
-            `PATCH_METRICS`, `GROUNDING_METRICS` or `TRACKING_METRICS`.
+            `PATCH_METRICS`, `GROUNDING_METRICS` or `TRACKING_METRICS`. A key of `GROUNDING_METRICS` may be followed by
+            a slash and the type that the metric is limited to.
     """
+    whole, _, type_ = metric.partition("/")
+    if type_ and whole in GROUNDING_METRICS:
+        return f"{GROUNDING_METRICS[whole]}; only those of type {type_}"
     others = {**PANOPTIC_METRICS, **PATCH_METRICS, **GROUNDING_METRICS, **TRACKING_METRICS}
     if metric in others:
         return others[metric]

@@ -59,6 +59,11 @@ class PatchEvaluation:
     seconds_per_image: float
     unreadable: tuple[str, ...]
 
+    @property
+    def named_metrics(self) -> dict[str, float | None]:
+        """The metrics."""
+        return self.metrics
+
     def tables(self) -> Iterator[list[tuple[str | float | None, ...]]]:
         """Yield the table to print: the metrics. There are no classes and no thresholds."""
         yield [(name, value, PATCH_METRICS[name]) for name, value in self.metrics.items()]

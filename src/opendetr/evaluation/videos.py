@@ -120,7 +120,7 @@ class TrackingEvaluation(Evaluation):
 
 def _cell(name: str, value: str | float | None) -> str | float | None:
     """A metric of a table: counts are whole numbers."""
-    return f"{int(value):,}" if _is_count(name) and isinstance(value, (int, float)) else value
+    return f"{int(value):,}" if is_count(name) and isinstance(value, (int, float)) else value
 
 
 @dataclass(frozen=True)
@@ -217,5 +217,6 @@ def _paired(ours: Categories, theirs: Categories) -> Categories:
     return replace(ours, names=tuple(names))
 
 
-def _is_count(name: str) -> bool:
+def is_count(name: str) -> bool:
+    """Whether a metric is a number of things, not a fraction."""
     return name in TRACKING_METRICS and name not in FRACTIONS

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from opendetr.categories import Categories
 from opendetr.config import ConfigError, to_dict
+from opendetr.data import resized_shape
 from opendetr.files import atomic_path, write_atomically
 from opendetr.models import Detector
 from opendetr.presets import Preset
@@ -30,6 +31,7 @@ from opendetr.weights import (
     WeightFamily,
     config_json,
     family_of,
+    part_without_counterpart,
     preprocessor_json,
     their_names,
     unpack_projections,
@@ -38,6 +40,7 @@ from opendetr.weights import (
 )
 
 WEIGHTS_FILE = "model.safetensors"
+_NEVER = -100.0  # the logit of a label that is never predicted
 _FILE_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
 
 
@@ -55,10 +58,10 @@ def export_official(model: Detector, preset: Preset, path: Path) -> None:
     if path.exists():
         raise ConfigError(f"{path}: exists already; give the name of a new file")
     family = _require_family(model, preset)
-    _expect_common_backbone(preset)
+    _expect_common_parts(preset)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary:
-        torch.save({"model": _renamed(model, family, family.official)}, temporary)
+        torch.save({"model": _renamed(model, family, family.official, model.state_dict())}, temporary)
 
 
 def export_huggingface(
@@ -71,7 +74,9 @@ def export_huggingface(
 ) -> None:
     """Write a folder for `from_pretrained` of transformers: model, configuration and image processor.
 
-    The weights file also contains the preset and the classes, so `opendetr.load` can load the folder.
+    The weights file also contains the preset and the classes, so `opendetr.load` can load the folder. transformers has
+    no labels that are never predicted, so the rows of these labels are replaced by ones that never have a score. See
+    `huggingface_difference` for what its image processor does differently.
 
     Args:
         model: the detector.
@@ -88,14 +93,14 @@ def export_huggingface(
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise ConfigError(f"{folder}: is not an empty folder; give the name of a new one")
     family = _require_family(model, preset)
-    _expect_common_backbone(preset)
+    _expect_common_parts(preset)
     reason = huggingface_unsupported_reason(model, preset)
     if reason:
         raise ConfigError(f"{preset.name}: cannot be exported to Hugging Face: {reason}; use --format official")
     assert family.huggingface is not None
     settings = to_dict(preset)["model"]
     rows = family.huggingface.writing(timm=uses_timm(settings))
-    state = unpack_projections(_renamed(model, family, rows))
+    state = unpack_projections(_renamed(model, family, rows, _without_unused(model, categories)))
     config = config_json(family.huggingface, settings, categories, model)
     processor = preprocessor_json(family.huggingface, preset.data.image_size, preset.data.max_size)
     exported = replace(preset, model=replace(preset.model, backbone=preset.model.backbone.frozen()))
@@ -113,6 +118,41 @@ def huggingface_unsupported_reason(model: Detector, preset: Preset) -> str | Non
     return unsupported_reason(family_of(model), to_dict(preset))
 
 
+def huggingface_difference(preset: Preset) -> str:
+    """What the image processor of transformers does differently for some images, and by how much, in a sentence.
+
+    It cannot round sides to a multiple. If the long side reaches its limit, it rounds differently: by half a pixel of
+    the short side, which the aspect ratio multiplies.
+    """
+    data = preset.data
+    if data.side_multiple == 1:
+        return (
+            f"the image processor of transformers gives images longer than {data.max_size / data.image_size:.2f}:1 a "
+            "long side that differs by up to half their aspect ratio in pixels, so their scores differ slightly"
+        )
+    examples = []
+    for height, width in ((480, 640), (1080, 1920)):
+        theirs = resized_shape(height, width, data.image_size, data.max_size)
+        ours = resized_shape(height, width, data.image_size, data.max_size, data.side_multiple)
+        examples.append(f"{width}x{height} becomes {theirs[1]}x{theirs[0]} there and {ours[1]}x{ours[0]} here")
+    return (
+        f"the image processor of transformers does not round sides to multiples of {data.side_multiple} pixels "
+        f"({'; '.join(examples)}), so scores and boxes differ a little for images that are not square; for equal "
+        "results, resize the images yourself and set do_resize=False"
+    )
+
+
+def _without_unused(model: Detector, categories: Categories) -> dict[str, Tensor]:
+    """The state dict in which the rows of labels that are never predicted have no score, whatever the image."""
+    state = dict(model.state_dict())
+    unused = [label for label, used in enumerate(categories.used) if not used]
+    for name in model.class_rows if unused else ():
+        rows = state[name].clone()
+        rows[unused] = _NEVER if rows.ndim == 1 else 0.0
+        state[name] = rows
+    return state
+
+
 def _require_family(model: Detector, preset: Preset) -> WeightFamily:
     """The weight family of a model. Raises ConfigError if it is not registered."""
     family = family_of(model)
@@ -121,21 +161,20 @@ def _require_family(model: Detector, preset: Preset) -> WeightFamily:
     return family
 
 
-def _expect_common_backbone(preset: Preset) -> None:
-    """Raise ConfigError if the backbone has a part that other implementations do not have."""
-    part = preset.model.backbone.without_counterpart()
+def _expect_common_parts(preset: Preset) -> None:
+    """Raise ConfigError if the model has a part that other implementations do not have."""
+    part = preset.model.backbone.without_counterpart() or part_without_counterpart(to_dict(preset))
     if part:
         raise ConfigError(f"{preset.name}: {part} exists only in OpenDETR; use the weights file of the run")
 
 
-def _renamed(model: Detector, family: WeightFamily, rows: Rows) -> dict[str, Tensor]:
-    """The state dict with the names of another layout. A tensor is repeated if it has several names in the layout."""
+def _renamed(model: Detector, family: WeightFamily, rows: Rows, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights `own` of the model with the names of another layout.
+
+    A tensor is repeated if it has several names in the layout.
+    """
     absent = family.absent(model)
-    state = {
-        name: value.cpu().contiguous()
-        for name, value in model.state_dict().items()
-        if not name.endswith("num_batches_tracked")
-    }
+    state = {name: value.cpu().contiguous() for name, value in own.items() if not name.endswith("num_batches_tracked")}
     names = their_names(state, rows, family.num_heads(model))
     assert set(names.values()) == state.keys()
     return {theirs: state[ours] for theirs, ours in names.items() if not any(part in theirs for part in absent)}

@@ -10,7 +10,12 @@ from tempfile import TemporaryDirectory
 
 from opendetr.categories import Categories
 from opendetr.config import ConfigError, to_dict
-from opendetr.export.checkpoints import WEIGHTS_FILE, export_huggingface, huggingface_unsupported_reason
+from opendetr.export.checkpoints import (
+    WEIGHTS_FILE,
+    export_huggingface,
+    huggingface_difference,
+    huggingface_unsupported_reason,
+)
 from opendetr.models import Detector
 from opendetr.presets import Preset
 from opendetr.scoring import ScoreThresholds
@@ -94,7 +99,7 @@ def _write(
     reason = huggingface_unsupported_reason(model, preset)
     if reason is None:
         export_huggingface(model, preset, categories, folder, thresholds=thresholds)
-        return _LOADERS_BOTH
+        return f"{_LOADERS_BOTH} Note: {huggingface_difference(preset)}."
     save_weights(folder / WEIGHTS_FILE, model, ModelCard(to_dict(preset), categories, {}, thresholds))
     return _LOADER_OPENDETR.format(reason=reason)
 

@@ -24,7 +24,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from opendetr.categories import Categories
-from opendetr.config import ConfigError, near_name, require_range, some_of, suggesting
+from opendetr.config import ConfigError, SettingError, near_name, require_range, some_of, suggesting
 from opendetr.data import DetectionData, ImageError, Masks, PatchDataConfig, eval_loader
 from opendetr.distributed import best_device, rank, together, usable_cpus, world_size
 from opendetr.evaluation import Evaluation, Evaluator
@@ -32,7 +32,15 @@ from opendetr.export import export_huggingface, export_official
 from opendetr.inference.evaluate import Stopwatch
 from opendetr.inference.patches import Patches, read_patches
 from opendetr.inference.sources.prefetch import in_order
-from opendetr.inference.sources.reading import Source, each_image, is_one_image, plain_source, read_source
+from opendetr.inference.sources.reading import (
+    Source,
+    each_image,
+    from_bgr,
+    is_endless,
+    is_one_image,
+    plain_source,
+    read_source,
+)
 from opendetr.inference.sources.source_image import SourceImage
 from opendetr.inference.texts import TEXT_SCORE, Texts, answers, ground, read_texts
 from opendetr.models import Detector, Session
@@ -118,7 +126,7 @@ class Predictor:
     @overload
     def predict(
         self,
-        source: np.ndarray | Tensor | Image.Image | SourceImage,
+        source: np.ndarray | Tensor | Image.Image | SourceImage | bytes,
         *,
         text: str | Sequence[str] | None = None,
         classes: Sequence[str] | None = None,
@@ -128,6 +136,7 @@ class Predictor:
         class_min_scores: Mapping[str, float] | None = None,
         batch_size: int = 8,
         on_unreadable: Callable[[str], None] | None = None,
+        bgr: bool = False,
     ) -> Detections: ...
     @overload
     def predict(
@@ -142,6 +151,7 @@ class Predictor:
         class_min_scores: Mapping[str, float] | None = None,
         batch_size: int = 8,
         on_unreadable: Callable[[str], None] | None = None,
+        bgr: bool = False,
     ) -> Detections | Any: ...
     @overload
     def predict(
@@ -156,11 +166,12 @@ class Predictor:
         class_min_scores: Mapping[str, float] | None = None,
         batch_size: int = 8,
         on_unreadable: Callable[[str], None] | None = None,
+        bgr: bool = False,
     ) -> Iterator[Detections]: ...
     @overload
     def predict(
         self,
-        source: np.ndarray | Tensor | Image.Image | SourceImage,
+        source: np.ndarray | Tensor | Image.Image | SourceImage | bytes,
         *,
         panoptic: Literal[True],
         merge: Merge = "default",
@@ -168,6 +179,7 @@ class Predictor:
         class_min_scores: Mapping[str, float] | None = None,
         batch_size: int = 8,
         on_unreadable: Callable[[str], None] | None = None,
+        bgr: bool = False,
     ) -> Panoptic: ...
     @overload
     def predict(
@@ -180,6 +192,7 @@ class Predictor:
         class_min_scores: Mapping[str, float] | None = None,
         batch_size: int = 8,
         on_unreadable: Callable[[str], None] | None = None,
+        bgr: bool = False,
     ) -> Any: ...
     @overload
     def predict(
@@ -192,6 +205,7 @@ class Predictor:
         class_min_scores: Mapping[str, float] | None = None,
         batch_size: int = 8,
         on_unreadable: Callable[[str], None] | None = None,
+        bgr: bool = False,
     ) -> Iterator[Panoptic]: ...
     @suggesting
     def predict(
@@ -207,6 +221,7 @@ class Predictor:
         class_min_scores: Mapping[str, float] | None = None,
         batch_size: int = 8,
         on_unreadable: Callable[[str], None] | None = None,
+        bgr: bool = False,
     ) -> Detections | Panoptic | Iterator[Detections] | Iterator[Panoptic]:
         """Predict the objects in images. Detections have masks if the model has a mask head.
 
@@ -216,10 +231,12 @@ class Predictor:
         detections above the threshold, and resized to the original image one image at a time.
 
         Args:
-            source: one image: a path, an http or https URL, a PIL image, an array, uint8, (H, W, 3) RGB or (H, W)
-                grey, or a tensor, uint8 or float in 0..1, (3, H, W) RGB. Or several images: a folder, a pattern such
-                as "photos/*.jpg", a video file, the index of a camera, or an iterable of any of these but cameras.
-                The EXIF orientation of files, URLs and PIL images is applied.
+            source: one image: a path, an http or https URL, a PIL image, an array, uint8, (H, W, 3) RGB, (H, W, 4) RGB
+                with transparency or (H, W) grey, a tensor, uint8 or float in 0..1, (3, H, W) RGB, or the content of an
+                image file as bytes or an open file. Or several images: a folder, a pattern such as "photos/*.jpg", a
+                video file, the index of a camera, the address of a stream ("rtsp://..."), a batch of arrays or
+                tensors, or an iterable of any of these but cameras and streams. Arrays are RGB; those of OpenCV are
+                BGR, see `bgr`. The EXIF orientation of files, URLs and PIL images is applied.
             text: what to detect, for a model that takes text: a sentence or a phrase. Each detection has the words that
                 name it in `phrases`. With a list of texts, everything that any of them names is detected.
             classes: instead of a text, a list of class names, each of which is looked for on its own.
@@ -235,6 +252,7 @@ class Predictor:
             batch_size: images per forward pass if there are several. Camera images are always processed one by one.
             on_unreadable: called with a one-line message for each of several inputs that cannot be read. The input is
                 skipped. If omitted, the first unreadable input raises DataError.
+            bgr: arrays with three or four channels are BGR, as those of cv2.imread and cv2.VideoCapture are.
 
         Returns:
             For one image a Detections or Panoptic, for several an iterator of them in the order of the images. Each
@@ -250,6 +268,7 @@ class Predictor:
         """
         _require_batch_size(batch_size)
         _require_merge(merge)
+        source = from_bgr(source) if bgr else source
         texts = read_texts(self.model, self.preset.name, text, classes)
         if texts is not None:
             if panoptic or merge != "default" or class_min_scores:
@@ -348,7 +367,7 @@ class Predictor:
             (finish,) = run_batch([prepare(plain)])  # type: ignore[arg-type]
             return finish()
         images = each_image(plain, on_unreadable)
-        live = isinstance(plain, int)
+        live = is_endless(plain)
         return self._stream(images, prepare, run_batch, 1 if live else batch_size, on_unreadable)
 
     def _stream(
@@ -386,13 +405,13 @@ class Predictor:
         return [partial(_with_masks, *pair) for pair in zip(results, masks, strict=True)]
 
     def _read_patches(self, patches: Any) -> Patches:
-        """The patches of a user. Raises ConfigError unless they are given to a model that takes them."""
+        """The patches of a user. Raises SettingError unless they are given to a model that takes them."""
         if not self.model.max_patches:
-            raise ConfigError(
+            raise SettingError(
                 f"patches: {self.preset.name} takes none; leave them out, or use a model of `opendetr pretrain`"
             )
         if patches is None:
-            raise ConfigError(
+            raise SettingError(
                 f"{self.preset.name}: locates patches, and needs at least one: --patch (in Python patches=[...]); to "
                 "detect objects, train a detector from its weights"
             )
@@ -461,7 +480,7 @@ class Predictor:
                 names = [known for known, used in zip(self.names, self.categories.used, strict=True) if used]
                 near = near_name(name, names)
                 hint = f"did you mean {near!r}?" if near else f"it has {some_of(names)}"
-                raise ConfigError(f"min score of {name!r}: the detector has no such class; {hint}")
+                raise SettingError(f"min score of {name!r}: the detector has no such class; {hint}")
             thresholds[labels] = _score(f"class_min_scores[{name!r}]", threshold)
         return thresholds
 
@@ -493,6 +512,10 @@ class Predictor:
         if masks not in (None, "none") and not self.has_masks:
             raise ConfigError("masks: the model has no mask head, only boxes are evaluated: leave it out")
         return config.open_split(Path(folder), split or config.val_split or "val", masks)
+
+    def class_differences(self, data: DetectionData) -> list[str]:
+        """Lines about classes that the dataset spells differently than the detector, or that the detector lacks."""
+        return self.preset.class_differences(self.categories, data)
 
     def _named(self, label: Any) -> str:
         """The name of a label for a message, or of the first class for what is not a label."""
@@ -553,10 +576,12 @@ class Predictor:
         seconds, unreadable = self.run(evaluator, data, batch_size=batch_size, progress=progress)
         return evaluator.evaluation(seconds, unreadable)
 
-    def metrics(self, data: DetectionData, *, batch_size: int = 8) -> dict[str, float | None]:
+    def metrics(
+        self, data: DetectionData, *, batch_size: int = 8, progress: Callable[[int, int], None] | None = None
+    ) -> dict[str, float | None]:
         """The metrics of the preset's evaluator on a dataset, by name; the arguments are those of `evaluate`."""
         evaluator = self.preset.evaluator(self.categories, data)
-        self.run(evaluator, data, batch_size=batch_size)
+        self.run(evaluator, data, batch_size=batch_size, progress=progress)
         return evaluator.compute()
 
     def run(

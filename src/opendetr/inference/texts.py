@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from opendetr.categories import Categories
-from opendetr.config import ConfigError
+from opendetr.config import ConfigError, SettingError
 from opendetr.data import AnswerDecoder
 from opendetr.models import MDETR, Detector, Session
 from opendetr.nn import lost_text, text_fault, unknown_words
@@ -60,17 +60,21 @@ def read_texts(model: Detector, name: str, text: Any, classes: Any) -> Texts | N
         standard error that says what is lost. Another line names words that the model does not know.
 
     Raises:
-        ConfigError: the model needs a text and none is given, or the other way round; a text is empty, or has no word
-            that the model knows.
+        SettingError: the model needs a text and none is given, or the other way round.
+        ConfigError: a text is empty, or has no word that the model knows.
     """
     if not model.takes_text:
         if text is None and classes is None:
             return None
         what = "takes no text: leave it out" if classes is None else "detects the classes of its weights: give none"
-        raise ConfigError(f"{name} {what}, or use a model that takes text, such as mdetr-r101")
-    if (text is None) == (classes is None):
-        what = "needs a text" if text is None else "takes a text or classes, not both"
-        raise ConfigError(f"{name} {what}: give a text such as 'a man with an umbrella', or a list of classes")
+        raise SettingError(f"{name} {what}, or use a model that takes text, such as mdetr-r101")
+    if text is None and classes is None:
+        also = "; questions are asked with --ask (detector.ask)" if model.answer_names else ""
+        raise SettingError(
+            f"{name} needs a text: say what to detect with --text or --classes (in Python text=, classes=){also}"
+        )
+    if text is not None and classes is not None:
+        raise SettingError(f"{name} takes a text or classes, not both: leave one of them out")
     what, given = ("text", text) if classes is None else ("classes", classes)
     several = [given] if isinstance(given, str) and classes is None else given
     if not isinstance(several, list | tuple) or not all(isinstance(each, str) for each in several):

@@ -11,6 +11,7 @@ from typing import Protocol, cast
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from opendetr.losses.boxes import box_giou, box_l1
 from opendetr.losses.class_terms import ClassTerm, SoftmaxClassification, of_matches
@@ -29,6 +30,7 @@ class CriterionConfig:
         classification: class term, for cost and loss; a frozen dataclass.
         matcher: weights of the matching costs.
         class_weight, l1_weight, giou_weight: weights of the losses, the same in every layer.
+        auxiliary: whether every decoder layer has losses (DETR, section 3.2), or only the last one.
     """
 
     classification: ClassTerm = field(default_factory=SoftmaxClassification)
@@ -36,6 +38,7 @@ class CriterionConfig:
     class_weight: float = 1.0
     l1_weight: float = 5.0
     giou_weight: float = 2.0
+    auxiliary: bool = True
 
 
 class SetCriterion:
@@ -85,6 +88,7 @@ class SetCriterion:
     ) -> dict[str, Tensor]:
         """Unweighted losses of every layer: "class", "l1" and "giou", each (L,), last = final layer.
 
+        Without auxiliary losses, those of all layers but the last are 0.
         The losses are finite for all finite predictions. Images may have no objects, or more objects than queries.
         """
         logits = torch.stack([layer.logits for layer in output.layers])
@@ -93,11 +97,14 @@ class SetCriterion:
         predicted = boxes[boxed.layer, boxed.image, boxed.query]
         target_boxes = of_matches(targets, boxed, "boxes")
         counts = boxed.counts(len(output.layers))
-        return {
+        losses = {
             "class": self.class_term.loss(logits, targets, matches) / normaliser.classes,
             "l1": layer_sums(box_l1(predicted, target_boxes), counts) / normaliser.objects,
             "giou": layer_sums(box_giou(predicted, target_boxes), counts) / normaliser.objects,
         }
+        if self.config.auxiliary:
+            return losses
+        return {name: F.pad(values[-1:], (len(values) - 1, 0)) for name, values in losses.items()}
 
 
 class ProposalLoss:

@@ -1,5 +1,16 @@
 """Models: one file per family. Images in, `Output` out."""
 
+from opendetr.models.baselines import (
+    SSD,
+    BaselineConfig,
+    BaselineDetector,
+    BaselineOutput,
+    FasterRCNN,
+    FasterRCNNConfig,
+    RetinaNet,
+    RetinaNetConfig,
+    SSDConfig,
+)
 from opendetr.models.conditional import ConditionalDETR, ConditionalDETRConfig
 from opendetr.models.deformable import (
     DecoderLayer,
@@ -11,7 +22,7 @@ from opendetr.models.deformable import (
     TwoStageDETRConfig,
 )
 from opendetr.models.detector import Detector, ModelConfig, TransformerSizes
-from opendetr.models.detr import DETR, DETRConfig
+from opendetr.models.detr import DETR, DETRConfig, PositionConfig
 from opendetr.models.masks import INSIDE, WITH_MASKS, MaskedDetector, MaskHeadConfig
 from opendetr.models.mdetr import ANSWER_HEADS, MDETR, AnswerHead, EncodedText, GroundingSession, MDETRConfig
 from opendetr.models.motr import MOTR, MOTRConfig, MOTROutput, QueryInteraction, TrackQueries
@@ -34,9 +45,13 @@ __all__ = [
     "INSIDE",
     "MDETR",
     "MOTR",
+    "SSD",
     "UPDETR",
     "WITH_MASKS",
     "AnswerHead",
+    "BaselineConfig",
+    "BaselineDetector",
+    "BaselineOutput",
     "BoxAssociation",
     "ConditionalDETR",
     "ConditionalDETRConfig",
@@ -49,6 +64,8 @@ __all__ = [
     "DeformableTransformerConfig",
     "Detector",
     "EncodedText",
+    "FasterRCNN",
+    "FasterRCNNConfig",
     "GroundingSession",
     "ImageSession",
     "LayerStack",
@@ -60,9 +77,13 @@ __all__ = [
     "ModelConfig",
     "PatchOutput",
     "PatchSession",
+    "PositionConfig",
     "QueryInteraction",
     "QueryLifetime",
+    "RetinaNet",
+    "RetinaNetConfig",
     "RulesSweep",
+    "SSDConfig",
     "Session",
     "TrackQueries",
     "TrackerConfig",

@@ -22,7 +22,6 @@ from opendetr.models.detr import DETR, DETRConfig
 from opendetr.nn import (
     MLP,
     AttentionModule,
-    FeedForward,
     Residual,
     TransformerConfig,
     attention_weights,
@@ -208,8 +207,7 @@ class ConditionalDecoderLayer(nn.Module):
         self.self_attention_residual = Residual(width, dropout, config.norm_first)
         self.cross_attention = ConditionalAttention(width, config.num_heads, dropout, is_first=is_first)
         self.cross_attention_residual = Residual(width, dropout, config.norm_first)
-        self.feed_forward = FeedForward(width, config.ffn_width, dropout)
-        self.feed_forward_residual = Residual(width, dropout, config.norm_first)
+        self.feed_forward, self.feed_forward_residual = config.feed_forward_block()
 
     def forward(
         self,
@@ -270,6 +268,7 @@ class ConditionalDETR(DETR):
 
     family = "conditional-detr"
     decoder_type: ClassVar = ConditionalDecoder
+    places_positions: ClassVar = False
     decoder: ConditionalDecoder
 
     def __init__(self, config: ConditionalDETRConfig, num_logits: int, scoring: Scoring) -> None:

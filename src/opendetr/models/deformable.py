@@ -83,6 +83,8 @@ class DeformableTransformerConfig:
         )
 
     def __post_init__(self) -> None:
+        if self.ffn_width < 1:
+            raise ValueError(f"model.transformer.ffn_width: expected at least 1, got {self.ffn_width}")
         if self.num_levels not in (1, 3, 4, 5):
             raise ValueError(f"model.transformer.num_levels: expected 1, 3, 4 or 5, got {self.num_levels}")
 

@@ -68,6 +68,7 @@ class Detector(nn.Module):
         detector_part: name of the submodule that is a complete detector, if the model wraps one; else None.
         class_rows: names of the tensors with one row per class.
         objectness_rows: names of tensors with as many rows, of which only the first is used, for "any object".
+        fixed_classes: whether the weights fit no other classes than those that they were trained on.
         query_rows: names of the tensors with one row per learned query.
         added_parts: names of submodules, at any depth, that the detector lacks on which the model builds. The model can
             start from the weights of such a detector; see `completed`.
@@ -76,6 +77,7 @@ class Detector(nn.Module):
         max_patches: the largest number of patches that the model locates in an image; 0 if it takes no patches.
         takes_text: whether the model takes a caption with each image.
         answer_names: names of the heads that answer questions; empty if the model answers none.
+        has_nms: whether the model applies non-maximum suppression; see `set_nms`.
         recomputes_whole: whether activation checkpointing recomputes the whole model instead of each of its blocks. A
             video model runs once per frame, so it stores only the images and the state of each frame.
         first_level: the backbone stage (0 to 3) of the finest projected features.
@@ -89,6 +91,7 @@ class Detector(nn.Module):
     family: str
     class_rows: tuple[str, ...]
     objectness_rows: tuple[str, ...] = ()
+    fixed_classes: bool = False
     query_rows: tuple[str, ...] = ("queries.weight",)
     detector_part: str | None = None
     added_parts: frozenset[str] = frozenset()
@@ -97,6 +100,7 @@ class Detector(nn.Module):
     max_patches: int = 0
     takes_text: bool = False
     answer_names: tuple[str, ...] = ()
+    has_nms: bool = False
     recomputes_whole: bool = False
     first_level: int = 3
     parameter_rates: tuple[ParameterRate, ...] = (
@@ -138,6 +142,14 @@ class Detector(nn.Module):
     @abstractmethod
     def decode(self, memory: tuple[FeatureMap, ...], features: tuple[FeatureMap, ...] = ()) -> Output:
         """Memory -> predictions of every decoder layer. `features` become part of the output."""
+
+    def set_nms(self, iou: float) -> None:
+        """Change the IoU above which non-maximum suppression drops a detection; 1 switches it off.
+
+        Raises:
+            ValueError: the model has no non-maximum suppression.
+        """
+        raise ValueError(f"{type(self).__name__} has no non-maximum suppression")
 
     def completed(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The weights of a detector without `added_parts`, in our layout -> the same with those of this model."""

@@ -31,6 +31,28 @@ from opendetr.nn import (
 )
 from opendetr.structures import FeatureMap, Output, Predictions, Scoring
 
+Placement = Literal["attention", "input", "none"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PositionConfig:
+    """Where the position encodings are added (DETR, table 3). The defaults are those of the published models.
+
+    "attention" adds an encoding to the queries and keys of every attention, "input" only once to the input of the
+    encoder or decoder, and "none" nowhere.
+
+    Attributes:
+        encoder: the position encoding of the cells, in the encoder.
+        decoder: the same encoding, in the attention of the decoder to the encoder's output. "input" adds it to values
+            as well as to keys.
+        queries: the object queries, which are the position encoding of the decoder's output. Without them all
+            predictions would be equal.
+    """
+
+    encoder: Placement = "attention"
+    decoder: Placement = "attention"
+    queries: Literal["attention", "input"] = "attention"
+
 
 @dataclass(frozen=True, kw_only=True)
 class DETRConfig:
@@ -40,12 +62,14 @@ class DETRConfig:
         backbone: the CNN.
         transformer: encoder and decoder.
         position: type of the position encoding.
+        placement: where position encodings are added. Models that build on DETR have the default.
         num_queries: Q, the maximum number of detections per image.
     """
 
     backbone: AnyBackboneConfig = field(default_factory=BackboneConfig)
     transformer: TransformerConfig = field(default_factory=TransformerConfig)
     position: Literal["sine", "learned"] = "sine"
+    placement: PositionConfig = field(default_factory=PositionConfig)
     num_queries: int = 100
 
     def build(self, num_logits: int, scoring: Scoring) -> DETR:
@@ -54,6 +78,13 @@ class DETRConfig:
 
 
 _POSITIONS = {"sine": SinePosition, "learned": LearnedPosition}
+
+
+def _placed(tokens: Tensor, position: Tensor, placement: Placement) -> tuple[Tensor, Tensor]:
+    """The tokens (B, N, D) and the encoding that every attention adds to them, for their position encoding."""
+    if placement == "attention":
+        return tokens, position
+    return tokens + position if placement == "input" else tokens, torch.zeros_like(position)
 
 
 class DETR(Detector):
@@ -66,15 +97,22 @@ class DETR(Detector):
 
     Attributes:
         decoder_type: class of the decoder, with the arguments of `Decoder`. A subclass may set another class.
+        places_positions: whether the model supports `DETRConfig.placement`.
     """
 
     family = "detr"
     decoder_type: ClassVar[type[nn.Module]] = Decoder
+    places_positions: ClassVar[bool] = True
     class_rows: tuple[str, ...] = ("class_head.weight", "class_head.bias")
 
     def __init__(self, config: DETRConfig, num_logits: int, scoring: Scoring) -> None:
         super().__init__()
+        if config.placement != PositionConfig() and not self.places_positions:
+            raise ValueError("model.placement: only DETR can place position encodings otherwise; leave it out")
+        if config.position == "learned" and config.placement.encoder == config.placement.decoder == "none":
+            raise ValueError("model.position: learned positions that are added nowhere cannot be trained; use sine")
         width = config.transformer.width
+        self.placement = config.placement
         self.scoring = scoring
         self.backbone = config.backbone.build()
         self.position = _POSITIONS[config.position](width)
@@ -102,7 +140,8 @@ class DETR(Detector):
         (level,) = projected
         position = self.position(level).to(level.values.dtype)
         padding = None if level.padding is None else level.padding.flatten(1)
-        tokens = self.encoder(tokens_of(level.values), tokens_of(position), padding)
+        placed = _placed(tokens_of(level.values), tokens_of(position), self.placement.encoder)
+        tokens = self.encoder(*placed, padding)
         memory = tokens.transpose(1, 2).unflatten(2, level.values.shape[-2:])
         return (FeatureMap(memory, level.padding, position),)
 
@@ -145,7 +184,10 @@ class DETR(Detector):
         assert memory.position is not None
         queries = query_position.expand(len(memory.values), -1, -1)
         padding = None if memory.padding is None else memory.padding.flatten(1)
-        return self.decoder(queries, tokens_of(memory.values), tokens_of(memory.position), padding, **options)
+        if self.placement.queries == "input":
+            options["content"], queries = _placed(torch.zeros_like(queries), queries, "input")
+        placed = _placed(tokens_of(memory.values), tokens_of(memory.position), self.placement.decoder)
+        return self.decoder(queries, *placed, padding, **options)
 
     def predict_boxes(self, queries: Tensor, query_position: Tensor) -> Tensor:
         """The decoder's output (L, B, Q, D) -> boxes (L, B, Q, 4), cxcywh in 0..1.

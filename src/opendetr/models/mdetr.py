@@ -169,6 +169,7 @@ class MDETR(DETR):
     """
 
     family = "mdetr"
+    places_positions: ClassVar = False
     takes_text = True
     class_rows = ()
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -101,6 +101,7 @@ class UPDETR(DETR):
     """The pre-training model; the arguments are those of `DETR`."""
 
     family = "up-detr"
+    places_positions: ClassVar = False
 
     def __init__(self, config: UPDETRConfig, num_logits: int, scoring: Scoring) -> None:
         super().__init__(config, num_logits, scoring)

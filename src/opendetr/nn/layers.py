@@ -68,6 +68,24 @@ class Residual(nn.Module):
         return self.norm(x + self.dropout(sublayer(x)))
 
 
+class Skipped(nn.Module):
+    """In place of a `Residual` whose sub-layer is left out."""
+
+    def forward(self, x: Tensor, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return x."""
+        return x
+
+
+def feed_forward_block(width: int, hidden: int, dropout: float, *, norm_first: bool) -> tuple[nn.Module, nn.Module]:
+    """The feed-forward block of a layer and the residual connection around it.
+
+    With `hidden` 0 there is no block: both have no parameters, and the connection returns its input.
+    """
+    if hidden == 0:
+        return nn.Identity(), Skipped()
+    return FeedForward(width, hidden, dropout), Residual(width, dropout, norm_first)
+
+
 def full_precision(x: Tensor) -> Tensor:
     """The tensor in float32, or in float64 if that is its dtype: for what needs more digits than bfloat16 has."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from opendetr.nn.attention import MultiHeadAttention
-from opendetr.nn.layers import FeedForward, Residual, xavier_initialise
+from opendetr.nn.layers import Residual, feed_forward_block, xavier_initialise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +21,7 @@ class TransformerConfig:
     Attributes:
         width: D, features of a token.
         num_heads: attention heads.
-        ffn_width: hidden features of the feed-forward blocks.
+        ffn_width: hidden features of the feed-forward blocks; 0 for layers without these blocks.
         encoder_layers, decoder_layers: blocks of each.
         dropout: probability for attention weights, after attention, and in and after feed-forward blocks.
         norm_first: pre-norm (True) or post-norm (False, the published models).
@@ -35,6 +35,14 @@ class TransformerConfig:
     dropout: float = 0.1
     norm_first: bool = False
 
+    def __post_init__(self) -> None:
+        if self.ffn_width < 0:
+            raise ValueError(f"model.transformer.ffn_width: expected at least 0, got {self.ffn_width}")
+
+    def feed_forward_block(self) -> tuple[nn.Module, nn.Module]:
+        """The feed-forward block of a layer and the residual connection around it; see `layers.feed_forward_block`."""
+        return feed_forward_block(self.width, self.ffn_width, self.dropout, norm_first=self.norm_first)
+
 
 class EncoderLayer(nn.Module):
     """Self-attention among the tokens, then a feed-forward block."""
@@ -43,8 +51,7 @@ class EncoderLayer(nn.Module):
         super().__init__()
         self.attention = MultiHeadAttention(config.width, config.num_heads, config.dropout)
         self.attention_residual = Residual(config.width, config.dropout, config.norm_first)
-        self.feed_forward = FeedForward(config.width, config.ffn_width, config.dropout)
-        self.feed_forward_residual = Residual(config.width, config.dropout, config.norm_first)
+        self.feed_forward, self.feed_forward_residual = config.feed_forward_block()
 
     def forward(self, tokens: Tensor, position: Tensor, padding: Tensor | None) -> Tensor:
         """Tokens (B, N, D), their positions (B, N, D), padding (B, N) or None -> (B, N, D)."""
@@ -81,8 +88,7 @@ class DecoderLayer(nn.Module):
         self.self_attention_residual = Residual(config.width, config.dropout, config.norm_first)
         self.cross_attention = MultiHeadAttention(config.width, config.num_heads, config.dropout)
         self.cross_attention_residual = Residual(config.width, config.dropout, config.norm_first)
-        self.feed_forward = FeedForward(config.width, config.ffn_width, config.dropout)
-        self.feed_forward_residual = Residual(config.width, config.dropout, config.norm_first)
+        self.feed_forward, self.feed_forward_residual = config.feed_forward_block()
 
     def forward(
         self,

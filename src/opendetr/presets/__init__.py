@@ -1,6 +1,6 @@
 """The catalogue: one preset per model."""
 
-from opendetr.presets.about import FAMILIES, RELATIVE_TIME
+from opendetr.presets.about import FAMILIES, RELATIVE_TIME, TRAINING_MEMORY
 from opendetr.presets.preset import (
     Preset,
     build_model,
@@ -16,6 +16,7 @@ from opendetr.presets.registry import (
     fine_tuned_name,
     fine_tuning,
     get_preset,
+    list_baselines,
     list_models,
     miniature,
     name_with_masks,
@@ -34,6 +35,7 @@ __all__ = [
     "DEFAULT_MODEL",
     "FAMILIES",
     "RELATIVE_TIME",
+    "TRAINING_MEMORY",
     "Preset",
     "build_model",
     "build_task",
@@ -44,6 +46,7 @@ __all__ = [
     "fine_tuned_name",
     "fine_tuning",
     "get_preset",
+    "list_baselines",
     "list_models",
     "miniature",
     "name_with_masks",

@@ -115,3 +115,21 @@ RELATIVE_TIME = {
     "motr-tiny": 0.029,
 }
 """Time per image by name of the model, relative to detr-r50. Models that were not measured are missing."""
+
+# Estimated by: python runs/training_memory.py
+TRAINING_MEMORY = {
+    "detr-r50": (1.4, 1.7),
+    "detr-r101": (1.6, 2.6),
+    "detr-r50-dc5": (1.4, 5.5),
+    "detr-r101-dc5": (1.6, 6.3),
+    "conditional-detr-r50": (1.4, 2.3),
+    "conditional-detr-r101": (1.7, 3.2),
+    "conditional-detr-r50-dc5": (1.4, 6.5),
+    "conditional-detr-r101-dc5": (1.7, 7.4),
+    "deformable-detr-r50-single-scale": (1.3, 1.7),
+    "deformable-detr-r50-single-scale-dc5": (1.3, 2.3),
+    "deformable-detr-r50": (1.3, 5.2),
+    "deformable-detr-r50-refine": (1.4, 5.3),
+    "deformable-detr-r50-two-stage": (1.4, 5.5),
+}
+"""GiB that a train step of a published detector needs: for the model, and for each image of a micro-batch."""

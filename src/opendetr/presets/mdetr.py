@@ -120,6 +120,10 @@ class GroundingPreset(Preset):
             raise ConfigError(f"{self.name}: decoder layers are not evaluated separately; leave layers out")
         return GroundingEvaluator(data, has_masks=self.has_masks, answers=self.answers_questions)
 
+    def class_differences(self, categories: Categories, data: DetectionData) -> list[str]:
+        """Nothing, because the model detects what texts name, not classes."""
+        return []
+
     def metrics(self, data: DetectionData) -> list[str]:
         """The names of the metrics that the evaluator computes on a dataset, the main one first."""
         return grounding_metrics(data, has_masks=self.has_masks, answers=self.answers_questions)

@@ -9,9 +9,9 @@ from typing import Any, Self, cast
 from torch import Tensor
 
 from opendetr.categories import Categories, coco_categories, coco_panoptic_categories
-from opendetr.config import ConfigError, MissingPackageError
+from opendetr.config import ConfigError, MissingPackageError, SettingError
 from opendetr.data import CAPTION, AnswerDecoder, DataConfig, DetectionData
-from opendetr.evaluation import DetectionEvaluator, Evaluator, headline_names, metric_names
+from opendetr.evaluation import DetectionEvaluator, Evaluator, class_differences, headline_names, metric_names
 from opendetr.losses import (
     CriterionConfig,
     DenseConfig,
@@ -231,11 +231,15 @@ class Preset:
         Raises:
             ConfigError: the model answers no questions.
         """
-        raise ConfigError(f"{self.name} answers no questions; use a model that does, such as mdetr-r101-gqa")
+        raise SettingError(f"{self.name} answers no questions; use a model that does, such as mdetr-r101-gqa")
 
     def evaluator(self, categories: Categories, data: DetectionData, **options: Any) -> Evaluator:
         """The evaluator of the model on a dataset; see `DetectionEvaluator` for the options."""
         return DetectionEvaluator(categories, data, has_masks=self.has_masks, **options)
+
+    def class_differences(self, categories: Categories, data: DetectionData) -> list[str]:
+        """Lines about classes that the dataset spells differently than the model, or that the model does not have."""
+        return class_differences(categories, data)
 
     def metrics(self, data: DetectionData) -> list[str]:
         """The names of the metrics that the evaluator computes on a dataset, the main one first."""

@@ -17,6 +17,16 @@ from opendetr.categories import Categories
 from opendetr.config import ConfigError, SettingError, replaced, suggesting
 from opendetr.files import near_path
 from opendetr.models import Detector
+from opendetr.presets.baselines import (
+    faster_rcnn_plus_r50,
+    faster_rcnn_plus_tiny,
+    faster_rcnn_r50,
+    faster_rcnn_tiny,
+    retinanet_r50,
+    retinanet_tiny,
+    ssd_r50,
+    ssd_tiny,
+)
 from opendetr.presets.conditional import (
     conditional_detr_r50,
     conditional_detr_r50_dc5,
@@ -101,6 +111,22 @@ _PRESETS: dict[str, Callable[[], Preset]] = {
 }
 
 
+# Detectors for comparison: found by their names, but not listed among the models of the family.
+_BASELINES: dict[str, Callable[[], Preset]] = {
+    make().name: make
+    for make in (
+        faster_rcnn_r50,
+        faster_rcnn_plus_r50,
+        retinanet_r50,
+        ssd_r50,
+        faster_rcnn_tiny,
+        faster_rcnn_plus_tiny,
+        retinanet_tiny,
+        ssd_tiny,
+    )
+}
+
+
 _SHIPPED = dict.fromkeys(
     ("deformable-detr-tiny", "deformable-detr-tiny-panoptic"), "scenes-deformable-detr-tiny-panoptic.safetensors"
 ) | {"mdetr-tiny": "scenes-mdetr-tiny.safetensors"}
@@ -116,7 +142,7 @@ def register_preset(make: Callable[[], Preset]) -> None:
         ValueError: the catalogue has a model of this name.
     """
     name = make().name
-    if name in _PRESETS:
+    if name in _PRESETS | _BASELINES:
         raise ValueError(f"{name}: the catalogue already has a model of this name; choose another name")
     _PRESETS[name] = make
 
@@ -155,21 +181,27 @@ def list_models() -> list[str]:
     return list(_PRESETS)
 
 
+def list_baselines() -> list[str]:
+    """The names of the convolutional detectors for comparison, which `list_models` does not contain."""
+    return list(_BASELINES)
+
+
 def get_preset(name: str) -> Preset:
-    """The preset with a name.
+    """The preset with a name, of the catalogue or of `list_baselines`.
 
     Raises:
         SettingError: the name is unknown. The message suggests similar names.
     """
-    if name not in _PRESETS:
+    presets = _PRESETS | _BASELINES
+    if name not in presets:
         raise SettingError(f"{name!r} is not a model of the catalogue; {_model_hint(near_models(name))}")
-    return _PRESETS[name]()
+    return presets[name]()
 
 
 def describe(name: str) -> str:
     """What distinguishes a model from the others of its family, in a sentence. Raises ConfigError as `get_preset`."""
     get_preset(name)
-    return inspect.getdoc(_PRESETS[name]) or ""
+    return inspect.getdoc((_PRESETS | _BASELINES)[name]) or ""
 
 
 def near_models(name: str) -> list[str]:

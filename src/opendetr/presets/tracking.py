@@ -100,6 +100,11 @@ class TrackingPreset(Preset):
         _require_trackeval(self.name)
         return TrackingEvaluator(categories, data, self.rules(self.tracker), **options)
 
+    def class_differences(self, categories: Categories, data: DetectionData) -> list[str]:
+        """Lines about classes that differ; in videos, a single class is paired with a single class of any name."""
+        is_single = sum(categories.used) == len(data.categories) == 1
+        return [] if is_single and has_tracks(data) else super().class_differences(categories, data)
+
     def metrics(self, data: DetectionData) -> list[str]:
         """The names of the metrics, the main one first: HOTA for videos, else AP.
 

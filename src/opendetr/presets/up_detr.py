@@ -57,6 +57,11 @@ class PretrainingPreset(Preset):
                 f"data.num_patches: {self.data.num_patches} patches of an image are more than the "
                 f"{self.model.num_patches} of model.num_patches"
             )
+        if self.data.patch_size > self.data.image_size:
+            raise ValueError(
+                f"data.patch_size: patches of {self.data.patch_size} pixels are larger than the images, whose short "
+                f"side is {self.data.image_size} (data.image_size)"
+            )
 
     def num_classes(self, categories: Categories) -> int:
         """K = 2, whatever the dataset; see `patch_categories`."""
@@ -108,6 +113,10 @@ class PretrainingPreset(Preset):
         if options.get("num_layers") is not None:
             raise ConfigError(f"layers: {self.name} is evaluated in its last layer only; leave it out")
         return PatchEvaluator(data)
+
+    def class_differences(self, categories: Categories, data: DetectionData) -> list[str]:
+        """Nothing, because the model detects what patches show, not classes."""
+        return []
 
     def metrics(self, data: DetectionData) -> list[str]:
         """The names of the metrics, first the fraction of the patches that are located."""

@@ -18,7 +18,7 @@ Image frame: x points right and y points down, from the top left corner of the i
 covers [j, j + 1) x [i, i + 1).
 """
 
-from opendetr.synthetic.config import CATEGORIES, SceneConfig
+from opendetr.synthetic.config import CATEGORIES, EASY_SCENES, SceneConfig
 from opendetr.synthetic.described import DescribedConfig, DescribedScene, draw_described_scene
 from opendetr.synthetic.drawing import Scene, draw_scene
 from opendetr.synthetic.labels import Segment
@@ -32,6 +32,7 @@ __all__ = [
     "ANSWERS",
     "CATEGORIES",
     "DEFAULT_COUNTS",
+    "EASY_SCENES",
     "QUESTION_TYPES",
     "DescribedConfig",
     "DescribedScene",

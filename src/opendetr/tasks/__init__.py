@@ -1,6 +1,7 @@
 """Tasks: models with their losses."""
 
 from opendetr.tasks.base import COUNT, Task
+from opendetr.tasks.baselines import BaselineTask
 from opendetr.tasks.detection import DetectionTask
 from opendetr.tasks.grounding import GroundingMaskTask, GroundingTask
 from opendetr.tasks.masks import MaskHeadTask
@@ -9,6 +10,7 @@ from opendetr.tasks.tracking import ClipConfig, MOTRTask, PairConfig, TransTrack
 
 __all__ = [
     "COUNT",
+    "BaselineTask",
     "ClipConfig",
     "DetectionTask",
     "GroundingMaskTask",

@@ -33,6 +33,7 @@ from opendetr.visualize import StatusBar, contact_sheet, draw_curves, save_image
 
 METRICS_FILE = "metrics.jsonl"
 TABLE_FILE = "metrics.csv"
+CURVES_FILE = "curves.png"
 _MAX_CLASSES = 12
 _MAX_STEP_LINES = 5000
 
@@ -396,7 +397,7 @@ class Curves(Callback):
     def _draw(self) -> None:
         rows = read_metrics(self._folder)
         if any(row["kind"] == "step" for row in rows):
-            write_image(curves(rows, self._metrics), self._folder / "curves.png")
+            write_image(curves(rows, self._metrics), self._folder / CURVES_FILE)
 
 
 class ValidationImages(Callback):

@@ -37,6 +37,12 @@ class Callback:
     def on_evaluation(self, event: Evaluated) -> None:
         """Called after each evaluation."""
 
+    def on_report(self, event: ReportDue) -> None:
+        """Called after the first and after the last evaluation, and after others if enough time has passed.
+
+        For what takes longer than the other work after an evaluation. A timed run plans the time of the last call.
+        """
+
     def on_checkpoint(self, event: CheckpointSaved) -> None:
         """Called after each complete checkpoint."""
 
@@ -197,6 +203,21 @@ class Evaluated:
 
 
 @dataclass(frozen=True)
+class ReportDue:
+    """Time for a report on the best evaluation so far.
+
+    Attributes:
+        step: number of steps taken.
+    """
+
+    step: int
+
+    def notify(self, callback: Callback) -> None:
+        """Call the callback's method for this event."""
+        callback.on_report(self)
+
+
+@dataclass(frozen=True)
 class CheckpointSaved:
     """A saved checkpoint.
 
@@ -263,6 +284,7 @@ Event = (
     | StepTaken
     | EpochEnded
     | Evaluated
+    | ReportDue
     | CheckpointSaved
     | NonFiniteFound
     | RunEnded

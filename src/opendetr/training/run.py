@@ -1,8 +1,9 @@
 """A training run from start to end: `train` starts one, `resume` continues one.
 
 A run folder contains `config.yaml` (every setting; `--config` reads it), `labels.png` (statistics of the dataset),
-`metrics.jsonl`, `metrics.csv`, `curves.png`, `images/` (the first training batch and validation images) and the
-checkpoints `last` and `best`. `opendetr.load` opens the `model.safetensors` of a checkpoint.
+`metrics.jsonl`, `metrics.csv`, `curves.png`, `images/` (the first training batch and validation images), `report.html`
+(the evaluation of the best weights) and the checkpoints `last` and `best`. `opendetr.load` opens the
+`model.safetensors` of a checkpoint.
 
 Several processes, started by a launcher such as torchrun, train as one. All of them execute these functions. Only the
 main process writes files and prints.
@@ -44,14 +45,17 @@ from opendetr.evaluation import DETECTION_METRICS, describe_metric
 from opendetr.inference import Predictor, compare
 from opendetr.models import Detector
 from opendetr.presets import Preset, build_model, build_task, get_preset, list_models, preset_from_dict
-from opendetr.recipe import DEFAULT_PRETRAINING_MODEL
+from opendetr.recipe import DEFAULT_MODEL, DEFAULT_PRETRAINING_MODEL
 from opendetr.tasks import Task
+from opendetr.training.automatic_model import AUTO, automatic_model
 from opendetr.training.callbacks import Curves, MetricsFile, MetricsTable, Progress, ValidationImages
 from opendetr.training.checkpoint import CheckpointError, find_checkpoint, load_checkpoint
+from opendetr.training.data_check import check_annotations
 from opendetr.training.data_images import DataImages
 from opendetr.training.diagnosis import FAILED_BELOW, diagnose_run
 from opendetr.training.events import Callback
 from opendetr.training.loggers import loggers
+from opendetr.training.report import Report
 from opendetr.training.run_state import RunState
 from opendetr.training.settings import (
     ARGUMENTS,
@@ -62,13 +66,14 @@ from opendetr.training.settings import (
     check_mask_settings,
     check_settings,
     fit_to_data,
+    fit_to_memory,
     read_config,
     require_run,
     set_up,
     with_options,
     write_config,
 )
-from opendetr.training.starting_weights import NOTHING, is_path, load_start, predicts_classes, starting_point
+from opendetr.training.starting_weights import NOTHING, PUBLISHED, is_path, load_start, predicts_classes, starting_point
 from opendetr.training.thresholds import CurrentThresholds
 from opendetr.training.trainer import RunResult, Trainer
 from opendetr.weights import ModelCard, save_weights
@@ -157,6 +162,7 @@ def train(
     val_split: str | None = None,
     workers: int | None = None,
     strict: bool = False,
+    allow: str | Sequence[str] = (),
     precision: str | None = None,
     gradient_checkpointing: bool = False,
     freeze: str | Sequence[str] = (),
@@ -178,7 +184,8 @@ def train(
     Args:
         data: a COCO, Pascal VOC or YOLO folder, a CSV table, or MOTChallenge videos. Classes and splits are read
             from it.
-        model: a name of the catalogue. Default: the model of `config` or of the weights, else the default model.
+        model: a name of the catalogue. Default, or "auto": the model of `config` or of the weights; else, on a CUDA GPU
+            with 8 GB or more, the best published model that fits into its memory, and otherwise the default model.
         weights: the initial weights. "published": the model's own, with classes matched by name; "imagenet": a
             pretrained backbone; "none": random weights, and the whole backbone is trained; or a run folder, a weights
             file, an address, or a name of the catalogue. Default: "published" if the model has published weights, else
@@ -204,6 +211,8 @@ def train(
         val_split: the split to evaluate on.
         workers: number of processes that load images.
         strict: refuse faulty images and boxes instead of skipping them.
+        allow: kinds of faults that stop training because the annotations probably do not mean what is read, and that
+            shall not stop it, such as "normalised_boxes". The message of the error names the kind.
         precision: "auto", "fp32", "bf16" or "fp16".
         gradient_checkpointing: use less memory and more time; the results are the same.
         freeze: parts of the model that are not trained, such as "backbone".
@@ -240,6 +249,7 @@ def train(
         "val_split": val_split,
         "num_workers": workers,
         "strict": strict or None,
+        "allow": as_list(allow) or None,
     }
     recipe_settings = {
         "accumulate": accumulate,
@@ -256,6 +266,13 @@ def train(
         require_folder(Path(data), "images" if _pretraining.get() else "images and annotations")
         if out is not None:
             _require_empty(Path(out))
+        automatic = None
+        if model in (None, AUTO):
+            model = None
+            if weights in (None, PUBLISHED) and config is None and not freeze_detector:
+                automatic = automatic_model(own_device)
+                model = None if automatic.name == DEFAULT_MODEL else automatic.name
+                say(automatic.reason)
         setup, origin = set_up(Path(data), model, weights, config, freeze_detector=freeze_detector)
         if not (setup.preset.uses_annotations or _pretraining.get()):
             name = setup.preset.name
@@ -279,12 +296,15 @@ def train(
         categories = splits["train"].categories
         setup = replace(setup, predicts_classes=predicts_classes(origin, setup.preset, categories))
         setup = fit_to_data(setup, len(splits["train"]))
+        if automatic is not None and automatic.images_at_once is not None:
+            setup = fit_to_memory(setup, automatic.images_at_once * world_size())
         preset = setup.preset
-        for warning in check_settings(preset, splits):
-            say(warning)
+        findings = check_annotations(preset, setup.data, splits) if preset.uses_annotations else []
+        for line in (*findings, *check_settings(preset, splits)):
+            say(line)
         task = _initial_task(preset, origin, categories, say)
     folder = from_main(_unused_folder(preset.name) if out is None else Path(out))
-    trainer, loader = _trainer(setup, task, splits, folder, own_device, callbacks)
+    trainer, loader = _trainer(setup, task, splits, folder, own_device, callbacks, say)
     trainer.state.seconds = clock.perf_counter() - began  # the time of a timed run includes this preparation
     if is_main():
         write_config(folder, setup, _fingerprint(splits))
@@ -328,14 +348,20 @@ def pretrain(data: str | Path, *, model: str | None = None, **options: Any) -> R
 
 @suggesting
 def resume(
-    folder: str | Path, *, device: str = "auto", callbacks: Sequence[Callback] = (), say: Say | None = None
+    folder: str | Path,
+    *,
+    data: str | Path | None = None,
+    device: str = "auto",
+    callbacks: Sequence[Callback] = (),
+    say: Say | None = None,
 ) -> Run:
     """Continue a run from its last checkpoint.
 
     On the same machine the result equals that of an uninterrupted run, bit for bit.
 
     Args:
-        folder: the run folder.
+        folder: the run folder, which may have been moved.
+        data: the dataset folder, if it has been moved. The content must be the same as before.
         device: as in `train`. On another device than before, the result differs by rounding.
         callbacks: as in `train`. Give those of the interrupted run again.
         say: as in `train`.
@@ -356,16 +382,20 @@ def resume(
             )
         setup = Setup(
             preset_from_dict(record),
-            Path(about["data"]),
+            Path(about["data"] if data is None else data),
             str(about["weights"]),
             is_pretrained=bool(about.get("pretrained")),
             predicts_classes=bool(about.get("predicts_classes")),
         )
         preset = setup.preset
         _say_if_ended(folder, setup, say)
+        _require_data(folder, setup, is_given=data is not None)
         splits = _open_splits(setup, say)
         if _fingerprint(splits) != about["fingerprint"]:
-            raise DataError(f"{setup.data}: the data has changed since the run started; start a new run")
+            raise DataError(
+                f"{setup.data}: the data has changed since the run started; start a new run from its weights: "
+                f"opendetr {_command(setup)} {setup.data} --weights {folder}"
+            )
         categories = splits["train"].categories
         has_checkpoint = find_checkpoint(folder / "last") is not None
         if has_checkpoint:
@@ -373,17 +403,46 @@ def resume(
         else:
             say("the run has no checkpoint yet: it starts again")
             task = _initial_task(preset, starting_point(preset.name, setup.weights), categories, say)
-    trainer, loader = _trainer(setup, task, splits, folder, own_device, callbacks)
+    if data is not None and is_main():
+        write_config(folder, setup, about["fingerprint"])
+    trainer, loader = _trainer(setup, task, splits, folder, own_device, callbacks, say)
     return _finish(setup, folder, trainer, loader, trainer.train(resume=has_checkpoint), splits["val"], say)
+
+
+def has_ended(folder: str | Path) -> bool:
+    """Whether `folder` is a run that has taken all its steps and made its last evaluation."""
+    if not (Path(folder) / CONFIG_FILE).is_file():
+        return False
+    record, _ = read_config(Path(folder) / CONFIG_FILE)
+    state = _state_of(Path(folder))
+    return state is not None and _is_over(state, preset_from_dict(record))
+
+
+def _state_of(folder: Path) -> RunState | None:
+    """The state in the last checkpoint of a run; None if it cannot be read."""
+    try:
+        return RunState.from_facts(load_checkpoint(folder / "last").facts)
+    except CheckpointError:
+        return None
+
+
+def _is_over(state: RunState, preset: Preset) -> bool:
+    return state.is_finished(preset.recipe.patience) and not state.is_evaluation_due
+
+
+def _require_data(folder: Path, setup: Setup, *, is_given: bool) -> None:
+    """Raise DataError if the dataset of a run is not where it was, with the command that names its new place."""
+    if not is_given and not setup.data.exists():
+        raise DataError(
+            f"{setup.data}: no such folder, the dataset of the run; if it has been moved, continue with "
+            f"`opendetr {_command(setup)} NEW_FOLDER --resume {folder}`"
+        )
 
 
 def _say_if_ended(folder: Path, setup: Setup, say: Say) -> None:
     """Say that a run has nothing left to do, and how to train longer, before its data is read."""
-    try:
-        state = RunState.from_facts(load_checkpoint(folder / "last").facts)
-    except CheckpointError:  # the trainer reports it
-        return
-    if state.is_finished(setup.preset.recipe.patience) and not state.is_evaluation_due:
+    state = _state_of(folder)
+    if state is not None and _is_over(state, setup.preset):  # otherwise the trainer reports an unreadable checkpoint
         say(
             f"the run had already ended after {count_noun(state.step, 'step')}; to train longer, start from its "
             f"weights: opendetr {_command(setup)} {setup.data} --weights {folder}"
@@ -430,7 +489,7 @@ def _fingerprint(splits: Mapping[str, DetectionData]) -> str:
         digest.update(repr((role, split.categories.to_dict())).encode())
         for image in split.images:
             objects = [(obj.category_id, obj.box, obj.crowd) for obj in image.objects]
-            digest.update(repr((image.id, split.file_name(image), objects)).encode())
+            digest.update(repr((image.id, _portable_name(split, image), objects)).encode())
             extras = [sorted(image.extras.items()), *(sorted(obj.extras.items()) for obj in image.objects)]
             if any(extras):
                 digest.update(repr(extras).encode())
@@ -439,6 +498,12 @@ def _fingerprint(splits: Mapping[str, DetectionData]) -> str:
                 outlines = [(obj.segmentation, obj.segment) for obj in image.objects]
                 digest.update(repr((outlines, map_hash)).encode())
     return digest.hexdigest()
+
+
+def _portable_name(split: DetectionData, image: ImageRecord) -> str:
+    """The name of an image in its dataset; of an image outside the folder, that of the file: either may be moved."""
+    name = split.file_name(image)
+    return Path(name).name if Path(name).is_absolute() else name
 
 
 # --------------------------------------------------------------------------------------------------------------- model
@@ -493,6 +558,7 @@ def _trainer(
     folder: Path,
     device: torch.device,
     user_callbacks: Sequence[Callback],
+    say: Say,
 ) -> tuple[Trainer, TrainLoader]:
     """Build the trainer and its loader. The trainer writes nothing before it starts."""
     preset, categories, val = setup.preset, splits["train"].categories, splits["val"]
@@ -500,6 +566,7 @@ def _trainer(
     uncached = replace(preset, data=replace(preset.data, cache="none"))
     card = ModelCard(to_dict(preset), categories, {"data": setup.data.resolve().name, "weights": _name(setup)})
     drawn, thresholds = _images_to_draw(val.images), CurrentThresholds()
+    report = Report(preset.name, splits, CONFIG_FILE, say)
     logged: set[str] = set()  # an unreadable image is logged in the first evaluation only
 
     def predictor(trained: nn.Module) -> Predictor:
@@ -513,7 +580,7 @@ def _trainer(
         thresholds.preset = from_main(fitted)
         data = val if num_images is None else preset.data.evaluation_subset(val, num_images)
         evaluator = preset.evaluator(categories, data)
-        predictor(trained).run(
+        seconds, unreadable = predictor(trained).run(
             evaluator,
             data,
             batch_size=preset.recipe.batch_size,
@@ -521,7 +588,9 @@ def _trainer(
             logged=logged,
         )
         thresholds.current = evaluator.score_thresholds()
-        return {name: value for name, value in evaluator.compute().items() if value is not None}
+        scores = evaluator.evaluation(seconds, unreadable)
+        report.latest = scores, data
+        return {name: value for name, value in scores.named_metrics.items() if value is not None}
 
     def save(path: Path, trained: nn.Module) -> None:
         config = to_dict(preset if thresholds.preset is None else replace(thresholds.preset, data=preset.data))
@@ -541,6 +610,7 @@ def _trainer(
         callbacks: list[Callback] = [thresholds, progress, MetricsFile(), MetricsTable(), *drawings]
         if preset.draws_predictions:
             callbacks.append(ValidationImages(draw))
+        callbacks.append(report)
         callbacks += [*loggers(recipe.log), *user_callbacks]
         loader = train_loader(
             splits["train"],

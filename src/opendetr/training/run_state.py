@@ -27,6 +27,7 @@ class RunState:
         metrics, best: metrics of the latest and of the best evaluation.
         worse: number of evaluations since the best one.
         image_seconds, evaluation_seconds, save_seconds: the latest measured durations; see `Pace`.
+        report_seconds: the duration of the longest report; None before the first one.
         overhead_seconds: the part of `evaluation_seconds` that every evaluation takes before its first image.
         scaler: state of the fp16 loss scale; empty without fp16.
     """
@@ -42,6 +43,7 @@ class RunState:
     image_seconds: float = 0.0
     evaluation_seconds: float = 0.0
     save_seconds: float = 0.0
+    report_seconds: float | None = None
     overhead_seconds: float = 0.0
     scaler: dict[str, Any] = field(default_factory=dict)
 

@@ -90,6 +90,7 @@ class Pace:
         image: the evaluation of one image.
         evaluation: the other work of one evaluation, such as starting the loader, drawing, and saving the best weights.
         save: saving one checkpoint.
+        report: the report after the last evaluation.
         num_images: number of validation images.
     """
 
@@ -98,6 +99,7 @@ class Pace:
     image: float
     evaluation: float
     save: float
+    report: float
     num_images: int
 
     def evaluation_seconds(self, evaluations: Evaluations, count: int) -> float:
@@ -178,7 +180,7 @@ def plan_time(recipe: Recipe, step: int, pace: Pace, evaluations: Evaluations) -
         evaluations: the evaluations of the whole run, all of which are still to come.
     """
     assert recipe.time is not None
-    left = recipe.time - pace.used - pace.evaluation_seconds(evaluations, evaluations.count)
+    left = recipe.time - pace.used - pace.report - pace.evaluation_seconds(evaluations, evaluations.count)
     total = step + max(_steps_in(left, recipe, pace, evaluations.count), 0 if step else 1)
     return _plan(recipe, total, evaluations)
 
@@ -217,7 +219,7 @@ def revise_plan(plan: Plan, recipe: Recipe, step: int, pace: Pace, evaluations: 
     """
     assert recipe.time is not None
     num_left = round(plan.total_steps / plan.evaluate_every) - step // plan.evaluate_every
-    left = recipe.time - pace.used - pace.evaluation_seconds(evaluations, max(num_left, 1))
+    left = recipe.time - pace.used - pace.report - pace.evaluation_seconds(evaluations, max(num_left, 1))
     affordable = max(_steps_in(left, recipe, pace, num_left), 0 if step else 1)
     if abs(plan.total_steps - step - affordable) * pace.step <= _TOLERANCE * recipe.time:
         return plan

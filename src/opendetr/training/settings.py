@@ -16,6 +16,7 @@ import yaml
 
 from opendetr.config import ConfigError, SettingError, parse_assignment, replaced, to_dict
 from opendetr.data import DetectionData, count_noun
+from opendetr.data.tools import queries_for
 from opendetr.files import near_path, write_atomically
 from opendetr.presets import (
     DEFAULT_MODEL,
@@ -57,6 +58,7 @@ ARGUMENTS = {
     "data.train_split": "train_split",
     "data.val_split": "val_split",
     "data.num_workers": "workers",
+    "data.allow": "allow",
     "model.num_queries": "num_queries",
 }
 """Settings that are arguments of `train` and options of `opendetr train`: name of the setting -> argument."""
@@ -205,6 +207,15 @@ def fit_to_data(setup: Setup, num_images: int) -> Setup:
     return replace(setup, preset=replace(preset, recipe=replace(recipe, **fitted)))
 
 
+def fit_to_memory(setup: Setup, images_at_once: int) -> Setup:
+    """Divide each step into micro-batches of at most `images_at_once` images, unless the user has set their number."""
+    recipe = setup.preset.recipe
+    if "accumulate" in setup.given or recipe.batch_size <= images_at_once * recipe.accumulate:
+        return setup
+    recipe = replace(recipe, accumulate=math.ceil(recipe.batch_size / images_at_once))
+    return replace(setup, preset=replace(setup.preset, recipe=recipe))
+
+
 def check_settings(preset: Preset, splits: Mapping[str, DetectionData]) -> list[str]:
     """Refuse settings that prevent learning. Returns a warning for everything that limits the result.
 
@@ -223,7 +234,7 @@ def check_settings(preset: Preset, splits: Mapping[str, DetectionData]) -> list[
     if exceeding:
         warnings.append(
             f"warning: {count_noun(exceeding, 'training image')} with more than {num_queries} objects, the number of "
-            f"queries; the other objects cannot be detected; give --num-queries {max(counts)}"
+            f"queries; the other objects cannot be detected; give --num-queries {queries_for(max(counts))}"
         )
     shared = {image.path for image in splits["train"].images} & {image.path for image in splits["val"].images}
     if shared:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import attrgetter
 from pathlib import Path
 
 from opendetr.categories import Categories
-from opendetr.config import ConfigError
+from opendetr.config import ConfigError, setting_names, some_of
 from opendetr.models import Detector
 from opendetr.presets import (
     Preset,
@@ -20,6 +21,7 @@ from opendetr.presets import (
     weights_origin,
 )
 from opendetr.weights import (
+    ModelCard,
     WeightsError,
     download,
     fitting_part,
@@ -136,13 +138,37 @@ def predicts_classes(origin: str | Path, preset: Preset, categories: Categories)
 def load_transferred(model: Detector, path: Path, preset: Preset, categories: Categories) -> str:
     """Load the weights of a detector, with classes matched by name. Returns one line, or ""."""
     card = read_card(path)
+    trained = None if card is None else preset_from_dict(card.config)
+    try:
+        return _load_transferred(model, path, card, trained, preset, categories)
+    except WeightsError:
+        changed = [] if trained is None else _changed_architecture(trained, preset)
+        if not changed:
+            raise
+        raise WeightsError(
+            f"{path}: the weights were trained with {some_of(changed)}; keep these settings, or choose other weights"
+        ) from None
+
+
+def _changed_architecture(trained: Preset, preset: Preset) -> list[str]:
+    """The settings of the trained model that a preset changes, as "model.questions=scenes"; queries may differ."""
+    of_trained, own = ({name: attrgetter(name)(each) for name in setting_names(each)} for each in (trained, preset))
+    return [
+        f"{name}={value}"
+        for name, value in of_trained.items()
+        if name.startswith("model.") and name in own and own[name] != value and name != "model.num_queries"
+    ]
+
+
+def _load_transferred(
+    model: Detector, path: Path, card: ModelCard | None, trained: Preset | None, preset: Preset, categories: Categories
+) -> str:
     state = read_state(path)
     if is_pretraining(state) and preset.uses_annotations:
         if preset.freeze_detector:
             raise ConfigError(f"{path}: pre-training has no detector to freeze; train one on this data first")
         with naming(path):
-            pretraining = None if card is None else preset_from_dict(card.config)
-            random_parts = () if pretraining is None else pretraining.untransferred
+            random_parts = () if trained is None else trained.untransferred
             return str(transfer_pretrained(model, state, categories, random_parts=random_parts))
     known = card.categories if card else preset.categories_of(state)
     with naming(path):

@@ -57,6 +57,7 @@ from opendetr.training.events import (
     NonFiniteFound,
     Outcome,
     PlanFixed,
+    ReportDue,
     RunEnded,
     RunStarted,
     StepTaken,
@@ -82,6 +83,7 @@ STATE, MODEL = "training.safetensors", "model.safetensors"
 _SPEED_IMAGES = (4, 16)  # numbers of images that measure the speed of an evaluation
 _SPEED_SHARE = 0.03  # fraction of the time of a run that the second of these measurements may take
 _REVISION_STEPS, _REVISION_SHARE = 5, 0.02  # interval between revisions of a plan: steps, fraction of the time
+_REPORT_SECONDS, _REPORT_SHARE = 0.5, 0.01  # of the first report, a guess; of the time between two other reports
 _WORK_SAMPLES = 100  # points of the remaining run at which the duration of a step is sampled
 _REPORTED_CHANGE = 0.2  # smallest relative change of the number of steps that callbacks receive
 
@@ -228,6 +230,7 @@ class Trainer:
         self._speed = StepSpeed()
         self._started = 0.0  # time at which training would have started without interruptions
         self._saved = 0.0  # time of the latest checkpoint
+        self._reported = time.perf_counter()  # time of the latest report
         self._reported_steps = 0  # length of the plan that the callbacks know
 
     def train(self, *, resume: bool = False) -> RunResult:
@@ -462,6 +465,7 @@ class Trainer:
             image=self.state.image_seconds,
             evaluation=self.state.evaluation_seconds,
             save=self.state.save_seconds,
+            report=self._report_seconds(),
             num_images=self.num_images,
         )
 
@@ -615,9 +619,25 @@ class Trainer:
             epoch, seconds = state.step / len(self.loader), time.perf_counter() - started
             self._notify(Evaluated(state.step, epoch, metrics, is_best, images, seconds, task))
             state.evaluation_seconds = time.perf_counter() - started - evaluation_seconds + overhead_seconds
+            self._report_if_due()
             return True
         finally:
             train_mode(self.task)
+
+    def _report_if_due(self) -> None:
+        """Let the callbacks report on the best evaluation; of a short run only on the first and on the last one."""
+        state, began = self.state, time.perf_counter()
+        known = state.report_seconds
+        if known is None or self._finished() or known <= _REPORT_SHARE * (began - self._reported):
+            self._notify(ReportDue(state.step))
+            self._reported = time.perf_counter()
+            state.report_seconds = max(self._reported - began, known or 0.0)
+
+    def _report_seconds(self) -> float:
+        """The duration of the report at the end of the run, as far as it is known."""
+        if self.evaluate is None:
+            return 0.0
+        return _REPORT_SECONDS if self.state.report_seconds is None else self.state.report_seconds
 
     def _save_best(self) -> None:
         if is_main():

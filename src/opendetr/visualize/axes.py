@@ -41,7 +41,8 @@ class Ticks:
         """
         step = _nice_step(high - low, count)
         step = max(1.0, step) if integers else step
-        first, last = (np.floor(low / step), np.ceil(high / step)) if whole else (np.ceil(low / step), high // step)
+        low_step, high_step = np.round(np.array((low, high)) / step, 9)  # 1 / 0.2 is not quite 5
+        first, last = (np.floor(low_step), np.ceil(high_step)) if whole else (np.ceil(low_step), np.floor(high_step))
         values = np.arange(first, last + 1) * step
         return cls(values, [_tick_text(value, step) for value in values], _ends(values) if whole else (low, high))
 

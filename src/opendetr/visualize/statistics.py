@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from opendetr.visualize.axes import MARGIN, Frame, Ticks, draw_axes, draw_axis_names, draw_heading
+from opendetr.visualize.drawing import contact_sheet
 from opendetr.visualize.style import FAINT_INK, INK, PALETTE, PAPER, RULE, Colour, fitted, font_of
 
 _SIZE = (960, 540)
@@ -36,14 +37,17 @@ class Statistics(Protocol):
         """(m,) the number of objects of each image."""
 
 
-def draw_statistics(splits: Mapping[str, Statistics]) -> Image.Image:
+def draw_statistics(splits: Mapping[str, Statistics], *, stacked: bool = False) -> Image.Image:
     """Draw the objects by class, the sizes of boxes and the objects per image of the splits of a dataset.
 
     Args:
         splits: the statistics of each split by its name; at least one. All have the same classes.
+        stacked: put the charts below each other, for a page, instead of in two columns.
     """
     colours = {name: PALETTE[index % len(PALETTE)] for index, name in enumerate(splits)}
     classes, sizes, counts = (draw(splits, colours) for draw in (_draw_classes, _draw_sizes, _draw_objects_per_image))
+    if stacked:
+        return contact_sheet([classes, sizes, counts], 1)
     sheet = Image.new("RGB", (2 * _SIZE[0], max(classes.height, sizes.height + counts.height)), PAPER)
     for chart, place in ((classes, (0, 0)), (sizes, (_SIZE[0], 0)), (counts, (_SIZE[0], sizes.height))):
         sheet.paste(chart, place)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from opendetr.weights import conditional, deformable, detr, masks, mdetr, motr, transtrack, up_detr
 from opendetr.weights.card import ModelCard, read_card, save_weights
+from opendetr.weights.detr import part_without_counterpart
 from opendetr.weights.download import download
 from opendetr.weights.errors import WeightsError, naming
 from opendetr.weights.family import WeightFamily, family_of, published_files, register_family
@@ -51,6 +52,7 @@ __all__ = [
     "load_weights",
     "local_file",
     "naming",
+    "part_without_counterpart",
     "preprocessor_json",
     "published_files",
     "read_card",

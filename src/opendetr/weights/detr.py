@@ -54,9 +54,20 @@ def dc5_suffix(model: Mapping[str, Any]) -> str:
     return "-dc5" if model["backbone"]["dilation"] else ""
 
 
+def part_without_counterpart(settings: Mapping[str, Any]) -> str | None:
+    """The part of a model that no other implementation has; None if they have it all."""
+    model = settings["model"]
+    if model["transformer"].get("ffn_width") == 0:
+        return "a transformer without feed-forward blocks"
+    placement = model.get("placement") or {}
+    return "the placement of its position encodings" if set(placement.values()) - {"attention"} else None
+
+
 def unsupported_transformer_reason(settings: Mapping[str, Any]) -> str | None:
     """The reason why transformers does not support the transformer of a single-level model; None if it does."""
-    model = settings["model"]
+    part, model = part_without_counterpart(settings), settings["model"]
+    if part is not None:
+        return f"{part} exists only in OpenDETR"
     if model["transformer"]["norm_first"]:
         return "transformers has no pre-norm layers"
     return None if model["position"] == "sine" else "transformers has other learned positions"

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import json
+import pathlib
 import pickle
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from opendetr.config import some_of
 from opendetr.files import IMAGE_SUFFIXES, near_path
 from opendetr.weights.errors import WeightsError
+from opendetr.weights.wrappings import unwrapped, without_prefixes
 
 _INDEX = ".index.json"
 _LOAD_ERRORS = (  # of torch.load for a file that is damaged or something else
@@ -63,9 +68,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
     """Read the tensors of a weights file.
 
     The file is a .safetensors file, the index of a state dict in several files, or a file of torch.save whose pickle
-    contains only tensors and plain values. The state dict may be under the key "model", as in the checkpoints of the
-    original implementations, which also contain the optimizer and the settings of the run. If there is also an average
-    of the weights, under "model_ema", that is read, with one line about it on standard error.
+    contains only tensors and plain values. The state dict may be wrapped as trainers do it; see `wrappings`. An
+    average of the weights beside it is preferred, with one line about it on standard error.
 
     Raises:
         WeightsError: the file is missing, incomplete, in another format, or could run code.
@@ -100,18 +104,9 @@ def _read_parts(index: Path) -> dict[str, Tensor]:
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
+            return without_prefixes({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118  not a dict
     except SafetensorError as error:
         raise WeightsError(f"{path}: not a complete safetensors file ({error}); copy or save it again") from None
-
-
-def _weights_in(path: Path, content: dict[str, Any]) -> Any:
-    """The state dict in a checkpoint: that of the average of the weights if it has one, which is said."""
-    if isinstance(content.get("model_ema"), dict):
-        print(f"{path}: contains an average of the weights over the training (model_ema), which is used",
-              file=sys.stderr)  # fmt: skip
-        return content["model_ema"]
-    return content.get("model", content)
 
 
 def _other_kind(path: Path) -> str | None:
@@ -130,8 +125,8 @@ def _other_kind(path: Path) -> str | None:
 
 def _read_torch(path: Path) -> dict[str, Tensor]:
     try:
-        # The original training scripts also save their options, plain values in a namespace.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        # The original training scripts also save their options, plain values in a namespace, and metrics of NumPy.
+        with torch.serialization.safe_globals(_plain_types()):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except _LOAD_ERRORS as error:
         kind = _other_kind(path)
@@ -145,7 +140,25 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
             ) from None
         first_line = str(error).partition("\n")[0]
         raise WeightsError(f"{path}: not a complete PyTorch file ({first_line}); copy it again") from None
-    state = _weights_in(path, content) if isinstance(content, dict) else content
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise WeightsError(f"{path}: contains no state dict; expected named tensors, optionally under the key 'model'")
+    state, average = unwrapped(content)
+    if state is None:
+        keys = f"; it has {some_of(list(map(str, content)))}" if isinstance(content, dict) and content else ""
+        raise WeightsError(
+            f"{path}: contains no state dict; expected named tensors, optionally under a key such as 'model'{keys}"
+        )
+    if average is not None:
+        print(f"{path}: contains an average of the weights over the training ({average}), which is used",
+              file=sys.stderr)  # fmt: skip
     return state
+
+
+def _plain_types() -> list[Any]:
+    """The types besides tensors that a checkpoint may contain. None of them runs code when it is read."""
+    scalar = np.float64(0).__reduce__()[0]
+    array = np.zeros(0).__reduce__()[0]
+    return [
+        argparse.Namespace, pathlib.PosixPath, np.ndarray, np.dtype, scalar, array,
+        (scalar, "numpy.core.multiarray.scalar"), (array, "numpy.core.multiarray._reconstruct"),  # of NumPy 1
+        (scalar, "numpy._core.multiarray.scalar"), (array, "numpy._core.multiarray._reconstruct"),
+        *{type(np.dtype(code)) for code in "?bBhHiIlLqQefdgSU"}, codecs.encode,
+    ]  # fmt: skip

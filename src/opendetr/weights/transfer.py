@@ -10,6 +10,7 @@ from torch import Tensor
 
 from opendetr.categories import Categories
 from opendetr.models import Detector
+from opendetr.weights.errors import WeightsError
 from opendetr.weights.loading import fitting_part, in_our_layout, load_weights
 
 _USUAL_OBJECT = "person"  # the class that published trackers follow
@@ -74,6 +75,11 @@ def transfer(model: Detector, state: Mapping[str, Tensor], old: Categories, new:
     Raises:
         WeightsError: other names or shapes do not match.
     """
+    if model.fixed_classes and old.names != new.names:
+        raise WeightsError(
+            f"these weights of a {model.family} are for other classes: {', '.join(old.names[:5])}; start from imagenet "
+            "or none"
+        )
     part = fitting_part(model, state)
     left_out: tuple[str, ...] = () if part is state else ("the mask head",)
     state, own = in_our_layout(model, part), model.state_dict()

@@ -7,18 +7,19 @@ Classes have ids from 1, and images and objects have ids from 1 in the order of 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from opendetr.categories import Categories
 from opendetr.data.faults import FaultKind
-from opendetr.data.images import ImageFileError, image_size
+from opendetr.data.images import ImageFileError
 from opendetr.data.paths import file_length
 from opendetr.data.records import (
     MAX_SIDE,
     RAISE_FAULTS,
+    BoxFormat,
     DataFault,
     DetectionData,
     FaultLog,
@@ -27,6 +28,7 @@ from opendetr.data.records import (
     unknown_split,
     usable_objects,
 )
+from opendetr.data.sizes import AnnotatedSizes, ImageSizes
 from opendetr.data.text import pixels
 
 Box = tuple[float, float, float, float]
@@ -96,7 +98,8 @@ class AnnotatedFolder:
         categories: the classes of all splits, with ids 1..K.
         splits: the names of the splits.
         images: all images, in the order of their ids.
-        faults: the faults of entries without an image.
+        faults: the faults of entries without an image, and those of the annotation files.
+        box_format: the numbers of a box in the annotation files.
     """
 
     folder: Path
@@ -104,10 +107,16 @@ class AnnotatedFolder:
     splits: tuple[str, ...]
     images: tuple[AnnotatedImage, ...]
     faults: tuple[DataFault, ...]
+    box_format: BoxFormat
 
     @staticmethod
     def of(
-        folder: Path, images: Iterable[AnnotatedImage], faults: Iterable[DataFault], names: Sequence[str] = ()
+        folder: Path,
+        images: Iterable[AnnotatedImage],
+        faults: Iterable[DataFault],
+        names: Sequence[str] = (),
+        *,
+        box_format: BoxFormat,
     ) -> AnnotatedFolder:
         """The dataset of some images.
 
@@ -116,12 +125,13 @@ class AnnotatedFolder:
             images: the images, in any order.
             faults: the faults of entries without an image.
             names: the classes, in their order, if the annotations list them; others are added, sorted by name.
+            box_format: the numbers of a box in the annotation files.
         """
         ordered = tuple(sorted(images, key=lambda image: (image.path.name, image.path.as_posix())))
         used = {obj.label for image in ordered for obj in image.objects}
         names = tuple(dict.fromkeys((*names, *sorted(used - set(names), key=_by_number))))
         splits = dict.fromkeys(split for image in ordered for split in sorted(image.splits))
-        return AnnotatedFolder(folder, Categories.from_names(names), tuple(splits), ordered, tuple(faults))
+        return AnnotatedFolder(folder, Categories.from_names(names), tuple(splits), ordered, tuple(faults), box_format)
 
 
 def read_annotated(data: AnnotatedFolder, split: str, log: FaultLog = RAISE_FAULTS) -> DetectionData:
@@ -129,19 +139,37 @@ def read_annotated(data: AnnotatedFolder, split: str, log: FaultLog = RAISE_FAUL
     if split not in data.splits:
         raise unknown_split(data.folder, split, data.splits)
     images, faults = [], list(data.faults)
+    sizes = ImageSizes(data.folder)
+    sizes.prefetch([image.path for image in data.images if split in image.splits])
+    annotated = AnnotatedSizes(sizes, lambda: _annotated_sizes(data, split))
     first_object = 1
     for image_id, image in enumerate(data.images, start=1):
         if split in image.splits:
             with log:
-                record = _image_record(image, split, image_id, first_object, data.categories, faults)
+                record = _image_record(image, split, image_id, first_object, data.categories, faults, sizes, annotated)
                 if record is not None:
                     images.append(record)
         first_object += len(image.objects)
-    return DetectionData.from_records(split, data.folder, data.categories, images, faults)
+    sizes.save()
+    return DetectionData.from_records(split, data.folder, data.categories, images, faults, box_format=data.box_format)
+
+
+def _annotated_sizes(data: AnnotatedFolder, split: str) -> Iterator[tuple[Path, tuple[int, int], list[ObjectRecord]]]:
+    """Image file, annotated height and width, and objects of each image that gives its size."""
+    for image in data.images:
+        if split in image.splits and image.size is not None:
+            yield image.path, image.size, [obj.record(0, 0, *image.size) for obj in image.objects if obj.split == split]
 
 
 def _image_record(
-    image: AnnotatedImage, split: str, image_id: int, first_object: int, categories: Categories, faults: list[DataFault]
+    image: AnnotatedImage,
+    split: str,
+    image_id: int,
+    first_object: int,
+    categories: Categories,
+    faults: list[DataFault],
+    sizes: ImageSizes,
+    annotated: AnnotatedSizes,
 ) -> ImageRecord | None:
     """The record of an image. For an unreadable image, adds a fault and returns None."""
     source = str(image.file)
@@ -151,7 +179,7 @@ def _image_record(
     size = image.size
     if size is None:
         try:
-            size = image_size(image.path)
+            size = sizes.oriented(image.path)
         except ImageFileError as error:
             faults.append(error.fault)
             return None
@@ -161,6 +189,9 @@ def _image_record(
         for id_, obj in enumerate(image.objects, start=first_object)
         if obj.split == split
     ]
+    size_faults: tuple[DataFault, ...] = ()
+    if image.size is not None:
+        (height, width), size_faults = annotated.settled(image.path, image.size, objects, source, image.at)
     usable, object_faults = usable_objects(objects, height, width, source, image.at)
     return ImageRecord(
         id=image_id,
@@ -168,7 +199,7 @@ def _image_record(
         height=height,
         width=width,
         objects=usable,
-        faults=(*image.faults, *object_faults),
+        faults=(*image.faults, *size_faults, *object_faults),
         source=source,
     )
 

@@ -39,6 +39,7 @@ from opendetr.data.records import (
     ImageRecord,
     ObjectRecord,
 )
+from opendetr.data.sizes import AnnotatedSizes, ImageSizes
 
 PREFIX = "panoptic_"
 _SEGMENTS = "segments_info"
@@ -108,10 +109,12 @@ def read_panoptic(
     """
     categories = categories or Categories.from_coco(coco.category_rows)
     maps_folder = maps_folder or _maps_folder(coco, folder, required=masks)
-    reader = _Reader(maps_folder, set(categories.ids), log, required=masks)
+    reader = _Reader(maps_folder, set(categories.ids), log, ImageSizes(folder), required=masks)
     rows = rows_by_id(coco, log)
     segments = reader.by_image(coco, rows)
     images = []
+    with log:
+        reader.sizes.prefetch([inside(images_folder, row.text("file_name"), row.path, row.at) for row in rows.values()])
     for image_id, row in rows.items():
         with log:
             path = inside(images_folder, row.text("file_name"), row.path, row.at)
@@ -122,6 +125,7 @@ def read_panoptic(
             record = reader.record(row, path, segments[image_id])
             if record is not None:
                 images.append(record)
+    reader.sizes.save()
     data = DetectionData.from_records(split, folder, categories, images, reader.faults)
     return replace(data, masks="panoptic" if masks else "none")
 
@@ -129,8 +133,10 @@ def read_panoptic(
 class _Reader:
     """Reads the annotations of one file; `faults` lists the faults of skipped images."""
 
-    def __init__(self, maps: Path | None, ids: Set[int], log: FaultLog, *, required: bool) -> None:
+    def __init__(self, maps: Path | None, ids: Set[int], log: FaultLog, sizes: ImageSizes, *, required: bool) -> None:
         self.faults: list[DataFault] = []
+        self.sizes = sizes
+        self._annotated = AnnotatedSizes(sizes, tuple)  # the size of each image is judged on its own
         self._maps = maps
         self._ids = ids
         self._required = required
@@ -164,7 +170,7 @@ class _Reader:
         if map_path is not None or not self._required:
             try:
                 objects = self._objects(segments, map_path, map_faults)
-                record = image_record(row, path, objects, self.faults)
+                record = image_record(row, path, objects, self.faults, self.sizes, self._annotated)
             except ImageFileError as error:
                 map_faults.append(error.fault)
         if record is None:

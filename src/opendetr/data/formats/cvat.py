@@ -29,6 +29,7 @@ from opendetr.data.formats.annotated import (
     stated_size,
 )
 from opendetr.data.formats.lookup import Lookup
+from opendetr.data.formats.spellings import is_rotation, rotated_box
 from opendetr.data.formats.splits import SINGLE_SPLIT, SPLIT_SPELLINGS, file_split, path_split
 from opendetr.data.records import RAISE_FAULTS, DataFault, FaultError, FaultLog
 from opendetr.data.text import pixels, read_xml
@@ -57,7 +58,7 @@ def parse_cvat(lookup: Lookup, files: Sequence[Path], log: FaultLog = RAISE_FAUL
             for number, element in enumerate(root.findall("image")):
                 with log:
                     _add_image(element, f"image {number}", path, lookup, images, faults, log)
-    return AnnotatedFolder.of(lookup.folder, images.values(), faults, names)
+    return AnnotatedFolder.of(lookup.folder, images.values(), faults, names, box_format="xyxy")
 
 
 def _require_images(root: ET.Element, path: Path) -> None:
@@ -101,7 +102,10 @@ def _add_object(shape: ET.Element, at: str, split: str, image: AnnotatedImage) -
     label = shape.get("label", "").strip()
     if not label:
         raise FaultError(FaultKind.MISSING_FIELD, image.file, at, "has no label")
-    box, polygon = reader(_Numbers(shape.attrib, image.file, at))
+    numbers = _Numbers(shape.attrib, image.file, at)
+    box, polygon = reader(numbers)
+    if shape.tag == "box" and is_rotation(numbers.degrees()):
+        image.faults.append(DataFault(FaultKind.ROTATED_BOX, str(image.file), at, f"{numbers.degrees():g} degrees"))
     image.objects.append(Annotation(split, at, label, box, [polygon] if polygon else None))
 
 
@@ -147,8 +151,8 @@ Shape = tuple[Box, list[float] | None]
 
 def _box(numbers: _Numbers) -> Shape:
     x0, y0, x1, y1 = numbers("xtl", "ytl", "xbr", "ybr")
-    degrees = numbers.degrees()
-    return (turned_box(x0, y0, x1, y1, degrees) if degrees % 180 else corners_box(x0, y0, x1, y1)), None
+    box = corners_box(x0, y0, x1, y1)
+    return (rotated_box(box, numbers.degrees()) if is_rotation(numbers.degrees()) else box), None
 
 
 def _polygon(numbers: _Numbers) -> Shape:
@@ -173,12 +177,3 @@ def _cuboid(numbers: _Numbers) -> Shape:
 
 
 _SHAPES = {"box": _box, "polygon": _polygon, "ellipse": _ellipse, "mask": _mask, "cuboid": _cuboid}
-
-
-def turned_box(x0: float, y0: float, x1: float, y1: float, degrees: float) -> Box:
-    """The smallest upright box around a box that is turned about its centre."""
-    cos, sin = abs(math.cos(math.radians(degrees))), abs(math.sin(math.radians(degrees)))
-    width, height = x1 - x0, y1 - y0
-    half_width, half_height = (width * cos + height * sin) / 2, (width * sin + height * cos) / 2
-    cx, cy = (x0 + x1) / 2, (y0 + y1) / 2
-    return corners_box(*(pixels(v) for v in (cx - half_width, cy - half_height, cx + half_width, cy + half_height)))

@@ -26,6 +26,7 @@ from opendetr.data.formats.annotated import (
 )
 from opendetr.data.formats.json_files import Entry, number, read_json
 from opendetr.data.formats.lookup import Lookup, respelled
+from opendetr.data.formats.spellings import is_rotated_quad
 from opendetr.data.formats.splits import SINGLE_SPLIT, path_split
 from opendetr.data.records import RAISE_FAULTS, DataFault, FaultError, FaultLog
 from opendetr.data.text import pixels
@@ -53,7 +54,7 @@ def parse_labelme(lookup: Lookup, files: Sequence[Path], log: FaultLog = RAISE_F
             content = read_json(path)
             if is_labelme(content):
                 _add_image(content, path, lookup, images, log)
-    return AnnotatedFolder.of(lookup.folder, images.values(), ())
+    return AnnotatedFolder.of(lookup.folder, images.values(), (), box_format="xyxy")
 
 
 def _add_image(
@@ -102,6 +103,9 @@ def _object(entry: Entry, split: str, image: AnnotatedImage) -> Annotation | Non
         box = corners_box(xs[0] - radius, ys[0] - radius, xs[0] + radius, ys[0] + radius)
     elif kind in _BOXES:
         box = points_box(xs, ys)
+        points = [value for point in zip(xs, ys, strict=True) for value in point]
+        if is_rotated_quad(points):
+            image.faults.append(DataFault(FaultKind.ROTATED_BOX, str(entry.path), entry.at))
     elif kind == "polygon":
         box = points_box(xs, ys)
         polygon = [pixels(value) for point in zip(xs, ys, strict=True) for value in point] if len(xs) > 2 else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import partial
@@ -11,6 +11,7 @@ from typing import Any
 
 from opendetr.categories import Categories
 from opendetr.data.config import Masks
+from opendetr.data.crowds import crowds_as_objects
 from opendetr.data.faults import Effect, count_noun
 from opendetr.data.formats.annotated import AnnotatedFolder, read_annotated
 from opendetr.data.formats.captions import is_captioned, read_captions, with_sources
@@ -109,6 +110,7 @@ def open_data(
     train_split: str | None = None,
     val_split: str | None = None,
     strict: bool = False,
+    allow: Collection[str] = (),
     masks: Masks = "none",
 ) -> dict[str, DetectionData]:
     """All splits of a dataset, in any format of `Format`.
@@ -120,6 +122,7 @@ def open_data(
         train_split: the split to return as "train"; by default "train", "trainval" or the only split.
         val_split: the split to return as "val".
         strict: raise an error for faults such as boxes with NaN and empty image files, instead of skipping them.
+        allow: kinds of faults to accept, as in `DataConfig.allow`; only "crowd_only" changes what is read.
         masks: the masks to read, as in `DataConfig.masks`.
 
     Returns the splits by name; they always include "train" and "val". Raises DataError with one line for any fault of
@@ -128,7 +131,7 @@ def open_data(
     if not 0 < val_fraction < 1:
         raise DataError(f"the fraction of images for validation is {val_fraction}; choose one between 0 and 1")
     source = recognise(folder, masks=masks)
-    data = source.read(source.splits)
+    data = _with_allowed(source.read(source.splits), allow)
     chosen = choose_splits(
         data, folder, val_fraction=val_fraction, seed=seed, train_split=train_split, val_split=val_split
     )
@@ -171,6 +174,7 @@ def open_split(
     val_fraction: float = 0.1,
     seed: int = 0,
     strict: bool = False,
+    allow: Collection[str] = (),
     masks: Masks = "none",
 ) -> DetectionData:
     """One split of a dataset folder. Other splits are not read unless they are needed.
@@ -180,14 +184,19 @@ def open_split(
     """
     source = recognise(folder, masks=masks)
     if split in source.splits and not (split == "train" and "val" not in source.splits):
-        data = source.read((split,))[split]
+        data = _with_allowed(source.read((split,)), allow)[split]
         _require_objects(data)
         if strict:
             data.require_no_faults()
         return data
     if split not in ("train", "val") or set(TRAIN_NAMES).isdisjoint(source.splits):
         raise unknown_split(folder, split, source.splits)
-    return open_data(folder, val_fraction=val_fraction, seed=seed, strict=strict, masks=masks)[split]
+    return open_data(folder, val_fraction=val_fraction, seed=seed, strict=strict, allow=allow, masks=masks)[split]
+
+
+def _with_allowed(splits: dict[str, DetectionData], allow: Collection[str]) -> dict[str, DetectionData]:
+    """The splits, with crowd regions as objects if the user allows it."""
+    return crowds_as_objects(splits) if FaultKind.CROWD_ONLY in allow else splits
 
 
 def read_splits(folder: str | Path, log: FaultLog = RAISE_FAULTS, *, masks: Masks = "none") -> dict[str, DetectionData]:
@@ -582,9 +591,10 @@ def _require_objects(data: DetectionData) -> None:
         return
     if data.num_objects and all(thing.crowd for image in data.images for thing in image.objects):
         detail = (
-            f"all {data.num_objects} objects are crowd regions, which cannot be learned; add objects with iscrowd 0"
+            f"all {data.num_objects} objects are crowd regions, which cannot be learned; set iscrowd to 0, or read "
+            f"them as objects with --allow {FaultKind.CROWD_ONLY}"
         )
-        raise FaultError(FaultKind.NO_LABELS, data.folder, f"split '{data.split}'", detail)
+        raise FaultError(FaultKind.CROWD_ONLY, data.folder, f"split '{data.split}'", detail)
     if not data.num_objects:
         skipped = (entry for entry in data.fault_counts if entry.kind.effect is Effect.SKIPS)
         reasons = (f"; {entry}: {entry.faults[0].detail}".removesuffix(": ") for entry in skipped)

@@ -34,9 +34,17 @@ from typing import NamedTuple
 from opendetr.data.faults import FaultKind
 from opendetr.data.formats.annotated import AnnotatedFolder, AnnotatedImage, Annotation, corners_box
 from opendetr.data.formats.lookup import Lookup, respelled
+from opendetr.data.formats.spellings import (
+    ANGLE_NAMES,
+    CONFIDENCE_NAMES,
+    CORNER_NAMES,
+    SIDE_NAMES,
+    number,
+    plain,
+)
 from opendetr.data.formats.splits import SINGLE_SPLIT, SPLIT_SPELLINGS, usual_split
 from opendetr.data.listing import is_image_name
-from opendetr.data.records import RAISE_FAULTS, DataFault, FaultError, FaultLog
+from opendetr.data.records import RAISE_FAULTS, BoxFormat, DataFault, FaultError, FaultLog
 from opendetr.data.text import read_text
 
 TABLE_SUFFIXES = (".csv", ".tsv")
@@ -65,10 +73,6 @@ _CLASS_HEADERS = (
     "categoryid",
 )
 _SPLIT_HEADERS = ("split", "subset", "set")
-_CORNER_HEADERS = (("xmin", "ymin", "xmax", "ymax"), ("x0", "y0", "x1", "y1"), ("x1", "y1", "x2", "y2"),
-            ("left", "top", "right", "bottom"))  # fmt: skip
-_SIDE_HEADERS = (("x", "y", "width", "height"), ("x", "y", "w", "h"), ("left", "top", "width", "height"),
-          ("xmin", "ymin", "width", "height"))  # fmt: skip
 _OPEN_IMAGES_HEADERS = frozenset({"imageid", "labelname", "xmin", "xmax", "ymin", "ymax"})
 _OPEN_IMAGES_FLAGS = frozenset({"isgroupof", "isoccluded", "istruncated", "isdepiction", "isinside"})
 _LARGEST_FRACTION = 2.0  # a larger value must be in pixels
@@ -82,6 +86,7 @@ class _Columns(NamedTuple):
 
     The columns `box` are xmin, ymin, xmax, ymax if `corners` is True, otherwise x, y, width, height. They are fractions
     of the image if `fractions` is True. `group` is the column of Open Images that marks crowd regions.
+    `angle` and `confidence` are columns that tell how a box is to be understood.
     """
 
     image: int
@@ -91,6 +96,8 @@ class _Columns(NamedTuple):
     corners: bool
     fractions: bool = False
     group: int | None = None
+    angle: int | None = None
+    confidence: int | None = None
 
 
 _WITHOUT_HEADER = _Columns(image=0, label=5, split=None, box=(1, 2, 3, 4), corners=True)
@@ -131,15 +138,17 @@ def parse_tables(lookup: Lookup, files: Iterable[tuple[str, Path]], log: FaultLo
     """
     images: dict[Path, AnnotatedImage] = {}
     faults: list[DataFault] = []
+    box_format: BoxFormat = "xywh"
     for split, path in files:
         with log:
-            _parse_table(path, split, lookup, images, faults, log)
+            columns = _parse_table(path, split, lookup, images, faults, log)
+            box_format = "xyxy" if columns.corners else "xywh"
     labels = {obj.label for image in images.values() for obj in image.objects}
     if any(map(_CLASS_CODE.fullmatch, labels)):
         names = _names_of_codes(lookup)
         for image in images.values():
             image.objects = [obj._replace(label=names.get(obj.label, obj.label)) for obj in image.objects]
-    return AnnotatedFolder.of(lookup.folder, images.values(), faults)
+    return AnnotatedFolder.of(lookup.folder, images.values(), faults, box_format=box_format)
 
 
 def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -177,16 +186,14 @@ def _is_number(text: str) -> bool:
 
 def _columns(header: Sequence[str], path: Path) -> _Columns:
     """Find the columns in the header. Raises FaultError that names the missing columns."""
-    names = [re.sub(r"[\W_]+", "", name.lower()) for name in header]
+    names = [plain(name) for name in header]
 
     def first(spellings: Sequence[str]) -> int | None:
         return next((names.index(name) for name in spellings if name in names), None)
 
     image, label = first(_IMAGE_HEADERS), first(_CLASS_HEADERS)
     boxes = [
-        (spelling, spelling in _CORNER_HEADERS)
-        for spelling in (*_CORNER_HEADERS, *_SIDE_HEADERS)
-        if set(spelling) <= set(names)
+        (spelling, spelling in CORNER_NAMES) for spelling in (*CORNER_NAMES, *SIDE_NAMES) if set(spelling) <= set(names)
     ]
     required = {"an image": image, "a class": label, "a box": boxes or None}
     missing = [description for description, column in required.items() if column is None]
@@ -201,17 +208,28 @@ def _columns(header: Sequence[str], path: Path) -> _Columns:
     box = (first_x, first_y, second_x, second_y)
     is_open_images = set(names) >= _OPEN_IMAGES_HEADERS and bool(_OPEN_IMAGES_FLAGS & set(names))
     group = first(["isgroupof"]) if is_open_images else None
-    return _Columns(image, label, first(_SPLIT_HEADERS), box, corners, fractions=is_open_images, group=group)
+    return _Columns(
+        image,
+        label,
+        first(_SPLIT_HEADERS),
+        box,
+        corners,
+        fractions=is_open_images,
+        group=group,
+        angle=first(ANGLE_NAMES),
+        confidence=first(CONFIDENCE_NAMES),
+    )
 
 
 def _parse_table(
     path: Path, split: str, lookup: Lookup, images: dict[Path, AnnotatedImage], faults: list[DataFault], log: FaultLog
-) -> None:
+) -> _Columns:
+    """Add the rows of a table to `images`. Returns its columns."""
     rows = _rows(path)
-    number, header = next(rows, (0, []))
+    first_line, header = next(rows, (0, []))
     columns = _columns(header, path) if not _is_row(header) else _WITHOUT_HEADER
     if columns is _WITHOUT_HEADER:
-        rows = itertools.chain([(number, header)], rows)
+        rows = itertools.chain([(first_line, header)], rows)
     folder = lookup.folder
     bases = list(dict.fromkeys((path.parent, folder, folder / "images", folder / split, folder / "images" / split)))
     paths: dict[str, Path] = {}
@@ -236,10 +254,25 @@ def _parse_table(
                 _require_fractions(box, path)
                 image.objects.append(box)
                 boxes.append(box)
+                faults += _doubts(cells, header, columns, path, at, faults)
             elif box:
                 image.faults.append(DataFault(FaultKind.INVALID_ROW, str(path), at, box))
     if columns is _WITHOUT_HEADER:
         _require_corners(boxes, path)
+    return columns
+
+
+def _doubts(
+    cells: Sequence[str], header: Sequence[str], columns: _Columns, path: Path, at: str, known: Sequence[DataFault]
+) -> Iterator[DataFault]:
+    """Faults of a row whose box is rotated by an unknown angle, or that has a confidence below 1."""
+    angle = 0.0 if columns.angle is None else number(cells[columns.angle])
+    if angle and columns.angle is not None and not any(fault.kind is FaultKind.UNKNOWN_ROTATION for fault in known):
+        detail = f"the column '{header[columns.angle]}' has {angle:g}, perhaps in degrees or radians"
+        yield DataFault(FaultKind.UNKNOWN_ROTATION, str(path), at, detail)
+    confidence = None if columns.confidence is None else number(cells[columns.confidence])
+    if confidence is not None and confidence < 1:
+        yield DataFault(FaultKind.CONFIDENCE, str(path), at, f"{confidence:g}")
 
 
 def _require_fractions(box: Annotation, path: Path) -> None:

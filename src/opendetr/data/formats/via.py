@@ -96,7 +96,7 @@ def parse_via(lookup: Lookup, files: Sequence[Path], log: FaultLog = RAISE_FAULT
             for entry in entries:
                 with log:
                     _add_image(entry, attribute, path, lookup, images, log)
-    return AnnotatedFolder.of(lookup.folder, images.values(), faults)
+    return AnnotatedFolder.of(lookup.folder, images.values(), faults, box_format="xywh")
 
 
 def _of_json(path: Path, log: FaultLog) -> Iterator[_Image]:

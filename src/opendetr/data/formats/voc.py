@@ -13,7 +13,7 @@ import os
 import re
 import reprlib
 import xml.etree.ElementTree as ET
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -21,8 +21,9 @@ from typing import NamedTuple
 from opendetr.categories import Categories
 from opendetr.data.formats.lookup import Lookup, name_key, respelled
 from opendetr.data.formats.sidecar import Extras, read_extras
+from opendetr.data.formats.spellings import is_rotation, named_number, rotated_box
 from opendetr.data.formats.splits import SINGLE_SPLIT, SPLIT_SPELLINGS, path_split, usual_split
-from opendetr.data.images import ImageFileError, image_size
+from opendetr.data.images import ImageFileError
 from opendetr.data.listing import is_image_name
 from opendetr.data.paths import file_length
 from opendetr.data.records import (
@@ -39,19 +40,25 @@ from opendetr.data.records import (
     unknown_split,
     usable_objects,
 )
+from opendetr.data.sizes import AnnotatedSizes, ImageSizes
 from opendetr.data.text import pixels, read_xml, root_tag
 from opendetr.files import IMAGE_SUFFIXES
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
+_ROTATED_BOX = ("cx", "cy", "w", "h", "angle")
 
 
 class VocObject(NamedTuple):
-    """One object of an annotation file: its number from 1, class, xmin, ymin, xmax, ymax in pixels, and `difficult`."""
+    """One object of an annotation file: its number from 1, class, xmin, ymin, xmax, ymax in pixels, and `difficult`.
+
+    If the box is rotated, the corners are those of the axis-aligned box around it, and `degrees` is the rotation.
+    """
 
     number: int
     name: str
     corners: tuple[float, float, float, float]
     difficult: bool
+    degrees: float = 0.0
 
     @property
     def text(self) -> str:
@@ -164,21 +171,40 @@ def read_voc(voc: str | Path | VocFolder, split: str, log: FaultLog = RAISE_FAUL
     wanted = set(voc.splits[split])
     images: list[ImageRecord] = []
     faults: list[DataFault] = []
+    paths: dict[str, Path] = {}
     bases: dict[Path, list[Path]] = {}
-    first_object = voc.extras.next_object_id
-    for image_id, (name, annotation) in enumerate(voc.annotations.items(), start=voc.extras.next_image_id):
+    for name, annotation in voc.annotations.items():
         if name in wanted:
             with log:
                 place = annotation.path.parent
                 if place not in bases:
                     outer = [] if place == voc.folder else _named_folders(place.parent, "jpegimages")
                     bases[place] = [place, *outer]
-                path = _image_path(voc.lookup, annotation, bases[place], faults)
-                record = _image_record(voc, annotation, path, image_id, first_object, faults)
+                paths[name] = _image_path(voc.lookup, annotation, bases[place], faults)
+    sizes = ImageSizes(voc.folder)
+    sizes.prefetch(list(paths.values()))
+    annotated = AnnotatedSizes(sizes, lambda: _annotated_sizes(voc, paths))
+    first_object = voc.extras.next_object_id
+    for image_id, (name, annotation) in enumerate(voc.annotations.items(), start=voc.extras.next_image_id):
+        if name in paths:
+            with log:
+                record = _image_record(voc, annotation, paths[name], image_id, first_object, faults, sizes, annotated)
                 if record is not None:
                     images.append(record)
         first_object += len(annotation.objects)
-    return DetectionData.from_records(split, voc.folder, voc.categories, images, faults)
+    sizes.save()
+    return DetectionData.from_records(split, voc.folder, voc.categories, images, faults, box_format="xyxy")
+
+
+def _annotated_sizes(
+    voc: VocFolder, paths: Mapping[str, Path]
+) -> Iterator[tuple[Path, tuple[int, int], tuple[ObjectRecord, ...]]]:
+    """Image file, annotated height and width, and objects of each image that gives its size."""
+    for name, path in paths.items():
+        annotation = voc.annotations[name]
+        if annotation.size is not None:
+            objects = tuple(obj.record(0, 0) for obj in annotation.objects)
+            yield path, annotation.size, objects
 
 
 def _named_folders(folder: Path, *names: str) -> list[Path]:
@@ -310,18 +336,44 @@ def _parse_object(element: ET.Element, number: int, path: Path) -> VocObject:
     name = (element.findtext("name") or "").strip()
     if not name:
         raise FaultError(FaultKind.MISSING_FIELD, path, at, "<name> is missing")
-    corners = []
-    for corner in _CORNERS:
-        text = element.findtext(f"bndbox/{corner}")
+    corners, degrees = _corners(element, path, at)
+    return VocObject(number, name, corners, (element.findtext("difficult") or "").strip() == "1", degrees)
+
+
+def _corners(element: ET.Element, path: Path, at: str) -> tuple[tuple[float, float, float, float], float]:
+    """The corners of the box of an object, and its rotation in degrees.
+
+    The element <robndbox> of roLabelImg has an angle in radians, the attribute "rotation" of CVAT one in degrees.
+    """
+    if element.find("bndbox") is None and element.find("robndbox") is not None:
+        cx, cy, w, h, angle = _numbers(element, "robndbox", _ROTATED_BOX, path, at)
+        box, degrees = (cx - w / 2, cy - h / 2, w, h), math.degrees(angle)
+    else:
+        x0, y0, x1, y1 = _numbers(element, "bndbox", _CORNERS, path, at)
+        attributes = {
+            part.findtext("name") or "": part.findtext("value") for part in element.iterfind("attributes/attribute")
+        }
+        degrees = named_number(attributes, ("rotation",)) or 0.0
+        if not is_rotation(degrees):
+            return (x0, y0, x1, y1), 0.0
+        box = (x0, y0, x1 - x0, y1 - y0)
+    x, y, w, h = rotated_box(box, degrees)
+    return (x, y, pixels(x + w), pixels(y + h)), degrees if is_rotation(degrees) else 0.0
+
+
+def _numbers(element: ET.Element, tag: str, names: tuple[str, ...], path: Path, at: str) -> list[float]:
+    """The numbers in the children of an element. Raises FaultError if one is missing or not a number."""
+    values = []
+    for name in names:
+        text = element.findtext(f"{tag}/{name}")
         if text is None:
-            raise FaultError(FaultKind.MISSING_FIELD, path, at, f"<bndbox> has no <{corner}>")
+            raise FaultError(FaultKind.MISSING_FIELD, path, at, f"<{tag}> has no <{name}>")
         try:
-            corners.append(float(text))
+            values.append(float(text))
         except ValueError:
-            detail = f"<{corner}> is {reprlib.repr(text)}; expected a number"
+            detail = f"<{name}> is {reprlib.repr(text)}; expected a number"
             raise FaultError(FaultKind.BAD_VALUE, path, at, detail) from None
-    x0, y0, x1, y1 = corners
-    return VocObject(number, name, (x0, y0, x1, y1), (element.findtext("difficult") or "").strip() == "1")
+    return values
 
 
 def _length(root: ET.Element, tag: str) -> int:
@@ -346,7 +398,14 @@ def _image_path(lookup: Lookup, annotation: _Annotation, bases: Sequence[Path], 
 
 
 def _image_record(
-    voc: VocFolder, annotation: _Annotation, path: Path, image_id: int, first_object: int, faults: list[DataFault]
+    voc: VocFolder,
+    annotation: _Annotation,
+    path: Path,
+    image_id: int,
+    first_object: int,
+    faults: list[DataFault],
+    sizes: ImageSizes,
+    annotated: AnnotatedSizes,
 ) -> ImageRecord | None:
     """The record of an image. For an unreadable image, adds a fault and returns None."""
     source = str(annotation.path)
@@ -356,14 +415,22 @@ def _image_record(
     size, size_faults = annotation.size, list[DataFault]()
     if size is None:
         try:
-            size = image_size(path)
+            size = sizes.oriented(path)
         except ImageFileError as error:
             faults.append(error.fault)
             return None
         size_faults.append(DataFault(FaultKind.NO_SIZE, source))
+    size_faults += [
+        DataFault(FaultKind.ROTATED_BOX, source, f"object {obj.number}", f"{obj.degrees:g} degrees")
+        for obj in annotation.objects
+        if obj.degrees
+    ]
     objects = tuple(
         obj.record(id_, voc.category_ids[obj.name]) for id_, obj in enumerate(annotation.objects, first_object)
     )
+    if annotation.size is not None:
+        size, more = annotated.settled(path, size, objects, source, "")
+        size_faults += more
     height, width = size
     plain = ImageRecord(
         id=image_id, path=path, height=height, width=width, objects=objects, faults=tuple(size_faults), source=source

@@ -2,6 +2,7 @@
 
 A row is `class cx cy w h`, or `class x1 y1 x2 y2 ...` for a polygon, in fractions of the width and height of the image
 after its EXIF orientation is applied. The box of a polygon is its bounding box, and its area is that of the polygon.
+With `kpt_shape` in `data.yaml`, a row is a box and its keypoints, which are not read.
 The class number is the id of the category. `data.yaml` names the classes (a list, or numbers with names) and gives
 folders or lists of images as splits:
 
@@ -16,7 +17,6 @@ The labels of `images/train/1.jpg` are in `labels/train/1.txt`, or else next to 
 
 from __future__ import annotations
 
-import math
 import reprlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
@@ -27,11 +27,12 @@ import yaml
 
 from opendetr.categories import Categories
 from opendetr.data.faults import FaultKind
-from opendetr.data.formats.annotated import points_box, polygon_area
+from opendetr.data.formats.annotated import points_box
 from opendetr.data.formats.json_files import read_json
 from opendetr.data.formats.links import Place, find_place, through_text_links
 from opendetr.data.formats.lookup import Lookup, composed, name_key, respelled
 from opendetr.data.formats.sidecar import Extras, read_extras
+from opendetr.data.formats.spellings import is_rotated_quad
 from opendetr.data.formats.splits import (
     SINGLE_SPLIT,
     SPLIT_SPELLINGS,
@@ -40,7 +41,8 @@ from opendetr.data.formats.splits import (
     split_folders,
     usual_split,
 )
-from opendetr.data.images import ImageFileError, image_size
+from opendetr.data.formats.yolo_rows import FEWEST_POLYGON_NUMBERS, RowLengths, YoloRow, box_or_polygon, row_lengths
+from opendetr.data.images import ImageFileError
 from opendetr.data.listing import is_image_name
 from opendetr.data.paths import file_length, is_file
 from opendetr.data.records import (
@@ -55,7 +57,8 @@ from opendetr.data.records import (
     unknown_split,
     usable_objects,
 )
-from opendetr.data.text import first_line, pixels, read_text
+from opendetr.data.sizes import ImageSizes
+from opendetr.data.text import first_line, read_text
 
 YAML_SUFFIXES = (".yaml", ".yml")
 DARKNET_SUFFIX = ".data"
@@ -70,36 +73,7 @@ _MAX_LABEL_BYTES = 2**26
 _MAX_CLASSES = 100_000
 _LARGEST_CLASS = 2**31
 _ROUNDING = 0.01  # COCO rounds boxes to two decimals
-_BOX_NUMBERS, _FEWEST_POLYGON_NUMBERS = 4, 6
-_LARGEST_FRACTION = 2.0  # a larger value must be in pixels
-
-
-class YoloRow(NamedTuple):
-    """One row of a label file: its line number from 1, its class number, and 4 numbers of a box or 2n of a polygon."""
-
-    line: int
-    label: int
-    values: tuple[float, ...]
-
-    @property
-    def text(self) -> str:
-        """The row in the normalised form that the digest of `data.formats.sidecar` is computed from."""
-        return " ".join(map(repr, (self.label, *self.values)))
-
-    def record(self, id_: int, category_id: int, height: int, width: int) -> ObjectRecord:
-        """The record of the object, in pixels of an image of `height` x `width`."""
-        at = f"line {self.line}"
-        if len(self.values) == _BOX_NUMBERS:
-            cx, cy, w, h = self.values
-            sides = pixels(w * width), pixels(h * height)
-            box = (pixels((cx - w / 2) * width), pixels((cy - h / 2) * height), *sides)
-            return ObjectRecord(id=id_, category_id=category_id, box=box, area=math.prod(sides), at=at)
-        xs = [pixels(x * width) for x in self.values[0::2]]
-        ys = [pixels(y * height) for y in self.values[1::2]]
-        box = points_box(xs, ys)
-        polygon = [coordinate for point in zip(xs, ys, strict=True) for coordinate in point]
-        area = polygon_area(polygon) or math.prod(box[2:])
-        return ObjectRecord(id=id_, category_id=category_id, box=box, area=area, segmentation=[polygon], at=at)
+_KEYPOINTS = "kpt_shape"
 
 
 def format_row(obj: ObjectRecord, label: int, height: int, width: int, *, polygon: bool) -> str:
@@ -119,7 +93,7 @@ def is_polygon(obj: ObjectRecord) -> bool:
     if not isinstance(polygons, list) or len(polygons) != 1 or not isinstance(polygons[0], list):
         return False
     points = polygons[0]
-    if len(points) < _FEWEST_POLYGON_NUMBERS or len(points) % 2 or not all(isinstance(p, int | float) for p in points):
+    if len(points) < FEWEST_POLYGON_NUMBERS or len(points) % 2 or not all(isinstance(p, int | float) for p in points):
         return False
     distances = (abs(a - b) for a, b in zip(points_box(points[0::2], points[1::2]), obj.box, strict=True))
     return all(distance < _ROUNDING for distance in distances)
@@ -235,13 +209,17 @@ def parse_yolo(source: Path, log: FaultLog = RAISE_FAULTS, folder: Path | None =
     splits = _splits(content, lookup, description, faults, log)
     with log:
         splits = _with_distant_labels(splits, lookup, faults)
-    labels = {}
+    written = {}
     for image in sorted({image for images in splits.values() for image in images}, key=_order):
         with log:
-            labels[image] = _parse_labels(image.labels, exists=lookup.has(image.labels))
+            written[image] = _parse_labels(image.labels, exists=lookup.has(image.labels))
+    lengths = row_lengths(written.values(), _keypoints(content, description))
+    labels = {image: _understood(rows, lengths, image.labels) for image, rows in written.items()}
     _require_labels(labels, description or folder)
     extras = read_extras(folder)
     names, class_faults = _class_names(content, description, lookup, labels)
+    if lengths.doubt:
+        faults.append(DataFault(FaultKind.EXTRA_NUMBERS, str(description or folder), "", lengths.doubt))
     categories = _categories(names, extras, description or folder)
     return YoloFolder(
         folder=folder,
@@ -266,19 +244,22 @@ def read_yolo(yolo: str | Path | YoloFolder, split: str, log: FaultLog = RAISE_F
         raise unknown_split(yolo.folder, split, yolo.splits)
     wanted = set(yolo.splits[split])
     images, faults = [], list(yolo.faults)
+    sizes = ImageSizes(yolo.folder)
+    sizes.prefetch([image.path for image in yolo.labels if image in wanted])
     image_id, first_object = yolo.extras.next_image_id, yolo.extras.next_object_id
     for image, labels in yolo.labels.items():
         if image in wanted and yolo.omit_unlabelled and not labels.exists:
             faults.append(DataFault(FaultKind.OMITTED_IMAGE, str(image.path)))
         elif image in wanted:
             with log:
-                record = _image_record(yolo, image, image_id, first_object, faults)
+                record = _image_record(yolo, image, image_id, first_object, faults, sizes)
                 if record is not None:
                     images.append(record)
         image_id += 1
         first_object += len(labels.rows)
+    sizes.save()
     faults += _orphans(wanted, yolo.labels)
-    return DetectionData.from_records(split, yolo.folder, yolo.categories, images, faults)
+    return DetectionData.from_records(split, yolo.folder, yolo.categories, images, faults, box_format="cxcywh")
 
 
 def label_file(image: PurePosixPath) -> PurePosixPath:
@@ -498,7 +479,11 @@ def _splits_of_folders(lookup: Lookup) -> dict[str, tuple[_Image, ...]]:
 def _looks_like_labels(path: Path, *, empty: bool = False) -> bool:
     """Whether the first row of a text file is that of an object; `empty` for a file without rows."""
     line = first_line(path)
-    return isinstance(parse_row(line, 1), YoloRow) if line else empty
+    row = _parse_numbers(line, 1) if line else None
+    if row is None:
+        return empty
+    # Further numbers may follow a box, such as keypoints or a confidence.
+    return isinstance(row, YoloRow) and isinstance(box_or_polygon(row._replace(values=row.values[:4])), YoloRow)
 
 
 def _order(image: _Image) -> tuple[str, str]:
@@ -646,23 +631,58 @@ def _categories(names: Mapping[int, str], extras: Extras, place: Path) -> Catego
 # ------------------------------------------------------------------------------------------------------------ the rows
 
 
-def _parse_labels(path: Path, *, exists: bool) -> _Labels:
+def _keypoints(content: Mapping[str, Any], description: Path | None) -> int:
+    """The number of keypoints that follow each box; 0 if the description states none."""
+    shape = content.get(_KEYPOINTS)
+    if shape is None:
+        return 0
+    sides = [_parse_integer(side) for side in shape] if isinstance(shape, list) else []
+    if len(sides) != 2 or not sides[0] or sides[1] not in (2, 3):
+        detail = f"is {reprlib.repr(shape)}; expected the number of keypoints, and 2 or 3 numbers for each"
+        raise FaultError(FaultKind.WRONG_STRUCTURE, description or "", f"'{_KEYPOINTS}'", detail)
+    return sides[0]
+
+
+def _parse_labels(path: Path, *, exists: bool) -> list[YoloRow | DataFault] | None:
+    """The rows of a label file as they are written, and the faults of invalid rows; None if there is no such file."""
     if not exists:
-        return _Labels((), (), exists=False)
-    rows, faults = [], []
+        return None
+    entries: list[YoloRow | DataFault] = []
     for number, line in enumerate(read_text(path, max_bytes=_MAX_LABEL_BYTES).split("\n"), start=1):
         if line.strip():
-            row = parse_row(line, number)
-            if isinstance(row, YoloRow):
-                rows.append(row)
-            else:
-                kind, detail = row
-                faults.append(DataFault(kind, str(path), f"line {number}", detail))
-    return _Labels(tuple(rows), tuple(faults), exists=True)
+            entries.append(_placed(_parse_numbers(line, number), path, number))
+    return entries
+
+
+def _understood(entries: list[YoloRow | DataFault] | None, lengths: RowLengths, path: Path) -> _Labels:
+    """The rows of a label file as boxes and polygons, and the faults of the others."""
+    rows, faults = [], []
+    for entry in entries or ():
+        row = entry if isinstance(entry, DataFault) else _placed(lengths.understood(entry), path, entry.line)
+        if isinstance(row, DataFault):
+            faults.append(row)
+            continue
+        rows.append(row)
+        if lengths.has_quads and is_rotated_quad(row.values):
+            faults.append(DataFault(FaultKind.ROTATED_BOX, str(path), f"line {row.line}"))
+    return _Labels(tuple(rows), tuple(faults), exists=entries is not None)
+
+
+def _placed(row: YoloRow | tuple[FaultKind, str], path: Path, line: int) -> YoloRow | DataFault:
+    if isinstance(row, YoloRow):
+        return row
+    kind, detail = row
+    return DataFault(kind, str(path), f"line {line}", detail)
 
 
 def parse_row(text: str, line: int) -> YoloRow | tuple[FaultKind, str]:
-    """One row of a label file; for an invalid row, the kind of fault and a message."""
+    """A row of a box or a polygon; for an invalid row, the kind of fault and a message."""
+    row = _parse_numbers(text, line)
+    return box_or_polygon(row) if isinstance(row, YoloRow) else row
+
+
+def _parse_numbers(text: str, line: int) -> YoloRow | tuple[FaultKind, str]:
+    """The class and the numbers of a row; for an invalid row, the kind of fault and a message."""
     fields = text.split()
     try:
         label, *values = map(float, fields)
@@ -671,13 +691,6 @@ def parse_row(text: str, line: int) -> YoloRow | tuple[FaultKind, str]:
         return FaultKind.INVALID_ROW, f"{invalid[:40]!r} is not a number"
     if not label.is_integer() or not 0 <= label < _LARGEST_CLASS:
         return FaultKind.INVALID_ROW, f"{fields[0][:40]!r} is not a class number"
-    if len(values) != _BOX_NUMBERS and (len(values) < _FEWEST_POLYGON_NUMBERS or len(values) % 2):
-        return (
-            FaultKind.INVALID_ROW,
-            f"{len(values)} numbers after the class; a box has 4, a polygon an even number from 6",
-        )
-    if any(math.isfinite(value) and abs(value) > _LARGEST_FRACTION for value in values):
-        return FaultKind.PIXEL_ROW, f"{max(values, key=abs):g} is not a fraction of the image size"
     return YoloRow(line, int(label), tuple(values))
 
 
@@ -697,7 +710,7 @@ def _require_labels(labels: Mapping[_Image, _Labels], place: Path) -> None:
 
 
 def _image_record(
-    yolo: YoloFolder, image: _Image, image_id: int, first_object: int, faults: list[DataFault]
+    yolo: YoloFolder, image: _Image, image_id: int, first_object: int, faults: list[DataFault], sizes: ImageSizes
 ) -> ImageRecord | None:
     """The record of an image. For an unreadable image, adds a fault and returns None."""
     labels = yolo.labels[image]
@@ -708,7 +721,7 @@ def _image_record(
     key = image.labels.relative_to(yolo.folder).as_posix() if image.labels.is_relative_to(yolo.folder) else ""
     extra = yolo.extras.of(key, image.path)
     try:
-        height, width = (extra and extra.size) or image_size(image.path)
+        height, width = (extra and extra.size) or sizes.oriented(image.path)
     except ImageFileError as error:
         faults.append(error.fault)
         return None

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from opendetr.categories import Categories
-from opendetr.data.config import Masks
+from opendetr.data.config import DataConfig, Masks
 from opendetr.data.faults import Effect, FaultKind
 from opendetr.data.formats.recognise import (
     TRAIN_NAMES,
@@ -29,6 +29,7 @@ from opendetr.data.images import image_size, is_animated, read_record
 from opendetr.data.masks import empty_mask, map_faults, outline_area, outline_faults, panoptic_map, segment_areas
 from opendetr.data.records import DataFault, DetectionData, FaultError, FaultLog, ImageRecord, ObjectRecord
 from opendetr.data.resizing import resized_shape
+from opendetr.data.tools.misreadings import misreadings
 from opendetr.distributed import usable_cpus
 from opendetr.files import IMAGE_SUFFIXES
 
@@ -38,8 +39,6 @@ _REPEATED_IOU = 0.95
 _THIN_RATIO = 20
 _LONG_RATIO = 4
 _FEW_OBJECTS = 10
-_FAR = 0.1  # of the side of the image
-_MOST = 0.5
 _MAX_PAIRS = 1_000_000  # pairs of boxes compared at once; limits the memory for an image of very many boxes
 _IMAGES_AT_ONCE = 256
 _MAP_KINDS = frozenset(
@@ -66,6 +65,17 @@ class Demands:
     num_queries: int
     side_multiple: int = 1
     masks: Masks = "none"
+
+    @classmethod
+    def of(cls, config: DataConfig, num_queries: int) -> Demands:
+        """The demands of a model with these settings of its data."""
+        return cls(
+            image_size=config.image_size,
+            max_size=config.max_size,
+            side_multiple=config.side_multiple,
+            num_queries=num_queries,
+            masks=config.masks,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,13 +151,7 @@ def check_data(
     maps, more = _panoptic_images(folder, splits, demands)
     log.faults += more
     faults = [_placed(fault, folder) for fault in log.faults]
-    for data in splits.values():
-        faults += [fault for entry in data.fault_counts for fault in entry.faults]
-        faults += _image_faults(data, demands)
-        faults += _object_faults(data, demands)
-        faults += _split_faults(data)
-        faults += _outline_faults(data, draw=read_images)
-    faults += _class_faults(folder, splits)
+    faults += annotation_faults(folder, splits, demands, draw=read_images)
     faults += _unlisted_images(splits, faults)
     digests: dict[Path, bytes] = {}
     if read_images:
@@ -165,6 +169,28 @@ def check_data(
         faults=_grouped(faults + more),
         leaks=leaks,
     )
+
+
+def annotation_faults(
+    folder: Path, splits: Mapping[str, DetectionData], demands: Demands, *, draw: bool = False
+) -> list[DataFault]:
+    """The faults and warnings of splits that their annotations show; no image is decoded.
+
+    Args:
+        folder: the dataset.
+        splits: the splits by name.
+        demands: the settings of the model to check against.
+        draw: draw the outlines of the objects as well, which finds outlines around no pixel.
+    """
+    faults: list[DataFault] = []
+    for data in splits.values():
+        faults += [fault for entry in data.fault_counts for fault in entry.faults]
+        faults += _image_faults(data, demands)
+        faults += _object_faults(data, demands)
+        faults += _outline_faults(data, draw=draw)
+    faults += misreadings(splits.values(), demands.num_queries)
+    faults += _class_faults(folder, splits)
+    return faults
 
 
 def _open_source(folder: Path, demands: Demands, log: FaultLog) -> Source:
@@ -300,24 +326,6 @@ def _resized_sides(image: ImageRecord, demands: Demands) -> Iterator[tuple[float
         yield w * width / image.width, h * height / image.height
 
 
-def _split_faults(data: DetectionData) -> Iterator[DataFault]:
-    boxes = [obj.box for image in data.images for obj in image.objects]
-    place = (str(data.folder), f"split '{data.split}'")
-    if boxes and all(x + w <= 1 and y + h <= 1 for x, y, w, h in boxes):
-        yield DataFault(FaultKind.NORMALISED_BOXES, *place)
-    # The reader has left out the boxes beside the image.
-    beside = sum(entry.count for entry in data.fault_counts if entry.kind is FaultKind.NO_AREA)
-    outside = sum(_is_far_outside(obj, image) for image in data.images for obj in image.objects)
-    if outside and outside + beside > _MOST * (len(boxes) + beside):
-        yield DataFault(FaultKind.FOREIGN_SCALE, *place, f"{outside + beside:,} of {len(boxes) + beside:,} boxes")
-
-
-def _is_far_outside(obj: ObjectRecord, image: ImageRecord) -> bool:
-    """Whether a box extends outside the image by more than a rounding error or a truncated object explains."""
-    x, y, w, h = obj.box
-    return max(-x, x + w - image.width) > _FAR * image.width or max(-y, y + h - image.height) > _FAR * image.height
-
-
 def train_split(splits: Mapping[str, DetectionData]) -> str | None:
     """The split that training uses when the user names none."""
     return next((name for name in TRAIN_NAMES if name in splits), None)
@@ -409,14 +417,16 @@ def _read_all(
 
 def _decode(record: ImageRecord) -> tuple[bytes | None, list[DataFault]]:
     """The digest of an image's pixels, or None when the image is unusable; and the faults of its file."""
+    warnings: list[DataFault] = []
     try:
-        pixels = read_record(record)
+        pixels = read_record(record, warnings.append)
         oriented, animated = image_size(record.path), is_animated(record.path)
     except FaultError as fault:
         return None, [fault.fault]
     present = {FaultKind.TURNED_IMAGE: oriented != pixels.shape[:2], FaultKind.ANIMATED_IMAGE: animated}
     digest = hashlib.blake2b(pixels.tobytes(), digest_size=16, person=str(pixels.shape[0]).encode())
-    return digest.digest(), [DataFault(kind, str(record.path)) for kind, is_present in present.items() if is_present]
+    warnings += [DataFault(kind, str(record.path)) for kind, is_present in present.items() if is_present]
+    return digest.digest(), warnings
 
 
 def _repeated_images(data: DetectionData, digests: Mapping[Path, bytes]) -> Iterator[DataFault]:

@@ -36,7 +36,8 @@ from opendetr.data.formats.recognise import Format, find_panoptic, read_splits
 from opendetr.data.formats.sidecar import FILE_NAME, Extras, image_extra, write_extras
 from opendetr.data.formats.splits import SPLIT_SPELLINGS
 from opendetr.data.formats.voc import VocObject
-from opendetr.data.formats.yolo import YoloRow, format_row, is_polygon, parse_row
+from opendetr.data.formats.yolo import format_row, is_polygon, parse_row
+from opendetr.data.formats.yolo_rows import YoloRow
 from opendetr.data.images import ImageFileError, image_size
 from opendetr.data.paths import require_new
 from opendetr.data.records import DataError, DetectionData, ImageRecord

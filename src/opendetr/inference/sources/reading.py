@@ -19,6 +19,7 @@ from opendetr.data import (
     ImageError,
     VideoError,
     files_matching,
+    image_in,
     images_in,
     is_pattern,
     is_video,
@@ -29,7 +30,7 @@ from opendetr.files import IMAGE_SUFFIXES
 from opendetr.inference.sources.prefetch import read_ahead
 from opendetr.inference.sources.source_image import FrameFile, SourceImage
 from opendetr.inference.sources.url import read_url
-from opendetr.inference.sources.video import camera_frames, frames_and_faults
+from opendetr.inference.sources.video import camera_frames, frames_and_faults, stream_frames
 from opendetr.network import is_url
 
 Source = str | Path | int | np.ndarray | Tensor | Image.Image | SourceImage | FrameFile
@@ -37,36 +38,79 @@ Source = str | Path | int | np.ndarray | Tensor | Image.Image | SourceImage | Fr
 
 Report = Callable[[str], None]
 _FRAMES_AHEAD = 8
+_STREAMS = ("rtsp://", "rtsps://", "rtmp://", "rtmps://", "udp://", "tcp://", "rtp://", "srt://", "mms://")
+_BATCH_NDIM = 4  # dimensions of a batch of images
 
 
 def plain_source(source: Any) -> Source | Iterable[Source]:
-    """The source with path-like objects as paths and NumPy integers as camera numbers.
+    """The source in one of the types of `Source`, or several of them.
+
+    Path-like objects become paths, NumPy integers camera numbers, the content of an image file (bytes or an open file)
+    a PIL image, and a batch (N, H, W, C) or (N, 3, H, W) the list of its images.
 
     Raises:
-        ImageError: it is not a source. Some such values could be misread without an error: the items of bytes are
-            numbers, like those of cameras, and True is 1.
+        ImageError: it is not a source, or the content is not that of an image. True is no camera number.
     """
     name = type(source).__name__
-    if isinstance(source, Source) and not isinstance(source, bool):
+    is_batch = isinstance(source, np.ndarray | Tensor) and source.ndim == _BATCH_NDIM
+    if isinstance(source, Source) and not isinstance(source, bool) and not is_batch:
         return source
     if isinstance(source, np.integer):
         return int(source)
     if isinstance(source, os.PathLike):
         return Path(os.fsdecode(source))
-    if isinstance(source, bytes | bytearray | memoryview):
-        raise ImageError(f"{name} is not an image; give its path, or PIL.Image.open(io.BytesIO(content))")
-    if isinstance(source, io.IOBase):
-        raise ImageError(f"an open file ({name}) is not an image; give its path, or PIL.Image.open(file)")
+    if source is None:
+        raise ImageError("None is not an image; cv2.imread returns it for a file that it cannot read: check the path")
+    if isinstance(source, bytes | bytearray | memoryview | io.IOBase) or hasattr(source, "read"):
+        return _opened(source, name)
+    if is_batch:
+        return list(source)
     if isinstance(source, Mapping | Set) or not isinstance(source, Iterable):
         raise ImageError(f"{name} is not an image; give a path, URL, PIL image, array or tensor, or a list of these")
     return source
+
+
+def from_bgr(source: Any) -> Any:
+    """The source with arrays, batches of arrays and the arrays of a list or an iterator converted from BGR to RGB."""
+    if isinstance(source, np.ndarray):
+        order = {3: (2, 1, 0), 4: (2, 1, 0, 3)}.get(source.shape[-1] if source.ndim in (3, _BATCH_NDIM) else 0)
+        return source if order is None else source[..., list(order)]
+    if isinstance(source, list | tuple | Iterator):
+        return (from_bgr(item) for item in source)
+    return source
+
+
+def _opened(file: Any, name: str) -> Image.Image:
+    """The image with this content, bytes or an open file. Raises ImageError if it is not that of an image."""
+    if isinstance(file, bytes | bytearray | memoryview):
+        return image_in(bytes(file), name)
+    name = f"an open file ({name})"
+    try:
+        content = file.read()
+    except (OSError, ValueError) as error:
+        raise ImageError(f"{name}: cannot be read ({error}); open it again, in binary mode") from None
+    if isinstance(content, str):
+        raise ImageError(f"{name}: contains text, not an image; open it in binary mode, or give its path")
+    return image_in(content, name)
 
 
 def is_one_image(source: Any) -> bool:
     """Whether a source is one image, not a collection such as a folder or a video."""
     if isinstance(source, np.ndarray | Tensor | Image.Image | SourceImage | FrameFile):
         return True
+    if is_stream(source):
+        return False
     return isinstance(source, str | Path) and (is_url(source) or _is_file_of_one(str(source)))
+
+
+def is_stream(source: Any) -> bool:
+    """Whether a source is the address of a stream, such as that of a network camera."""
+    return isinstance(source, str) and source.lower().startswith(_STREAMS)
+
+
+def is_endless(source: Any) -> bool:
+    """Whether a source has no end and arrives at its own pace: a camera or a stream."""
+    return is_stream(source) or (isinstance(source, int) and not isinstance(source, bool))
 
 
 def _is_file_of_one(text: str) -> bool:
@@ -113,6 +157,8 @@ def _pieces_of_all(sources: Iterable[Source], report: Report | None, skip: Path 
             source = plain_source(item)
             if isinstance(source, int):
                 raise ImageError(f"camera {source} in a list: a camera never ends, so give its number alone")
+            if is_stream(source):
+                raise ImageError(f"{source} in a list: a stream may never end, so give it alone")
             if not isinstance(source, Source):
                 raise ImageError(f"{type(source).__name__} in a list is not an image; give a list of images")
             yield from _pieces(source, report, skip)
@@ -125,6 +171,8 @@ def _pieces_of_all(sources: Iterable[Source], report: Report | None, skip: Path 
 def _pieces(source: Source, report: Report | None, skip: Path | None) -> Iterator[Source]:
     if isinstance(source, int):
         return camera_frames(source)
+    if is_stream(source):
+        return stream_frames(str(source))
     if not isinstance(source, str | Path) or is_one_image(source):
         return iter((source,))
     path = Path(source)
@@ -165,7 +213,7 @@ def count_images(sources: Iterable[Source], *, skip: Path | None = None) -> int 
     for source in sources:
         if is_one_image(source):
             total += 1
-        elif isinstance(source, int) or (isinstance(source, str | Path) and is_video(Path(source))):
+        elif is_endless(source) or (isinstance(source, str | Path) and is_video(Path(source))):
             return None
         else:
             total += sum(1 for _ in _pieces_of_all((source,), _ignore, skip))
@@ -178,7 +226,7 @@ def _ignore(_line: str) -> None:
 
 def folders_of(source: Source) -> set[Path]:
     """The folders that contain the files of a source. For a folder, the folder itself."""
-    if not isinstance(source, str | Path) or is_url(source):
+    if not isinstance(source, str | Path) or is_url(source) or is_stream(source):
         return set()
     path = Path(source)
     if _is_folder(path):

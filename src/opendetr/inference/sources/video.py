@@ -10,6 +10,8 @@ from pathlib import Path
 from opendetr.data import VideoError, decode_video, video_library
 from opendetr.inference.sources.source_image import SourceImage
 
+_PATIENCE = 10_000  # milliseconds without an image from a stream
+
 
 def video_frames(path: Path) -> Iterator[SourceImage]:
     """Yield the frames of the first video stream of a file, rotated as its metadata says.
@@ -40,13 +42,37 @@ def camera_frames(index: int) -> Iterator[SourceImage]:
     Raises:
         VideoError: OpenCV is missing, there is no such camera, or it delivers no more images.
     """
-    name = f"camera {index}"
+    return _captured(index, f"camera {index}", "not found, or in use by another program")
+
+
+def stream_frames(address: str) -> Iterator[SourceImage]:
+    """Yield the images of a stream, such as that of a network camera, until it ends.
+
+    Raises:
+        VideoError: OpenCV is missing, the stream cannot be opened, or it delivers no more images. The message has no
+            password.
+    """
+    reason = "the stream cannot be opened; check the address, the password and the network"
+    return _captured(address, without_password(address), reason)
+
+
+def without_password(address: str) -> str:
+    """The address without the name and the password of a user."""
+    scheme, _, rest = address.partition("://")
+    host, slash, path = rest.partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
+
+
+def _captured(source: int | str, name: str, missing: str) -> Iterator[SourceImage]:
+    """Yield the images that OpenCV captures."""
     os.environ.setdefault("OPENCV_LOG_LEVEL", "OFF")  # it prints ten lines about a camera that it does not find
     cv2 = video_library("cv2", "opencv-python-headless", name)
-    capture = cv2.VideoCapture(index)
+    limits = [] if isinstance(source, int) else [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, _PATIENCE,
+                                                 cv2.CAP_PROP_READ_TIMEOUT_MSEC, _PATIENCE]  # fmt: skip
+    capture = cv2.VideoCapture(source, cv2.CAP_FFMPEG, limits) if limits else cv2.VideoCapture(source)
     try:
         if not capture.isOpened():
-            raise VideoError(f"{name}: not found, or in use by another program")
+            raise VideoError(f"{name}: {missing}")
         began = time.monotonic()
         number = 0
         while (taken := capture.read())[0]:

@@ -14,7 +14,7 @@ from opendetr.categories import Categories
 from opendetr.data import write_map
 from opendetr.files import atomic_path, write_atomically
 from opendetr.inference.writers.background import Background
-from opendetr.inference.writers.names import FORMATS, class_folders
+from opendetr.inference.writers.names import FORMATS, FolderNames
 from opendetr.inference.writers.tables import Entry, Sink
 from opendetr.results import Detections, Panoptic
 
@@ -50,10 +50,16 @@ def _encoded(image: Image.Image, format_: str) -> bytes:
 
 
 def crops(folder: Path, categories: Categories, background: Background) -> Sink[Detections]:
-    """A sink that saves the crop of each detection as `crops/CLASS/NAME-NUMBER`, numbered from 0, best first."""
-    folders = [folder / "crops" / name for name in class_folders(categories)]
+    """A sink that saves the crop of each detection as `crops/CLASS/NAME-NUMBER`, numbered from 0, best first.
+
+    CLASS is the phrase that names the detection, if it has one.
+    """
+    of_classes, of_phrases = FolderNames(categories.names), FolderNames()
 
     def add(entry: Entry[Detections]) -> None:
+        detections = entry.result
+        names = of_classes if detections.phrases is None else of_phrases
+        folders = [folder / "crops" / names.of(name) for name in detections.names]
         background.submit(partial(_save_crops, entry, folders), size=entry.num_bytes)
 
     return add
@@ -63,10 +69,10 @@ def _save_crops(entry: Entry[Detections], folders: list[Path]) -> None:
     detections = entry.result
     image = Image.fromarray(np.ascontiguousarray(detections.image))
     suffix = entry.name.suffix if entry.name.suffix.lower() in FORMATS else ".jpg"
-    for number, (label, box) in enumerate(zip(detections.labels.tolist(), detections.boxes.tolist(), strict=True)):
+    for number, (folder, box) in enumerate(zip(folders, detections.boxes.tolist(), strict=True)):
         corners = _enclosing_pixels(box, image.size)
         if corners is not None:
-            path = folders[label] / entry.stem.with_name(f"{entry.stem.name}-{number}{suffix}")
+            path = folder / entry.stem.with_name(f"{entry.stem.name}-{number}{suffix}")
             path.parent.mkdir(parents=True, exist_ok=True)
             _save(image.crop(corners), path)
 

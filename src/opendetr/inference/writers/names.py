@@ -5,11 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePath, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
-from opendetr.categories import Categories
 from opendetr.data import is_video
 from opendetr.network import is_url
 
@@ -54,7 +53,11 @@ class OutputNames:
         path = PurePath(_name_in_url(source)) if is_url(source) else self._below_root(Path(source))
         suffix = path.suffix
         if suffix.lower() not in FORMATS:
-            suffix = _VIDEO_SUFFIX if is_video(Path(source)) or source.startswith("camera ") else _OTHER_SUFFIX
+            suffix = (
+                _VIDEO_SUFFIX
+                if is_video(Path(source)) or source.startswith("camera ") or ("://" in source and not is_url(source))
+                else _OTHER_SUFFIX
+            )
         return path.with_name(shortened(path.stem, _MAX_BYTES) + suffix)
 
     def _below_root(self, path: Path) -> PurePath:
@@ -87,7 +90,21 @@ def shortened(name: str, max_bytes: int) -> str:
     return encoded[: max_bytes - len(digest)].decode(errors="ignore") + digest
 
 
-def class_folders(categories: Categories) -> list[str]:
-    """A unique folder name for each label."""
-    names = OutputNames(())
-    return [names.name(safe_name(name) + _OTHER_SUFFIX).stem for name in categories.names]
+class FolderNames:
+    """Assigns each name of a class, or each phrase, a unique folder name.
+
+    Args:
+        names: the names that are known, which come first.
+    """
+
+    def __init__(self, names: Iterable[str] = ()) -> None:
+        self._unique = OutputNames(())
+        self._of: dict[str, str] = {}
+        for name in names:
+            self.of(name)
+
+    def of(self, name: str) -> str:
+        """The folder name, the same for the same name."""
+        if name not in self._of:
+            self._of[name] = self._unique.name(safe_name(name) + _OTHER_SUFFIX).stem
+        return self._of[name]

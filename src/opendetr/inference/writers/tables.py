@@ -6,7 +6,7 @@ import csv
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -190,26 +190,35 @@ def yolo_labels(folder: Path, categories: Categories) -> Iterator[Sink[Detection
     """A sink that writes `labels/NAME.txt` for each image. `data.yaml` with the classes is written at the end.
 
     A line holds the class, numbered from 0 over the used classes, and the centre, width and height of the box in 0..1.
-    Boxes are clipped to the image. Boxes outside the image are omitted.
+    Boxes are clipped to the image. Boxes outside the image are omitted. Detections with phrases have these as classes,
+    numbered as they appear.
     """
     used = [label for label, used in enumerate(categories.used) if used]
-    classes = {label: number for number, label in enumerate(used)}
+    numbers = {label: number for number, label in enumerate(used)}
+    names = {numbers[label]: categories.names[label] for label in used}
+    of_phrases: dict[str, int] = {}
 
     def add(entry: Entry[Detections]) -> None:
+        detections = entry.result
         path = (folder / "labels" / entry.stem).with_name(entry.stem.name + ".txt")
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, "".join(_yolo_lines(entry.result, classes)))
+        if detections.phrases is None:
+            classes = [numbers[label] for label in detections.labels.tolist()]
+        else:
+            classes = [of_phrases.setdefault(phrase, len(of_phrases)) for phrase in detections.phrases]
+        write_atomically(path, "".join(_yolo_lines(detections, classes)))
 
     yield add
-    names = {classes[label]: categories.names[label] for label in used}
+    if of_phrases:
+        names = {number: phrase for phrase, number in of_phrases.items()}
     write_atomically(folder / "data.yaml", yaml.safe_dump({"names": names}, allow_unicode=True, sort_keys=False))
 
 
-def _yolo_lines(detections: Detections, classes: Mapping[int, int]) -> Iterator[str]:
+def _yolo_lines(detections: Detections, classes: Sequence[int]) -> Iterator[str]:
     height, width = detections.size
-    for label, (left, top, right, bottom) in zip(detections.labels.tolist(), detections.boxes.tolist(), strict=True):
+    for class_, (left, top, right, bottom) in zip(classes, detections.boxes.tolist(), strict=True):
         x0, x1 = (min(max(x / width, 0.0), 1.0) for x in (left, right))
         y0, y1 = (min(max(y / height, 0.0), 1.0) for y in (top, bottom))
         if x0 < x1 and y0 < y1:
             numbers = ((x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0)
-            yield " ".join((str(classes[label]), *(f"{number:.6f}" for number in numbers))) + "\n"
+            yield " ".join((str(class_), *(f"{number:.6f}" for number in numbers))) + "\n"

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import sparse
 
-from opendetr.analysis.predictions import Collected, Found, Objects
-from opendetr.evaluation import box_overlaps, match_overlaps
+from opendetr.evaluation.detected import DatasetDetections, Found, Objects
+from opendetr.evaluation.matching import box_overlaps, match_overlaps
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 SIZES = {"all": (0.0, 1e10), "small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, 1e10)}
@@ -193,9 +193,9 @@ def summary(matches: Matches, labels: Sequence[int]) -> tuple[float | None, floa
     return defined(mean_over(values, (0, 1))), defined(mean_over(values[:, 0], 0))
 
 
-def scores_of(collected: Collected, found: Found) -> tuple[float | None, float | None]:
-    """AP and AP50 of detections."""
-    return summary(match_found(collected.objects, found, collected.num_images), collected.labels)
+def scores_of(dataset: DatasetDetections, found: Found) -> tuple[float | None, float | None]:
+    """AP and AP50 of detections in a dataset."""
+    return summary(match_found(dataset.objects, found, dataset.num_images), dataset.labels)
 
 
 def defined(value: float | np.floating | np.ndarray) -> float | None:

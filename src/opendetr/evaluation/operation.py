@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from opendetr.analysis.average_precision import Matches, match_found, mean_over, precision_at_recalls
-from opendetr.analysis.predictions import Collected
-from opendetr.evaluation import Matched, OperatingPoints, box_overlaps, match_overlaps, operating_points
+from opendetr.evaluation.average_precision import Matches, match_found, mean_over, precision_at_recalls
+from opendetr.evaluation.detected import DatasetDetections
+from opendetr.evaluation.matching import box_overlaps, match_overlaps
+from opendetr.evaluation.thresholds import Matched, OperatingPoints, operating_points
 from opendetr.visualize import draw_curves, draw_matrix
 
 _MATCH_IOU = 0.5
@@ -65,56 +66,56 @@ class Operation:
     calibration_error: float | None
 
 
-def analyse_operation(collected: Collected) -> Operation:
+def analyse_operation(dataset: DatasetDetections) -> Operation:
     """Analyse the last layer at the thresholds that maximise F1 on this dataset."""
     thresholds = np.array(_CURVE_IOUS)
-    matches = match_found(collected.objects, collected.found, collected.num_images, thresholds=thresholds)
-    points = best_points(collected, matches)
-    by_label, _ = label_thresholds(collected, points)
-    labels, confusion = _confusion(collected, by_label)
-    curves = [precision_at_recalls(one) for one in matches.of_classes(collected.labels)]
+    matches = match_found(dataset.objects, dataset.found, dataset.num_images, thresholds=thresholds)
+    points = best_points(dataset, matches)
+    by_label, _ = label_thresholds(dataset, points)
+    labels, confusion = _confusion(dataset, by_label)
+    curves = [precision_at_recalls(one) for one in matches.of_classes(dataset.labels)]
     mean_curves = mean_over(np.stack(curves), 0) if curves else np.zeros((len(thresholds), 0))
     bins, error = _calibration(matches)
     return Operation(
         points,
-        tuple(collected.names[label] for label in labels),
+        tuple(dataset.names[label] for label in labels),
         tuple(tuple(row) for row in confusion.tolist()),
-        tuple(_image_errors(collected, matches, by_label)),
+        tuple(_image_errors(dataset, matches, by_label)),
         {f"IoU {iou:.1f}": tuple(curve.tolist()) for iou, curve in zip(_CURVE_IOUS, mean_curves, strict=True)},
         bins,
         error,
     )
 
 
-def best_points(collected: Collected, matches: Matches) -> OperatingPoints:
+def best_points(dataset: DatasetDetections, matches: Matches) -> OperatingPoints:
     """The operating points at IoU 0.5, the first threshold of the matches."""
     parts = {}
-    for label in range(len(collected.names)):
+    for label in range(len(dataset.names)):
         one = matches.of_class(label)
         kept = ~one.ignored[0]
         if one.num_objects.any() or kept.any():
-            parts[collected.names[label]] = Matched(one.score[kept], one.correct[0, kept], int(one.num_objects.sum()))
+            parts[dataset.names[label]] = Matched(one.score[kept], one.correct[0, kept], int(one.num_objects.sum()))
     return operating_points(parts)
 
 
-def label_thresholds(collected: Collected, points: OperatingPoints) -> tuple[np.ndarray, float]:
+def label_thresholds(dataset: DatasetDetections, points: OperatingPoints) -> tuple[np.ndarray, float]:
     """The threshold of each label of the dataset, (K,), and that of all other classes."""
     chosen = points.thresholds
     if chosen is None:
-        return np.full(len(collected.names), _USUAL_THRESHOLD), _USUAL_THRESHOLD
-    return np.array([chosen.of(name) for name in collected.names]), chosen.default
+        return np.full(len(dataset.names), _USUAL_THRESHOLD), _USUAL_THRESHOLD
+    return np.array([chosen.of(name) for name in dataset.names]), chosen.default
 
 
-def _confusion(collected: Collected, thresholds: np.ndarray) -> tuple[list[int], np.ndarray]:
+def _confusion(dataset: DatasetDetections, thresholds: np.ndarray) -> tuple[list[int], np.ndarray]:
     """The labels, and the counts (k + 1, k + 1) of true and predicted classes.
 
     Each detection takes the free object of any class with the highest IoU of at least 0.5, in descending order of the
     score. A detection that takes a crowd region does not count.
     """
-    objects, found = collected.objects, collected.found
+    objects, found = dataset.objects, dataset.found
     found = found[found.score >= thresholds[found.label]]
     pairs = []
-    for image in range(collected.num_images):
+    for image in range(dataset.num_images):
         rows, own = np.flatnonzero(found.image == image), np.flatnonzero(objects.image == image)
         rows = rows[np.argsort(-found.score[rows], kind="stable")]
         crowd = objects.crowd[own]
@@ -134,12 +135,12 @@ def _confusion(collected: Collected, thresholds: np.ndarray) -> tuple[list[int],
     return labels, counts
 
 
-def _image_errors(collected: Collected, matches: Matches, thresholds: np.ndarray) -> list[ImageErrors]:
+def _image_errors(dataset: DatasetDetections, matches: Matches, thresholds: np.ndarray) -> list[ImageErrors]:
     """The errors in each image, in the order of the images."""
     found, objects = matches.found, matches.objects
     kept = (found.score >= thresholds[found.label]) & ~matches.ignored[0]
     correct = kept & (matches.object[0] >= 0)
-    size = collected.num_images
+    size = dataset.num_images
     wrong = np.bincount(found.image[kept & ~correct], minlength=size)
     detected = np.bincount(found.image[correct], minlength=size)
     total = np.bincount(objects.image[matches.counted], minlength=size)
