@@ -1,11 +1,12 @@
 """Annotation files of tools with random faults: they are read, or refused in one line, and reading never hangs.
 
-The default run tries few cases of each reader; `python -m pytest -m slow tests/test_fuzz_layouts.py` tries 5,000.
+`OPENDETR_FUZZ_CASES=5000 python -m pytest tests/test_fuzz_layouts.py` is the longer run.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,7 @@ from opendetr.data.formats import open_data, read_splits
 from opendetr.data.records import DataError, FaultLog
 from test_fuzz_data import VALUES, change_json
 
-FEW, MANY = 100, 5000
-RUNS = [FEW, pytest.param(MANY, marks=pytest.mark.slow)]
+CASES = int(os.environ.get("OPENDETR_FUZZ_CASES", "100"))
 # Reader -> the export that it reads, and the kinds of files that are changed.
 READERS = {
     "CVAT": ("CVAT for images 1.1", ".xml"),
@@ -66,14 +66,13 @@ def run(path: Path, change: Callable[[bytes], bytes], original: bytes, folder: P
         path.write_bytes(original)
 
 
-@pytest.mark.parametrize("cases", RUNS)
 @pytest.mark.parametrize("name", READERS)
-def test_files_with_random_edits(folders, name, cases):
+def test_files_with_random_edits(folders, name):
     folder = folders[name]
     suffixes = READERS[name][1].split()
     files = {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.suffix in suffixes}
 
-    @settings(fuzzed, max_examples=cases)
+    @settings(fuzzed, max_examples=CASES)
     @given(st.sampled_from(sorted(files)), edits())
     def search(path: Path, changes: list[tuple[float, int, bytes]]) -> None:
         run(path, lambda content: edited(content, changes), files[path], folder)
@@ -81,12 +80,11 @@ def test_files_with_random_edits(folders, name, cases):
     search()
 
 
-@pytest.mark.parametrize("cases", RUNS)
 @pytest.mark.parametrize("name", ["labelme", "VIA as JSON", "names of a server"])
-def test_json_with_random_values(folders, name, cases):
+def test_json_with_random_values(folders, name):
     path = sorted(folders[name].rglob("*.json"))[0]
 
-    @settings(fuzzed, max_examples=cases)
+    @settings(fuzzed, max_examples=CASES)
     @given(st.lists(st.tuples(st.integers(0, 10_000), VALUES, st.sampled_from(["put", "drop", "twice"])), max_size=5))
     def search(changes: list[tuple[int, Any, str]]) -> None:
         def change(original: bytes) -> bytes:
@@ -103,13 +101,12 @@ def test_json_with_random_values(folders, name, cases):
 CELLS = st.sampled_from([*TOKENS, "1.jpg", "set\\1.jpg", "cat", "5", "0.25", '{"name": "rect"}', "/m/01cat"])
 
 
-@pytest.mark.parametrize("cases", RUNS)
 @pytest.mark.parametrize("name", ["VIA as CSV", "Open Images", "table without header"])
-def test_tables_with_random_cells(folders, name, cases):
+def test_tables_with_random_cells(folders, name):
     path = sorted(folders[name].rglob("*.csv"))[0]
     header = b"" if name == "table without header" else path.read_bytes().splitlines()[0] + b"\n"
 
-    @settings(fuzzed, max_examples=cases)
+    @settings(fuzzed, max_examples=CASES)
     @given(st.lists(st.lists(CELLS, max_size=14), max_size=5))
     def search(rows: list[list[str]]) -> None:
         text = "\n".join(",".join(row) for row in rows)
@@ -118,14 +115,13 @@ def test_tables_with_random_cells(folders, name, cases):
     search()
 
 
-@pytest.mark.parametrize("cases", RUNS)
 @pytest.mark.parametrize("tag", ["box", "polygon", "ellipse", "mask", "cuboid"])
-def test_shapes_of_cvat_with_random_attributes(folders, tag, cases):
+def test_shapes_of_cvat_with_random_attributes(folders, tag):
     path = folders["CVAT"] / "annotations.xml"
     names = ["label", "xtl", "ytl", "xbr", "ybr", "rotation", "points", "cx", "cy", "rx", "ry", "left", "top", "width"]
     values = st.sampled_from([*(token for token in TOKENS if token.isprintable()), "1,2;3,4;5,1", "7", "cat"])
 
-    @settings(fuzzed, max_examples=max(1, cases // 5))
+    @settings(fuzzed, max_examples=max(1, CASES // 5))
     @given(st.dictionaries(st.sampled_from(names), values))
     def search(attributes: dict[str, str]) -> None:
         from xml.sax.saxutils import quoteattr
