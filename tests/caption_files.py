@@ -36,7 +36,8 @@ def write(folder: Path, *captions: Mapping[str, Any], name: str = "train", file:
         path = folder / name / images[-1]["file_name"]
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():
-            Image.fromarray(np.random.default_rng(index).integers(0, 255, (*SIZE, 3), dtype=np.uint8)).save(path)
+            shape = (images[-1]["height"], images[-1]["width"], 3)
+            Image.fromarray(np.random.default_rng(index).integers(0, 255, shape, dtype=np.uint8)).save(path)
     content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "object"}]}
     path = folder / "annotations" / file.format(name)
     path.parent.mkdir(parents=True, exist_ok=True)

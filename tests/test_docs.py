@@ -43,7 +43,7 @@ SMALL = (
     (r"--(time|epochs|max-steps|batch-size|image-size) \S+", ""),
     (r'(time="\w+"|epochs=\d+)', "max_steps=2, batch_size=4, image_size=64"),
     (r"--train \d+ --val \d+", "--train 12 --val 4 --size 64"),
-    (r"--videos \d+ --frames \d+", "--videos 4 --frames 6 --size 64"),
+    (r"--videos \d+ --frames \d+(?: --size \d+)?", "--videos 4 --frames 6 --size 64"),
     (r"(?<=opendetr demo)\b", " --images 2"),
     (r"(?<![\w-])detr-r50(?![\w-])", DEFAULT_MODEL),
     (r"my-data/JPEGImages/\w+\.jpg", "my-data/val/000000.png"),
