@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -181,7 +182,8 @@ class CocoEvaluator:
         evaluation.params.max_dets = [1, 10, self.max_detections]
         evaluation.evaluate()
         evaluation.accumulate()
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints its table
+        # It prints its table, and warns about other limits than COCO's.
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(action="ignore"):
             evaluation.summarize()
         names = [f"AR{self.max_detections}" if name == "AR100" else name for name in DETECTION_METRICS]
         metrics: dict[str, Any] = {

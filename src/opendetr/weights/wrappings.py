@@ -18,6 +18,7 @@ _AVERAGES = (
 _WEIGHTS = ("model", "state_dict", "model_state_dict", "model_state", "net", "network", "weights", "params", "module")
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.")
 _COMPILED = "_orig_mod."
+_TRANSFORMERS = ("model.encoder.", "model.decoder.")  # in the layout of transformers, "model." is part of the names
 # Modules of a Lightning module beside the model, and the counter of torch's average of weights.
 _BESIDE = ("criterion", "loss", "losses", "loss_fn", "loss_fun", "metric", "metrics", "matcher", "n_averaged")
 
@@ -83,6 +84,6 @@ def without_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
     while True:
         inside = [name for name in state if name.partition(".")[0] not in _BESIDE]
         prefix = next((prefix for prefix in _PREFIXES if all(name.startswith(prefix) for name in inside)), None)
-        if not inside or prefix is None:
+        if not inside or prefix is None or any(name.startswith(_TRANSFORMERS) for name in inside):
             return state
         state = {name.removeprefix(prefix): state[name] for name in inside}
